@@ -1,0 +1,30 @@
+//! The graph IR: everything ONNX can say, in petgraph.
+//!
+//! Knows petgraph and nothing else: no protobuf, no serde, no candle, no I/O. [`Graph`] holds operator and value vertices;
+//! [`Builder`] makes new ones; [`Patch`](crate::rewrite::Patch) is the only public editor. What is not interpreted rides along in
+//! `residue` fields as encoded bytes, so that writing a model loses nothing.
+
+mod attr;
+mod build;
+pub mod diff;
+mod graph;
+mod id;
+mod model;
+mod node;
+mod order;
+mod sym;
+mod tensor;
+pub mod text;
+mod types;
+pub mod verify;
+
+pub use attr::{Attr, AttrValue};
+pub use build::{Builder, Fragment, NewNode, NewValue, Spot, Val};
+pub use graph::{Graph, GraphPort, InfoEntry, NameTaken, Port, Use};
+pub use id::{NodeId, ValueId};
+pub use model::{Function, Model};
+pub use node::{Metadata, Node, OpId, OrderKey, Value};
+pub use order::Cycle;
+pub use sym::{Fact, Sym};
+pub use tensor::{External, Payload, TensorData, Typed, f32_to_bf16, f32_to_f16};
+pub use types::{DType, Dim, Type, TypeKind};
