@@ -1,0 +1,502 @@
+//! Saving: files are written beside their final place and renamed, and external data is referred to or copied, never rewritten.
+
+use super::encode;
+use super::external::{contained, map, relative};
+use super::message::entry;
+use super::proto::{
+    AttributeProto, GraphProto, ModelProto, TensorProto, tensor_proto::DataLocation,
+};
+use super::write::model_out;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::ir::{AttrValue, Graph, Model, Payload, TensorData};
+use bytes::Bytes;
+use indexmap::IndexMap;
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tempfile::NamedTempFile;
+
+/// The largest message that protobuf's reference implementation reads.
+pub const MESSAGE_LIMIT: u64 = (1 << 31) - 1;
+
+/// Tensors below this size stay inline when others move out.
+const MOVE_FROM: usize = 1024;
+
+/// Alignment of tensors in data files that this library writes, as the schema recommends for mapping.
+const ALIGN: u64 = 4096;
+
+/// Bytes copied between two reports of progress.
+const COPY_STEP: u64 = 64 << 20;
+
+/// How to save.
+#[derive(Default)]
+pub struct SaveOptions<'a> {
+    /// Replace files that exist. Data files that exist with the same content are used as they are, with and without it.
+    pub force: bool,
+    /// Models larger than this move their large inline tensors to `<name>.data`; `None` is [`MESSAGE_LIMIT`].
+    pub inline_limit: Option<u64>,
+    /// Called with the bytes written so far and in all.
+    pub progress: Option<&'a mut dyn FnMut(u64, u64)>,
+}
+
+impl std::fmt::Debug for SaveOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SaveOptions")
+            .field("force", &self.force)
+            .field("inline_limit", &self.inline_limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a save did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// The model file.
+    pub model: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Data files that were written: copies of the input's, and a new one for tensors that do not fit inline.
+    pub written: Vec<PathBuf>,
+    /// Data files that were there and that the model refers to.
+    pub shared: Vec<PathBuf>,
+}
+
+/// The encoded model. External tensors stay references.
+///
+/// # Errors
+/// A model larger than [`MESSAGE_LIMIT`]: [`save`] moves large tensors out.
+pub fn to_bytes(model: &Verified) -> Result<Vec<u8>> {
+    let chunks = encode::model(model_out(model.model())?);
+    let len = usize::try_from(chunks.len()).unwrap_or(usize::MAX);
+    if chunks.len() > MESSAGE_LIMIT {
+        return Err(too_large(chunks.len(), MESSAGE_LIMIT).into_error());
+    }
+    let mut out = Vec::with_capacity(len);
+    for chunk in chunks.finish() {
+        out.extend_from_slice(&chunk);
+    }
+    Ok(out)
+}
+
+/// Writes a model. Beside its input it refers to the same external data; elsewhere that is copied along (shared by the file system
+/// where it can). Payloads go from the mapped input to the file without passing through memory of their own.
+///
+/// The data files come first and the model last, each under a temporary name and renamed: an interrupted save leaves the old model or
+/// the new one.
+///
+/// # Errors
+/// I/O errors; files that exist, without `force`; data files that would lie outside the model's folder; a model that does not fit
+/// even with its large tensors moved out.
+pub fn save(
+    model: &Verified,
+    path: impl AsRef<Path>,
+    mut options: SaveOptions<'_>,
+) -> Result<Saved> {
+    let path = path.as_ref();
+    let place = |e: Error| e.within(path.display().to_string());
+    let (Some(name), folder) = (path.file_name().and_then(|n| n.to_str()), folder_of(path)) else {
+        return Err(refuse(
+            path,
+            "the output must be a file name in UTF-8",
+            None,
+        ));
+    };
+    check_target(path, options.force)?;
+    let proto = model_out(model.model()).map_err(place)?;
+    let data = data_files(model.model(), &proto, folder).map_err(place)?;
+    let limit = options.inline_limit.unwrap_or(MESSAGE_LIMIT);
+    let mut moved = Moved::default();
+    let mut chunks = encode::model(proto);
+    if chunks.len() > limit {
+        let taken = |n: &str| data.iter().any(|d| d.target == folder.join(n));
+        let location = (0..=data.len())
+            .map(|i| data_name(name, i))
+            .find(|n| !taken(n));
+        moved.location = location.unwrap_or_default();
+        let mut proto = model_out(model.model()).map_err(place)?;
+        moved.graph(proto.graph.as_mut());
+        chunks = encode::model(proto);
+        if chunks.len() > limit {
+            return Err(too_large(chunks.len(), limit)
+                .into_error()
+                .within(path.display().to_string()));
+        }
+    }
+    let mut saved = Saved {
+        model: path.to_owned(),
+        bytes: chunks.len(),
+        written: Vec::new(),
+        shared: Vec::new(),
+    };
+    let copies: Vec<&DataFile> = data.iter().filter(|d| d.copy).collect();
+    let total = chunks.len() + moved.len + copies.iter().map(|d| d.len).sum::<u64>();
+    let mut progress = Progress {
+        done: 0,
+        total,
+        report: options.progress.take(),
+    };
+    saved
+        .shared
+        .extend(data.iter().filter(|d| !d.copy).map(|d| d.target.clone()));
+    for d in &copies {
+        check_target(&d.target, options.force)?;
+    }
+    for d in copies {
+        copy(d, folder, options.force, &mut progress)?;
+        saved.written.push(d.target.clone());
+    }
+    if !moved.tensors.is_empty() {
+        let target = folder.join(&moved.location);
+        moved.write(&target, options.force, &mut progress)?;
+        saved.written.push(target);
+    }
+    write_atomic(path, options.force, true, |file| {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        for chunk in chunks.finish() {
+            for part in chunk.chunks(usize::try_from(COPY_STEP).unwrap_or(usize::MAX)) {
+                out.write_all(part)?;
+                progress.add(part.len());
+            }
+        }
+        out.flush()
+    })?;
+    Ok(saved)
+}
+
+struct TooLarge(Diagnostic);
+
+impl TooLarge {
+    fn into_error(self) -> Error {
+        Error::new(ErrorKind::Unsupported, self.0)
+    }
+}
+
+fn too_large(len: u64, limit: u64) -> TooLarge {
+    TooLarge(
+        Diagnostic::error(
+            "onnx-too-large",
+            format!(
+                "the model takes {len} bytes without external data; a message may have {limit}"
+            ),
+        )
+        .help("save it to a file, where large initializers become external data"),
+    )
+}
+
+fn refuse(path: &Path, message: &str, help: Option<&str>) -> Error {
+    let mut finding = Diagnostic::error("save", message).at(path.display().to_string());
+    if let Some(help) = help {
+        finding = finding.help(help);
+    }
+    Error::new(ErrorKind::Io, finding)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
+/// A target must be absent, or a regular file or link that may be replaced.
+fn check_target(path: &Path, force: bool) -> Result<()> {
+    let Ok(meta) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if !(meta.is_file() || meta.is_symlink()) {
+        return Err(refuse(
+            path,
+            "the output exists and is not a regular file",
+            None,
+        ));
+    }
+    if !force {
+        return Err(refuse(
+            path,
+            "the output exists",
+            Some("choose another name, or replace it with `--force`"),
+        ));
+    }
+    Ok(())
+}
+
+struct Progress<'a> {
+    done: u64,
+    total: u64,
+    report: Option<&'a mut dyn FnMut(u64, u64)>,
+}
+
+impl Progress<'_> {
+    fn add(&mut self, n: usize) {
+        self.done += u64::try_from(n).unwrap_or_default();
+        if let Some(report) = &mut self.report {
+            report(self.done, self.total);
+        }
+    }
+}
+
+/// Writes a file under a temporary name in its own folder, then renames it. With `sync` it also survives a loss of power.
+fn write_atomic(
+    path: &Path,
+    force: bool,
+    sync: bool,
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
+) -> Result<()> {
+    let io = |e| Error::io(path, "cannot write", e);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".onnx-graft-").suffix(".tmp");
+    // Without this a temporary file is private; the mask of the process still applies.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut temporary = builder.tempfile_in(folder_of(path)).map_err(io)?;
+    write(temporary.as_file_mut()).map_err(io)?;
+    if sync {
+        temporary.as_file().sync_all().map_err(io)?;
+    }
+    keep(temporary, path, force)
+}
+
+fn keep(temporary: NamedTempFile, path: &Path, force: bool) -> Result<()> {
+    let kept = if force {
+        temporary.persist(path)
+    } else {
+        temporary.persist_noclobber(path)
+    };
+    kept.map(|_| ())
+        .map_err(|e| Error::io(path, "cannot write", e.error))
+}
+
+// ---- data files of the input ---------------------------------------------------------------------------------------------
+
+/// An external data file that the model refers to.
+struct DataFile {
+    source: PathBuf,
+    target: PathBuf,
+    len: u64,
+    /// Whether it must be copied: it is elsewhere, and the target does not have the same content already.
+    copy: bool,
+}
+
+fn data_files(model: &Model, proto: &ModelProto, folder: &Path) -> Result<Vec<DataFile>> {
+    let mut sources: IndexMap<Box<str>, Arc<Path>> = IndexMap::new();
+    let mut conflict = None;
+    visit_model(model, &mut |tensor| {
+        if let Payload::External(external) = &tensor.payload
+            && let (Some(location), Some(base)) = (external.entry("location"), &external.folder)
+        {
+            let known = sources
+                .entry(location.into())
+                .or_insert_with(|| base.clone());
+            if known != base {
+                conflict = Some(location.to_owned());
+            }
+        }
+    });
+    if let Some(location) = conflict {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            Diagnostic::error(
+                "external-data",
+                format!("two data files of different folders are both called `{location}`"),
+            ),
+        ));
+    }
+    // Tensors that the IR does not interpret (sparse ones, training information) lie in the same folder as the others.
+    if let Some(base) = sources.values().next().cloned() {
+        let mut more = Vec::new();
+        visit_training(proto, &mut |t| more.extend(location_of(t)));
+        for location in more {
+            sources
+                .entry(location.into())
+                .or_insert_with(|| base.clone());
+        }
+    }
+    sources
+        .iter()
+        .map(|(location, base)| data_file(location, base, folder))
+        .collect()
+}
+
+fn data_file(location: &str, base: &Path, folder: &Path) -> Result<DataFile> {
+    let source = contained(base, location)?;
+    let target = folder.join(relative(location)?);
+    let len = std::fs::metadata(&source)
+        .map_err(|e| Error::io(&source, "cannot open", e))?
+        .len();
+    let same = target.canonicalize().is_ok_and(|t| t == source) || same_content(&source, &target);
+    Ok(DataFile {
+        source,
+        target,
+        len,
+        copy: !same,
+    })
+}
+
+fn same_content(a: &Path, b: &Path) -> bool {
+    let regular = std::fs::metadata(b).is_ok_and(|m| m.is_file());
+    let length = |p: &Path| std::fs::metadata(p).map(|m| m.len()).ok();
+    regular
+        && length(a) == length(b)
+        && matches!((map(a), map(b)), (Ok(a), Ok(b)) if a.as_ref() == b.as_ref())
+}
+
+fn copy(d: &DataFile, folder: &Path, force: bool, progress: &mut Progress<'_>) -> Result<()> {
+    let parent = folder_of(&d.target);
+    let there = parent.ancestors().find(|a| a.exists()).unwrap_or(folder);
+    let inside = matches!((folder.canonicalize(), there.canonicalize()), (Ok(root), Ok(p)) if p.starts_with(&root));
+    if !inside {
+        return Err(refuse(
+            &d.target,
+            "the data file would lie outside the model's folder",
+            None,
+        ));
+    }
+    std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
+    let source = File::open(&d.source).map_err(|e| Error::io(&d.source, "cannot open", e))?;
+    // The source is still there: a copy is not worth waiting for the disk.
+    write_atomic(&d.target, force, false, |target| {
+        // The kernel copies between files, and shares blocks where the file system can.
+        loop {
+            let n = std::io::copy(&mut (&source).take(COPY_STEP), target)?;
+            if n == 0 {
+                return Ok(());
+            }
+            progress.add(usize::try_from(n).unwrap_or(usize::MAX));
+        }
+    })
+}
+
+fn visit_model(model: &Model, f: &mut impl FnMut(&TensorData)) {
+    visit_graph(&model.graph, f);
+    for function in &model.functions {
+        visit_graph(&function.body, f);
+    }
+}
+
+fn visit_graph(g: &Graph, f: &mut impl FnMut(&TensorData)) {
+    for v in g.initializers() {
+        g.value(*v).tensor.iter().for_each(&mut *f);
+    }
+    for n in g.nodes() {
+        for attr in g.node(n).attrs.values() {
+            match &attr.value {
+                AttrValue::Tensor(t) => f(t),
+                AttrValue::Tensors(ts) => ts.iter().for_each(&mut *f),
+                AttrValue::Graph(inner) => visit_graph(inner, f),
+                AttrValue::Graphs(inner) => inner.iter().for_each(|g| visit_graph(g, f)),
+                AttrValue::Float(_)
+                | AttrValue::Int(_)
+                | AttrValue::String(_)
+                | AttrValue::Floats(_)
+                | AttrValue::Ints(_)
+                | AttrValue::Strings(_)
+                | AttrValue::Ref { .. }
+                | AttrValue::Other(_) => {}
+            }
+        }
+    }
+}
+
+fn location_of(t: &TensorProto) -> Option<String> {
+    (t.data_location() == DataLocation::External)
+        .then(|| t.external_data.iter().find(|e| e.key() == "location"))
+        .flatten()
+        .map(|e| e.value().to_owned())
+}
+
+/// Tensors of a message that are no [`TensorData`] in the IR.
+fn visit_training(proto: &ModelProto, f: &mut impl FnMut(&TensorProto)) {
+    fn graph(g: &GraphProto, f: &mut impl FnMut(&TensorProto)) {
+        g.initializer.iter().for_each(&mut *f);
+        for s in &g.sparse_initializer {
+            s.values.iter().chain(&s.indices).for_each(&mut *f);
+        }
+        g.node
+            .iter()
+            .flat_map(|n| &n.attribute)
+            .for_each(|a| attribute(a, f));
+    }
+    fn attribute(a: &AttributeProto, f: &mut impl FnMut(&TensorProto)) {
+        a.t.iter().chain(&a.tensors).for_each(&mut *f);
+        a.g.iter().chain(&a.graphs).for_each(|g| graph(g, f));
+        for s in a.sparse_tensor.iter().chain(&a.sparse_tensors) {
+            s.values.iter().chain(&s.indices).for_each(&mut *f);
+        }
+    }
+    let training = proto
+        .training_info
+        .iter()
+        .flat_map(|t| t.initialization.iter().chain(&t.algorithm));
+    proto.graph.iter().chain(training).for_each(|g| graph(g, f));
+    let functions = proto.functions.iter();
+    for node in functions.flat_map(|x| &x.node) {
+        node.attribute.iter().for_each(|a| attribute(a, f));
+    }
+}
+
+// ---- tensors that do not fit inline --------------------------------------------------------------------------------------
+
+fn data_name(model: &str, i: usize) -> String {
+    if i == 0 {
+        format!("{model}.data")
+    } else {
+        format!("{model}.{i}.data")
+    }
+}
+
+/// Tensors that move to a data file of the model's own.
+#[derive(Default)]
+struct Moved {
+    location: String,
+    tensors: Vec<Bytes>,
+    len: u64,
+}
+
+impl Moved {
+    fn graph(&mut self, graph: Option<&mut GraphProto>) {
+        let Some(g) = graph else { return };
+        for t in &mut g.initializer {
+            self.tensor(t);
+        }
+        for a in g.node.iter_mut().flat_map(|n| &mut n.attribute) {
+            for inner in a.g.iter_mut().chain(&mut a.graphs) {
+                self.graph(Some(inner));
+            }
+        }
+    }
+
+    fn tensor(&mut self, t: &mut TensorProto) {
+        let Some(raw) = t.raw_data.take_if(|raw| raw.len() >= MOVE_FROM) else {
+            return;
+        };
+        let offset = self.len.next_multiple_of(ALIGN);
+        t.external_data = vec![
+            entry("location", &self.location),
+            entry("offset", &offset.to_string()),
+            entry("length", &raw.len().to_string()),
+        ];
+        t.set_data_location(DataLocation::External);
+        self.len = offset + u64::try_from(raw.len()).unwrap_or(u64::MAX);
+        self.tensors.push(raw);
+    }
+
+    fn write(&self, path: &Path, force: bool, progress: &mut Progress<'_>) -> Result<()> {
+        check_target(path, force)?;
+        write_atomic(path, force, true, |file| {
+            let mut out = BufWriter::with_capacity(1 << 20, file);
+            let mut at = 0u64;
+            for t in &self.tensors {
+                let pad = at.next_multiple_of(ALIGN) - at;
+                std::io::copy(&mut std::io::repeat(0).take(pad), &mut out)?;
+                out.write_all(t)?;
+                let n = pad + u64::try_from(t.len()).unwrap_or(u64::MAX);
+                at += n;
+                progress.add(usize::try_from(n).unwrap_or(usize::MAX));
+            }
+            out.flush()
+        })
+    }
+}
