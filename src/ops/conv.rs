@@ -1,0 +1,425 @@
+//! `Conv` (1, 11, 22), its adjoint `ConvTranspose` (1, 11, 22), and pooling: one to three spatial axes, groups, dilations, strides.
+//!
+//! With respect to the input the gradient is a transposed convolution; with respect to the weight it is a convolution in which batch
+//! and channels change places, and strides and dilations with them.
+
+use super::forms::{dtype, fact, put, same};
+use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use crate::ir::{Attr, Node, Sym, Val};
+
+pub(super) const OPS: &[OpDef] = &[
+    def("Conv", (2, 3), 1, infer_conv, Gradient::Rule(gradient)),
+    def(
+        "ConvTranspose",
+        (2, 3),
+        1,
+        infer_transposed,
+        Gradient::Missing,
+    ),
+    def("MaxPool", (1, 1), 2, infer_pool, Gradient::Missing),
+    def("AveragePool", (1, 1), 1, infer_pool, Gradient::Missing),
+    def(
+        "GlobalAveragePool",
+        (1, 1),
+        1,
+        infer_global,
+        Gradient::Rule(grad_global),
+    ),
+    def("GlobalMaxPool", (1, 1), 1, infer_global, Gradient::Missing),
+];
+
+const fn def(
+    name: &'static str,
+    inputs: (usize, usize),
+    outputs: usize,
+    infer: fn(&mut InferCx<'_>) -> Result<(), InferError>,
+    gradient: Gradient,
+) -> OpDef {
+    OpDef {
+        domain: "",
+        name,
+        inputs,
+        outputs: (1, outputs),
+        infer,
+        gradient,
+    }
+}
+
+/// Attributes that all of them share, for `n` spatial axes.
+struct Window {
+    kernel: Vec<Option<i64>>,
+    strides: Vec<i64>,
+    dilations: Vec<i64>,
+    pads: Pads,
+}
+
+enum Pads {
+    /// Before all axes, then after all axes.
+    Given(Vec<i64>),
+    /// As many as make the output as long as the input divided by the stride; the odd one before (`lower`) or after.
+    Same { lower: bool },
+}
+
+impl Window {
+    fn read(node: &Node, kernel: Vec<Option<i64>>) -> Result<Window, InferError> {
+        let n = kernel.len();
+        let list = |name: &str, len: usize, default: i64| match node.ints(name) {
+            None => Ok(vec![default; len]),
+            Some(v) if v.len() == len => Ok(v.to_vec()),
+            Some(v) => {
+                let found = v.len();
+                Err(InferError(format!(
+                    "{name} has {found} entries, expected {len}"
+                )))
+            }
+        };
+        let pads = match node.str("auto_pad") {
+            None | Some("NOTSET") => Pads::Given(list("pads", 2 * n, 0)?),
+            Some("VALID") => Pads::Given(vec![0; 2 * n]),
+            Some("SAME_UPPER") => Pads::Same { lower: false },
+            Some("SAME_LOWER") => Pads::Same { lower: true },
+            Some(other) => return Err(InferError(format!("auto_pad = {other:?}"))),
+        };
+        let (strides, dilations) = (list("strides", n, 1)?, list("dilations", n, 1)?);
+        if strides.iter().chain(&dilations).any(|&x| x < 1) {
+            return Err(InferError("strides and dilations must be positive".into()));
+        }
+        Ok(Window {
+            kernel,
+            strides,
+            dilations,
+            pads,
+        })
+    }
+
+    /// What the kernel covers along an axis.
+    fn span(&self, axis: usize) -> Option<i64> {
+        let k = self.kernel[axis]?;
+        k.checked_sub(1)?
+            .checked_mul(self.dilations[axis])?
+            .checked_add(1)
+    }
+
+    /// Padding before and after an axis.
+    fn pad(&self, axis: usize, size: Option<i64>) -> Option<(i64, i64)> {
+        match &self.pads {
+            Pads::Given(p) => Some((p[axis], p[axis + self.kernel.len()])),
+            Pads::Same { lower } => {
+                let (size, stride) = (size?, self.strides[axis]);
+                let out = size.max(1).checked_add(stride - 1)? / stride;
+                let need = (out - 1)
+                    .checked_mul(stride)?
+                    .checked_add(self.span(axis)?)?;
+                let total = need.checked_sub(size)?.max(0);
+                let small = total / 2;
+                Some(if *lower {
+                    (total - small, small)
+                } else {
+                    (small, total - small)
+                })
+            }
+        }
+    }
+
+    /// Output size along an axis.
+    fn out(&self, cx: &InferCx<'_>, axis: usize, size: &Sym, ceil: bool) -> Sym {
+        let stride = self.strides[axis];
+        let known = || -> Option<i64> {
+            let n = size.as_const()?;
+            let (before, after) = self.pad(axis, Some(n))?;
+            let room = n
+                .checked_add(before)?
+                .checked_add(after)?
+                .checked_sub(self.span(axis)?)?;
+            if !ceil {
+                return room.div_euclid(stride).checked_add(1);
+            }
+            let out = room
+                .checked_add(stride - 1)?
+                .div_euclid(stride)
+                .checked_add(1)?;
+            // The last window must begin in the input or the padding before it.
+            let last = out.checked_sub(1)?.checked_mul(stride)?;
+            Some(if last >= n + before { out - 1 } else { out })
+        };
+        if let Some(n) = known() {
+            return Sym::from(n);
+        }
+        let symbolic = || -> Option<Sym> {
+            let (before, after) = self.pad(axis, None)?;
+            let less = self.span(axis)?.checked_sub(before)?.checked_sub(after)?;
+            let more = 1i64.checked_sub(less)?;
+            (stride == 1).then(|| size.add(&Sym::from(more)))?
+        };
+        symbolic().unwrap_or_else(|| cx.unknown())
+    }
+}
+
+/// Kernel sizes: the attribute, or the weight's own.
+fn kernel(node: &Node, weight: Option<&[Sym]>, n: usize) -> Result<Vec<Option<i64>>, InferError> {
+    if let Some(k) = node.ints("kernel_shape") {
+        if k.len() != n {
+            let found = k.len();
+            return Err(InferError(format!(
+                "kernel_shape has {found} entries, expected {n}"
+            )));
+        }
+        return Ok(k.iter().copied().map(Some).collect());
+    }
+    Ok(match weight {
+        Some(w) if w.len() == n + 2 => w[2..].iter().map(Sym::as_const).collect(),
+        _ => vec![None; n],
+    })
+}
+
+fn infer_conv(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    let ty = dtype(cx, 0);
+    let Some([batch, channels, space @ ..]) = cx.dims(0) else {
+        put(cx, 0, fact(ty, None));
+        return Ok(());
+    };
+    let weight = cx.dims(1);
+    let window = Window::read(cx.node, kernel(cx.node, weight, space.len())?)?;
+    if let Some([_, per_group, ..]) = weight {
+        let all = per_group.mul(&Sym::from(cx.node.int("group", 1)));
+        if let Some(all) = all {
+            same(channels, &all, "channels of input and weight")?;
+        }
+    }
+    let mut dims = vec![
+        batch.clone(),
+        weight
+            .and_then(|w| w.first())
+            .cloned()
+            .unwrap_or_else(|| cx.unknown()),
+    ];
+    dims.extend(
+        space
+            .iter()
+            .enumerate()
+            .map(|(i, s)| window.out(cx, i, s, false)),
+    );
+    put(cx, 0, fact(ty, Some(dims)));
+    Ok(())
+}
+
+fn infer_transposed(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    let ty = dtype(cx, 0);
+    let (Some([batch, _, space @ ..]), Some(weight)) = (cx.dims(0), cx.dims(1)) else {
+        put(cx, 0, fact(ty, None));
+        return Ok(());
+    };
+    let n = space.len();
+    let window = Window::read(cx.node, kernel(cx.node, Some(weight), n)?)?;
+    let extra = cx
+        .node
+        .ints("output_padding")
+        .map_or_else(|| vec![0; n], <[_]>::to_vec);
+    let named = cx.node.ints("output_shape");
+    let size = |i: usize, s: &Sym| -> Option<Sym> {
+        if let Some(shape) = named {
+            return shape
+                .get(shape.len().checked_sub(n)? + i)
+                .copied()
+                .map(Sym::from);
+        }
+        let Pads::Given(pads) = &window.pads else {
+            return s.mul(&Sym::from(window.strides[i]));
+        };
+        let fixed = window
+            .span(i)?
+            .checked_add(*extra.get(i)?)?
+            .checked_sub(pads[i])?
+            .checked_sub(pads[i + n])?;
+        s.sub(&Sym::from(1))?
+            .mul(&Sym::from(window.strides[i]))?
+            .add(&Sym::from(fixed))
+    };
+    let channels = weight
+        .get(1)
+        .and_then(|w| w.mul(&Sym::from(cx.node.int("group", 1))));
+    let mut dims = vec![batch.clone(), channels.unwrap_or_else(|| cx.unknown())];
+    dims.extend(
+        space
+            .iter()
+            .enumerate()
+            .map(|(i, s)| size(i, s).unwrap_or_else(|| cx.unknown())),
+    );
+    put(cx, 0, fact(ty, Some(dims)));
+    Ok(())
+}
+
+fn infer_pool(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    let ty = dtype(cx, 0);
+    let Some([batch, channels, space @ ..]) = cx.dims(0) else {
+        put(cx, 0, fact(ty, None));
+        return Ok(());
+    };
+    let window = Window::read(cx.node, kernel(cx.node, None, space.len())?)?;
+    let ceil = cx.node.int("ceil_mode", 0) != 0;
+    let mut dims = vec![batch.clone(), channels.clone()];
+    dims.extend(
+        space
+            .iter()
+            .enumerate()
+            .map(|(i, s)| window.out(cx, i, s, ceil)),
+    );
+    put(cx, 0, fact(ty, Some(dims.clone())));
+    put(cx, 1, fact(Some(crate::ir::DType::Int64), Some(dims)));
+    Ok(())
+}
+
+fn infer_global(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    let dims = cx.dims(0).map(|d| {
+        let mut d = d.to_vec();
+        d.iter_mut().skip(2).for_each(|s| *s = Sym::from(1));
+        d
+    });
+    put(cx, 0, fact(dtype(cx, 0), dims));
+    Ok(())
+}
+
+fn grad_global(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+    let (b, rank) = (cx.b, super::forms::rank(cx, 0)? as i64);
+    let shape = b.shape(cx.input(0)?);
+    let space = b.slice(shape, 0, 2, rank);
+    let count = b.op("ReduceProd", &[space], &[("keepdims", 0i64.into())]);
+    let count = b.cast(count, super::forms::float(cx, 0));
+    let each = b.div(cx.grad()?, count);
+    cx.set(0, b.op("Expand", &[each, shape], &[]));
+    Ok(())
+}
+
+fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+    let x = super::forms::dims(cx, 0)?;
+    let w = super::forms::dims(cx, 1)?;
+    let n = x.len().saturating_sub(2);
+    let refuse = |e: InferError| GradError(e.0);
+    let kernel = kernel(cx.node(), Some(&w), n).map_err(refuse)?;
+    let window = Window::read(cx.node(), kernel).map_err(refuse)?;
+    let mut pads = vec![0; 2 * n];
+    for i in 0..n {
+        let known = x[i + 2].as_const();
+        let both = window.pad(i, known).filter(|_| window.span(i).is_some());
+        let (before, after) = both.ok_or_else(|| {
+            GradError("the padding or the kernel depends on sizes that are unknown".into())
+        })?;
+        (pads[i], pads[i + n]) = (before, after);
+    }
+    if cx.wants(0) {
+        let dx = input_gradient(cx, &x, &window, &pads)?;
+        cx.set(0, dx);
+    }
+    if cx.wants(1) {
+        let dw = weight_gradient(cx, &w, &window, &pads)?;
+        cx.set(1, dw);
+    }
+    if cx.wants(2) {
+        let axes: Vec<i64> = (0..x.len() as i64).filter(|&a| a != 1).collect();
+        cx.set(2, cx.b.reduce_sum(cx.grad()?, &axes, false));
+    }
+    Ok(())
+}
+
+/// The transposed convolution of the gradient. Where the stride leaves places of the padded input untouched, the result is filled up
+/// with zeros.
+fn input_gradient(
+    cx: &GradCx<'_>,
+    x: &[Sym],
+    window: &Window,
+    pads: &[i64],
+) -> Result<Val, GradError> {
+    let (b, n) = (cx.b, window.kernel.len());
+    let group = cx.node().int("group", 1);
+    let common = |pads: &[i64], extra: Option<Vec<i64>>| -> Vec<(&'static str, Attr)> {
+        let mut attrs: Vec<(&str, Attr)> = vec![
+            ("dilations", window.dilations.clone().into()),
+            ("group", group.into()),
+            ("pads", pads.into()),
+            ("strides", window.strides.clone().into()),
+        ];
+        attrs.extend(extra.map(|e| ("output_padding", e.into())));
+        attrs
+    };
+    let ins = [cx.grad()?, cx.input(1)?];
+    let left: Option<Vec<i64>> = (0..n)
+        .map(|i| {
+            if window.strides[i] == 1 {
+                return Some(0);
+            }
+            let padded = x[i + 2].as_const()?.checked_add(pads[i])?;
+            let room = padded
+                .checked_add(pads[i + n])?
+                .checked_sub(window.span(i)?)?;
+            Some(room.rem_euclid(window.strides[i]))
+        })
+        .collect();
+    if let Some(left) = left {
+        let extra = left.iter().any(|&l| l != 0).then_some(left);
+        return Ok(b.op("ConvTranspose", &ins, &common(pads, extra)));
+    }
+    // The size of the input is not known: as much as the windows cover, then zeros, then without the padding.
+    let full = b.op("ConvTranspose", &ins, &common(&vec![0; 2 * n], None));
+    let sizes = |v: Val| b.slice(b.shape(v), 0, 2, i64::MAX);
+    let padded = b.add(sizes(cx.input(0)?), b.ints(&pads[..n]));
+    let missing = b.op(
+        "Max",
+        &[b.sub(padded, sizes(full)), b.ints(&vec![0; n])],
+        &[],
+    );
+    let none = b.ints(&vec![0; n + 2]);
+    let two = b.ints(&[0, 0]);
+    let amounts = b.concat(&[none, two, missing], 0);
+    let filled = b.op("Pad", &[full, amounts], &[]);
+    let axes: Vec<i64> = (2..n as i64 + 2).collect();
+    let ins = [filled, b.ints(&pads[..n]), padded, b.ints(&axes)];
+    Ok(b.op("Slice", &ins, &[]))
+}
+
+/// The convolution of the input by the gradient, with batch and channels exchanged.
+fn weight_gradient(
+    cx: &GradCx<'_>,
+    w: &[Sym],
+    window: &Window,
+    pads: &[i64],
+) -> Result<Val, GradError> {
+    let (b, n) = (cx.b, window.kernel.len());
+    let group = cx.node().int("group", 1);
+    let mut exchange: Vec<i64> = (0..n as i64 + 2).collect();
+    exchange.swap(0, 1);
+    let space = |v: Val| b.slice(b.shape(v), 0, 2, i64::MAX);
+    let x = cx.input(0)?;
+    let x = if group == 1 {
+        b.transpose(x, &exchange)
+    } else {
+        // [batch, group·c, …] as [c, group·batch, …]
+        let batch = b.slice(b.shape(x), 0, 0, 1);
+        let split = b.concat(&[batch, b.ints(&[group, -1]), space(x)], 0);
+        let mut perm: Vec<i64> = (0..n as i64 + 3).collect();
+        perm.swap(0, 2);
+        let turned = b.transpose(b.reshape(x, split), &perm);
+        let per_group = w[1]
+            .as_const()
+            .ok_or_else(|| GradError("the number of channels is unknown".into()))?;
+        let joined = b.concat(&[b.ints(&[per_group, -1]), space(x)], 0);
+        b.reshape(turned, joined)
+    };
+    let attrs: [(&str, Attr); 4] = [
+        ("dilations", window.strides.clone().into()),
+        ("group", group.into()),
+        ("pads", pads.into()),
+        ("strides", window.dilations.clone().into()),
+    ];
+    let g = b.transpose(cx.grad()?, &exchange);
+    let wide = b.transpose(b.op("Conv", &[x, g], &attrs), &exchange);
+    // A stride that does not divide the input gives columns that belong to no tap of the kernel.
+    let taps: Vec<i64> = window
+        .kernel
+        .iter()
+        .copied()
+        .map(Option::unwrap_or_default)
+        .collect();
+    let axes: Vec<i64> = (2..n as i64 + 2).collect();
+    let ins = [wide, b.ints(&vec![0; n]), b.ints(&taps), b.ints(&axes)];
+    Ok(b.op("Slice", &ins, &[]))
+}

@@ -1,0 +1,86 @@
+//! `SoftmaxCrossEntropyLoss` (12, 13): `-log softmax(scores)[label]` over axis 1, weighted, with an ignored label, and reduced.
+
+use super::forms::{dtype, fact, float, like, put, refuse, to};
+use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use crate::ir::{DType, Val};
+
+pub(super) const OPS: &[OpDef] = &[OpDef {
+    domain: "",
+    name: "SoftmaxCrossEntropyLoss",
+    inputs: (2, 3),
+    outputs: (1, 2),
+    infer,
+    gradient: Gradient::Rule(gradient),
+}];
+
+fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    let dims = match cx.node.str("reduction") {
+        Some("none") => cx.dims(1).map(<[_]>::to_vec),
+        None | Some("mean" | "sum") => Some(Vec::new()),
+        Some(other) => return Err(InferError(format!("reduction = {other:?}"))),
+    };
+    put(cx, 0, fact(dtype(cx, 0), dims));
+    let log_prob = like(cx, 0);
+    put(cx, 1, log_prob);
+    Ok(())
+}
+
+/// The gradient is `(softmax - onehot)·f`, where `f` is the label's weight times the incoming gradient, divided by the sum of weights
+/// for the mean, and zero at ignored labels. When all labels are ignored the mean is 0/0, and the gradient zero, as in torch.
+fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+    refuse(cx, &[2], "the class weights")?;
+    let b = cx.b;
+    let scores = cx.input(0)?;
+    let log_prob = match cx.output(1) {
+        Ok(v) => v,
+        Err(_) => b.op("LogSoftmax", &[scores], &[("axis", 1i64.into())]),
+    };
+    let p = b.unary("Exp", log_prob);
+    let mut dx = None;
+    if let Some(g) = cx.grads.first().copied().flatten() {
+        dx = Some(loss_gradient(cx, p, g)?);
+    }
+    if let Some(g) = cx.grads.get(1).copied().flatten() {
+        let total = b.reduce_sum(g, &[1], true);
+        let d = b.sub(g, b.mul(p, total));
+        dx = Some(dx.map_or(d, |dx| b.add(dx, d)));
+    }
+    if let Some(dx) = dx {
+        cx.set(0, dx);
+    }
+    Ok(())
+}
+
+fn loss_gradient(cx: &GradCx<'_>, p: Val, g: Val) -> Result<Val, GradError> {
+    let (b, ty) = (cx.b, float(cx, 0));
+    let label_type = cx.fact(1).dtype.unwrap_or(DType::Int64);
+    let labels = to(b, cx.input(1)?, label_type, DType::Int64);
+    let ignored = cx.node().attr("ignore_index").is_some();
+    let (labels, counted) = if ignored {
+        let index = b.int(cx.node().int("ignore_index", -100));
+        let skip = b.op("Equal", &[labels, index], &[]);
+        let labels = b.op("Where", &[skip, b.int(0), labels], &[]);
+        (labels, Some(b.unary("Not", skip)))
+    } else {
+        (labels, None)
+    };
+    let weight = match cx.input(2) {
+        Ok(w) => b.op("Gather", &[w, labels], &[("axis", 0i64.into())]),
+        Err(_) => b.op("Expand", &[b.scalar_of(1.0, ty), b.shape(labels)], &[]),
+    };
+    let zero = b.scalar_of(0.0, ty);
+    let only = |v: Val| counted.map_or(v, |c| b.op("Where", &[c, v, zero], &[]));
+    let weight = only(weight);
+    let mut factor = b.mul(weight, g);
+    if matches!(cx.node().str("reduction"), None | Some("mean")) {
+        let total = b.op("ReduceSum", &[weight], &[("keepdims", 0i64.into())]);
+        factor = only(b.div(factor, total));
+    }
+    // softmax - onehot, without a one-hot tensor.
+    let index = b.unsqueeze(labels, &[1]);
+    let axis = [("axis", 1i64.into())];
+    let at = b.op("GatherElements", &[p, index], &axis);
+    let less = b.sub(at, b.scalar_of(1.0, ty));
+    let d = b.op("ScatterElements", &[p, index, less], &axis);
+    Ok(b.mul(d, b.unsqueeze(factor, &[1])))
+}

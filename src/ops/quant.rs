@@ -1,0 +1,275 @@
+//! Quantized linear maps: `QuantizeLinear`, `DequantizeLinear` (10, 13, 19, 21, 23), `DynamicQuantizeLinear` (11), `MatMulInteger`
+//! (10), and `com.microsoft::MatMulNBits`, `GatherBlockQuantized` (1).
+//!
+//! Rounding has derivative zero almost everywhere; calling that the gradient would cut every parameter before a quantized activation
+//! off in silence. So quantizing has no rule, and a path through it is an error. Weights are constants: dequantizing them is on no
+//! path, and `MatMulNBits` passes the gradient of its activation through the dequantized weight.
+//!
+//! The own operator `DequantizeNBits{K, N, bits, block_size}(B, scales, zero_points?) -> W` is the weight of `MatMulNBits`:
+//! `W[n, k] = (q[n, k] - z[n, k / block_size])·scales[n, k / block_size]`, of shape `[N, K]` and the type of `scales`. `q` is read
+//! from `B[n, block, byte]` from the low bits up. `z` is `2^(bits - 1)` unless given: packed like `B`, each row filled up to a byte, or
+//! already of the type of `scales`.
+
+use super::forms::{checked_axis, dtype, fact, float, infer_like, put, refuse, rows, same};
+use super::{DOMAIN, ExpandCx, GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use crate::ir::{Attr, AttrValue, Builder, DType, OpId, Sym, TensorData, Val};
+
+pub(super) const OPS: &[OpDef] = &[
+    def(
+        "",
+        "QuantizeLinear",
+        (2, 3),
+        1,
+        infer_quantize,
+        Gradient::Missing,
+    ),
+    def(
+        "",
+        "DequantizeLinear",
+        (2, 3),
+        1,
+        infer_dequantize,
+        Gradient::Missing,
+    ),
+    def(
+        "",
+        "DynamicQuantizeLinear",
+        (1, 1),
+        3,
+        infer_dynamic,
+        Gradient::Missing,
+    ),
+    def(
+        "",
+        "MatMulInteger",
+        (2, 4),
+        1,
+        infer_integer,
+        Gradient::Zero,
+    ),
+    def(
+        "com.microsoft",
+        "MatMulNBits",
+        (3, 6),
+        1,
+        infer_nbits,
+        Gradient::Rule(grad_nbits),
+    ),
+    def(
+        "com.microsoft",
+        "GatherBlockQuantized",
+        (3, 4),
+        1,
+        infer_gather,
+        Gradient::Missing,
+    ),
+    def(
+        DOMAIN,
+        "DequantizeNBits",
+        (2, 3),
+        1,
+        infer_weight,
+        Gradient::Expand(expand_weight),
+    ),
+];
+
+const fn def(
+    domain: &'static str,
+    name: &'static str,
+    inputs: (usize, usize),
+    outputs: usize,
+    infer: fn(&mut InferCx<'_>) -> Result<(), InferError>,
+    gradient: Gradient,
+) -> OpDef {
+    OpDef {
+        domain,
+        name,
+        inputs,
+        outputs: (outputs, outputs),
+        infer,
+        gradient,
+    }
+}
+
+fn infer_quantize(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    infer_like(cx)?;
+    let named = DType::from_code(cx.node.int("output_dtype", 0) as i32);
+    let ty = match (dtype(cx, 2), named) {
+        (Some(zero), _) => Some(zero),
+        (None, Some(named)) if named != DType::Undefined => Some(named),
+        _ if cx.input(2).is_none() => Some(DType::Uint8),
+        _ => None,
+    };
+    cx.outputs[0].dtype = ty;
+    Ok(())
+}
+
+fn infer_dequantize(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    infer_like(cx)?;
+    let named = DType::from_code(cx.node.int("output_dtype", 0) as i32);
+    cx.outputs[0].dtype = named
+        .filter(|&t| t != DType::Undefined)
+        .or_else(|| dtype(cx, 1));
+    Ok(())
+}
+
+fn infer_dynamic(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    infer_like(cx)?;
+    cx.outputs[0].dtype = Some(DType::Uint8);
+    put(cx, 1, fact(Some(DType::Float), Some(Vec::new())));
+    put(cx, 2, fact(Some(DType::Uint8), Some(Vec::new())));
+    Ok(())
+}
+
+fn infer_integer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    let shapes = cx
+        .dims(0)
+        .map(<[_]>::to_vec)
+        .zip(cx.dims(1).map(<[_]>::to_vec));
+    let dims = match shapes {
+        Some((a, b)) => Some(super::matmul::product(cx, a, b)?),
+        None => None,
+    };
+    put(cx, 0, fact(Some(DType::Int32), dims));
+    Ok(())
+}
+
+fn infer_nbits(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    let (k, n) = (cx.node.int("K", 0), cx.node.int("N", 0));
+    let dims = match cx.dims(0) {
+        Some(d) => {
+            let mut d = d.to_vec();
+            let Some(last) = d.last_mut() else {
+                return Err(InferError("input 0 is a scalar".into()));
+            };
+            same(last, &Sym::from(k), "the width of the input and K")?;
+            *last = Sym::from(n);
+            Some(d)
+        }
+        None => None,
+    };
+    put(cx, 0, fact(dtype(cx, 0), dims));
+    Ok(())
+}
+
+/// `dA = g·W`.
+fn grad_nbits(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+    refuse(cx, &[1, 2, 3, 4], "quantized weights")?;
+    let (b, node) = (cx.b, cx.node());
+    if cx.input(4).is_ok() {
+        return Err(GradError(
+            "no rule for weights in groups of another order (g_idx)".into(),
+        ));
+    }
+    if cx.wants(0) {
+        let names = ["K", "N", "bits", "block_size"];
+        let defaults = [0, 0, 4, 0];
+        let attrs: Vec<(&str, Attr)> = names
+            .into_iter()
+            .zip(defaults)
+            .map(|(name, d)| (name, node.int(name, d).into()))
+            .collect();
+        let mut ins = vec![Some(cx.input(1)?), Some(cx.input(2)?)];
+        ins.extend(cx.input(3).ok().map(Some));
+        let w = b.node_n(OpId::new(DOMAIN, "DequantizeNBits"), &ins, &attrs, 1)[0];
+        let (narrow, wide) = (float(cx, 2), float(cx, 0));
+        let w = super::forms::to(b, w, narrow, wide);
+        cx.set(0, b.matmul(cx.grad()?, w));
+    }
+    if cx.wants(5) {
+        let bias = cx.input(5)?;
+        let flat = rows(b, cx.grad()?, bias, &cx.fact(5), 0);
+        cx.set(5, b.reduce_sum(flat, &[0], false));
+    }
+    Ok(())
+}
+
+fn infer_weight(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    let dims = vec![
+        Sym::from(cx.node.int("N", 0)),
+        Sym::from(cx.node.int("K", 0)),
+    ];
+    put(cx, 0, fact(dtype(cx, 1), Some(dims)));
+    Ok(())
+}
+
+/// Bytes `[n, m]` as their numbers of `bits` bits each, from the low bits up, `[n, m·8/bits]`, in a float type.
+fn unpack(b: &Builder, v: Val, bits: i64, ty: DType) -> Val {
+    if bits == 8 {
+        return b.cast(v, ty);
+    }
+    let byte = |x: i64| b.constant(TensorData::raw(DType::Uint8, [], vec![x as u8].into()));
+    let parts: Vec<Val> = (0..8 / bits)
+        .map(|i| {
+            let right = [("direction", "RIGHT".into())];
+            let v = match i {
+                0 => v,
+                i => b.op("BitShift", &[v, byte(i * bits)], &right),
+            };
+            let wide = b.cast(v, DType::Int32);
+            let modulus = b.constant(TensorData::raw(
+                DType::Int32,
+                [],
+                (1i32 << bits).to_le_bytes().to_vec().into(),
+            ));
+            b.unsqueeze(b.op("Mod", &[wide, modulus], &[]), &[2])
+        })
+        .collect();
+    let all = b.concat(&parts, 2);
+    b.cast(b.reshape(all, b.ints(&[0, -1])), ty)
+}
+
+fn expand_weight(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
+    let (b, node) = (cx.b, cx.node());
+    let (k, n) = (node.int("K", 0), node.int("N", 0));
+    let (bits, block) = (node.int("bits", 4), node.int("block_size", 0));
+    if ![2, 4, 8].contains(&bits) || block < 16 || k < 1 || n < 1 {
+        return Err(GradError(format!(
+            "K = {k}, N = {n}, bits = {bits}, block_size = {block}"
+        )));
+    }
+    let blocks = k.saturating_add(block - 1) / block;
+    let ty = cx.fact(1).dtype.unwrap_or(DType::Float);
+    let q = unpack(b, b.reshape(cx.input(0)?, b.ints(&[n, -1])), bits, ty);
+    let q = b.reshape(q, b.ints(&[n, blocks, block]));
+    let zero = match cx.optional(2) {
+        None => b.scalar_of(f32::from(1u8 << (bits - 1)), ty),
+        Some(z) if cx.fact(2).dtype != Some(DType::Uint8) => b.reshape(z, b.ints(&[n, blocks, 1])),
+        Some(z) => {
+            let z = unpack(b, b.reshape(z, b.ints(&[n, -1])), bits, ty);
+            b.unsqueeze(b.slice(z, 1, 0, blocks), &[2])
+        }
+    };
+    let scales = b.reshape(cx.input(1)?, b.ints(&[n, blocks, 1]));
+    let w = b.mul(b.sub(q, zero), scales);
+    let w = b.reshape(w, b.ints(&[n, blocks.saturating_mul(block)]));
+    Ok(vec![Some(b.slice(w, 1, 0, k))])
+}
+
+/// `data` gathered along `gather_axis` and dequantized: sub-byte elements in `u8` count as many as they are.
+fn infer_gather(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    let dims = match (cx.dims(0), cx.dims(1)) {
+        (Some(data), Some(indices)) => {
+            let at = checked_axis(cx.node.int("gather_axis", 0), data.len())?;
+            let quantized = checked_axis(cx.node.int("quantize_axis", 1), data.len())?;
+            let mut data = data.to_vec();
+            if dtype(cx, 0) == Some(DType::Uint8) {
+                let bits = cx
+                    .node
+                    .attr("bits")
+                    .and_then(AttrValue::as_int)
+                    .unwrap_or(4);
+                let each = 8i64.checked_div(bits).unwrap_or(1);
+                let whole = data[quantized].mul(&Sym::from(each));
+                data[quantized] = whole.unwrap_or_else(|| cx.unknown());
+            }
+            let mut dims = data[..at].to_vec();
+            dims.extend_from_slice(indices);
+            dims.extend_from_slice(&data[at + 1..]);
+            Some(dims)
+        }
+        _ => None,
+    };
+    put(cx, 0, fact(dtype(cx, 2), dims));
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! `com.microsoft::SkipLayerNormalization` and `SkipSimplifiedLayerNormalization`: `norm(x + skip + bias)`, with the sum as fourth
+//! output. They are defined by an addition and a norm.
+
+use super::forms::{fact, infer_like, like, put};
+use super::{ExpandCx, GradError, Gradient, InferCx, InferError, OpDef};
+use crate::ir::{Builder, DType, Fact, OpId, Sym, Val};
+
+pub(super) const OPS: &[OpDef] = &[
+    OpDef {
+        domain: "com.microsoft",
+        name: "SkipLayerNormalization",
+        inputs: (3, 5),
+        outputs: (1, 4),
+        infer,
+        gradient: Gradient::Expand(|cx| expand(cx, true)),
+    },
+    OpDef {
+        domain: "com.microsoft",
+        name: "SkipSimplifiedLayerNormalization",
+        inputs: (3, 4),
+        outputs: (1, 4),
+        infer,
+        gradient: Gradient::Expand(|cx| expand(cx, false)),
+    },
+];
+
+fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+    infer_like(cx)?;
+    let statistics = cx.dims(0).map(|d| {
+        let mut d = d.to_vec();
+        if let Some(last) = d.last_mut() {
+            *last = Sym::from(1);
+        }
+        d
+    });
+    put(cx, 1, fact(Some(DType::Float), statistics.clone()));
+    put(cx, 2, fact(Some(DType::Float), statistics));
+    let sum = like(cx, 0);
+    put(cx, 3, sum);
+    Ok(())
+}
+
+fn expand(cx: &ExpandCx<'_>, centered: bool) -> Result<Vec<Option<Val>>, GradError> {
+    let b = cx.b;
+    let (beta, bias) = if centered {
+        (cx.optional(3), cx.optional(4))
+    } else {
+        (None, cx.optional(3))
+    };
+    // The bias is that of the projection which makes the first summand: added to it, the projection's output is a value.
+    let x = match bias {
+        Some(bias) => b.add(cx.input(0)?, bias),
+        None => cx.input(0)?,
+    };
+    let sum = b.add(x, cx.input(1)?);
+    let epsilon = cx.node().float("epsilon", 1e-12);
+    let wants = [cx.has_output(1), cx.has_output(2)];
+    let norm = Norm {
+        scale: cx.input(2)?,
+        beta,
+        epsilon,
+        centered,
+    };
+    let mut outs = norm.build(b, sum, &cx.fact(0), wants);
+    outs.push(Some(sum));
+    Ok(outs)
+}
+
+/// A norm over the last axis.
+pub(super) struct Norm {
+    pub(super) scale: Val,
+    pub(super) beta: Option<Val>,
+    pub(super) epsilon: f32,
+    pub(super) centered: bool,
+}
+
+impl Norm {
+    /// Output, mean and inverse deviation, in the operators that the opset has. `x` has the type of `like`.
+    pub(super) fn build(
+        &self,
+        b: &Builder,
+        x: Val,
+        like: &Fact,
+        wants: [bool; 2],
+    ) -> Vec<Option<Val>> {
+        let ty = like.dtype.unwrap_or(DType::Float);
+        let attrs = [
+            ("axis", (-1i64).into()),
+            ("epsilon", self.epsilon.into()),
+            ("stash_type", 1i64.into()),
+        ];
+        let name = if self.centered {
+            "LayerNormalization"
+        } else {
+            "RMSNormalization"
+        };
+        let since = if self.centered { 17 } else { 23 };
+        let statistics = wants.contains(&true);
+        if b.opset() >= since && (self.centered || !statistics) {
+            let n = if statistics { 3 } else { 1 };
+            let ins = [Some(x), Some(self.scale), self.beta];
+            let used = 2 + usize::from(self.beta.is_some());
+            let outs = b.node_n(OpId::onnx(name), &ins[..used], &attrs, n);
+            let at = |i: usize| outs.get(i).copied();
+            return vec![at(0), at(1), at(2)];
+        }
+        // In f32 also for narrower types, as the fused operator computes it.
+        let wide = super::forms::wide(ty, 1);
+        let x = super::forms::to(b, x, ty, wide);
+        let mean = self.centered.then(|| b.reduce_mean(x, &[-1], true));
+        let x = mean.map_or(x, |m| b.sub(x, m));
+        let square = b.reduce_mean(b.mul(x, x), &[-1], true);
+        let root = b.unary("Sqrt", b.add(square, b.scalar_of(self.epsilon, wide)));
+        let inverse = b.unary("Reciprocal", root);
+        let normal = super::forms::to(b, b.mul(x, inverse), wide, ty);
+        let y = b.mul(normal, self.scale);
+        let y = self.beta.map_or(y, |beta| b.add(y, beta));
+        vec![Some(y), mean, Some(inverse)]
+    }
+}
