@@ -1,0 +1,70 @@
+//! The boundary of a module: what enters and what leaves a set of nodes.
+
+use super::view::View;
+use crate::ir::{NodeId, ValueId};
+
+/// Hidden states at the boundary of a set of nodes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Boundary {
+    /// The hidden state that enters. Of several (encoder states, cached keys) the one that is computed last.
+    pub(super) input: Option<ValueId>,
+    /// The hidden state that leaves. Of several the one that is computed last and read outside.
+    pub(super) output: Option<ValueId>,
+}
+
+/// Scratch marks for set membership: a boundary costs no more than the nodes it is asked for.
+#[derive(Debug)]
+pub(super) struct Marks {
+    stamp: Vec<u32>,
+    epoch: u32,
+}
+
+impl Marks {
+    pub(super) fn new(view: &View<'_>) -> Self {
+        Marks {
+            stamp: vec![0; view.graph.index_bound()],
+            epoch: 0,
+        }
+    }
+
+    /// The boundary of a set of nodes.
+    pub(super) fn boundary(&mut self, view: &View<'_>, nodes: &[NodeId]) -> Boundary {
+        self.epoch += 1;
+        for n in nodes {
+            self.stamp[n.index()] = self.epoch;
+        }
+        let inside = |n: NodeId| self.stamp[n.index()] == self.epoch;
+        let mut input: Option<ValueId> = None;
+        // Read outside before only handed out; then the later one.
+        let mut output: Option<((bool, i64), ValueId)> = None;
+        for &n in nodes {
+            for v in view.inputs(n).into_iter().flatten() {
+                let outside = !view.producer(v).is_some_and(inside);
+                let v = if outside { view.unquantized(v) } else { v };
+                if outside
+                    && view.is_flow(v)
+                    && input.is_none_or(|i| view.defined(v) > view.defined(i))
+                {
+                    input = Some(v);
+                }
+            }
+            for v in view.graph.node_outputs(n).into_iter().flatten() {
+                if !view.is_flow(v) {
+                    continue;
+                }
+                let read = view
+                    .readers(v)
+                    .into_iter()
+                    .any(|r| !inside(r) && !view.measures(r));
+                let key = (read, view.defined(v));
+                if (read || view.is_output(v)) && output.is_none_or(|(k, _)| key > k) {
+                    output = Some((key, v));
+                }
+            }
+        }
+        Boundary {
+            input,
+            output: output.map(|o| o.1),
+        }
+    }
+}

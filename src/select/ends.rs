@@ -1,0 +1,150 @@
+//! What stands around the layers: embeddings and the projection onto the vocabulary.
+
+use super::choose::{Chooser, ends_with, site};
+use super::modules::{ROOT, Witness};
+use super::report::shown;
+use super::site::{Layer, LinearSite, ModuleSite, Role};
+use crate::diag::Diagnostic;
+use crate::ir::{NodeId, ValueId};
+
+impl Chooser<'_> {
+    pub(super) fn embeddings(
+        &mut self,
+        layers: &[Layer],
+        findings: &mut Vec<Diagnostic>,
+    ) -> Vec<ModuleSite> {
+        let stacks = self.interface.stacks();
+        let mut paths: Vec<&str> = (0..stacks)
+            .filter_map(|s| self.interface.fields.model_embeddings.get(s))
+            .collect();
+        paths.dedup();
+        let mut out = Vec::new();
+        for path in paths {
+            let found = self.embedding(path, layers);
+            if found.is_empty() {
+                findings.push(self.no_embeddings(path));
+            }
+            out.extend(found);
+        }
+        out
+    }
+
+    fn embedding(&mut self, path: &str, layers: &[Layer]) -> Vec<ModuleSite> {
+        let full: Box<str> = format!("{}{path}", self.prefix.full).into();
+        if let Some(values) = self.explicit_values("model_embeddings") {
+            return values
+                .into_iter()
+                .map(|output| ModuleSite {
+                    path: full.clone(),
+                    input: None,
+                    output,
+                })
+                .collect();
+        }
+        let in_tree = self
+            .tree
+            .descend(ROOT, &format!("{}{path}", self.prefix.in_tree));
+        let module = in_tree.or_else(|| {
+            let mut all = self
+                .tree
+                .ids()
+                .filter(|id| ends_with(&self.tree.module(*id).path, path));
+            let first = all.next()?;
+            all.next().is_none().then_some(first)
+        });
+        if let Some(module) = module {
+            let nodes = self.tree.nodes_within(self.view, module);
+            let lookups: Vec<NodeId> = nodes
+                .iter()
+                .copied()
+                .filter(|n| self.view.is_lookup(*n))
+                .collect();
+            let whole = self.marks.boundary(self.view, &nodes);
+            let plain = !lookups.is_empty() && nodes.len() == lookups.len();
+            let outputs: Vec<ValueId> = if plain {
+                lookups
+                    .iter()
+                    .filter_map(|n| self.view.looked_up(*n))
+                    .collect()
+            } else {
+                whole.output.into_iter().collect()
+            };
+            let path = self.full_path(module);
+            return outputs
+                .into_iter()
+                .map(|output| ModuleSite {
+                    path: path.clone(),
+                    input: whole.input,
+                    output,
+                })
+                .collect();
+        }
+        // A dropout leaves no node; what it would make is what enters the first layer.
+        let last = path.rsplit('.').next().unwrap_or(path);
+        if last.contains("drop")
+            && let Some(l) = layers.first()
+        {
+            return vec![ModuleSite {
+                path: full,
+                input: Some(l.input),
+                output: l.input,
+            }];
+        }
+        // A table that is reached through another module (T5's `shared`) is looked up by the token ids.
+        self.view
+            .order
+            .iter()
+            .copied()
+            .filter(|n| self.view.is_lookup(*n) && self.view.reads_token_ids(*n))
+            .filter_map(|n| self.view.looked_up(n))
+            .map(|output| ModuleSite {
+                path: full.clone(),
+                input: None,
+                output,
+            })
+            .collect()
+    }
+
+    fn no_embeddings(&self, path: &str) -> Diagnostic {
+        let lookups: Vec<&str> = self
+            .view
+            .order
+            .iter()
+            .filter(|n| self.view.is_lookup(**n))
+            .filter_map(|n| Some(&*self.tree.module(self.tree.of(*n)?.0).path))
+            .collect();
+        let message = format!("`model_embeddings` = \"{path}\" matched nothing");
+        let at = format!("{}, interface.model_embeddings", self.interface.source);
+        if lookups.is_empty() {
+            return Diagnostic::warning("select-no-embeddings", message)
+                .at(at)
+                .note("no embedding table is looked up: the graph starts with embedded inputs");
+        }
+        Diagnostic::error("select-no-match", message)
+            .at(at)
+            .note(format!("embeddings found: {}", shown(&lookups)))
+            .help("`model_embeddings` is relative to the base model")
+    }
+
+    /// The projection onto the vocabulary: a linear as wide as an embedding table is long, whose result leaves the graph.
+    pub(super) fn head(&self) -> Option<LinearSite> {
+        let words: Vec<usize> = self
+            .view
+            .order
+            .iter()
+            .filter(|n| self.view.is_lookup(**n))
+            .filter_map(|n| self.view.tensor(self.view.inputs(*n).first().copied()??))
+            .filter_map(|t| usize::try_from(*t.dims.first()?).ok())
+            .collect();
+        let found = self.linears.all.iter().rev().find(|l| {
+            self.view.is_flow(l.input) && words.contains(&l.d_out) && self.view.leaves(l.output)
+        })?;
+        let module = self
+            .tree
+            .of(found.core)
+            .filter(|(_, w)| *w != Witness::Neighbours)
+            .map(|m| m.0);
+        let path = module.map_or_else(|| "lm_head".into(), |m| self.tree.module(m).path.clone());
+        Some(site(Role::Head, path, found))
+    }
+}

@@ -1,0 +1,401 @@
+//! An interface proposed from a graph alone: structure says what each linear and norm does, the module tree says what it is called.
+
+use super::interface::{Fields, Interface, PerStack, SCHEMA_VERSION};
+use super::linear::Linears;
+use super::modules::{ModuleId, ModuleTree, ROOT, Witness};
+use super::structure::{Core, Found, Projection, Structure};
+use super::view::View;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::ir::{NodeId, ValueId};
+use std::collections::BTreeMap;
+
+/// A proposed interface.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    /// The interface. It selects what it was inferred from.
+    pub interface: Interface,
+    /// What could not be told.
+    pub notes: Vec<Diagnostic>,
+}
+
+/// Proposes an interface for a graph.
+///
+/// # Errors
+/// [`ErrorKind::Interface`] when the graph shows no attention between projections.
+pub fn infer_interface(verified: &Verified) -> Result<Proposal> {
+    let view = View::new(verified);
+    let mut tree = ModuleTree::of_view(&view);
+    let linears = Linears::new(&view, &|a, b| super::together(&tree, a, b));
+    tree.adopt(&view, &linears.all);
+    let structure = Structure::new(&view, &linears);
+    let found = structure.layers();
+    if found.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Interface,
+            Diagnostic::error("infer-no-layers", "the graph shows no attention between projections")
+                .help("expand fused operators first, or write the interface by hand: `rewrite inspect` shows the modules"),
+        ));
+    }
+    let cx = Namer {
+        view: &view,
+        tree: &tree,
+        linears: &linears,
+        structure: &structure,
+    };
+    Ok(cx.propose(&found))
+}
+
+/// Paths of one layer, by field.
+type Paths = BTreeMap<&'static str, String>;
+
+struct Namer<'a> {
+    view: &'a View<'a>,
+    tree: &'a ModuleTree,
+    linears: &'a Linears,
+    structure: &'a Structure<'a>,
+}
+
+/// Names for a graph without names: the most common ones.
+const USUAL: [(&str, &str); 10] = [
+    ("attn_k_proj", "k_proj"),
+    ("attn_o_proj", "o_proj"),
+    ("attn_q_proj", "q_proj"),
+    ("attn_v_proj", "v_proj"),
+    ("layer_intermediate_proj", "mlp.up_proj"),
+    ("layer_output_proj", "mlp.down_proj"),
+    ("layer_pre_ffn", "post_attention_layernorm"),
+    ("layer_pre_self_attn", "input_layernorm"),
+    ("layer_self_attn", "self_attn"),
+    ("model_layers", "layers"),
+];
+
+impl Namer<'_> {
+    fn propose(&self, found: &[Found]) -> Proposal {
+        let stacks = found.iter().map(|f| f.stack).max().unwrap_or(0) + 1;
+        let mut notes = Vec::new();
+        let mut lists: Vec<Option<ModuleId>> = Vec::new();
+        let mut by_stack: Vec<Paths> = Vec::new();
+        for stack in 0..stacks {
+            let layers: Vec<&Found> = found.iter().filter(|f| f.stack == stack).collect();
+            let list = self.list(&layers);
+            let mut paths = match list {
+                Some(list) => self.agreed(&layers, list, &mut notes),
+                None => USUAL.iter().map(|(k, v)| (*k, (*v).to_owned())).collect(),
+            };
+            if list.is_none() {
+                notes.push(
+                    Diagnostic::warning(
+                        "infer-no-names",
+                        "the graph carries no module names: usual ones are proposed",
+                    )
+                    .note("adapters for the original model need its own names"),
+                );
+                if layers.iter().any(|l| l.cross_attn.is_some()) {
+                    paths.insert("layer_cross_attn", "encoder_attn".to_owned());
+                }
+            }
+            lists.push(list);
+            by_stack.push(paths);
+        }
+        let embeddings = self.embeddings(found, &lists);
+        let base = self.base(embeddings, &lists);
+        for (paths, list) in by_stack.iter_mut().zip(&lists) {
+            let list = list
+                .and_then(|l| self.tree.relative(l, base))
+                .unwrap_or("layers");
+            paths.insert("model_layers", list.to_owned());
+            let embeddings = embeddings
+                .and_then(|e| self.tree.relative(e, base))
+                .unwrap_or("embed_tokens");
+            paths.insert("model_embeddings", embeddings.to_owned());
+        }
+        let per_stack = |field: &str| {
+            let all: Vec<Option<String>> = by_stack.iter().map(|p| p.get(field).cloned()).collect();
+            match all.split_first() {
+                Some((first, rest)) if rest.iter().all(|p| p == first) => {
+                    if field == "model_layers" && !rest.is_empty() {
+                        PerStack::Each(all)
+                    } else {
+                        PerStack::One(first.clone())
+                    }
+                }
+                _ => PerStack::Each(all),
+            }
+        };
+        let fields = Fields {
+            adapter_methods: ["bottleneck", "lora", "reft", "invertible"]
+                .map(str::to_owned)
+                .to_vec(),
+            attn_k_proj: per_stack("attn_k_proj"),
+            attn_o_proj: per_stack("attn_o_proj"),
+            attn_q_proj: per_stack("attn_q_proj"),
+            attn_qkv_proj: per_stack("attn_qkv_proj"),
+            attn_v_proj: per_stack("attn_v_proj"),
+            base_model: None,
+            layer_cross_attn: per_stack("layer_cross_attn"),
+            layer_intermediate_proj: per_stack("layer_intermediate_proj"),
+            layer_ln_1: per_stack("layer_ln_1"),
+            layer_ln_2: per_stack("layer_ln_2"),
+            layer_ln_cross: per_stack("layer_ln_cross"),
+            layer_output_proj: per_stack("layer_output_proj"),
+            layer_pre_cross_attn: per_stack("layer_pre_cross_attn"),
+            layer_pre_ffn: per_stack("layer_pre_ffn"),
+            layer_pre_self_attn: per_stack("layer_pre_self_attn"),
+            layer_self_attn: per_stack("layer_self_attn"),
+            model_embeddings: per_stack("model_embeddings"),
+            model_layers: per_stack("model_layers"),
+            graph: BTreeMap::new(),
+        };
+        let version = concat!("onnx-graft.", env!("CARGO_PKG_VERSION")).to_owned();
+        let mut interface = Interface {
+            fields,
+            model_type: None,
+            version: Some(version),
+            schema_version: None,
+            source: "inferred".to_owned(),
+        };
+        if !interface.is_adapterhub() {
+            interface.schema_version = Some(SCHEMA_VERSION);
+        }
+        Proposal { interface, notes }
+    }
+
+    /// The module of a node, where a name says it.
+    fn module(&self, n: NodeId) -> Option<ModuleId> {
+        self.tree
+            .of(n)
+            .filter(|(_, w)| *w < Witness::Neighbours)
+            .map(|m| m.0)
+    }
+
+    fn of_linear(&self, linear: usize) -> Option<ModuleId> {
+        self.module(self.linears.all[linear].core)
+    }
+
+    fn of_norm(&self, output: ValueId) -> Option<ModuleId> {
+        let norm = self.structure.norms.making(self.view, output)?;
+        norm.nodes.last().and_then(|n| self.module(*n))
+    }
+
+    /// The list that the layers are entries of: the innermost module with numbered parts around all of them.
+    fn list(&self, layers: &[&Found]) -> Option<ModuleId> {
+        let whole = |f: &&Found| {
+            let parts = [
+                Some(f.self_attn.o),
+                f.down,
+                f.cross_attn.as_ref().map(|c| c.o),
+            ];
+            let modules: Vec<ModuleId> = parts
+                .into_iter()
+                .flatten()
+                .filter_map(|l| self.of_linear(l))
+                .collect();
+            modules.into_iter().reduce(|a, b| self.tree.shared(a, b))
+        };
+        let entries: Vec<ModuleId> = layers.iter().map(whole).collect::<Option<_>>()?;
+        let mut at = entries
+            .iter()
+            .copied()
+            .reduce(|a, b| self.tree.shared(a, b))?;
+        let numbered = |id: ModuleId| {
+            self.tree
+                .module(id)
+                .children
+                .keys()
+                .any(|k| k.bytes().all(|b| b.is_ascii_digit()))
+        };
+        // A layer may itself hold a list of its sublayers.
+        while !numbered(at) || entries.contains(&at) {
+            if at == ROOT {
+                return None;
+            }
+            at = self.tree.module(at).parent;
+        }
+        Some(at)
+    }
+
+    /// Paths on which all layers of a stack agree.
+    fn agreed(&self, layers: &[&Found], list: ModuleId, notes: &mut Vec<Diagnostic>) -> Paths {
+        let mut all: Vec<Paths> = layers.iter().filter_map(|l| self.layer(l, list)).collect();
+        let Some(mut first) = all.pop() else {
+            return Paths::new();
+        };
+        let attention = first.get("layer_self_attn").cloned();
+        first.retain(|field, path| {
+            let same = all.iter().all(|p| p.get(field) == Some(path));
+            if !same {
+                // The first layer of a model may go without a norm that the others have.
+                let others = all.iter().filter(|p| p.get(field) == Some(path)).count();
+                notes.push(
+                    Diagnostic::warning(
+                        "infer-differs",
+                        format!(
+                            "`{field}` is \"{path}\" in {} of {} layers",
+                            others + 1,
+                            all.len() + 1
+                        ),
+                    )
+                    .at(self.tree.module(list).path.to_string()),
+                );
+            }
+            same
+        });
+        // Where some layers go without the norm, what enters the attention itself is the one place that all have.
+        if let Some(attention) = attention {
+            first.entry("layer_pre_self_attn").or_insert(attention);
+        }
+        first
+    }
+
+    fn layer(&self, f: &Found, list: ModuleId) -> Option<Paths> {
+        let mut entry = self.of_linear(f.self_attn.o)?;
+        while self.tree.module(entry).parent != list {
+            entry = self.tree.module(entry).parent;
+            if entry == ROOT {
+                return None;
+            }
+        }
+        let mut out = Paths::new();
+        let mut put = |field: &'static str, id: Option<ModuleId>, of: ModuleId| {
+            let path = id
+                .and_then(|id| self.tree.relative(id, of))
+                .filter(|p| !p.is_empty());
+            if let Some(path) = path {
+                out.insert(field, path.to_owned());
+            }
+        };
+        let attn = self.attention(&f.self_attn, entry);
+        put("layer_self_attn", attn, entry);
+        if let Some(attn) = attn {
+            let of = |p: Option<Projection>| p.and_then(|p| self.of_linear(p.linear));
+            let (q, k, v) = (of(f.self_attn.q), of(f.self_attn.k), of(f.self_attn.v));
+            if q == k {
+                put("attn_qkv_proj", q, attn);
+            } else {
+                put("attn_q_proj", q, attn);
+                put("attn_k_proj", k, attn);
+                put("attn_v_proj", v, attn);
+            }
+            put("attn_o_proj", self.of_linear(f.self_attn.o), attn);
+        }
+        put(
+            "layer_intermediate_proj",
+            f.up.and_then(|p| self.of_linear(p.linear)),
+            entry,
+        );
+        put(
+            "layer_output_proj",
+            f.down.and_then(|l| self.of_linear(l)),
+            entry,
+        );
+        let within = |id: &ModuleId| self.tree.is_within(*id, entry);
+        let pre = |input: ValueId| self.of_norm(input).filter(within);
+        put(
+            "layer_pre_self_attn",
+            pre(f.self_attn.input).or(attn),
+            entry,
+        );
+        if let Some(core) = &f.cross_attn {
+            let cross = self.attention(core, entry);
+            put("layer_cross_attn", cross, entry);
+            let norm = if f.post_norm { None } else { pre(core.input) };
+            put("layer_pre_cross_attn", norm.or(cross), entry);
+        }
+        let root = |v: ValueId| self.view.root(v);
+        let post_norm = f.post_norm;
+        if let Some(up) = f.up {
+            let input = self.linears.all[up.linear].input;
+            let parallel = root(input) == root(f.self_attn.input);
+            let block = self
+                .of_linear(up.linear)
+                .filter(within)
+                .map(|m| self.outermost(m, entry));
+            if !parallel {
+                let norm = if post_norm { None } else { pre(input) };
+                put("layer_pre_ffn", norm.or(block), entry);
+            }
+        }
+        let behind = |output: Option<ValueId>, sublayer: ValueId| {
+            let norm = self.structure.norms.making(self.view, output?)?;
+            let branch = norm.input.is_some_and(|v| root(v) == root(sublayer));
+            if branch || post_norm {
+                self.of_norm(norm.output).filter(within)
+            } else {
+                None
+            }
+        };
+        let made = |l: usize| self.linears.all[l].output;
+        put("layer_ln_1", behind(f.ln_1, made(f.self_attn.o)), entry);
+        put(
+            "layer_ln_2",
+            f.down.and_then(|l| behind(f.ln_2, made(l))),
+            entry,
+        );
+        put(
+            "layer_ln_cross",
+            f.cross_attn
+                .as_ref()
+                .and_then(|c| behind(f.ln_cross, made(c.o))),
+            entry,
+        );
+        Some(out)
+    }
+
+    /// The attention module: the innermost one that holds all of its projections.
+    fn attention(&self, core: &Core, entry: ModuleId) -> Option<ModuleId> {
+        let parts = [core.q, core.k, core.v]
+            .into_iter()
+            .flatten()
+            .map(|p| p.linear)
+            .chain([core.o]);
+        let modules: Vec<ModuleId> = parts.filter_map(|l| self.of_linear(l)).collect();
+        let shared = modules.into_iter().reduce(|a, b| self.tree.shared(a, b))?;
+        (shared != entry && self.tree.is_within(shared, entry)).then_some(shared)
+    }
+
+    /// The part directly below `outer` that a module is in.
+    fn outermost(&self, mut id: ModuleId, outer: ModuleId) -> ModuleId {
+        while self.tree.module(id).parent != outer && id != ROOT {
+            id = self.tree.module(id).parent;
+        }
+        id
+    }
+
+    /// The outermost module around the lookup of token ids that does not hold the layers too.
+    fn embeddings(&self, found: &[Found], lists: &[Option<ModuleId>]) -> Option<ModuleId> {
+        let lookup = self
+            .view
+            .order
+            .iter()
+            .copied()
+            .find(|n| self.view.is_lookup(*n) && self.view.reads_token_ids(*n));
+        // Without tokens (images) it is the module that makes what enters the first layer.
+        let maker = || self.view.producer(found.first()?.input);
+        let mut at = self.module(lookup.or_else(maker)?)?;
+        loop {
+            let parent = self.tree.module(at).parent;
+            let holds_layers = lists
+                .iter()
+                .flatten()
+                .any(|l| self.tree.is_within(*l, parent));
+            if parent == ROOT || holds_layers {
+                return Some(at);
+            }
+            at = parent;
+        }
+    }
+
+    /// The base model: the part of the exported model that holds both layers and embeddings.
+    fn base(&self, embeddings: Option<ModuleId>, lists: &[Option<ModuleId>]) -> ModuleId {
+        let all = embeddings
+            .into_iter()
+            .chain(lists.iter().copied().flatten());
+        let shared = all.reduce(|a, b| self.tree.shared(a, b)).unwrap_or(ROOT);
+        if shared == ROOT || lists.iter().flatten().any(|l| *l == shared) {
+            return ROOT;
+        }
+        self.outermost(shared, ROOT)
+    }
+}

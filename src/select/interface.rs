@@ -1,0 +1,561 @@
+//! The interface: where the parts of a model are, by module path.
+//!
+//! AdapterHub's `adapter_interface.json` loads as it is, bare or wrapped in `{interface, model_type, version}`. Ours is a superset:
+//! a field that AdapterHub gives one string may be a list with one entry for each entry of `model_layers` (encoder and decoder,
+//! two towers), there is a norm for cross-attention, and `graph` names nodes or values outright, for exports without module names.
+
+use super::check::Check;
+use super::position::Positions;
+use crate::diag::{Diagnostic, nearest};
+use crate::error::{Error, ErrorKind, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The schema version this library writes where AdapterHub's own form cannot say it.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// One path, or one for each entry of `model_layers`; null where there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum PerStack {
+    /// The same for every stack.
+    One(Option<String>),
+    /// One entry for each stack.
+    Each(Vec<Option<String>>),
+}
+
+impl Default for PerStack {
+    fn default() -> Self {
+        PerStack::One(None)
+    }
+}
+
+impl PerStack {
+    /// The path for one stack.
+    pub fn get(&self, stack: usize) -> Option<&str> {
+        match self {
+            PerStack::One(p) => p.as_deref(),
+            PerStack::Each(list) => list.get(stack)?.as_deref(),
+        }
+    }
+
+    /// Whether no stack has a path.
+    pub fn is_null(&self) -> bool {
+        match self {
+            PerStack::One(p) => p.is_none(),
+            PerStack::Each(list) => list.iter().all(Option::is_none),
+        }
+    }
+
+    pub(super) fn len(&self) -> Option<usize> {
+        match self {
+            PerStack::One(_) => None,
+            PerStack::Each(list) => Some(list.len()),
+        }
+    }
+}
+
+/// Names of nodes or values: a pattern with `{layer}` in it, or one name for each layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum GraphNames {
+    /// A name, in which `{layer}` stands for the layer id.
+    Pattern(String),
+    /// One name for each layer; null where a layer has none.
+    Each(Vec<Option<String>>),
+}
+
+impl GraphNames {
+    /// The name for one layer.
+    pub fn get(&self, layer: usize) -> Option<String> {
+        match self {
+            GraphNames::Pattern(p) => Some(p.replace("{layer}", &layer.to_string())),
+            GraphNames::Each(list) => list.get(layer)?.clone(),
+        }
+    }
+}
+
+/// AdapterHub's fields, and the ones we add. Paths before the first `_` of the name say what they are relative to: `model_*` the base
+/// model, `layer_*` one layer, `attn_*` the attention module.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Fields {
+    /// Methods that the model takes: `bottleneck`, `lora`, `reft`, `prompt_tuning`, `invertible`, ….
+    pub adapter_methods: Vec<String>,
+    /// Key projection.
+    #[serde(default)]
+    pub attn_k_proj: PerStack,
+    /// Output projection of the attention.
+    #[serde(default)]
+    pub attn_o_proj: PerStack,
+    /// Query projection.
+    #[serde(default)]
+    pub attn_q_proj: PerStack,
+    /// Fused projection of query, key and value; instead of the three.
+    #[serde(default)]
+    pub attn_qkv_proj: PerStack,
+    /// Value projection.
+    #[serde(default)]
+    pub attn_v_proj: PerStack,
+    /// Attribute of the exported model that holds the base model, if it is not the usual one.
+    #[serde(default)]
+    pub base_model: Option<String>,
+    /// Cross-attention module.
+    #[serde(default)]
+    pub layer_cross_attn: PerStack,
+    /// First projection of the feed-forward block; of a gated one, the branch without activation.
+    #[serde(default)]
+    pub layer_intermediate_proj: PerStack,
+    /// Norm behind self-attention.
+    #[serde(default)]
+    pub layer_ln_1: PerStack,
+    /// Norm behind the feed-forward block.
+    #[serde(default)]
+    pub layer_ln_2: PerStack,
+    /// Norm behind cross-attention. Not AdapterHub's.
+    #[serde(default, skip_serializing_if = "PerStack::is_null")]
+    pub layer_ln_cross: PerStack,
+    /// Last projection of the feed-forward block.
+    #[serde(default)]
+    pub layer_output_proj: PerStack,
+    /// Module whose input is the residual of cross-attention.
+    #[serde(default)]
+    pub layer_pre_cross_attn: PerStack,
+    /// Module whose input is the residual of the feed-forward block.
+    #[serde(default)]
+    pub layer_pre_ffn: PerStack,
+    /// Module whose input is the residual of self-attention.
+    #[serde(default)]
+    pub layer_pre_self_attn: PerStack,
+    /// Self-attention module.
+    #[serde(default)]
+    pub layer_self_attn: PerStack,
+    /// Module whose output is the embedded input.
+    pub model_embeddings: PerStack,
+    /// The list of layers; several lists for several stacks.
+    pub model_layers: PerStack,
+    /// Names of nodes or values that stand for a field, whatever modules the graph shows: keys are field names, those of
+    /// projections in cross-attention with `layer_cross_attn.` in front; `layer` for a layer's input, `layer.output`. Not AdapterHub's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub graph: BTreeMap<String, GraphNames>,
+}
+
+/// An `adapter_interface.json`: bare fields, or wrapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "adapter_interface.json")]
+#[serde(untagged)]
+pub enum InterfaceFile {
+    /// As AdapterHub writes it.
+    Wrapped {
+        /// The fields.
+        interface: Box<Fields>,
+        /// The model type of `config.json`.
+        #[serde(default)]
+        model_type: Option<String>,
+        /// Version of what wrote the file; `adapters.…` for AdapterHub.
+        #[serde(default)]
+        version: Option<String>,
+        /// Version of our superset; absent in AdapterHub's files.
+        #[serde(default)]
+        schema_version: Option<u32>,
+    },
+    /// Only the fields.
+    Bare(Box<Fields>),
+}
+
+/// An interface, ready to select with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The fields.
+    pub fields: Fields,
+    /// The model type it is for.
+    pub model_type: Option<String>,
+    /// Version of what wrote it.
+    pub version: Option<String>,
+    /// Version of our superset; `None` for AdapterHub's own form.
+    pub schema_version: Option<u32>,
+    /// Where it came from, for messages: a path, or `built-in qwen3`.
+    pub source: String,
+}
+
+impl Interface {
+    /// Reads an interface from JSON. `source` is where the text came from. Every finding has line and column.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Interface`]: malformed JSON, unknown or misshapen fields, or fields that contradict each other; all together.
+    pub fn parse(text: &str, source: &str) -> Result<Interface> {
+        let value: Value = serde_json::from_str(text).map_err(|e| {
+            let what = e.to_string();
+            let what = what.split(" at line ").next().unwrap_or(&what).to_owned();
+            fail(
+                Diagnostic::error("interface-json", format!("not JSON: {what}")).at(format!(
+                    "{source}:{}:{}",
+                    e.line(),
+                    e.column()
+                )),
+            )
+        })?;
+        let mut check = Check {
+            source,
+            positions: Positions::of(text),
+            found: Vec::new(),
+        };
+        let Value::Object(outer) = &value else {
+            return Err(fail(
+                Diagnostic::error("interface-json", "an interface is a JSON object").at(source),
+            ));
+        };
+        let wrapped = outer.contains_key("interface");
+        check.duplicates();
+        if wrapped {
+            check.wrapper(outer);
+        }
+        let (inner, prefix) = match outer.get("interface") {
+            Some(Value::Object(inner)) => (inner, "interface."),
+            Some(_) => {
+                check.error(
+                    "interface",
+                    "interface-type",
+                    "`interface` is not an object",
+                );
+                return Err(Error::many(ErrorKind::Interface, check.found));
+            }
+            None => (outer, ""),
+        };
+        check.fields(inner, prefix, wrapped);
+        if !check.found.is_empty() {
+            return Err(Error::many(ErrorKind::Interface, check.found));
+        }
+        let fields: Fields = serde_json::from_value(Value::Object(inner.clone()))
+            .map_err(|e| fail(Diagnostic::error("interface-type", e.to_string()).at(source)))?;
+        let text_of = |key: &str| outer.get(key).and_then(Value::as_str).map(str::to_owned);
+        let interface = Interface {
+            model_type: text_of("model_type"),
+            version: text_of("version"),
+            schema_version: outer
+                .get("schema_version")
+                .and_then(Value::as_u64)
+                .map(|v| v as u32),
+            source: source.to_owned(),
+            fields,
+        };
+        check.rules(&interface.fields, prefix);
+        if check.found.is_empty() {
+            Ok(interface)
+        } else {
+            Err(Error::many(ErrorKind::Interface, check.found))
+        }
+    }
+
+    /// Reads an interface file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when it cannot be read, else as [`parse`](Self::parse).
+    pub fn read(path: &Path) -> Result<Interface> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::io(path, "the interface cannot be read", e))?;
+        Interface::parse(&text, &path.display().to_string())
+    }
+
+    /// The interface of a path, or the built-in one of a name: `qwen3`, also written `qwen3.json` when no such file exists.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Interface`] when it is neither, with the nearest name; else as [`read`](Self::read).
+    pub fn resolve(path_or_name: &str) -> Result<Interface> {
+        let path = Path::new(path_or_name);
+        if path.is_dir() {
+            return Interface::read(&path.join("adapter_interface.json"));
+        }
+        if path.exists() {
+            return Interface::read(path);
+        }
+        let name = path_or_name.strip_suffix(".json").unwrap_or(path_or_name);
+        if let Some(found) = Interface::builtin(name) {
+            return found;
+        }
+        let mut d = Diagnostic::error(
+            "interface-unknown",
+            format!("`{path_or_name}` is neither a file nor a built-in interface"),
+        );
+        if let Some(near) = nearest(name, Interface::builtin_names()) {
+            d = d.note(format!("nearest built-in: {near}"));
+        }
+        Err(fail(d.help(
+            "`rewrite interface list` shows the built-in ones; `rewrite interface infer` proposes one from the graph",
+        )))
+    }
+
+    /// The interface for a model file: an `adapter_interface.json` beside it, or the built-in one for the `model_type` of the
+    /// `config.json` beside it. `Ok(None)` when neither is there or the type has no built-in interface.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), for files that exist.
+    pub fn detect(model: &Path) -> Result<Option<Interface>> {
+        let dir = model.parent().unwrap_or(Path::new(""));
+        let beside = dir.join("adapter_interface.json");
+        if beside.is_file() {
+            return Interface::read(&beside).map(Some);
+        }
+        Interface::model_type_beside(model)
+            .and_then(|t| Interface::builtin(&t))
+            .transpose()
+    }
+
+    /// The `model_type` that the `config.json` beside a model states.
+    pub fn model_type_beside(model: &Path) -> Option<String> {
+        let dir = model.parent().unwrap_or(Path::new(""));
+        let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
+        let config: Value = serde_json::from_str(&text).ok()?;
+        config.get("model_type")?.as_str().map(str::to_owned)
+    }
+
+    /// The built-in interface for a model type; `None` if there is none.
+    pub fn builtin(model_type: &str) -> Option<Result<Interface>> {
+        let at = super::builtin::INTERFACES
+            .binary_search_by(|(name, _)| (*name).cmp(model_type))
+            .ok()?;
+        let (name, text) = super::builtin::INTERFACES[at];
+        Some(Interface::parse(text, &format!("built-in {name}")))
+    }
+
+    /// Names of the built-in interfaces, sorted.
+    pub fn builtin_names() -> impl Iterator<Item = &'static str> {
+        super::builtin::INTERFACES.iter().map(|(name, _)| *name)
+    }
+
+    /// Number of layer lists.
+    pub fn stacks(&self) -> usize {
+        self.fields.model_layers.len().unwrap_or(1)
+    }
+
+    /// Whether AdapterHub's library can read the file that [`to_json`](Self::to_json) writes.
+    pub fn is_adapterhub(&self) -> bool {
+        self.fields.graph.is_empty()
+            && self.fields.layer_ln_cross.is_null()
+            && self.fields.paths().iter().all(|(_, p)| p.len().is_none())
+    }
+
+    /// The file, in AdapterHub's form: keys sorted, indent 2, all 18 fields. Our additions appear only where they are used.
+    pub fn to_json(&self) -> String {
+        let mut file = Map::new();
+        let inner = serde_json::to_value(&self.fields).unwrap_or_default();
+        file.insert("interface".into(), sorted(inner));
+        file.insert("model_type".into(), self.model_type.clone().into());
+        if !self.is_adapterhub() {
+            let version = self.schema_version.unwrap_or(SCHEMA_VERSION);
+            file.insert("schema_version".into(), version.into());
+        }
+        file.insert("version".into(), self.version.clone().into());
+        let text = serde_json::to_string_pretty(&Value::Object(file)).unwrap_or_default();
+        text + "\n"
+    }
+}
+
+impl Fields {
+    /// The fields that hold paths, by name.
+    pub fn paths(&self) -> [(&'static str, &PerStack); 17] {
+        [
+            ("attn_k_proj", &self.attn_k_proj),
+            ("attn_o_proj", &self.attn_o_proj),
+            ("attn_q_proj", &self.attn_q_proj),
+            ("attn_qkv_proj", &self.attn_qkv_proj),
+            ("attn_v_proj", &self.attn_v_proj),
+            ("layer_cross_attn", &self.layer_cross_attn),
+            ("layer_intermediate_proj", &self.layer_intermediate_proj),
+            ("layer_ln_1", &self.layer_ln_1),
+            ("layer_ln_2", &self.layer_ln_2),
+            ("layer_ln_cross", &self.layer_ln_cross),
+            ("layer_output_proj", &self.layer_output_proj),
+            ("layer_pre_cross_attn", &self.layer_pre_cross_attn),
+            ("layer_pre_ffn", &self.layer_pre_ffn),
+            ("layer_pre_self_attn", &self.layer_pre_self_attn),
+            ("layer_self_attn", &self.layer_self_attn),
+            ("model_embeddings", &self.model_embeddings),
+            ("model_layers", &self.model_layers),
+        ]
+    }
+}
+
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<(String, Value)> = map.into_iter().collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(entries.into_iter().collect())
+        }
+        other => other,
+    }
+}
+
+fn fail(d: Diagnostic) -> Error {
+    Error::new(ErrorKind::Interface, d)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BARE: &str = r#"{
+  "adapter_methods": ["lora"],
+  "model_embeddings": "embed_tokens",
+  "model_layers": "layers",
+  "layer_self_attn": "self_attn",
+  "attn_q_proj": "q_proj", "attn_k_proj": "k_proj", "attn_v_proj": "v_proj", "attn_o_proj": "o_proj",
+  "layer_intermediate_proj": "mlp.up_proj",
+  "layer_output_proj": "mlp.down_proj"
+}"#;
+
+    fn findings(text: &str) -> Vec<String> {
+        Interface::parse(text, "i.json")
+            .expect_err("must be refused")
+            .findings()
+            .iter()
+            .map(|d| format!("{} | {} | {}", d.code, d.path, d.message))
+            .collect()
+    }
+
+    #[test]
+    fn every_builtin_interface_parses_and_is_written_back_as_it_is() {
+        for name in Interface::builtin_names() {
+            let i = Interface::builtin(name)
+                .expect("listed")
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(i.model_type.as_deref(), Some(name));
+            let file = std::fs::read_to_string(format!("schemas/interfaces/{name}.json")).unwrap();
+            assert_eq!(i.to_json(), file, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_interface_file_is_in_the_table() {
+        let mut files: Vec<String> = std::fs::read_dir("schemas/interfaces")
+            .unwrap()
+            .map(|f| {
+                f.unwrap()
+                    .path()
+                    .file_stem()
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .to_owned()
+            })
+            .collect();
+        files.sort();
+        assert_eq!(Interface::builtin_names().collect::<Vec<_>>(), files);
+    }
+
+    #[test]
+    fn a_bare_object_is_an_interface() {
+        let i = Interface::parse(BARE, "i.json").unwrap();
+        assert_eq!(i.fields.attn_q_proj.get(0), Some("q_proj"));
+        assert!(i.fields.layer_ln_1.is_null());
+        assert!(i.is_adapterhub());
+    }
+
+    #[test]
+    fn unknown_fields_are_reported_together_with_place_and_nearest_name() {
+        let text = BARE
+            .replace("\"attn_q_proj\"", "\"attn_q_prj\"")
+            .replace("\"layer_self_attn\"", "\"layer_selfattn\"");
+        let e = Interface::parse(&text, "i.json").expect_err("must be refused");
+        assert_eq!(
+            e.to_string(),
+            "error[interface-field]: unknown field `layer_selfattn`\n  in i.json:5:3, layer_selfattn\n  nearest: layer_self_attn\n  help: a field of your own begins with `x-`\n\
+             error[interface-field]: unknown field `attn_q_prj`\n  in i.json:6:3, attn_q_prj\n  nearest: attn_q_proj\n  help: a field of your own begins with `x-`"
+        );
+        assert!(
+            Interface::parse(
+                &BARE.replace("\"adapter_methods\"", "\"x-mine\": 1, \"adapter_methods\""),
+                "i.json"
+            )
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn either_the_fused_projection_or_all_three() {
+        let both = BARE.replace(
+            "\"attn_o_proj\"",
+            "\"attn_qkv_proj\": \"qkv\", \"attn_o_proj\"",
+        );
+        assert_eq!(
+            findings(&both),
+            [
+                "interface-qkv | i.json:6:78, attn_qkv_proj | both `attn_qkv_proj` and q, k, v are given"
+            ]
+        );
+        let partial = both.replace("\"attn_q_proj\": \"q_proj\",", "");
+        assert!(
+            Interface::parse(&partial, "i.json").is_ok(),
+            "AdapterHub takes a partial set beside the fused one"
+        );
+        let none = BARE.replace("\"attn_q_proj\": \"q_proj\",", "");
+        assert_eq!(findings(&none).len(), 1);
+    }
+
+    #[test]
+    fn wrong_types_missing_fields_and_broken_json() {
+        assert_eq!(
+            findings(&BARE.replace("\"layers\"", "7")),
+            [
+                "interface-type | i.json:4:3, model_layers | `model_layers` is 7, expected a string, or a list with one for each stack"
+            ]
+        );
+        assert_eq!(findings(&BARE.replace("\"mlp.up_proj\"", "null")).len(), 1);
+        assert_eq!(
+            findings(&BARE.replace("\"lora\"", "\"lorra\"")),
+            ["interface-method | i.json:2:3, adapter_methods | unknown method `lorra`"]
+        );
+        assert_eq!(
+            findings("{\n \"a\": }"),
+            ["interface-json | i.json:2:7 | not JSON: expected value"]
+        );
+        assert_eq!(
+            findings(&BARE.replace("\"mlp.down_proj\"", "\"mlp..down\"")).len(),
+            1
+        );
+        assert!(
+            findings("{}")
+                .iter()
+                .all(|f| f.starts_with("interface-missing"))
+        );
+        assert_eq!(
+            findings(&BARE.replace(
+                "\"adapter_methods\"",
+                "\"model_layers\": \"x\", \"adapter_methods\""
+            ))
+            .len(),
+            1
+        );
+    }
+
+    #[test]
+    fn stacks_need_one_entry_each() {
+        let two = BARE.replace("\"layers\"", "[\"encoder.layers\", \"decoder.layers\"]");
+        let i = Interface::parse(&two, "i.json").unwrap();
+        assert_eq!(
+            (i.stacks(), i.fields.attn_q_proj.get(1)),
+            (2, Some("q_proj"))
+        );
+        assert!(!i.is_adapterhub());
+        let three = two.replace("\"o_proj\"", "[\"a\", \"b\", null]");
+        assert_eq!(
+            findings(&three),
+            [
+                "interface-stacks | i.json:6:78, attn_o_proj | `attn_o_proj` has 3 entries, `model_layers` has 2"
+            ]
+        );
+    }
+
+    #[test]
+    fn names_resolve_with_and_without_extension() {
+        assert_eq!(
+            Interface::resolve("qwen3.json").unwrap(),
+            Interface::resolve("qwen3").unwrap()
+        );
+        let e = Interface::resolve("qwen33").expect_err("unknown");
+        assert!(e.to_string().contains("nearest built-in: qwen3"), "{e}");
+    }
+}

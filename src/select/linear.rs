@@ -1,0 +1,371 @@
+//! Linears in all their forms, recognised once for a whole graph.
+
+use super::site::{Layout, WeightForm, WeightUse};
+use super::view::View;
+use crate::ir::{DType, NodeId, ValueId};
+
+/// One multiplication with a constant weight, with its bias and the reshapes around it.
+#[derive(Clone, Debug)]
+pub(super) struct Linear {
+    /// What enters, before a `Reshape` to rows.
+    pub(super) input: ValueId,
+    /// What leaves, behind bias and `Reshape` back.
+    pub(super) output: ValueId,
+    /// What the multiplication itself reads and makes (bias included), where reshapes stand around it.
+    pub(super) rows: (ValueId, ValueId),
+    pub(super) nodes: Vec<NodeId>,
+    pub(super) core: NodeId,
+    pub(super) weight: WeightUse,
+    /// A bias that a fused reader adds to the output.
+    pub(super) late_bias: Option<ValueId>,
+    pub(super) d_in: usize,
+    pub(super) d_out: usize,
+}
+
+/// All linears, and which one each node belongs to.
+#[derive(Debug)]
+pub(super) struct Linears {
+    pub(super) all: Vec<Linear>,
+    of_node: Vec<Option<u32>>,
+}
+
+impl Linears {
+    /// Finds all linears. `together` says whether two nodes may belong to one module.
+    pub(super) fn new(view: &View<'_>, together: &dyn Fn(NodeId, NodeId) -> bool) -> Self {
+        let mut out = Linears {
+            all: Vec::new(),
+            of_node: vec![None; view.graph.index_bound()],
+        };
+        for &n in &view.order {
+            let Some(mut linear) = core(view, n) else {
+                continue;
+            };
+            add_bias(view, &mut linear, together);
+            add_reshapes(view, &mut linear, together);
+            linear.nodes.sort_by_key(|n| view.place(*n));
+            for m in &linear.nodes {
+                out.of_node[m.index()] = Some(out.all.len() as u32);
+            }
+            out.all.push(linear);
+        }
+        out
+    }
+
+    /// The linear that a node belongs to.
+    pub(super) fn of(&self, n: NodeId) -> Option<usize> {
+        self.of_node
+            .get(n.index())
+            .copied()
+            .flatten()
+            .map(|i| i as usize)
+    }
+}
+
+struct Weight {
+    value: ValueId,
+    read: ValueId,
+    /// Axes of `read`.
+    transposed: bool,
+    form: WeightForm,
+    dims: Vec<u64>,
+}
+
+/// Follows the weight operand of a multiplication to where it is stored.
+fn stored(view: &View<'_>, read: ValueId) -> Option<Weight> {
+    let mut at = read;
+    let mut transposed = false;
+    let mut form = WeightForm::Float;
+    loop {
+        at = view.root(at);
+        if let Some(t) = view.tensor(at) {
+            let dims: Vec<u64> = t.dims.to_vec();
+            return Some(Weight {
+                value: at,
+                read,
+                transposed,
+                form,
+                dims,
+            });
+        }
+        let n = view.producer(at)?;
+        let inputs = view.inputs(n);
+        let slot = |i: usize| inputs.get(i).copied().flatten();
+        match view.op(n) {
+            "Transpose" => {
+                let perm = view.node(n).ints("perm");
+                if perm.is_some_and(|p| p != [1, 0]) {
+                    return None;
+                }
+                transposed = !transposed;
+            }
+            "Cast" => {}
+            "DequantizeLinear" if form == WeightForm::Float => {
+                form = WeightForm::Dequantized {
+                    scale: slot(1)?,
+                    zero_point: slot(2),
+                };
+            }
+            _ => return None,
+        }
+        at = slot(0)?;
+    }
+}
+
+fn size(n: u64) -> Option<usize> {
+    usize::try_from(n).ok()
+}
+
+/// The multiplication itself, with what makes it a linear: a constant weight of rank 2.
+fn core(view: &View<'_>, n: NodeId) -> Option<Linear> {
+    let inputs = view.inputs(n);
+    let slot = |i: usize| inputs.get(i).copied().flatten();
+    let node = view.node(n);
+    let output = view.graph.output(n, 0)?;
+    let made = |x: ValueId, w: Weight, flipped: bool, bias: Option<ValueId>| {
+        let [a, b] = <[u64; 2]>::try_from(w.dims).ok()?;
+        // `flipped`: the multiplication reads the operand as [out, in].
+        let out_in = w.transposed != flipped;
+        let (d_in, d_out) = if out_in { (b, a) } else { (a, b) };
+        Some(Linear {
+            input: x,
+            output,
+            rows: (x, output),
+            nodes: vec![n],
+            core: n,
+            weight: WeightUse {
+                value: w.value,
+                read: w.read,
+                layout: if out_in { Layout::OutIn } else { Layout::InOut },
+                bias,
+                form: w.form,
+            },
+            late_bias: None,
+            d_in: size(d_in)?,
+            d_out: size(d_out)?,
+        })
+    };
+    match view.op(n) {
+        "MatMul" => made(slot(0)?, stored(view, slot(1)?)?, false, None),
+        "FusedMatMul" => {
+            let plain = ["transA", "transBatchA", "transBatchB"]
+                .iter()
+                .all(|a| node.int(a, 0) == 0);
+            if !plain || node.float("alpha", 1.0).to_bits() != 1f32.to_bits() {
+                return None;
+            }
+            made(
+                slot(0)?,
+                stored(view, slot(1)?)?,
+                node.int("transB", 0) == 1,
+                None,
+            )
+        }
+        "Gemm" | "FusedGemm" => {
+            let unit = |a: &str| node.float(a, 1.0).to_bits() == 1f32.to_bits();
+            if node.int("transA", 0) != 0 || !unit("alpha") || (slot(2).is_some() && !unit("beta"))
+            {
+                return None;
+            }
+            if node.attr("activation").is_some() {
+                return None;
+            }
+            made(
+                slot(0)?,
+                stored(view, slot(1)?)?,
+                node.int("transB", 0) == 1,
+                slot(2),
+            )
+        }
+        "Conv" => conv(view, n),
+        "MatMulNBits" => {
+            let (k, wide) = (node.int("K", 0), node.int("N", 0));
+            let (bits, block_size) = (node.int("bits", 4), node.int("block_size", 0));
+            let form = WeightForm::NBits {
+                scales: slot(2)?,
+                zero_points: slot(3),
+                bits,
+                block_size,
+            };
+            let value = slot(1)?;
+            let dims = vec![u64::try_from(wide).ok()?, u64::try_from(k).ok()?];
+            made(
+                slot(0)?,
+                Weight {
+                    value,
+                    read: value,
+                    transposed: false,
+                    form,
+                    dims,
+                },
+                true,
+                slot(5),
+            )
+        }
+        "MatMulInteger" => integer(view, n),
+        _ => None,
+    }
+    .filter(|l| !view.is_constant(l.input))
+}
+
+/// A convolution whose kernel covers one point is a linear over channels.
+fn conv(view: &View<'_>, n: NodeId) -> Option<Linear> {
+    let inputs = view.inputs(n);
+    let slot = |i: usize| inputs.get(i).copied().flatten();
+    let node = view.node(n);
+    let w = stored(view, slot(1)?)?;
+    let one = |name: &str| node.ints(name).is_none_or(|v| v.iter().all(|&x| x == 1));
+    let unpadded = node.ints("pads").is_none_or(|v| v.iter().all(|&x| x == 0));
+    let [d_out, d_in, rest @ ..] = &w.dims[..] else {
+        return None;
+    };
+    if w.transposed
+        || node.int("group", 1) != 1
+        || !one("strides")
+        || !unpadded
+        || rest.iter().any(|&d| d != 1)
+    {
+        return None;
+    }
+    let (x, output) = (slot(0)?, view.graph.output(n, 0)?);
+    Some(Linear {
+        input: x,
+        output,
+        rows: (x, output),
+        nodes: vec![n],
+        core: n,
+        d_in: size(*d_in)?,
+        d_out: size(*d_out)?,
+        weight: WeightUse {
+            value: w.value,
+            read: w.read,
+            layout: Layout::OutIn,
+            bias: slot(2),
+            form: w.form,
+        },
+        late_bias: None,
+    })
+}
+
+/// `x → DynamicQuantizeLinear → MatMulInteger → Cast → Mul(scales)`.
+fn integer(view: &View<'_>, n: NodeId) -> Option<Linear> {
+    let inputs = view.inputs(n);
+    let slot = |i: usize| inputs.get(i).copied().flatten();
+    let quantize = view
+        .producer(slot(0)?)
+        .filter(|q| view.op(*q) == "DynamicQuantizeLinear")?;
+    let x = view.inputs(quantize).first().copied().flatten()?;
+    let value = slot(1)?;
+    let dims = view.tensor(value)?.dims.to_vec();
+    let [d_in, d_out] = <[u64; 2]>::try_from(dims).ok()?;
+    let only = |v: ValueId, op: &str| {
+        let readers = view.readers(v);
+        match readers[..] {
+            [r] if view.op(r) == op => Some((r, view.graph.output(r, 0)?)),
+            _ => None,
+        }
+    };
+    let (cast, float) = only(view.graph.output(n, 0)?, "Cast")?;
+    let (mul, output) = only(float, "Mul")?;
+    Some(Linear {
+        input: x,
+        output,
+        rows: (x, output),
+        nodes: vec![n, cast, mul],
+        core: n,
+        d_in: size(d_in)?,
+        d_out: size(d_out)?,
+        weight: WeightUse {
+            value,
+            read: value,
+            layout: Layout::InOut,
+            bias: None,
+            form: WeightForm::Integer {
+                zero_point: slot(3),
+            },
+        },
+        late_bias: None,
+    })
+}
+
+/// `Add` of a constant vector, on either side; or a fused reader that adds one.
+fn add_bias(view: &View<'_>, linear: &mut Linear, together: &dyn Fn(NodeId, NodeId) -> bool) {
+    if linear.weight.bias.is_some() || view.is_output(linear.output) {
+        return;
+    }
+    let readers = view.readers(linear.output);
+    let [reader] = readers[..] else { return };
+    let inputs = view.inputs(reader);
+    match view.op(reader) {
+        "Add" if together(linear.core, reader) => {
+            let other = inputs
+                .iter()
+                .flatten()
+                .copied()
+                .find(|v| *v != linear.output);
+            let Some(bias) = other.filter(|v| is_vector(view, *v, linear.d_out)) else {
+                return;
+            };
+            let Some(output) = view.graph.output(reader, 0) else {
+                return;
+            };
+            linear.weight.bias = Some(bias);
+            linear.nodes.push(reader);
+            linear.output = output;
+            linear.rows.1 = output;
+        }
+        "BiasGelu" | "FastGelu" => linear.late_bias = inputs.get(1).copied().flatten(),
+        "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => {
+            let slot = if view.op(reader) == "SkipLayerNormalization" {
+                4
+            } else {
+                3
+            };
+            // One of the two summands has the bias; it is this one when the other is no fresh product.
+            linear.late_bias = inputs.get(slot).copied().flatten();
+        }
+        _ => {}
+    }
+}
+
+fn is_vector(view: &View<'_>, v: ValueId, width: usize) -> bool {
+    let Some(t) = view.tensor(v) else {
+        return false;
+    };
+    let Some((last, rest)) = t.dims.split_last() else {
+        return false;
+    };
+    t.dtype != DType::Int64 && usize::try_from(*last) == Ok(width) && rest.iter().all(|&d| d == 1)
+}
+
+/// `Reshape` to rows in front and back behind, as GPT-2 has them.
+fn add_reshapes(view: &View<'_>, linear: &mut Linear, together: &dyn Fn(NodeId, NodeId) -> bool) {
+    if view.rank(linear.output).is_some_and(|r| r != 2) || view.op(linear.core) != "Gemm" {
+        return;
+    }
+    let Some(front) = view.producer(linear.input) else {
+        return;
+    };
+    if view.op(front) != "Reshape" || !together(linear.core, front) {
+        return;
+    }
+    let readers = if view.is_output(linear.output) {
+        Vec::new()
+    } else {
+        view.readers(linear.output)
+    };
+    let back = readers
+        .iter()
+        .copied()
+        .find(|r| view.op(*r) == "Reshape" && together(linear.core, *r))
+        .and_then(|r| Some((r, view.graph.output(r, 0)?)))
+        .filter(|(_, v)| readers.len() == 1 && view.last(*v).is_none_or(|d| d == linear.d_out));
+    let before = view.inputs(front).first().copied().flatten();
+    if let Some((node, output)) = back {
+        linear.nodes.push(node);
+        linear.output = output;
+        if let Some(x) = before.filter(|x| view.last(*x).is_none_or(|d| d == linear.d_in)) {
+            linear.nodes.push(front);
+            linear.input = x;
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Selection: from an interface to sites.
+//!
+//! A graph has no modules; an interface names modules. [`ModuleTree`] recovers them from what exporters leave behind, and
+//! [`Interface::select`] turns every field of the interface into values and nodes of the graph: a [`Selection`]. What a field means
+//! is AdapterHub's: a projection is tapped at its input, output and weight, `layer_pre_*` at the value that *enters* the module,
+//! `layer_ln_*` is a normalisation to apply again. Selection is linear in the size of the graph and changes nothing.
+
+mod boundary;
+mod builtin;
+mod check;
+mod choose;
+mod ends;
+mod explain;
+mod explicit;
+mod fused;
+mod infer;
+mod inspect;
+mod interface;
+mod linear;
+mod modules;
+mod norm;
+mod position;
+mod report;
+mod site;
+mod structure;
+mod unnamed;
+mod view;
+
+use crate::diag::{Diagnostic, Severity};
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+pub use explain::Explained;
+pub use infer::{Proposal, infer_interface};
+pub use inspect::{Inspection, LayerList, ModuleRow, PortRow};
+pub use interface::{Fields, GraphNames, Interface, InterfaceFile, PerStack, SCHEMA_VERSION};
+pub use modules::{Module, ModuleId, ModuleTree, ROOT, Witness, module_of};
+pub use site::{
+    AttentionSite, Decision, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite, QkvLayout,
+    Role, Selection, WeightForm, WeightUse,
+};
+
+impl Interface {
+    /// Finds every place that the interface names, in every layer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Interface`](crate::ErrorKind::Interface) with all findings: fields that match nothing, in all layers or in some,
+    /// with the layers and the nearest modules there.
+    pub fn select(&self, verified: &Verified) -> Result<Selection> {
+        let Examination {
+            selection,
+            findings,
+        } = self.examine(verified);
+        match selection {
+            Some(mut s) if findings.iter().all(|d| d.severity == Severity::Warning) => {
+                s.misses = findings;
+                Ok(s)
+            }
+            _ => Err(Error::many(ErrorKind::Interface, findings)),
+        }
+    }
+
+    /// What [`select`](Self::select) finds, whether or not all fields match: for `inspect` and `interface check`.
+    pub fn examine(&self, verified: &Verified) -> Examination {
+        let view = view::View::new(verified);
+        let mut tree = ModuleTree::of_view(&view);
+        let linears = linear::Linears::new(&view, &|a, b| together(&tree, a, b));
+        tree.adopt(&view, &linears.all);
+        let (selection, findings) = choose::Chooser::new(&view, &tree, &linears, self).run();
+        Examination {
+            selection,
+            findings,
+        }
+    }
+}
+
+/// A selection that may be incomplete, with all findings.
+#[derive(Clone, Debug)]
+pub struct Examination {
+    /// What was found; `None` without any layer.
+    pub selection: Option<Selection>,
+    /// What was not.
+    pub findings: Vec<Diagnostic>,
+}
+
+/// Fused operators that swallow places which interfaces name: a norm with the residual addition in front, an attention with its
+/// projections, an activation with the bias of the projection.
+const HIDING: [(&str, &str); 6] = [
+    ("com.microsoft", "Attention"),
+    ("com.microsoft", "BiasGelu"),
+    ("com.microsoft", "EmbedLayerNormalization"),
+    ("com.microsoft", "FastGelu"),
+    ("com.microsoft", "SkipLayerNormalization"),
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"),
+];
+
+/// The operators of a model that swallow places which interfaces name. Expanding them into their definitions (a pass
+/// does that) before selecting makes these places values of the graph.
+pub fn hiding_operators(model: &crate::ir::Model) -> Vec<crate::ir::OpId> {
+    let mut found: Vec<crate::ir::OpId> = model
+        .graph
+        .nodes()
+        .map(|n| &model.graph.node(n).op)
+        .filter(|op| HIDING.contains(&(&*op.domain, &*op.op_type)))
+        .cloned()
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Whether two nodes may belong to one module: they do, or it is not known of one of them.
+fn together(tree: &ModuleTree, a: crate::ir::NodeId, b: crate::ir::NodeId) -> bool {
+    let sure = |n| {
+        tree.of(n)
+            .filter(|(_, w)| *w < Witness::Neighbours)
+            .map(|m| m.0)
+    };
+    match (sure(a), sure(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,585 @@
+//! The module tree: which module each node belongs to, as far as the exporter left witnesses of it.
+//!
+//! Witnesses, in order of trust: dynamo's metadata (`pkg.torch.onnx.name_scopes`, `namespace`), scoped node names as TorchScript,
+//! optimum and the genai builder write them, scoped names of outputs (fused and quantized nodes keep them), and the neighbours: a
+//! node without any witness belongs to the innermost module that holds what it reads and what reads it. Initializer names are no
+//! witness of identity, because exporters merge equal ones.
+
+use super::linear::Linear;
+use super::norm::Norms;
+use super::view::View;
+use crate::infer::Verified;
+use crate::ir::{Graph, Node, NodeId, ValueId};
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::BTreeMap;
+
+/// Names one module of a [`ModuleTree`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModuleId(u32);
+
+impl ModuleId {
+    /// Its place in [`ModuleTree::ids`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The model itself.
+pub const ROOT: ModuleId = ModuleId(0);
+
+/// How it is known which module a node belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Witness {
+    /// Metadata that the exporter wrote.
+    Metadata,
+    /// The node's name.
+    NodeName,
+    /// The name of one of its outputs.
+    ValueName,
+    /// What it reads and what reads it.
+    Neighbours,
+    /// The shape of the graph around it.
+    Structure,
+    /// The interface names it outright.
+    Explicit,
+}
+
+impl std::fmt::Display for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Witness::Metadata => "exporter metadata",
+            Witness::NodeName => "node names",
+            Witness::ValueName => "value names",
+            Witness::Neighbours => "neighbours",
+            Witness::Structure => "structure",
+            Witness::Explicit => "the interface's `graph`",
+        })
+    }
+}
+
+/// One module.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// Dotted path from the exported model: `model.layers.0.mlp`.
+    pub path: Box<str>,
+    /// The module it is part of.
+    pub parent: ModuleId,
+    /// Its parts, by name.
+    pub children: BTreeMap<Box<str>, ModuleId>,
+    /// Nodes that belong to it and to none of its parts, in execution order.
+    pub nodes: Vec<NodeId>,
+    /// The class that the exporter recorded.
+    pub class: Option<Box<str>>,
+    depth: u32,
+}
+
+/// Modules and their nodes.
+#[derive(Clone, Debug)]
+pub struct ModuleTree {
+    modules: Vec<Module>,
+    of_node: Vec<Option<(ModuleId, Witness)>>,
+}
+
+impl ModuleTree {
+    /// The modules of a model's main graph.
+    pub fn new(verified: &Verified) -> Self {
+        ModuleTree::of_view(&View::new(verified))
+    }
+
+    pub(super) fn of_view(view: &View<'_>) -> Self {
+        let mut tree = ModuleTree {
+            modules: vec![Module {
+                path: "".into(),
+                parent: ROOT,
+                children: BTreeMap::new(),
+                nodes: Vec::new(),
+                class: None,
+                depth: 0,
+            }],
+            of_node: vec![None; view.graph.index_bound()],
+        };
+        let raw = tree.metadata(view);
+        tree.names(view, &raw);
+        tree.residuals(view, &Norms::new(view));
+        tree.neighbours(view);
+        tree.list_nodes(view);
+        tree
+    }
+
+    /// The module.
+    pub fn module(&self, id: ModuleId) -> &Module {
+        &self.modules[id.0 as usize]
+    }
+
+    /// All modules; a module comes after the one it is part of.
+    pub fn ids(&self) -> impl Iterator<Item = ModuleId> {
+        (0..self.modules.len() as u32).map(ModuleId)
+    }
+
+    /// The innermost module that a node belongs to, and how that is known.
+    pub fn of(&self, n: NodeId) -> Option<(ModuleId, Witness)> {
+        self.of_node.get(n.index()).copied().flatten()
+    }
+
+    /// Whether a module is another one or part of it.
+    pub fn is_within(&self, mut id: ModuleId, outer: ModuleId) -> bool {
+        while self.module(id).depth > self.module(outer).depth {
+            id = self.module(id).parent;
+        }
+        id == outer
+    }
+
+    /// The part that a dotted path leads to.
+    pub fn descend(&self, from: ModuleId, path: &str) -> Option<ModuleId> {
+        if path.is_empty() {
+            return Some(from);
+        }
+        path.split('.')
+            .try_fold(from, |m, part| self.module(m).children.get(part).copied())
+    }
+
+    /// A module and all its parts, in the order of their paths.
+    pub fn subtree(&self, id: ModuleId) -> Vec<ModuleId> {
+        let mut out = vec![id];
+        let mut at = 0;
+        while let Some(&m) = out.get(at) {
+            out.extend(self.module(m).children.values().copied());
+            at += 1;
+        }
+        out
+    }
+
+    /// The innermost module that two modules are part of.
+    pub fn shared(&self, a: ModuleId, b: ModuleId) -> ModuleId {
+        self.common(&[a, b]).unwrap_or(ROOT)
+    }
+
+    /// The path of a module, relative to one that it is part of; `None` if it is not.
+    pub fn relative(&self, id: ModuleId, outer: ModuleId) -> Option<&str> {
+        let (path, base) = (&self.module(id).path, &self.module(outer).path);
+        if base.is_empty() {
+            return Some(path);
+        }
+        let rest = path.strip_prefix(&**base)?;
+        if rest.is_empty() {
+            Some(rest)
+        } else {
+            rest.strip_prefix('.')
+        }
+    }
+
+    /// All nodes of a module and its parts, in execution order.
+    pub(super) fn nodes_within(&self, view: &View<'_>, id: ModuleId) -> Vec<NodeId> {
+        let mut out: Vec<NodeId> = self
+            .subtree(id)
+            .into_iter()
+            .flat_map(|m| self.module(m).nodes.iter().copied())
+            .collect();
+        out.sort_by_key(|n| view.place(*n));
+        out
+    }
+
+    fn intern(&mut self, path: &str) -> ModuleId {
+        let mut at = ROOT;
+        for part in path.split('.').filter(|p| !p.is_empty()) {
+            at = self.child(at, part);
+        }
+        at
+    }
+
+    fn child(&mut self, of: ModuleId, name: &str) -> ModuleId {
+        if let Some(&id) = self.module(of).children.get(name) {
+            return id;
+        }
+        let id = ModuleId(self.modules.len() as u32);
+        let parent = &mut self.modules[of.0 as usize];
+        parent.children.insert(name.into(), id);
+        let path = if parent.path.is_empty() {
+            name.into()
+        } else {
+            format!("{}.{name}", parent.path).into()
+        };
+        let depth = parent.depth + 1;
+        self.modules.push(Module {
+            path,
+            parent: of,
+            children: BTreeMap::new(),
+            nodes: Vec::new(),
+            class: None,
+            depth,
+        });
+        id
+    }
+
+    /// Reads metadata; returns the nodes without, with the scope that their names give.
+    fn metadata(&mut self, view: &View<'_>) -> Vec<(NodeId, Vec<String>, Witness)> {
+        let mut rest = Vec::new();
+        for &n in &view.order {
+            let node = view.node(n);
+            if let Some((path, classes)) = metadata_scope(node) {
+                let id = self.intern(&path);
+                self.of_node[n.index()] = Some((id, Witness::Metadata));
+                if let Some(class) = classes
+                    && self.module(id).class.is_none()
+                {
+                    self.modules[id.0 as usize].class = Some(class.into());
+                }
+            } else if let Some(parts) = name_scope(&node.name) {
+                rest.push((n, parts, Witness::NodeName));
+            } else {
+                let outputs = view.graph.node_outputs(n);
+                let scope = outputs
+                    .iter()
+                    .flatten()
+                    .find_map(|v| name_scope(view.graph.name_of(*v)));
+                if let Some(parts) = scope {
+                    rest.push((n, parts, Witness::ValueName));
+                }
+            }
+        }
+        rest
+    }
+
+    /// Places nodes by scoped names. A part `x_1` is a further call of `x` when `x` exists beside it and no parameter says that
+    /// `x_1` is a module of its own.
+    fn names(&mut self, view: &View<'_>, raw: &[(NodeId, Vec<String>, Witness)]) {
+        let mut seen: FxHashSet<String> = FxHashSet::default();
+        for (_, parts, _) in raw {
+            let mut path = String::new();
+            for part in parts {
+                path.push('/');
+                path.push_str(part);
+                if !seen.contains(&path) {
+                    seen.insert(path.clone());
+                }
+            }
+        }
+        let mut own: FxHashSet<&str> = FxHashSet::default();
+        for &v in view.graph.initializers() {
+            let name = view.graph.name_of(v);
+            own.extend(name.match_indices('.').map(|(at, _)| &name[..at]));
+        }
+        let mut cache: FxHashMap<String, ModuleId> = FxHashMap::default();
+        for (n, parts, witness) in raw {
+            let key = parts.join("/");
+            let id = if let Some(id) = cache.get(&key) {
+                *id
+            } else {
+                let id = self.place_scope(parts, &seen, &own);
+                cache.insert(key, id);
+                id
+            };
+            self.of_node[n.index()] = Some((id, *witness));
+        }
+    }
+
+    fn place_scope(
+        &mut self,
+        parts: &[String],
+        seen: &FxHashSet<String>,
+        own: &FxHashSet<&str>,
+    ) -> ModuleId {
+        let (mut written, mut at) = (String::new(), ROOT);
+        for part in parts {
+            let repeated = part.rsplit_once('_').filter(|(base, n)| {
+                !base.is_empty()
+                    && !n.is_empty()
+                    && n.bytes().all(|b| b.is_ascii_digit())
+                    && seen.contains(&format!("{written}/{base}"))
+                    && !own.contains(join(&self.module(at).path, part).as_str())
+            });
+            let name = repeated.map_or(part.as_str(), |(base, _)| base);
+            written.push('/');
+            written.push_str(part);
+            for piece in name.split('.') {
+                at = self.child(at, piece);
+            }
+        }
+        at
+    }
+
+    /// A residual addition that an exporter fused with the norm behind it carries the norm's name. It belongs to the module that the
+    /// sublayer and the norm share, or, where the norm is another layer's, to the sublayer's own layer.
+    fn residuals(&mut self, view: &View<'_>, norms: &Norms) {
+        for norm in &norms.all {
+            let Some(add) = norm
+                .input
+                .and_then(|v| view.producer(v))
+                .filter(|n| view.op(*n) == "Add")
+            else {
+                continue;
+            };
+            let Some((own, witness)) = norm.nodes.first().and_then(|n| self.of(*n)) else {
+                continue;
+            };
+            let outside = |v: &ValueId| {
+                let made = view.producer(*v).and_then(|p| self.of(p));
+                view.is_flow(*v) && made.is_none_or(|(m, _)| !self.is_within(m, own))
+            };
+            let operands: Vec<ValueId> = view
+                .inputs(add)
+                .into_iter()
+                .flatten()
+                .filter(outside)
+                .collect();
+            if operands.len() != 2 || self.of(add).map(|m| m.0) != Some(own) {
+                continue;
+            }
+            let branch = operands
+                .into_iter()
+                .max_by_key(|v| view.defined(*v))
+                .and_then(|v| view.producer(v));
+            let Some((branch, _)) = branch.and_then(|p| self.of(p)) else {
+                continue;
+            };
+            let parent = self.module(own).parent;
+            let home = if self.is_within(branch, parent) {
+                Some(parent)
+            } else {
+                self.list_entry(branch)
+            };
+            if let Some(home) = home {
+                self.of_node[add.index()] = Some((home, witness));
+            }
+        }
+    }
+
+    /// The innermost entry of a list that a module is part of.
+    pub(super) fn list_entry(&self, mut id: ModuleId) -> Option<ModuleId> {
+        while id != ROOT {
+            let m = self.module(id);
+            let name = m.path.rsplit('.').next().unwrap_or_default();
+            if name.bytes().all(|b| b.is_ascii_digit()) {
+                return Some(id);
+            }
+            id = m.parent;
+        }
+        None
+    }
+
+    /// Takes the nodes of a linear that a quantizer replaced without names into the module that its remaining nodes name.
+    pub(super) fn adopt(&mut self, view: &View<'_>, linears: &[Linear]) {
+        let mut moved = false;
+        for linear in linears {
+            let named = linear
+                .nodes
+                .iter()
+                .find_map(|n| self.of(*n).filter(|(_, w)| *w < Witness::Neighbours));
+            let Some((module, _)) = named else { continue };
+            for n in &linear.nodes {
+                let slot = &mut self.of_node[n.index()];
+                if slot.is_none_or(|(m, w)| w >= Witness::Neighbours && m != module) {
+                    *slot = Some((module, Witness::Neighbours));
+                    moved = true;
+                }
+            }
+        }
+        if moved {
+            self.list_nodes(view);
+        }
+    }
+
+    fn list_nodes(&mut self, view: &View<'_>) {
+        for m in &mut self.modules {
+            m.nodes.clear();
+        }
+        for &n in &view.order {
+            if let Some((m, _)) = self.of_node[n.index()] {
+                self.modules[m.0 as usize].nodes.push(n);
+            }
+        }
+    }
+
+    /// Nodes without a witness: the innermost common module of what they read and what reads them.
+    fn neighbours(&mut self, view: &View<'_>) {
+        if self.modules.len() == 1 {
+            return;
+        }
+        let missing: Vec<NodeId> = view
+            .order
+            .iter()
+            .copied()
+            .filter(|n| self.of_node[n.index()].is_none())
+            .collect();
+        let mut above: FxHashMap<NodeId, ModuleId> = FxHashMap::default();
+        for &n in &missing {
+            let sources = view
+                .inputs(n)
+                .into_iter()
+                .flatten()
+                .filter(|v| view.carries(*v));
+            let around: Vec<ModuleId> = sources
+                .filter_map(|v| view.producer(v))
+                .filter_map(|p| above.get(&p).copied().or_else(|| self.of(p).map(|m| m.0)))
+                .collect();
+            if let Some(m) = self.common(&around) {
+                above.insert(n, m);
+            }
+        }
+        let mut below: FxHashMap<NodeId, ModuleId> = FxHashMap::default();
+        for &n in missing.iter().rev() {
+            let outputs = view.graph.node_outputs(n).into_iter().flatten();
+            let around: Vec<ModuleId> = outputs
+                .flat_map(|v| view.readers(v))
+                .filter_map(|r| below.get(&r).copied().or_else(|| self.of(r).map(|m| m.0)))
+                .collect();
+            if let Some(m) = self.common(&around) {
+                below.insert(n, m);
+            }
+        }
+        for n in missing {
+            let around: Vec<ModuleId> = [above.get(&n), below.get(&n)]
+                .into_iter()
+                .flatten()
+                .copied()
+                .collect();
+            if let Some(m) = self.common(&around)
+                && around.len() == 2
+            {
+                self.of_node[n.index()] = Some((m, Witness::Neighbours));
+            }
+        }
+    }
+
+    fn common(&self, ids: &[ModuleId]) -> Option<ModuleId> {
+        ids.iter().copied().reduce(|mut a, mut b| {
+            while a != b {
+                if self.module(a).depth >= self.module(b).depth {
+                    a = self.module(a).parent;
+                } else {
+                    b = self.module(b).parent;
+                }
+            }
+            a
+        })
+    }
+}
+
+pub(super) fn join(a: &str, b: &str) -> String {
+    match (a.is_empty(), b.is_empty()) {
+        (true, _) => b.to_owned(),
+        (_, true) => a.to_owned(),
+        _ => format!("{a}.{b}"),
+    }
+}
+
+/// What torch.export writes instead of a module for nodes that it made for symbolic sizes.
+const NO_MODULE: &str = "_empty_nn_module_stack_from_metadata_hook";
+
+/// The module of a node as the exporter wrote it, in metadata or in the node's name; empty where neither says.
+///
+/// This looks at one node alone; [`ModuleTree`] uses all witnesses.
+pub fn module_of(graph: &Graph, node: NodeId) -> String {
+    let node = graph.node(node);
+    if let Some((path, _)) = metadata_scope(node) {
+        return path;
+    }
+    name_scope(&node.name)
+        .map(|p| p.join("."))
+        .unwrap_or_default()
+}
+
+/// Module path and class from dynamo's metadata: the entry before the last one, which is the fx node itself.
+fn metadata_scope(node: &Node) -> Option<(String, Option<String>)> {
+    if let Some(scopes) = node.metadata.get("pkg.torch.onnx.name_scopes") {
+        let scopes = python_list(scopes)?;
+        let at = scopes.len().checked_sub(2)?;
+        let path = scopes.get(at)?;
+        if path == NO_MODULE {
+            return None;
+        }
+        let class = node
+            .metadata
+            .get("pkg.torch.onnx.class_hierarchy")
+            .and_then(|c| python_list(c))
+            .and_then(|c| c.get(at).cloned());
+        return Some((path.clone(), class));
+    }
+    let namespace = node.metadata.get("namespace")?;
+    let entries: Vec<&str> = namespace.split('/').collect();
+    let (path, class) = entries
+        .get(entries.len().checked_sub(2)?)?
+        .split_once(':')?;
+    if path.trim() == NO_MODULE {
+        return None;
+    }
+    Some((path.trim().to_owned(), Some(class.trim().to_owned())))
+}
+
+/// The strings of a Python list of strings, as `repr` writes it.
+fn python_list(text: &str) -> Option<Vec<String>> {
+    let mut rest = text.trim().strip_prefix('[')?.strip_suffix(']')?.trim();
+    let mut out = Vec::new();
+    while let Some(quote) = rest.chars().next() {
+        if quote != '\'' && quote != '"' {
+            return None;
+        }
+        let mut item = String::new();
+        let mut chars = rest.char_indices().skip(1);
+        let end = loop {
+            match chars.next()? {
+                (_, '\\') => item.push(chars.next()?.1),
+                (at, c) if c == quote => break at + 1,
+                (_, c) => item.push(c),
+            }
+        };
+        out.push(item);
+        rest = rest.get(end..)?.trim_start();
+        rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
+    }
+    Some(out)
+}
+
+/// The scope in a name such as `/model/layers.0/self_attn/q_proj/MatMul`: all parts but the last. ONNX Runtime's fusions append
+/// `/…Fusion/` to the name of the node they replace.
+fn name_scope(name: &str) -> Option<Vec<String>> {
+    let name = name.strip_prefix('/')?;
+    let name = match name.strip_suffix('/') {
+        Some(fused) => fused.rsplit_once('/').map_or("", |(own, _)| own),
+        None => name,
+    };
+    let (scope, _) = name.rsplit_once('/').unwrap_or(("", name));
+    Some(
+        scope
+            .split('/')
+            .filter(|p| !p.is_empty())
+            .map(str::to_owned)
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn python_lists_of_strings() {
+        assert_eq!(
+            python_list("['', 'model', \"it's\", 'a\\'b']"),
+            Some(vec![
+                String::new(),
+                "model".into(),
+                "it's".into(),
+                "a'b".into()
+            ])
+        );
+        assert_eq!(python_list("[]"), Some(vec![]));
+        assert_eq!(python_list("['a"), None);
+        assert_eq!(python_list("[1]"), None);
+    }
+
+    #[test]
+    fn scopes_of_names() {
+        let scope = |s: &str| name_scope(s).map(|p| p.join("/"));
+        assert_eq!(
+            scope("/model/layers.0/q_proj/MatMul").as_deref(),
+            Some("model/layers.0/q_proj")
+        );
+        assert_eq!(
+            scope("/model/layers.0/norm/Mul_1/SimplifiedLayerNormFusion/").as_deref(),
+            Some("model/layers.0/norm")
+        );
+        assert_eq!(scope("/Gather").as_deref(), Some(""));
+        assert_eq!(scope("node_linear"), None);
+    }
+}

@@ -1,0 +1,228 @@
+//! Normalisations, recognised by what they compute: fused operators, and the arithmetic that exporters write for them.
+
+use super::site::NormKind;
+use super::view::View;
+use crate::ir::{NodeId, ValueId};
+use rustc_hash::FxHashMap;
+
+/// One normalisation.
+#[derive(Clone, Debug)]
+pub(super) struct Norm {
+    /// What it normalises; `None` where a fused operator makes the sum itself and does not hand it out.
+    pub(super) input: Option<ValueId>,
+    pub(super) output: ValueId,
+    /// The summands of a fused residual.
+    pub(super) skip: Option<[ValueId; 2]>,
+    pub(super) nodes: Vec<NodeId>,
+    pub(super) kind: NormKind,
+}
+
+/// All normalisations of a graph, by what they read and make.
+#[derive(Debug, Default)]
+pub(super) struct Norms {
+    pub(super) all: Vec<Norm>,
+    by_input: FxHashMap<ValueId, Vec<usize>>,
+    by_output: FxHashMap<ValueId, usize>,
+    by_skip: FxHashMap<ValueId, usize>,
+}
+
+impl Norms {
+    pub(super) fn new(view: &View<'_>) -> Self {
+        let mut out = Norms::default();
+        for &n in &view.order {
+            if let Some(norm) = fused(view, n).or_else(|| spelled(view, n)) {
+                out.add(view, norm);
+            }
+        }
+        out
+    }
+
+    fn add(&mut self, view: &View<'_>, norm: Norm) {
+        let at = self.all.len();
+        if let Some(v) = norm.input {
+            self.by_input.entry(view.root(v)).or_default().push(at);
+        }
+        for v in norm.skip.into_iter().flatten() {
+            self.by_skip.insert(v, at);
+        }
+        self.by_output.insert(view.root(norm.output), at);
+        self.all.push(norm);
+    }
+
+    /// The normalisation that makes a value.
+    pub(super) fn making(&self, view: &View<'_>, v: ValueId) -> Option<&Norm> {
+        self.by_output.get(&view.root(v)).map(|i| &self.all[*i])
+    }
+
+    /// The normalisations of a value.
+    pub(super) fn of(&self, view: &View<'_>, v: ValueId) -> impl Iterator<Item = &Norm> {
+        let found = self
+            .by_input
+            .get(&view.root(v))
+            .map_or(&[][..], Vec::as_slice);
+        found.iter().map(|i| &self.all[*i])
+    }
+
+    /// The fused residual that a value is a summand of.
+    pub(super) fn adding(&self, v: ValueId) -> Option<&Norm> {
+        self.by_skip.get(&v).map(|i| &self.all[*i])
+    }
+}
+
+fn fused(view: &View<'_>, n: NodeId) -> Option<Norm> {
+    let inputs = view.inputs(n);
+    let slot = |i: usize| inputs.get(i).copied().flatten();
+    let output = view.graph.output(n, 0)?;
+    let (kind, skip) = match view.op(n) {
+        "LayerNormalization" => (NormKind::LayerNorm, false),
+        "RMSNormalization" | "SimplifiedLayerNormalization" => (NormKind::RmsNorm, false),
+        "SkipLayerNormalization" => (NormKind::LayerNorm, true),
+        "SkipSimplifiedLayerNormalization" => (NormKind::RmsNorm, true),
+        _ => return None,
+    };
+    if !view.is_flow(slot(0)?) {
+        return None;
+    }
+    let (input, skip) = if skip {
+        (view.graph.output(n, 3), Some([slot(0)?, slot(1)?]))
+    } else {
+        (slot(0), None)
+    };
+    Some(Norm {
+        input,
+        output,
+        skip,
+        nodes: vec![n],
+        kind,
+    })
+}
+
+/// `x / sqrt(mean(x²) + ε) · w`, or with `x - mean(x)` for x and a bias; found by its square root.
+fn spelled(view: &View<'_>, sqrt: NodeId) -> Option<Norm> {
+    let first = |n: NodeId| view.inputs(n).first().copied().flatten();
+    let made_by = |v: ValueId, ops: &[&str]| {
+        view.producer(view.root(v))
+            .filter(|p| ops.contains(&view.op(*p)))
+    };
+    if view.op(sqrt) != "Sqrt" || !view.is_flow(first(sqrt)?) {
+        return None;
+    }
+    let add = made_by(first(sqrt)?, &["Add"])?;
+    let mean = view
+        .inputs(add)
+        .into_iter()
+        .flatten()
+        .find_map(|v| made_by(v, &["ReduceMean"]))?;
+    let square = made_by(first(mean)?, &["Pow", "Mul"])?;
+    let squared = first(square)?;
+    let (centred, kind) = match made_by(squared, &["Sub"]) {
+        Some(sub) => (view.root(first(sub)?), NormKind::LayerNorm),
+        None => (view.root(squared), NormKind::RmsNorm),
+    };
+    // Half precision is widened inside the norm.
+    let input = match made_by(centred, &["Cast"]) {
+        Some(cast) if first(cast).is_some_and(|v| view.is_flow(v)) => view.root(first(cast)?),
+        _ => centred,
+    };
+    let output = scaled(view, view.graph.output(sqrt, 0)?)?;
+    let mut nodes = Vec::new();
+    let mut open = vec![output];
+    while let Some(v) = open.pop() {
+        let Some(n) = view
+            .producer(v)
+            .filter(|_| v != input && !view.is_constant(v))
+        else {
+            continue;
+        };
+        if !nodes.contains(&n) {
+            nodes.push(n);
+            open.extend(view.inputs(n).into_iter().flatten());
+        }
+        if nodes.len() > 24 {
+            return None;
+        }
+    }
+    nodes.sort_by_key(|n| view.place(*n));
+    Some(Norm {
+        input: Some(input),
+        output,
+        skip: None,
+        nodes,
+        kind,
+    })
+}
+
+/// From the root mean square on: the division, a cast back, weight and bias.
+fn scaled(view: &View<'_>, root: ValueId) -> Option<ValueId> {
+    let only = |v: ValueId| match view.readers(v)[..] {
+        [r] if !view.is_output(v) => Some((r, view.graph.output(r, 0)?)),
+        _ => None,
+    };
+    let (mut node, mut at) = only(root)?;
+    let inverts = view.op(node) == "Reciprocal"
+        || (view.op(node) == "Div"
+            && view
+                .inputs(node)
+                .first()
+                .copied()
+                .flatten()
+                .is_some_and(|v| view.is_constant(v)));
+    if inverts {
+        (node, at) = only(at)?;
+    }
+    if !matches!(view.op(node), "Div" | "Mul") {
+        return None;
+    }
+    for step in ["Cast", "Mul", "Add"] {
+        let Some((next, made)) = only(at) else { break };
+        let inputs = view.inputs(next);
+        let constant = inputs
+            .iter()
+            .flatten()
+            .any(|v| *v != at && view.tensor(*v).is_some_and(|t| t.count() != Some(1)));
+        if view.op(next) == step && (step == "Cast" || constant) {
+            at = made;
+        }
+    }
+    Some(at)
+}
+
+/// The nodes between input and output of a normalisation, constants apart.
+pub(super) fn norm_nodes(
+    view: &View<'_>,
+    nodes: &[NodeId],
+    input: ValueId,
+    output: ValueId,
+) -> Option<(Vec<NodeId>, NormKind)> {
+    let mut wanted = vec![output];
+    let mut kept: Vec<NodeId> = Vec::new();
+    for &n in nodes.iter().rev() {
+        let made: Vec<ValueId> = view.graph.node_outputs(n).into_iter().flatten().collect();
+        if made.iter().any(|v| wanted.contains(v)) && !made.iter().all(|v| view.is_constant(*v)) {
+            kept.push(n);
+            wanted.extend(view.inputs(n).into_iter().flatten().filter(|v| *v != input));
+        }
+    }
+    kept.reverse();
+    let has = |op: &str| kept.iter().any(|n| view.op(*n) == op);
+    let rms = has("RMSNormalization") || has("SimplifiedLayerNormalization");
+    let plain = has("LayerNormalization") || (has("Sub") && has("ReduceMean"));
+    let kind = match (rms, plain) {
+        (true, _) => NormKind::RmsNorm,
+        (_, true) => NormKind::LayerNorm,
+        _ if has("ReduceMean") || has("ReduceSum") || has("ReduceL2") => NormKind::RmsNorm,
+        _ => return None,
+    };
+    // Everything else that these nodes read must be a constant, or the norm could not be applied elsewhere.
+    let made: Vec<ValueId> = kept
+        .iter()
+        .flat_map(|n| view.graph.node_outputs(*n))
+        .flatten()
+        .collect();
+    let foreign = kept
+        .iter()
+        .flat_map(|n| view.inputs(*n))
+        .flatten()
+        .any(|v| v != input && !view.is_constant(v) && !made.contains(&v));
+    (!foreign).then_some((kept, kind))
+}

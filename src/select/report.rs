@@ -1,0 +1,188 @@
+//! Findings: what matched nothing, where, and what stands nearest.
+
+use super::choose::{Chooser, Spot};
+use super::modules::{ModuleId, Witness};
+use super::site::Decision;
+use crate::diag::{Diagnostic, nearest};
+use crate::ir::ValueId;
+
+/// A field that matched nothing in some layers.
+#[derive(Debug, Default)]
+pub(super) struct Miss {
+    layers: Vec<usize>,
+    why: String,
+    near: Vec<String>,
+}
+
+impl Miss {
+    /// Forgets a layer in which another witness found the field.
+    pub(super) fn found(&mut self, layer: usize) {
+        self.layers.retain(|l| *l != layer);
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.layers.is_empty()
+    }
+}
+
+impl Chooser<'_> {
+    pub(super) fn decide(
+        &mut self,
+        spot: &Spot,
+        field: &'static str,
+        module: ModuleId,
+        value: ValueId,
+    ) {
+        let witness = self
+            .view
+            .producer(value)
+            .and_then(|n| self.tree.of(n))
+            .filter(|(m, _)| self.tree.is_within(*m, module))
+            .map(|m| m.1)
+            .or_else(|| {
+                self.tree
+                    .module(module)
+                    .nodes
+                    .first()
+                    .and_then(|n| self.tree.of(*n))
+                    .map(|m| m.1)
+            });
+        self.decisions.push(Decision {
+            layer: Some(spot.index),
+            field,
+            path: self.full_path(module),
+            value,
+            witness: witness.unwrap_or(Witness::Neighbours),
+        });
+    }
+
+    pub(super) fn miss(
+        &mut self,
+        spot: &Spot,
+        field: &'static str,
+        path: String,
+        why: &str,
+        near: Option<ModuleId>,
+    ) {
+        let mut names: Vec<String> = Vec::new();
+        if let Some(of) = near {
+            let base = self.tree.module(spot.module).path.len() + 1;
+            let all: Vec<String> = self
+                .tree
+                .subtree(of)
+                .into_iter()
+                .filter(|m| *m != spot.module && *m != of)
+                .map(|m| {
+                    self.tree
+                        .module(m)
+                        .path
+                        .get(base..)
+                        .unwrap_or_default()
+                        .to_owned()
+                })
+                .collect();
+            names = closest(&path, &all);
+        }
+        let miss = self.misses.entry((spot.stack, field, path)).or_default();
+        if miss.layers.last() != Some(&spot.index) {
+            miss.layers.push(spot.index);
+        }
+        if miss.near.is_empty() {
+            miss.near = names;
+            why.clone_into(&mut miss.why);
+        }
+    }
+
+    pub(super) fn missing(
+        &mut self,
+        stack: usize,
+        layer: usize,
+        field: &'static str,
+        path: &str,
+        why: &str,
+    ) {
+        let miss = self
+            .misses
+            .entry((stack, field, path.to_owned()))
+            .or_default();
+        if miss.layers.last() != Some(&layer) && !miss.layers.contains(&layer) {
+            miss.layers.push(layer);
+        }
+        if miss.why.is_empty() && miss.near.is_empty() {
+            why.clone_into(&mut miss.why);
+        }
+    }
+
+    pub(super) fn findings(&mut self, totals: &[usize]) -> Vec<Diagnostic> {
+        let source = &self.interface.source;
+        std::mem::take(&mut self.misses)
+            .into_iter()
+            .map(|((stack, field, path), miss)| {
+                let total = totals.get(stack).copied().unwrap_or(0);
+                let layers: Vec<String> = miss.layers.iter().map(ToString::to_string).collect();
+                let mut d = Diagnostic::error(
+                    "select-no-match",
+                    format!(
+                        "`{field}` = \"{path}\" matched nothing in {} of {total} layers",
+                        layers.len()
+                    ),
+                )
+                .at(format!("{source}, interface.{field}"))
+                .note(format!("layers without a match: {}", layers.join(", ")));
+                if !miss.why.is_empty() {
+                    d = d.note(miss.why.clone());
+                }
+                if !miss.near.is_empty() {
+                    d = d.note(format!("nearest there: {}", miss.near.join(", ")));
+                }
+                let fused = miss
+                    .near
+                    .iter()
+                    .any(|n| n.to_lowercase().contains("qkv") || n.contains("c_attn"));
+                if fused && matches!(field, "attn_q_proj" | "attn_k_proj" | "attn_v_proj") {
+                    d = d.help("if q, k and v share one weight, set `attn_qkv_proj` instead");
+                } else {
+                    d = d.help("`rewrite inspect` shows the modules of each layer");
+                }
+                d
+            })
+            .collect()
+    }
+}
+
+pub(super) fn shown<S: AsRef<str>>(items: &[S]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for i in items {
+        if !names.contains(&i.as_ref()) {
+            names.push(i.as_ref());
+        }
+    }
+    match names.len() {
+        0 => "nothing".to_owned(),
+        n if n <= 6 => names.join(", "),
+        n => format!("{}, … ({n} in all)", names[..6].join(", ")),
+    }
+}
+
+/// Up to three of the paths that are nearest to a path that was not found.
+fn closest(path: &str, all: &[String]) -> Vec<String> {
+    let last = |p: &str| p.rsplit('.').next().unwrap_or(p).to_owned();
+    let tails: Vec<String> = all.iter().map(|p| last(p)).collect();
+    let mut out: Vec<String> = Vec::new();
+    if let Some(near) = nearest(&last(path), tails.iter().map(String::as_str)) {
+        out.extend(all.iter().filter(|p| last(p) == near).cloned());
+    }
+    out.extend(
+        all.iter()
+            .filter(|p| p.matches('.').count() <= path.matches('.').count() + 1)
+            .cloned(),
+    );
+    let mut seen: Vec<String> = Vec::new();
+    for p in out {
+        if !seen.contains(&p) {
+            seen.push(p);
+        }
+    }
+    seen.truncate(3);
+    seen
+}

@@ -1,0 +1,616 @@
+//! Layers by structure, where no names survive: attention cores between three projections and one, feed-forward blocks, norms, and
+//! the residual stream that chains them. The last witness, and the weakest; it is asked only where the others are silent.
+
+use super::linear::Linears;
+use super::norm::{Norm, Norms};
+use super::view::View;
+use crate::ir::{NodeId, ValueId};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+/// How far a search goes between two landmarks of one layer. It bounds the work for each layer.
+const REACH: usize = 160;
+
+/// A projection: a linear, or columns of a fused one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Projection {
+    pub(super) linear: usize,
+    /// The value with only its columns, the first of them, and their number.
+    pub(super) columns: Option<(ValueId, usize, usize)>,
+}
+
+/// One attention core with the projections around it.
+#[derive(Clone, Debug)]
+pub(super) struct Core {
+    pub(super) q: Option<Projection>,
+    pub(super) k: Option<Projection>,
+    pub(super) v: Option<Projection>,
+    pub(super) o: usize,
+    /// What the attention module reads for its queries.
+    pub(super) input: ValueId,
+    cross: bool,
+}
+
+/// Where a sublayer's result is added to the stream.
+#[derive(Clone, Copy, Debug)]
+struct Joint {
+    other: ValueId,
+    /// The sum, where it is a value of the graph.
+    sum: Option<ValueId>,
+    /// Output of a fused norm of the sum.
+    normed: Option<ValueId>,
+    /// Output of a norm between the sublayer and the addition.
+    branch_norm: Option<ValueId>,
+}
+
+/// One layer.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) stack: usize,
+    pub(super) self_attn: Core,
+    pub(super) cross_attn: Option<Core>,
+    pub(super) up: Option<Projection>,
+    pub(super) down: Option<usize>,
+    /// Whether the stream is what norms behind the sublayers make.
+    pub(super) post_norm: bool,
+    pub(super) input: ValueId,
+    pub(super) output: Option<ValueId>,
+    /// Outputs of the norms behind self-attention, cross-attention and feed-forward block.
+    pub(super) ln_1: Option<ValueId>,
+    pub(super) ln_cross: Option<ValueId>,
+    pub(super) ln_2: Option<ValueId>,
+}
+
+pub(super) struct Structure<'a> {
+    view: &'a View<'a>,
+    linears: &'a Linears,
+    pub(super) norms: Norms,
+    by_output: FxHashMap<ValueId, usize>,
+    by_input: FxHashMap<ValueId, Vec<usize>>,
+}
+
+impl<'a> Structure<'a> {
+    pub(super) fn new(view: &'a View<'a>, linears: &'a Linears) -> Self {
+        let mut by_output = FxHashMap::default();
+        let mut by_input: FxHashMap<ValueId, Vec<usize>> = FxHashMap::default();
+        for (i, l) in linears.all.iter().enumerate() {
+            by_output.insert(l.output, i);
+            by_output.insert(l.rows.1, i);
+            by_input.entry(l.input).or_default().push(i);
+            if l.rows.0 != l.input {
+                by_input.entry(l.rows.0).or_default().push(i);
+            }
+        }
+        Structure {
+            view,
+            linears,
+            norms: Norms::new(view),
+            by_output,
+            by_input,
+        }
+    }
+
+    /// All layers: by stack, and in each in the order of the stream.
+    pub(super) fn layers(&self) -> Vec<Found> {
+        let cores: Vec<Core> = self
+            .view
+            .order
+            .iter()
+            .filter_map(|n| self.core(*n))
+            .collect();
+        let mut layers: Vec<Found> = Vec::new();
+        // Every value of the stream inside a layer → the layer.
+        let mut owner: FxHashMap<ValueId, usize> = FxHashMap::default();
+        for core in cores.iter().filter(|c| !c.cross) {
+            let at = layers.len();
+            let joint = self.joint(self.linears.all[core.o].output);
+            let input = self.entering(core.input, joint.as_ref());
+            for v in [core.input, input] {
+                owner.insert(self.view.root(v), at);
+            }
+            self.claim(&mut owner, joint.as_ref(), at);
+            layers.push(Found {
+                stack: 0,
+                self_attn: core.clone(),
+                cross_attn: None,
+                up: None,
+                down: None,
+                post_norm: false,
+                input,
+                output: None,
+                ln_1: self.norm_behind(joint.as_ref()),
+                ln_cross: None,
+                ln_2: None,
+            });
+        }
+        for core in cores.iter().filter(|c| c.cross) {
+            let Some(&at) = self.keys(core.input).iter().find_map(|k| owner.get(k)) else {
+                continue;
+            };
+            let joint = self.joint(self.linears.all[core.o].output);
+            self.claim(&mut owner, joint.as_ref(), at);
+            layers[at].ln_cross = self.norm_behind(joint.as_ref());
+            layers[at].cross_attn = Some(core.clone());
+        }
+        self.feed_forward(&cores, &owner, &mut layers);
+        self.chain(layers)
+    }
+
+    // ---- attention -------------------------------------------------------------------------------------------------------
+
+    /// The attention core that a softmax or a fused operator is the heart of.
+    fn core(&self, n: NodeId) -> Option<Core> {
+        let inputs = self.view.inputs(n);
+        let slot = |i: usize| inputs.get(i).copied().flatten();
+        let microsoft = !self.view.node(n).op.domain.is_empty();
+        let (operands, context) = match self.view.op(n) {
+            "Softmax" => self.spelled(n)?,
+            "Attention" if microsoft => {
+                let x = slot(0)?;
+                let o = self.ahead(self.view.graph.output(n, 0)?)?;
+                return Some(Core {
+                    q: None,
+                    k: None,
+                    v: None,
+                    o,
+                    input: x,
+                    cross: false,
+                });
+            }
+            "Attention" | "MultiHeadAttention" | "GroupQueryAttention" => {
+                let q = slot(0)?;
+                (
+                    [q, slot(1).unwrap_or(q), slot(2).unwrap_or(q)],
+                    self.view.graph.output(n, 0)?,
+                )
+            }
+            _ => return None,
+        };
+        let [q, k, v] = operands.map(|v| self.projection(v));
+        let o = self.ahead(context)?;
+        let (q, k, v) = (q?, k?, v?);
+        let reads = |p: Projection| self.view.root(self.linears.all[p.linear].input);
+        let cross = reads(q) != reads(k);
+        Some(Core {
+            q: Some(q),
+            k: Some(k),
+            v: Some(v),
+            o,
+            input: self.linears.all[q.linear].input,
+            cross,
+        })
+    }
+
+    /// Operands of `softmax(q · kᵀ …) · v` and its result.
+    fn spelled(&self, softmax: NodeId) -> Option<([ValueId; 3], ValueId)> {
+        let view = self.view;
+        let product = |n: NodeId| {
+            matches!(view.op(n), "MatMul" | "FusedMatMul" | "Einsum")
+                && self.linears.of(n).is_none()
+        };
+        let pair = |n: NodeId| {
+            let inputs = view.inputs(n);
+            let a = inputs.first().copied().flatten()?;
+            let b = inputs.get(1).copied().flatten()?;
+            (view.is_flow(a) && view.is_flow(b)).then_some((a, b))
+        };
+        let scores = view
+            .inputs(softmax)
+            .first()
+            .copied()
+            .flatten()
+            .filter(|v| view.is_flow(*v))?;
+        let (q, k) = self.behind(scores, |n| product(n).then(|| pair(n)).flatten())?;
+        let mut at = view.graph.output(softmax, 0)?;
+        for _ in 0..12 {
+            let readers: Vec<NodeId> = view
+                .readers(at)
+                .into_iter()
+                .filter(|r| !view.measures(*r))
+                .collect();
+            if let Some(&n) = readers.iter().find(|r| product(**r)) {
+                let (a, b) = pair(n)?;
+                let v = if a == at { b } else { a };
+                return Some(([q, k, v], view.graph.output(n, 0)?));
+            }
+            // A guard against rows of NaN reads the probabilities twice.
+            let next = readers.iter().find(|r| {
+                matches!(
+                    view.op(**r),
+                    "Cast"
+                        | "Identity"
+                        | "Dropout"
+                        | "Where"
+                        | "Mul"
+                        | "Reshape"
+                        | "Slice"
+                        | "Expand"
+                )
+            })?;
+            at = view.graph.output(*next, 0)?;
+        }
+        None
+    }
+
+    /// Searches back along hidden states, nearest first, not through linears.
+    fn behind<T>(&self, from: ValueId, mut stop: impl FnMut(NodeId) -> Option<T>) -> Option<T> {
+        let mut seen: FxHashSet<NodeId> = FxHashSet::default();
+        let mut open = std::collections::VecDeque::from([from]);
+        while let Some(v) = open.pop_front() {
+            let Some(n) = self.view.producer(v) else {
+                continue;
+            };
+            if !seen.insert(n) || seen.len() > REACH {
+                continue;
+            }
+            if let Some(found) = stop(n) {
+                return Some(found);
+            }
+            if self.linears.of(n).is_none() {
+                open.extend(
+                    self.view
+                        .inputs(n)
+                        .into_iter()
+                        .flatten()
+                        .filter(|v| self.view.is_flow(*v)),
+                );
+            }
+        }
+        None
+    }
+
+    /// The projection that a value comes from.
+    fn projection(&self, from: ValueId) -> Option<Projection> {
+        let view = self.view;
+        self.behind(from, |n| {
+            if let Some(linear) = self.linears.of(n) {
+                return Some(Projection {
+                    linear,
+                    columns: None,
+                });
+            }
+            // Columns of a fused projection; the value that the walk came from is one of the outputs.
+            let x = view.inputs(n).first().copied().flatten()?;
+            let linear = *self.by_output.get(&x)?;
+            let columns = super::fused::columns(view, n, self.linears.all[linear].d_out)?;
+            let on_path = columns.into_iter().find(|(v, _, _)| self.leads(*v, from))?;
+            Some(Projection {
+                linear,
+                columns: Some(on_path),
+            })
+        })
+    }
+
+    /// Whether a value is used on the way to another one.
+    fn leads(&self, from: ValueId, to: ValueId) -> bool {
+        from == to
+            || self
+                .behind(to, |n| {
+                    self.view.inputs(n).contains(&Some(from)).then_some(())
+                })
+                .is_some()
+    }
+
+    /// The linear that a value runs into, through reshapes and transposes.
+    fn ahead(&self, from: ValueId) -> Option<usize> {
+        let mut at = from;
+        for _ in 0..12 {
+            if let Some(&[first, ..]) = self.by_input.get(&at).map(Vec::as_slice) {
+                return Some(first);
+            }
+            let readers = self.view.readers(at);
+            let next = readers.iter().find(|r| {
+                matches!(
+                    self.view.op(**r),
+                    "Transpose"
+                        | "Reshape"
+                        | "Cast"
+                        | "Identity"
+                        | "Squeeze"
+                        | "Dropout"
+                        | "Flatten"
+                        | "Unsqueeze"
+                )
+            })?;
+            at = self.view.graph.output(*next, 0)?;
+        }
+        None
+    }
+
+    // ---- the stream --------------------------------------------------------------------------------------------------------
+
+    /// Where the result of a sublayer joins the stream.
+    fn joint(&self, from: ValueId) -> Option<Joint> {
+        let view = self.view;
+        let mut at = from;
+        let mut branch_norm = None;
+        for _ in 0..12 {
+            if let Some(norm) = self.norms.adding(at) {
+                let [a, b] = norm.skip?;
+                let other = if a == at { b } else { a };
+                return Some(Joint {
+                    other,
+                    sum: norm.input,
+                    normed: Some(norm.output),
+                    branch_norm,
+                });
+            }
+            let readers: Vec<NodeId> = view
+                .readers(at)
+                .into_iter()
+                .filter(|r| !view.measures(*r))
+                .collect();
+            for r in &readers {
+                let inputs: Vec<ValueId> = view.inputs(*r).into_iter().flatten().collect();
+                if view.op(*r) == "Add"
+                    && let Some(other) = inputs
+                        .iter()
+                        .copied()
+                        .find(|v| *v != at && view.is_flow(*v))
+                {
+                    let sum = view.graph.output(*r, 0).map(|v| self.biased(v));
+                    return Some(Joint {
+                        other,
+                        sum,
+                        normed: None,
+                        branch_norm,
+                    });
+                }
+            }
+            if let Some(norm) = self.norms.of(view, at).next() {
+                branch_norm = Some(norm.output);
+                at = norm.output;
+                continue;
+            }
+            let [r] = readers[..] else { return None };
+            let scale = view.op(r) == "Mul"
+                && view
+                    .inputs(r)
+                    .into_iter()
+                    .flatten()
+                    .any(|v| view.is_constant(v));
+            if !scale && !matches!(view.op(r), "Cast" | "Identity" | "Dropout" | "Reshape") {
+                return None;
+            }
+            at = view.graph.output(r, 0)?;
+        }
+        None
+    }
+
+    /// A sum behind a constant that a fused operator added to it last.
+    fn biased(&self, sum: ValueId) -> ValueId {
+        let readers = self.view.readers(sum);
+        match readers[..] {
+            [r] if self.view.op(r) == "Add"
+                && self
+                    .view
+                    .inputs(r)
+                    .into_iter()
+                    .flatten()
+                    .any(|v| v != sum && self.view.is_constant(v)) =>
+            {
+                self.view.graph.output(r, 0).unwrap_or(sum)
+            }
+            _ => sum,
+        }
+    }
+
+    /// What a layer reads: the stream in front of the norm of a pre-norm layer.
+    fn entering(&self, input: ValueId, joint: Option<&Joint>) -> ValueId {
+        let Some(norm) = self.norms.making(self.view, input) else {
+            return input;
+        };
+        let root = |v: ValueId| self.view.root(v);
+        match (norm.input, joint) {
+            (Some(x), Some(j)) if root(j.other) == root(x) => x,
+            // A parallel layer adds another branch first; a post-norm one adds the normed value itself.
+            (Some(x), Some(j)) if root(j.other) != root(input) => x,
+            (Some(x), None) => x,
+            _ => input,
+        }
+    }
+
+    fn claim(&self, owner: &mut FxHashMap<ValueId, usize>, joint: Option<&Joint>, at: usize) {
+        let Some(j) = joint else { return };
+        for v in [j.sum, j.normed].into_iter().flatten() {
+            owner.entry(self.view.root(v)).or_insert(at);
+        }
+    }
+
+    fn norm_behind(&self, joint: Option<&Joint>) -> Option<ValueId> {
+        let j = joint?;
+        j.branch_norm
+            .or(j.normed)
+            .or_else(|| Some(self.norms.of(self.view, j.sum?).next()?.output))
+    }
+
+    /// The values by which the layer of a sublayer is known: what the sublayer reads, and that before its norm.
+    fn keys(&self, input: ValueId) -> Vec<ValueId> {
+        let mut out = vec![self.view.root(input)];
+        if let Some(Norm { input: Some(x), .. }) = self.norms.making(self.view, input) {
+            out.push(self.view.root(*x));
+        }
+        let rows = out
+            .last()
+            .and_then(|v| self.view.producer(*v))
+            .filter(|n| self.view.op(*n) == "Reshape");
+        let before = rows.and_then(|n| self.view.inputs(n).first().copied().flatten());
+        out.extend(before.map(|v| self.view.root(v)));
+        out
+    }
+
+    // ---- feed-forward --------------------------------------------------------------------------------------------------------
+
+    fn feed_forward(
+        &self,
+        cores: &[Core],
+        owner: &FxHashMap<ValueId, usize>,
+        layers: &mut [Found],
+    ) {
+        let projections = |c: &Core| {
+            [c.q, c.k, c.v]
+                .into_iter()
+                .flatten()
+                .map(|p| p.linear)
+                .chain([c.o])
+                .collect::<Vec<_>>()
+        };
+        let taken: FxHashSet<usize> = cores.iter().flat_map(projections).collect();
+        let mut downs: Vec<usize> = (0..self.linears.all.len())
+            .filter(|i| !taken.contains(i))
+            .collect();
+        downs.sort_by_key(|i| self.view.place(self.linears.all[*i].core));
+        for down in downs {
+            let l = &self.linears.all[down];
+            let Some(up) = self.up(l.input, &taken) else {
+                continue;
+            };
+            let Some(joint) = self.joint(l.output) else {
+                continue;
+            };
+            let input = self.linears.all[up.linear].input;
+            let Some(&at) = self.keys(input).iter().find_map(|k| owner.get(k)) else {
+                continue;
+            };
+            let layer = &mut layers[at];
+            layer.up = Some(up);
+            layer.down = Some(down);
+            layer.ln_2 = self.norm_behind(Some(&joint));
+            let attended = self.linears.all[layer.self_attn.o].output;
+            // The stream of a post-norm layer is the normed sum, so its block adds to what a norm of a sum made.
+            layer.post_norm = self.norms.making(self.view, joint.other).is_some_and(|n| {
+                let first = self.view.root(joint.other) == self.view.root(layer.input);
+                !first && (n.skip.is_some() || n.input.is_some_and(|v| self.is_sum(v)))
+            });
+            layer.output = self.leaving(joint, attended, layer.input, layer.post_norm);
+        }
+    }
+
+    /// What leaves a layer whose feed-forward block joins the stream at `joint`.
+    fn leaving(
+        &self,
+        mut joint: Joint,
+        attended: ValueId,
+        input: ValueId,
+        post_norm: bool,
+    ) -> Option<ValueId> {
+        if post_norm && joint.branch_norm.is_none() {
+            return self.norm_behind(Some(&joint));
+        }
+        // A parallel layer adds its two branches first.
+        if self.view.root(joint.other) == self.view.root(attended) {
+            joint = self.joint(joint.sum?)?;
+        }
+        let sum = joint.sum?;
+        Some(
+            self.restored(sum)
+                .filter(|v| self.view.rank(*v) == self.view.rank(input))
+                .unwrap_or(sum),
+        )
+    }
+
+    fn is_sum(&self, v: ValueId) -> bool {
+        self.view
+            .producer(self.view.root(v))
+            .is_some_and(|n| self.view.op(n) == "Add")
+    }
+
+    /// A stream that was reshaped to rows and back.
+    fn restored(&self, sum: ValueId) -> Option<ValueId> {
+        let readers: Vec<NodeId> = self
+            .view
+            .readers(sum)
+            .into_iter()
+            .filter(|r| !self.view.measures(*r))
+            .collect();
+        match readers[..] {
+            [r] if self.view.op(r) == "Reshape" => self.view.graph.output(r, 0),
+            _ => None,
+        }
+    }
+
+    /// The up-projection in front of an activation; of two, the one that the product reads as it is.
+    fn up(&self, from: ValueId, taken: &FxHashSet<usize>) -> Option<Projection> {
+        let mut found: Vec<usize> = Vec::new();
+        let mut split = None;
+        let _: Option<()> = self.behind(from, |n| {
+            let linear = self.linears.of(n)?;
+            if !found.contains(&linear) {
+                found.push(linear);
+            }
+            None
+        });
+        found.retain(|l| !taken.contains(l));
+        if let [one] = found[..] {
+            split = Some(Projection {
+                linear: one,
+                columns: None,
+            });
+        }
+        let plain = |l: &&usize| {
+            let readers = self.view.readers(self.linears.all[**l].output);
+            matches!(readers[..], [r] if self.view.op(r) == "Mul")
+        };
+        split.or_else(|| {
+            let linear = *found.iter().find(plain)?;
+            (found.len() == 2).then_some(Projection {
+                linear,
+                columns: None,
+            })
+        })
+    }
+
+    // ---- stacks --------------------------------------------------------------------------------------------------------------
+
+    /// Orders layers by the stream, and numbers the chains.
+    fn chain(&self, mut layers: Vec<Found>) -> Vec<Found> {
+        let root = |v: ValueId| self.view.root(v);
+        let after: FxHashMap<ValueId, usize> = layers
+            .iter()
+            .enumerate()
+            .map(|(i, l)| (root(l.input), i))
+            .collect();
+        let next: Vec<Option<usize>> = layers
+            .iter()
+            .enumerate()
+            .map(|(i, l)| {
+                self.followers(l)
+                    .into_iter()
+                    .find_map(|v| after.get(&v).copied())
+                    .filter(|n| *n > i)
+            })
+            .collect();
+        let mut has_former = vec![false; layers.len()];
+        for n in next.iter().flatten() {
+            has_former[*n] = true;
+        }
+        let mut out = Vec::with_capacity(layers.len());
+        let firsts: Vec<usize> = (0..layers.len()).filter(|i| !has_former[*i]).collect();
+        for (stack, first) in firsts.into_iter().enumerate() {
+            let mut at = Some(first);
+            while let Some(i) = at {
+                layers[i].stack = stack;
+                if let Some(n) = next[i] {
+                    layers[i].output = Some(layers[n].input);
+                }
+                out.push(layers[i].clone());
+                at = next[i];
+            }
+        }
+        out
+    }
+
+    /// Values that the next layer may take for its input: this one's output, and further sums of a parallel layer.
+    fn followers(&self, l: &Found) -> Vec<ValueId> {
+        let mut out = Vec::new();
+        let mut at = l
+            .output
+            .or_else(|| self.joint(self.linears.all[l.self_attn.o].output)?.sum);
+        for _ in 0..4 {
+            let Some(v) = at else { break };
+            out.push(self.view.root(v));
+            out.extend(self.restored(v));
+            at = self.joint(v).and_then(|j| j.sum);
+        }
+        out
+    }
+}

@@ -1,0 +1,497 @@
+//! From structure to sites: layers whose names an optimizer removed, and places whose names an exporter changed.
+
+use super::choose::{Chooser, site};
+use super::interface::PerStack;
+use super::modules::{Witness, join};
+use super::site::{AttentionSite, Decision, Layer, LinearSite, NormSite, Role};
+use super::structure::{Core, Found, Projection, Structure};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ir::{NodeId, ValueId};
+
+/// Attributes under which Hugging Face models hold their base model, where a head shows that there is one around it.
+const BASE: [(&str, &[&str]); 3] = [
+    (
+        "model.",
+        &[
+            "llama", "mistral", "mixtral", "qwen", "gemma", "phi", "bart", "mbart", "plbart",
+            "opt", "whisper",
+        ],
+    ),
+    ("transformer.", &["gpt2", "gptj", "bloom", "falcon", "mpt"]),
+    ("gpt_neox.", &["gpt_neox"]),
+];
+
+impl Chooser<'_> {
+    /// All layers by structure. `error` says why names did not lead to them, and stands when structure does not either.
+    pub(super) fn unnamed_layers(&mut self, error: Error) -> Result<Vec<Layer>> {
+        let structure = self.structure();
+        let found = structure.layers();
+        // Where names do lead somewhere, a list that they do not know is a mistake and no gap.
+        let named = |f: &Found| {
+            let core = self.linears.all[f.self_attn.o].core;
+            self.is_named(core)
+                && self
+                    .tree
+                    .of(core)
+                    .is_some_and(|(m, _)| self.tree.list_entry(m).is_some())
+        };
+        if found.iter().any(named) {
+            return Err(error);
+        }
+        let Some(stacks) = self.stacks(&found) else {
+            return Err(if found.is_empty() {
+                error
+            } else {
+                self.other_stacks(&found)
+            });
+        };
+        self.guess_prefix();
+        let mut out = Vec::new();
+        for (stack, members) in stacks.into_iter().enumerate() {
+            for (local, f) in members.into_iter().enumerate() {
+                if let Some(layer) = self.build(&structure, f, stack, out.len(), local) {
+                    self.account(&layer);
+                    out.push(layer);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Whether a node's own names say which module it belongs to.
+    fn is_named(&self, n: NodeId) -> bool {
+        self.tree
+            .of(n)
+            .is_some_and(|(_, w)| w < Witness::Neighbours)
+    }
+
+    /// Fills in what the names did not lead to, in graphs whose layers they did lead to.
+    pub(super) fn fill(&mut self, layers: &mut [Layer]) {
+        let structure = self.structure();
+        let found = structure.layers();
+        let Some(stacks) = self.stacks(&found) else {
+            return;
+        };
+        for (stack, members) in stacks.into_iter().enumerate() {
+            let mut own: Vec<&mut Layer> = layers.iter_mut().filter(|l| l.stack == stack).collect();
+            if own.len() != members.len() {
+                continue;
+            }
+            for (local, (layer, f)) in own.iter_mut().zip(members).enumerate() {
+                let Some(mut other) = self.build(&structure, f, stack, layer.index, local) else {
+                    continue;
+                };
+                self.keep_gaps(&mut other);
+                let before: Vec<bool> =
+                    SITES.iter().map(|f| value_of(layer, f).is_some()).collect();
+                merge(layer, other);
+                for (field, had) in SITES.into_iter().zip(before) {
+                    if !had {
+                        self.found_by_structure(layer, field);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Structure answers only where names are silent: for nodes without one, for columns of a projection that an exporter fused, and
+    /// for exporters that rename modules. A name that the interface has wrong stays a finding.
+    fn keep_gaps(&self, layer: &mut Layer) {
+        if self.view.renames {
+            return;
+        }
+        let silent = |nodes: &[NodeId]| !nodes.iter().any(|n| self.is_named(*n));
+        let linear = |s: &mut Option<LinearSite>| {
+            if s.as_ref()
+                .is_some_and(|s| s.column.is_none() && !silent(&s.nodes))
+            {
+                *s = None;
+            }
+        };
+        let mut gap = false;
+        for site in [&mut layer.self_attn, &mut layer.cross_attn] {
+            let Some(a) = site else { continue };
+            for s in [&mut a.q, &mut a.k, &mut a.v, &mut a.qkv, &mut a.o] {
+                linear(s);
+            }
+            if [&a.q, &a.k, &a.v, &a.qkv, &a.o].iter().all(|s| s.is_none()) {
+                *site = None;
+            } else {
+                gap = true;
+            }
+        }
+        for s in [&mut layer.intermediate, &mut layer.output_proj] {
+            linear(s);
+            gap |= s.is_some();
+        }
+        for s in [&mut layer.ln_1, &mut layer.ln_cross, &mut layer.ln_2] {
+            if s.as_ref().is_some_and(|s| !silent(&s.nodes)) {
+                *s = None;
+            }
+            gap |= s.is_some();
+        }
+        if !gap {
+            layer.pre_self_attn = None;
+            layer.pre_cross_attn = None;
+            layer.pre_ffn = None;
+        }
+    }
+
+    /// Records that structure gave a field of a layer, if it did.
+    fn found_by_structure(&mut self, layer: &Layer, field: &'static str) {
+        let paths = self.interface.fields.paths();
+        let Some(path) = paths
+            .iter()
+            .find(|(f, _)| *f == field)
+            .and_then(|(_, p)| p.get(layer.stack))
+        else {
+            return;
+        };
+        let Some(value) = value_of(layer, field) else {
+            return;
+        };
+        if let Some(miss) = self.misses.get_mut(&(layer.stack, field, path.to_owned())) {
+            miss.found(layer.index);
+        }
+        let inside = field
+            .starts_with("attn_")
+            .then(|| layer.self_attn.as_ref().or(layer.cross_attn.as_ref()))
+            .flatten();
+        let outer = inside.map_or(&layer.path, |a| &a.path);
+        self.decisions.push(Decision {
+            layer: Some(layer.index),
+            field,
+            path: join(outer, path).into(),
+            value,
+            witness: Witness::Structure,
+        });
+    }
+
+    /// The chains of layers, one for each entry of `model_layers`: those without cross-attention first.
+    fn stacks<'f>(&self, found: &'f [Found]) -> Option<Vec<Vec<&'f Found>>> {
+        let count = found.iter().map(|f| f.stack + 1).max()?;
+        let mut chains: Vec<Vec<&Found>> = vec![Vec::new(); count];
+        for f in found {
+            chains[f.stack].push(f);
+        }
+        let crosses = |c: &[&Found]| c.iter().any(|f| f.cross_attn.is_some());
+        let wanted = self.interface.stacks();
+        if wanted == chains.len() {
+            chains.sort_by_key(|c| crosses(c));
+            return Some(chains);
+        }
+        let cross = !self.interface.fields.layer_cross_attn.is_null();
+        let mut fitting = chains.into_iter().filter(|c| crosses(c) == cross);
+        let first = fitting.next()?;
+        (wanted == 1 && fitting.next().is_none()).then(|| vec![first])
+    }
+
+    fn other_stacks(&self, found: &[Found]) -> Error {
+        let count = found.iter().map(|f| f.stack + 1).max().unwrap_or(0);
+        let d = Diagnostic::error(
+            "select-stacks",
+            format!(
+                "`model_layers` names {} lists; by its structure this graph has {count} chains of layers",
+                self.interface.stacks()
+            ),
+        )
+        .at(format!("{}, interface.model_layers", self.interface.source))
+        .help("give `model_layers` one entry for each chain: the encoder's, then the decoder's");
+        Error::new(ErrorKind::Interface, d)
+    }
+
+    /// What stands before the base model's paths: initializers that kept their names say it, else the model type.
+    fn guess_prefix(&mut self) {
+        let f = &self.interface.fields;
+        let lists: Vec<String> = (0..self.interface.stacks())
+            .filter_map(|s| f.model_layers.get(s))
+            .map(|p| format!("{p}."))
+            .collect();
+        let named = self.view.graph.initializers().iter().find_map(|v| {
+            let name = self.view.graph.name_of(*v);
+            lists.iter().find_map(|l| {
+                let at = name.find(l.as_str())?;
+                let digit = name
+                    .as_bytes()
+                    .get(at + l.len())
+                    .is_some_and(u8::is_ascii_digit);
+                let start = at == 0 || name[..at].ends_with('.');
+                (digit && start).then(|| name[..at].to_owned())
+            })
+        });
+        let by_type = || {
+            let model_type = self.interface.model_type.as_deref()?;
+            let headed = self
+                .linears
+                .all
+                .iter()
+                .any(|l| self.view.is_output(l.output) && l.d_out != l.d_in);
+            let known = BASE
+                .iter()
+                .find(|(_, types)| types.iter().any(|t| model_type.starts_with(t)))?;
+            headed.then(|| known.0.to_owned())
+        };
+        self.prefix.full = named.or_else(by_type).unwrap_or_default();
+    }
+
+    // ---- one layer -----------------------------------------------------------------------------------------------------------
+
+    fn build(
+        &self,
+        s: &Structure<'_>,
+        f: &Found,
+        stack: usize,
+        index: usize,
+        local: usize,
+    ) -> Option<Layer> {
+        let fields = self.interface.fields.clone();
+        let at = |p: &PerStack| p.get(stack).map(str::to_owned);
+        let path = format!("{}{}.{local}", self.prefix.full, at(&fields.model_layers)?);
+        let under = |p: &PerStack| at(p).map(|p| join(&path, &p));
+        let attention = |core: &Core, p: &PerStack| Some(self.core_site(core, &under(p)?, stack));
+        let mut self_attn = attention(&f.self_attn, &fields.layer_self_attn);
+        let mut cross_attn = f
+            .cross_attn
+            .as_ref()
+            .and_then(|c| attention(c, &fields.layer_cross_attn));
+        // A norm that is part of the attention module (BERT's `attention.output.LayerNorm`) makes what leaves it.
+        for (site, module, norm, out) in [
+            (
+                &mut self_attn,
+                &fields.layer_self_attn,
+                &fields.layer_ln_1,
+                f.ln_1,
+            ),
+            (
+                &mut cross_attn,
+                &fields.layer_cross_attn,
+                &fields.layer_ln_cross,
+                f.ln_cross,
+            ),
+        ] {
+            let within = at(norm)
+                .zip(at(module))
+                .is_some_and(|(n, m)| n.starts_with(&format!("{m}.")));
+            if let (Some(site), Some(out), true) = (site, out, within) {
+                site.output = out;
+            }
+        }
+        let linear = |p: Projection, role: Role, paths: &PerStack| {
+            self.projection_site(p, role, &under(paths)?)
+        };
+        let norm = |out: Option<ValueId>, paths: &PerStack| {
+            let n = s.norms.making(self.view, out?)?;
+            Some(NormSite {
+                path: under(paths)?.into(),
+                nodes: n.nodes.clone(),
+                input: n.input?,
+                output: n.output,
+                kind: n.kind,
+            })
+        };
+        // A `layer_pre_*` field that names a norm means what enters the norm.
+        let entering = |v: ValueId, paths: &PerStack| {
+            let path = at(paths)?;
+            let last = path.rsplit('.').next().unwrap_or_default().to_lowercase();
+            let is_norm = last.contains("norm") || last.starts_with("ln");
+            let before = s.norms.making(self.view, v).filter(|_| is_norm);
+            match before {
+                Some(n) => n.input,
+                None => Some(v),
+            }
+        };
+        let up_input = f.up.map(|p| self.linears.all[p.linear].input);
+        let layer = Layer {
+            index,
+            call: 0,
+            stack,
+            input: f.input,
+            output: f.output?,
+            self_attn,
+            cross_attn,
+            intermediate: f
+                .up
+                .and_then(|p| linear(p, Role::Intermediate, &fields.layer_intermediate_proj)),
+            output_proj: f.down.and_then(|l| {
+                linear(
+                    Projection {
+                        linear: l,
+                        columns: None,
+                    },
+                    Role::Output,
+                    &fields.layer_output_proj,
+                )
+            }),
+            pre_self_attn: entering(f.self_attn.input, &fields.layer_pre_self_attn),
+            pre_cross_attn: f
+                .cross_attn
+                .as_ref()
+                .and_then(|c| entering(c.input, &fields.layer_pre_cross_attn)),
+            pre_ffn: up_input.and_then(|v| entering(v, &fields.layer_pre_ffn)),
+            ln_1: norm(f.ln_1, &fields.layer_ln_1),
+            ln_cross: norm(f.ln_cross, &fields.layer_ln_cross),
+            ln_2: norm(f.ln_2, &fields.layer_ln_2),
+            path: path.into(),
+        };
+        Some(layer)
+    }
+
+    fn core_site(&self, core: &Core, path: &str, stack: usize) -> AttentionSite {
+        let f = &self.interface.fields;
+        let linear = |p: Option<Projection>, role: Role, paths: &PerStack| {
+            self.projection_site(p?, role, &join(path, paths.get(stack)?))
+        };
+        let fused = core
+            .q
+            .filter(|q| Some(q.linear) == core.k.map(|k| k.linear));
+        let separate = |p: Option<Projection>| p.filter(|p| fused.is_none() || p.columns.is_some());
+        let whole = fused.map(|q| Projection { columns: None, ..q });
+        let qkv = linear(whole, Role::Qkv, &f.attn_qkv_proj);
+        let o = linear(
+            Some(Projection {
+                linear: core.o,
+                columns: None,
+            }),
+            Role::AttentionOutput,
+            &f.attn_o_proj,
+        );
+        AttentionSite {
+            path: path.into(),
+            q: linear(separate(core.q), Role::Query, &f.attn_q_proj),
+            k: linear(separate(core.k), Role::Key, &f.attn_k_proj),
+            v: linear(separate(core.v), Role::Value, &f.attn_v_proj),
+            qkv_layout: qkv.as_ref().map(|s| super::fused::layout(self.view, s)),
+            qkv,
+            output: self.linears.all[core.o].output,
+            o,
+        }
+    }
+
+    fn projection_site(&self, p: Projection, role: Role, path: &str) -> Option<LinearSite> {
+        let mut out = site(role, path.into(), self.linears.all.get(p.linear)?);
+        if let Some((value, first, width)) = p.columns {
+            out.output = value;
+            out.rows = (out.rows.0, value);
+            out.column = Some(first);
+            out.d_out = width;
+            out.anchor = self.view.producer(value)?;
+        }
+        Some(out)
+    }
+
+    /// Records decisions and misses of a layer that structure alone gave.
+    fn account(&mut self, layer: &Layer) {
+        for field in SITES {
+            let paths = self.interface.fields.paths();
+            let path = paths
+                .iter()
+                .find(|(f, _)| *f == field)
+                .and_then(|(_, p)| p.get(layer.stack))
+                .map(str::to_owned);
+            match (path, value_of(layer, field)) {
+                (Some(_), Some(_)) => self.found_by_structure(layer, field),
+                (Some(path), None) => self.missing(layer.stack, layer.index, field, &path, HIDDEN),
+                (None, _) => {}
+            }
+        }
+    }
+}
+
+const HIDDEN: &str = "the graph has no value for it: a fused operator holds it, or its structure is not one that is known";
+
+/// The fields that stand for a place in a layer.
+const SITES: [&str; 15] = [
+    "layer_self_attn",
+    "layer_cross_attn",
+    "attn_q_proj",
+    "attn_k_proj",
+    "attn_v_proj",
+    "attn_qkv_proj",
+    "attn_o_proj",
+    "layer_intermediate_proj",
+    "layer_output_proj",
+    "layer_pre_self_attn",
+    "layer_pre_cross_attn",
+    "layer_pre_ffn",
+    "layer_ln_1",
+    "layer_ln_cross",
+    "layer_ln_2",
+];
+
+/// Takes from `other` what `layer` lacks.
+fn merge(layer: &mut Layer, other: Layer) {
+    fn take<T>(to: &mut Option<T>, from: Option<T>) {
+        if to.is_none() {
+            *to = from;
+        }
+    }
+    let attention =
+        |to: &mut Option<AttentionSite>, from: Option<AttentionSite>| match (to.as_mut(), from) {
+            (Some(a), Some(b)) => {
+                // Without its output projection the module seemed to end where that begins.
+                let cut = a.o.is_none()
+                    && b.o
+                        .as_ref()
+                        .is_some_and(|o| a.output == o.input || a.output == o.rows.0);
+                if cut {
+                    a.output = b.output;
+                }
+                take(&mut a.q, b.q);
+                take(&mut a.k, b.k);
+                take(&mut a.v, b.v);
+                take(&mut a.qkv, b.qkv);
+                take(&mut a.qkv_layout, b.qkv_layout);
+                take(&mut a.o, b.o);
+            }
+            (None, from) => *to = from,
+            (Some(_), None) => {}
+        };
+    attention(&mut layer.self_attn, other.self_attn);
+    attention(&mut layer.cross_attn, other.cross_attn);
+    take(&mut layer.intermediate, other.intermediate);
+    take(&mut layer.output_proj, other.output_proj);
+    take(&mut layer.pre_self_attn, other.pre_self_attn);
+    take(&mut layer.pre_cross_attn, other.pre_cross_attn);
+    take(&mut layer.pre_ffn, other.pre_ffn);
+    take(&mut layer.ln_1, other.ln_1);
+    take(&mut layer.ln_cross, other.ln_cross);
+    take(&mut layer.ln_2, other.ln_2);
+}
+
+/// The value that stands for a field in a layer; for fields of the attention, in all attention modules that the layer has.
+pub(super) fn value_of(layer: &Layer, field: &str) -> Option<ValueId> {
+    let linear = |s: &Option<LinearSite>| s.as_ref().map(|s| s.output);
+    let norm = |s: &Option<NormSite>| s.as_ref().map(|s| s.output);
+    let attention = |pick: &dyn Fn(&AttentionSite) -> Option<ValueId>| {
+        let all: Vec<Option<ValueId>> = [&layer.self_attn, &layer.cross_attn]
+            .into_iter()
+            .flatten()
+            .map(pick)
+            .collect();
+        all.iter()
+            .all(Option::is_some)
+            .then(|| all.first().copied().flatten())
+            .flatten()
+    };
+    match field {
+        "layer_self_attn" => layer.self_attn.as_ref().map(|a| a.output),
+        "layer_cross_attn" => layer.cross_attn.as_ref().map(|a| a.output),
+        "attn_q_proj" => attention(&|a| linear(&a.q)),
+        "attn_k_proj" => attention(&|a| linear(&a.k)),
+        "attn_v_proj" => attention(&|a| linear(&a.v)),
+        "attn_qkv_proj" => attention(&|a| linear(&a.qkv)),
+        "attn_o_proj" => attention(&|a| linear(&a.o)),
+        "layer_intermediate_proj" => linear(&layer.intermediate),
+        "layer_output_proj" => linear(&layer.output_proj),
+        "layer_pre_self_attn" => layer.pre_self_attn,
+        "layer_pre_cross_attn" => layer.pre_cross_attn,
+        "layer_pre_ffn" => layer.pre_ffn,
+        "layer_ln_1" => norm(&layer.ln_1),
+        "layer_ln_cross" => norm(&layer.ln_cross),
+        "layer_ln_2" => norm(&layer.ln_2),
+        "layer" => Some(layer.input),
+        "layer.output" => Some(layer.output),
+        _ => None,
+    }
+}
