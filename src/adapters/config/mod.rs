@@ -1,0 +1,455 @@
+//! AdapterHub configurations: one type for each architecture (in [`methods`](super::methods)), unions of them, the dictionary form,
+//! the configuration hash, and the string form `lora[r=8]|seq_bn`.
+
+pub mod json;
+mod literal;
+
+use super::methods::{MethodConfig, Preset};
+use crate::diag::{Diagnostic, nearest};
+use crate::error::{Error, ErrorKind, Result};
+use serde_json::{Map, Value};
+use sha1::{Digest, Sha1};
+use std::fmt::Write;
+
+#[expect(clippy::large_enum_variant, reason = "there are a handful of them")]
+/// The configuration of one adapter: one method, or several that are active together under one name.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Config {
+    /// One method.
+    One(MethodConfig),
+    /// `ConfigUnion`: all members work together, each at its own places.
+    Union(Vec<MethodConfig>),
+}
+
+/// How to treat keys that the configuration's type does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownKeys {
+    /// An error: somebody wrote this by hand.
+    Refuse,
+    /// They are kept and written back: another version of the library wrote this.
+    Keep,
+}
+
+/// The identifiers of AdapterHub that older versions used, and what they mean now.
+const ALIASES: [(&str, &str); 6] = [
+    ("pfeiffer", "seq_bn"),
+    ("houlsby", "double_seq_bn"),
+    ("parallel", "par_bn"),
+    ("scaled_parallel", "scaled_par_bn"),
+    ("pfeiffer+inv", "seq_bn_inv"),
+    ("houlsby+inv", "double_seq_bn_inv"),
+];
+
+/// Unions that have an identifier of their own, as configuration strings.
+const NAMED_UNIONS: [(&str, &str); 2] = [
+    ("mam", "prefix_tuning[bottleneck_size=800]|par_bn"),
+    (
+        "unipelt",
+        "prefix_tuning[prefix_length=10, use_gating=True]|seq_bn[use_gating=True]|lora[r=8, alpha=2, use_gating=True]",
+    ),
+];
+
+/// Keys that do not count for the hash at these values, so that hashes stay those of the library's second version.
+fn hash_defaults() -> [(&'static str, Value); 14] {
+    [
+        ("phm_layer", Value::Bool(true)),
+        ("phm_dim", 4.into()),
+        ("factorized_phm_W", Value::Bool(true)),
+        ("shared_W_phm", Value::Bool(false)),
+        ("shared_phm_rule", Value::Bool(true)),
+        ("factorized_phm_rule", Value::Bool(false)),
+        ("phm_c_init", "normal".into()),
+        ("phm_init_range", 0.0001.into()),
+        ("learn_phm", Value::Bool(true)),
+        ("hypercomplex_nonlinearity", "glorot-uniform".into()),
+        ("phm_rank", 1.into()),
+        ("phm_bias", Value::Bool(true)),
+        ("init_weights", "bert".into()),
+        ("scaling", 1.0.into()),
+    ]
+}
+
+impl Config {
+    /// The members: one, or those of the union.
+    pub fn methods(&self) -> &[MethodConfig] {
+        match self {
+            Config::One(m) => std::slice::from_ref(m),
+            Config::Union(members) => members,
+        }
+    }
+
+    /// `architecture` as the library's summary shows it: `bottleneck` where the key is absent.
+    pub fn architecture(&self) -> &'static str {
+        match self {
+            Config::One(m) => m.architecture().unwrap_or("bottleneck"),
+            Config::Union(_) => "union",
+        }
+    }
+
+    /// The dictionary that the library's `to_dict` gives, keys sorted.
+    pub fn to_dict(&self) -> Value {
+        match self {
+            Config::One(m) => m.to_dict(),
+            Config::Union(members) => {
+                let mut map = Map::new();
+                map.insert("architecture".into(), "union".into());
+                let members = members.iter().map(MethodConfig::to_dict).collect();
+                map.insert("configs".into(), Value::Array(members));
+                Value::Object(map)
+            }
+        }
+    }
+
+    /// The library's `get_adapter_config_hash`: SHA-1 of the items that are not at their defaults, 16 hex digits.
+    pub fn hash(&self) -> String {
+        self.hash_without(&[])
+    }
+
+    /// The same hash without some fields: the library's `ignore_params`. In a union, without those of every member.
+    pub fn hash_without(&self, ignored: &[&str]) -> String {
+        let items = match self {
+            Config::One(m) => match m.to_dict() {
+                Value::Object(map) => map,
+                _ => Map::new(),
+            },
+            Config::Union(members) => union_items(members),
+        };
+        let mut items = minimized(items);
+        let field = |key: &str| {
+            let member = key.split_once('.');
+            let in_member = member.filter(|(n, _)| n.bytes().all(|b| b.is_ascii_digit()));
+            ignored.contains(&in_member.map_or(key, |(_, field)| field))
+        };
+        items.retain(|key, _| !field(key));
+        for (key, default) in hash_defaults() {
+            if items.get(key).is_some_and(|v| python_eq(v, &default)) {
+                items.remove(key);
+            }
+        }
+        let digest = Sha1::digest(json::compact(&Value::Object(items)).as_bytes());
+        digest[..8].iter().fold(String::new(), |mut hex, b| {
+            let _ = write!(hex, "{b:02x}");
+            hex
+        })
+    }
+
+    /// Reads the dictionary form.
+    pub fn from_dict(value: &Value, unknown: UnknownKeys) -> Result<Config> {
+        let Value::Object(map) = value else {
+            return Err(invalid("a configuration is a JSON object"));
+        };
+        let config = if map.get("architecture").and_then(Value::as_str) == Some("union") {
+            let Some(Value::Array(members)) = map.get("configs") else {
+                return Err(invalid("a union has a list `configs`"));
+            };
+            let members = members
+                .iter()
+                .enumerate()
+                .map(|(i, m)| {
+                    MethodConfig::from_dict(m, unknown)
+                        .map_err(|e| e.within(format!("configs[{i}]")))
+                })
+                .collect::<Result<Vec<_>>>()?;
+            Config::Union(members)
+        } else {
+            Config::One(MethodConfig::from_dict(value, unknown)?)
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads the string form: `identifier`, `identifier[key=value, …]`, several joined by `|` to a union.
+    ///
+    /// ```
+    /// use onnx_graft::adapters::Config;
+    /// let config = Config::parse("lora[r=4, alpha=8]|par_bn")?;
+    /// assert_eq!(config.architecture(), "union");
+    /// # Ok::<(), onnx_graft::Error>(())
+    /// ```
+    pub fn parse(text: &str) -> Result<Config> {
+        let mut members = Vec::new();
+        for chunk in text.split('|') {
+            match parse_chunk(chunk.trim()).map_err(|e| e.within(format!("`{text}`")))? {
+                Config::One(m) => members.push(m),
+                Config::Union(more) => members.extend(more),
+            }
+        }
+        let config = match (members.pop(), members.is_empty()) {
+            (Some(only), true) => Config::One(only),
+            (Some(last), false) => {
+                members.push(last);
+                Config::Union(members)
+            }
+            (None, _) => return Err(invalid("an empty configuration")),
+        };
+        config
+            .validate()
+            .map_err(|e| e.within(format!("`{text}`")))?;
+        Ok(config)
+    }
+
+    /// Checks each member, and that a union's members do not meet at one place.
+    pub fn validate(&self) -> Result<()> {
+        let mut found = Vec::new();
+        for m in self.methods() {
+            found.extend(m.validate().err());
+        }
+        if let Config::Union(members) = self {
+            found.extend(union_conflicts(members));
+        }
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::many(ErrorKind::Method, found))
+        }
+    }
+}
+
+/// Every identifier that [`Config::parse`] knows, deprecated ones last.
+pub fn identifiers() -> impl Iterator<Item = &'static str> {
+    MethodConfig::presets()
+        .map(|p| p.name)
+        .chain(NAMED_UNIONS.iter().map(|u| u.0))
+        .chain(ALIASES.iter().map(|a| a.0))
+}
+
+fn parse_chunk(chunk: &str) -> Result<Config> {
+    let (name, body) = match chunk.split_once('[') {
+        None => (chunk, ""),
+        Some((name, rest)) => match rest.strip_suffix(']') {
+            Some(body) => (name, body),
+            None => return Err(invalid(format!("`{chunk}` does not end with `]`"))),
+        },
+    };
+    let name = name.trim();
+    let pairs = literal::pairs(body).map_err(|e| {
+        let mark = format!("{}^", " ".repeat(body[..e.at].chars().count()));
+        Error::new(
+            ErrorKind::Method,
+            Diagnostic::error("config-string", e.what)
+                .note(body.to_owned())
+                .note(mark)
+                .help("fields are written `name=value`; values are numbers, 'text', True, False, None, [lists] and {'k': v}"),
+        )
+    })?;
+    let name = ALIASES
+        .iter()
+        .find(|(old, _)| *old == name)
+        .map_or(name, |(_, new)| *new);
+    if let Some((_, text)) = NAMED_UNIONS.iter().find(|(n, _)| *n == name) {
+        if !pairs.is_empty() {
+            return Err(invalid(format!("`{name}` is a union and takes no fields"))
+                .help_with(format!("write its members: {text}")));
+        }
+        return Config::parse(text);
+    }
+    let Some(preset) = MethodConfig::presets().find(|p| p.name == name) else {
+        return Err(unknown_identifier(name));
+    };
+    override_fields(&preset, pairs).map(Config::One)
+}
+
+fn unknown_identifier(name: &str) -> Error {
+    let mut d = Diagnostic::error(
+        "config-identifier",
+        format!("`{name}` is not a known adapter configuration"),
+    );
+    if let Some(near) = nearest(name, identifiers()) {
+        d = d.note(format!("the nearest one is `{near}`"));
+    }
+    let all: Vec<&str> = MethodConfig::presets().map(|p| p.name).collect();
+    Error::new(
+        ErrorKind::Method,
+        d.help(format!("known are {}, or a file", all.join(", "))),
+    )
+}
+
+/// Sets fields one by one, so that an error names the one at fault.
+fn override_fields(preset: &Preset, pairs: Map<String, Value>) -> Result<MethodConfig> {
+    let mut dict = match (preset.make)().to_dict() {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    };
+    let known: Vec<String> = dict.keys().cloned().collect();
+    for (key, value) in pairs {
+        if !known.contains(&key) {
+            return Err(unknown_key(
+                &key,
+                preset.name,
+                known.iter().map(String::as_str),
+            ));
+        }
+        dict.insert(key.clone(), value);
+        MethodConfig::from_dict(&Value::Object(dict.clone()), UnknownKeys::Refuse)
+            .map_err(|e| e.within(format!("`{key}`")))?;
+    }
+    MethodConfig::from_dict(&Value::Object(dict), UnknownKeys::Refuse)
+}
+
+pub(crate) fn unknown_key<'a>(
+    key: &str,
+    of: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> Error {
+    let mut d = Diagnostic::error("config-key", format!("`{of}` has no field `{key}`"));
+    if let Some(near) = nearest(key, known.clone()) {
+        d = d.note(format!("the nearest one is `{near}`"));
+    }
+    let all: Vec<&str> = known.collect();
+    Error::new(
+        ErrorKind::Method,
+        d.help(format!("its fields are {}", all.join(", "))),
+    )
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Method, Diagnostic::error("config", message))
+}
+
+/// `to_dict` items of a union, as the hash sees them: `"0.alpha"`, …
+fn union_items(members: &[MethodConfig]) -> Map<String, Value> {
+    let mut out = Map::new();
+    for (i, m) in members.iter().enumerate() {
+        if let Value::Object(map) = m.to_dict() {
+            out.extend(map.into_iter().map(|(k, v)| (format!("{i}.{k}"), v)));
+        }
+    }
+    out
+}
+
+/// Drops what is false in Python's eyes, in dictionaries at every depth.
+fn minimized(map: Map<String, Value>) -> Map<String, Value> {
+    map.into_iter()
+        .filter(|(_, v)| truthy(v))
+        .map(|(k, v)| match v {
+            Value::Object(inner) => (k, Value::Object(minimized(inner))),
+            v => (k, v),
+        })
+        .collect()
+}
+
+fn truthy(v: &Value) -> bool {
+    match v {
+        Value::Null => false,
+        Value::Bool(b) => *b,
+        Value::Number(n) => n.as_f64() != Some(0.0),
+        Value::String(s) => !s.is_empty(),
+        Value::Array(a) => !a.is_empty(),
+        Value::Object(o) => !o.is_empty(),
+    }
+}
+
+/// Python's `==`: `1 == 1.0 == True`.
+fn python_eq(a: &Value, b: &Value) -> bool {
+    let number = |v: &Value| match v {
+        Value::Bool(b) => Some(f64::from(u8::from(*b))),
+        Value::Number(n) => n.as_f64(),
+        _ => None,
+    };
+    match (number(a), number(b)) {
+        (Some(x), Some(y)) => x == y,
+        _ => a == b,
+    }
+}
+
+/// The library refuses two members of one architecture, unless they are bottlenecks at different places or leave layers out.
+fn union_conflicts(members: &[MethodConfig]) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    for (i, a) in members.iter().enumerate() {
+        for b in &members[i + 1..] {
+            if a.architecture() == b.architecture() && !a.disjoint(b) {
+                let what = a.architecture().unwrap_or("bottleneck");
+                found.push(
+                    Diagnostic::error("union", format!("two members of this union are {what}"))
+                        .help("members of one architecture must be at different places, or leave layers out"),
+                );
+            }
+        }
+    }
+    found
+}
+
+trait HelpWith {
+    fn help_with(self, help: String) -> Error;
+}
+
+impl HelpWith for Error {
+    fn help_with(self, help: String) -> Error {
+        let findings = self
+            .findings()
+            .iter()
+            .cloned()
+            .map(|d| d.help(help.clone()));
+        Error::many(self.kind(), findings.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(text: &str) -> String {
+        Config::parse(text).unwrap().hash()
+    }
+
+    /// Values that the library's own function gives.
+    #[test]
+    fn hashes_are_the_librarys() {
+        let listed = [
+            ("seq_bn", "9076f36a74755ac4"),
+            ("double_seq_bn", "b1017368d7a97b11"),
+            ("par_bn", "211b85d66ae909db"),
+            ("seq_bn_inv", "9ed5b5a29de19b71"),
+            ("double_seq_bn_inv", "bcdbfdc759d7abf1"),
+            ("adapterplus", "fd517df084609354"),
+            ("compacter++", "cfa13994accfb5f4"),
+            ("compacter", "934efc0c1022a56f"),
+            ("lora", "625403edad0bf919"),
+            ("ia3", "1ebb5af107e576c0"),
+            ("vera", "2be4e8738bf1b672"),
+            ("dora", "045575c920686296"),
+            ("dvora", "54bac59257d09af0"),
+            ("mtl_lora", "b37172df6259ff89"),
+            ("loreft", "141e29e6c21f7261"),
+            ("noreft", "df69f184fdb72464"),
+            ("direft", "df69f184fdb72464"),
+            ("prefix_tuning", "648bf22f5afeaaa6"),
+            ("prompt_tuning", "8e35d5049bb12364"),
+            ("mam", "97453c0dbc2dbc97"),
+            ("unipelt", "67ac4937c601ad56"),
+        ];
+        for (text, expected) in listed {
+            assert_eq!(hash(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_identifier_round_trips_through_its_dictionary() {
+        for name in identifiers() {
+            let config = Config::parse(name).unwrap();
+            let again = Config::from_dict(&config.to_dict(), UnknownKeys::Refuse).unwrap();
+            assert_eq!(config, again, "{name}");
+            assert_eq!(config.hash(), again.hash());
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_gets_the_nearest() {
+        let text = |t: &str| Config::parse(t).unwrap_err().to_string();
+        assert!(text("lorra").contains("nearest one is `lora`"));
+        assert!(text("lora[rank=4]").contains("`lora` has no field `rank`"));
+        assert!(text("lora[alfa=4]").contains("nearest one is `alpha`"));
+        assert!(text("lora[r='x']").contains("in `lora[r='x']`, `r`"));
+        assert!(text("lora[r=4").contains("does not end with `]`"));
+        assert!(text("lora|ia3").contains("two members of this union are lora"));
+    }
+
+    #[test]
+    fn integers_and_floats_stay_apart() {
+        assert_ne!(
+            hash("seq_bn[reduction_factor=16]"),
+            hash("seq_bn[reduction_factor=16.0]")
+        );
+        assert_eq!(hash("pfeiffer"), hash("seq_bn"));
+    }
+}

@@ -1,0 +1,630 @@
+//! Adapter folders, as AdapterHub's `save_adapter` writes them: `adapter_config.json`, weights as `adapter.safetensors` and as
+//! `pytorch_adapter.bin`, and `adapter_interface.json` for adapters of the plugin route.
+//!
+//! Both weight files are written, because the Python library reads the torch file unless it is told otherwise. Where only
+//! safetensors are wanted, [`WriteOptions`] says so.
+
+use super::config::json;
+use super::naming::{Route, belongs};
+use super::store::Weights;
+use super::{Adapter, AdapterStore, Config, UnknownKeys, torch};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ir::{DType, TensorData};
+use bytes::Bytes;
+use indexmap::IndexMap;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::{Map, Value};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Names of the files.
+pub mod file {
+    /// Configuration and meta data.
+    pub const CONFIG: &str = "adapter_config.json";
+    /// Weights, safetensors.
+    pub const SAFETENSORS: &str = "adapter.safetensors";
+    /// Weights, torch.
+    pub const TORCH: &str = "pytorch_adapter.bin";
+    /// The interface of the model.
+    pub const INTERFACE: &str = "adapter_interface.json";
+}
+
+/// The version that is written: that of the library whose files these are.
+pub const VERSION: &str = "adapters.1.2.0";
+
+/// What `adapter_config.json` says besides the configuration.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Meta {
+    /// Width of the base model.
+    pub hidden_size: Option<u64>,
+    /// Class of the model that saved it.
+    pub model_class: String,
+    /// `config.name_or_path` of the base model.
+    pub model_name: String,
+    /// `config.model_type` of the base model.
+    pub model_type: String,
+    /// Version of the library; absent in files of its first ones.
+    pub version: Option<String>,
+    /// Other keys.
+    pub extra: Map<String, Value>,
+}
+
+/// A saved adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterFolder {
+    /// Its name.
+    pub name: String,
+    /// Its configuration, with the corrections that files of old versions need.
+    pub config: Config,
+    /// What else its file says.
+    pub meta: Meta,
+    /// Its weights, by the names of the file.
+    pub weights: Weights,
+    /// The text of `adapter_interface.json`, where there is one.
+    pub interface: Option<String>,
+    /// What was corrected on reading.
+    pub notes: Vec<Diagnostic>,
+}
+
+/// What to write.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOptions {
+    /// `pytorch_adapter.bin`.
+    pub torch: bool,
+    /// `adapter.safetensors`.
+    pub safetensors: bool,
+    /// Replace files that are there.
+    pub force: bool,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        WriteOptions {
+            torch: true,
+            safetensors: true,
+            force: false,
+        }
+    }
+}
+
+impl AdapterFolder {
+    /// Reads a folder.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when a file is missing, [`ErrorKind::Method`] when the configuration is not understood,
+    /// [`ErrorKind::Decode`] when the weights are not.
+    pub fn read(folder: &Path) -> Result<AdapterFolder> {
+        let path = folder.join(file::CONFIG);
+        let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+        let at = |e: Error| e.within(path.display().to_string());
+        let mut top = object(&text).map_err(at)?;
+        if top.contains_key("peft_type") {
+            return Err(at(Error::new(
+                ErrorKind::Method,
+                Diagnostic::error("peft", "this is an adapter of PEFT's").help(
+                    "make it one of AdapterHub's: `rewrite adapter convert FOLDER --to adapterhub --interface NAME -o DIR`",
+                ),
+            )));
+        }
+        let name = take_text(&mut top, "name").unwrap_or_else(|| "default".into());
+        let version = take_text(&mut top, "version");
+        let mut config = top.shift_remove("config").unwrap_or_default();
+        let notes = correct(&mut config, version.as_deref());
+        let config = Config::from_dict(&config, UnknownKeys::Keep).map_err(at)?;
+        let meta = Meta {
+            hidden_size: top.shift_remove("hidden_size").and_then(|v| v.as_u64()),
+            model_class: take_text(&mut top, "model_class").unwrap_or_default(),
+            model_name: take_text(&mut top, "model_name").unwrap_or_default(),
+            model_type: take_text(&mut top, "model_type").unwrap_or_default(),
+            version,
+            extra: top,
+        };
+        let interface = folder.join(file::INTERFACE);
+        Ok(AdapterFolder {
+            weights: Weights::new(&name, read_weights(folder)?),
+            interface: fs::read_to_string(interface).ok(),
+            name,
+            config,
+            meta,
+            notes,
+        })
+    }
+
+    /// How the library integrated it. A file of the plugin route has the interface beside it; without one, it is of the library's own
+    /// class for the model type, if there is such a class.
+    pub fn route(&self) -> Route {
+        match (&self.interface, Route::native(&self.meta.model_type)) {
+            (None, Some(native)) => native,
+            (Some(_), _) | (None, None) => Route::Plugin,
+        }
+    }
+
+    /// The adapter to be attached, under this name (or its own).
+    pub fn into_adapter(self, name: Option<&str>) -> Adapter {
+        Adapter {
+            route: self.route(),
+            name: name.map_or(self.name, str::to_owned),
+            config: self.config,
+            weights: Some(self.weights),
+            base: super::base::recorded(&self.meta.extra),
+        }
+    }
+
+    /// A folder for an attached adapter: its parameters from the store, under all the names that the library writes.
+    pub fn from_store(
+        name: &str,
+        config: Config,
+        store: &AdapterStore,
+        meta: Meta,
+        interface: Option<String>,
+    ) -> Self {
+        AdapterFolder {
+            name: name.to_owned(),
+            config,
+            meta,
+            weights: Weights {
+                adapter: name.into(),
+                tensors: store.of(name).tensors(),
+            },
+            interface,
+            notes: Vec::new(),
+        }
+    }
+
+    /// The text of `adapter_config.json`.
+    pub fn config_json(&self) -> String {
+        let m = &self.meta;
+        let mut top = m.extra.clone();
+        top.insert("config".into(), self.config.to_dict());
+        top.insert("hidden_size".into(), m.hidden_size.into());
+        top.insert("model_class".into(), m.model_class.clone().into());
+        top.insert("model_name".into(), m.model_name.clone().into());
+        top.insert("model_type".into(), m.model_type.clone().into());
+        top.insert("name".into(), self.name.clone().into());
+        let version = m.version.clone().unwrap_or_else(|| VERSION.into());
+        top.insert("version".into(), version.into());
+        json::pretty(&Value::Object(top))
+    }
+
+    /// Writes the folder. A new folder appears as a whole; in one that is there, each file is replaced as a whole, the configuration
+    /// last.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`], also when a file is there and `force` is not set.
+    pub fn write(&self, folder: &Path, options: WriteOptions) -> Result<()> {
+        write_files(folder, &self.files(options)?, options.force)
+    }
+
+    /// Contents of the files, the configuration last.
+    fn files(&self, options: WriteOptions) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let mut out = Vec::new();
+        if options.safetensors {
+            out.push((file::SAFETENSORS, to_safetensors(&self.weights.tensors)?));
+        }
+        if options.torch {
+            out.push((
+                file::TORCH,
+                torch::write("pytorch_adapter", &self.weights.tensors)?,
+            ));
+        }
+        if let Some(text) = &self.interface {
+            out.push((file::INTERFACE, text.clone().into_bytes()));
+        }
+        out.push((file::CONFIG, self.config_json().into_bytes()));
+        Ok(out)
+    }
+}
+
+/// Writes files into a folder: a new one appears as a whole; in one that is there, each file is replaced as a whole, in order.
+pub(super) fn write_files(
+    folder: &Path,
+    files: &[(&'static str, Vec<u8>)],
+    force: bool,
+) -> Result<()> {
+    if let Some((name, _)) = files.iter().find(|(n, _)| folder.join(n).exists())
+        && !force
+    {
+        let path = folder.join(name).display().to_string();
+        return Err(Error::new(
+            ErrorKind::Io,
+            Diagnostic::error("exists", "the file is there already")
+                .at(path)
+                .help("use `--force` to replace it"),
+        ));
+    }
+    let parent = match folder.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    fs::create_dir_all(&parent).map_err(|e| Error::io(&parent, "cannot be made", e))?;
+    let staged = tempfile::Builder::new()
+        .prefix(".adapter-")
+        .tempdir_in(&parent)
+        .map_err(|e| Error::io(&parent, "cannot be written to", e))?;
+    for (name, bytes) in files {
+        let path = staged.path().join(name);
+        write_synced(&path, bytes).map_err(|e| Error::io(&path, "cannot be written", e))?;
+    }
+    readable(staged.path());
+    if !folder.exists() && fs::rename(staged.path(), folder).is_ok() {
+        drop(staged.keep());
+        return Ok(());
+    }
+    fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", e))?;
+    for (name, _) in files {
+        let path = folder.join(name);
+        fs::rename(staged.path().join(name), &path)
+            .map_err(|e| Error::io(&path, "cannot be written", e))?;
+    }
+    Ok(())
+}
+
+/// The files of an adapter folder, with those of the head that the library saves beside it.
+const OWN_FILES: [&str; 7] = [
+    file::SAFETENSORS,
+    file::TORCH,
+    file::INTERFACE,
+    "head_config.json",
+    "pytorch_model_head.bin",
+    "model_head.safetensors",
+    file::CONFIG,
+];
+
+/// What [`delete`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deleted {
+    /// Name of the adapter.
+    pub name: String,
+    /// The files that are gone.
+    pub files: Vec<PathBuf>,
+    /// What else is in the folder, and stays.
+    pub kept: Vec<PathBuf>,
+}
+
+/// Deletes an adapter folder: the files that a saved adapter consists of, the configuration last, and the folder if it is empty then.
+/// Everything else in it stays. Nothing is followed: a link is removed, not what it points to.
+///
+/// # Errors
+/// [`ErrorKind::Method`] for a folder that holds no adapter, [`ErrorKind::Io`] for one that is a link or cannot be changed.
+pub fn delete(folder: &Path) -> Result<Deleted> {
+    let kind = fs::symlink_metadata(folder).map_err(|e| Error::io(folder, "cannot be read", e))?;
+    let refuse = |what: &str, help: &str| {
+        let finding = Diagnostic::error("delete", what).at(folder.display().to_string());
+        Err(Error::new(ErrorKind::Method, finding.help(help)))
+    };
+    if !kind.is_dir() {
+        return refuse(
+            "this is no folder",
+            "give the folder of a saved adapter itself, not a link or a file",
+        );
+    }
+    let path = folder.join(file::CONFIG);
+    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+    let top = object(&text).map_err(|e| e.within(path.display().to_string()))?;
+    let Some(Value::String(name)) = top.get("name").filter(|_| top.contains_key("config")) else {
+        return refuse(
+            "its adapter_config.json is not that of a saved adapter",
+            "nothing was deleted",
+        );
+    };
+    let mut done = Deleted {
+        name: name.clone(),
+        ..Deleted::default()
+    };
+    for file in OWN_FILES {
+        let path = folder.join(file);
+        match fs::symlink_metadata(&path) {
+            Ok(m) if !m.is_dir() => {
+                fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot be deleted", e))?;
+                done.files.push(path);
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    let left = fs::read_dir(folder).map_err(|e| Error::io(folder, "cannot be read", e))?;
+    done.kept = left.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    done.kept.sort();
+    if done.kept.is_empty() {
+        fs::remove_dir(folder).map_err(|e| Error::io(folder, "cannot be deleted", e))?;
+    }
+    Ok(done)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut f = fs::File::create(path)?;
+    f.write_all(bytes)?;
+    f.sync_all()
+}
+
+/// Temporary folders are private; the adapter's is to be as any other.
+#[cfg(unix)]
+fn readable(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
+}
+
+#[cfg(not(unix))]
+fn readable(_: &Path) {}
+
+pub(super) fn object(text: &str) -> Result<Map<String, Value>> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(Error::new(
+            ErrorKind::Method,
+            Diagnostic::error("json", "this is not a JSON object"),
+        )),
+        Err(e) => Err(Error::new(
+            ErrorKind::Method,
+            Diagnostic::error("json", e.to_string()),
+        )),
+    }
+}
+
+fn take_text(map: &mut Map<String, Value>, key: &str) -> Option<String> {
+    match map.shift_remove(key) {
+        Some(Value::String(s)) => Some(s),
+        _ => None,
+    }
+}
+
+/// What the library corrects in files of old versions: LoRA's scale before 1.1.0, names of activations before there were versions.
+fn correct(config: &mut Value, version: Option<&str>) -> Vec<Diagnostic> {
+    let mut notes = Vec::new();
+    let Value::Object(map) = config else {
+        return notes;
+    };
+    match version {
+        None => {
+            let new = match map.get("non_linearity").and_then(Value::as_str) {
+                Some("gelu") => "gelu_new",
+                Some("gelu_orig") => "gelu",
+                _ => return notes,
+            };
+            map.insert("non_linearity".into(), new.into());
+            notes.push(Diagnostic::warning(
+                "compat-activation",
+                format!("the file has no version: its activation is what is called `{new}` today"),
+            ));
+        }
+        Some(v) if before_1_1(v) => {
+            let lora = map.get("architecture").and_then(Value::as_str) == Some("lora");
+            let (r, alpha) = (map.get("r").cloned(), map.get("alpha").cloned());
+            if let (true, Some(r)) = (lora, r)
+                && alpha.as_ref().and_then(Value::as_f64) != r.as_f64()
+            {
+                map.insert("alpha".into(), r);
+                notes.push(Diagnostic::warning(
+                    "compat-scale",
+                    format!(
+                        "{v} did not divide by `r`: `alpha` is taken to be `r`, as it was trained"
+                    ),
+                ));
+            }
+        }
+        Some(_) => {}
+    }
+    notes
+}
+
+fn before_1_1(version: &str) -> bool {
+    let Some(numbers) = version.strip_prefix("adapters.") else {
+        return false;
+    };
+    let mut parts = numbers.split('.').map(|p| {
+        p.chars()
+            .take_while(char::is_ascii_digit)
+            .collect::<String>()
+    });
+    let mut next = || {
+        parts
+            .next()
+            .and_then(|p| p.parse::<u32>().ok())
+            .unwrap_or(0)
+    };
+    let (major, minor) = (next(), next());
+    (major, minor) < (1, 1)
+}
+
+fn read_weights(folder: &Path) -> Result<IndexMap<Box<str>, TensorData>> {
+    let (safe, torch_file) = (folder.join(file::SAFETENSORS), folder.join(file::TORCH));
+    if safe.exists() {
+        return read_safetensors(&read_file(&safe)?)
+            .map_err(|e| e.within(safe.display().to_string()));
+    }
+    if torch_file.exists() {
+        return torch::read(&read_file(&torch_file)?)
+            .map_err(|e| e.within(torch_file.display().to_string()));
+    }
+    Err(Error::new(
+        ErrorKind::Io,
+        Diagnostic::error(
+            "weights-missing",
+            format!("there is neither {} nor {}", file::SAFETENSORS, file::TORCH),
+        )
+        .at(folder.display().to_string())
+        .help("to start from initial values, give the configuration file instead of the folder"),
+    ))
+}
+
+pub(super) fn read_file(path: &Path) -> Result<Bytes> {
+    let bytes = fs::read(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+    Ok(bytes.into())
+}
+
+const DTYPES: [(Dtype, DType); 10] = [
+    (Dtype::F32, DType::Float),
+    (Dtype::F64, DType::Double),
+    (Dtype::F16, DType::Float16),
+    (Dtype::BF16, DType::Bfloat16),
+    (Dtype::I64, DType::Int64),
+    (Dtype::I32, DType::Int32),
+    (Dtype::I16, DType::Int16),
+    (Dtype::I8, DType::Int8),
+    (Dtype::U8, DType::Uint8),
+    (Dtype::BOOL, DType::Bool),
+];
+
+/// Reads a safetensors file; the tensors are ranges of `bytes`, in the order of the file's data.
+///
+/// # Errors
+/// [`ErrorKind::Decode`] when it is none, or for element types that ONNX does not have.
+pub fn read_safetensors(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>> {
+    let wrong =
+        |message: String| Error::new(ErrorKind::Decode, Diagnostic::error("safetensors", message));
+    let parsed = SafeTensors::deserialize(bytes).map_err(|e| wrong(e.to_string()))?;
+    let mut out = IndexMap::new();
+    for (name, view) in parsed.iter() {
+        let dtype = DTYPES
+            .iter()
+            .find(|(d, _)| *d == view.dtype())
+            .map(|(_, d)| *d);
+        let dtype = dtype.ok_or_else(|| wrong(format!("`{name}` is {:?}", view.dtype())))?;
+        let dims: Box<[u64]> = view.shape().iter().map(|d| *d as u64).collect();
+        out.insert(
+            name.into(),
+            TensorData::raw(dtype, dims, bytes.slice_ref(view.data())),
+        );
+    }
+    out.sort_unstable_keys();
+    Ok(out)
+}
+
+/// The bytes of a safetensors file.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for element types that it cannot hold.
+pub fn to_safetensors(tensors: &IndexMap<Box<str>, TensorData>) -> Result<Vec<u8>> {
+    let wrong = |message: String| {
+        Error::new(
+            ErrorKind::Unsupported,
+            Diagnostic::error("safetensors", message),
+        )
+    };
+    let mut data = Vec::with_capacity(tensors.len());
+    for (name, t) in tensors {
+        let dtype = DTYPES.iter().find(|(_, d)| *d == t.dtype).map(|(d, _)| *d);
+        let dtype = dtype.ok_or_else(|| wrong(format!("`{name}` is {}", t.dtype)))?;
+        let bytes = t
+            .bytes()
+            .ok_or_else(|| wrong(format!("`{name}` has no elements")))?;
+        let dims: Vec<usize> = t.dims.iter().map(|d| *d as usize).collect();
+        data.push((&**name, dtype, dims, bytes));
+    }
+    let views = data
+        .iter()
+        .map(|(name, dtype, dims, bytes)| {
+            Ok((
+                *name,
+                TensorView::new(*dtype, dims.clone(), bytes).map_err(|e| wrong(e.to_string()))?,
+            ))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    safetensors::serialize(views, None).map_err(|e| wrong(e.to_string()))
+}
+
+/// Whether a name in a file is an adapter's, rather than a prediction head's.
+pub fn is_adapter_key(key: &str, adapter: &str) -> bool {
+    belongs(key, adapter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters::Param;
+
+    fn store() -> AdapterStore {
+        let mut store = AdapterStore::default();
+        let key = "model.layers.0.self_attn.q_proj.loras.a.lora_A";
+        store.insert(
+            key,
+            Param {
+                adapter: "a".into(),
+                tensor: TensorData::from_f32([1, 2], &[1.0, 2.0]),
+                trainable: true,
+                idle: false,
+                decay: true,
+                aliases: vec!["model.second.name.loras.a.x".into()],
+            },
+        );
+        store
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::parse("lora[r=1]").unwrap();
+        let meta = Meta {
+            hidden_size: Some(2),
+            model_type: "qwen3".into(),
+            version: Some(VERSION.into()),
+            ..Meta::default()
+        };
+        let folder = AdapterFolder::from_store("a", config, &store(), meta, Some("{}".into()));
+        let path = dir.path().join("out").join("a");
+        folder.write(&path, WriteOptions::default()).unwrap();
+        assert_eq!(AdapterFolder::read(&path).unwrap(), folder);
+        fs::remove_file(path.join(file::SAFETENSORS)).unwrap();
+        assert_eq!(AdapterFolder::read(&path).unwrap(), folder);
+        let again = folder.write(&path, WriteOptions::default()).unwrap_err();
+        assert!(again.to_string().contains("--force"));
+        let force = WriteOptions {
+            force: true,
+            ..WriteOptions::default()
+        };
+        folder.write(&path, force).unwrap();
+        let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().collect();
+        assert_eq!(left.len(), 1, "no temporary folder stays");
+    }
+
+    #[test]
+    fn old_files_are_corrected() {
+        let fix = |text: &str, version: Option<&str>| {
+            let mut v: Value = serde_json::from_str(text).unwrap();
+            correct(&mut v, version);
+            v
+        };
+        let lora = r#"{"architecture":"lora","r":8,"alpha":16}"#;
+        assert_eq!(fix(lora, Some("adapters.1.0.1"))["alpha"], 8);
+        assert_eq!(fix(lora, Some("adapters.1.1.0"))["alpha"], 16);
+        assert_eq!(fix(lora, Some("3.2.1"))["alpha"], 16);
+        assert_eq!(
+            fix(r#"{"non_linearity":"gelu"}"#, None)["non_linearity"],
+            "gelu_new"
+        );
+        assert_eq!(
+            fix(r#"{"non_linearity":"gelu"}"#, Some(VERSION))["non_linearity"],
+            "gelu"
+        );
+    }
+
+    #[test]
+    fn deleting_takes_only_what_an_adapter_consists_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let config = Config::parse("lora[r=1]").unwrap();
+        let folder = AdapterFolder::from_store("a", config, &store(), Meta::default(), None);
+        folder.write(&path, WriteOptions::default()).unwrap();
+        let mine = path.join("notes.txt");
+        fs::write(&mine, "mine").unwrap();
+        let done = delete(&path).unwrap();
+        assert_eq!((done.files.len(), &done.kept), (3, &vec![mine.clone()]));
+        assert!(delete(&path).is_err(), "there is no adapter any more");
+        fs::write(path.join(file::CONFIG), "{}").unwrap();
+        assert!(delete(&path).is_err(), "this is no adapter's");
+        assert!(mine.exists() && path.join(file::CONFIG).exists());
+        fs::remove_file(mine).unwrap();
+        folder
+            .write(
+                &path,
+                WriteOptions {
+                    force: true,
+                    ..WriteOptions::default()
+                },
+            )
+            .unwrap();
+        delete(&path).unwrap();
+        assert!(!path.exists());
+    }
+}

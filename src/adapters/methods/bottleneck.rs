@@ -1,0 +1,786 @@
+//! Bottleneck adapters: `u = W_up · f(W_down · h)` behind a sublayer, sequentially or in parallel.
+//!
+//! Houlsby et al. 2019 (`double_seq_bn`), Pfeiffer et al. 2020 (`seq_bn`), He et al. 2021 (`par_bn`), Steitz and Roth 2024
+//! (`adapterplus`), Karimi Mahabadi et al. 2021 (`compacter`). With `o` the sublayer's output and `r` what entered it:
+//!
+//! | configuration | `o` becomes |
+//! |---|---|
+//! | `seq_bn` | `o + A(norm(o + r))`; without a post-norm `o + A(o + r)` |
+//! | `double_seq_bn` | `o + A(o)` |
+//! | `par_bn` | `o + 4·A(r)` |
+
+use super::{Method, MethodConfig, Preset, act, invertible, phm, preset};
+use crate::adapters::naming::Sublayer;
+use crate::adapters::param::{Init, ParamSpec};
+use crate::adapters::place::{At, BuildCx, Params, Place, State, SublayerSite, Surroundings};
+use crate::diag::Diagnostic;
+use crate::ir::{Graph, NodeId, Use, Val, ValueId};
+use crate::select::Layer;
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Number, Value};
+
+/// `BnConfig` and the classes derived from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[expect(clippy::struct_excessive_bools, reason = "the fields are AdapterHub's")]
+pub struct Bottleneck {
+    /// An adapter behind self-attention.
+    pub mh_adapter: bool,
+    /// An adapter behind the feed-forward block.
+    pub output_adapter: bool,
+    /// Width of the residual stream over the adapter's width: one number, or one for each layer.
+    pub reduction_factor: ReductionFactor,
+    /// Activation between the two projections.
+    pub non_linearity: Option<String>,
+    /// Read `norm(o + r)` instead of `o`.
+    #[serde(default)]
+    pub original_ln_before: bool,
+    /// Whether the model's own residual and norm follow. Without, the adapter's output takes the place of the stream itself.
+    #[serde(default = "yes")]
+    pub original_ln_after: bool,
+    /// A layer norm of the adapter's own in front of the down projection.
+    #[serde(default)]
+    pub ln_before: bool,
+    /// A layer norm of the adapter's own behind it.
+    #[serde(default)]
+    pub ln_after: bool,
+    /// `bert`, `mam_adapter` or `houlsby`.
+    #[serde(default = "bert")]
+    pub init_weights: String,
+    /// Seed of the initial values; 0 counts as none.
+    #[serde(default)]
+    pub init_weights_seed: Option<i64>,
+    /// Read `r` and add to `o`, instead of reading `o`.
+    #[serde(default)]
+    pub is_parallel: bool,
+    /// Factor of the up projection's output: a number, `learned` (one) or `channel` (one for each channel).
+    #[serde(default)]
+    pub scaling: Scaling,
+    /// Whether a learned gate scales the output.
+    #[serde(default)]
+    pub use_gating: bool,
+    /// What the adapter's own residual is: `o` (true), what it reads (false), or `o + r` (`post_add`).
+    #[serde(default)]
+    pub residual_before_ln: ResidualBeforeLn,
+    /// Add the adapter's residual before `ln_after` instead of behind it.
+    #[serde(default)]
+    pub adapter_residual_before_ln: bool,
+    /// An invertible adapter behind the embeddings: `nice` or `glow`.
+    #[serde(default)]
+    pub inv_adapter: Option<String>,
+    /// Its reduction factor.
+    #[serde(default)]
+    #[schemars(with = "Option<f64>")]
+    pub inv_adapter_reduction_factor: Option<Number>,
+    /// An adapter behind cross-attention.
+    #[serde(default)]
+    pub cross_adapter: bool,
+    /// Layers without an adapter.
+    #[serde(default)]
+    pub leave_out: Vec<usize>,
+    /// Dropout on the output while training.
+    #[serde(default)]
+    pub dropout: f64,
+    /// Probability that a sample skips the adapter while training.
+    #[serde(default)]
+    pub stochastic_depth: Option<f64>,
+    /// Kronecker products instead of full projections.
+    #[serde(default)]
+    pub phm_layer: bool,
+    /// Number of Kronecker products.
+    #[serde(default = "phm::dim")]
+    pub phm_dim: usize,
+    /// Whether their second factors are products of two thin matrices.
+    #[serde(default = "default::yes", rename = "factorized_phm_W")]
+    pub factorized_phm_w: Option<bool>,
+    /// Whether all layers share the second factors.
+    #[serde(default = "default::no", rename = "shared_W_phm")]
+    pub shared_w_phm: Option<bool>,
+    /// Whether all layers share the first factors.
+    #[serde(default = "default::yes")]
+    pub shared_phm_rule: Option<bool>,
+    /// Whether the first factors are products of two vectors.
+    #[serde(default = "default::no")]
+    pub factorized_phm_rule: Option<bool>,
+    /// `normal` or `uniform`.
+    #[serde(default = "default::normal")]
+    pub phm_c_init: Option<String>,
+    /// Spread of the initial first factors.
+    #[serde(default = "default::init_range")]
+    pub phm_init_range: Option<f64>,
+    /// Whether the first factors are learned; `train_adapter` learns them in any case.
+    #[serde(default = "default::yes")]
+    pub learn_phm: Option<bool>,
+    /// Initialisation of the second factors; the library takes every value for `glorot-normal`.
+    #[serde(default = "default::glorot")]
+    pub hypercomplex_nonlinearity: Option<String>,
+    /// Rank of the second factors.
+    #[serde(default = "default::one")]
+    pub phm_rank: Option<usize>,
+    /// Whether the projections have a bias.
+    #[serde(default = "default::yes")]
+    pub phm_bias: Option<bool>,
+    /// Keys of other versions.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+fn yes() -> bool {
+    true
+}
+/// Defaults of fields that may be null.
+mod default {
+    #![expect(clippy::unnecessary_wraps, reason = "serde wants the field's own type")]
+
+    pub(super) fn yes() -> Option<bool> {
+        Some(true)
+    }
+    pub(super) fn no() -> Option<bool> {
+        Some(false)
+    }
+    pub(super) fn normal() -> Option<String> {
+        Some("normal".into())
+    }
+    pub(super) fn glorot() -> Option<String> {
+        Some("glorot-uniform".into())
+    }
+    pub(super) fn init_range() -> Option<f64> {
+        Some(0.0001)
+    }
+    pub(super) fn one() -> Option<usize> {
+        Some(1)
+    }
+}
+
+fn bert() -> String {
+    "bert".into()
+}
+
+/// One number, or one for each layer id with `default` for the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum ReductionFactor {
+    /// The same everywhere.
+    One(#[schemars(with = "f64")] Number),
+    /// By layer id.
+    PerLayer(
+        #[schemars(with = "std::collections::BTreeMap<String, f64>")] IndexMap<String, Number>,
+    ),
+}
+
+/// Factor of the up projection's output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Scaling {
+    /// A constant.
+    Factor(f64),
+    /// `learned` or `channel`.
+    Named(String),
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Scaling::Factor(1.0)
+    }
+}
+
+/// `residual_before_ln`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum ResidualBeforeLn {
+    /// Yes or no.
+    Is(bool),
+    /// `post_add`.
+    Named(String),
+}
+
+impl Default for ResidualBeforeLn {
+    fn default() -> Self {
+        ResidualBeforeLn::Is(true)
+    }
+}
+
+impl Bottleneck {
+    fn base(mh_adapter: bool, factor: i64, non_linearity: &str) -> Self {
+        Bottleneck {
+            mh_adapter,
+            output_adapter: true,
+            reduction_factor: ReductionFactor::One(factor.into()),
+            non_linearity: Some(non_linearity.into()),
+            original_ln_before: false,
+            original_ln_after: true,
+            ln_before: false,
+            ln_after: false,
+            init_weights: bert(),
+            init_weights_seed: None,
+            is_parallel: false,
+            scaling: Scaling::default(),
+            use_gating: false,
+            residual_before_ln: ResidualBeforeLn::default(),
+            adapter_residual_before_ln: false,
+            inv_adapter: None,
+            inv_adapter_reduction_factor: None,
+            cross_adapter: false,
+            leave_out: Vec::new(),
+            dropout: 0.0,
+            stochastic_depth: Some(0.0),
+            phm_layer: false,
+            phm_dim: phm::dim(),
+            factorized_phm_w: default::yes(),
+            shared_w_phm: default::no(),
+            shared_phm_rule: default::yes(),
+            factorized_phm_rule: default::no(),
+            phm_c_init: default::normal(),
+            phm_init_range: default::init_range(),
+            learn_phm: default::yes(),
+            hypercomplex_nonlinearity: default::glorot(),
+            phm_rank: default::one(),
+            phm_bias: default::yes(),
+            extra: Map::new(),
+        }
+    }
+
+    /// `SeqBnConfig`.
+    pub fn seq_bn() -> Self {
+        Bottleneck {
+            original_ln_before: true,
+            ..Self::base(false, 16, "relu")
+        }
+    }
+
+    /// `DoubleSeqBnConfig`.
+    pub fn double_seq_bn() -> Self {
+        Self::base(true, 16, "swish")
+    }
+
+    /// `ParBnConfig`.
+    pub fn par_bn() -> Self {
+        Bottleneck {
+            init_weights: "mam_adapter".into(),
+            is_parallel: true,
+            scaling: Scaling::Factor(4.0),
+            ..Self::base(false, 2, "relu")
+        }
+    }
+
+    /// `AdapterPlusConfig`.
+    pub fn adapter_plus() -> Self {
+        Bottleneck {
+            original_ln_before: true,
+            original_ln_after: false,
+            residual_before_ln: ResidualBeforeLn::Is(false),
+            stochastic_depth: Some(0.1),
+            init_weights: "houlsby".into(),
+            scaling: Scaling::Named("channel".into()),
+            ..Self::base(false, 96, "gelu")
+        }
+    }
+
+    fn inverted(self) -> Self {
+        Bottleneck {
+            inv_adapter: Some("nice".into()),
+            inv_adapter_reduction_factor: Some(2.into()),
+            ..self
+        }
+    }
+
+    fn phm(self) -> Self {
+        Bottleneck {
+            phm_layer: true,
+            reduction_factor: ReductionFactor::One(32.into()),
+            non_linearity: Some("gelu".into()),
+            ..self
+        }
+    }
+
+    /// Width of the adapter in a layer: `max(1, int(d // factor))`.
+    fn width(&self, d: usize, layer: Option<usize>) -> Result<usize, Diagnostic> {
+        let factor = match &self.reduction_factor {
+            ReductionFactor::One(f) => f.as_f64(),
+            ReductionFactor::PerLayer(map) => {
+                let id = layer.map(|l| l.to_string()).unwrap_or_default();
+                let found = map.get(&id).or_else(|| map.get("default"));
+                let Some(f) = found else {
+                    return Err(Diagnostic::error(
+                        "reduction-factor",
+                        format!("`reduction_factor` has no entry for layer {id}"),
+                    )
+                    .help("add one, or `default`"));
+                };
+                f.as_f64()
+            }
+        };
+        Ok(((d as f64 / factor.unwrap_or(1.0)).floor() as usize).max(1))
+    }
+
+    fn site<'s>(
+        &self,
+        around: &Surroundings<'_, 's>,
+        layer: &'s Layer,
+        which: Sublayer,
+    ) -> Result<Option<SublayerSite<'s>>, Diagnostic> {
+        let (last, value, residual) = match which {
+            Sublayer::Attention => {
+                let Some(attention) = &layer.self_attn else {
+                    return Ok(None);
+                };
+                (
+                    attention.o.as_ref(),
+                    Some(attention.output),
+                    layer.pre_self_attn,
+                )
+            }
+            Sublayer::Cross => {
+                let Some(attention) = &layer.cross_attn else {
+                    return Ok(None);
+                };
+                (
+                    attention.o.as_ref(),
+                    Some(attention.output),
+                    layer.pre_cross_attn,
+                )
+            }
+            Sublayer::Output => (layer.output_proj.as_ref(), None, layer.pre_ffn),
+        };
+        let site = match (last, value) {
+            (Some(linear), _) => Some((linear.output, Some(linear.anchor))),
+            (None, Some(v)) => Some((v, around.graph.producer(v).map(|p| p.0))),
+            (None, None) => None,
+        };
+        let Some((output, Some(anchor))) = site else {
+            return Err(Diagnostic::error(
+                "site-missing",
+                format!(
+                    "layer {} has no output that a bottleneck could sit behind",
+                    layer.index
+                ),
+            )
+            .at(layer.path.to_string())
+            .help("see `rewrite inspect` for what the interface resolves to"));
+        };
+        if self.is_parallel && residual.is_none() {
+            return Err(Diagnostic::error(
+                "residual-missing",
+                format!("a parallel bottleneck reads the residual, and layer {} names none here", layer.index),
+            )
+            .at(layer.path.to_string())
+            .help("set `layer_pre_ffn` (or `layer_pre_self_attn`) in the interface, or leave the place out"));
+        }
+        let norm = late_norm_layer(around, layer, which);
+        let site = SublayerSite {
+            which,
+            output,
+            residual,
+            norm,
+            width: around.selection.hidden_size,
+            anchor,
+            stream: None,
+        };
+        if self.original_ln_after {
+            return Ok(Some(site));
+        }
+        let own = norm_of(layer, which).map(|n| n.output);
+        let stream = own.or_else(|| residual.and_then(|r| stream(around.graph, output, r)));
+        let Some(stream) = stream else {
+            return Err(Diagnostic::error(
+                "stream-missing",
+                format!(
+                    "no addition of the residual was found behind the sublayer of layer {}",
+                    layer.index
+                ),
+            )
+            .at(layer.path.to_string())
+            .help("`original_ln_after=False` replaces what that addition makes"));
+        };
+        Ok(Some(SublayerSite {
+            stream: Some(stream),
+            ..site
+        }))
+    }
+
+    /// The residual of the adapter itself, and what it reads.
+    fn pre(
+        &self,
+        site: &SublayerSite<'_>,
+        state: State,
+        cx: &BuildCx<'_>,
+    ) -> Result<(Val, Val), Diagnostic> {
+        let b = cx.b;
+        let o = cx.up(state.x);
+        let r = state.residual.map(|r| cx.up(r));
+        if self.is_parallel {
+            let r = r.ok_or_else(|| {
+                Diagnostic::error(
+                    "residual-missing",
+                    "a parallel bottleneck reads the residual",
+                )
+            })?;
+            return Ok((r, r));
+        }
+        let mut sum = o;
+        let mut h = o;
+        if self.original_ln_before {
+            sum = r.map_or(o, |r| b.add(o, r));
+            h = match site.norm {
+                Some(norm) => cx.up(norm.apply(cx.graph, b, cx.down(sum))),
+                None => sum,
+            };
+        }
+        let residual = match self.residual_before_ln {
+            ResidualBeforeLn::Is(true) => o,
+            ResidualBeforeLn::Is(false) => h,
+            ResidualBeforeLn::Named(_) => sum,
+        };
+        Ok((h, residual))
+    }
+
+    fn stochastic_depth(&self, u: Val, cx: &BuildCx<'_>) -> Val {
+        let p = self.stochastic_depth.unwrap_or(0.0);
+        if !cx.training || p == 0.0 {
+            return u;
+        }
+        // Dropout of one number for each sample: `[batch, 1, 1]` ones, made of the input's shape.
+        let b = cx.b;
+        let batch = b.slice(b.shape(u), 0, 0, 1);
+        let shape = b.concat(&[batch, b.ints(&[1, 1])], 0);
+        let ones = b.op("Expand", &[b.scalar(1.0), shape], &[]);
+        b.mul(u, cx.dropout(ones, p))
+    }
+
+    fn projections(&self) -> phm::Projections<'_> {
+        phm::Projections::new(self)
+    }
+}
+
+/// The norm behind a sublayer.
+fn norm_of(layer: &Layer, which: Sublayer) -> Option<&crate::select::NormSite> {
+    match which {
+        Sublayer::Attention => layer.ln_1.as_ref(),
+        Sublayer::Cross => layer.ln_cross.as_ref(),
+        Sublayer::Output => layer.ln_2.as_ref(),
+    }
+}
+
+/// The norm that the library applies in front of the adapter. Through an interface it is that of the last layer, in every layer: the
+/// look-up is bound to a loop variable. Saved adapters were trained with that, so it is what they mean.
+fn late_norm_layer<'s>(
+    around: &Surroundings<'_, 's>,
+    layer: &'s Layer,
+    which: Sublayer,
+) -> Option<&'s crate::select::NormSite> {
+    let layers = &around.selection.layers;
+    let one_stack = layers.iter().all(|l| l.stack == 0);
+    let bound = match layers.last() {
+        Some(last) if around.route.binds_norms_late() && one_stack => last,
+        _ => layer,
+    };
+    if which == Sublayer::Cross && around.route.binds_norms_late() {
+        return None;
+    }
+    norm_of(bound, which)
+}
+
+/// What adds the residual to a sublayer's output.
+fn stream(graph: &Graph, output: ValueId, residual: ValueId) -> Option<ValueId> {
+    let residual = source(graph, residual);
+    let mut at = output;
+    loop {
+        let mut next = None;
+        for u in graph.uses(at) {
+            let Use::Input(n, _) = u else { continue };
+            let mut operands = graph.node_inputs(n).into_iter().flatten();
+            if graph.node(n).op.is_onnx("Add") && operands.any(|v| source(graph, v) == residual) {
+                return graph.output(n, 0);
+            }
+            if passes_through(graph, n) {
+                next = graph.output(n, 0);
+            }
+        }
+        at = next?;
+    }
+}
+
+/// A value without the casts and the like that it went through.
+fn source(graph: &Graph, value: ValueId) -> ValueId {
+    let mut at = value;
+    while let Some((n, 0)) = graph.producer(at)
+        && passes_through(graph, n)
+        && let Some(input) = graph.input(n, 0)
+    {
+        at = input;
+    }
+    at
+}
+
+fn passes_through(graph: &Graph, n: NodeId) -> bool {
+    let op = &graph.node(n).op;
+    ["Identity", "Dropout", "Cast"]
+        .iter()
+        .any(|t| op.is_onnx(t))
+}
+
+impl Method for Bottleneck {
+    const ARCHITECTURE: Option<&'static str> = None;
+
+    fn presets() -> Vec<Preset> {
+        fn of(name: &'static str, make: fn() -> MethodConfig) -> Preset {
+            preset(name, make)
+        }
+        vec![
+            of("seq_bn", || Self::seq_bn().into()),
+            of("double_seq_bn", || Self::double_seq_bn().into()),
+            of("par_bn", || Self::par_bn().into()),
+            of("scaled_par_bn", || {
+                let scaled = Bottleneck {
+                    scaling: Scaling::Named("learned".into()),
+                    ..Self::par_bn()
+                };
+                scaled.into()
+            }),
+            of("seq_bn_inv", || Self::seq_bn().inverted().into()),
+            of("double_seq_bn_inv", || {
+                Self::double_seq_bn().inverted().into()
+            }),
+            of("adapterplus", || Self::adapter_plus().into()),
+            of("compacter++", || Self::seq_bn().phm().into()),
+            of("compacter", || Self::double_seq_bn().phm().into()),
+        ]
+    }
+
+    fn extra(&self) -> &Map<String, Value> {
+        &self.extra
+    }
+
+    fn validate(&self) -> Result<(), Diagnostic> {
+        act::check(self.non_linearity.as_deref())?;
+        let bad = |field: &str, found: String, help: &str| {
+            Err(
+                Diagnostic::error("config-value", format!("`{field}` is {found}"))
+                    .help(help.to_owned()),
+            )
+        };
+        if !["bert", "mam_adapter", "houlsby"].contains(&&*self.init_weights) {
+            return bad(
+                "init_weights",
+                format!("`{}`", self.init_weights),
+                "use bert, mam_adapter or houlsby",
+            );
+        }
+        if let Scaling::Named(name) = &self.scaling
+            && !["learned", "channel"].contains(&&**name)
+        {
+            return bad(
+                "scaling",
+                format!("`{name}`"),
+                "use a number, 'learned' or 'channel'",
+            );
+        }
+        if let ResidualBeforeLn::Named(name) = &self.residual_before_ln
+            && name != "post_add"
+        {
+            return bad(
+                "residual_before_ln",
+                format!("`{name}`"),
+                "use True, False or 'post_add'",
+            );
+        }
+        let factors: Vec<&Number> = match &self.reduction_factor {
+            ReductionFactor::One(f) => vec![f],
+            ReductionFactor::PerLayer(map) => map.values().collect(),
+        };
+        if let Some(f) = factors.iter().find(|f| f.as_f64().is_none_or(|x| x <= 0.0)) {
+            return bad(
+                "reduction_factor",
+                f.to_string(),
+                "it must be greater than 0",
+            );
+        }
+        for (field, p) in [
+            ("dropout", self.dropout),
+            ("stochastic_depth", self.stochastic_depth.unwrap_or(0.0)),
+        ] {
+            if !(0.0..1.0).contains(&p) {
+                return bad(field, p.to_string(), "it must be at least 0 and below 1");
+            }
+        }
+        invertible::check(self)?;
+        phm::check(self)
+    }
+
+    fn disjoint(&self, other: &Self) -> bool {
+        let places =
+            self.mh_adapter != other.mh_adapter && self.output_adapter != other.output_adapter;
+        places || !self.leave_out.is_empty() || !other.leave_out.is_empty()
+    }
+
+    fn seed(&self) -> Option<i64> {
+        self.init_weights_seed
+    }
+
+    fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
+        let (first, last) = invertible::places(self, around)?;
+        let mut out: Vec<Place<'s>> = first.into_iter().collect();
+        for layer in &around.selection.layers {
+            if self.leave_out.contains(&layer.index) {
+                continue;
+            }
+            let wanted = [
+                (self.mh_adapter, Sublayer::Attention, "mh_adapter"),
+                (self.cross_adapter, Sublayer::Cross, "cross_adapter"),
+                (self.output_adapter, Sublayer::Output, "output_adapter"),
+            ];
+            for (_, which, location) in wanted.into_iter().filter(|w| w.0) {
+                if let Some(site) = self.site(around, layer, which)? {
+                    out.push(Place {
+                        at: At::Sublayer(site),
+                        layer: Some(layer.index),
+                        location,
+                        scope: around.scope(&around.route.bottleneck(layer, which), "adapters"),
+                        width: None,
+                        fused: None,
+                        vera: None,
+                        pool: None,
+                    });
+                }
+            }
+        }
+        out.extend(last);
+        Ok(out)
+    }
+
+    fn shared(&self, places: &[Place<'_>]) -> Result<Vec<ParamSpec>, Diagnostic> {
+        let first = places.iter().find_map(|p| match &p.at {
+            At::Sublayer(site) => Some((site.width, p.layer)),
+            At::Linear(_)
+            | At::Layer(_)
+            | At::Embeddings(_)
+            | At::HeadInput(_)
+            | At::Sequence(_)
+            | At::Mask(_)
+            | At::Attention(_) => None,
+        });
+        match first {
+            Some((d, layer)) if self.phm_layer => {
+                Ok(self.projections().shared(d, self.width(d, layer)?))
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
+        let At::Sublayer(site) = &place.at else {
+            return invertible::params(self, place);
+        };
+        let d = site.width;
+        let k = self.width(d, place.layer)?;
+        let mut out = Vec::new();
+        match &self.scaling {
+            Scaling::Factor(_) => {}
+            Scaling::Named(name) => {
+                let n = if name == "channel" { d } else { 1 };
+                out.push(ParamSpec::new("scaling", [n], Init::Ones));
+            }
+        }
+        if self.ln_before {
+            for (name, init) in [("weight", Init::Ones), ("bias", Init::Zeros)] {
+                let spec = ParamSpec::new(format!("adapter_norm_before.{name}"), [d], init);
+                out.push(spec.alias(format!("adapter_down.0.{name}")));
+            }
+        }
+        out.extend(self.projections().params(d, k)?);
+        if self.ln_after {
+            for (name, init) in [("weight", Init::Ones), ("bias", Init::Zeros)] {
+                out.push(ParamSpec::new(
+                    format!("adapter_norm_after.{name}"),
+                    [d],
+                    init,
+                ));
+            }
+        }
+        if self.use_gating {
+            let (weight, bias) = match &*self.init_weights {
+                "houlsby" => (Init::linear(d), Init::linear(d)),
+                _ => (Init::bert(), Init::Zeros),
+            };
+            out.push(ParamSpec::new("gate.weight", [1, d], weight));
+            out.push(ParamSpec::new("gate.bias", [1], bias));
+        }
+        Ok(out)
+    }
+
+    fn step(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<State, Diagnostic> {
+        let At::Sublayer(site) = &place.at else {
+            return Ok(State {
+                x: invertible::step(self, place, cx.up(state.x), p, cx),
+                ..state
+            });
+        };
+        let b = cx.b;
+        let (h, residual) = self.pre(site, state, cx)?;
+        let normed = if self.ln_before {
+            cx.layer_norm(h, p, "adapter_norm_before")
+        } else {
+            h
+        };
+        let projections = self.projections();
+        let z = act::apply(
+            b,
+            self.non_linearity.as_deref(),
+            projections.down(normed, p, cx),
+        );
+        let mut u = projections.up(z, p, cx);
+        if !self.is_parallel {
+            u = self.stochastic_depth(u, cx);
+        }
+        let u = match &self.scaling {
+            Scaling::Factor(s) => b.scale(u, *s as f32),
+            Scaling::Named(_) => b.mul(u, p.get("scaling")),
+        };
+        let mut y = cx.dropout(u, self.dropout);
+        if self.use_gating {
+            y = b.mul(y, cx.gate(h, p));
+        }
+        let residual = (!self.is_parallel).then_some(residual);
+        if let Some(res) = residual
+            && self.adapter_residual_before_ln
+        {
+            y = b.add(y, res);
+        }
+        if self.ln_after {
+            y = cx.layer_norm(y, p, "adapter_norm_after");
+        }
+        if let Some(res) = residual
+            && !self.adapter_residual_before_ln
+        {
+            y = b.add(res, y);
+        }
+        Ok(State { x: y, ..state })
+    }
+
+    fn close(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        _: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Val, Diagnostic> {
+        match &place.at {
+            At::Sublayer(_) if self.is_parallel => Ok(cx.down(cx.b.add(cx.up(state.out), state.x))),
+            At::Sublayer(_)
+            | At::Linear(_)
+            | At::Layer(_)
+            | At::Embeddings(_)
+            | At::HeadInput(_)
+            | At::Sequence(_)
+            | At::Mask(_)
+            | At::Attention(_) => Ok(cx.down(state.x)),
+        }
+    }
+}

@@ -1,0 +1,753 @@
+//! The LoRA family: small changes of a linear.
+//!
+//! * LoRA (Hu et al. 2021): `y = W·x + b + (alpha/r)·B·A·x`;
+//! * (IA)³ (Liu et al. 2022): `y = (W·x + b) ⊙ alpha·l`;
+//! * VeRA (Kopiczko et al. 2023): LoRA with `B·A` replaced by `V·B·D·A`, `A` and `B` frozen and shared. The library trains the full
+//!   matrices `V` and `D`, and so does this;
+//! * DoRA (Liu et al. 2024), and DvoRA with VeRA inside: `y = m/‖W + ΔW‖ ⊙ (W·x + b + (alpha/r)·ΔW·x)`, where the norm of each row is
+//!   taken without `alpha/r`, as the library does.
+//!
+//! A learned gate, where there is one, takes the place of `alpha/r` (of `alpha` in (IA)³).
+
+use super::{Merged, Method, Preset, preset, torch_dtype};
+use crate::adapters::param::{Init, ParamSpec};
+use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use crate::diag::Diagnostic;
+use crate::ir::{DType, TensorData, Val};
+use crate::select::{AttentionSite, Layer, Layout, LinearSite, QkvLayout, WeightForm};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Number, Value};
+
+/// `LoRAConfig` and the classes derived from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "the fields are AdapterHub's")]
+pub struct Lora {
+    /// Always `lora`.
+    pub architecture: String,
+    /// Adapt the attention's projections named in `attn_matrices`.
+    pub selfattn_lora: bool,
+    /// Adapt the feed-forward block's up projection.
+    pub intermediate_lora: bool,
+    /// Adapt the feed-forward block's down projection.
+    pub output_lora: bool,
+    /// Layers without the adapter.
+    pub leave_out: Vec<usize>,
+    /// Rank.
+    pub r: usize,
+    /// Scale: the change is multiplied by `alpha / r`.
+    #[schemars(with = "f64")]
+    pub alpha: Number,
+    /// Dropout on the input while training.
+    pub dropout: f64,
+    /// Which of the attention's projections: `q`, `k`, `v`, `o`. The library has no `o`; files of its own have no such parameters.
+    pub attn_matrices: Vec<String>,
+    /// `add`, or `scale` for (IA)³.
+    pub composition_mode: String,
+    /// `lora`, `bert`, `ia3` or `vera`.
+    pub init_weights: String,
+    /// Seed of the initial values; 0 counts as none.
+    pub init_weights_seed: Option<i64>,
+    /// Whether a learned gate takes the place of `alpha / r`.
+    pub use_gating: bool,
+    /// Whether magnitudes are learned apart from directions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_dora: Option<bool>,
+    /// A float makes it VeRA: the initial diagonal of `vera_D`.
+    #[schemars(with = "Option<f64>")]
+    pub vera_d: Option<Number>,
+    /// A float makes it VeRA: the initial diagonal of `vera_B`.
+    #[schemars(with = "Option<f64>")]
+    pub vera_b: Option<Number>,
+    /// Element type of the parameters, a torch name.
+    pub dtype: Option<String>,
+    /// Keys of other versions.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Lora {
+            architecture: "lora".into(),
+            selfattn_lora: true,
+            intermediate_lora: false,
+            output_lora: false,
+            leave_out: Vec::new(),
+            r: 8,
+            alpha: 8.into(),
+            dropout: 0.0,
+            attn_matrices: vec!["q".into(), "v".into()],
+            composition_mode: "add".into(),
+            init_weights: "lora".into(),
+            init_weights_seed: None,
+            use_gating: false,
+            use_dora: None,
+            vera_d: None,
+            vera_b: None,
+            dtype: None,
+            extra: Map::new(),
+        }
+    }
+}
+
+/// How the change of a linear is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    LowRank,
+    Scale,
+    Vera,
+}
+
+impl Lora {
+    #[expect(clippy::self_named_constructors, reason = "AdapterHub's identifier")]
+    /// `LoRAConfig`, as the current version writes it.
+    pub fn lora() -> Self {
+        Lora {
+            use_dora: Some(false),
+            ..Self::default()
+        }
+    }
+
+    /// `IA3Config`.
+    pub fn ia3() -> Self {
+        Lora {
+            intermediate_lora: true,
+            r: 1,
+            alpha: 1.into(),
+            attn_matrices: vec!["k".into(), "v".into()],
+            composition_mode: "scale".into(),
+            init_weights: "ia3".into(),
+            ..Self::lora()
+        }
+    }
+
+    /// `VeraConfig`.
+    pub fn vera() -> Self {
+        Lora {
+            vera_d: Number::from_f64(0.1),
+            vera_b: Number::from_f64(0.0),
+            init_weights: "vera".into(),
+            ..Self::lora()
+        }
+    }
+
+    fn with_dora(self) -> Self {
+        Lora {
+            use_dora: Some(true),
+            ..self
+        }
+    }
+
+    fn form(&self) -> Form {
+        // The library asks whether they are floats: an integer is none.
+        let float = |n: &Option<Number>| n.as_ref().is_some_and(Number::is_f64);
+        if self.composition_mode == "scale" {
+            Form::Scale
+        } else if float(&self.vera_d) || float(&self.vera_b) {
+            Form::Vera
+        } else {
+            Form::LowRank
+        }
+    }
+
+    fn dora(&self) -> bool {
+        self.use_dora == Some(true)
+    }
+
+    fn alpha(&self) -> f32 {
+        self.alpha.as_f64().unwrap_or(1.0) as f32
+    }
+
+    fn scale(&self) -> f32 {
+        match self.form() {
+            Form::Scale => self.alpha(),
+            Form::LowRank | Form::Vera => self.alpha() / self.r as f32,
+        }
+    }
+
+    fn wants(&self, letter: &str) -> bool {
+        self.attn_matrices.iter().any(|m| m == letter)
+    }
+
+    fn attention<'s>(
+        &self,
+        a: &'s AttentionSite,
+        around: &Surroundings<'_, 's>,
+        add: &mut impl FnMut(&'s LinearSite, Option<[usize; 3]>),
+    ) {
+        let separate = [("q", &a.q), ("k", &a.k), ("v", &a.v)];
+        for (_, site) in separate.into_iter().filter(|(m, _)| self.wants(m)) {
+            if let Some(site) = site {
+                add(site, None);
+            }
+        }
+        if let Some(site) = &a.qkv
+            && ["q", "k", "v"].iter().any(|m| self.wants(m))
+        {
+            let third = site.d_out / 3;
+            let widths = match a.qkv_layout {
+                Some(QkvLayout::Blocks { q, k, v }) => [q, k, v],
+                // The library cuts into thirds whatever the order of the columns is.
+                Some(QkvLayout::Interleaved) | None => [third, third, site.d_out - 2 * third],
+            };
+            add(site, Some(widths));
+        }
+        if let Some(site) = &a.o
+            && self.wants("o")
+        {
+            // Files of the library may name `o`, and have no parameters for it.
+            let scope = around.scope(&site.path, "loras");
+            if around.has.is_none_or(|has| has(&scope)) {
+                add(site, None);
+            }
+        }
+    }
+
+    /// Feed-forward linears under `intermediate_lora` and `output_lora`.
+    fn feed_forward<'s>(
+        layer: &'s Layer,
+        around: &Surroundings<'_, 's>,
+    ) -> [Option<&'s LinearSite>; 2] {
+        let (up, down) = (layer.intermediate.as_ref(), layer.output_proj.as_ref());
+        if around.route.swaps_feed_forward() {
+            [down, up]
+        } else {
+            [up, down]
+        }
+    }
+
+    /// Initial values of `A` and `B` of these fan-ins.
+    fn inits(&self, fan_a: usize, fan_b: usize) -> (Init, Init) {
+        match &*self.init_weights {
+            "bert" => (Init::bert(), Init::bert()),
+            "ia3" => (Init::Ones, Init::Ones),
+            "vera" => (Init::kaiming(fan_a), Init::kaiming(fan_b)),
+            _ => (Init::linear(fan_a), Init::Zeros),
+        }
+    }
+
+    /// Widths of the blocks of a place that are adapted, with the columns in front of each; one block for a separate linear.
+    fn blocks(&self, place: &Place<'_>, d_out: usize) -> Vec<Block> {
+        let Some(widths) = place.fused else {
+            return vec![Block {
+                width: d_out,
+                on: true,
+            }];
+        };
+        let letters = ["q", "k", "v"].into_iter().zip(widths);
+        letters
+            .map(|(m, width)| Block {
+                width,
+                on: self.wants(m),
+            })
+            .collect()
+    }
+
+    /// `B` of all columns: for a fused projection block-diagonal, with zeros where nothing is adapted.
+    fn full_b(
+        &self,
+        place: &Place<'_>,
+        site: &LinearSite,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Val {
+        let stored = p.get("lora_B");
+        if place.fused.is_none() {
+            return stored;
+        }
+        let blocks = self.blocks(place, site.d_out);
+        spread(&blocks, self.r, stored, cx)
+    }
+
+    /// The matrices whose product is `ΔW`, `[out, in]`, without the scale.
+    fn factors(
+        &self,
+        place: &Place<'_>,
+        site: &LinearSite,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Vec<Val> {
+        let b = cx.b;
+        match self.form() {
+            Form::LowRank => vec![self.full_b(place, site, p, cx), p.get("lora_A")],
+            Form::Scale => Vec::new(),
+            Form::Vera => {
+                let [d_out, d_in] = place.vera.unwrap_or([site.d_out, site.d_in]);
+                let cut = |v: Val, axis: i64, have: usize, want: usize| {
+                    if have == want {
+                        v
+                    } else {
+                        b.slice(v, axis, 0, want as i64)
+                    }
+                };
+                let shared_a = cut(p.shared("lora_A"), 1, d_in, site.d_in);
+                let shared_b = cut(p.shared("lora_B"), 0, d_out, site.d_out);
+                vec![p.get("vera_B"), shared_b, p.get("vera_D"), shared_a]
+            }
+        }
+    }
+
+    /// `ΔW` without the scale, in the axes of the stored weight.
+    fn delta_weight(
+        &self,
+        place: &Place<'_>,
+        site: &LinearSite,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Option<Val> {
+        let b = cx.b;
+        let mut factors = self.factors(place, site, p, cx);
+        if site.weight.layout == Layout::InOut {
+            factors.reverse();
+            factors = factors
+                .into_iter()
+                .map(|f| b.transpose(f, &[1, 0]))
+                .collect();
+        }
+        factors.into_iter().reduce(|a, c| b.matmul(a, c))
+    }
+
+    /// The vector of (IA)³ for all columns, with ones where nothing is adapted.
+    fn vector(
+        &self,
+        place: &Place<'_>,
+        site: &LinearSite,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+        gate: Option<Val>,
+    ) -> Val {
+        let b = cx.b;
+        let blocks = self.blocks(place, site.d_out);
+        let stored = p.get("lora_B");
+        let scaled = |l: Val| match gate {
+            Some(g) => b.mul(l, g),
+            None => b.scale(l, self.alpha()),
+        };
+        if place.fused.is_none() {
+            return scaled(b.squeeze(stored, &[1]));
+        }
+        // Rows of `[enabled, out]`, weighted by the gates (or alpha) and summed; ones elsewhere.
+        let rows = b.transpose(spread(&blocks, 1, stored, cx), &[1, 0]);
+        let chosen = match gate {
+            Some(g) => b.matmul(g, rows),
+            None => b.scale(b.reduce_sum(rows, &[0], false), self.alpha()),
+        };
+        let rest: Vec<f32> = blocks
+            .iter()
+            .flat_map(|k| std::iter::repeat_n(f32::from(u8::from(!k.on)), k.width))
+            .collect();
+        let rest = b.constant(TensorData::from_f32([rest.len() as u64], &rest));
+        b.add(chosen, cx.to_param(rest))
+    }
+
+    /// `m/‖W + ΔW‖`, one factor for each row: `[out]`.
+    fn dora_factor(
+        &self,
+        place: &Place<'_>,
+        site: &LinearSite,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Val, Diagnostic> {
+        let b = cx.b;
+        let weight = base_weight(site, cx)?;
+        let sum = match self.delta_weight(place, site, p, cx) {
+            Some(delta) => b.add(weight, delta),
+            None => weight,
+        };
+        let axis = match site.weight.layout {
+            Layout::OutIn => 1,
+            Layout::InOut => 0,
+        };
+        let norm = b.unary("Sqrt", b.reduce_sum(b.mul(sum, sum), &[axis], false));
+        Ok(b.div(b.squeeze(p.get("m.weight"), &[1]), norm))
+    }
+}
+
+/// Some columns of a projection.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    width: usize,
+    on: bool,
+}
+
+/// From `[Σ width of enabled blocks, r]` to `[Σ width, r·enabled]`, block-diagonal.
+fn spread(blocks: &[Block], r: usize, stored: Val, cx: &BuildCx<'_>) -> Val {
+    let b = cx.b;
+    let enabled = blocks.iter().filter(|k| k.on).count();
+    let (mut row, mut seen) = (0, 0);
+    let mut parts = Vec::with_capacity(blocks.len());
+    for block in blocks {
+        if !block.on {
+            parts.push(cx.zeros(&[block.width, r * enabled]));
+            continue;
+        }
+        let own = b.slice(stored, 0, row as i64, (row + block.width) as i64);
+        let mut columns = Vec::with_capacity(3);
+        if seen > 0 {
+            columns.push(cx.zeros(&[block.width, r * seen]));
+        }
+        columns.push(own);
+        if seen + 1 < enabled {
+            columns.push(cx.zeros(&[block.width, r * (enabled - seen - 1)]));
+        }
+        parts.push(if columns.len() == 1 {
+            own
+        } else {
+            b.concat(&columns, 1)
+        });
+        row += block.width;
+        seen += 1;
+    }
+    if parts.len() == 1 {
+        parts[0]
+    } else {
+        b.concat(&parts, 0)
+    }
+}
+
+/// The base weight as a matrix in the parameters' element type.
+pub(super) fn base_weight(site: &LinearSite, cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
+    let tensor = cx.graph.value(site.weight.value).tensor.as_ref();
+    let (WeightForm::Float, Some(tensor), None) = (&site.weight.form, tensor, site.column) else {
+        return Err(Diagnostic::error(
+            "weight-form",
+            format!("the weight of `{}` is not stored as a float matrix of its own", site.path),
+        )
+        .help("DoRA and merging read the weight itself; use LoRA on quantized or fused projections, or export the model in floats"));
+    };
+    let weight = cx.up(Val::Old(site.weight.value));
+    if tensor.dims.len() == 2 {
+        return Ok(weight);
+    }
+    let (d_in, d_out) = (site.d_in as i64, site.d_out as i64);
+    let dims = match site.weight.layout {
+        Layout::OutIn => [d_out, d_in],
+        Layout::InOut => [d_in, d_out],
+    };
+    Ok(cx.b.reshape(weight, cx.b.ints(&dims)))
+}
+
+/// A merged matrix in the type and shape that the base weight is stored in.
+pub(super) fn stored_form(site: &LinearSite, weight: Val, cx: &BuildCx<'_>) -> Val {
+    let tensor = cx.graph.value(site.weight.value).tensor.as_ref();
+    let dims = tensor.map(|t| t.dims.clone()).unwrap_or_default();
+    let weight = cx.down(weight);
+    if dims.len() == 2 {
+        return weight;
+    }
+    let dims: Vec<i64> = dims.iter().map(|d| *d as i64).collect();
+    cx.b.reshape(weight, cx.b.ints(&dims))
+}
+
+pub(super) fn site<'p>(place: &'p Place<'_>) -> Result<&'p LinearSite, Diagnostic> {
+    place
+        .linear()
+        .ok_or_else(|| Diagnostic::error("place", "LoRA adapts linears only"))
+}
+
+impl Method for Lora {
+    const ARCHITECTURE: Option<&'static str> = Some("lora");
+
+    fn presets() -> Vec<Preset> {
+        vec![
+            preset("lora", || Self::lora().into()),
+            preset("ia3", || Self::ia3().into()),
+            preset("vera", || Self::vera().into()),
+            preset("dora", || Self::lora().with_dora().into()),
+            preset("dvora", || Self::vera().with_dora().into()),
+        ]
+    }
+
+    fn extra(&self) -> &Map<String, Value> {
+        &self.extra
+    }
+
+    fn validate(&self) -> Result<(), Diagnostic> {
+        let bad = |message: String, help: &str| {
+            Err(Diagnostic::error("config-value", message).help(help))
+        };
+        if self.r == 0 {
+            return bad("`r` is 0".into(), "it must be at least 1");
+        }
+        if !["add", "scale"].contains(&&*self.composition_mode) {
+            return bad(
+                format!("`composition_mode` is `{}`", self.composition_mode),
+                "use add or scale",
+            );
+        }
+        if !["lora", "bert", "ia3", "vera"].contains(&&*self.init_weights) {
+            return bad(
+                format!("`init_weights` is `{}`", self.init_weights),
+                "use lora, bert, ia3 or vera",
+            );
+        }
+        if let Some(m) = self
+            .attn_matrices
+            .iter()
+            .find(|m| !["q", "k", "v", "o"].contains(&&***m))
+        {
+            return bad(format!("`attn_matrices` has `{m}`"), "use q, k, v and o");
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return bad(
+                format!("`dropout` is {}", self.dropout),
+                "it must be at least 0 and below 1",
+            );
+        }
+        if self.form() == Form::Scale && (self.r != 1 || self.dropout > 0.0 || self.dora()) {
+            return bad(
+                "`composition_mode='scale'` with a rank, dropout or `use_dora`".into(),
+                "(IA)³ has r=1, dropout=0.0 and no magnitudes",
+            );
+        }
+        torch_dtype(self.dtype.as_deref()).map(|_| ())
+    }
+
+    fn disjoint(&self, other: &Self) -> bool {
+        !self.leave_out.is_empty() || !other.leave_out.is_empty()
+    }
+
+    fn merges(&self) -> bool {
+        !self.use_gating
+    }
+
+    fn seed(&self) -> Option<i64> {
+        self.init_weights_seed
+    }
+
+    fn dtype(&self) -> Result<DType, Diagnostic> {
+        torch_dtype(self.dtype.as_deref())
+    }
+
+    fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
+        let mut out: Vec<Place<'s>> = Vec::new();
+        for layer in &around.selection.layers {
+            if self.leave_out.contains(&layer.index) {
+                continue;
+            }
+            let mut push = |site: &'s LinearSite, fused, location| {
+                out.extend(site.calls().map(|call| Place {
+                    at: At::Linear(call),
+                    layer: Some(layer.index),
+                    location,
+                    scope: around.scope(&site.path, "loras"),
+                    width: None,
+                    fused,
+                    vera: None,
+                    pool: None,
+                }));
+            };
+            if self.selfattn_lora {
+                for a in layer.self_attn.iter().chain(&layer.cross_attn) {
+                    self.attention(a, around, &mut |site, fused| {
+                        push(site, fused, "selfattn_lora");
+                    });
+                }
+            }
+            let [intermediate, output] = Self::feed_forward(layer, around);
+            for (on, site, location) in [
+                (self.intermediate_lora, intermediate, "intermediate_lora"),
+                (self.output_lora, output, "output_lora"),
+            ] {
+                if let (true, Some(site)) = (on, site) {
+                    push(site, None, location);
+                }
+            }
+        }
+        if self.form() == Form::Vera {
+            if let Some(place) = out.iter().find(|p| p.fused.is_some()) {
+                return Err(Diagnostic::error(
+                    "vera-fused",
+                    "VeRA shares its matrices between linears of one shape",
+                )
+                .at(place.scope.clone())
+                .help("this projection is q, k and v in one; use lora, dora or ia3"));
+            }
+            let max = |f: fn(&LinearSite) -> usize| {
+                out.iter()
+                    .filter_map(Place::linear)
+                    .map(f)
+                    .max()
+                    .unwrap_or(0)
+            };
+            let sizes = [max(|s| s.d_out), max(|s| s.d_in)];
+            for place in &mut out {
+                place.vera = Some(sizes);
+            }
+        }
+        Ok(out)
+    }
+
+    fn shared(&self, places: &[Place<'_>]) -> Result<Vec<ParamSpec>, Diagnostic> {
+        let sizes = places.iter().find_map(|p| p.vera);
+        let (Form::Vera, Some([d_out, d_in])) = (self.form(), sizes) else {
+            return Ok(Vec::new());
+        };
+        let (a, b) = self.inits(d_in, self.r);
+        Ok(vec![
+            ParamSpec::new("lora_A", [self.r, d_in], a).frozen(),
+            ParamSpec::new("lora_B", [d_out, self.r], b).frozen(),
+        ])
+    }
+
+    fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
+        let site = site(place)?;
+        let blocks = self.blocks(place, site.d_out);
+        let enabled: Vec<&Block> = blocks.iter().filter(|k| k.on).collect();
+        let (h, width) = (
+            enabled.len(),
+            enabled.iter().map(|k| k.width).sum::<usize>(),
+        );
+        let (a, b) = self.inits(site.d_in, self.r);
+        let diagonal = |n: &Option<Number>| Init::Diagonal {
+            value: n.as_ref().and_then(Number::as_f64).unwrap_or(0.0) as f32,
+        };
+        let mut out = match self.form() {
+            Form::LowRank => vec![
+                ParamSpec::new("lora_A", [self.r * h, site.d_in], a),
+                ParamSpec::new("lora_B", [width, self.r], b),
+            ],
+            Form::Scale => vec![ParamSpec::new("lora_B", [width, 1], b)],
+            Form::Vera => vec![
+                ParamSpec::new("vera_D", [self.r, self.r], diagonal(&self.vera_d)),
+                ParamSpec::new("vera_B", [site.d_out, site.d_out], diagonal(&self.vera_b)),
+            ],
+        };
+        if self.use_gating {
+            out.push(ParamSpec::new("gate.weight", [h, site.d_in], Init::bert()));
+            out.push(ParamSpec::new("gate.bias", [h], Init::linear(site.d_in)));
+        }
+        if self.dora() {
+            out.push(ParamSpec::new(
+                "m.weight",
+                [site.d_out, 1],
+                Init::RowNorms {
+                    weight: site.weight.value,
+                    layout: site.weight.layout,
+                    d_out: site.d_out,
+                },
+            ));
+        }
+        Ok(out)
+    }
+
+    fn step(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<State, Diagnostic> {
+        let site = site(place)?;
+        let b = cx.b;
+        let gate = self.use_gating.then(|| cx.gate(cx.up(state.x), p));
+        if self.form() == Form::Scale {
+            let vector = self.vector(place, site, p, cx, gate);
+            let delta = state.delta.map_or(vector, |d| b.mul(cx.up(d), vector));
+            return Ok(State {
+                delta: Some(delta),
+                ..state
+            });
+        }
+        // In a stack the second adapter reads what the first one made.
+        let x = cx.dropout(cx.up(state.delta.unwrap_or(state.x)), self.dropout);
+        let fused = place.fused.is_some();
+        let mut factors = self.factors(place, site, p, cx);
+        let mut z = x;
+        if let (true, Some(gate)) = (fused, gate)
+            && let Some(a) = factors.pop()
+        {
+            // One gate for each adapted block, on the block's own share of the rank.
+            z = b.linear_t(z, a);
+            let enabled = self
+                .blocks(place, site.d_out)
+                .iter()
+                .filter(|k| k.on)
+                .count();
+            let ones = cx.ones(&[1, self.r]);
+            let parts: Vec<Val> = (0..enabled as i64)
+                .map(|g| b.mul(b.slice(gate, -1, g, g + 1), ones))
+                .collect();
+            z = b.mul(z, b.concat(&parts, -1));
+        }
+        while let Some(f) = factors.pop() {
+            z = b.linear_t(z, f);
+        }
+        let delta = match gate {
+            Some(_) if fused => z,
+            Some(gate) => b.mul(z, gate),
+            None => b.scale(z, self.scale()),
+        };
+        Ok(State {
+            delta: Some(delta),
+            ..state
+        })
+    }
+
+    fn close(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Val, Diagnostic> {
+        let site = site(place)?;
+        let b = cx.b;
+        let Some(delta) = state.delta else {
+            return Ok(state.out);
+        };
+        if self.form() == Form::Scale {
+            return Ok(b.mul(state.out, cx.down(delta)));
+        }
+        if !self.dora() {
+            return Ok(b.add(state.out, cx.down(delta)));
+        }
+        let sum = b.add(cx.up(state.out), delta);
+        Ok(cx.down(b.mul(sum, self.dora_factor(place, site, p, cx)?)))
+    }
+
+    fn merge(
+        &self,
+        place: &Place<'_>,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Merged, Diagnostic> {
+        let site = site(place)?;
+        let b = cx.b;
+        if self.use_gating {
+            return Err(Diagnostic::error(
+                "merge-gated",
+                "a gated adapter depends on its input and cannot be folded into a weight",
+            )
+            .at(place.scope.clone())
+            .help("keep it attached"));
+        }
+        let weight = base_weight(site, cx)?;
+        let bias = site.weight.bias;
+        let rows = |f: Val| match site.weight.layout {
+            Layout::OutIn => b.unsqueeze(f, &[1]),
+            Layout::InOut => f,
+        };
+        let scaled = |w: Val, f: Val| {
+            (
+                b.mul(w, rows(f)),
+                bias.map(|v| cx.down(b.mul(cx.up(Val::Old(v)), f))),
+            )
+        };
+        let (weight, bias) = match self.delta_weight(place, site, p, cx) {
+            None => scaled(weight, self.vector(place, site, p, cx, None)),
+            Some(delta) => {
+                let sum = b.add(weight, b.scale(delta, self.scale()));
+                if self.dora() {
+                    scaled(sum, self.dora_factor(place, site, p, cx)?)
+                } else {
+                    (sum, None)
+                }
+            }
+        };
+        let weight = stored_form(site, weight, cx);
+        Ok(Merged { weight, bias })
+    }
+}

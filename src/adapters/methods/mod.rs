@@ -1,0 +1,324 @@
+//! Methods: one file for each architecture of AdapterHub, with its configuration, its parameters, its subgraph and its merge.
+//!
+//! A method sees a [`Place`] (a linear, a sublayer, a layer's output, the embeddings) and says which parameters it has there and how
+//! they change what flows. It never sees weights as numbers, a runtime, or other adapters: what flows is a [`State`], which a
+//! composition may cut, copy and join between the steps of its children.
+
+pub mod bottleneck;
+pub mod lora;
+pub mod mtl_lora;
+pub mod prefix_tuning;
+pub mod prompt_tuning;
+pub mod reft;
+
+mod act;
+mod invertible;
+mod phm;
+
+use super::config::{UnknownKeys, unknown_key};
+use super::param::ParamSpec;
+use super::place::{BuildCx, Params, Place, State, Surroundings};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ir::{DType, Val};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::fmt::Debug;
+
+/// A named default configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Preset {
+    /// AdapterHub's identifier.
+    pub name: &'static str,
+    /// Makes it.
+    pub make: fn() -> MethodConfig,
+}
+
+/// What merging into the base weight gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Merged {
+    /// The new weight, in the axes of the stored one.
+    pub weight: Val,
+    /// The new bias, where it changes.
+    pub bias: Option<Val>,
+}
+
+/// An adapter method: the type is its configuration, with AdapterHub's field names.
+pub trait Method: Clone + PartialEq + Debug + Serialize + DeserializeOwned + 'static {
+    /// The value of `architecture`; bottlenecks have no such key.
+    const ARCHITECTURE: Option<&'static str>;
+
+    /// Identifiers and their defaults.
+    fn presets() -> Vec<Preset>;
+
+    /// Keys that the type does not have.
+    fn extra(&self) -> &Map<String, Value>;
+
+    /// Values that cannot work.
+    fn validate(&self) -> Result<(), Diagnostic> {
+        Ok(())
+    }
+
+    /// Whether it can be folded into the base weights.
+    fn merges(&self) -> bool {
+        false
+    }
+
+    /// Whether two configurations of this method can be in one union.
+    fn disjoint(&self, _other: &Self) -> bool {
+        false
+    }
+
+    /// `init_weights_seed`.
+    fn seed(&self) -> Option<i64> {
+        None
+    }
+
+    /// Element type of the parameters.
+    fn dtype(&self) -> Result<DType, Diagnostic> {
+        Ok(DType::Float)
+    }
+
+    /// Where it attaches, in model order.
+    fn places<'s>(&self, _around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
+        Err(unavailable::<Self>())
+    }
+
+    /// Parameters that all its places share.
+    fn shared(&self, _places: &[Place<'_>]) -> Result<Vec<ParamSpec>, Diagnostic> {
+        Ok(Vec::new())
+    }
+
+    /// Parameters of one place.
+    fn params(&self, _place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
+        Ok(Vec::new())
+    }
+
+    /// Applies the adapter to what flows.
+    fn step(
+        &self,
+        _place: &Place<'_>,
+        _state: State,
+        _p: &Params<'_>,
+        _cx: &BuildCx<'_>,
+    ) -> Result<State, Diagnostic> {
+        Err(unavailable::<Self>())
+    }
+
+    /// Ends the place, after the last step: the value that replaces what the place had, in the base model's element type.
+    fn close(
+        &self,
+        _place: &Place<'_>,
+        _state: State,
+        _p: &Params<'_>,
+        _cx: &BuildCx<'_>,
+    ) -> Result<Val, Diagnostic> {
+        Err(unavailable::<Self>())
+    }
+
+    /// The base weight and bias with the adapter folded in.
+    fn merge(
+        &self,
+        _place: &Place<'_>,
+        _p: &Params<'_>,
+        _cx: &BuildCx<'_>,
+    ) -> Result<Merged, Diagnostic> {
+        let name = Self::ARCHITECTURE.unwrap_or("bottleneck");
+        Err(Diagnostic::error(
+            "merge",
+            format!("`{name}` has no form that could be folded into the base weights"),
+        )
+        .help("keep the adapter attached"))
+    }
+}
+
+fn unavailable<M: Method>() -> Diagnostic {
+    let name = M::ARCHITECTURE.unwrap_or("bottleneck");
+    Diagnostic::error(
+        "method-unavailable",
+        format!("`{name}` cannot be attached by this version"),
+    )
+    .help("its configuration can be read, written and hashed")
+}
+
+/// A preset of any method.
+fn preset(name: &'static str, make: fn() -> MethodConfig) -> Preset {
+    Preset { name, make }
+}
+
+macro_rules! methods {
+    ($($module:ident::$name:ident),* $(,)?) => {
+        /// The configuration of one method.
+        #[derive(Clone, Debug, PartialEq)]
+        #[expect(missing_docs, reason = "the configuration types are documented")]
+        pub enum MethodConfig {
+            $($name($module::$name)),*
+        }
+
+        $(impl From<$module::$name> for MethodConfig {
+            fn from(m: $module::$name) -> Self {
+                MethodConfig::$name(m)
+            }
+        })*
+
+        impl MethodConfig {
+            /// All identifiers.
+            pub fn presets() -> impl Iterator<Item = Preset> {
+                [$(<$module::$name as Method>::presets()),*].into_iter().flatten()
+            }
+
+            /// The value of `architecture`; `None` for bottlenecks.
+            pub fn architecture(&self) -> Option<&'static str> {
+                match self { $(MethodConfig::$name(_) => $module::$name::ARCHITECTURE),* }
+            }
+
+            /// The dictionary that the library's `to_dict` gives.
+            pub fn to_dict(&self) -> Value {
+                let value = match self { $(MethodConfig::$name(m) => serde_json::to_value(m)),* };
+                value.unwrap_or(Value::Null)
+            }
+
+            /// Reads the dictionary form; `architecture` decides the type.
+            pub fn from_dict(value: &Value, unknown: UnknownKeys) -> Result<Self> {
+                let architecture = value.get("architecture").and_then(Value::as_str);
+                $(if architecture == $module::$name::ARCHITECTURE {
+                    return read::<$module::$name>(value, unknown).map(MethodConfig::$name);
+                })*
+                let known: Vec<&str> = [$($module::$name::ARCHITECTURE),*].into_iter().flatten().collect();
+                let found = architecture.unwrap_or_default();
+                Err(Error::new(
+                    ErrorKind::Method,
+                    Diagnostic::error("architecture", format!("`{found}` is not a known architecture"))
+                        .help(format!("known are {}, and none for bottlenecks", known.join(", "))),
+                ))
+            }
+
+            /// Keys that the type does not have.
+            pub fn extra(&self) -> &Map<String, Value> {
+                match self { $(MethodConfig::$name(m) => m.extra()),* }
+            }
+
+            /// Values that cannot work.
+            pub fn validate(&self) -> Result<(), Diagnostic> {
+                match self { $(MethodConfig::$name(m) => m.validate()),* }
+            }
+
+            /// Whether it can be folded into the base weights.
+            pub fn merges(&self) -> bool {
+                match self { $(MethodConfig::$name(m) => m.merges()),* }
+            }
+
+            /// The method's file, whose head documents it.
+            pub(crate) fn source(&self) -> &'static str {
+                match self { $(MethodConfig::$name(_) => include_str!(concat!(stringify!($module), ".rs"))),* }
+            }
+
+            /// The JSON Schema of its fields.
+            pub(crate) fn schema(&self) -> Value {
+                let schema = match self { $(MethodConfig::$name(_) => schemars::schema_for!($module::$name)),* };
+                schema.to_value()
+            }
+
+            /// Whether two configurations can be in one union.
+            pub(crate) fn disjoint(&self, other: &Self) -> bool {
+                match (self, other) {
+                    $((MethodConfig::$name(a), MethodConfig::$name(b)) => a.disjoint(b),)*
+                    _ => true,
+                }
+            }
+
+            /// `init_weights_seed`.
+            pub(crate) fn seed(&self) -> Option<i64> {
+                match self { $(MethodConfig::$name(m) => m.seed()),* }
+            }
+
+            /// Element type of the parameters.
+            pub(crate) fn dtype(&self) -> Result<DType, Diagnostic> {
+                match self { $(MethodConfig::$name(m) => m.dtype()),* }
+            }
+
+            /// Where it attaches, in model order.
+            pub(crate) fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
+                match self { $(MethodConfig::$name(m) => m.places(around)),* }
+            }
+
+            /// Parameters that all its places share.
+            pub(crate) fn shared(&self, places: &[Place<'_>]) -> Result<Vec<ParamSpec>, Diagnostic> {
+                match self { $(MethodConfig::$name(m) => m.shared(places)),* }
+            }
+
+            /// Parameters of one place.
+            pub(crate) fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
+                match self { $(MethodConfig::$name(m) => m.params(place)),* }
+            }
+
+            pub(crate) fn step(&self, place: &Place<'_>, state: State, p: &Params<'_>, cx: &BuildCx<'_>) -> Result<State, Diagnostic> {
+                match self { $(MethodConfig::$name(m) => m.step(place, state, p, cx)),* }
+            }
+
+            pub(crate) fn close(&self, place: &Place<'_>, state: State, p: &Params<'_>, cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
+                match self { $(MethodConfig::$name(m) => m.close(place, state, p, cx)),* }
+            }
+
+            pub(crate) fn merge(&self, place: &Place<'_>, p: &Params<'_>, cx: &BuildCx<'_>) -> Result<Merged, Diagnostic> {
+                match self { $(MethodConfig::$name(m) => m.merge(place, p, cx)),* }
+            }
+        }
+    };
+}
+
+methods! {
+    bottleneck::Bottleneck,
+    lora::Lora,
+    mtl_lora::MtlLora,
+    reft::Reft,
+    prefix_tuning::PrefixTuning,
+    prompt_tuning::PromptTuning,
+}
+
+fn read<M: Method>(value: &Value, unknown: UnknownKeys) -> Result<M> {
+    let mut value = value.clone();
+    // The library writes no `architecture` for bottlenecks, but some tools write null.
+    if M::ARCHITECTURE.is_none()
+        && let Value::Object(map) = &mut value
+    {
+        map.shift_remove("architecture");
+    }
+    let method: M = serde_json::from_value(value).map_err(|e| {
+        Error::new(
+            ErrorKind::Method,
+            Diagnostic::error("config-value", e.to_string()),
+        )
+    })?;
+    if unknown == UnknownKeys::Refuse
+        && let Some(key) = method.extra().keys().next()
+    {
+        let all = match serde_json::to_value(&method) {
+            Ok(Value::Object(map)) => map,
+            _ => Map::new(),
+        };
+        let known: Vec<&str> = all
+            .keys()
+            .filter(|k| !method.extra().contains_key(*k))
+            .map(String::as_str)
+            .collect();
+        let of = M::ARCHITECTURE.unwrap_or("bottleneck");
+        return Err(unknown_key(key, of, known.iter().copied()));
+    }
+    Ok(method)
+}
+
+/// `dtype` of a configuration: a torch name, or none for `f32`.
+fn torch_dtype(name: Option<&str>) -> Result<DType, Diagnostic> {
+    Ok(match name {
+        None | Some("float32" | "float") => DType::Float,
+        Some("bfloat16") => DType::Bfloat16,
+        Some("float16" | "half") => DType::Float16,
+        Some("float64" | "double") => DType::Double,
+        Some(other) => {
+            return Err(Diagnostic::error("dtype", format!("`dtype` is `{other}`"))
+                .help("use float32, bfloat16, float16 or null"));
+        }
+    })
+}

@@ -1,0 +1,526 @@
+//! Prefix tuning: keys and values put in front of those of every attention. Li and Liang 2021.
+//!
+//! `T = act(wte·W₁ᵀ + b₁)·W₂ᵀ + b₂`, or the parameter itself when flat: `[P, layers · 2 · kv_heads · head]`, for each location (encoder,
+//! cross, self) one table with the keys and values of all its layers. Attention is `softmax([Q·T_kᵀ, Q·Kᵀ + mask])·[T_v, V]`: positions
+//! of a prefix are never masked, carry no position and no rotation. Gate: keys and values times `mean σ(W·x + b)` over the positions
+//! of what enters the attention.
+
+use super::{Method, Preset, act, preset};
+use crate::adapters::attention::{AttentionCore, HeadAxis, RelativeBias, Step, copy};
+use crate::adapters::naming::{Route, scope};
+use crate::adapters::param::{Init, ParamSpec};
+use crate::adapters::place::{At, BuildCx, Params, Place, Pool, State, Surroundings};
+use crate::diag::Diagnostic;
+use crate::ir::{DType, Val};
+use crate::select::{AttentionSite, Layer};
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// `PrefixTuningConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "the fields are AdapterHub's")]
+pub struct PrefixTuning {
+    /// Always `prefix_tuning`.
+    pub architecture: String,
+    /// Prefixes in the encoder.
+    pub encoder_prefix: bool,
+    /// Prefixes in cross-attention.
+    pub cross_prefix: bool,
+    /// Layers without a prefix.
+    pub leave_out: Vec<usize>,
+    /// Whether the prefixes are parameters themselves instead of a small network's output.
+    pub flat: bool,
+    /// Number of positions of a prefix.
+    pub prefix_length: usize,
+    /// Width of the small network.
+    pub bottleneck_size: usize,
+    /// Its activation.
+    pub non_linearity: Option<String>,
+    /// Dropout on the prefixes while training.
+    pub dropout: f64,
+    /// Whether a learned gate scales the prefixes.
+    pub use_gating: bool,
+    /// Whether keys and values share the gate.
+    pub shared_gating: bool,
+    /// Seed of the initial values.
+    pub init_weights_seed: Option<i64>,
+    /// Keys of other versions.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Default for PrefixTuning {
+    fn default() -> Self {
+        PrefixTuning {
+            architecture: "prefix_tuning".into(),
+            encoder_prefix: true,
+            cross_prefix: true,
+            leave_out: Vec::new(),
+            flat: false,
+            prefix_length: 30,
+            bottleneck_size: 512,
+            non_linearity: Some("tanh".into()),
+            dropout: 0.0,
+            use_gating: false,
+            shared_gating: true,
+            init_weights_seed: None,
+            extra: Map::new(),
+        }
+    }
+}
+
+impl Method for PrefixTuning {
+    const ARCHITECTURE: Option<&'static str> = Some("prefix_tuning");
+
+    fn presets() -> Vec<Preset> {
+        vec![
+            preset("prefix_tuning", || Self::default().into()),
+            preset("prefix_tuning_flat", || {
+                let flat = PrefixTuning {
+                    flat: true,
+                    ..Self::default()
+                };
+                flat.into()
+            }),
+        ]
+    }
+
+    fn extra(&self) -> &Map<String, Value> {
+        &self.extra
+    }
+
+    fn validate(&self) -> Result<(), Diagnostic> {
+        act::check(self.non_linearity.as_deref())?;
+        let bad = |message: String, help: &str| {
+            Err(Diagnostic::error("config-value", message).help(help))
+        };
+        if self.prefix_length == 0 {
+            return bad("`prefix_length` is 0".into(), "it must be at least 1");
+        }
+        if self.bottleneck_size == 0 && !self.flat {
+            return bad("`bottleneck_size` is 0".into(), "it must be at least 1");
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return bad(
+                format!("`dropout` is {}", self.dropout),
+                "it must be at least 0 and below 1",
+            );
+        }
+        Ok(())
+    }
+
+    fn seed(&self) -> Option<i64> {
+        self.init_weights_seed
+    }
+
+    fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
+        let all = attentions(around);
+        let homes: Vec<String> = homes(&all, around);
+        let found: Vec<&Found<'_>> = all.iter().filter(|f| self.wants(f)).collect();
+        // Layers of a location are numbered in the order of the model; calls of one layer share their number.
+        let mut numbers: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for f in &found {
+            let layers = numbers.entry(f.location).or_default();
+            if !layers.contains(&f.layer.index) {
+                layers.push(f.layer.index);
+            }
+        }
+        let mut out = Vec::with_capacity(2 * found.len());
+        for f in found {
+            let layers = &numbers[f.location];
+            let core = Arc::new(AttentionCore::find(f.site, around.graph, around.facts)?);
+            let place = |at| Place {
+                at,
+                layer: Some(f.layer.index),
+                location: f.location,
+                scope: format!("{}.{}", pooled(&f.module, around), f.location),
+                width: Some(around.selection.hidden_size).filter(|d| *d > 0),
+                fused: None,
+                vera: None,
+                pool: Some(Pool {
+                    index: layers
+                        .iter()
+                        .position(|l| *l == f.layer.index)
+                        .unwrap_or_default(),
+                    parts: layers.len(),
+                    scopes: homes
+                        .iter()
+                        .map(|h| format!("{h}.{}", f.location))
+                        .collect(),
+                    own: around.scope(&f.module, "prefix_gates"),
+                }),
+            };
+            out.push(place(At::Attention(core)));
+        }
+        Ok(out)
+    }
+
+    fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
+        let (core, pool) = parts(place)?;
+        let width = place.width.unwrap_or(core.width);
+        let row = pool.parts * 2 * core.kv_heads * core.head;
+        let mut out = if self.flat {
+            vec![ParamSpec::new(
+                "control_trans",
+                [self.prefix_length * row],
+                Init::Normal { std: 1.0 },
+            )]
+        } else {
+            let inner = self.bottleneck_size;
+            let first = Init::linear(width);
+            let second = Init::linear(inner);
+            vec![
+                ParamSpec::new(
+                    "wte.weight",
+                    [self.prefix_length, width],
+                    Init::Normal { std: 1.0 },
+                ),
+                ParamSpec::new("control_trans.0.weight", [inner, width], first.clone()),
+                ParamSpec::new("control_trans.0.bias", [inner], first),
+                ParamSpec::new("control_trans.2.weight", [row, inner], second.clone()),
+                ParamSpec::new("control_trans.2.bias", [row], second),
+            ]
+        };
+        for spec in &mut out {
+            spec.scopes = pool.scopes.to_vec();
+        }
+        if self.use_gating {
+            let own = std::slice::from_ref(&pool.own);
+            let gates = [
+                ParamSpec::new("weight", [self.gates(), core.width], Init::bert()),
+                ParamSpec::new("bias", [self.gates()], Init::linear(core.width)),
+            ];
+            out.extend(gates.map(|g| g.within(own)));
+        }
+        Ok(out)
+    }
+
+    fn step(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<State, Diagnostic> {
+        let (core, pool) = parts(place)?;
+        let b = cx.b;
+        if core.bias.is_some() && state.delta.is_some() {
+            return Err(Diagnostic::error(
+                "prefix-stack",
+                "two prefixes in front of a bias by relative position cannot be stacked",
+            )
+            .at(place.scope.clone())
+            .help("attach one of them"));
+        }
+        let table = self.table(core, pool, state.x, p, cx);
+        let gates = self
+            .use_gating
+            .then(|| cx.gate_of(state.x, p.get("weight"), p.get("bias")));
+        // `[batch or 1, kv_heads, P, head]`.
+        let prefix = |kind: usize| {
+            let row = (2 * pool.index + kind) as i64;
+            let prefix = b.squeeze(b.slice(table, 0, row, row + 1), &[0]);
+            let Some(gates) = gates else { return prefix };
+            let column = if kind == 0 {
+                0
+            } else {
+                self.gates() as i64 - 1
+            };
+            let gate = b.slice(gates, 2, column, column + 1);
+            b.mul(prefix, b.unsqueeze(gate, &[3]))
+        };
+        let (keys, values) = (prefix(0), prefix(1));
+        let n = self.prefix_length;
+        let mixed = state.values.unwrap_or_else(|| cx.current(core.values));
+        Ok(State {
+            out: with_scores(core, keys, state.out, n, cx)?,
+            values: Some(with_values(core, values, mixed, n, cx)),
+            delta: Some(keys),
+            ..state
+        })
+    }
+
+    fn close(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        _: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Val, Diagnostic> {
+        let (core, _) = parts(place)?;
+        let mut map = FxHashMap::from_iter([(core.scores, state.out)]);
+        map.extend(state.values.map(|v| (core.values, v)));
+        copy(cx.graph, cx.b, &core.tail, &mut map, &|v| cx.current(v));
+        Ok(map.get(&core.output).copied().unwrap_or(state.out))
+    }
+}
+
+/// An attention of the model.
+struct Found<'s> {
+    layer: &'s Layer,
+    site: &'s AttentionSite,
+    location: &'static str,
+    module: String,
+}
+
+/// All attentions, in the order of the model.
+fn attentions<'s>(around: &Surroundings<'_, 's>) -> Vec<Found<'s>> {
+    let layers = &around.selection.layers;
+    let two_stacks = layers.iter().any(|l| l.stack > 0 || l.cross_attn.is_some());
+    let encoder = |l: &Layer| two_stacks && l.stack == 0 && l.cross_attn.is_none();
+    let mut out = Vec::new();
+    for layer in layers {
+        let sites = [(&layer.self_attn, false), (&layer.cross_attn, true)];
+        for (site, cross) in sites {
+            let Some(site) = site else { continue };
+            let Some(module) = Route::prefix(site) else {
+                continue;
+            };
+            let location = around.route.prefix_location(encoder(layer), cross);
+            out.push(Found {
+                layer,
+                site,
+                location,
+                module,
+            });
+        }
+    }
+    out
+}
+
+/// Module of the pool's copy in an attention, for the adapter.
+fn pooled(module: &str, around: &Surroundings<'_, '_>) -> String {
+    around.scope(&format!("{module}.pool"), "prefix_tunings")
+}
+
+/// All modules that hold the adapter's pool: one in each attention of the model, and the pool itself.
+fn homes(all: &[Found<'_>], around: &Surroundings<'_, '_>) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    let base = &around.selection.base_prefix;
+    let own = scope(
+        &format!("{base}prefix_tuning"),
+        "prefix_tunings",
+        around.name,
+    );
+    for home in all.iter().map(|f| pooled(&f.module, around)).chain([own]) {
+        if !out.contains(&home) {
+            out.push(home);
+        }
+    }
+    out
+}
+
+fn parts<'p>(place: &'p Place<'_>) -> Result<(&'p AttentionCore, &'p Pool), Diagnostic> {
+    match (&place.at, &place.pool) {
+        (At::Attention(core), Some(pool)) => Ok((core, pool)),
+        _ => Err(Diagnostic::error(
+            "place",
+            "prefix tuning changes the core of attentions only",
+        )),
+    }
+}
+
+impl PrefixTuning {
+    fn wants(&self, f: &Found<'_>) -> bool {
+        let on = match f.location {
+            "encoder_prefix" => self.encoder_prefix,
+            "cross_prefix" => self.cross_prefix,
+            _ => true,
+        };
+        on && !self.leave_out.contains(&f.layer.index)
+    }
+
+    fn gates(&self) -> usize {
+        if self.shared_gating { 1 } else { 2 }
+    }
+
+    /// The prefixes of all layers of the location: `[parts · 2, batch or 1, kv_heads, P, head]`.
+    fn table(
+        &self,
+        core: &AttentionCore,
+        pool: &Pool,
+        x: Val,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Val {
+        let key = format!("prefixes {}", pool.scopes.first().map_or("", |s| s));
+        cx.once(&key, || {
+            let b = cx.b;
+            let flat = if self.flat {
+                p.get("control_trans")
+            } else {
+                let inner = cx.linear(p.get("wte.weight"), p, "control_trans.0");
+                let inner = act::apply(b, self.non_linearity.as_deref(), inner);
+                cx.linear(inner, p, "control_trans.2")
+            };
+            let sizes = [
+                1,
+                self.prefix_length,
+                pool.parts * 2,
+                core.kv_heads,
+                core.head,
+            ];
+            let mut table = b.reshape(flat, b.ints(&sizes.map(|n| n as i64)));
+            if cx.training && self.dropout > 0.0 {
+                // Every text of a batch loses other numbers.
+                let batch = b.slice(b.shape(x), 0, 0, 1);
+                let shape = b.concat(&[batch, b.ints(&[1, 1, 1, 1])], 0);
+                table = cx.dropout(b.op("Expand", &[table, shape], &[]), self.dropout);
+            }
+            b.transpose(table, &[2, 0, 3, 1, 4])
+        })
+    }
+}
+
+/// The bias by relative position for keys behind `length` others: `[…, queries, length + keys]`. Masks are zero there.
+fn longer_bias(bias: &RelativeBias, length: usize, cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
+    let b = cx.b;
+    let distance = cx.current(bias.distance);
+    let steps: Vec<i64> = (0..length as i64).collect();
+    let like = |v: Val| b.op("CastLike", &[v, distance], &[]);
+    let first = b.add(b.slice(distance, 1, 0, 1), like(b.ints(&steps)));
+    let rest = b.add(distance, like(b.ints(&[length as i64])));
+    let mut map = FxHashMap::from_iter([(bias.distance, b.concat(&[first, rest], 1))]);
+    for &mask in &bias.masks {
+        let now = cx.current(mask);
+        let size = b.ints(&[length as i64]);
+        let shape = b.concat(&[b.slice(b.shape(now), 0, 0, -1), size], 0);
+        let zero = b.op("CastLike", &[b.scalar(0.0), now], &[]);
+        let zeros = b.op("Expand", &[zero, shape], &[]);
+        map.insert(mask, b.concat(&[zeros, now], -1));
+    }
+    copy(cx.graph, b, &bias.nodes, &mut map, &|v| cx.current(v));
+    map.get(&bias.value).copied().ok_or_else(|| {
+        Diagnostic::error(
+            "relative-bias",
+            "the bias by relative position cannot be computed again",
+        )
+    })
+}
+
+/// `[batch or 1, kv_heads, P, head]` with every head as often as queries share it.
+fn repeated(core: &AttentionCore, prefix: Val, length: usize, cx: &BuildCx<'_>) -> Val {
+    let group = core.heads / core.kv_heads;
+    if group == 1 {
+        return prefix;
+    }
+    let b = cx.b;
+    let copies = b.ints(&[1, 1, group as i64, 1, 1]);
+    let spread = b.op("Expand", &[b.unsqueeze(prefix, &[2]), copies], &[]);
+    let shape = [-1, core.heads as i64, length as i64, core.head as i64];
+    b.reshape(spread, b.ints(&shape))
+}
+
+/// Scores of the prefix in front of the others: `[queries·prefixᵀ, scores]`.
+fn with_scores(
+    core: &AttentionCore,
+    prefix: Val,
+    scores: Val,
+    length: usize,
+    cx: &BuildCx<'_>,
+) -> Result<Val, Diagnostic> {
+    let b = cx.b;
+    let bias = match &core.bias {
+        None => None,
+        Some(bias) => {
+            let whole = cx.once_or(&format!("bias {} {length}", bias.value.index()), || {
+                longer_bias(bias, length, cx)
+            })?;
+            Some((bias, whole))
+        }
+    };
+    let float = b.float();
+    let cast = |v: Val, from: DType, to: DType| if from == to { v } else { b.cast(v, to) };
+    let dtype = core.dtype.unwrap_or(cx.base);
+    let mut queries = cast(cx.current(core.queries), dtype, float);
+    let mut keys = match core.query_heads {
+        HeadAxis::Grouped => prefix,
+        HeadAxis::Query | HeadAxis::Kv | HeadAxis::Flat => repeated(core, prefix, length, cx),
+    };
+    if core.query_heads == HeadAxis::Grouped {
+        keys = b.unsqueeze(keys, &[2]);
+    }
+    if core.query_heads == HeadAxis::Flat {
+        let rest = b.slice(b.shape(queries), 0, 1, 3);
+        let shape = b.concat(&[b.ints(&[-1, core.heads as i64]), rest], 0);
+        queries = b.reshape(queries, shape);
+    }
+    let perm: &[i64] = if core.query_heads == HeadAxis::Grouped {
+        &[0, 1, 2, 4, 3]
+    } else {
+        &[0, 1, 3, 2]
+    };
+    let mut own = cast(b.matmul(queries, b.transpose(keys, perm)), float, dtype);
+    let mut now = dtype;
+    let mut reshaped = core.query_heads == HeadAxis::Flat;
+    for step in &core.then {
+        match *step {
+            Step::Mul(v) => own = b.mul(own, cx.current(v)),
+            Step::Div(v) => own = b.div(own, cx.current(v)),
+            Step::Scale(x) => own = b.mul(own, b.scalar_of(x, now)),
+            Step::Tanh => own = b.unary("Tanh", own),
+            Step::Cast(to) => {
+                own = cast(own, now, to);
+                now = to;
+            }
+            Step::Reshape => reshaped = true,
+            Step::Bias => {
+                if let Some((_, whole)) = bias {
+                    own = b.add(own, b.slice(whole, -1, 0, length as i64));
+                }
+            }
+        }
+    }
+    if reshaped {
+        let leading = b.slice(b.shape(scores), 0, 0, -1);
+        own = b.reshape(own, b.concat(&[leading, b.ints(&[length as i64])], 0));
+    }
+    let mut others = scores;
+    if let Some((bias, whole)) = bias {
+        let moved = b.slice(whole, -1, length as i64, i64::MAX);
+        let mut map = FxHashMap::from_iter([(bias.value, moved)]);
+        copy(cx.graph, b, &bias.chain, &mut map, &|v| cx.current(v));
+        others = map.get(&core.scores).copied().unwrap_or(scores);
+    }
+    Ok(b.concat(&[own, others], -1))
+}
+
+/// Values of the prefix in front of the others.
+fn with_values(
+    core: &AttentionCore,
+    prefix: Val,
+    values: Val,
+    length: usize,
+    cx: &BuildCx<'_>,
+) -> Val {
+    let b = cx.b;
+    let size = b.ints(&[length as i64, core.head as i64]);
+    let prefix = cx.down(match core.value_heads {
+        HeadAxis::Kv | HeadAxis::Grouped => prefix,
+        HeadAxis::Query | HeadAxis::Flat => repeated(core, prefix, length, cx),
+    });
+    let shape = b.shape(values);
+    let prefix = match core.value_heads {
+        HeadAxis::Query | HeadAxis::Kv => {
+            let shape = b.concat(&[b.slice(shape, 0, 0, 2), size], 0);
+            b.op("Expand", &[prefix, shape], &[])
+        }
+        HeadAxis::Grouped => {
+            let shape = b.concat(&[b.slice(shape, 0, 0, 3), size], 0);
+            b.op("Expand", &[b.unsqueeze(prefix, &[2]), shape], &[])
+        }
+        HeadAxis::Flat => {
+            let rows = b.slice(shape, 0, 0, 1);
+            let heads = b.ints(&[core.heads as i64]);
+            let batch = b.op("Div", &[rows, heads], &[]);
+            let full = b.concat(&[batch, heads, size], 0);
+            let flat = b.ints(&[-1, length as i64, core.head as i64]);
+            b.reshape(b.op("Expand", &[prefix, full], &[]), flat)
+        }
+    };
+    b.concat(&[prefix, values], -2)
+}

@@ -1,0 +1,285 @@
+//! Prompt tuning: learned positions in front of the embedded input. Lester et al. 2021.
+//!
+//! `[prompt, E]`, or `[E₀, prompt, E₁ …]`, for the embeddings' output `E: [batch, sequence, d]` and the parameter `prompt: [P, d]`. All
+//! that follows has `P` positions more, its outputs too. The prompt is always attended to; positions that the model counts behind the
+//! embeddings (rotary ones) count it, positions inside the embeddings do not.
+
+use super::{Method, Preset, preset};
+use crate::adapters::attention::{AttentionCore, copy};
+use crate::adapters::param::{Init, ParamSpec};
+use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use crate::adapters::sequence::{Longer, Meaning, alike};
+use crate::diag::{Diagnostic, nearest};
+use crate::ir::{Spot, Val, ValueId};
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+/// `PromptTuningConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default)]
+pub struct PromptTuning {
+    /// Always `prompt_tuning`.
+    pub architecture: String,
+    /// Number of learned positions.
+    pub prompt_length: usize,
+    /// `random_uniform` or `from_string`.
+    pub prompt_init: String,
+    /// The text for `from_string`.
+    pub prompt_init_text: Option<String>,
+    /// `prefix`, or `prefix_after_bos`.
+    pub combine: String,
+    /// Seed of the initial values.
+    pub init_weights_seed: Option<i64>,
+    /// Keys of other versions.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Default for PromptTuning {
+    fn default() -> Self {
+        PromptTuning {
+            architecture: "prompt_tuning".into(),
+            prompt_length: 10,
+            prompt_init: "random_uniform".into(),
+            prompt_init_text: None,
+            combine: "prefix".into(),
+            init_weights_seed: None,
+            extra: Map::new(),
+        }
+    }
+}
+
+impl Method for PromptTuning {
+    const ARCHITECTURE: Option<&'static str> = Some("prompt_tuning");
+
+    fn presets() -> Vec<Preset> {
+        vec![preset("prompt_tuning", || Self::default().into())]
+    }
+
+    fn extra(&self) -> &Map<String, Value> {
+        &self.extra
+    }
+
+    fn validate(&self) -> Result<(), Diagnostic> {
+        if self.prompt_length == 0 {
+            return Err(Diagnostic::error("config-value", "`prompt_length` is 0")
+                .help("it must be at least 1"));
+        }
+        one_of("combine", &self.combine, &["prefix", AFTER_BOS])?;
+        one_of(
+            "prompt_init",
+            &self.prompt_init,
+            &["random_uniform", FROM_STRING],
+        )?;
+        if self.prompt_init == FROM_STRING && self.prompt_init_text.is_none() {
+            return Err(Diagnostic::error(
+                "config-value",
+                "`prompt_init` is `from_string`, and there is no `prompt_init_text`",
+            )
+            .help("give the text, or use `random_uniform`"));
+        }
+        Ok(())
+    }
+
+    fn seed(&self) -> Option<i64> {
+        self.init_weights_seed
+    }
+
+    fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
+        if self.prompt_init == FROM_STRING && around.has.is_none() {
+            return Err(Diagnostic::error(
+                "prompt-init",
+                "`from_string` starts from the embeddings of a text, and the graph has no tokenizer",
+            )
+            .help("start from `prompt_init=\"random_uniform\"`, or give a folder that the library saved: its prompt is used as it is"));
+        }
+        // An encoder-decoder embeds twice; the prompt stands in front of what the encoder reads.
+        let Some(site) = around.selection.embeddings.first() else {
+            return Err(Diagnostic::error(
+                "site-missing",
+                "a prompt stands behind the embeddings, which this graph does not have",
+            )
+            .help("export the model from its token ids"));
+        };
+        let hidden = around.selection.hidden_size;
+        let longer = Longer::find(around.graph, around.facts, site.output, hidden)
+            .map_err(|d| d.at(site.path.to_string()))?;
+        let base = &around.selection.base_prefix;
+        let place = |at| Place {
+            at,
+            layer: None,
+            location: "prompt",
+            scope: around.scope(&format!("{base}prompt_tuning"), "prompt_tunings"),
+            width: Some(longer.width),
+            fused: None,
+            vera: None,
+            pool: None,
+        };
+        let mut out = vec![place(At::Sequence(Arc::new(longer.clone())))];
+        out.extend(masks(around).into_iter().map(|m| place(At::Mask(m))));
+        Ok(out)
+    }
+
+    fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
+        let dims = [self.prompt_length, place.width.unwrap_or_default()];
+        Ok(vec![ParamSpec::new(
+            WEIGHT,
+            dims,
+            Init::Uniform { bound: 0.5 },
+        )])
+    }
+
+    fn step(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<State, Diagnostic> {
+        let b = cx.b;
+        let longer = match &place.at {
+            At::Sequence(longer) => longer,
+            At::Mask(_) => {
+                let x = self.unmasked(state.x, cx);
+                return Ok(State { x, ..state });
+            }
+            _ => {
+                return Err(Diagnostic::error(
+                    "place",
+                    "a prompt stands behind the embeddings only",
+                ));
+            }
+        };
+        self.grow(longer, cx);
+        let x = state.x;
+        let (n, d) = (self.prompt_length as i64, longer.width as i64);
+        let batch = b.slice(b.shape(x), 0, 0, 1);
+        let shape = b.concat(&[batch, b.ints(&[n, d])], 0);
+        let prompt = b.op("Expand", &[cx.down(p.get(WEIGHT)), shape], &[]);
+        let x = if self.combine == AFTER_BOS {
+            let (first, rest) = (b.slice(x, 1, 0, 1), b.slice(x, 1, 1, i64::MAX));
+            b.concat(&[first, prompt, rest], 1)
+        } else {
+            b.concat(&[prompt, x], 1)
+        };
+        Ok(State { x, ..state })
+    }
+
+    fn close(
+        &self,
+        _: &Place<'_>,
+        state: State,
+        _: &Params<'_>,
+        _: &BuildCx<'_>,
+    ) -> Result<Val, Diagnostic> {
+        Ok(state.x)
+    }
+}
+
+const AFTER_BOS: &str = "prefix_after_bos";
+const FROM_STRING: &str = "from_string";
+const WEIGHT: &str = "prompt_embedding.weight";
+
+fn one_of(field: &str, found: &str, known: &[&str]) -> Result<(), Diagnostic> {
+    if known.contains(&found) {
+        return Ok(());
+    }
+    let mut d = Diagnostic::error("config-value", format!("`{field}` is `{found}`"));
+    if let Some(near) = nearest(found, known.iter().copied()) {
+        d = d.note(format!("the nearest one is `{near}`"));
+    }
+    Err(d.help(format!("use {}", known.join(" or "))))
+}
+
+/// Masks that have rows for the queries, all alike: the library lets a prompt look at padding there.
+fn masks(around: &Surroundings<'_, '_>) -> Vec<ValueId> {
+    let mut out: Vec<ValueId> = Vec::new();
+    let stack = around.selection.layers.iter().filter(|l| l.stack == 0);
+    for site in stack.filter_map(|l| l.self_attn.as_ref()) {
+        // Where the core is not to be found, the grown mask hides padding from the prompt as well.
+        let found = AttentionCore::find(site, around.graph, around.facts);
+        for mask in found.map(|c| c.masks).unwrap_or_default() {
+            if !out.contains(&mask) && alike(around.graph, around.facts, mask) {
+                out.push(mask);
+            }
+        }
+    }
+    out
+}
+
+impl PromptTuning {
+    /// A mask `[…, queries, keys]` that hides nothing from the first queries.
+    fn unmasked(&self, mask: Val, cx: &BuildCx<'_>) -> Val {
+        let b = cx.b;
+        let n = self.prompt_length as i64;
+        let first = b.slice(mask, -2, 0, n);
+        let none = b.op("CastLike", &[b.scalar(0.0), mask], &[]);
+        let none = b.op("Expand", &[none, b.shape(first)], &[]);
+        b.concat(&[none, b.slice(mask, -2, n, i64::MAX)], -2)
+    }
+
+    /// Has everything behind the embeddings read inputs and shapes that are longer by the prompt.
+    fn grow(&self, longer: &Longer, cx: &BuildCx<'_>) {
+        let b = cx.b;
+        let n = self.prompt_length as i64;
+        let uses = |v: ValueId| longer.moved.iter().find(|(m, _)| *m == v);
+        let mut map: FxHashMap<ValueId, Val> = FxHashMap::default();
+        b.set_spot(Some(Spot::Front));
+        for &(v, meaning) in &longer.inputs {
+            let grown = self.input(cx.current(v), meaning, cx);
+            if let Some((_, uses)) = uses(v) {
+                cx.replace(v, grown, uses.clone());
+            }
+            map.insert(v, grown);
+        }
+        for &node in &longer.nodes {
+            b.set_spot(Some(Spot::Behind(node)));
+            copy(cx.graph, b, &[node], &mut map, &|v| cx.current(v));
+            for (slot, v) in cx.graph.node_outputs(node).into_iter().enumerate() {
+                let Some(v) = v else { continue };
+                let (Some((_, uses)), Some(&made)) = (uses(v), map.get(&v)) else {
+                    continue;
+                };
+                let made = if slot == 0 {
+                    made
+                } else {
+                    b.unary("Identity", made)
+                };
+                cx.replace(v, made, uses.clone());
+            }
+        }
+        b.set_spot(Some(Spot::Front));
+        for shape in &longer.shapes {
+            let more = |x: &i64| if *x == shape.length { x + n } else { *x };
+            let numbers: Vec<i64> = shape.numbers.iter().map(more).collect();
+            let constant = match *numbers {
+                [one] if shape.scalar => b.int(one),
+                _ => b.ints(&numbers),
+            };
+            let made = b.unary("Identity", constant);
+            cx.replace(shape.value, made, shape.uses.clone());
+        }
+        b.set_spot(None);
+    }
+
+    /// An input for more positions.
+    fn input(&self, x: Val, meaning: Meaning, cx: &BuildCx<'_>) -> Val {
+        let b = cx.b;
+        let n = self.prompt_length as i64;
+        let batch = b.slice(b.shape(x), 0, 0, 1);
+        let shape = b.concat(&[batch, b.ints(&[n])], 0);
+        let like = |v: Val| b.op("CastLike", &[v, x], &[]);
+        let spread = |v: Val| b.op("Expand", &[v, shape], &[]);
+        match meaning {
+            Meaning::Mask => b.concat(&[spread(like(b.int(1))), x], 1),
+            Meaning::Token => b.concat(&[spread(b.slice(x, 1, 0, 1)), x], 1),
+            Meaning::Position => {
+                let steps: Vec<i64> = (0..n).collect();
+                let moved = b.add(x, like(b.ints(&[n])));
+                b.concat(&[spread(like(b.ints(&steps))), moved], 1)
+            }
+        }
+    }
+}

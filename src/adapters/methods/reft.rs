@@ -1,0 +1,441 @@
+//! Representation fine-tuning: the hidden state behind a layer is changed at the first and last positions of each text. Wu et al. 2024.
+//!
+//! `Φ(h) = h + Rᵀ·(f(W·h + b) - R·h)`; LoReFT keeps the rows of `R` orthonormal, NoReFT does not, DiReFT leaves `- R·h` out. The change
+//! is computed at all positions and chosen by position: with a rank of a few this costs less than gathering and scattering, and it has
+//! no data-dependent indices. With a cache, positions count from the beginning of the text and not from the last step.
+//!
+//! `R = (base·Q)ᵀ`, where the columns of `Q` come from a product of Householder reflections of the parameter (torch's
+//! `parametrizations.orthogonal`), each times the integer part of the parameter's diagonal.
+
+use super::{Method, Preset, act, preset, torch_dtype};
+use crate::adapters::param::{Init, ParamSpec};
+use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use crate::diag::Diagnostic;
+use crate::ir::{DType, TensorData, Val};
+use crate::select::Layer;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// `ReftConfig` and the classes derived from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Reft {
+    /// Always `reft`.
+    #[serde(default = "architecture")]
+    pub architecture: String,
+    /// `all`, or layer ids.
+    pub layers: Layers,
+    /// Number of positions at the beginning of each text.
+    pub prefix_positions: usize,
+    /// Number of positions at its end.
+    pub suffix_positions: usize,
+    /// Rank.
+    pub r: usize,
+    /// Whether the projection has orthonormal rows.
+    pub orthogonality: bool,
+    /// Whether beginning and end share their parameters.
+    #[serde(default)]
+    pub tied_weights: bool,
+    /// Whether the projection of the state itself is taken away. The library forgets this one when it saves: absent means true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subtract_projection: Option<bool>,
+    /// Dropout on the changed state while training.
+    #[serde(default = "dropout")]
+    pub dropout: f64,
+    /// Activation of the learned source.
+    #[serde(default)]
+    pub non_linearity: Option<String>,
+    /// Element type of the parameters, a torch name.
+    #[serde(default)]
+    pub dtype: Option<String>,
+    /// Whether the adapter is active at all.
+    #[serde(default = "yes")]
+    pub output_reft: bool,
+    /// Seed of the initial values; 0 counts as none.
+    #[serde(default)]
+    pub init_weights_seed: Option<i64>,
+    /// Keys of other versions.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+fn architecture() -> String {
+    "reft".into()
+}
+fn dropout() -> f64 {
+    0.05
+}
+fn yes() -> bool {
+    true
+}
+
+/// Which layers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Layers {
+    /// `all`.
+    All(String),
+    /// These.
+    Some(Vec<usize>),
+}
+
+impl Reft {
+    /// `LoReftConfig`.
+    pub fn loreft() -> Self {
+        Reft {
+            architecture: architecture(),
+            layers: Layers::All("all".into()),
+            prefix_positions: 3,
+            suffix_positions: 0,
+            r: 1,
+            orthogonality: true,
+            tied_weights: false,
+            subtract_projection: None,
+            dropout: dropout(),
+            non_linearity: None,
+            dtype: None,
+            output_reft: true,
+            init_weights_seed: None,
+            extra: Map::new(),
+        }
+    }
+
+    /// `NoReftConfig`.
+    pub fn noreft() -> Self {
+        Reft {
+            orthogonality: false,
+            ..Self::loreft()
+        }
+    }
+
+    /// `DiReftConfig`.
+    pub fn direft() -> Self {
+        Reft {
+            subtract_projection: Some(false),
+            ..Self::noreft()
+        }
+    }
+}
+
+impl Method for Reft {
+    const ARCHITECTURE: Option<&'static str> = Some("reft");
+
+    fn presets() -> Vec<Preset> {
+        vec![
+            preset("loreft", || Self::loreft().into()),
+            preset("noreft", || Self::noreft().into()),
+            preset("direft", || Self::direft().into()),
+        ]
+    }
+
+    fn extra(&self) -> &Map<String, Value> {
+        &self.extra
+    }
+
+    fn validate(&self) -> Result<(), Diagnostic> {
+        act::check(self.non_linearity.as_deref())?;
+        torch_dtype(self.dtype.as_deref())?;
+        let bad = |message: String, help: &str| {
+            Err(Diagnostic::error("config-value", message).help(help))
+        };
+        if self.r == 0 {
+            return bad("`r` is 0".into(), "it must be at least 1");
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return bad(
+                format!("`dropout` is {}", self.dropout),
+                "it must be at least 0 and below 1",
+            );
+        }
+        match &self.layers {
+            Layers::All(word) if word != "all" => bad(
+                format!("`layers` is `{word}`"),
+                "use 'all' or a list of layer ids",
+            ),
+            Layers::All(_) | Layers::Some(_) => Ok(()),
+        }
+    }
+
+    fn seed(&self) -> Option<i64> {
+        self.init_weights_seed
+    }
+
+    fn dtype(&self) -> Result<DType, Diagnostic> {
+        // Reflections need the precision; the library keeps the projection in f32 as well.
+        if self.orthogonality {
+            return Ok(DType::Float);
+        }
+        torch_dtype(self.dtype.as_deref())
+    }
+
+    fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
+        if !self.output_reft {
+            return Ok(Vec::new());
+        }
+        let wanted = |l: &Layer| match &self.layers {
+            Layers::All(_) => true,
+            Layers::Some(ids) => ids.contains(&l.index),
+        };
+        let width = around.selection.hidden_size;
+        if self.orthogonality && self.r >= width {
+            return Err(Diagnostic::error(
+                "reft-rank",
+                format!(
+                    "`r` is {} and the hidden state has {width} channels",
+                    self.r
+                ),
+            )
+            .help("an orthonormal projection needs a smaller rank"));
+        }
+        let layers = around.selection.layers.iter().filter(|l| wanted(l));
+        Ok(layers
+            .map(|layer| Place {
+                layer: Some(layer.index),
+                location: "output_reft",
+                scope: around.scope(&format!("{}.reft_layer", layer.path), "refts"),
+                width: Some(width),
+                fused: None,
+                vera: None,
+                pool: None,
+                at: At::Layer(layer),
+            })
+            .collect())
+    }
+
+    fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
+        let (d, r) = (place.width.unwrap_or_default(), self.r);
+        let mut out = Vec::new();
+        for unit in 0..self.units() {
+            let name = |inner: &str| format!("units.{unit}.{inner}");
+            let mut specs = vec![
+                ParamSpec::new(name("learned_source.weight"), [r, d], Init::linear(d)),
+                ParamSpec::new(name("learned_source.bias"), [r], Init::linear(d)),
+            ];
+            if self.orthogonality {
+                specs.push(ParamSpec::new(
+                    name(ORIGINAL),
+                    [r, d],
+                    Init::NegativeIdentity,
+                ));
+                specs.push(
+                    ParamSpec::new(name(BASE), [d, d], Init::Orthogonal { columns: r }).frozen(),
+                );
+            } else {
+                specs.push(ParamSpec::new(
+                    name("projection.weight"),
+                    [r, d],
+                    Init::linear(d),
+                ));
+            }
+            // The library makes a unit for each end, wanted or not.
+            let used = self.positions(unit).iter().any(|n| *n > 0);
+            out.extend(specs.into_iter().map(|s| if used { s } else { s.idle() }));
+        }
+        Ok(out)
+    }
+
+    fn step(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<State, Diagnostic> {
+        let At::Layer(layer) = &place.at else {
+            return Err(Diagnostic::error(
+                "place",
+                "ReFT changes the output of layers only",
+            ));
+        };
+        let b = cx.b;
+        let x = cx.up(state.x);
+        let text = Text::new(layer, x, cx);
+        let mut y = x;
+        // All units read the state as it was; the end of the text wins where both reach.
+        for unit in 0..self.units() {
+            let [first, last] = self.positions(unit);
+            let chosen = match (first, last) {
+                (0, 0) => continue,
+                (n, 0) => text.first(n, cx),
+                (0, n) => text.last(n, cx),
+                (n, m) => b.op("Or", &[text.first(n, cx), text.last(m, cx)], &[]),
+            };
+            let changed = self.unit(unit, place, x, p, cx);
+            y = b.op("Where", &[chosen, changed, y], &[]);
+        }
+        Ok(State { x: y, ..state })
+    }
+
+    fn close(
+        &self,
+        _: &Place<'_>,
+        state: State,
+        _: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Val, Diagnostic> {
+        Ok(cx.down(state.x))
+    }
+}
+
+const ORIGINAL: &str = "projection.parametrizations.weight.original";
+const BASE: &str = "projection.parametrizations.weight.0.base";
+
+impl Reft {
+    fn units(&self) -> usize {
+        if self.tied_weights { 1 } else { 2 }
+    }
+
+    /// How many first and last positions a unit changes.
+    fn positions(&self, unit: usize) -> [usize; 2] {
+        match (self.tied_weights, unit) {
+            (true, _) => [self.prefix_positions, self.suffix_positions],
+            (false, 0) => [self.prefix_positions, 0],
+            (false, _) => [0, self.suffix_positions],
+        }
+    }
+
+    /// `Φ` at all positions.
+    fn unit(
+        &self,
+        unit: usize,
+        place: &Place<'_>,
+        x: Val,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Val {
+        let b = cx.b;
+        let name = format!("units.{unit}");
+        let mut source = act::apply(
+            b,
+            self.non_linearity.as_deref(),
+            cx.linear(x, p, &format!("{name}.learned_source")),
+        );
+        // `[d, r]` and its transpose.
+        let (columns, rows) = if self.orthogonality {
+            let columns = self.columns(&name, place, p, cx);
+            (columns, b.transpose(columns, &[1, 0]))
+        } else {
+            let rows = p.get(&format!("{name}.projection.weight"));
+            (b.transpose(rows, &[1, 0]), rows)
+        };
+        if self.subtract_projection != Some(false) {
+            source = b.sub(source, b.matmul(x, columns));
+        }
+        let changed = b.add(x, b.matmul(source, rows));
+        cx.dropout(changed, self.dropout)
+    }
+
+    /// `base·Q·diag(int(diagonal))`: orthonormal columns, `[d, r]`.
+    fn columns(&self, name: &str, place: &Place<'_>, p: &Params<'_>, cx: &BuildCx<'_>) -> Val {
+        let b = cx.b;
+        let (d, r) = (place.width.unwrap_or_default(), self.r);
+        let x = b.transpose(p.get(&format!("{name}.{ORIGINAL}")), &[1, 0]);
+        let identity = cx.once(&format!("identity {d} {r}"), || {
+            let values: Vec<f32> = (0..d * r)
+                .map(|i| f32::from(u8::from(i / r == i % r)))
+                .collect();
+            b.constant(TensorData::from_f32([d as u64, r as u64], &values))
+        });
+        let below = b.op("Trilu", &[x, b.int(-1)], &[("upper", 0i64.into())]);
+        let v = b.add(below, identity);
+        let mut q = identity;
+        for i in (0..r as i64).rev() {
+            let column = b.slice(v, 1, i, i + 1);
+            let tau = b.div(
+                b.scalar(2.0),
+                b.reduce_sum(b.mul(column, column), &[0], true),
+            );
+            let along = b.matmul(b.transpose(column, &[1, 0]), q);
+            q = b.sub(q, b.mul(b.mul(column, tau), along));
+        }
+        let diagonal = b.reduce_sum(b.mul(x, identity), &[0], true);
+        let signs = b.cast(b.cast(diagonal, DType::Int64), b.float());
+        b.matmul(p.get(&format!("{name}.{BASE}")), b.mul(q, signs))
+    }
+}
+
+/// Positions of a batch of texts, by the attention mask that the model gets; without one, every text fills its row.
+struct Text {
+    key: String,
+    /// Position of each hidden state: `[1, S]`.
+    positions: Val,
+    /// Number of hidden states: `[1, 1]`.
+    size: Val,
+    /// First position of each text, `[B, 1]`, and the one behind its last.
+    begin: Val,
+    end: Val,
+}
+
+impl Text {
+    fn new(layer: &Layer, hidden: Val, cx: &BuildCx<'_>) -> Self {
+        let b = cx.b;
+        let key = format!("text {}", layer.stack);
+        let make = |name: &str, f: &dyn Fn() -> Val| cx.once(&format!("{key} {name}"), f);
+        let size = make("size", &|| {
+            b.reshape(b.slice(b.shape(hidden), 0, 1, 2), b.ints(&[1, 1]))
+        });
+        let mask = cx.mask();
+        let mask_size = mask.map(|m| {
+            make("mask size", &|| {
+                b.reshape(b.slice(b.shape(m), 0, 1, 2), b.ints(&[1, 1]))
+            })
+        });
+        let count = |n: Val| {
+            let n = b.reshape(n, b.ints(&[]));
+            b.unsqueeze(b.op("Range", &[b.int(0), n, b.int(1)], &[]), &[0])
+        };
+        let positions = make("positions", &|| match mask_size {
+            // With a cache the mask is longer: the states are those of the last positions.
+            Some(n) if layer.stack == 0 => b.add(count(size), b.sub(n, size)),
+            Some(_) | None => count(size),
+        });
+        let (begin, end) = match (mask, mask_size) {
+            (Some(mask), Some(n)) => {
+                let real = make("real", &|| {
+                    b.op("Equal", &[b.cast(mask, DType::Int64), b.int(1)], &[])
+                });
+                let begin = make("begin", &|| {
+                    let first = b.op("Where", &[real, count(n), n], &[]);
+                    b.reduce("ReduceMin", first, &[1], true)
+                });
+                let end = make("end", &|| {
+                    b.add(begin, b.reduce_sum(b.cast(real, DType::Int64), &[1], true))
+                });
+                (begin, end)
+            }
+            _ => (make("begin", &|| b.ints(&[0])), size),
+        };
+        Text {
+            key,
+            positions,
+            size,
+            begin,
+            end,
+        }
+    }
+
+    /// Whether a position is among the first `n` of its text: `[B, S, 1]`.
+    fn first(&self, n: usize, cx: &BuildCx<'_>) -> Val {
+        let b = cx.b;
+        cx.once(&format!("{} first {n}", self.key), || {
+            let end = b.add(self.begin, b.int(n as i64));
+            self.between(self.begin, end, cx)
+        })
+    }
+
+    /// Whether a position is among the last `n` of its text: `[B, S, 1]`.
+    fn last(&self, n: usize, cx: &BuildCx<'_>) -> Val {
+        let b = cx.b;
+        cx.once(&format!("{} last {n}", self.key), || {
+            let n = b.op("Min", &[self.size, b.int(n as i64)], &[]);
+            self.between(b.sub(self.end, n), self.end, cx)
+        })
+    }
+
+    fn between(&self, begin: Val, end: Val, cx: &BuildCx<'_>) -> Val {
+        let b = cx.b;
+        let behind = b.op("GreaterOrEqual", &[self.positions, begin], &[]);
+        let before = b.op("Less", &[self.positions, end], &[]);
+        b.unsqueeze(b.op("And", &[behind, before], &[]), &[2])
+    }
+}

@@ -1,0 +1,62 @@
+//! Adapters: AdapterHub's methods, their configurations, parameters and files.
+//!
+//! Nothing here knows candle, protobuf or how a graph is edited: a method says which parameters it has at a [`Place`](place::Place) and
+//! builds nodes there; [`rewrite::passes`](crate::rewrite::passes) puts them into a model.
+
+pub mod attention;
+pub mod average;
+pub mod base;
+pub mod config;
+pub mod docs;
+pub mod folder;
+pub mod methods;
+pub mod naming;
+pub mod param;
+pub mod peft;
+pub mod place;
+pub mod plan;
+pub mod sequence;
+mod setup;
+pub mod spec;
+mod store;
+pub mod summary;
+pub mod torch;
+
+pub use average::{AverageOptions, Combine, average};
+pub use config::{Config, UnknownKeys, identifiers};
+pub use folder::{AdapterFolder, Meta, WriteOptions};
+pub use methods::MethodConfig;
+pub use naming::Route;
+pub use setup::Setup;
+pub use spec::Spec;
+pub use store::{AdapterStore, Loaded, Param, Weights, stamp};
+
+pub(crate) use store::param_stamps;
+
+/// An adapter to be attached: fresh, or with the weights of a file.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// Its name: part of its parameters' names.
+    pub name: String,
+    /// Its configuration.
+    pub config: Config,
+    /// How the library integrated it. It decides names, and in a few places what is computed.
+    pub route: Route,
+    /// Its weights; without, it gets initial values.
+    pub weights: Option<Weights>,
+    /// The fingerprint of the base model that its file names.
+    pub base: Option<Box<str>>,
+}
+
+impl Adapter {
+    /// A fresh adapter with initial values.
+    pub fn fresh(name: impl Into<String>, config: Config) -> Self {
+        Adapter {
+            name: name.into(),
+            config,
+            route: Route::Plugin,
+            weights: None,
+            base: None,
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! Places: where a method attaches, what flows there, and what a method needs to build its nodes.
+
+use super::attention::AttentionCore;
+use super::naming::{Route, Sublayer, scope};
+use super::sequence::Longer;
+use super::store::stamp;
+use crate::ir::{Builder, DType, Fact, Graph, NodeId, OpId, TensorData, Use, Val, ValueId};
+use crate::select::{Layer, LinearSite, NormSite, Selection};
+use rustc_hash::FxHashMap;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What a method knows when it says where it attaches.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a, 's> {
+    /// The selected sites.
+    pub selection: &'s Selection,
+    /// The graph they are in.
+    pub graph: &'a Graph,
+    /// How the library integrated the adapter.
+    pub route: &'a Route,
+    /// Name of the adapter.
+    pub name: &'a str,
+    /// Whether the adapter's file has parameters in this scope; `None` for a fresh adapter.
+    pub has: Option<&'a dyn Fn(&str) -> bool>,
+    /// What is known of a value.
+    pub facts: &'a dyn Fn(ValueId) -> Option<Fact>,
+}
+
+/// One place where an adapter attaches.
+#[derive(Clone, Debug)]
+pub struct Place<'s> {
+    /// What is there.
+    pub at: At<'s>,
+    /// Layer id; `None` outside the layers.
+    pub layer: Option<usize>,
+    /// AdapterHub's location key: `selfattn_lora`, `mh_adapter`, …
+    pub location: &'static str,
+    /// What stands before the parameters' own names: `model.layers.0.self_attn.q_proj.loras.NAME`.
+    pub scope: String,
+    /// Width of what flows, where the method needs it and the site does not say it.
+    pub width: Option<usize>,
+    /// For a fused projection: widths of the q, k and v columns.
+    pub fused: Option<[usize; 3]>,
+    /// For VeRA: the greatest output and input width of the adapter's linears, which its shared matrices have.
+    pub vera: Option<[usize; 2]>,
+    /// For parameters that are made for several places together.
+    pub pool: Option<Pool>,
+}
+
+/// Parameters that several places have together, each place a part of them.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Which part is the place's.
+    pub index: usize,
+    /// Number of parts.
+    pub parts: usize,
+    /// All scopes under which the library stores the parameters; the first one is their name.
+    pub scopes: Arc<[String]>,
+    /// Scope of the place's own parameters.
+    pub own: String,
+}
+
+/// What a place is.
+#[derive(Clone, Debug)]
+pub enum At<'s> {
+    /// A linear, one call of it: what it makes is replaced.
+    Linear(&'s LinearSite),
+    /// The output of a sublayer: what its last linear makes is replaced, before the model adds the residual.
+    Sublayer(SublayerSite<'s>),
+    /// The output of a layer is replaced.
+    Layer(&'s Layer),
+    /// A module's output is replaced.
+    Embeddings(ValueId),
+    /// What a linear reads is replaced, for it alone.
+    HeadInput(&'s LinearSite),
+    /// The embeddings' output is replaced by a longer one, and everything behind it grows with it.
+    Sequence(Arc<Longer>),
+    /// A mask `[…, queries, keys]` that is added to scores is replaced.
+    Mask(ValueId),
+    /// What an attention makes of its values is replaced.
+    Attention(Arc<AttentionCore>),
+}
+
+/// A sublayer, as a bottleneck sees it.
+#[derive(Clone, Debug)]
+pub struct SublayerSite<'s> {
+    /// Which.
+    pub which: Sublayer,
+    /// What its last linear makes.
+    pub output: ValueId,
+    /// The residual: what entered it.
+    pub residual: Option<ValueId>,
+    /// The norm behind it, in post-norm models.
+    pub norm: Option<&'s NormSite>,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// The node behind which new nodes belong.
+    pub anchor: NodeId,
+    /// What adds the residual (and norms) behind it, where the adapter replaces that instead of the output.
+    pub stream: Option<ValueId>,
+}
+
+impl Surroundings<'_, '_> {
+    /// Size of a value's last axis; the residual stream's where nothing else is known.
+    pub fn width(&self, value: ValueId) -> Option<usize> {
+        let known = (self.facts)(value).and_then(|f| f.size(-1));
+        let hidden = (self.selection.hidden_size > 0).then_some(self.selection.hidden_size);
+        known.and_then(|n| usize::try_from(n).ok()).or(hidden)
+    }
+
+    /// Name of a parameter's module in a module of the base model.
+    pub fn scope(&self, module: &str, kind: &str) -> String {
+        scope(module, kind, self.name)
+    }
+}
+
+impl Place<'_> {
+    /// Order of places at one value: a linear's own adapters, then the sublayer's, then the layer's.
+    pub fn rank(&self) -> u8 {
+        match self.at {
+            At::Embeddings(_) => 0,
+            At::Sequence(_) => 6,
+            At::Mask(_) => 7,
+            At::Linear(_) => 1,
+            At::Sublayer(_) => 2,
+            At::Layer(_) => 3,
+            At::HeadInput(_) => 4,
+            At::Attention(_) => 5,
+        }
+    }
+
+    /// The value that the place replaces.
+    pub fn target(&self) -> ValueId {
+        match &self.at {
+            At::Linear(site) => site.output,
+            At::Sublayer(site) => site.stream.unwrap_or(site.output),
+            At::Layer(layer) => layer.output,
+            At::Embeddings(value) | At::Mask(value) => *value,
+            At::HeadInput(site) => site.input,
+            At::Attention(core) => core.output,
+            At::Sequence(longer) => longer.embedded,
+        }
+    }
+
+    /// The node behind which new nodes belong.
+    pub fn anchor(&self, graph: &Graph) -> Option<NodeId> {
+        let producer = |v| graph.producer(v).map(|p| p.0);
+        match &self.at {
+            At::Linear(site) => Some(site.anchor),
+            At::Sublayer(site) => site.stream.and_then(producer).or(Some(site.anchor)),
+            At::Layer(layer) => producer(layer.output),
+            At::Embeddings(value) | At::Mask(value) => producer(*value),
+            At::HeadInput(site) => producer(site.input),
+            At::Attention(core) => producer(core.output),
+            At::Sequence(longer) => producer(longer.embedded),
+        }
+    }
+
+    /// The linear, where the place is one.
+    pub fn linear(&self) -> Option<&LinearSite> {
+        match &self.at {
+            At::Linear(site) => Some(site),
+            At::Sublayer(_)
+            | At::Layer(_)
+            | At::Embeddings(_)
+            | At::HeadInput(_)
+            | At::Sequence(_)
+            | At::Mask(_)
+            | At::Attention(_) => None,
+        }
+    }
+
+    /// The kind of place, for the stamp that `strip` reads.
+    pub fn kind(&self) -> &'static str {
+        match self.at {
+            At::Linear(_) => "linear",
+            At::Sublayer(_) => "sublayer",
+            At::Layer(_) => "layer",
+            At::Embeddings(_) => "embeddings",
+            At::HeadInput(_) => "head",
+            At::Attention(_) => "attention",
+            At::Sequence(_) => "sequence",
+            At::Mask(_) => "mask",
+        }
+    }
+}
+
+/// The type to compute in with parameters and activations of these types: theirs if they agree, otherwise `f32` or more.
+pub fn wider(a: DType, b: DType) -> DType {
+    match (a, b) {
+        (a, b) if a == b => a,
+        (DType::Double, _) | (_, DType::Double) => DType::Double,
+        _ => DType::Float,
+    }
+}
+
+/// What flows through a place.
+#[derive(Clone, Copy, Debug)]
+pub struct State {
+    /// What the adapters read: a linear's input; the hidden state, changed by each adapter in turn, everywhere else.
+    pub x: Val,
+    /// What the base model made: a linear's output, a sublayer's.
+    pub out: Val,
+    /// The residual of a sublayer.
+    pub residual: Option<Val>,
+    /// What the adapters of a linear add (or multiply with) so far.
+    pub delta: Option<Val>,
+    /// What an attention mixes; its scores are `out`.
+    pub values: Option<Val>,
+}
+
+/// The parameters of one adapter at one place, in the graph.
+#[derive(Clone, Copy, Debug)]
+pub struct Params<'a> {
+    /// Those of the place.
+    pub own: &'a [(String, Val)],
+    /// Those that all places share.
+    pub shared: &'a [(String, Val)],
+}
+
+impl Params<'_> {
+    /// A parameter of the place.
+    ///
+    /// # Panics
+    /// If the method did not ask for it: `params` and `build` of a method disagree.
+    pub fn get(&self, suffix: &str) -> Val {
+        self.find(suffix)
+            .expect("invariant: a method reads the parameters that it asked for")
+    }
+
+    /// A parameter of the place, if it asked for one of this name.
+    pub fn find(&self, suffix: &str) -> Option<Val> {
+        let found = self.own.iter().find(|(s, _)| s == suffix);
+        found.map(|(_, v)| *v)
+    }
+
+    /// A shared parameter.
+    ///
+    /// # Panics
+    /// If the method did not ask for it: `shared` and `build` of a method disagree.
+    pub fn shared(&self, suffix: &str) -> Val {
+        let found = self.shared.iter().find(|(s, _)| s == suffix);
+        found
+            .map(|(_, v)| *v)
+            .expect("invariant: a method reads the shared parameters that it asked for")
+    }
+}
+
+/// What a method builds with.
+#[derive(Debug)]
+pub struct BuildCx<'a> {
+    /// The builder; its float type is the one to compute in.
+    pub b: &'a Builder,
+    /// The graph.
+    pub graph: &'a Graph,
+    /// Element type of the base model's activations.
+    pub base: DType,
+    /// Whether dropout and the like are wanted.
+    pub training: bool,
+    /// Values that other places have replaced, and what replaces them now.
+    pub current: &'a FxHashMap<ValueId, ValueId>,
+    /// Parameters of the whole model that are made once: mask positions and the like.
+    pub once: &'a RefCell<BTreeMap<String, Val>>,
+    /// Values besides the place's own that are replaced, by what, and where.
+    pub moves: RefCell<Vec<(ValueId, Val, Vec<Use>)>>,
+    /// Name of the adapter that builds.
+    pub owner: RefCell<String>,
+    casts: RefCell<FxHashMap<Val, DType>>,
+}
+
+impl<'a> BuildCx<'a> {
+    /// A context.
+    pub fn new(
+        b: &'a Builder,
+        graph: &'a Graph,
+        base: DType,
+        training: bool,
+        current: &'a FxHashMap<ValueId, ValueId>,
+        once: &'a RefCell<BTreeMap<String, Val>>,
+    ) -> Self {
+        BuildCx {
+            b,
+            graph,
+            base,
+            training,
+            current,
+            once,
+            moves: RefCell::default(),
+            owner: RefCell::default(),
+            casts: RefCell::default(),
+        }
+    }
+
+    /// A value that several places use, made by the first of them. The key must say all that it depends on, the adapter apart.
+    pub fn once(&self, key: &str, make: impl FnOnce() -> Val) -> Val {
+        let key = format!("{}: {key}", self.owner.borrow());
+        if let Some(v) = self.once.borrow().get(&key) {
+            return *v;
+        }
+        let v = make();
+        self.once.borrow_mut().insert(key, v);
+        v
+    }
+
+    /// The same of what can fail.
+    pub fn once_or<E>(&self, key: &str, make: impl FnOnce() -> Result<Val, E>) -> Result<Val, E> {
+        let full = format!("{}: {key}", self.owner.borrow());
+        if let Some(v) = self.once.borrow().get(&full) {
+            return Ok(*v);
+        }
+        let v = make()?;
+        self.once.borrow_mut().insert(full, v);
+        Ok(v)
+    }
+
+    /// The attention mask that the model gets: an input `[batch, positions]`.
+    pub fn mask(&self) -> Option<Val> {
+        let v = self
+            .graph
+            .find("attention_mask")
+            .filter(|v| self.graph.is_input(*v))?;
+        let rank = self
+            .graph
+            .value(v)
+            .ty
+            .as_ref()
+            .and_then(|t| t.dims().map(<[_]>::len));
+        rank.is_none_or(|r| r == 2).then(|| self.current(v))
+    }
+
+    /// Has readers of a value read what the last node made, which says so.
+    pub fn replace(&self, old: ValueId, new: Val, uses: Vec<Use>) {
+        self.b
+            .mark_last_node(stamp::REPLACES, self.graph.name_of(old));
+        self.b.mark_last_node(stamp::READERS, "some");
+        self.moves.borrow_mut().push((old, new, uses));
+    }
+
+    /// What stands for a value of the base model by now.
+    pub fn current(&self, value: ValueId) -> Val {
+        Val::Old(self.current.get(&value).copied().unwrap_or(value))
+    }
+
+    /// An activation in the parameters' element type.
+    pub fn up(&self, v: Val) -> Val {
+        let to = self.b.float();
+        let from = self.casts.borrow().get(&v).copied().unwrap_or(match v {
+            Val::Old(_) => self.base,
+            Val::New(_) => to,
+        });
+        if from == to {
+            return v;
+        }
+        let out = self.b.cast(v, to);
+        self.casts.borrow_mut().insert(out, to);
+        out
+    }
+
+    /// A value in the parameters' element type as an activation of the base model.
+    pub fn down(&self, v: Val) -> Val {
+        if self.b.float() == self.base {
+            return v;
+        }
+        let out = self.b.cast(v, self.base);
+        self.casts.borrow_mut().insert(out, self.base);
+        out
+    }
+
+    /// A constant of `f32` made by hand, in the parameters' element type.
+    pub fn to_param(&self, v: Val) -> Val {
+        if self.b.float() == DType::Float {
+            v
+        } else {
+            self.b.cast(v, self.b.float())
+        }
+    }
+
+    /// Zeros of a fixed shape, as a node: they take no room in the file.
+    pub fn zeros(&self, dims: &[usize]) -> Val {
+        self.filled(dims, 0.0)
+    }
+
+    /// Ones of a fixed shape.
+    pub fn ones(&self, dims: &[usize]) -> Val {
+        self.filled(dims, 1.0)
+    }
+
+    fn filled(&self, dims: &[usize], x: f32) -> Val {
+        let dims: Vec<i64> = dims.iter().map(|d| *d as i64).collect();
+        let value = TensorData::from_f32([1], &[x]);
+        let out = self.b.op(
+            "ConstantOfShape",
+            &[self.b.ints(&dims)],
+            &[("value", value.into())],
+        );
+        self.to_param(out)
+    }
+
+    /// Dropout, where it is wanted.
+    pub fn dropout(&self, v: Val, p: f64) -> Val {
+        if !self.training || p == 0.0 {
+            return v;
+        }
+        let ratio = self.b.scalar(p as f32);
+        let on = self.b.constant(TensorData::raw(
+            DType::Bool,
+            [],
+            bytes::Bytes::from_static(&[1]),
+        ));
+        // The mask is for the gradient.
+        let inputs = [Some(v), Some(ratio), Some(on)];
+        self.b.node_n(OpId::onnx("Dropout"), &inputs, &[], 2)[0]
+    }
+
+    /// `x·Wᵀ + b` of parameters `PREFIX.weight` and `PREFIX.bias`.
+    pub fn linear(&self, x: Val, p: &Params<'_>, prefix: &str) -> Val {
+        let y = self.b.linear_t(x, p.get(&format!("{prefix}.weight")));
+        self.b.add(y, p.get(&format!("{prefix}.bias")))
+    }
+
+    /// Layer normalisation over the last axis, as torch's `nn.LayerNorm`.
+    pub fn layer_norm(&self, x: Val, p: &Params<'_>, prefix: &str) -> Val {
+        const EPSILON: f32 = 1e-5;
+        let b = self.b;
+        let weight = p.get(&format!("{prefix}.weight"));
+        let bias = p.get(&format!("{prefix}.bias"));
+        if b.opset() >= 17 {
+            let attrs = [("axis", (-1i64).into()), ("epsilon", EPSILON.into())];
+            return b.op("LayerNormalization", &[x, weight, bias], &attrs);
+        }
+        let centred = b.sub(x, b.reduce_mean(x, &[-1], true));
+        let variance = b.reduce_mean(b.mul(centred, centred), &[-1], true);
+        let deviation = b.unary("Sqrt", b.add(variance, b.scalar(EPSILON)));
+        b.add(b.mul(b.div(centred, deviation), weight), bias)
+    }
+
+    /// `mean over the sequence of σ(W·x + b)`: `[batch, 1, gates]`.
+    pub fn gate(&self, x: Val, p: &Params<'_>) -> Val {
+        self.gate_of(x, p.get("gate.weight"), p.get("gate.bias"))
+    }
+
+    /// The same of given parameters; `x` as the base model has it.
+    pub fn gate_of(&self, x: Val, weight: Val, bias: Val) -> Val {
+        let score = self.b.add(self.b.linear_t(self.up(x), weight), bias);
+        self.b
+            .reduce_mean(self.b.unary("Sigmoid", score), &[1], true)
+    }
+}

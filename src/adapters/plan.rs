@@ -1,0 +1,335 @@
+//! From configurations and a selection to places, parameters and values: everything that attaching and merging decide before they
+//! write anything.
+
+use super::methods::MethodConfig;
+use super::naming::scope;
+use super::param::{ParamSpec, decays};
+use super::place::{Place, Surroundings};
+use super::store::{AdapterStore, Loaded, Param};
+use super::{Adapter, Route};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ir::{DType, Fact, Graph, TensorData, ValueId};
+use crate::select::Selection;
+use bytes::Bytes;
+
+/// One adapter's member (of a union, or its only one) at one place.
+#[derive(Clone, Debug)]
+pub struct Part<'s> {
+    /// Index of the adapter.
+    pub adapter: usize,
+    /// The configuration.
+    pub method: &'s MethodConfig,
+    /// The place.
+    pub place: Place<'s>,
+    /// Its parameters: name inside the module, and full name.
+    pub own: Vec<(String, String)>,
+    /// The shared ones.
+    pub shared: Vec<(String, String)>,
+}
+
+/// What is going to be attached.
+#[derive(Clone, Debug)]
+pub struct Plan<'s> {
+    /// Every adapter at every place, by adapter, members and model order.
+    pub parts: Vec<Part<'s>>,
+    /// All parameters.
+    pub store: AdapterStore,
+    /// What the files had besides, by adapter.
+    pub loaded: Vec<Option<Loaded>>,
+    /// Compatibilities in force and the like.
+    pub notes: Vec<Diagnostic>,
+}
+
+/// Decides places, parameters and values.
+pub fn plan<'s>(
+    adapters: &'s [Adapter],
+    selection: &'s Selection,
+    graph: &'s Graph,
+    facts: &'s dyn Fn(ValueId) -> Option<Fact>,
+    seed: u64,
+) -> Result<Plan<'s>> {
+    let mut out = Plan {
+        parts: Vec::new(),
+        store: AdapterStore::default(),
+        loaded: Vec::new(),
+        notes: Vec::new(),
+    };
+    for (index, adapter) in adapters.iter().enumerate() {
+        check_name(&adapter.name)?;
+        let begin = out.parts.len();
+        let mut store = AdapterStore::default();
+        for method in adapter.config.methods() {
+            let parts = member(
+                index, adapter, method, selection, graph, facts, seed, &mut store,
+            )
+            .map_err(|e| e.within(format!("adapter `{}`", adapter.name)))?;
+            out.parts.extend(parts);
+        }
+        let parts = &out.parts[begin..];
+        if parts.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Method,
+                Diagnostic::error(
+                    "no-place",
+                    format!("the configuration of `{}` matches nothing in this model", adapter.name),
+                )
+                .help("check which parts it names (attn_matrices, …_lora, …_adapter, leave_out) against `rewrite inspect`"),
+            ));
+        }
+        out.notes.extend(compatibilities(adapter, parts, selection));
+        out.notes.extend(other_base(adapter, selection));
+        let loaded = match &adapter.weights {
+            None => None,
+            Some(weights) => {
+                let names: Vec<&str> = store.iter().map(|(n, _)| n).collect();
+                let weights = weights.clone().renamed(&adapter.name).fitted(names);
+                Some(
+                    store
+                        .load(&weights)
+                        .map_err(|e| e.within(format!("adapter `{}`", adapter.name)))?,
+                )
+            }
+        };
+        out.loaded.push(loaded);
+        for (name, param) in store.iter() {
+            out.store.insert(name, param.clone());
+        }
+    }
+    Ok(out)
+}
+
+/// Elements of the largest parameter that is made: 4 GiB of `f32`.
+const LARGEST: usize = 1 << 30;
+
+/// A parameter that a mistyped size made enormous is refused before anything is allocated.
+fn bounded(name: &str, spec: &ParamSpec) -> std::result::Result<(), Diagnostic> {
+    let count = spec.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    if count.is_some_and(|n| n <= LARGEST) {
+        return Ok(());
+    }
+    let what = format!(
+        "`{name}` would have the shape {:?}, more than {LARGEST} elements",
+        spec.dims
+    );
+    Err(Diagnostic::error("param-size", what)
+        .help("check the sizes in the configuration: `r`, `reduction_factor`, …"))
+}
+
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.contains(['.', ',', '/']) {
+        return Err(Error::new(
+            ErrorKind::Method,
+            Diagnostic::error(
+                "adapter-name",
+                format!("`{name}` cannot be the name of an adapter"),
+            )
+            .help("use letters, digits, `-` and `_`: the name becomes part of parameter names"),
+        ));
+    }
+    Ok(())
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one call site; a struct would only rename them"
+)]
+fn member<'s>(
+    index: usize,
+    adapter: &'s Adapter,
+    method: &'s MethodConfig,
+    selection: &'s Selection,
+    graph: &'s Graph,
+    facts: &'s dyn Fn(ValueId) -> Option<Fact>,
+    seed: u64,
+    store: &mut AdapterStore,
+) -> Result<Vec<Part<'s>>> {
+    let wrong = |d: Diagnostic| Error::new(ErrorKind::Method, d);
+    let base = &*selection.base_prefix;
+    let has = |scope: &str| {
+        let inner = scope.strip_prefix(base).unwrap_or(scope);
+        let weights = adapter.weights.as_ref();
+        weights.is_some_and(|w| w.has(&super::naming::renamed(inner, &adapter.name, &w.adapter)))
+    };
+    let around = Surroundings {
+        selection,
+        graph,
+        route: &adapter.route,
+        name: &adapter.name,
+        has: adapter
+            .weights
+            .is_some()
+            .then_some(&has as &dyn Fn(&str) -> bool),
+        facts,
+    };
+    let places = method.places(&around).map_err(wrong)?;
+    let seeding = Seeding {
+        seed,
+        own: method.seed().filter(|s| *s != 0),
+    };
+    let dtype = method.dtype().map_err(wrong)?;
+    let fresh = adapter.weights.is_none();
+    let mut add = |scope: &str, spec: &ParamSpec| -> Result<(String, String)> {
+        let (scope, others) = match &*spec.scopes {
+            [first, others @ ..] => (&**first, others),
+            [] => (scope, &[][..]),
+        };
+        let name = format!("{scope}.{}", spec.suffix);
+        let again = others.iter().map(|s| format!("{s}.{}", spec.suffix).into());
+        if store.get(&name).is_none() {
+            bounded(&name, spec).map_err(wrong)?;
+            let tensor = if fresh {
+                let (seed, stream) = seeding.stream(&name, &spec.suffix);
+                initial(spec, dtype, seed, stream, &name, graph).map_err(wrong)?
+            } else {
+                placeholder(spec, dtype)
+            };
+            store.insert(
+                &name,
+                Param {
+                    adapter: adapter.name.as_str().into(),
+                    tensor,
+                    trainable: spec.trainable,
+                    idle: spec.idle,
+                    decay: decays(&name),
+                    aliases: spec
+                        .aliases
+                        .iter()
+                        .map(|a| format!("{scope}.{a}").into())
+                        .chain(again)
+                        .collect(),
+                },
+            );
+        }
+        Ok((spec.suffix.clone(), name))
+    };
+    let shared_scope = scope(&format!("{base}shared_parameters"), "", &adapter.name);
+    let mut shared = Vec::new();
+    for spec in method.shared(&places).map_err(wrong)? {
+        shared.push(add(&shared_scope, &spec)?);
+    }
+    let mut parts = Vec::with_capacity(places.len());
+    for place in places {
+        let specs = method.params(&place).map_err(wrong)?;
+        let own = specs
+            .iter()
+            .map(|s| add(&place.scope, s))
+            .collect::<Result<_>>()?;
+        parts.push(Part {
+            adapter: index,
+            method,
+            place,
+            own,
+            shared: shared.clone(),
+        });
+    }
+    Ok(parts)
+}
+
+/// Where initial values come from.
+struct Seeding {
+    seed: u64,
+    own: Option<i64>,
+}
+
+impl Seeding {
+    /// `init_weights_seed` gives modules of equal shape equal values, as in the library; otherwise every parameter has its own.
+    fn stream<'n>(&self, name: &'n str, suffix: &'n str) -> (u64, &'n str) {
+        match self.own {
+            Some(own) => (own as u64, suffix),
+            None => (self.seed, name),
+        }
+    }
+}
+
+fn initial(
+    spec: &ParamSpec,
+    dtype: DType,
+    seed: u64,
+    stream: &str,
+    name: &str,
+    graph: &Graph,
+) -> Result<TensorData, Diagnostic> {
+    let Some(values) = spec.init.values(&spec.dims, seed, stream, graph) else {
+        return Err(Diagnostic::error(
+            "initial-value",
+            format!("the initial value of `{name}` is taken from a base weight that is not stored as floats"),
+        )
+        .help("use a method that does not read the base weights (lora, ia3)"));
+    };
+    let tensor = TensorData::from_f32(dims(spec), &values);
+    super::store::convert(&tensor, dtype)
+        .ok_or_else(|| Diagnostic::error("dtype", format!("`{name}` cannot be {dtype}")))
+}
+
+/// Shape and type without elements, to be filled from a file.
+fn placeholder(spec: &ParamSpec, dtype: DType) -> TensorData {
+    TensorData::raw(dtype, dims(spec), Bytes::new())
+}
+
+fn dims(spec: &ParamSpec) -> Box<[u64]> {
+    spec.dims.iter().map(|d| *d as u64).collect()
+}
+
+/// A warning where the file names another base model.
+fn other_base(adapter: &Adapter, selection: &Selection) -> Option<Diagnostic> {
+    let recorded = adapter.base.as_deref()?;
+    let here = super::base::fingerprint(selection);
+    (recorded != here).then(|| {
+        Diagnostic::warning(
+            "base-differs",
+            format!("`{}` was made for another base model", adapter.name),
+        )
+        .note(format!("its file says {recorded}, this model is {here}"))
+        .help("modules or shapes differ; where its parameters fit, it is attached all the same")
+    })
+}
+
+/// What the user should know about how saved adapters compute.
+fn compatibilities(
+    adapter: &Adapter,
+    parts: &[Part<'_>],
+    selection: &Selection,
+) -> Vec<Diagnostic> {
+    let mut out = Vec::new();
+    let reads_norm = |m: &MethodConfig| matches!(m, MethodConfig::Bottleneck(b) if b.original_ln_before && !b.is_parallel);
+    let post_norm = selection
+        .layers
+        .iter()
+        .any(|l| l.ln_1.is_some() || l.ln_2.is_some());
+    let one_stack = selection.layers.iter().all(|l| l.stack == 0);
+    if adapter.route.binds_norms_late()
+        && one_stack
+        && selection.layers.len() > 1
+        && post_norm
+        && parts.iter().any(|p| reads_norm(p.method))
+    {
+        out.push(
+            Diagnostic::warning(
+                "compat-last-norm",
+                format!("`{}` applies the last layer's norm in every layer, as the Adapters library does through an interface", adapter.name),
+            )
+            .help("the library's own class for this model uses each layer's norm; its files do the same here"),
+        );
+    }
+    let swapped = adapter.route.swaps_feed_forward();
+    let feed_forward =
+        |p: &Part<'_>| matches!(p.place.location, "intermediate_lora" | "output_lora");
+    if swapped && parts.iter().any(feed_forward) {
+        out.push(Diagnostic::warning(
+            "compat-swapped-feed-forward",
+            format!("`{}`: intermediate_lora is the down projection and output_lora the up projection, as in the library's own class for this model", adapter.name),
+        ));
+    }
+    let ignored_o = |m: &MethodConfig| matches!(m, MethodConfig::Lora(l) if l.selfattn_lora && l.attn_matrices.iter().any(|x| x == "o"));
+    if adapter.route == Route::Plugin
+        && adapter.weights.is_none()
+        && parts.iter().any(|p| ignored_o(p.method))
+    {
+        out.push(Diagnostic::warning(
+            "beyond-library",
+            format!("`{}` adapts `o`, which the Adapters library does not: it would ignore these parameters", adapter.name),
+        ));
+    }
+    out
+}

@@ -1,0 +1,300 @@
+//! A longer sequence behind the embeddings: which values have to grow with it.
+//!
+//! The graph falls into the ancestors of the embeddings' output, which keep the length that the inputs have, and everything else, which
+//! runs at the greater length. Where the rest reads an input with an axis of the sequence, or what the ancestors compute of one (its
+//! shape, as a rule), it reads the same of a longer input instead. Exports of a fixed length hold it in their shape constants.
+
+use super::attention::Facts;
+use crate::diag::Diagnostic;
+use crate::ir::{DType, Graph, NodeId, Use, ValueId};
+use rustc_hash::FxHashSet;
+
+/// What grows with the sequence behind the embeddings.
+#[derive(Clone, Debug)]
+pub struct Longer {
+    /// What the embeddings make: `[batch, sequence, width]`.
+    pub embedded: ValueId,
+    /// Width of an embedding.
+    pub width: usize,
+    /// Inputs `[batch, sequence]`.
+    pub inputs: Vec<(ValueId, Meaning)>,
+    /// Nodes in front of the embeddings to be computed again of longer inputs, in order.
+    pub nodes: Vec<NodeId>,
+    /// Values of which the rest reads the longer version, and where.
+    pub moved: Vec<(ValueId, Vec<Use>)>,
+    /// Shape constants with the sequence's length in them: where they are read, the numbers, and whether they are a vector.
+    pub shapes: Vec<Shape>,
+    /// Values behind the embeddings, whose declared shapes are no longer true.
+    pub behind: Vec<ValueId>,
+}
+
+/// A shape constant.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// The constant.
+    pub value: ValueId,
+    /// Where it is read as a shape.
+    pub uses: Vec<Use>,
+    /// Its numbers.
+    pub numbers: Vec<i64>,
+    /// Whether it has no axis.
+    pub scalar: bool,
+    /// The length of the sequence.
+    pub length: i64,
+}
+
+/// What an input with an axis of the sequence says of a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// Whether it is attended to.
+    Mask,
+    /// Where it is.
+    Position,
+    /// Which token or type it has.
+    Token,
+}
+
+impl Longer {
+    /// Finds what has to grow when the embeddings' output does.
+    pub fn find(
+        graph: &Graph,
+        facts: Facts<'_>,
+        embedded: ValueId,
+        hidden: usize,
+    ) -> Result<Self, Diagnostic> {
+        let refused = |why: String| {
+            Diagnostic::error("sequence", why)
+                .help("export the model with a dynamic sequence axis, from token ids and an attention mask `[batch, sequence]`")
+        };
+        let fact = facts(embedded).unwrap_or_default();
+        let Some([_, sequence, _]) = fact.dims.as_deref() else {
+            return Err(refused(
+                "the embeddings' output is not known to be [batch, sequence, width]".into(),
+            ));
+        };
+        let width = fact.size(2).and_then(|n| usize::try_from(n).ok());
+        let width = width.ok_or_else(|| refused("the embeddings' width is not known".into()))?;
+        let order = graph
+            .order()
+            .map_err(|c| Diagnostic::error("cycle", c.to_string()))?;
+        let inside = ancestors(graph, embedded);
+        let mut inputs = Vec::new();
+        let mut grown: FxHashSet<ValueId> = FxHashSet::default();
+        for port in graph.inputs() {
+            let v = port.value;
+            let Some(dims) = facts(v).and_then(|f| f.dims) else {
+                continue;
+            };
+            let axes = dims.iter().filter(|d| *d == sequence).count();
+            if axes == 0 || sequence.as_const().is_some() && dims.len() != 2 {
+                continue;
+            }
+            if dims.len() != 2 || dims[1] != *sequence || axes > 1 {
+                return Err(refused(format!(
+                    "the input `{}` has an axis of the sequence and is not [batch, sequence]",
+                    graph.name_of(v)
+                )));
+            }
+            inputs.push((v, Meaning::of(graph.name_of(v))));
+            grown.insert(v);
+        }
+        // What the inside computes of the inputs.
+        let mut computed = Vec::new();
+        for &n in &order {
+            if !inside.contains(&n) {
+                continue;
+            }
+            let reads = |v: &ValueId| grown.contains(v);
+            if graph.node_inputs(n).iter().flatten().any(reads) {
+                grown.extend(graph.node_outputs(n).into_iter().flatten());
+                computed.push(n);
+            }
+        }
+        let outside = |v: ValueId| -> Vec<Use> {
+            let uses = graph.uses(v).into_iter();
+            uses.filter(|u| !inside.contains(&u.node())).collect()
+        };
+        let candidates = inputs.iter().map(|(v, _)| *v).chain(
+            computed
+                .iter()
+                .flat_map(|n| graph.node_outputs(*n).into_iter().flatten()),
+        );
+        let moved: Vec<(ValueId, Vec<Use>)> = candidates
+            .filter(|v| *v != embedded)
+            .map(|v| (v, outside(v)))
+            .filter(|(_, uses)| !uses.is_empty())
+            .collect();
+        let needed: FxHashSet<NodeId> = moved
+            .iter()
+            .flat_map(|(v, _)| ancestors(graph, *v))
+            .collect();
+        let nodes = computed
+            .into_iter()
+            .filter(|n| needed.contains(n))
+            .collect();
+        let (behind, after) = descendants(graph, &order, embedded, &moved);
+        let mut shapes = Vec::new();
+        if let Some(length) = sequence.as_const() {
+            if hidden as i64 == length || width as i64 == length {
+                return Err(refused(format!(
+                    "the sequence has the fixed length {length}, which is the width of the hidden state too"
+                )));
+            }
+            shapes = constants(graph, facts, &after, length);
+        }
+        Ok(Longer {
+            embedded,
+            width,
+            inputs,
+            nodes,
+            moved,
+            shapes,
+            behind,
+        })
+    }
+}
+
+impl Meaning {
+    fn of(name: &str) -> Self {
+        if name.contains("mask") {
+            Meaning::Mask
+        } else if name.contains("position") {
+            Meaning::Position
+        } else {
+            Meaning::Token
+        }
+    }
+}
+
+/// Whether a mask treats all queries alike: it has rows of its own for them, and nothing in it compares positions.
+pub fn alike(graph: &Graph, facts: Facts<'_>, mask: ValueId) -> bool {
+    const COMPARE: [&str; 7] = [
+        "CumSum",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Range",
+        "Trilu",
+    ];
+    let dims = facts(mask).and_then(|f| f.dims).unwrap_or_default();
+    let [.., queries, keys] = &*dims else {
+        return false;
+    };
+    let square = |v: ValueId| {
+        let tensor = graph.value(v).tensor.as_ref();
+        tensor.is_some_and(|t| matches!(*t.dims, [.., a, b] if a > 1 && b > 1))
+    };
+    let compares = |n: &NodeId| {
+        let op = &graph.node(*n).op;
+        COMPARE.iter().any(|c| op.is_onnx(c))
+            || graph.node_inputs(*n).into_iter().flatten().any(square)
+    };
+    !queries.is(1) && queries == keys && !ancestors(graph, mask).iter().any(compares)
+}
+
+/// Nodes that a value depends on.
+fn ancestors(graph: &Graph, value: ValueId) -> FxHashSet<NodeId> {
+    let mut out = FxHashSet::default();
+    let mut todo = vec![value];
+    while let Some(v) = todo.pop() {
+        if let Some((n, _)) = graph.producer(v)
+            && out.insert(n)
+        {
+            todo.extend(graph.node_inputs(n).into_iter().flatten());
+            todo.extend(graph.node_captures(n));
+        }
+    }
+    out
+}
+
+/// Values that depend on the embeddings or on something that moves, and the nodes that make them.
+fn descendants(
+    graph: &Graph,
+    order: &[NodeId],
+    embedded: ValueId,
+    moved: &[(ValueId, Vec<Use>)],
+) -> (Vec<ValueId>, Vec<NodeId>) {
+    let reads: FxHashSet<NodeId> = moved
+        .iter()
+        .flat_map(|(_, uses)| uses.iter().map(|u| u.node()))
+        .collect();
+    let mut reached = FxHashSet::from_iter([embedded]);
+    let (mut values, mut nodes) = (vec![embedded], Vec::new());
+    for &n in order {
+        let inputs = graph.node_inputs(n).into_iter().flatten();
+        let mut all = inputs.chain(graph.node_captures(n));
+        if !reads.contains(&n) && !all.any(|v| reached.contains(&v)) {
+            continue;
+        }
+        nodes.push(n);
+        for v in graph.node_outputs(n).into_iter().flatten() {
+            reached.insert(v);
+            values.push(v);
+        }
+    }
+    (values, nodes)
+}
+
+/// Constants that give the shape of something behind the embeddings, and hold the sequence's length.
+fn constants(graph: &Graph, facts: Facts<'_>, after: &[NodeId], length: i64) -> Vec<Shape> {
+    let nodes: FxHashSet<NodeId> = after.iter().copied().collect();
+    let mut out: Vec<Shape> = Vec::new();
+    let mut add = |n: NodeId, slot: u32, v: ValueId| {
+        let fixed = match graph.producer(v) {
+            None => graph.value(v).tensor.is_some(),
+            Some((p, _)) => graph.node(p).op.is_onnx("Constant"),
+        };
+        let fact = facts(v).filter(|f| fixed && f.dtype == Some(DType::Int64));
+        let numbers = fact.as_ref().and_then(|f| {
+            let ints = f.ints.as_ref()?;
+            ints.iter().map(crate::ir::Sym::as_const).collect()
+        });
+        let (Some(fact), Some(numbers)) = (fact, numbers) else {
+            return;
+        };
+        let numbers: Vec<i64> = numbers;
+        if !numbers.contains(&length) {
+            return;
+        }
+        let at = Use::Input(n, slot);
+        match out.iter_mut().find(|s| s.value == v) {
+            Some(shape) => shape.uses.push(at),
+            None => out.push(Shape {
+                value: v,
+                uses: vec![at],
+                numbers,
+                scalar: fact.rank() == Some(0),
+                length,
+            }),
+        }
+    };
+    for &n in after {
+        let op = &graph.node(n).op;
+        if !(op.is_onnx("Reshape") || op.is_onnx("Expand")) {
+            continue;
+        }
+        let Some(shape) = graph.input(n, 1) else {
+            continue;
+        };
+        match graph.producer(shape) {
+            // A shape that is put together: its fixed parts, where only shapes behind the embeddings read it.
+            Some((p, _)) if graph.node(p).op.is_onnx("Concat") => {
+                if !graph.uses(shape).iter().all(|u| nodes.contains(&u.node())) {
+                    continue;
+                }
+                for (slot, part) in graph.node_inputs(p).into_iter().enumerate() {
+                    if let Some(part) = part {
+                        add(p, slot as u32, part);
+                    }
+                }
+            }
+            _ => add(n, 1, shape),
+        }
+    }
+    for shape in &mut out {
+        shape.uses.sort_unstable();
+        shape.uses.dedup();
+    }
+    out
+}

@@ -1,0 +1,191 @@
+//! Adapters as users name them: `NAME=SPEC`, where SPEC is a configuration string, a configuration file, or a saved adapter's folder.
+
+use super::folder::{AdapterFolder, file};
+use super::{Adapter, Config, UnknownKeys};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What a specification means.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there are a handful of them")]
+pub enum Spec {
+    /// A fresh adapter.
+    Fresh {
+        /// Its name.
+        name: String,
+        /// Its configuration.
+        config: Config,
+    },
+    /// A saved one.
+    Saved {
+        /// The name that was given, if one was.
+        name: Option<String>,
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+/// Reads `NAME=SPEC` or `SPEC`.
+///
+/// A fresh adapter without a name is called after its method. A path is a folder with weights, a folder with a configuration alone,
+/// or a JSON file; everything else is a configuration string.
+///
+/// # Errors
+/// [`ErrorKind::Method`], with the nearest name where one was mistyped.
+pub fn parse(text: &str) -> Result<Spec> {
+    let (name, spec) = split(text);
+    let path = Path::new(spec);
+    if path.is_dir() {
+        let weights = [file::SAFETENSORS, file::TORCH]
+            .iter()
+            .any(|f| path.join(f).exists());
+        if weights {
+            return Ok(Spec::Saved {
+                name: name.map(str::to_owned),
+                folder: path.to_owned(),
+            });
+        }
+        return fresh(name, &path.join(file::CONFIG));
+    }
+    if path.is_file() {
+        return fresh(name, path);
+    }
+    let config = Config::parse(spec)
+        .map_err(|e| path_like(spec).map_or(e, |d| Error::new(ErrorKind::Method, d)))?;
+    Ok(Spec::Fresh {
+        name: name.map_or_else(|| default_name(spec), str::to_owned),
+        config,
+    })
+}
+
+/// The part before the first `=` is a name, if that `=` is not inside brackets.
+fn split(text: &str) -> (Option<&str>, &str) {
+    match text.split_once('=') {
+        Some((name, spec)) if !name.contains('[') => (Some(name.trim()), spec.trim()),
+        _ => (None, text.trim()),
+    }
+}
+
+fn default_name(spec: &str) -> String {
+    let word = spec.split(['[', '|']).next().unwrap_or(spec).trim();
+    word.replace(['+', '.'], "_")
+}
+
+/// What somebody probably meant as a path.
+fn path_like(spec: &str) -> Option<Diagnostic> {
+    let looks =
+        Path::new(spec).extension().is_some_and(|e| e == "json") || spec.contains(['/', '\\']);
+    looks.then(|| {
+        Diagnostic::error("spec", format!("there is no file or folder `{spec}`"))
+            .help("give a folder of a saved adapter, an adapter_config.json, or a configuration such as lora[r=8]")
+    })
+}
+
+fn fresh(name: Option<&str>, path: &Path) -> Result<Spec> {
+    let (saved, config) = read_config(path)?;
+    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let own = name.map(str::to_owned).or(saved).or(stem);
+    Ok(Spec::Fresh {
+        name: own.unwrap_or_else(|| "adapter".into()),
+        config,
+    })
+}
+
+/// The configuration in a JSON file, alone or as the `config` of a saved adapter, and the name there.
+///
+/// # Errors
+/// [`ErrorKind::Io`] and [`ErrorKind::Method`].
+pub fn read_config(path: &Path) -> Result<(Option<String>, Config)> {
+    let text = fs::read_to_string(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+    let at = |e: Error| e.within(path.display().to_string());
+    let value: Value = serde_json::from_str(&text).map_err(|e| {
+        at(Error::new(
+            ErrorKind::Method,
+            Diagnostic::error("json", e.to_string()),
+        ))
+    })?;
+    let Some(inner) = value.get("config") else {
+        return Ok((
+            None,
+            Config::from_dict(&value, UnknownKeys::Refuse).map_err(at)?,
+        ));
+    };
+    // The library's own files may be of a version with more fields.
+    let unknown = if value.get("version").is_some() {
+        UnknownKeys::Keep
+    } else {
+        UnknownKeys::Refuse
+    };
+    let name = value.get("name").and_then(Value::as_str).map(str::to_owned);
+    Ok((name, Config::from_dict(inner, unknown).map_err(at)?))
+}
+
+impl Spec {
+    /// The adapter: fresh, or read from its folder.
+    ///
+    /// # Errors
+    /// Those of [`AdapterFolder::read`].
+    pub fn load(self) -> Result<Adapter> {
+        match self {
+            Spec::Fresh { name, config } => Ok(Adapter::fresh(name, config)),
+            Spec::Saved { name, folder } => {
+                Ok(AdapterFolder::read(&folder)?.into_adapter(name.as_deref()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> String {
+        match parse(text).unwrap() {
+            Spec::Fresh { name, .. } => name,
+            Spec::Saved { .. } => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn names_come_from_the_text_or_the_method() {
+        assert_eq!(name("a=lora[r=4]"), "a");
+        assert_eq!(name("lora[r=4]"), "lora");
+        assert_eq!(name("compacter++"), "compacter__");
+        assert_eq!(name("x = lora | par_bn"), "x");
+    }
+
+    #[test]
+    fn a_missing_path_is_called_one() {
+        let e = parse("a=./no/such/folder").unwrap_err().to_string();
+        assert!(
+            e.contains("there is no file or folder `./no/such/folder`"),
+            "{e}"
+        );
+    }
+
+    #[test]
+    fn a_configuration_file_is_read_bare_or_wrapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::parse("lora[r=3]").unwrap();
+        let bare = dir.path().join("bare.json");
+        fs::write(&bare, config.to_dict().to_string()).unwrap();
+        assert_eq!(read_config(&bare).unwrap(), (None, config.clone()));
+        let wrapped = dir.path().join("w.json");
+        fs::write(
+            &wrapped,
+            serde_json::json!({"config": config.to_dict(), "name": "n"}).to_string(),
+        )
+        .unwrap();
+        assert_eq!(read_config(&wrapped).unwrap(), (Some("n".into()), config));
+        fs::write(&bare, r#"{"architecture": "lora", "rank": 3}"#).unwrap();
+        assert!(
+            read_config(&bare)
+                .unwrap_err()
+                .to_string()
+                .contains("no field `rank`")
+        );
+    }
+}

@@ -1,0 +1,368 @@
+//! Parameters as data: what is saved, loaded and trained.
+
+use super::naming::{belongs, modern, renamed};
+use super::param::decays;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ir::{DType, Metadata, Model, TensorData};
+use indexmap::IndexMap;
+use std::collections::BTreeSet;
+
+/// `metadata_props` keys of what adapters add to a model.
+pub mod stamp {
+    /// On nodes and initializers: the adapter's name.
+    pub const ADAPTER: &str = "onnx_graft.adapter";
+    /// On the node whose output takes the place of a value: that value's name.
+    pub const REPLACES: &str = "onnx_graft.replaces";
+    /// On the same node, where only some readers were moved: `node name/slot`, comma-separated.
+    pub const READERS: &str = "onnx_graft.readers";
+    /// On the same node: what kind of place it closes.
+    pub const PLACE: &str = "onnx_graft.place";
+    /// On the same node, where the length of outputs changes: their types in the base model, as JSON.
+    pub const OUTPUTS: &str = "onnx_graft.outputs";
+    /// On a parameter: `trainable`, `frozen`, or `idle` (the library calls it trained, but nothing reads it).
+    pub const PARAM: &str = "onnx_graft.param";
+    /// On a parameter: further names of it in files, comma-separated.
+    pub const ALIASES: &str = "onnx_graft.aliases";
+    /// On the model: what is attached, as JSON.
+    pub const MANIFEST: &str = "onnx_graft.manifest";
+}
+
+/// One parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Param {
+    /// The adapter it belongs to.
+    pub adapter: Box<str>,
+    /// Shape and elements.
+    pub tensor: TensorData,
+    /// Whether training changes it.
+    pub trainable: bool,
+    /// Whether nothing reads it, although the library makes it and calls it trained.
+    pub idle: bool,
+    /// Whether AdamW decays it.
+    pub decay: bool,
+    /// Further names that it has in files.
+    pub aliases: Vec<Box<str>>,
+}
+
+/// Parameters by name, in the order of the model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdapterStore {
+    params: IndexMap<Box<str>, Param>,
+}
+
+impl AdapterStore {
+    /// The parameters of the adapters that are attached to a model.
+    pub fn from_model(model: &Model) -> Self {
+        let g = &model.graph;
+        let mut params = IndexMap::new();
+        for &v in g.initializers() {
+            let value = g.value(v);
+            let (Some(tensor), Some(param)) =
+                (&value.tensor, read_param(&value.name, &value.metadata))
+            else {
+                continue;
+            };
+            let tensor = tensor.clone();
+            params.insert(value.name.clone(), Param { tensor, ..param });
+        }
+        AdapterStore { params }
+    }
+
+    /// Number of parameters.
+    pub fn len(&self) -> usize {
+        self.params.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.params.is_empty()
+    }
+
+    /// Parameters in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Param)> {
+        self.params.iter().map(|(k, p)| (&**k, p))
+    }
+
+    /// A parameter.
+    pub fn get(&self, name: &str) -> Option<&Param> {
+        self.params.get(name)
+    }
+
+    /// Adds or replaces a parameter.
+    pub fn insert(&mut self, name: &str, param: Param) {
+        self.params.insert(name.into(), param);
+    }
+
+    /// Gives a parameter other elements, of the same shape and type.
+    pub fn set(&mut self, name: &str, tensor: TensorData) -> Result<()> {
+        let Some(p) = self.params.get_mut(name) else {
+            return Err(Error::new(
+                ErrorKind::Method,
+                Diagnostic::error("param", format!("there is no parameter `{name}`")),
+            ));
+        };
+        if p.tensor.dims != tensor.dims || p.tensor.dtype != tensor.dtype {
+            return Err(Error::new(
+                ErrorKind::Method,
+                misshapen(name, &p.tensor, &tensor),
+            ));
+        }
+        p.tensor = tensor;
+        Ok(())
+    }
+
+    /// Those of one adapter.
+    #[must_use]
+    pub fn of(&self, adapter: &str) -> AdapterStore {
+        let params = self.params.iter().filter(|(_, p)| &*p.adapter == adapter);
+        AdapterStore {
+            params: params.map(|(k, p)| (k.clone(), p.clone())).collect(),
+        }
+    }
+
+    /// Number of elements.
+    pub fn count(&self) -> u64 {
+        let elements = self.params.values().filter_map(|p| p.tensor.count());
+        elements.sum()
+    }
+
+    /// All tensors under all their names, as files hold them.
+    pub fn tensors(&self) -> IndexMap<Box<str>, TensorData> {
+        let mut out = IndexMap::new();
+        for (name, p) in &self.params {
+            out.insert(name.clone(), p.tensor.clone());
+            out.extend(p.aliases.iter().map(|a| (a.clone(), p.tensor.clone())));
+        }
+        out
+    }
+
+    /// Takes the elements from a file's tensors: all or nothing. Missing, unknown and misshapen names are listed together.
+    pub fn load(&mut self, file: &Weights) -> Result<Loaded> {
+        let mut found = Vec::new();
+        let mut taken = Vec::with_capacity(self.params.len());
+        let mut expected: Vec<&str> = Vec::new();
+        for (name, p) in &self.params {
+            expected.push(name);
+            expected.extend(p.aliases.iter().map(|a| &**a));
+            let names = std::iter::once(name).chain(&p.aliases);
+            let Some(tensor) = names.into_iter().find_map(|n| file.tensors.get(n)) else {
+                found.push(missing(name, p));
+                continue;
+            };
+            match conform(tensor, &p.tensor) {
+                Some(tensor) => taken.push(tensor),
+                None => found.push(misshapen(name, &p.tensor, tensor)),
+            }
+        }
+        expected.sort_unstable();
+        let mut heads = Vec::new();
+        for name in file.tensors.keys() {
+            if expected.binary_search(&&**name).is_ok() {
+                continue;
+            }
+            if belongs(name, &file.adapter) {
+                found.push(
+                    Diagnostic::error("weights-extra", format!("`{name}` is in the file, and nothing in the configuration or the model asks for it"))
+                        .help("the file belongs to another configuration, or to another model"),
+                );
+            } else {
+                heads.push(name.clone());
+            }
+        }
+        if !found.is_empty() {
+            return Err(Error::many(ErrorKind::Method, found));
+        }
+        for (p, tensor) in self.params.values_mut().zip(taken) {
+            p.tensor = tensor;
+        }
+        Ok(Loaded { heads })
+    }
+}
+
+/// What a file had beside the adapter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Weights of prediction heads, which the library saves with the adapter. They are not used: the graph has its own.
+    pub heads: Vec<Box<str>>,
+}
+
+/// Tensors of a file, under the names of the exported model's state dict.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Weights {
+    /// Name of the adapter in the keys.
+    pub adapter: Box<str>,
+    /// The tensors.
+    pub tensors: IndexMap<Box<str>, TensorData>,
+}
+
+impl Weights {
+    /// The tensors of a file, whose keys have the adapter's name `saved`. Keys of the library's first versions are modernised.
+    pub fn new(saved: &str, tensors: impl IntoIterator<Item = (Box<str>, TensorData)>) -> Self {
+        let tensors = tensors.into_iter().map(|(k, t)| (modern(&k).into(), t));
+        Weights {
+            adapter: saved.into(),
+            tensors: tensors.collect(),
+        }
+    }
+
+    /// The same tensors for an adapter of another name.
+    #[must_use]
+    pub fn renamed(self, name: &str) -> Self {
+        let old = self.adapter;
+        let tensors = self
+            .tensors
+            .into_iter()
+            .map(|(k, t)| (renamed(&k, &old, name).into(), t));
+        Weights {
+            adapter: name.into(),
+            tensors: tensors.collect(),
+        }
+    }
+
+    /// The same tensors with the base model's prefix that the names in `expected` have: a model with a head writes `model.layers.…`
+    /// or `bert.encoder.…`, a bare base model `layers.…`. Names that fit already are left alone.
+    #[must_use]
+    pub fn fitted<'a>(self, expected: impl IntoIterator<Item = &'a str>) -> Self {
+        let keys = self.tensors.keys().map(|k| &**k);
+        let own: BTreeSet<&str> = keys.filter(|k| belongs(k, &self.adapter)).collect();
+        let mut change = None;
+        for want in expected {
+            if own.contains(want) {
+                return self;
+            }
+            if change.is_none() {
+                change = own.iter().find_map(|have| prefix_change(have, want));
+            }
+        }
+        let Some((drop, add)) = change else {
+            return self;
+        };
+        let tensors = self.tensors.into_iter().map(|(k, t)| {
+            let key = match k.strip_prefix(&*drop) {
+                Some(rest) if belongs(&k, &self.adapter) => format!("{add}{rest}").into(),
+                _ => k,
+            };
+            (key, t)
+        });
+        Weights {
+            tensors: tensors.collect(),
+            adapter: self.adapter,
+        }
+    }
+
+    /// Whether a parameter lies in a scope that is given without the base model's prefix: `layers.0.self_attn.o_proj.loras.NAME`.
+    pub fn has(&self, scope: &str) -> bool {
+        let inside = format!("{scope}.");
+        self.tensors.keys().any(|k| {
+            let mut found = k.match_indices(&*inside);
+            found.any(|(at, _)| at == 0 || k.as_bytes()[at - 1] == b'.')
+        })
+    }
+}
+
+/// The prefix to drop from `have` and the one to add to make it `want`, if one of them is a suffix of the other.
+fn prefix_change(have: &str, want: &str) -> Option<(Box<str>, Box<str>)> {
+    let at_dot = |prefix: &str| prefix.is_empty() || prefix.ends_with('.');
+    if let Some(prefix) = have.strip_suffix(want)
+        && at_dot(prefix)
+    {
+        return Some((prefix.into(), "".into()));
+    }
+    let prefix = want.strip_suffix(have)?;
+    at_dot(prefix).then(|| ("".into(), prefix.into()))
+}
+
+/// The tensor in the type that the model wants, if its shape is right.
+fn conform(tensor: &TensorData, want: &TensorData) -> Option<TensorData> {
+    if tensor.dims != want.dims {
+        return None;
+    }
+    if tensor.dtype == want.dtype {
+        return Some(tensor.clone());
+    }
+    convert(tensor, want.dtype)
+}
+
+/// Conversion between float types.
+pub(crate) fn convert(tensor: &TensorData, to: DType) -> Option<TensorData> {
+    if tensor.dtype == to {
+        return Some(tensor.clone());
+    }
+    let values = tensor.to_f32()?;
+    let bytes: Vec<u8> = match to {
+        DType::Float => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::Double => values
+            .iter()
+            .flat_map(|x| f64::from(*x).to_le_bytes())
+            .collect(),
+        DType::Float16 => values
+            .iter()
+            .flat_map(|x| crate::ir::f32_to_f16(*x).to_le_bytes())
+            .collect(),
+        DType::Bfloat16 => values
+            .iter()
+            .flat_map(|x| crate::ir::f32_to_bf16(*x).to_le_bytes())
+            .collect(),
+        _ => return None,
+    };
+    Some(TensorData::raw(to, tensor.dims.clone(), bytes.into()))
+}
+
+fn missing(name: &str, p: &Param) -> Diagnostic {
+    let d = Diagnostic::error(
+        "weights-missing",
+        format!("`{name}` {:?} is not in the file", p.tensor.dims),
+    );
+    if name.contains("shared_parameters.") {
+        return d.help(
+            "the library leaves shared parameters out when it saves from a bare base model; save again from a model with a head",
+        );
+    }
+    d.help("the file belongs to another configuration, or to another model")
+}
+
+fn misshapen(name: &str, want: &TensorData, found: &TensorData) -> Diagnostic {
+    Diagnostic::error(
+        "weights-shape",
+        format!(
+            "`{name}` is {} {:?}, expected {} {:?}",
+            found.dtype, found.dims, want.dtype, want.dims
+        ),
+    )
+    .help("the file belongs to another configuration, or to another model")
+}
+
+/// The stamps of a parameter.
+pub(crate) fn param_stamps(param: &Param) -> Metadata {
+    let mut m = Metadata::default();
+    m.insert(stamp::ADAPTER.into(), param.adapter.clone());
+    let kind = match (param.trainable, param.idle) {
+        (true, _) => "trainable",
+        (false, true) => "idle",
+        (false, false) => "frozen",
+    };
+    m.insert(stamp::PARAM.into(), kind.into());
+    if !param.aliases.is_empty() {
+        m.insert(stamp::ALIASES.into(), param.aliases.join(",").into());
+    }
+    m
+}
+
+fn read_param(name: &str, metadata: &Metadata) -> Option<Param> {
+    let adapter = metadata.get(stamp::ADAPTER)?.clone();
+    let kind = metadata.get(stamp::PARAM)?;
+    let aliases = metadata.get(stamp::ALIASES);
+    Some(Param {
+        adapter,
+        tensor: TensorData::from_f32([0], &[]),
+        trainable: &**kind == "trainable",
+        idle: &**kind == "idle",
+        decay: decays(name),
+        aliases: aliases
+            .into_iter()
+            .flat_map(|a| a.split(','))
+            .map(Into::into)
+            .collect(),
+    })
+}

@@ -1,0 +1,105 @@
+//! Files of `torch.save`: a zip archive with a pickle of tensors. Reads and writes dictionaries of tensors and nothing else: the
+//! pickle machine knows the handful of functions that rebuild tensors, and never runs anything.
+
+mod pickle;
+mod zip;
+
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ir::TensorData;
+use bytes::Bytes;
+use indexmap::IndexMap;
+
+/// Reads a dictionary of tensors. Contiguous tensors are ranges of `bytes`.
+///
+/// # Errors
+/// For anything that is not such a dictionary; nothing is allocated beyond the size of the file.
+pub fn read(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>> {
+    inner(bytes).map_err(|message| {
+        Error::new(
+            ErrorKind::Decode,
+            Diagnostic::error("torch-file", message)
+                .help("save it again with a current torch, as a dictionary of tensors, or use safetensors"),
+        )
+    })
+}
+
+fn inner(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>, String> {
+    let entries = zip::entries(bytes)?;
+    let find = |name: &str| {
+        let same = |path: &str| path.split_once('/').is_some_and(|(_, rest)| rest == name);
+        entries
+            .iter()
+            .find(|(path, _)| same(path))
+            .map(|(_, b)| b.clone())
+    };
+    if find("byteorder").is_some_and(|b| &b[..] == b"big") {
+        return Err("the numbers are big-endian".into());
+    }
+    let data = find("data.pkl").ok_or("there is no data.pkl in the archive")?;
+    pickle::tensors(&data, &|key| find(&format!("data/{key}")), bytes.len())
+}
+
+/// Writes a dictionary of tensors, such that `torch.load(weights_only=True)` gives it back.
+///
+/// # Errors
+/// For element types that torch has no storage class for, and beyond 4 GB.
+pub fn write(name: &str, tensors: &IndexMap<Box<str>, TensorData>) -> Result<Vec<u8>> {
+    let wrong = |message: String| {
+        Error::new(
+            ErrorKind::Unsupported,
+            Diagnostic::error("torch-file", message),
+        )
+    };
+    let mut entries: Vec<(String, Bytes)> = Vec::with_capacity(tensors.len() + 3);
+    entries.push((
+        "data.pkl".into(),
+        pickle::write(tensors).map_err(wrong)?.into(),
+    ));
+    entries.push(("byteorder".into(), Bytes::from_static(b"little")));
+    for (i, (key, tensor)) in tensors.iter().enumerate() {
+        let data = tensor
+            .bytes()
+            .ok_or_else(|| wrong(format!("`{key}` has no elements")))?;
+        entries.push((format!("data/{i}"), data));
+    }
+    entries.push(("version".into(), Bytes::from_static(b"3\n")));
+    zip::write(name, &entries).map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> IndexMap<Box<str>, TensorData> {
+        let mut t = IndexMap::new();
+        t.insert(
+            "a.weight".into(),
+            TensorData::from_f32([2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        );
+        t.insert("b".into(), TensorData::from_f32([], &[7.5]));
+        t.insert("c".into(), TensorData::ints(&[-1, 2]));
+        t
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bytes = Bytes::from(write("pytorch_adapter", &sample()).unwrap());
+        assert_eq!(read(&bytes).unwrap(), sample());
+    }
+
+    /// Every prefix, and every file with one byte changed, is read or refused, without a panic.
+    #[test]
+    fn damaged_files_are_refused() {
+        let good = write("x", &sample()).unwrap();
+        for n in 0..good.len() {
+            let _ = read(&Bytes::copy_from_slice(&good[..n]));
+            for flip in [0x01, 0x80, 0xff] {
+                let mut bad = good.clone();
+                bad[n] ^= flip;
+                let _ = read(&bad.into());
+            }
+        }
+        assert!(read(&Bytes::new()).is_err());
+    }
+}

@@ -1,0 +1,475 @@
+//! The pickle machine, as far as dictionaries of tensors need it (protocols 2 to 4).
+//!
+//! Objects live in an arena and refer to each other by index: nothing recurses, and a hostile file can only make as many objects as
+//! it has bytes.
+
+use crate::ir::{DType, TensorData};
+use bytes::Bytes;
+use indexmap::IndexMap;
+use rustc_hash::FxHashMap;
+
+/// torch's storage classes.
+const STORAGES: [(&str, DType); 10] = [
+    ("FloatStorage", DType::Float),
+    ("DoubleStorage", DType::Double),
+    ("HalfStorage", DType::Float16),
+    ("BFloat16Storage", DType::Bfloat16),
+    ("LongStorage", DType::Int64),
+    ("IntStorage", DType::Int32),
+    ("ShortStorage", DType::Int16),
+    ("CharStorage", DType::Int8),
+    ("ByteStorage", DType::Uint8),
+    ("BoolStorage", DType::Bool),
+];
+
+#[derive(Clone, Copy, Debug)]
+enum V {
+    None,
+    Bool(#[expect(dead_code, reason = "nothing that is read depends on a boolean")] bool),
+    Int(i64),
+    Object(usize),
+}
+
+#[derive(Debug)]
+enum Object {
+    Text(Box<str>),
+    Tuple(Vec<V>),
+    Dict(Vec<(V, V)>),
+    Other,
+    Global(Box<str>),
+    Storage { dtype: DType, bytes: Bytes },
+    Tensor(TensorData),
+}
+
+/// The tensors of the dictionary that the pickle makes.
+pub(super) fn tensors(
+    code: &[u8],
+    storage: &dyn Fn(&str) -> Option<Bytes>,
+    budget: usize,
+) -> Result<IndexMap<Box<str>, TensorData>, String> {
+    let mut machine = Machine {
+        code,
+        at: 0,
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: FxHashMap::default(),
+        objects: Vec::new(),
+        storage,
+        budget,
+    };
+    let top = machine.run()?;
+    let Some(Object::Dict(entries)) = machine.object(top) else {
+        return Err("it does not hold a dictionary".into());
+    };
+    let mut out = IndexMap::new();
+    for (k, v) in entries {
+        let (Some(Object::Text(key)), Some(Object::Tensor(tensor))) =
+            (machine.object(*k), machine.object(*v))
+        else {
+            return Err("it holds something other than named tensors".into());
+        };
+        out.insert(key.clone(), tensor.clone());
+    }
+    Ok(out)
+}
+
+struct Machine<'a> {
+    code: &'a [u8],
+    at: usize,
+    stack: Vec<V>,
+    marks: Vec<usize>,
+    memo: FxHashMap<u32, V>,
+    objects: Vec<Object>,
+    storage: &'a dyn Fn(&str) -> Option<Bytes>,
+    /// Bytes that may still be copied.
+    budget: usize,
+}
+
+impl Machine<'_> {
+    fn object(&self, v: V) -> Option<&Object> {
+        match v {
+            V::Object(i) => self.objects.get(i),
+            V::None | V::Bool(_) | V::Int(_) => None,
+        }
+    }
+
+    fn push(&mut self, o: Object) {
+        self.objects.push(o);
+        self.stack.push(V::Object(self.objects.len() - 1));
+    }
+
+    fn pop(&mut self) -> Result<V, String> {
+        self.stack.pop().ok_or_else(damaged)
+    }
+
+    fn take(&mut self, n: usize) -> Result<&[u8], String> {
+        let end = self.at.checked_add(n).ok_or_else(damaged)?;
+        let bytes = self.code.get(self.at..end).ok_or_else(damaged)?;
+        self.at = end;
+        Ok(bytes)
+    }
+
+    fn number<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        self.take(N)?.try_into().map_err(|_| damaged())
+    }
+
+    fn byte(&mut self) -> Result<u8, String> {
+        Ok(self.number::<1>()?[0])
+    }
+
+    fn line(&mut self) -> Result<&str, String> {
+        let rest = self.code.get(self.at..).unwrap_or_default();
+        let n = rest.iter().position(|b| *b == b'\n').ok_or_else(damaged)?;
+        self.at += n + 1;
+        std::str::from_utf8(&rest[..n]).map_err(|_| damaged())
+    }
+
+    fn text(&mut self, n: usize) -> Result<(), String> {
+        let text: Box<str> = std::str::from_utf8(self.take(n)?)
+            .map_err(|_| damaged())?
+            .into();
+        self.push(Object::Text(text));
+        Ok(())
+    }
+
+    fn since_mark(&mut self) -> Result<Vec<V>, String> {
+        let at = self.marks.pop().ok_or_else(damaged)?;
+        if at > self.stack.len() {
+            return Err(damaged());
+        }
+        Ok(self.stack.split_off(at))
+    }
+
+    fn tuple(&mut self, n: usize) -> Result<(), String> {
+        let at = self.stack.len().checked_sub(n).ok_or_else(damaged)?;
+        let items = self.stack.split_off(at);
+        self.push(Object::Tuple(items));
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<V, String> {
+        loop {
+            let op = self.byte()?;
+            match op {
+                b'.' => return self.pop(),
+                0x80 => drop(self.byte()?),
+                0x95 => drop(self.number::<8>()?),
+                b'}' => self.push(Object::Dict(Vec::new())),
+                b']' => self.push(Object::Other),
+                b')' => self.push(Object::Tuple(Vec::new())),
+                b'(' => self.marks.push(self.stack.len()),
+                b'N' => self.stack.push(V::None),
+                0x88 => self.stack.push(V::Bool(true)),
+                0x89 => self.stack.push(V::Bool(false)),
+                b'K' => {
+                    let i = self.byte()?;
+                    self.stack.push(V::Int(i.into()));
+                }
+                b'M' => {
+                    let i = u16::from_le_bytes(self.number()?);
+                    self.stack.push(V::Int(i.into()));
+                }
+                b'J' => {
+                    let i = i32::from_le_bytes(self.number()?);
+                    self.stack.push(V::Int(i.into()));
+                }
+                0x8a => {
+                    let i = self.long()?;
+                    self.stack.push(V::Int(i));
+                }
+                b'G' => {
+                    self.number::<8>()?;
+                    self.push(Object::Other);
+                }
+                b'X' => {
+                    let n = u32::from_le_bytes(self.number()?);
+                    self.text(n as usize)?;
+                }
+                0x8c => {
+                    let n = self.byte()?;
+                    self.text(n.into())?;
+                }
+                b'q' => {
+                    let i = self.byte()?;
+                    self.memoize(i.into())?;
+                }
+                b'r' => {
+                    let i = u32::from_le_bytes(self.number()?);
+                    self.memoize(i)?;
+                }
+                0x94 => self.memoize(self.memo.len() as u32)?,
+                b'h' => {
+                    let i = self.byte()?;
+                    self.recall(i.into())?;
+                }
+                b'j' => {
+                    let i = u32::from_le_bytes(self.number()?);
+                    self.recall(i)?;
+                }
+                b't' => {
+                    let items = self.since_mark()?;
+                    self.push(Object::Tuple(items));
+                }
+                0x85..=0x87 => self.tuple(usize::from(op - 0x84))?,
+                b'c' => {
+                    let module = self.line()?.to_owned();
+                    let name = format!("{module}.{}", self.line()?);
+                    self.push(Object::Global(name.into()));
+                }
+                0x93 => self.stack_global()?,
+                b'Q' => self.persistent()?,
+                b'R' => self.reduce()?,
+                // An entry of a list, or the state of an `OrderedDict`: torch keeps versions of modules there.
+                b'a' | b'b' => drop(self.pop()?),
+                b's' => {
+                    let (v, k) = (self.pop()?, self.pop()?);
+                    self.set(&[k, v])?;
+                }
+                b'u' => {
+                    let items = self.since_mark()?;
+                    self.set(&items)?;
+                }
+                b'e' => drop(self.since_mark()?),
+                other => {
+                    return Err(format!(
+                        "its pickle has the instruction {other:#04x}, which dictionaries of tensors have no use for"
+                    ));
+                }
+            }
+        }
+    }
+
+    fn long(&mut self) -> Result<i64, String> {
+        let n = usize::from(self.byte()?);
+        if n > 8 {
+            return Err("a number is too large".into());
+        }
+        let bytes = self.take(n)?;
+        let fill = if bytes.last().is_some_and(|b| b & 0x80 != 0) {
+            0xff
+        } else {
+            0
+        };
+        let mut out = [fill; 8];
+        out[..n].copy_from_slice(bytes);
+        Ok(i64::from_le_bytes(out))
+    }
+
+    fn memoize(&mut self, i: u32) -> Result<(), String> {
+        let top = self.stack.last().copied().ok_or_else(damaged)?;
+        self.memo.insert(i, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, i: u32) -> Result<(), String> {
+        let v = self.memo.get(&i).copied().ok_or_else(damaged)?;
+        self.stack.push(v);
+        Ok(())
+    }
+
+    fn stack_global(&mut self) -> Result<(), String> {
+        let (name, module) = (self.pop()?, self.pop()?);
+        let (Some(Object::Text(module)), Some(Object::Text(name))) =
+            (self.object(module), self.object(name))
+        else {
+            return Err(damaged());
+        };
+        let global = format!("{module}.{name}").into();
+        self.push(Object::Global(global));
+        Ok(())
+    }
+
+    fn set(&mut self, items: &[V]) -> Result<(), String> {
+        let dict = self.stack.last().copied().ok_or_else(damaged)?;
+        let V::Object(i) = dict else {
+            return Err(damaged());
+        };
+        let Some(Object::Dict(entries)) = self.objects.get_mut(i) else {
+            return Err(damaged());
+        };
+        entries.extend(items.as_chunks::<2>().0.iter().map(|[k, v]| (*k, *v)));
+        Ok(())
+    }
+
+    /// `('storage', torch.FloatStorage, key, location, count)`.
+    fn persistent(&mut self) -> Result<(), String> {
+        let id = self.pop()?;
+        let Some(Object::Tuple(items)) = self.object(id) else {
+            return Err(damaged());
+        };
+        let [_, class, key, _, _] = items[..] else {
+            return Err(damaged());
+        };
+        let (Some(Object::Global(class)), Some(Object::Text(key))) =
+            (self.object(class), self.object(key))
+        else {
+            return Err(damaged());
+        };
+        let short = class.strip_prefix("torch.").unwrap_or(class);
+        let known = STORAGES.iter().find(|(name, _)| *name == short);
+        let (_, dtype) = known.ok_or_else(|| format!("it has a tensor of `{class}`"))?;
+        let bytes = (self.storage)(key)
+            .ok_or_else(|| format!("the data of a tensor (data/{key}) is missing"))?;
+        self.push(Object::Storage {
+            dtype: *dtype,
+            bytes,
+        });
+        Ok(())
+    }
+
+    fn reduce(&mut self) -> Result<(), String> {
+        let (args, function) = (self.pop()?, self.pop()?);
+        let Some(Object::Tuple(args)) = self.object(args) else {
+            return Err(damaged());
+        };
+        let Some(Object::Global(function)) = self.object(function) else {
+            return Err(damaged());
+        };
+        match &**function {
+            "collections.OrderedDict" => self.push(Object::Dict(Vec::new())),
+            "torch._utils._rebuild_parameter" => {
+                let tensor = args.first().copied().ok_or_else(damaged)?;
+                self.stack.push(tensor);
+            }
+            "torch._utils._rebuild_tensor_v2" => {
+                let (tensor, copied) = self.tensor(args)?;
+                self.budget = self
+                    .budget
+                    .checked_sub(copied)
+                    .ok_or("its tensors overlap more than the file is large")?;
+                self.push(Object::Tensor(tensor));
+            }
+            other => return Err(format!("it would call `{other}`, which is not done")),
+        }
+        Ok(())
+    }
+
+    /// A tensor of `(storage, offset, size, stride, …)`, and how many bytes were copied for it.
+    fn tensor(&self, args: &[V]) -> Result<(TensorData, usize), String> {
+        let [storage, V::Int(offset), size, stride, ..] = *args else {
+            return Err(damaged());
+        };
+        let Some(Object::Storage { dtype, bytes }) = self.object(storage) else {
+            return Err(damaged());
+        };
+        let (size, stride) = (self.sizes(size)?, self.sizes(stride)?);
+        let width = dtype.bits() as usize / 8;
+        let available = bytes.len() / width.max(1);
+        let count = size
+            .iter()
+            .try_fold(1usize, |a, d| a.checked_mul(*d))
+            .ok_or_else(damaged)?;
+        let offset = usize::try_from(offset).map_err(|_| damaged())?;
+        if size.len() != stride.len() || count > available || offset > available {
+            return Err("a tensor does not fit its data".into());
+        }
+        let dims: Box<[u64]> = size.iter().map(|d| *d as u64).collect();
+        if contiguous(&size, &stride) {
+            let end = offset
+                .checked_add(count)
+                .filter(|e| *e <= available)
+                .ok_or("a tensor does not fit its data")?;
+            return Ok((
+                TensorData::raw(*dtype, dims, bytes.slice(offset * width..end * width)),
+                0,
+            ));
+        }
+        let mut out = Vec::with_capacity(count * width);
+        let mut index = vec![0usize; size.len()];
+        for _ in 0..count {
+            let at = index
+                .iter()
+                .zip(&stride)
+                .try_fold(offset, |a, (i, s)| a.checked_add(i.checked_mul(*s)?));
+            let at = at
+                .filter(|a| *a < available)
+                .ok_or("a tensor does not fit its data")?;
+            out.extend(&bytes[at * width..(at + 1) * width]);
+            for axis in (0..size.len()).rev() {
+                index[axis] += 1;
+                if index[axis] < size[axis] {
+                    break;
+                }
+                index[axis] = 0;
+            }
+        }
+        let copied = out.len();
+        Ok((TensorData::raw(*dtype, dims, out.into()), copied))
+    }
+
+    fn sizes(&self, v: V) -> Result<Vec<usize>, String> {
+        let Some(Object::Tuple(items)) = self.object(v) else {
+            return Err(damaged());
+        };
+        if items.len() > 64 {
+            return Err("a tensor has more than 64 axes".into());
+        }
+        let size = |v: &V| match v {
+            V::Int(i) => usize::try_from(*i).map_err(|_| damaged()),
+            V::None | V::Bool(_) | V::Object(_) => Err(damaged()),
+        };
+        items.iter().map(size).collect()
+    }
+}
+
+fn damaged() -> String {
+    "its pickle is damaged".to_owned()
+}
+
+fn contiguous(size: &[usize], stride: &[usize]) -> bool {
+    let mut want = 1usize;
+    for (d, s) in size.iter().zip(stride).rev() {
+        if *d != 1 && *s != want {
+            return false;
+        }
+        want = want.saturating_mul((*d).max(1));
+    }
+    true
+}
+
+/// The pickle (protocol 2) of a dictionary of tensors, whose data are the entries `data/0`, `data/1`, …
+pub(super) fn write(tensors: &IndexMap<Box<str>, TensorData>) -> Result<Vec<u8>, String> {
+    let mut out = vec![0x80, 2, b'}', b'('];
+    for (i, (key, tensor)) in tensors.iter().enumerate() {
+        let class = STORAGES.iter().find(|s| s.1 == tensor.dtype).map(|s| s.0);
+        let class = class
+            .ok_or_else(|| format!("`{key}` is {}, which torch files cannot hold", tensor.dtype))?;
+        let count = tensor.count().ok_or("a tensor is too large")?;
+        put_text(&mut out, key);
+        out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+        put_text(&mut out, "storage");
+        out.extend(format!("ctorch\n{class}\n").as_bytes());
+        put_text(&mut out, &i.to_string());
+        put_text(&mut out, "cpu");
+        put_int(&mut out, count);
+        out.extend(b"tQK\0(");
+        tensor.dims.iter().for_each(|d| put_int(&mut out, *d));
+        out.extend(b"t(");
+        let mut strides: Vec<u64> = Vec::new();
+        let mut step = 1;
+        for d in tensor.dims.iter().rev() {
+            strides.push(step);
+            step *= d.max(&1);
+        }
+        strides.iter().rev().for_each(|s| put_int(&mut out, *s));
+        out.extend(b"t\x89ccollections\nOrderedDict\n)RtR");
+    }
+    out.extend(b"u.");
+    Ok(out)
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.push(b'X');
+    out.extend((text.len() as u32).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+fn put_int(out: &mut Vec<u8>, i: u64) {
+    if let Ok(i) = i32::try_from(i) {
+        out.push(b'J');
+        out.extend(i.to_le_bytes());
+    } else {
+        out.extend([0x8a, 8]);
+        out.extend(i.to_le_bytes());
+    }
+}
