@@ -1,0 +1,10 @@
+//! Rewriting: patches, passes and pipelines.
+//!
+//! A pass sees the model read-only and commits [`Patch`]es; it runs on a copy, which replaces the model only when it verifies.
+
+mod pass;
+pub mod passes;
+mod patch;
+
+pub use pass::{Failed, Pass, PassCx, PassError, PassReport, Pipeline, Rewritten};
+pub use patch::{Applied, Patch, PatchError, Uses};

@@ -1,0 +1,147 @@
+//! Operators that are defined by simpler ones, replaced by their definition.
+//!
+//! Fused operators of exporters (attention, skip norms, products with flags) hide values that adapters and gradients need. Their
+//! definition is the one in [`ops`](crate::ops); names of values stay.
+
+use crate::diag::Diagnostic;
+use crate::ir::{Fact, Graph, NodeId, OpId, ValueId};
+use crate::ops::{Definition, ExpandCx, GradError, Gradient, lookup};
+use crate::rewrite::{Pass, PassCx, PassError, Uses};
+
+/// Replaces operators by their definition, again and again until none of the chosen ones is left.
+#[derive(Clone, Debug)]
+pub enum Expand {
+    /// Every operator that has a definition.
+    All,
+    /// These operators only.
+    Ops(Vec<OpId>),
+    /// These nodes only, by name.
+    Nodes(Vec<String>),
+}
+
+impl Expand {
+    fn wants(&self, g: &Graph, n: NodeId) -> bool {
+        let node = g.node(n);
+        match self {
+            Expand::All => true,
+            Expand::Ops(ops) => ops.contains(&node.op),
+            Expand::Nodes(names) => names.iter().any(|name| **name == *node.name),
+        }
+    }
+}
+
+impl Pass for Expand {
+    fn name(&self) -> &'static str {
+        "expand"
+    }
+
+    fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+        loop {
+            let g = &cx.model().graph;
+            let chosen: Vec<NodeId> = g
+                .nodes()
+                .filter(|&n| definition(g, n).is_some() && self.wants(g, n))
+                .collect();
+            if chosen.is_empty() {
+                return Ok(());
+            }
+            expand_nodes(cx, &chosen)?;
+        }
+    }
+}
+
+/// The definition of a node's operator.
+pub(super) fn definition(g: &Graph, n: NodeId) -> Option<Definition> {
+    let op = &g.node(n).op;
+    match lookup(&op.domain, &op.op_type)?.gradient {
+        Gradient::Expand(define) => Some(define),
+        Gradient::Rule(_) | Gradient::Zero | Gradient::Missing => None,
+    }
+}
+
+/// Replaces these nodes, all of which have a definition. All refusals come back together.
+pub(super) fn expand_nodes(cx: &mut PassCx<'_>, nodes: &[NodeId]) -> Result<(), PassError> {
+    let verified = cx.verified()?;
+    let facts = |v: ValueId| -> Option<Fact> { verified.fact(v).cloned() };
+    let mut refused = Vec::new();
+    for &n in nodes {
+        if let Err(e) = expand_node(cx, n, &facts)? {
+            let node = cx.model().graph.node(n);
+            refused.push(
+                Diagnostic::error("expand", format!("{}: {e}", node.op))
+                    .at(node.name.to_string())
+                    .help("export the graph without this fused operator"),
+            );
+        }
+    }
+    if refused.is_empty() {
+        return Ok(());
+    }
+    Err(crate::Error::many(crate::ErrorKind::Unsupported, refused).into())
+}
+
+fn expand_node(
+    cx: &mut PassCx<'_>,
+    n: NodeId,
+    facts: &dyn Fn(ValueId) -> Option<Fact>,
+) -> Result<Result<(), GradError>, PassError> {
+    let g = &cx.model().graph;
+    let Some(define) = definition(g, n) else {
+        return Ok(Ok(()));
+    };
+    let name = g.node(n).name.clone();
+    let mut patch = cx.patch(format!("definition of {name}"), Some(n));
+    patch.builder().set_scope(&scope(g, n));
+    let dtype = g.output(n, 0).and_then(facts).and_then(|f| f.dtype);
+    if let Some(ty) = dtype.filter(|t| t.is_float()) {
+        patch.builder().set_float(ty);
+    }
+    let ex = ExpandCx {
+        graph: g,
+        id: n,
+        b: patch.builder(),
+        facts,
+    };
+    let outs = match define(&ex) {
+        Ok(outs) => outs,
+        Err(e) => return Ok(Err(e)),
+    };
+    let mut names = Vec::new();
+    for (slot, old) in g.node_outputs(n).into_iter().enumerate() {
+        let Some(old) = old else { continue };
+        match outs.get(slot).copied().flatten() {
+            Some(new) => {
+                // A value of the graph, or one that is another output too, keeps its name.
+                let taken = !patch.is_node_output(new) || names.iter().any(|(n, _)| *n == new);
+                let new = if taken {
+                    patch.builder().unary("Identity", new)
+                } else {
+                    new
+                };
+                patch.redirect(old, new, Uses::All);
+                names.push((new, g.name_of(old).to_owned()));
+            }
+            None if g.is_used(old) => {
+                return Ok(Err(GradError(format!("output {slot} is not defined"))));
+            }
+            None => {}
+        }
+    }
+    patch.remove_node(n);
+    patch.import_domains();
+    for (new, name) in names {
+        patch.rename(new, &name);
+    }
+    cx.commit(patch)?;
+    Ok(Ok(()))
+}
+
+/// The name of a node, made up from its operator where it has none.
+pub(super) fn scope(g: &Graph, n: NodeId) -> String {
+    let node = g.node(n);
+    if !node.name.is_empty() {
+        return node.name.to_string();
+    }
+    let out = g.node_outputs(n).into_iter().flatten().next();
+    out.map_or_else(|| node.op.op_type.to_string(), |v| g.name_of(v).to_owned())
+}

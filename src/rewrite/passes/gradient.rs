@@ -1,0 +1,449 @@
+//! Reverse-mode differentiation on the graph.
+//!
+//! [`GradientPass`] appends the backward graph, in the order in which the chain rule visits it, and makes the gradient of each value
+//! asked for a graph output `grad/<value>`. Only nodes between these values and the loss are differentiated; a frozen operand gets no
+//! gradient node. The rules are the operators' own ([`ops`](crate::ops)); operators that are defined by simpler ones are replaced by
+//! their definition first.
+//!
+//! Linear in the graph: each edge is looked at a bounded number of times.
+
+use super::expand::{definition, expand_nodes, scope};
+use crate::diag::{Diagnostic, nearest};
+use crate::error::{Error, ErrorKind};
+use crate::infer::Verified;
+use crate::ir::{DType, Dim, Fact, Graph, NodeId, Sym, TensorData, Type, TypeKind, Val, ValueId};
+use crate::ops::{GradCx, Gradient, lookup};
+use crate::rewrite::{Pass, PassCx, PassError, Patch};
+use indexmap::IndexMap;
+use rustc_hash::FxHashSet;
+
+/// Appends the gradient of a scalar.
+///
+/// ```
+/// use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs};
+///
+/// let pass = GradientPass {
+///     loss: "loss".into(),
+///     wrt: vec!["lora_A".into(), "lora_B".into()],
+///     outputs: Outputs::Keep,
+/// };
+/// ```
+#[derive(Clone, Debug)]
+pub struct GradientPass {
+    /// Name of the loss: a value of one element.
+    pub loss: String,
+    /// Names of the values to differentiate by: initializers, inputs or intermediate values of floating-point type.
+    pub wrt: Vec<String>,
+    /// What becomes of the graph's own outputs.
+    pub outputs: Outputs,
+}
+
+/// What becomes of the outputs that a graph has before its gradient is appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// They stay, before the loss and the gradients.
+    Keep,
+    /// Only the loss and the gradients are outputs, so that nothing else need be kept.
+    Drop,
+}
+
+/// Name of the graph output that holds the gradient of a value.
+pub fn gradient_name(value: &str) -> String {
+    format!("grad/{value}")
+}
+
+impl Pass for GradientPass {
+    fn name(&self) -> &'static str {
+        "gradient"
+    }
+
+    fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+        if let Some(version) = cx.model().opset("").filter(|&v| v < 13) {
+            let d = Diagnostic::error(
+                "gradient-opset",
+                format!("the model imports opset {version}; gradients need 13 or later"),
+            );
+            return Err(d.help("convert the model to a newer opset first").into());
+        }
+        loop {
+            let ends = self.ends(&cx.model().graph)?;
+            let verified = cx.verified()?;
+            let route = Route::find(&cx.model().graph, &verified, &ends);
+            let composite = route.composite(&cx.model().graph);
+            if composite.is_empty() {
+                return self.differentiate(cx, &verified, &ends, &route);
+            }
+            expand_nodes(cx, &composite)?;
+        }
+    }
+}
+
+/// The loss and the values to differentiate by.
+struct Ends {
+    loss: ValueId,
+    wrt: Vec<ValueId>,
+}
+
+impl GradientPass {
+    fn ends(&self, g: &Graph) -> Result<Ends, Error> {
+        let mut found = Vec::new();
+        let mut find = |name: &str, what: &str| {
+            let v = g.find(name);
+            if v.is_none() {
+                let names: Vec<&str> = g.values().map(|v| g.name_of(v)).collect();
+                let mut d =
+                    Diagnostic::error("gradient-name", format!("no value `{name}` for the {what}"));
+                if let Some(near) = nearest(name, names) {
+                    d = d.help(format!("did you mean `{near}`?"));
+                }
+                found.push(d);
+            }
+            v
+        };
+        let loss = find(&self.loss, "loss");
+        let wrt: Vec<Option<ValueId>> = self.wrt.iter().map(|w| find(w, "gradient")).collect();
+        match (loss, wrt.into_iter().collect::<Option<Vec<_>>>()) {
+            (Some(loss), Some(wrt)) => Ok(Ends { loss, wrt }),
+            _ => Err(Error::many(ErrorKind::Compile, found)),
+        }
+    }
+
+    fn differentiate(
+        &self,
+        cx: &mut PassCx<'_>,
+        verified: &Verified,
+        ends: &Ends,
+        route: &Route,
+    ) -> Result<(), PassError> {
+        let g = &cx.model().graph;
+        let mut patch = cx.patch("gradient", None);
+        let mut back = Backward {
+            g,
+            verified,
+            route,
+            patch: &patch,
+            sums: vec![None; g.index_bound()],
+            findings: route.findings(g, ends),
+        };
+        back.findings.extend(check_ends(g, verified, ends));
+        if back.findings.is_empty() {
+            back.seed(ends.loss);
+            for &n in route.path.iter().rev() {
+                back.visit(n);
+            }
+        }
+        let mut findings = std::mem::take(&mut back.findings);
+        let grads: Vec<Option<Val>> = ends.wrt.iter().map(|w| back.sums[w.index()]).collect();
+        if findings.is_empty() {
+            findings.extend(unreached(g, ends, &grads));
+        }
+        if !findings.is_empty() {
+            return Err(Error::many(ErrorKind::Compile, findings).into());
+        }
+        self.publish(&mut patch, g, verified, ends, &grads);
+        patch.import_domains();
+        cx.commit(patch)?;
+        Ok(())
+    }
+
+    /// Makes the loss and the gradients graph outputs.
+    fn publish(
+        &self,
+        patch: &mut Patch,
+        g: &Graph,
+        verified: &Verified,
+        ends: &Ends,
+        grads: &[Option<Val>],
+    ) {
+        if self.outputs == Outputs::Drop {
+            let own = g.outputs().iter().filter(|p| p.value != ends.loss);
+            own.for_each(|p| patch.remove_output(p.value));
+        }
+        if !g.is_output(ends.loss) {
+            let ty = declared(g, verified, ends.loss);
+            patch.add_output(ends.loss.into(), &self.loss, ty);
+        }
+        let mut named: FxHashSet<&str> = FxHashSet::default();
+        let mut taken: FxHashSet<Val> = FxHashSet::default();
+        for ((name, &w), grad) in self.wrt.iter().zip(&ends.wrt).zip(grads) {
+            let Some(grad) = *grad else { continue };
+            if !named.insert(name) {
+                continue;
+            }
+            // An output has one name: what is there already, or is the gradient of another value too, is copied.
+            let fresh = patch.is_node_output(grad) && taken.insert(grad);
+            let grad = if fresh {
+                grad
+            } else {
+                patch.builder().set_scope(&gradient_name(name));
+                patch.builder().unary("Identity", grad)
+            };
+            patch.add_output(grad, &gradient_name(name), declared(g, verified, w));
+        }
+    }
+}
+
+/// The loss must be one floating-point number, and gradients are taken by floating-point values.
+fn check_ends(g: &Graph, verified: &Verified, ends: &Ends) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    let fact = |v: ValueId| verified.fact(v).cloned().unwrap_or_default();
+    let loss = fact(ends.loss);
+    let name = g.name_of(ends.loss);
+    match &loss.dims {
+        Some(dims) if dims.iter().all(|d| d.is(1)) => {}
+        Some(dims) => {
+            let dims: Vec<String> = dims.iter().map(Sym::to_string).collect();
+            let shape = dims.join(", ");
+            found.push(
+                Diagnostic::error(
+                    "gradient-loss",
+                    format!("the loss `{name}` has shape [{shape}], not one element"),
+                )
+                .help("reduce it to a scalar, for example with ReduceMean"),
+            );
+        }
+        None => found.push(Diagnostic::error(
+            "gradient-loss",
+            format!("the shape of the loss `{name}` is unknown"),
+        )),
+    }
+    for v in ends.wrt.iter().chain([&ends.loss]) {
+        if let Some(ty) = fact(*v).dtype.filter(|t| !t.is_float()) {
+            found.push(Diagnostic::error(
+                "gradient-type",
+                format!("`{}` is {ty}, which has no gradient", g.name_of(*v)),
+            ));
+        }
+    }
+    found
+}
+
+/// Values that no gradient arrives at.
+fn unreached(g: &Graph, ends: &Ends, grads: &[Option<Val>]) -> Vec<Diagnostic> {
+    let lost = ends.wrt.iter().zip(grads).filter(|(_, d)| d.is_none());
+    lost.map(|(w, _)| {
+        let name = g.name_of(*w);
+        let loss = g.name_of(ends.loss);
+        Diagnostic::error(
+            "gradient-none",
+            format!("`{name}` gets no gradient: `{loss}` does not depend on it"),
+        )
+        .help("choose another loss, or leave this value out of the trainable ones")
+    })
+    .collect()
+}
+
+/// The type of a value, for the output that holds its gradient.
+fn declared(g: &Graph, verified: &Verified, v: ValueId) -> Option<Type> {
+    let fact = verified.fact(v).cloned().unwrap_or_default();
+    let Some(dtype) = fact.dtype else {
+        return g.value(v).ty.clone();
+    };
+    let dim = |s: &Sym| match s.as_const() {
+        Some(n) => Dim::Known(n),
+        None => match s.to_string() {
+            name if name.starts_with('?') || name.contains([' ', '*', '-', '+']) => Dim::Unknown,
+            name => Dim::Symbol(name.into()),
+        },
+    };
+    let dims = fact.dims.map(|d| d.iter().map(dim).collect());
+    Some(Type {
+        kind: TypeKind::Tensor { dtype, dims },
+        exact: None,
+    })
+}
+
+/// What lies between the values to differentiate by and the loss.
+struct Route {
+    /// By value: whether it depends differentiably on one of the values, and on which (the first of them).
+    origin: Vec<Option<u32>>,
+    /// Nodes to differentiate, in execution order.
+    path: Vec<NodeId>,
+}
+
+impl Route {
+    fn find(g: &Graph, verified: &Verified, ends: &Ends) -> Route {
+        let order = g.order().unwrap_or_default();
+        let mut origin: Vec<Option<u32>> = vec![None; g.index_bound()];
+        for (i, w) in ends.wrt.iter().enumerate() {
+            origin[w.index()].get_or_insert(i as u32);
+        }
+        let smooth = |v: ValueId| {
+            let ty = verified.fact(v).and_then(|f| f.dtype);
+            ty.or_else(|| g.value(v).ty.as_ref().and_then(Type::dtype))
+                .is_none_or(DType::is_float)
+        };
+        for &n in &order {
+            let from = sources(g, n).find_map(|v| origin[v.index()]);
+            let zero = matches!(rule(g, n), Some(Gradient::Zero));
+            let Some(from) = from.filter(|_| !zero) else {
+                continue;
+            };
+            for v in g.node_outputs(n).into_iter().flatten() {
+                if smooth(v) {
+                    origin[v.index()].get_or_insert(from);
+                }
+            }
+        }
+        let mut needed = vec![false; g.index_bound()];
+        needed[ends.loss.index()] = origin[ends.loss.index()].is_some();
+        let mut path = Vec::new();
+        for &n in order.iter().rev() {
+            let outs = g.node_outputs(n);
+            let on = outs
+                .into_iter()
+                .flatten()
+                .any(|v| needed[v.index()] && origin[v.index()].is_some());
+            if !on || sources(g, n).all(|v| origin[v.index()].is_none()) {
+                continue;
+            }
+            path.push(n);
+            for v in sources(g, n) {
+                needed[v.index()] |= origin[v.index()].is_some();
+            }
+        }
+        path.reverse();
+        Route { origin, path }
+    }
+
+    /// Nodes on the route that are to be replaced by their definition.
+    fn composite(&self, g: &Graph) -> Vec<NodeId> {
+        let on = self.path.iter().copied();
+        on.filter(|&n| definition(g, n).is_some()).collect()
+    }
+
+    /// Operators on the route that have no rule, one finding for each.
+    fn findings(&self, g: &Graph, ends: &Ends) -> Vec<Diagnostic> {
+        let mut missing: IndexMap<String, Vec<NodeId>> = IndexMap::new();
+        for &n in &self.path {
+            let captured = g
+                .node_captures(n)
+                .iter()
+                .any(|v| self.origin[v.index()].is_some());
+            if captured || matches!(rule(g, n), None | Some(Gradient::Missing)) {
+                missing.entry(g.node(n).op.to_string()).or_default().push(n);
+            }
+        }
+        let loss = g.name_of(ends.loss);
+        missing
+            .into_iter()
+            .map(|(op, nodes)| {
+                let first = nodes[0];
+                let from = sources(g, first)
+                    .find_map(|v| self.origin[v.index()])
+                    .map_or("?", |i| g.name_of(ends.wrt[i as usize]));
+                let names: Vec<String> = nodes.iter().take(5).map(|&n| scope(g, n)).collect();
+                let more = match nodes.len() {
+                    n if n > names.len() => format!(" and {} more", n - names.len()),
+                    _ => String::new(),
+                };
+                Diagnostic::error(
+                    "gradient-no-rule",
+                    format!("{op} has no gradient rule, and lies between `{from}` and `{loss}`"),
+                )
+                .at(scope(g, first))
+                .note(format!("nodes: {}{more}", names.join(", ")))
+                .help("train parameters behind this operator only, or export the model without it")
+            })
+            .collect()
+    }
+}
+
+/// Inputs and captures of a node.
+fn sources(g: &Graph, n: NodeId) -> impl Iterator<Item = ValueId> {
+    let captures = g.node_captures(n);
+    g.node_inputs(n).into_iter().flatten().chain(captures)
+}
+
+fn rule(g: &Graph, n: NodeId) -> Option<Gradient> {
+    let op = &g.node(n).op;
+    lookup(&op.domain, &op.op_type).map(|d| d.gradient)
+}
+
+/// The backward graph in the making.
+struct Backward<'a> {
+    g: &'a Graph,
+    verified: &'a Verified,
+    route: &'a Route,
+    patch: &'a Patch,
+    /// By value: the sum of the gradients that have arrived.
+    sums: Vec<Option<Val>>,
+    findings: Vec<Diagnostic>,
+}
+
+impl Backward<'_> {
+    fn fact(&self, v: ValueId) -> Option<Fact> {
+        self.verified.fact(v).cloned()
+    }
+
+    /// The gradient of the loss by itself is one.
+    fn seed(&mut self, loss: ValueId) {
+        let fact = self.fact(loss).unwrap_or_default();
+        let b = self.patch.builder();
+        b.set_scope("grad");
+        let one = b.scalar_of(1.0, fact.dtype.unwrap_or(DType::Float));
+        let rank = fact.rank().unwrap_or(0);
+        let one = if rank == 0 {
+            one
+        } else {
+            b.reshape(one, b.constant(TensorData::ints(&vec![1; rank])))
+        };
+        self.sums[loss.index()] = Some(one);
+    }
+
+    /// Applies the rule of a node to the gradients that have arrived at its outputs.
+    fn visit(&mut self, n: NodeId) {
+        let g = self.g;
+        let outputs = g.node_outputs(n);
+        let grads: Vec<Option<Val>> = outputs
+            .iter()
+            .map(|v| v.and_then(|v| self.sums[v.index()]))
+            .collect();
+        let Some(Gradient::Rule(apply)) = rule(g, n) else {
+            return;
+        };
+        if grads.iter().all(Option::is_none) {
+            return;
+        }
+        let inputs = g.node_inputs(n);
+        let wants: Vec<bool> = inputs
+            .iter()
+            .map(|v| v.is_some_and(|v| self.route.origin[v.index()].is_some()))
+            .collect();
+        let b = self.patch.builder();
+        b.set_scope(&format!("grad/{}", scope(g, n)));
+        let typed = outputs.iter().flatten().chain(inputs.iter().flatten());
+        let float = typed
+            .filter_map(|&v| self.verified.fact(v)?.dtype)
+            .find(|t| t.is_float());
+        b.set_float(float.unwrap_or(DType::Float));
+        let facts = |v: ValueId| self.fact(v);
+        let mut cx = GradCx {
+            graph: g,
+            id: n,
+            b,
+            grads,
+            wants,
+            facts: &facts,
+            result: vec![None; inputs.len()],
+        };
+        let done = apply(&mut cx);
+        let (result, wants) = (cx.result, cx.wants);
+        if let Err(e) = done {
+            let node = g.node(n);
+            self.findings.push(
+                Diagnostic::error("gradient-rule", format!("{}: {e}", node.op)).at(scope(g, n)),
+            );
+        }
+        for ((v, grad), want) in inputs.into_iter().zip(result).zip(wants) {
+            let (Some(v), Some(grad), true) = (v, grad, want) else {
+                continue;
+            };
+            let sum = match self.sums[v.index()] {
+                Some(before) => self.patch.builder().add(before, grad),
+                None => grad,
+            };
+            self.sums[v.index()] = Some(sum);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Losses: what is differentiated, appended to a graph in standard operators.
+
+use crate::adapters::stamp;
+use crate::diag::{Diagnostic, nearest};
+use crate::ir::{Attr, Builder, DType, Dim, Fact, Graph, Sym, Type, Val, ValueId};
+use crate::rewrite::{Pass, PassCx, PassError, Patch};
+
+/// Name of the graph output that holds the loss.
+pub const LOSS: &str = "loss";
+/// Name of the graph input with the labels of [`Loss::CausalLm`].
+pub const LABELS: &str = "labels";
+/// Name of the graph input with the target of [`Loss::Mse`].
+pub const TARGET: &str = "target";
+/// Name of the graph input that a summed [`Loss::CausalLm`] is divided by.
+pub const NUM_ITEMS: &str = "num_items";
+
+/// A loss. As a pass it adds the scalar output `loss`, computed in `f32` (or `f64`, where the graph is).
+///
+/// ```
+/// use onnx_graft::rewrite::passes::loss::{Divisor, Loss};
+///
+/// let loss = Loss::CausalLm { logits: None, divisor: Divisor::Labels };
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Cross entropy of `logits[:, :-1]` against `labels[:, 1:]`, as Hugging Face shifts them; positions labelled -100 do not count.
+    /// Adds the input `labels: i64[batch, seq]`.
+    CausalLm {
+        /// Name of the logits, `[batch, seq, vocab]`. Without one: the output `logits`, or else the first output.
+        logits: Option<String>,
+        /// What the sum over positions is divided by.
+        divisor: Divisor,
+    },
+    /// `mean((output - target)²)`. Adds the input `target`, of the output's shape.
+    Mse {
+        /// Name of the output; without one, the first output.
+        output: Option<String>,
+    },
+    /// A value of the graph that is a scalar already.
+    Named(String),
+}
+
+/// What the summed cross entropy is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Divisor {
+    /// The number of positions that are labelled. When none is, the loss is 0/0, NaN, as in torch, and its gradient is zero.
+    Labels,
+    /// The input `num_items: f32`, for the mean over several micro-batches (Hugging Face's `num_items_in_batch`).
+    Input,
+}
+
+impl Pass for Loss {
+    fn name(&self) -> &'static str {
+        "loss"
+    }
+
+    fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+        let g = &cx.model().graph;
+        let named = matches!(self, Loss::Named(n) if n == LOSS);
+        if !named && g.find(LOSS).is_some() {
+            let d = Diagnostic::error(
+                "loss-name",
+                format!("the graph has a value `{LOSS}` already"),
+            );
+            return Err(d
+                .help(format!("use it as the loss by name: `{LOSS}`"))
+                .into());
+        }
+        let mut patch = cx.patch("loss", None);
+        patch.builder().set_scope(LOSS);
+        match self {
+            Loss::CausalLm { logits, divisor } => {
+                let v = output(g, logits.as_deref(), Some("logits"))?;
+                causal_lm(cx, &mut patch, v, *divisor)?;
+            }
+            Loss::Mse { output: name } => {
+                let v = output(g, name.as_deref(), None)?;
+                mse(cx, &mut patch, v)?;
+            }
+            Loss::Named(name) => {
+                let v = output(g, Some(name), None)?;
+                publish(cx, &mut patch, v)?;
+            }
+        }
+        cx.commit(patch)?;
+        Ok(())
+    }
+}
+
+/// The value of this name, or the default: the output `usual`, or else the first output.
+fn output(g: &Graph, name: Option<&str>, usual: Option<&str>) -> Result<ValueId, Diagnostic> {
+    let Some(name) = name else {
+        let usual = g
+            .outputs()
+            .iter()
+            .find(|p| Some(g.name_of(p.value)) == usual);
+        return usual
+            .or_else(|| g.outputs().first())
+            .map(|p| p.value)
+            .ok_or_else(|| Diagnostic::error("loss-value", "the graph has no output"));
+    };
+    g.find(name).ok_or_else(|| {
+        let d = Diagnostic::error("loss-value", format!("no value `{name}` in the graph"));
+        match nearest(name, g.values().map(|v| g.name_of(v))) {
+            Some(near) => d.help(format!("did you mean `{near}`?")),
+            None => d,
+        }
+    })
+}
+
+/// Type and shape of a value, in floating point.
+fn floating(cx: &PassCx<'_>, v: ValueId) -> Result<(DType, Fact), Diagnostic> {
+    let fact = cx.fact(v).cloned().unwrap_or_default();
+    match fact.dtype {
+        Some(ty) if ty.is_float() => Ok((ty, fact)),
+        None => Ok((DType::Float, fact)),
+        Some(ty) => {
+            let name = cx.model().graph.name_of(v);
+            Err(Diagnostic::error(
+                "loss-type",
+                format!("`{name}` is {ty}; a loss needs floating point"),
+            ))
+        }
+    }
+}
+
+/// Losses are computed in `f32` at least.
+fn widened(patch: &Patch, v: ValueId, ty: DType) -> Val {
+    match ty {
+        DType::Float | DType::Double => v.into(),
+        _ => patch.builder().cast(v, DType::Float),
+    }
+}
+
+fn wide(ty: DType) -> DType {
+    if ty == DType::Double {
+        ty
+    } else {
+        DType::Float
+    }
+}
+
+/// Sizes as a graph input declares them.
+fn declared(dims: &[Sym]) -> Vec<Dim> {
+    let dim = |s: &Sym| match (s.as_const(), s.to_string()) {
+        (Some(n), _) => Dim::Known(n),
+        (None, name) if name.chars().all(|c| c.is_alphanumeric() || c == '_') => {
+            Dim::Symbol(name.into())
+        }
+        (None, _) => Dim::Unknown,
+    };
+    dims.iter().map(dim).collect()
+}
+
+/// A graph input of this name: the one that is there, or a new one.
+fn graph_input(g: &Graph, patch: &Patch, name: &str, ty: Type) -> Result<Val, Diagnostic> {
+    match g.find(name) {
+        None => Ok(patch.builder().graph_input(name, ty)),
+        Some(v) if g.is_input(v) => {
+            let found = g.value(v).ty.as_ref().and_then(Type::dtype);
+            if found.is_none() || found == ty.dtype() {
+                return Ok(v.into());
+            }
+            let found = found.map_or("?", DType::name);
+            Err(Diagnostic::error(
+                "loss-input",
+                format!("the input `{name}` is {found}; the loss needs {ty}"),
+            ))
+        }
+        Some(_) => Err(Diagnostic::error(
+            "loss-input",
+            format!(
+                "the loss needs an input `{name}`, but the graph computes a value of this name"
+            ),
+        )),
+    }
+}
+
+fn causal_lm(
+    cx: &PassCx<'_>,
+    patch: &mut Patch,
+    logits: ValueId,
+    divisor: Divisor,
+) -> Result<(), Diagnostic> {
+    let g = &cx.model().graph;
+    let (ty, fact) = floating(cx, logits)?;
+    let name = g.name_of(logits);
+    if let Some(rank) = fact.rank().filter(|&r| r != 3) {
+        return Err(Diagnostic::error(
+            "loss-shape",
+            format!("`{name}` has rank {rank}; a language-model loss needs [batch, seq, vocab]"),
+        )
+        .help("name the logits, or choose another loss"));
+    }
+    let b = patch.builder();
+    let places = match &fact.dims {
+        Some(d) => declared(&d[..2]),
+        None => vec![Dim::Unknown, Dim::Unknown],
+    };
+    let labels = graph_input(g, patch, LABELS, Type::tensor(DType::Int64, places))?;
+    let scores = b.slice(logits, 1, 0, -1);
+    let scores = match ty {
+        DType::Float | DType::Double => scores,
+        _ => b.cast(scores, DType::Float),
+    };
+    let shape = if let Some(vocab) = fact.size(2) {
+        b.ints(&[-1, vocab])
+    } else {
+        let sizes = b.shape(logits);
+        let vocab = b.op("Gather", &[sizes, b.ints(&[2])], &[("axis", 0i64.into())]);
+        b.concat(&[b.ints(&[-1]), vocab], 0)
+    };
+    let scores = b.reshape(scores, shape);
+    let labels = if lengthened(g) {
+        padded(b, labels, logits)
+    } else {
+        labels
+    };
+    let next = b.slice(labels, 1, 1, i64::MAX);
+    let next = b.reshape(next, b.ints(&[-1]));
+    let reduction = match divisor {
+        Divisor::Labels => "mean",
+        Divisor::Input => "sum",
+    };
+    let attrs: [(&str, Attr); 2] = [
+        ("ignore_index", (-100i64).into()),
+        ("reduction", reduction.into()),
+    ];
+    let mut loss = b.op("SoftmaxCrossEntropyLoss", &[scores, next], &attrs);
+    if divisor == Divisor::Input {
+        let n = graph_input(g, patch, NUM_ITEMS, Type::tensor(wide(ty), []))?;
+        loss = b.div(loss, n);
+    }
+    patch.add_output(loss, LOSS, Some(Type::tensor(wide(ty), [])));
+    Ok(())
+}
+
+/// Whether adapters make the sequence longer than the inputs are.
+fn lengthened(g: &Graph) -> bool {
+    let mut nodes = g.nodes().map(|n| &g.node(n).metadata);
+    nodes.any(|m| {
+        m.get(stamp::PLACE)
+            .is_some_and(|kind| &**kind == "sequence")
+    })
+}
+
+/// Labels with positions in front that do not count, as many as the logits have more.
+fn padded(b: &Builder, labels: Val, logits: ValueId) -> Val {
+    let sizes = b.shape(labels);
+    let length = |v: Val| b.slice(v, 0, 1, 2);
+    let more = b.sub(length(b.shape(logits)), length(sizes));
+    let shape = b.concat(&[b.slice(sizes, 0, 0, 1), more], 0);
+    let ignored = b.op("Expand", &[b.int(-100), shape], &[]);
+    b.concat(&[ignored, labels], 1)
+}
+
+fn mse(cx: &PassCx<'_>, patch: &mut Patch, out: ValueId) -> Result<(), Diagnostic> {
+    let (ty, fact) = floating(cx, out)?;
+    let target = match &fact.dims {
+        Some(d) => Type::tensor(wide(ty), declared(d)),
+        None => Type {
+            kind: crate::ir::TypeKind::Tensor {
+                dtype: wide(ty),
+                dims: None,
+            },
+            exact: None,
+        },
+    };
+    let target = graph_input(&cx.model().graph, patch, TARGET, target)?;
+    let b = patch.builder();
+    let diff = b.sub(widened(patch, out, ty), target);
+    let loss = b.op(
+        "ReduceMean",
+        &[b.mul(diff, diff)],
+        &[("keepdims", 0i64.into())],
+    );
+    patch.add_output(loss, LOSS, Some(Type::tensor(wide(ty), [])));
+    Ok(())
+}
+
+/// A value that is there already, as the output `loss`.
+fn publish(cx: &PassCx<'_>, patch: &mut Patch, v: ValueId) -> Result<(), Diagnostic> {
+    let g = &cx.model().graph;
+    let (ty, fact) = floating(cx, v)?;
+    let name = g.name_of(v);
+    if let Some(dims) = fact.dims.as_ref().filter(|d| !d.iter().all(|d| d.is(1))) {
+        let dims: Vec<String> = dims.iter().map(Sym::to_string).collect();
+        let shape = dims.join(", ");
+        return Err(Diagnostic::error(
+            "loss-shape",
+            format!("`{name}` has shape [{shape}]; a loss is one number"),
+        ));
+    }
+    let b = patch.builder();
+    let typed = Some(Type::tensor(
+        ty,
+        fact.dims.as_deref().map(declared).unwrap_or_default(),
+    ));
+    if name != LOSS {
+        let copy = b.unary("Identity", v);
+        patch.add_output(copy, LOSS, typed);
+    } else if !g.is_output(v) {
+        patch.add_output(v.into(), LOSS, typed);
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! The passes.
+
+mod attach;
+pub mod expand;
+pub mod fuse;
+pub mod gradient;
+pub mod loss;
+mod merge;
+mod strip;
+
+pub use attach::{Attach, attached};
+pub use merge::{Evaluate, Merge, merge_expression};
+pub use strip::Strip;

@@ -1,0 +1,150 @@
+//! Taking adapters out again: the inverse of [`Attach`](super::Attach), on the same model or on one that was written and read again.
+
+use super::attached;
+use crate::adapters::stamp;
+use crate::diag::{Diagnostic, nearest};
+use crate::ir::{Graph, Metadata, NodeId, ValueId};
+use crate::rewrite::{Pass, PassCx, PassError, Uses};
+use rustc_hash::{FxHashMap, FxHashSet};
+use serde_json::Value;
+
+/// Removes attached adapters: all of them, or one.
+#[derive(Clone, Debug, Default)]
+pub struct Strip {
+    /// The one to remove; `None` for all.
+    pub adapter: Option<String>,
+}
+
+impl Strip {
+    fn concerns(&self, metadata: &Metadata) -> bool {
+        let found = metadata.get(stamp::ADAPTER);
+        found.is_some_and(|name| {
+            self.adapter
+                .as_deref()
+                .is_none_or(|wanted| wanted == &**name)
+        })
+    }
+}
+
+impl Pass for Strip {
+    fn name(&self) -> &'static str {
+        "strip"
+    }
+
+    fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+        let model = cx.model();
+        let g = &model.graph;
+        if let Some(name) = &self.adapter {
+            check_attached(name, &attached(model))?;
+        }
+        let nodes: Vec<NodeId> = g
+            .nodes()
+            .filter(|n| self.concerns(&g.node(*n).metadata))
+            .collect();
+        let closing = closing_values(g, &nodes)?;
+        let values: Vec<ValueId> = g
+            .initializers()
+            .iter()
+            .copied()
+            .filter(|v| self.concerns(&g.value(*v).metadata))
+            .collect();
+        let mut patch = cx.patch("strip", None);
+        let gone: FxHashSet<NodeId> = nodes.iter().copied().collect();
+        let mut restored: Vec<(ValueId, ValueId)> = closing
+            .iter()
+            .map(|(new, old)| (*new, root(*old, &closing)))
+            .collect();
+        restored.sort_unstable();
+        for (new, old) in restored {
+            let outside = g.is_output(new) || g.uses(new).iter().any(|u| !gone.contains(&u.node()));
+            if outside {
+                patch.redirect(new, old.into(), Uses::All);
+            }
+        }
+        // The first one attached remembers the base model's types: the last to be set.
+        for n in nodes.iter().rev() {
+            let Some(text) = g.node(*n).metadata.get(stamp::OUTPUTS) else {
+                continue;
+            };
+            for (name, ty) in super::attach::remembered_outputs(text) {
+                let value = g.outputs().iter().find(|p| g.name_of(p.value) == name);
+                if let Some(port) = value {
+                    patch.output_type(root(port.value, &closing), Some(ty));
+                }
+            }
+        }
+        for n in nodes {
+            patch.remove_node(n);
+        }
+        for v in values {
+            patch.remove_value(v);
+        }
+        patch.model_metadata(
+            stamp::MANIFEST,
+            self.manifest(model.metadata.get(stamp::MANIFEST).map(|m| &**m))
+                .as_deref(),
+        );
+        cx.commit(patch)?;
+        Ok(())
+    }
+}
+
+impl Strip {
+    /// The manifest without what is removed; `None` when nothing is left.
+    fn manifest(&self, old: Option<&str>) -> Option<String> {
+        let name = self.adapter.as_deref()?;
+        let mut manifest: Value = serde_json::from_str(old?).ok()?;
+        let adapters = manifest["adapters"].as_array_mut()?;
+        adapters.retain(|a| a["name"] != name);
+        (!adapters.is_empty()).then(|| manifest.to_string())
+    }
+}
+
+fn check_attached(name: &str, there: &[String]) -> Result<(), Diagnostic> {
+    if there.iter().any(|t| t == name) {
+        return Ok(());
+    }
+    let mut d = Diagnostic::error(
+        "adapter-missing",
+        format!("no adapter `{name}` is attached to this model"),
+    );
+    if let Some(near) = nearest(name, there.iter().map(String::as_str)) {
+        d = d.note(format!("the nearest one is `{near}`"));
+    }
+    Err(d.help(match there {
+        [] => "the model carries no adapters of this tool".to_owned(),
+        _ => format!("attached are: {}", there.join(", ")),
+    }))
+}
+
+/// New value to the value whose place it took.
+fn closing_values(g: &Graph, nodes: &[NodeId]) -> Result<FxHashMap<ValueId, ValueId>, Diagnostic> {
+    let mut out = FxHashMap::default();
+    for &n in nodes {
+        let node = g.node(n);
+        let Some(name) = node.metadata.get(stamp::REPLACES) else {
+            continue;
+        };
+        let (Some(old), Some(new)) = (g.find(name), g.output(n, 0)) else {
+            return Err(Diagnostic::error(
+                "strip-value",
+                format!("`{}` stands for `{name}`, which is not in the graph any more", node.name),
+            )
+            .help("another tool changed the graph after the adapter was attached; start from the base model"));
+        };
+        out.insert(new, old);
+    }
+    Ok(out)
+}
+
+/// The value at the end of a chain of replacements.
+fn root(value: ValueId, closing: &FxHashMap<ValueId, ValueId>) -> ValueId {
+    let mut at = value;
+    for _ in 0..=closing.len() {
+        match closing.get(&at) {
+            Some(old) => at = *old,
+            None => break,
+        }
+    }
+    at
+}
