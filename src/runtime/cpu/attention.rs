@@ -1,0 +1,565 @@
+//! Scaled dot-product attention, forward and backward, without the score tensor.
+//!
+//! One task per batch entry and key/value head prepares keys and values once, and walks over the query heads that share them in
+//! blocks of rows; only the scores of one block exist. The forward pass keeps the log-sum-exp of each row, from which the backward
+//! pass recomputes the probabilities (Dao et al., "`FlashAttention`", 2022, section 3.1). Semantics: ONNX `Attention` (opset 23)
+//! without softcap; a row whose keys are all masked gives zeros.
+#![expect(
+    unsafe_code,
+    reason = "tasks write disjoint heads of strided views, which are checked before"
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "loop bodies must be compiled with the features of their caller"
+)]
+
+use super::gemm::{DType, Packed, RawA, RawB, RawC, multiply_on_thread, pack, packed_len};
+use super::scratch::with_scratch;
+use super::softmax::{dot_row, exp_row, softmax_row};
+use super::{Heads, Isa, KernelError, Result, check_dim, check_len, product};
+use rayon::prelude::*;
+
+/// Query rows whose scores exist at once, at most.
+const ROWS: usize = 48;
+/// Scores that exist at once per thread, unless one tile of rows needs more.
+const SCORES: usize = 1 << 18;
+
+/// What may attend to what, beside the causal rule.
+#[derive(Clone, Copy, Debug)]
+pub enum MaskData<'a> {
+    /// Added to the scaled scores.
+    Add(&'a [f32]),
+    /// 0 removes a score, anything else keeps it.
+    Keep(&'a [u8]),
+}
+
+/// A mask broadcast to `[batch, heads, seq, keys]`; each dimension is full or 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask<'a> {
+    /// The values, dense.
+    pub data: MaskData<'a>,
+    /// Their shape.
+    pub dims: [usize; 4],
+}
+
+/// Shapes and rules of an attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Queries; `heads` is a multiple of the key heads.
+    pub q: Heads,
+    /// Keys.
+    pub k: Heads,
+    /// Values; `dim` may differ from that of the keys.
+    pub v: Heads,
+    /// The result, `dim` of the values.
+    pub out: Heads,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Causal rule: query `i` sees keys `0..=i + offset`.
+    pub causal: Option<usize>,
+    /// Further restriction.
+    pub mask: Option<Mask<'a>>,
+}
+
+/// Operands of the backward pass. All gradients are overwritten and have the layout of what they are the gradient of.
+#[derive(Debug)]
+pub struct AttentionGrads<'a> {
+    /// Gradient of the queries.
+    pub dq: &'a mut [f32],
+    /// Gradient of the keys.
+    pub dk: &'a mut [f32],
+    /// Gradient of the values.
+    pub dv: &'a mut [f32],
+}
+
+/// `out = softmax(scale · q · kᵀ + mask) · v`, and the log-sum-exp of each row in `lse`, `[batch, heads, seq]`.
+pub fn forward(
+    spec: &Attention<'_>,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &mut [f32],
+    lse: &mut [f32],
+) -> Result<()> {
+    spec.check(q, k, v, lse.len())?;
+    spec.out.check_mut("attention result", out.len())?;
+    let (seq, group) = (spec.q.seq, spec.group());
+    if lse.is_empty() {
+        return Ok(());
+    }
+    lse.fill(f32::NEG_INFINITY);
+    let out = RawC {
+        ptr: out.as_mut_ptr(),
+        ld: spec.out.seq_step,
+    };
+    // The rows of `lse` that belong to one key head are consecutive.
+    lse.par_chunks_mut(group * seq)
+        .enumerate()
+        .for_each(|(task, lse)| {
+            let (batch, kv) = (task / spec.k.heads, task % spec.k.heads);
+            // SAFETY: the views were checked; heads of different tasks do not overlap.
+            unsafe { forward_task(spec, (batch, kv), (q, k, v), out, lse) };
+        });
+    Ok(())
+}
+
+/// Gradients of [`forward`] from its operands, its result and `lse`, given the gradient `dout` in the layout of `out`.
+pub fn backward(
+    spec: &Attention<'_>,
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    (out, lse): (&[f32], &[f32]),
+    dout: &[f32],
+    grads: AttentionGrads<'_>,
+) -> Result<()> {
+    spec.check(q, k, v, lse.len())?;
+    spec.out.check("attention result", out.len())?;
+    spec.out.check("gradient of the result", dout.len())?;
+    spec.q
+        .check_mut("gradient of the queries", grads.dq.len())?;
+    spec.k.check_mut("gradient of the keys", grads.dk.len())?;
+    spec.v.check_mut("gradient of the values", grads.dv.len())?;
+    let saved = Saved {
+        q,
+        k,
+        v,
+        out,
+        lse,
+        dout,
+    };
+    let raw = |data: &mut [f32], at: Heads| RawC {
+        ptr: data.as_mut_ptr(),
+        ld: at.seq_step,
+    };
+    let AttentionGrads { dq, dk, dv } = grads;
+    let grads = [raw(dq, spec.q), raw(dk, spec.k), raw(dv, spec.v)];
+    (0..spec.k.batch * spec.k.heads)
+        .into_par_iter()
+        .for_each(|task| {
+            let (batch, kv) = (task / spec.k.heads, task % spec.k.heads);
+            // SAFETY: the views were checked; heads of different tasks do not overlap.
+            unsafe { backward_task(spec, (batch, kv), saved, grads) };
+        });
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+struct Saved<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: &'a [f32],
+    lse: &'a [f32],
+    dout: &'a [f32],
+}
+
+impl Attention<'_> {
+    fn group(&self) -> usize {
+        self.q.heads / self.k.heads.max(1)
+    }
+
+    fn check(&self, q: &[f32], k: &[f32], v: &[f32], lse: usize) -> Result<()> {
+        self.q.check("queries", q.len())?;
+        self.k.check("keys", k.len())?;
+        self.v.check("values", v.len())?;
+        check_dim("batch of the keys", self.k.batch, self.q.batch)?;
+        check_dim("batch of the values", self.v.batch, self.q.batch)?;
+        check_dim("batch of the result", self.out.batch, self.q.batch)?;
+        check_dim("head size of the keys", self.k.dim, self.q.dim)?;
+        check_dim("head size of the result", self.out.dim, self.v.dim)?;
+        check_dim("positions of the values", self.v.seq, self.k.seq)?;
+        check_dim("positions of the result", self.out.seq, self.q.seq)?;
+        check_dim("value heads", self.v.heads, self.k.heads)?;
+        check_dim("heads of the result", self.out.heads, self.q.heads)?;
+        check_dim(
+            "query heads over key heads",
+            self.group() * self.k.heads,
+            self.q.heads,
+        )?;
+        let full = [self.q.batch, self.q.heads, self.q.seq, self.k.seq];
+        check_len(
+            "row statistics",
+            lse,
+            product("row statistics", &full[..3])?,
+        )?;
+        let Some(mask) = self.mask else { return Ok(()) };
+        for (dim, full) in mask.dims.into_iter().zip(full) {
+            if dim != 1 && dim != full {
+                return Err(KernelError::Dim {
+                    what: "dimension of the mask",
+                    found: dim,
+                    expected: full,
+                });
+            }
+        }
+        let len = match mask.data {
+            MaskData::Add(data) => data.len(),
+            MaskData::Keep(data) => data.len(),
+        };
+        check_len("mask", len, product("mask", &mask.dims)?)
+    }
+
+    /// Rows of a block: whole register tiles, few enough scores.
+    fn rows(&self) -> usize {
+        (SCORES / self.k.seq.max(1)).clamp(12, ROWS) / 12 * 12
+    }
+
+    /// Keys that query `row` may see by the causal rule.
+    fn visible(&self, row: usize) -> usize {
+        self.causal.map_or(self.k.seq, |offset| {
+            (row + 1).saturating_add(offset).min(self.k.seq)
+        })
+    }
+
+    /// Adds the mask to the scores of one row.
+    fn mask_row(&self, batch: usize, head: usize, row: usize, scores: &mut [f32]) {
+        let Some(Mask { data, dims }) = self.mask else {
+            return;
+        };
+        let pick = |axis: usize, index: usize| if dims[axis] == 1 { 0 } else { index };
+        let start = ((pick(0, batch) * dims[1] + pick(1, head)) * dims[2] + pick(2, row)) * dims[3];
+        let index = |t: usize| if dims[3] == 1 { start } else { start + t };
+        match data {
+            MaskData::Add(data) if dims[3] != 1 => {
+                scores
+                    .iter_mut()
+                    .zip(&data[start..])
+                    .for_each(|(score, bias)| *score += bias);
+            }
+            MaskData::Add(data) => scores.iter_mut().for_each(|score| *score += data[start]),
+            MaskData::Keep(data) => {
+                for (t, score) in scores.iter_mut().enumerate() {
+                    *score = if data[index(t)] != 0 {
+                        *score
+                    } else {
+                        f32::NEG_INFINITY
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// The rows of one head as a left operand.
+fn left(at: Heads, data: &[f32], (batch, seq, head): (usize, usize, usize)) -> RawA {
+    RawA {
+        ptr: data.as_ptr().wrapping_add(at.at(batch, seq, head)),
+        rs: at.seq_step,
+        cs: 1,
+    }
+}
+
+/// The rows of one head as a right operand, transposed if asked.
+fn right(at: Heads, data: &[f32], (batch, seq, head): (usize, usize, usize), trans: bool) -> RawB {
+    RawB::new(
+        DType::F32,
+        data.as_ptr().wrapping_add(at.at(batch, seq, head)).cast(),
+        at.seq_step,
+        trans,
+    )
+}
+
+/// Where the rows of one head start in a result.
+fn result(at: Heads, c: RawC, (batch, seq, head): (usize, usize, usize)) -> RawC {
+    RawC {
+        ptr: c.ptr.wrapping_add(at.at(batch, seq, head)),
+        ld: c.ld,
+    }
+}
+
+/// All query heads of one key head.
+///
+/// # Safety
+/// The views must have been checked; nobody else touches these heads of `out`.
+unsafe fn forward_task(
+    spec: &Attention<'_>,
+    (batch, kv): (usize, usize),
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    out: RawC,
+    lse: &mut [f32],
+) {
+    let (keys, dim, value_dim) = (spec.k.seq, spec.q.dim, spec.v.dim);
+    let (isa, rows) = (Isa::detect(), spec.rows());
+    let sizes = [
+        packed_len(dim, keys),
+        packed_len(keys, value_dim),
+        rows * keys,
+    ];
+    with_scratch(sizes.iter().sum(), |space| {
+        let (k_space, space) = space.split_at_mut(sizes[0]);
+        let (v_space, scores) = space.split_at_mut(sizes[1]);
+        // SAFETY: checked views.
+        let k_packed = unsafe {
+            pack(
+                isa,
+                right(spec.k, k, (batch, 0, kv), true),
+                dim,
+                keys,
+                k_space,
+            )
+        };
+        // SAFETY: checked views.
+        let v_packed = unsafe {
+            pack(
+                isa,
+                right(spec.v, v, (batch, 0, kv), false),
+                keys,
+                value_dim,
+                v_space,
+            )
+        };
+        for (h, lse) in lse.chunks_exact_mut(spec.q.seq).enumerate() {
+            let head = kv * spec.group() + h;
+            for (block, lse) in lse.chunks_mut(rows).enumerate() {
+                let (r0, m) = (block * rows, lse.len());
+                let seen = spec.visible(r0 + m - 1);
+                let at = (batch, r0, head);
+                let score = RawC {
+                    ptr: scores.as_mut_ptr(),
+                    ld: keys,
+                };
+                // SAFETY: `m` rows from `at` on exist; scores hold `m * keys` elements.
+                unsafe {
+                    multiply_on_thread(
+                        (m, seen, dim),
+                        spec.scale,
+                        left(spec.q, q, at),
+                        &k_packed,
+                        score,
+                        false,
+                    );
+                }
+                for (i, (lse, row)) in lse
+                    .iter_mut()
+                    .zip(scores.chunks_exact_mut(keys.max(1)))
+                    .enumerate()
+                {
+                    let visible = spec.visible(r0 + i);
+                    spec.mask_row(batch, head, r0 + i, &mut row[..visible]);
+                    *lse = softmax_row(&mut row[..visible]);
+                    row[visible..seen].fill(0.0);
+                }
+                let probs = RawA {
+                    ptr: scores.as_ptr(),
+                    rs: keys,
+                    cs: 1,
+                };
+                let to = result(spec.out, out, at);
+                // SAFETY: the rows of `out` from `at` on belong to this task.
+                unsafe { product_or_zero((m, value_dim, seen), 1.0, probs, &v_packed, to) };
+            }
+        }
+    });
+}
+
+/// `C = alpha · A · B`, zeros if there is no depth.
+///
+/// # Safety
+/// As for [`multiply_on_thread`].
+unsafe fn product_or_zero(
+    (m, n, k): (usize, usize, usize),
+    alpha: f32,
+    a: RawA,
+    b: &Packed<'_>,
+    c: RawC,
+) {
+    if k == 0 {
+        // SAFETY: the caller's contract.
+        unsafe { zero(c, m, n) };
+        return;
+    }
+    // SAFETY: the caller's contract.
+    unsafe { multiply_on_thread((m, n, k), alpha, a, b, c, false) };
+}
+
+/// Fills `rows` rows of `width` elements with zeros.
+///
+/// # Safety
+/// The rows must be writable and nobody else's.
+unsafe fn zero(c: RawC, rows: usize, width: usize) {
+    for i in 0..rows {
+        // SAFETY: row i of the caller's block.
+        unsafe { std::slice::from_raw_parts_mut(c.ptr.wrapping_add(i * c.ld), width) }.fill(0.0);
+    }
+}
+
+/// Right operands that all blocks of a backward task share.
+struct Shared<'a> {
+    /// Keys, transposed.
+    k_turned: Packed<'a>,
+    /// Keys.
+    k: Packed<'a>,
+    /// Values, transposed.
+    v_turned: Packed<'a>,
+}
+
+/// Gradients of one key head and of the query heads that share it.
+///
+/// # Safety
+/// The views must have been checked; nobody else touches these heads of the gradients.
+unsafe fn backward_task(
+    spec: &Attention<'_>,
+    (batch, kv): (usize, usize),
+    saved: Saved<'_>,
+    grads: [RawC; 3],
+) {
+    let (keys, dim, value_dim) = (spec.k.seq, spec.q.dim, spec.v.dim);
+    let (isa, rows, head0) = (Isa::detect(), spec.rows(), (batch, 0, kv));
+    // SAFETY: these heads belong to this task.
+    unsafe {
+        zero(result(spec.k, grads[1], head0), keys, dim);
+        zero(result(spec.v, grads[2], head0), keys, value_dim);
+    }
+    let sizes = [
+        packed_len(dim, keys),
+        packed_len(keys, dim),
+        packed_len(value_dim, keys),
+    ];
+    with_scratch(sizes.iter().sum(), |space| {
+        let (k_turned, space) = space.split_at_mut(sizes[0]);
+        let (k, v_turned) = space.split_at_mut(sizes[1]);
+        // SAFETY: checked views.
+        let shared = unsafe {
+            Shared {
+                k_turned: pack(
+                    isa,
+                    right(spec.k, saved.k, head0, true),
+                    dim,
+                    keys,
+                    k_turned,
+                ),
+                k: pack(isa, right(spec.k, saved.k, head0, false), keys, dim, k),
+                v_turned: pack(
+                    isa,
+                    right(spec.v, saved.v, head0, true),
+                    value_dim,
+                    keys,
+                    v_turned,
+                ),
+            }
+        };
+        for head in kv * spec.group()..(kv + 1) * spec.group() {
+            for r0 in (0..spec.q.seq).step_by(rows) {
+                let m = rows.min(spec.q.seq - r0);
+                // SAFETY: the caller's contract.
+                unsafe { backward_block(spec, (batch, r0, head), (m, kv), saved, &shared, grads) };
+            }
+        }
+    });
+}
+
+/// One block of query rows.
+///
+/// # Safety
+/// As for [`backward_task`].
+unsafe fn backward_block(
+    spec: &Attention<'_>,
+    at: (usize, usize, usize),
+    (m, kv): (usize, usize),
+    saved: Saved<'_>,
+    shared: &Shared<'_>,
+    [dq, dk, dv]: [RawC; 3],
+) {
+    let (batch, r0, head) = at;
+    let (keys, dim, value_dim) = (spec.k.seq, spec.q.dim, spec.v.dim);
+    let (seen, isa) = (spec.visible(r0 + m - 1), Isa::detect());
+    let sizes = [
+        m * keys,
+        m * keys,
+        packed_len(m, value_dim),
+        packed_len(m, dim),
+    ];
+    with_scratch(sizes.iter().sum(), |space| {
+        let (probs, space) = space.split_at_mut(sizes[0]);
+        let (grad, space) = space.split_at_mut(sizes[1]);
+        let (dout_space, q_space) = space.split_at_mut(sizes[2]);
+        let to = |space: &mut [f32]| RawC {
+            ptr: space.as_mut_ptr(),
+            ld: keys,
+        };
+        // SAFETY: `m` rows from `at` on exist; both score blocks hold `m * keys` elements.
+        unsafe {
+            let (q, dout) = (left(spec.q, saved.q, at), left(spec.out, saved.dout, at));
+            multiply_on_thread(
+                (m, seen, dim),
+                spec.scale,
+                q,
+                &shared.k_turned,
+                to(probs),
+                false,
+            );
+            multiply_on_thread(
+                (m, seen, value_dim),
+                1.0,
+                dout,
+                &shared.v_turned,
+                to(grad),
+                false,
+            );
+        }
+        let rows = probs
+            .chunks_exact_mut(keys.max(1))
+            .zip(grad.chunks_exact_mut(keys.max(1)));
+        for (i, (probs, grad)) in rows.enumerate() {
+            let (row, visible) = (r0 + i, spec.visible(r0 + i));
+            let from = spec.out.at(batch, row, head);
+            let vector = from..from + value_dim;
+            let delta = dot_row(&saved.out[vector.clone()], &saved.dout[vector]);
+            spec.mask_row(batch, head, row, &mut probs[..visible]);
+            exp_row(
+                &mut probs[..visible],
+                saved.lse[(batch * spec.q.heads + head) * spec.q.seq + row],
+            );
+            score_gradient(&probs[..visible], delta, spec.scale, &mut grad[..visible]);
+            probs[visible..seen].fill(0.0);
+            grad[visible..seen].fill(0.0);
+        }
+        let (probs, grad): (&[f32], &[f32]) = (probs, grad);
+        // SAFETY: these heads of the gradients belong to this task.
+        unsafe {
+            let scores = RawA {
+                ptr: grad.as_ptr(),
+                rs: keys,
+                cs: 1,
+            };
+            product_or_zero(
+                (m, dim, seen),
+                1.0,
+                scores,
+                &shared.k,
+                result(spec.q, dq, at),
+            );
+            let turned = |ptr: &[f32]| RawA {
+                ptr: ptr.as_ptr(),
+                rs: 1,
+                cs: keys,
+            };
+            let dout = pack(
+                isa,
+                right(spec.out, saved.dout, at, false),
+                m,
+                value_dim,
+                dout_space,
+            );
+            let to = result(spec.v, dv, (batch, 0, kv));
+            multiply_on_thread((seen, value_dim, m), 1.0, turned(probs), &dout, to, true);
+            let q = pack(isa, right(spec.q, saved.q, at, false), m, dim, q_space);
+            let to = result(spec.k, dk, (batch, 0, kv));
+            multiply_on_thread((seen, dim, m), 1.0, turned(grad), &q, to, true);
+        }
+    });
+}
+
+multiversion! {
+    /// `grad = probs * (grad - delta) * scale`: from the gradient of the probabilities to that of the unscaled scores.
+    fn score_gradient(probs: &[f32], delta: f32, scale: f32, grad: &mut [f32]) = score_gradient_body
+}
+
+#[inline(always)]
+fn score_gradient_body<const FMA: bool>(probs: &[f32], delta: f32, scale: f32, grad: &mut [f32]) {
+    for (grad, &p) in grad.iter_mut().zip(probs) {
+        *grad = p * (*grad - delta) * scale;
+    }
+}
+
+#[cfg(test)]
+mod tests;

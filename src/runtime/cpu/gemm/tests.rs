@@ -1,0 +1,301 @@
+use super::*;
+use crate::runtime::cpu::testing::{close, values};
+use half::{bf16, f16};
+
+/// Sums of K products of values below 1 in f32 round by less than K * 2^-24 each way; 1e-5 leaves a factor for K <= 600.
+const TOLERANCE: f64 = 1e-5;
+
+fn naive(
+    a: impl Fn(usize, usize) -> f32,
+    b: impl Fn(usize, usize) -> f32,
+    m: usize,
+    n: usize,
+    k: usize,
+) -> Vec<f64> {
+    let mut c = vec![0.0; m * n];
+    for i in 0..m {
+        for j in 0..n {
+            c[i * n + j] = (0..k)
+                .map(|x| f64::from(a(i, x)) * f64::from(b(x, j)))
+                .sum();
+        }
+    }
+    c
+}
+
+fn isas() -> Vec<Isa> {
+    if Isa::detect() == Isa::Avx512 {
+        vec![Isa::Avx512, Isa::Portable]
+    } else {
+        vec![Isa::Portable]
+    }
+}
+
+fn stored(dtype: DType, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let mut bytes = vec![0xaa];
+    let mut exact = Vec::new();
+    for &value in values {
+        match dtype {
+            DType::F32 => {
+                bytes.extend(value.to_le_bytes());
+                exact.push(value);
+            }
+            DType::F16 => {
+                bytes.extend(f16::from_f32(value).to_le_bytes());
+                exact.push(f16::from_f32(value).to_f32());
+            }
+            DType::Bf16 => {
+                bytes.extend(bf16::from_f32(value).to_le_bytes());
+                exact.push(bf16::from_f32(value).to_f32());
+            }
+        }
+    }
+    (bytes, exact)
+}
+
+#[test]
+fn every_layout_and_edge() {
+    let shapes = [
+        (1, 1, 1),
+        (3, 8, 5),
+        (12, 32, 16),
+        (13, 33, 17),
+        (25, 16, 300),
+        (30, 49, 513),
+        (40, 3, 70),
+        (5, 100, 8),
+    ];
+    for isa in isas() {
+        for (m, n, k) in shapes {
+            for flags in 0..8 {
+                let (ta, tb, accumulate) = (flags & 1 == 1, flags & 2 == 2, flags & 4 == 4);
+                let (pad, alpha) = (3, 0.5);
+                let (ar, ac) = if ta { (k, m) } else { (m, k) };
+                let (br, bc) = if tb { (n, k) } else { (k, n) };
+                let a = values(ar * (ac + pad), 1);
+                let b = values(br * (bc + pad), 2);
+                let start = values(m * n, 3);
+                let mut c = start.clone();
+                let term = Term {
+                    alpha,
+                    a: Mat::strided(&a, ar, ac, ac + pad).unwrap(),
+                    trans_a: ta,
+                    b: Mat::strided(&b, br, bc, bc + pad).unwrap().into(),
+                    trans_b: tb,
+                };
+                gemm_sum_on(isa, &[term], accumulate, MatMut::new(&mut c, m, n).unwrap()).unwrap();
+                let at = |i: usize, x: usize| {
+                    if ta {
+                        a[x * (ac + pad) + i]
+                    } else {
+                        a[i * (ac + pad) + x]
+                    }
+                };
+                let bt = |x: usize, j: usize| {
+                    if tb {
+                        b[j * (bc + pad) + x]
+                    } else {
+                        b[x * (bc + pad) + j]
+                    }
+                };
+                let mut wanted = naive(at, bt, m, n, k);
+                for (wanted, &start) in wanted.iter_mut().zip(&start) {
+                    *wanted = *wanted * f64::from(alpha)
+                        + if accumulate { f64::from(start) } else { 0.0 };
+                }
+                close(&c, &wanted, TOLERANCE);
+            }
+        }
+    }
+}
+
+#[test]
+fn stored_weights_at_odd_addresses() {
+    let (m, n, k) = (14, 35, 19);
+    let a = values(m * k, 1);
+    for isa in isas() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            for tb in [false, true] {
+                for n in [n, 5] {
+                    let (bytes, exact) = stored(dtype, &values(k * n, 2));
+                    let (rows, cols) = if tb { (n, k) } else { (k, n) };
+                    let weight = WeightRef::new(dtype, &bytes[1..], rows, cols).unwrap();
+                    let term = Term::new(Mat::new(&a, m, k).unwrap(), weight);
+                    let term = if tb { term.trans_b() } else { term };
+                    let mut c = vec![f32::NAN; m * n];
+                    gemm_sum_on(isa, &[term], false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
+                    let bt = |x: usize, j: usize| {
+                        if tb {
+                            exact[j * k + x]
+                        } else {
+                            exact[x * n + j]
+                        }
+                    };
+                    close(&c, &naive(|i, x| a[i * k + x], bt, m, n, k), TOLERANCE);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sum_of_products_is_one_pass() {
+    let (m, n, k, rank) = (14, 40, 30, 8);
+    let (x, w, u, v) = (
+        values(m * k, 1),
+        values(k * n, 2),
+        values(m * rank, 3),
+        values(rank * n, 4),
+    );
+    for isa in isas() {
+        let mut c = vec![f32::NAN; m * n];
+        let terms = [
+            Term::new(Mat::new(&x, m, k).unwrap(), Mat::new(&w, k, n).unwrap()),
+            Term::new(
+                Mat::new(&u, m, rank).unwrap(),
+                Mat::new(&v, rank, n).unwrap(),
+            )
+            .scaled(2.0),
+        ];
+        gemm_sum_on(isa, &terms, false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
+        let base = naive(|i, y| x[i * k + y], |y, j| w[y * n + j], m, n, k);
+        let low = naive(|i, y| u[i * rank + y], |y, j| v[y * n + j], m, n, rank);
+        let wanted: Vec<f64> = base.iter().zip(&low).map(|(a, b)| a + 2.0 * b).collect();
+        close(&c, &wanted, TOLERANCE);
+    }
+}
+
+#[test]
+fn large_enough_for_threads_gives_the_bits_of_one() {
+    let (m, n, k) = (60, 300, 70);
+    let (a, b) = (values(m * k, 1), values(k * n, 2));
+    let product = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        let mut c = vec![0.0; m * n];
+        pool.install(|| {
+            let term = Term::new(Mat::new(&a, m, k).unwrap(), Mat::new(&b, k, n).unwrap());
+            gemm(term, false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
+        });
+        c
+    };
+    let one = product(1);
+    assert_eq!(one, product(2));
+    assert_eq!(one, product(3));
+    close(
+        &one,
+        &naive(|i, x| a[i * k + x], |x, j| b[x * n + j], m, n, k),
+        TOLERANCE,
+    );
+}
+
+#[test]
+fn batches() {
+    let batch = Batch {
+        count: 3,
+        m: 5,
+        n: 18,
+        k: 7,
+        a_step: 35,
+        b_step: 0,
+        trans_a: false,
+        trans_b: true,
+    };
+    let (a, b) = (values(3 * 35, 1), values(18 * 7, 2));
+    let mut c = vec![0.0; 3 * 90];
+    gemm_batched(batch, 1.0, &a, &b, false, &mut c).unwrap();
+    for i in 0..3 {
+        let wanted = naive(|r, x| a[i * 35 + r * 7 + x], |x, j| b[j * 7 + x], 5, 18, 7);
+        close(&c[i * 90..][..90], &wanted, TOLERANCE);
+    }
+    let short = gemm_batched(Batch { b_step: 1, ..batch }, 1.0, &a, &b, false, &mut c);
+    assert!(matches!(
+        short,
+        Err(KernelError::Length {
+            what: "right batch",
+            ..
+        })
+    ));
+}
+
+#[test]
+fn sizes_are_checked() {
+    let a = [0.0; 6];
+    assert!(Mat::new(&a, 2, 4).is_err());
+    assert!(Mat::strided(&a, 2, 3, 2).is_err());
+    assert!(Mat::new(&a, usize::MAX, 2).is_err());
+    let mut c = [1.0; 4];
+    let term = Term::new(Mat::new(&a, 2, 3).unwrap(), Mat::new(&a, 2, 3).unwrap());
+    let wrong = gemm(term, false, MatMut::new(&mut c, 2, 2).unwrap());
+    assert_eq!(
+        wrong,
+        Err(KernelError::Dim {
+            what: "depth of the right operand",
+            found: 2,
+            expected: 3
+        })
+    );
+    gemm_sum(&[], false, MatMut::new(&mut c, 2, 2).unwrap()).unwrap();
+    assert!(c.iter().all(|&x| x == 0.0));
+}
+
+#[test]
+fn bf16_tiles_round_operands_only() {
+    let shapes = [
+        (32, 32, 32),
+        (8, 33, 5),
+        (33, 70, 40),
+        (40, 64, 600),
+        (65, 40, 8),
+    ];
+    for (m, n, k) in shapes {
+        for flags in 0..8 {
+            let (ta, tb, accumulate) = (flags & 1 == 1, flags & 2 == 2, flags & 4 == 4);
+            let round = |x: f32| bf16::from_f32(x).to_f32();
+            let a: Vec<f32> = values(m * k, 1).into_iter().map(round).collect();
+            let b: Vec<f32> = values(n * k, 2).into_iter().map(round).collect();
+            let start = values(m * n, 3);
+            let (ar, ac) = if ta { (k, m) } else { (m, k) };
+            let (br, bc) = if tb { (n, k) } else { (k, n) };
+            let at = |i: usize, x: usize| if ta { a[x * m + i] } else { a[i * k + x] };
+            let bt = |x: usize, j: usize| if tb { b[j * k + x] } else { b[x * n + j] };
+            let mut wanted = naive(at, bt, m, n, k);
+            for (wanted, &start) in wanted.iter_mut().zip(&start) {
+                *wanted = *wanted * 0.5 + if accumulate { f64::from(start) } else { 0.0 };
+            }
+            for dtype in [DType::F32, DType::Bf16] {
+                let (bytes, _) = stored(dtype, &b);
+                let weight = WeightRef::new(dtype, &bytes[1..], br, bc).unwrap();
+                let term = Term {
+                    alpha: 0.5,
+                    a: Mat::new(&a, ar, ac).unwrap(),
+                    trans_a: ta,
+                    b: weight.into(),
+                    trans_b: tb,
+                };
+                let mut c = start.clone();
+                let out = MatMut::new(&mut c, m, n).unwrap();
+                gemm_sum_in(Precision::Bf16, &[term], accumulate, out).unwrap();
+                // The operands are bfloat16 already and 0.5 is exact, so only the sums round.
+                close(&c, &wanted, TOLERANCE);
+            }
+        }
+    }
+}
+
+#[test]
+fn deep_products_are_sliced() {
+    let (m, n, k) = (2, 3, 17 * KC);
+    let (a, b) = (values(m * k, 1), values(k * n, 2));
+    let mut c = vec![0.0; m * n];
+    let term = Term::new(Mat::new(&a, m, k).unwrap(), Mat::new(&b, k, n).unwrap());
+    gemm(term, false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
+    // K is 15 times that of the other tests.
+    close(
+        &c,
+        &naive(|i, x| a[i * k + x], |x, j| b[x * n + j], m, n, k),
+        15.0 * TOLERANCE,
+    );
+}

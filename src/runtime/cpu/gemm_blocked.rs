@@ -1,0 +1,335 @@
+//! The AVX-512 matrix product: which kernel a shape takes, blocks, and tasks.
+#![expect(
+    unsafe_code,
+    reason = "tiles of C are written through a pointer by several tasks; the checked door is `gemm`"
+)]
+
+use super::gemm::{KC, RawA, RawB, RawC, RawTerm};
+use super::gemm_avx512::{self as avx512, MR, NR, THIN};
+use super::matrix::{DType, widen};
+use super::scratch::with_scratch;
+use rayon::prelude::*;
+
+/// Packed elements of A kept at once.
+const A_KEPT: usize = 1 << 21;
+/// Depth whose left sides are packed at once.
+const DEEPEST: usize = 16 * KC;
+
+/// Chooses between the narrow kernels and the blocked one.
+///
+/// # Safety
+/// As for [`run`]; AVX-512 must be present.
+pub(super) unsafe fn run_avx512(
+    terms: &[RawTerm],
+    m: usize,
+    n: usize,
+    c: RawC,
+    accumulate: bool,
+    parallel: bool,
+) {
+    if n > 2 * THIN || m <= MR {
+        // SAFETY: the caller's contract.
+        unsafe { blocked(terms, m, n, c, accumulate, parallel) };
+        return;
+    }
+    let mut accumulate = accumulate;
+    for &term in terms.iter().filter(|term| term.k > 0) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if term.a.cs == 1 {
+                narrow(term, m, n, c, accumulate, parallel);
+            } else if term.b.dtype == DType::F32 && term.b.ptr.align_offset(align_of::<f32>()) == 0
+            {
+                mirrored(term, m, n, c, accumulate, parallel);
+            } else {
+                blocked(&[term], m, n, c, accumulate, parallel);
+            }
+        }
+        accumulate = true;
+    }
+}
+
+/// Few columns: dot products of rows of A with the packed columns of B.
+///
+/// # Safety
+/// As for [`run_avx512`].
+unsafe fn narrow(term: RawTerm, m: usize, n: usize, c: RawC, accumulate: bool, parallel: bool) {
+    let RawTerm { alpha, a, b, k } = term;
+    let padded = k.next_multiple_of(16);
+    with_scratch(n.next_multiple_of(THIN) * padded, |lines| {
+        lines.fill(0.0);
+        // SAFETY: B is readable.
+        unsafe { pack_lines(b, k, n, padded, lines) };
+        let lines: &[f32] = lines;
+        let task = |i: usize, rows: usize| {
+            let shape = avx512::Narrow {
+                rows,
+                n,
+                k,
+                lda: a.rs,
+                padded,
+                ldc: c.ld,
+                alpha,
+                accumulate,
+            };
+            // SAFETY: rows i..i + rows of A and C; tasks write disjoint rows; AVX-512 is present.
+            unsafe {
+                avx512::narrow(
+                    shape,
+                    a.rows_from(i).ptr,
+                    lines.as_ptr(),
+                    { c }.ptr.wrapping_add(i * c.ld),
+                );
+            }
+        };
+        if parallel {
+            let step = m
+                .div_ceil(4 * rayon::current_num_threads())
+                .next_multiple_of(3);
+            (0..m.div_ceil(step))
+                .into_par_iter()
+                .for_each(|p| task(p * step, step.min(m - p * step)));
+        } else {
+            task(0, m);
+        }
+    });
+}
+
+/// Copies the columns of B (`[k, n]`, at most `2 * THIN` columns) to lines `padded` elements apart.
+///
+/// # Safety
+/// The view must be readable.
+unsafe fn pack_lines(b: RawB, k: usize, n: usize, padded: usize, lines: &mut [f32]) {
+    let size = b.dtype.size();
+    if b.cs != 1 {
+        for (j, line) in lines.chunks_exact_mut(padded).enumerate().take(n) {
+            let stored = b.ptr.wrapping_add(j * b.cs * size);
+            // SAFETY: column j is stored as k consecutive elements.
+            widen(
+                b.dtype,
+                unsafe { std::slice::from_raw_parts(stored, k * size) },
+                &mut line[..k],
+            );
+        }
+        return;
+    }
+    let mut row = [0.0; 2 * THIN];
+    for at in 0..k {
+        let stored = b.ptr.wrapping_add(at * b.rs * size);
+        // SAFETY: row `at` is stored as n consecutive elements.
+        widen(
+            b.dtype,
+            unsafe { std::slice::from_raw_parts(stored, n * size) },
+            &mut row[..n],
+        );
+        for (j, &value) in row[..n].iter().enumerate() {
+            lines[j * padded + at] = value;
+        }
+    }
+}
+
+/// Few columns and a transposed A: computes the transposed result, which is wide, and writes it back.
+///
+/// # Safety
+/// As for [`run_avx512`]; `b` must be aligned `f32`.
+unsafe fn mirrored(term: RawTerm, m: usize, n: usize, c: RawC, accumulate: bool, parallel: bool) {
+    let RawTerm { alpha, a, b, k } = term;
+    with_scratch(m * n, |turned| {
+        let left = RawA {
+            ptr: b.ptr.cast(),
+            rs: b.cs,
+            cs: b.rs,
+        };
+        let right = RawB {
+            ptr: a.ptr.cast(),
+            dtype: DType::F32,
+            rs: a.cs,
+            cs: a.rs,
+        };
+        let out = RawC {
+            ptr: turned.as_mut_ptr(),
+            ld: m,
+        };
+        let mirror = RawTerm {
+            alpha,
+            a: left,
+            b: right,
+            k,
+        };
+        // SAFETY: the same operands with swapped roles; the result is our buffer.
+        unsafe { blocked(&[mirror], n, m, out, false, parallel) };
+        for i in 0..m {
+            // SAFETY: row i of C.
+            let row = unsafe { std::slice::from_raw_parts_mut(c.ptr.add(i * c.ld), n) };
+            for (j, value) in row.iter_mut().enumerate() {
+                *value = turned[j * m + i] + if accumulate { *value } else { 0.0 };
+            }
+        }
+    });
+}
+
+/// The blocked product: A packed once per block of rows, B packed by each task for its own columns.
+///
+/// # Safety
+/// As for [`run_avx512`].
+unsafe fn blocked(
+    terms: &[RawTerm],
+    m: usize,
+    n: usize,
+    c: RawC,
+    accumulate: bool,
+    parallel: bool,
+) {
+    let depth: usize = terms.iter().map(|term| term.k).sum();
+    if depth > DEEPEST {
+        let mut accumulate = accumulate;
+        for term in terms.iter().flat_map(|term| slices(*term, DEEPEST)) {
+            // SAFETY: a part of the depth of one product.
+            unsafe { blocked(&[term], m, n, c, accumulate, parallel) };
+            accumulate = true;
+        }
+        return;
+    }
+    let block = (A_KEPT / depth.max(1) / MR).max(4) * MR;
+    for i0 in (0..m).step_by(block) {
+        let rows = block.min(m - i0);
+        let terms: Vec<_> = terms
+            .iter()
+            .filter(|term| term.k > 0)
+            .map(|term| RawTerm {
+                a: term.a.rows_from(i0),
+                ..*term
+            })
+            .collect();
+        let c = RawC {
+            ptr: c.ptr.wrapping_add(i0 * c.ld),
+            ld: c.ld,
+        };
+        let panels = rows.div_ceil(MR);
+        with_scratch(panels * MR * depth, |packed| {
+            // SAFETY: the caller's contract, for these rows.
+            unsafe {
+                pack_left(&terms, rows, packed, parallel);
+                multiply_packed(&terms, rows, n, packed, c, accumulate, parallel);
+            }
+        });
+    }
+}
+
+/// Splits the depth of a product into slices of at most `step`.
+pub(super) fn slices(term: RawTerm, step: usize) -> impl Iterator<Item = RawTerm> {
+    (0..term.k).step_by(step).map(move |k0| {
+        let (mut a, mut b) = (term.a, term.b);
+        a.ptr = a.ptr.wrapping_add(k0 * a.cs);
+        b.ptr = b.ptr.wrapping_add(k0 * b.rs * b.dtype.size());
+        RawTerm {
+            alpha: term.alpha,
+            a,
+            b,
+            k: step.min(term.k - k0),
+        }
+    })
+}
+
+/// Splits the depth of all terms into blocks: `(term, first depth, depth, depth before it over all terms)`.
+fn depth_blocks(terms: &[RawTerm]) -> impl Iterator<Item = (&RawTerm, usize, usize, usize)> {
+    let mut before = 0;
+    terms.iter().flat_map(move |term| {
+        let start = before;
+        before += term.k;
+        (0..term.k)
+            .step_by(KC)
+            .map(move |k0| (term, k0, KC.min(term.k - k0), start + k0))
+    })
+}
+
+/// Packs the left sides: for each depth block, all panels; block at `before * MR * panels`.
+unsafe fn pack_left(terms: &[RawTerm], rows: usize, packed: &mut [f32], parallel: bool) {
+    let panels = rows.div_ceil(MR);
+    let out = RawC {
+        ptr: packed.as_mut_ptr(),
+        ld: 0,
+    };
+    let pack = |panel: usize| {
+        let out = { out }.ptr;
+        for (term, k0, kc, before) in depth_blocks(terms) {
+            let i0 = panel * MR;
+            // SAFETY: the panel's own part of `packed`; the block lies inside A.
+            unsafe {
+                let dst = out.add((before * panels + panel * kc) * MR);
+                avx512::pack_a(term.a, i0, MR.min(rows - i0), k0, kc, dst);
+            }
+        }
+    };
+    if parallel && packed.len() >= 1 << 16 {
+        (0..panels).into_par_iter().with_min_len(4).for_each(pack);
+    } else {
+        (0..panels).for_each(pack);
+    }
+}
+
+/// Runs the tasks of one block of rows.
+unsafe fn multiply_packed(
+    terms: &[RawTerm],
+    rows: usize,
+    n: usize,
+    packed: &[f32],
+    c: RawC,
+    accumulate: bool,
+    parallel: bool,
+) {
+    let panels = rows.div_ceil(MR);
+    let (nc, splits) = partition(panels, n, parallel);
+    let per_split = panels.div_ceil(splits);
+    let task = |index: usize| {
+        let (j0, p0) = ((index / splits) * nc, (index % splits) * per_split);
+        if p0 >= panels {
+            return;
+        }
+        let (cols, count) = (nc.min(n - j0), per_split.min(panels - p0));
+        let m = (rows - p0 * MR).min(count * MR);
+        let c_at = { c }.ptr.wrapping_add(p0 * MR * c.ld + j0);
+        with_scratch(KC * cols.next_multiple_of(NR), |right| {
+            for (step, (term, k0, kc, before)) in depth_blocks(terms).enumerate() {
+                let block = avx512::Block {
+                    m,
+                    n: cols,
+                    kc,
+                    a_step: kc * MR,
+                    b_step: kc * NR,
+                    ldc: c.ld,
+                    alpha: term.alpha,
+                    accumulate: accumulate || step > 0,
+                };
+                // SAFETY: the packed panels p0..p0 + count of this depth block; tasks write disjoint blocks of C.
+                unsafe {
+                    avx512::pack_b(term.b, k0, kc, j0, cols, right.as_mut_ptr());
+                    let left = packed.as_ptr().add((before * panels + p0 * kc) * MR);
+                    avx512::multiply(block, left, right.as_ptr(), c_at);
+                }
+            }
+        });
+    };
+    let tasks = n.div_ceil(nc) * splits;
+    if parallel && tasks > 1 {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+    } else {
+        (0..tasks).for_each(task);
+    }
+}
+
+/// Columns of a task, and into how many parts the rows are split. The partition never changes a result.
+fn partition(panels: usize, n: usize, parallel: bool) -> (usize, usize) {
+    const WIDEST: usize = 128;
+    if !parallel {
+        return (n.next_multiple_of(NR).min(WIDEST), 1);
+    }
+    let wanted = 3 * rayon::current_num_threads();
+    let nc = n
+        .div_ceil(wanted)
+        .next_multiple_of(NR)
+        .clamp(4 * NR, WIDEST);
+    let columns = n.div_ceil(nc);
+    let splits = wanted.div_ceil(columns).min(panels.div_ceil(4)).max(1);
+    (nc, if columns >= wanted { 1 } else { splits })
+}

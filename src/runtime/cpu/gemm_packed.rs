@@ -1,0 +1,120 @@
+//! Right operands packed once for many products on one thread, as attention needs them.
+#![expect(unsafe_code, reason = "raw strided views; the callers check them")]
+
+use super::Isa;
+use super::gemm::{KC, RawA, RawB, RawC, crate_gemm};
+#[cfg(target_arch = "x86_64")]
+use super::gemm_avx512::{self as avx512, MR, NR};
+#[cfg(target_arch = "x86_64")]
+use super::scratch::with_scratch;
+
+/// A right operand prepared for many products on one thread.
+pub(super) enum Packed<'a> {
+    /// Packed panels for depth blocks, each over all columns.
+    #[cfg(target_arch = "x86_64")]
+    Panels {
+        /// The panels; block `k0` starts at `k0 * n` rounded up to whole panels.
+        data: &'a [f32],
+        /// Columns, rounded up to whole panels.
+        width: usize,
+    },
+    /// The view itself.
+    View(RawB, std::marker::PhantomData<&'a [f32]>),
+}
+
+/// Elements of scratch that [`pack`] needs for a `[k, n]` operand.
+pub(super) fn packed_len(k: usize, n: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    return k * n.next_multiple_of(NR);
+    #[cfg(not(target_arch = "x86_64"))]
+    return 0 * k * n;
+}
+
+/// Prepares `b` (`[k, n]`) in `space`.
+///
+/// # Safety
+/// The view must be readable as long as the result is used.
+pub(super) unsafe fn pack(isa: Isa, b: RawB, k: usize, n: usize, space: &mut [f32]) -> Packed<'_> {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        let width = n.next_multiple_of(NR);
+        let space = &mut space[..k * width];
+        for k0 in (0..k).step_by(KC) {
+            // SAFETY: block k0 of the packed operand has KC.min(k - k0) * width elements.
+            unsafe {
+                avx512::pack_b(
+                    b,
+                    k0,
+                    KC.min(k - k0),
+                    0,
+                    n,
+                    space.as_mut_ptr().add(k0 * width),
+                );
+            }
+        }
+        return Packed::Panels { data: space, width };
+    }
+    let _ = (isa, k, n, space);
+    Packed::View(b, std::marker::PhantomData)
+}
+
+/// `C[m, n] (=|+=) alpha · A[m, k] · B` on this thread; `n` and `k` may be less than what was packed.
+///
+/// # Safety
+/// The views must lie in readable memory, C in writable memory that nobody else touches; B must have `k` rows and `n` columns.
+pub(super) unsafe fn multiply_on_thread(
+    (m, n, k): (usize, usize, usize),
+    alpha: f32,
+    a: RawA,
+    b: &Packed<'_>,
+    c: RawC,
+    accumulate: bool,
+) {
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    match *b {
+        #[cfg(target_arch = "x86_64")]
+        Packed::Panels { data, width } => {
+            let packed_depth = data.len() / width.max(1);
+            with_scratch(m.next_multiple_of(MR) * KC, |left| {
+                for k0 in (0..k).step_by(KC) {
+                    let kc = KC.min(k - k0);
+                    // The panels of a block are as deep as the block was when it was packed.
+                    let deep = KC.min(packed_depth - k0);
+                    let block = avx512::Block {
+                        m,
+                        n,
+                        kc,
+                        a_step: kc * MR,
+                        b_step: deep * NR,
+                        ldc: c.ld,
+                        alpha,
+                        accumulate: accumulate || k0 > 0,
+                    };
+                    // SAFETY: panels for m rows; block k0 of B; C is the caller's.
+                    unsafe {
+                        for (p, i) in (0..m).step_by(MR).enumerate() {
+                            avx512::pack_a(
+                                a,
+                                i,
+                                MR.min(m - i),
+                                k0,
+                                kc,
+                                left.as_mut_ptr().add(p * kc * MR),
+                            );
+                        }
+                        avx512::multiply(
+                            block,
+                            left.as_ptr(),
+                            data.as_ptr().add(k0 * width),
+                            c.ptr,
+                        );
+                    }
+                }
+            });
+        }
+        // SAFETY: the caller's contract; attention operands are aligned `f32`.
+        Packed::View(b, _) => unsafe { crate_gemm((m, n, k), alpha, a, b, c, accumulate, false) },
+    }
+}

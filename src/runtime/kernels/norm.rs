@@ -1,0 +1,169 @@
+//! Normalizations over the last axes, and ONNX Runtime's fusions of them with the residual sum.
+
+use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs, axis_of, walk};
+use crate::runtime::value::{Fault, Floats, KResult, count};
+
+/// Statistics of a row: mean (0 for the root mean square form) and reciprocal deviation.
+pub(crate) fn stats(row: &[f32], eps: f32, centre: bool) -> (f32, f32) {
+    let n = row.len().max(1) as f64;
+    let mean = if centre {
+        row.iter().map(|&x| f64::from(x)).sum::<f64>() / n
+    } else {
+        0.0
+    };
+    let var = row
+        .iter()
+        .map(|&x| (f64::from(x) - mean) * (f64::from(x) - mean))
+        .sum::<f64>()
+        / n;
+    (mean as f32, (1.0 / (var + f64::from(eps)).sqrt()) as f32)
+}
+
+struct Norm {
+    axis: i64,
+    eps: f32,
+    centre: bool,
+    wants: [bool; 2],
+}
+
+impl Kernel for Norm {
+    /// `(x, scale, bias?) -> (y, mean?, inverse deviation?)`
+    fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
+        let scale = ins.dense(1, cx)?;
+        let bias = ins.dense_opt(2, cx)?;
+        let x = ins.floats(0)?;
+        let (dims, dtype) = (x.dims().to_vec(), x.dtype());
+        let axis = axis_of(self.axis, dims.len())?;
+        let width = count(&dims[axis..])?;
+        let mut v = cx.buffer(x)?;
+        let mut outs: Outs = vec![None];
+        if self.wants.contains(&true) {
+            let mut kept = dims[..axis].to_vec();
+            kept.resize(dims.len(), 1);
+            let rows = count(&dims[..axis])?;
+            let all: Vec<(f32, f32)> = (0..rows)
+                .map(|i| stats(&v[i * width..(i + 1) * width], self.eps, self.centre))
+                .collect();
+            let f = |g: fn(&(f32, f32)) -> f32| -> KResult<_> {
+                Ok(Some(cx.floats(all.iter().map(g).collect(), &kept, dtype)?.into()))
+            };
+            // RMSNormalization has one output only; its statistics never get here.
+            outs.push(f(|s| s.0)?);
+            outs.push(f(|s| s.1)?);
+        }
+        self.apply(&mut v, width, &scale, bias.as_ref())?;
+        outs[0] = Some(cx.floats(v, &dims, dtype)?.into());
+        Ok(outs)
+    }
+}
+
+impl Norm {
+    fn apply(&self, v: &mut [f32], width: usize, scale: &Floats, bias: Option<&Floats>) -> KResult<()> {
+        let fits = |f: &Floats| f.tensor().elem_count() == width || f.tensor().elem_count() == 1;
+        if !fits(scale) || bias.is_some_and(|b| !fits(b)) {
+            return Err(Fault(format!(
+                "a scale of {:?} for rows of {width}",
+                scale.dims()
+            )));
+        }
+        let read = scale.read();
+        let g = read.slice()?;
+        let bias = bias.map(Floats::read);
+        let b = match &bias {
+            Some(r) => r.slice()?,
+            None => &[],
+        };
+        let at = |s: &[f32], i: usize| if s.len() == 1 { s[0] } else { s[i] };
+        walk::rows(v, width, |_, row| {
+            let (mean, inv) = stats(row, self.eps, self.centre);
+            if g.len() == row.len() && b.len() == row.len() {
+                for ((x, g), b) in row.iter_mut().zip(g).zip(b) {
+                    *x = (*x - mean) * inv * g + b;
+                }
+            } else if g.len() == row.len() && b.is_empty() {
+                for (x, g) in row.iter_mut().zip(g) {
+                    *x = (*x - mean) * inv * g;
+                }
+            } else {
+                for (i, x) in row.iter_mut().enumerate() {
+                    let b = if b.is_empty() { 0.0 } else { at(b, i) };
+                    *x = (*x - mean) * inv * at(g, i) + b;
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// `SkipLayerNormalization(x, skip, gamma, beta?, bias?)` and its root mean square form `(x, skip, gamma, bias?)`.
+struct Skip {
+    norm: Norm,
+    /// Slot of the bias.
+    bias: usize,
+}
+
+impl Kernel for Skip {
+    /// Output 0 is the normalized sum, output 3 the sum itself.
+    fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
+        let gamma = ins.dense(2, cx)?;
+        let beta = if self.norm.centre { ins.dense_opt(3, cx)? } else { None };
+        let bias = ins.dense_opt(self.bias, cx)?;
+        let skip = ins.floats(1)?;
+        let x = ins.floats(0)?;
+        let (dims, dtype) = (x.dims().to_vec(), x.dtype());
+        if walk::broadcast(&[&dims, skip.dims()])? != dims {
+            return Err(Fault(format!("{dims:?} and a skip of {:?}", skip.dims())));
+        }
+        let mut sum = cx.buffer(x)?;
+        walk::zip_in_place(&dims, &mut sum, &skip.read().view()?, |a, b| a + b);
+        if let Some(b) = &bias {
+            if walk::broadcast(&[&dims, b.dims()])? != dims {
+                return Err(Fault(format!("{dims:?} and a bias of {:?}", b.dims())));
+            }
+            walk::zip_in_place(&dims, &mut sum, &b.read().view()?, |a, b| a + b);
+        }
+        let width = dims.last().copied().unwrap_or(1);
+        let mut outs: Outs = vec![None, None, None, None];
+        if self.norm.wants[0] {
+            let mut copy = cx.alloc(sum.len());
+            copy.copy_from_slice(&sum);
+            outs[3] = Some(cx.floats(copy, &dims, dtype)?.into());
+        }
+        self.norm.apply(&mut sum, width, &gamma, beta.as_ref())?;
+        outs[0] = Some(cx.floats(sum, &dims, dtype)?.into());
+        Ok(outs)
+    }
+}
+
+fn norm(cx: &BuildCx<'_>, centre: bool) -> Box<dyn Kernel> {
+    Box::new(Norm {
+        axis: cx.int("axis", -1),
+        eps: cx.float("epsilon", 1e-5),
+        centre,
+        wants: [cx.wants(1), cx.wants(2)],
+    })
+}
+
+fn skip(cx: &BuildCx<'_>, centre: bool) -> KResult<Box<dyn Kernel>> {
+    if cx.wants(1) || cx.wants(2) {
+        return Err("the statistics (outputs 1 and 2) are not computed".into());
+    }
+    Ok(Box::new(Skip {
+        norm: Norm {
+            axis: -1,
+            eps: cx.float("epsilon", 1e-12),
+            centre,
+            wants: [cx.wants(3), false],
+        },
+        bias: if centre { 4 } else { 3 },
+    }))
+}
+
+pub(super) const KERNELS: &[Entry] = &[
+    ("", "LayerNormalization", |cx| Ok(norm(cx, true))),
+    ("", "RMSNormalization", |cx| Ok(norm(cx, false))),
+    ("", "SimplifiedLayerNormalization", |cx| Ok(norm(cx, false))),
+    (MS, "SimplifiedLayerNormalization", |cx| Ok(norm(cx, false))),
+    (MS, "SkipLayerNormalization", |cx| skip(cx, true)),
+    (MS, "SkipSimplifiedLayerNormalization", |cx| skip(cx, false)),
+];

@@ -1,0 +1,272 @@
+//! Loops over strided, broadcast operands: axes are collapsed once, rows are handed to the threads.
+
+use crate::runtime::value::Fault;
+use crate::runtime::value::{KResult, View};
+use rayon::prelude::*;
+
+/// Elements that one task computes: enough to be worth a thread.
+pub(crate) const TASK: usize = 16 * 1024;
+
+/// The common shape of operands under ONNX's multidirectional broadcasting.
+pub(crate) fn broadcast(shapes: &[&[usize]]) -> KResult<Vec<usize>> {
+    let rank = shapes.iter().map(|s| s.len()).max().unwrap_or(0);
+    let mut out = vec![1usize; rank];
+    for s in shapes {
+        for (o, &d) in out[rank - s.len()..].iter_mut().zip(*s) {
+            match (*o, d) {
+                (_, 1) => {}
+                (1, d) => *o = d,
+                (o, d) if o == d => {}
+                _ => return Err(Fault(format!("shapes {shapes:?} do not broadcast"))),
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Strides of an operand seen in a larger shape: zero along broadcast axes.
+pub(crate) fn broadcast_strides(dims: &[usize], strides: &[usize], to: &[usize]) -> Vec<usize> {
+    let lead = to.len() - dims.len();
+    let mut out = vec![0; to.len()];
+    for (i, (&d, &s)) in dims.iter().zip(strides).enumerate() {
+        out[lead + i] = if d == 1 && to[lead + i] != 1 { 0 } else { s };
+    }
+    out
+}
+
+/// A collapsed loop nest over `N` strided operands and one dense output.
+pub(crate) struct Walk<const N: usize> {
+    total: usize,
+    inner: usize,
+    inner_strides: [usize; N],
+    /// Outer axes, innermost first.
+    outer: Vec<(usize, [usize; N])>,
+}
+
+impl<const N: usize> Walk<N> {
+    /// The loops over `dims`; every operand's strides have the rank of `dims`.
+    pub(crate) fn new(dims: &[usize], strides: [&[usize]; N]) -> Self {
+        let mut axes: Vec<(usize, [usize; N])> = Vec::with_capacity(dims.len());
+        for (i, &d) in dims.iter().enumerate().rev() {
+            if d == 1 {
+                continue;
+            }
+            let s = strides.map(|s| s[i]);
+            match axes.last_mut() {
+                Some((size, inner)) if (0..N).all(|n| s[n] == inner[n].wrapping_mul(*size)) => {
+                    *size = size.saturating_mul(d);
+                }
+                _ => axes.push((d, s)),
+            }
+        }
+        let total = dims.iter().product();
+        if axes.is_empty() {
+            axes.push((1, [1; N]));
+        }
+        let (inner, inner_strides) = axes.remove(0);
+        Walk {
+            total,
+            inner,
+            inner_strides,
+            outer: axes,
+        }
+    }
+
+    fn offsets(&self, mut row: usize) -> [usize; N] {
+        let mut at = [0; N];
+        for (size, strides) in &self.outer {
+            let i = row % size;
+            row /= size;
+            for n in 0..N {
+                at[n] += i * strides[n];
+            }
+        }
+        at
+    }
+
+    /// Calls `f` with pieces of rows of `out`, the operands' offsets at their beginning, and the operands' strides along them.
+    pub(crate) fn run<U: Send>(
+        &self,
+        out: &mut [U],
+        f: impl Fn(&mut [U], [usize; N], [usize; N]) + Sync,
+    ) {
+        if self.total == 0 {
+            return;
+        }
+        let piece = |from: usize, out: &mut [U]| {
+            let mut done = 0;
+            while done < out.len() {
+                let (row, col) = ((from + done) / self.inner, (from + done) % self.inner);
+                let len = (self.inner - col).min(out.len() - done);
+                let mut at = self.offsets(row);
+                for (at, stride) in at.iter_mut().zip(self.inner_strides) {
+                    *at += col * stride;
+                }
+                f(&mut out[done..done + len], at, self.inner_strides);
+                done += len;
+            }
+        };
+        if out.len() <= 2 * TASK {
+            piece(0, out);
+        } else {
+            out.par_chunks_mut(TASK)
+                .enumerate()
+                .for_each(|(i, o)| piece(i * TASK, o));
+        }
+    }
+}
+
+/// Copies a strided view into row-major order.
+pub(crate) fn copy<T: Copy + Send + Sync>(src: &View<'_, T>, out: &mut [T]) {
+    let data = src.data;
+    Walk::new(&src.dims, [&src.strides]).run(out, |o, [a], [s]| {
+        if s == 1 {
+            o.copy_from_slice(&data[a..a + o.len()]);
+        } else {
+            o.iter_mut()
+                .enumerate()
+                .for_each(|(i, o)| *o = data[a + i * s]);
+        }
+    });
+}
+
+/// `out[i] = f(a[i])`.
+pub(crate) fn map<T, U>(a: &View<'_, T>, out: &mut [U], f: impl Fn(T) -> U + Sync)
+where
+    T: Copy + Send + Sync,
+    U: Send,
+{
+    let data = a.data;
+    Walk::new(&a.dims, [&a.strides]).run(out, |o, [a], [s]| {
+        if s == 1 {
+            let src = &data[a..a + o.len()];
+            o.iter_mut().zip(src).for_each(|(o, &x)| *o = f(x));
+        } else {
+            o.iter_mut()
+                .enumerate()
+                .for_each(|(i, o)| *o = f(data[a + i * s]));
+        }
+    });
+}
+
+/// `x[i] = f(x[i])`.
+pub(crate) fn map_in_place<T: Copy + Send>(x: &mut [T], f: impl Fn(T) -> T + Sync) {
+    if x.len() <= 2 * TASK {
+        x.iter_mut().for_each(|x| *x = f(*x));
+    } else {
+        x.par_chunks_mut(TASK)
+            .for_each(|c| c.iter_mut().for_each(|x| *x = f(*x)));
+    }
+}
+
+/// `out = f(a, b)` with broadcasting into `dims`.
+pub(crate) fn zip<A, B, U>(
+    dims: &[usize],
+    a: &View<'_, A>,
+    b: &View<'_, B>,
+    out: &mut [U],
+    f: impl Fn(A, B) -> U + Sync,
+) where
+    A: Copy + Send + Sync,
+    B: Copy + Send + Sync,
+    U: Send,
+{
+    let (sa, sb) = (
+        broadcast_strides(&a.dims, &a.strides, dims),
+        broadcast_strides(&b.dims, &b.strides, dims),
+    );
+    let (da, db) = (a.data, b.data);
+    Walk::new(dims, [&sa, &sb]).run(out, |o, [a, b], [s, t]| match (s, t) {
+        (1, 1) => {
+            let (x, y) = (&da[a..a + o.len()], &db[b..b + o.len()]);
+            o.iter_mut()
+                .zip(x)
+                .zip(y)
+                .for_each(|((o, &x), &y)| *o = f(x, y));
+        }
+        (1, 0) => {
+            let (x, y) = (&da[a..a + o.len()], db[b]);
+            o.iter_mut().zip(x).for_each(|(o, &x)| *o = f(x, y));
+        }
+        (0, 1) => {
+            let (x, y) = (da[a], &db[b..b + o.len()]);
+            o.iter_mut().zip(y).for_each(|(o, &y)| *o = f(x, y));
+        }
+        _ => o
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, o)| *o = f(da[a + i * s], db[b + i * t])),
+    });
+}
+
+/// `x = f(x, b)`, `b` broadcast into `dims`, which is the shape of `x`.
+pub(crate) fn zip_in_place<A, B>(
+    dims: &[usize],
+    x: &mut [A],
+    b: &View<'_, B>,
+    f: impl Fn(A, B) -> A + Sync,
+) where
+    A: Copy + Send,
+    B: Copy + Send + Sync,
+{
+    let sb = broadcast_strides(&b.dims, &b.strides, dims);
+    let db = b.data;
+    Walk::new(dims, [&sb]).run(x, |o, [b], [t]| match t {
+        1 => {
+            let y = &db[b..b + o.len()];
+            o.iter_mut().zip(y).for_each(|(o, &y)| *o = f(*o, y));
+        }
+        0 => {
+            let y = db[b];
+            o.iter_mut().for_each(|o| *o = f(*o, y));
+        }
+        _ => o
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, o)| *o = f(*o, db[b + i * t])),
+    });
+}
+
+/// `out = c ? a : b` with broadcasting into `dims`.
+pub(crate) fn select<T>(
+    dims: &[usize],
+    c: &View<'_, u8>,
+    a: &View<'_, T>,
+    b: &View<'_, T>,
+    out: &mut [T],
+) where
+    T: Copy + Send + Sync,
+{
+    let sc = broadcast_strides(&c.dims, &c.strides, dims);
+    let sa = broadcast_strides(&a.dims, &a.strides, dims);
+    let sb = broadcast_strides(&b.dims, &b.strides, dims);
+    let (dc, da, db) = (c.data, a.data, b.data);
+    Walk::new(dims, [&sc, &sa, &sb]).run(out, |o, [c, a, b], [r, s, t]| {
+        for (i, o) in o.iter_mut().enumerate() {
+            *o = if dc[c + i * r] != 0 {
+                da[a + i * s]
+            } else {
+                db[b + i * t]
+            };
+        }
+    });
+}
+
+/// Calls `f` for every row of a dense matrix, rows in blocks on the threads.
+pub(crate) fn rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    if width == 0 || out.is_empty() {
+        return;
+    }
+    if out.len() <= 2 * TASK {
+        out.chunks_mut(width).enumerate().for_each(|(i, r)| f(i, r));
+        return;
+    }
+    let block = (TASK / width).max(1);
+    out.par_chunks_mut(width * block)
+        .enumerate()
+        .for_each(|(i, rows)| {
+            rows.chunks_mut(width)
+                .enumerate()
+                .for_each(|(j, r)| f(i * block + j, r));
+        });
+}

@@ -1,0 +1,359 @@
+//! From the IR to a flat list of instructions: functions are inlined, subgraphs become programs of their own.
+
+use crate::diag::Diagnostic;
+use crate::ir::{Attr, AttrValue, Function, Graph, Model, Node, TensorData, ValueId};
+use indexmap::IndexMap;
+use rustc_hash::FxHashMap;
+use std::borrow::Cow;
+
+/// A value of a lowered graph.
+pub(super) type Vid = usize;
+
+/// Functions call functions; a model that nests deeper calls itself.
+const DEPTH: usize = 64;
+
+/// One operator application.
+pub(super) struct Instr<'m> {
+    pub(super) node: Cow<'m, Node>,
+    pub(super) opset: i64,
+    pub(super) ins: Vec<Option<Vid>>,
+    pub(super) outs: Vec<Option<Vid>>,
+    /// Where it is: function calls and enclosing nodes.
+    pub(super) path: String,
+    /// Subgraphs, in attribute order. Their captures are the last of `ins`, in the order of all captures.
+    pub(super) graphs: Vec<(Box<str>, Lowered<'m>)>,
+}
+
+/// A graph as a list of instructions.
+#[derive(Default)]
+pub(super) struct Lowered<'m> {
+    pub(super) instrs: Vec<Instr<'m>>,
+    /// Constant of each value, where it is one.
+    pub(super) tensors: Vec<Option<&'m TensorData>>,
+    /// Name of each value.
+    pub(super) names: Vec<Cow<'m, str>>,
+    /// Formal inputs, and behind them the captures.
+    pub(super) inputs: Vec<Vid>,
+    /// Number of captures.
+    pub(super) captures: usize,
+    pub(super) outputs: Vec<Vid>,
+}
+
+impl Lowered<'_> {
+    /// Number of values.
+    pub(super) fn len(&self) -> usize {
+        self.names.len()
+    }
+}
+
+/// Lowers graphs of one model.
+pub(super) struct Lowerer<'m> {
+    model: &'m Model,
+    functions: FxHashMap<(&'m str, &'m str, &'m str), &'m Function>,
+    /// What cannot be lowered.
+    pub(super) findings: Vec<Diagnostic>,
+}
+
+type Env = FxHashMap<ValueId, Vid>;
+type Attrs<'a> = Option<&'a IndexMap<Box<str>, Attr>>;
+
+#[derive(Clone, Copy)]
+struct Scope<'a, 'm> {
+    attrs: Attrs<'a>,
+    path: &'a str,
+    imports: &'m [(Box<str>, i64)],
+    depth: usize,
+}
+
+impl<'m> Lowerer<'m> {
+    pub(super) fn new(model: &'m Model) -> Self {
+        let functions = model
+            .functions
+            .iter()
+            .map(|f| {
+                let domain = if &*f.domain == "ai.onnx" {
+                    ""
+                } else {
+                    &*f.domain
+                };
+                ((domain, &*f.name, &*f.overload), f)
+            })
+            .collect();
+        Lowerer {
+            model,
+            functions,
+            findings: Vec::new(),
+        }
+    }
+
+    /// The main graph; every value of the graph gets the [`Vid`] returned.
+    pub(super) fn main(&mut self) -> (Lowered<'m>, FxHashMap<ValueId, Vid>) {
+        let mut out = Lowered::default();
+        let mut env = Env::default();
+        let scope = Scope {
+            attrs: None,
+            path: "",
+            imports: &self.model.opset_imports,
+            depth: 0,
+        };
+        let g = &self.model.graph;
+        for p in g.inputs() {
+            let v = fresh(&mut out, &mut env, g, p.value, "");
+            out.inputs.push(v);
+        }
+        self.body(&mut out, g, &mut env, scope);
+        out.outputs = g
+            .outputs()
+            .iter()
+            .map(|p| fresh(&mut out, &mut env, g, p.value, ""))
+            .collect();
+        (out, env)
+    }
+
+    fn subgraph(&mut self, g: &'m Graph, scope: Scope<'_, 'm>) -> Lowered<'m> {
+        let mut out = Lowered::default();
+        let mut env = Env::default();
+        for v in g
+            .inputs()
+            .iter()
+            .map(|p| p.value)
+            .chain(g.captures().iter().copied())
+        {
+            let id = fresh(&mut out, &mut env, g, v, "");
+            out.inputs.push(id);
+        }
+        out.captures = g.captures().len();
+        self.body(&mut out, g, &mut env, scope);
+        out.outputs = g
+            .outputs()
+            .iter()
+            .map(|p| fresh(&mut out, &mut env, g, p.value, ""))
+            .collect();
+        out
+    }
+
+    fn body(&mut self, out: &mut Lowered<'m>, g: &'m Graph, env: &mut Env, scope: Scope<'_, 'm>) {
+        for (v, _) in g.sparse_initializers() {
+            self.findings.push(
+                Diagnostic::error(
+                    "compile-sparse",
+                    format!("`{}` is a sparse initializer", g.name_of(*v)),
+                )
+                .at(scope.path)
+                .help("store it as a dense tensor"),
+            );
+        }
+        let order = match g.order() {
+            Ok(order) => order,
+            Err(cycle) => {
+                self.findings
+                    .push(Diagnostic::error("cycle", cycle.to_string()).at(scope.path));
+                return;
+            }
+        };
+        for n in order {
+            let node = g.node(n);
+            let mut ins: Vec<Option<Vid>> = g
+                .node_inputs(n)
+                .into_iter()
+                .map(|v| v.map(|v| fresh(out, env, g, v, scope.path)))
+                .collect();
+            // An absent formal input of a function is an absent operand of its nodes.
+            for i in &mut ins {
+                if *i == Some(ABSENT) {
+                    *i = None;
+                }
+            }
+            let outs: Vec<Option<Vid>> = g
+                .node_outputs(n)
+                .into_iter()
+                .map(|v| v.map(|v| fresh(out, env, g, v, scope.path)))
+                .collect();
+            if self.call(out, node, &ins, &outs, scope) {
+                continue;
+            }
+            ins.extend(
+                g.node_captures(n)
+                    .into_iter()
+                    .map(|v| Some(fresh(out, env, g, v, scope.path))),
+            );
+            let node = resolve(node, scope.attrs);
+            let graphs = self.graphs(g.node(n), scope);
+            out.instrs.push(Instr {
+                opset: import(scope.imports, &node.op.domain),
+                node,
+                ins,
+                outs,
+                path: scope.path.to_owned(),
+                graphs,
+            });
+        }
+    }
+
+    fn graphs(&mut self, node: &'m Node, scope: Scope<'_, 'm>) -> Vec<(Box<str>, Lowered<'m>)> {
+        let mut graphs = Vec::new();
+        for (name, attr) in &node.attrs {
+            let inner: &[Graph] = match &attr.value {
+                AttrValue::Graph(g) => std::slice::from_ref(g),
+                AttrValue::Graphs(g) => g,
+                _ => continue,
+            };
+            for g in inner {
+                let path = join(scope.path, &node.name);
+                let inner = Scope {
+                    path: &path,
+                    depth: scope.depth + 1,
+                    ..scope
+                };
+                graphs.push((name.clone(), self.subgraph(g, inner)));
+            }
+        }
+        graphs
+    }
+
+    /// Inlines a call of a model-local function; false if the node is none.
+    fn call(
+        &mut self,
+        out: &mut Lowered<'m>,
+        node: &'m Node,
+        ins: &[Option<Vid>],
+        outs: &[Option<Vid>],
+        scope: Scope<'_, 'm>,
+    ) -> bool {
+        let op = &node.op;
+        let key = (&*op.domain, &*op.op_type, &*op.overload);
+        let Some(&f) = self.functions.get(&key) else {
+            return false;
+        };
+        // Our own operators are exported with a function body for other runtimes; here they have kernels.
+        if &*op.domain == super::kernels::OWN
+            && super::kernels::lookup(&op.domain, &op.op_type).is_some()
+        {
+            return false;
+        }
+        let path = join(scope.path, &node.name);
+        if scope.depth >= DEPTH {
+            self.findings.push(
+                Diagnostic::error(
+                    "compile-recursion",
+                    format!("the function {op} calls itself"),
+                )
+                .at(path),
+            );
+            return true;
+        }
+        let mut env = Env::default();
+        for (i, p) in f.body.inputs().iter().enumerate() {
+            env.insert(p.value, ins.get(i).copied().flatten().unwrap_or(ABSENT));
+        }
+        for (p, o) in f.body.outputs().iter().zip(outs) {
+            if let Some(o) = o
+                && !f.body.is_input(p.value)
+                && f.body.value(p.value).tensor.is_none()
+                && !env.contains_key(&p.value)
+            {
+                env.insert(p.value, *o);
+            }
+        }
+        let resolved = resolve(node, scope.attrs);
+        let inner = Scope {
+            attrs: Some(&resolved.attrs),
+            path: &path,
+            imports: &f.opset_imports,
+            depth: scope.depth + 1,
+        };
+        self.body(out, &f.body, &mut env, inner);
+        // An output that is also an input, a constant or another output of the body.
+        for (p, o) in f.body.outputs().iter().zip(outs) {
+            let (Some(o), Some(&v)) = (o, env.get(&p.value)) else {
+                continue;
+            };
+            if v != *o && v != ABSENT {
+                out.instrs.push(Instr {
+                    node: Cow::Owned(identity()),
+                    opset: 13,
+                    ins: vec![Some(v)],
+                    outs: vec![Some(*o)],
+                    path: path.clone(),
+                    graphs: Vec::new(),
+                });
+            }
+        }
+        true
+    }
+}
+
+/// Stands for an absent actual input of a function.
+const ABSENT: Vid = usize::MAX;
+
+fn join(path: &str, name: &str) -> String {
+    match (path.is_empty(), name.is_empty()) {
+        (true, _) => name.to_owned(),
+        (_, true) => path.to_owned(),
+        _ => format!("{path} > {name}"),
+    }
+}
+
+fn fresh<'m>(out: &mut Lowered<'m>, env: &mut Env, g: &'m Graph, v: ValueId, path: &str) -> Vid {
+    *env.entry(v).or_insert_with(|| {
+        let value = g.value(v);
+        out.tensors.push(value.tensor.as_ref());
+        out.names.push(if path.is_empty() {
+            Cow::Borrowed(&*value.name)
+        } else {
+            Cow::Owned(join(path, &value.name))
+        });
+        out.names.len() - 1
+    })
+}
+
+fn import(imports: &[(Box<str>, i64)], domain: &str) -> i64 {
+    let plain = |d: &str| {
+        if d == "ai.onnx" {
+            String::new()
+        } else {
+            d.to_owned()
+        }
+    };
+    imports
+        .iter()
+        .find(|(d, _)| plain(d) == plain(domain))
+        .map_or(1, |(_, v)| *v)
+}
+
+/// Replaces references to a call's attributes by their values.
+fn resolve<'m>(node: &'m Node, attrs: Attrs<'_>) -> Cow<'m, Node> {
+    let refers = node
+        .attrs
+        .values()
+        .any(|a| matches!(a.value, AttrValue::Ref { .. }));
+    if !refers {
+        return Cow::Borrowed(node);
+    }
+    let mut node = node.clone();
+    let old = std::mem::take(&mut node.attrs);
+    for (name, attr) in old {
+        match &attr.value {
+            AttrValue::Ref { name: from, .. } => {
+                if let Some(a) = attrs.and_then(|m| m.get(from)) {
+                    node.attrs.insert(name, a.clone());
+                }
+            }
+            _ => {
+                node.attrs.insert(name, attr);
+            }
+        }
+    }
+    Cow::Owned(node)
+}
+
+fn identity() -> Node {
+    let b = crate::ir::Builder::new(17);
+    let x = b.graph_input("x", crate::ir::Type::tensor(crate::ir::DType::Float, []));
+    let y = b.op("Identity", &[x], &[]);
+    let ty = crate::ir::Type::tensor(crate::ir::DType::Float, []);
+    b.finish_graph("", &[(y, "y", ty)])
+        .ok()
+        .and_then(|g| g.nodes().next().map(|n| g.node(n).clone()))
+        .expect("invariant: the graph has one node")
+}

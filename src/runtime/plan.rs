@@ -1,0 +1,377 @@
+//! Plans: a graph prepared for execution.
+
+use super::compile::{Setup, compile};
+use super::cpu::gemm::Precision;
+use super::exec::Program;
+use super::kernels::Cx;
+use super::lower::Lowerer;
+use super::pool::Pool;
+use super::value::{Value, Weight};
+use crate::diag::{Diagnostic, Severity, nearest};
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::ir::{DType, Dim, Type, TypeKind};
+use candle_core::Device;
+use indexmap::IndexMap;
+use rustc_hash::FxHashMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// How a graph is prepared.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// Names of the values to compute: graph outputs or any intermediate value. `None` means all graph outputs. What is not needed
+    /// for them is neither computed nor has to be supported.
+    pub outputs: Option<Vec<String>>,
+    /// Names of initializers that are fed at run time (adapter parameters); they are not folded. One that is not fed has the
+    /// value of the file.
+    pub variables: Vec<String>,
+    /// Where float tensors live.
+    pub device: Device,
+    /// In which precision operands of matrix products may be rounded on the CPU; sums and everything else are `f32`.
+    pub precision: Precision,
+    /// Threads for this plan; `None` takes the global pool.
+    pub threads: Option<usize>,
+}
+
+impl Default for CompileOptions {
+    fn default() -> Self {
+        CompileOptions {
+            outputs: None,
+            variables: Vec::new(),
+            device: Device::Cpu,
+            precision: Precision::F32,
+            threads: None,
+        }
+    }
+}
+
+/// Something a plan is fed with.
+#[derive(Clone, Debug)]
+pub struct FeedSpec {
+    /// Name of the graph input or variable.
+    pub name: String,
+    /// Declared type, if there is one.
+    pub ty: Option<Type>,
+    /// The value if it is not fed.
+    pub default: Option<Value>,
+    /// Whether anything requested depends on it.
+    pub used: bool,
+}
+
+/// Named values for a run.
+#[derive(Clone, Debug, Default)]
+pub struct Feeds(pub IndexMap<String, Value>);
+
+/// Named results of a run, in the order in which they were requested.
+pub type Outputs = IndexMap<String, Value>;
+
+impl Feeds {
+    /// No values.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a value.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: Value) -> Self {
+        self.insert(name, value);
+        self
+    }
+
+    /// Adds or replaces a value.
+    pub fn insert(&mut self, name: &str, value: Value) {
+        self.0.insert(name.to_owned(), value);
+    }
+
+    /// The same values under their plain names: files may say `input/NAME`.
+    #[must_use]
+    pub fn plain(self) -> Self {
+        let plain = |name: String| match name.strip_prefix("input/") {
+            Some(plain) => plain.to_owned(),
+            None => name,
+        };
+        Feeds(self.0.into_iter().map(|(k, v)| (plain(k), v)).collect())
+    }
+}
+
+/// A graph prepared for execution. `run` may be called from several threads at once.
+pub struct Plan {
+    program: Program,
+    feeds: Vec<FeedSpec>,
+    outputs: Vec<String>,
+    device: Device,
+    pool: Arc<Pool>,
+    precision: Precision,
+    threads: Option<rayon::ThreadPool>,
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan")
+            .field("steps", &self.program.steps.len())
+            .field("slots", &self.program.slots)
+            .field("constants", &self.program.constants.len())
+            .field("feeds", &self.feeds)
+            .field("outputs", &self.outputs)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Plan {
+    /// Prepares a model. Everything that cannot be executed is reported together.
+    pub fn compile(model: &Verified, options: &CompileOptions) -> Result<Plan> {
+        let g = &model.model().graph;
+        let mut lowerer = Lowerer::new(model.model());
+        let (code, env) = lowerer.main();
+        let mut findings = std::mem::take(&mut lowerer.findings);
+        let outputs: Vec<String> = options.outputs.clone().unwrap_or_else(|| {
+            g.outputs()
+                .iter()
+                .map(|p| g.name_of(p.value).to_owned())
+                .collect()
+        });
+        let mut find = |name: &str, what: &str| {
+            let found = g.find(name).and_then(|v| env.get(&v).copied());
+            if found.is_none() {
+                let names: Vec<&str> = g.values().map(|v| g.name_of(v)).collect();
+                let d =
+                    Diagnostic::error("compile-name", format!("{what} `{name}` does not exist"));
+                findings.push(match nearest(name, names.iter().copied()) {
+                    Some(n) => d.help(format!("did you mean `{n}`?")),
+                    None => d,
+                });
+            }
+            found
+        };
+        let wanted: Vec<usize> = outputs
+            .iter()
+            .filter_map(|n| find(n, "the requested value"))
+            .collect();
+        let variables: Vec<usize> = options
+            .variables
+            .iter()
+            .filter_map(|n| find(n, "the variable"))
+            .collect();
+        let pool = Arc::new(Pool::default());
+        let setup = Setup {
+            device: &options.device,
+            pool: &pool,
+        };
+        let mut code = code;
+        let mut feeds = Vec::new();
+        for (p, &v) in g.inputs().iter().zip(&code.inputs) {
+            let ty = p.ty.clone().or_else(|| g.value(p.value).ty.clone());
+            feeds.push((v, ty));
+        }
+        for &v in &variables {
+            if !code.inputs.contains(&v) {
+                let ty = code.tensors[v].map(|t| {
+                    let dims: Vec<Dim> = t.dims.iter().map(|&d| Dim::Known(d as i64)).collect();
+                    Type::tensor(t.dtype, dims)
+                });
+                code.inputs.push(v);
+                feeds.push((v, ty));
+            }
+        }
+        let mut specs = Vec::with_capacity(feeds.len());
+        for (v, ty) in feeds {
+            let default = match code.tensors[v]
+                .map(|t| Weight::new(t, &options.device).and_then(|w| w.value()))
+            {
+                None => None,
+                Some(Ok(v)) => Some(v),
+                Some(Err(e)) => {
+                    findings.push(Diagnostic::error(
+                        "compile-constant",
+                        format!("`{}`: {e}", code.names[v]),
+                    ));
+                    None
+                }
+            };
+            specs.push(FeedSpec {
+                name: code.names[v].clone().into_owned(),
+                ty,
+                default,
+                used: false,
+            });
+        }
+        let open = code.inputs.clone();
+        let program = compile(
+            &setup,
+            code,
+            &FxHashMap::default(),
+            &open,
+            &wanted,
+            &mut findings,
+        );
+        if findings.iter().any(|d| d.severity == Severity::Error) {
+            return Err(Error::many(ErrorKind::Compile, findings));
+        }
+        for (spec, slot) in specs.iter_mut().zip(&program.inputs) {
+            spec.used = slot.is_some();
+        }
+        Ok(Plan {
+            program,
+            feeds: specs,
+            outputs,
+            device: options.device.clone(),
+            pool,
+            precision: options.precision,
+            threads: threads(options.threads)?,
+        })
+    }
+
+    /// What the plan is fed with: graph inputs, then variables.
+    pub fn feeds(&self) -> &[FeedSpec] {
+        &self.feeds
+    }
+
+    /// Names of the results.
+    pub fn outputs(&self) -> &[String] {
+        &self.outputs
+    }
+
+    /// Number of kernel calls of one run.
+    pub fn step_count(&self) -> usize {
+        self.program.steps.len()
+    }
+
+    /// Executes the plan in inference mode.
+    pub fn run(&self, feeds: &Feeds) -> Result<Outputs> {
+        self.run_seeded(feeds, None)
+    }
+
+    /// Executes the plan; with a seed, `Dropout` nodes in training mode draw from it. Equal seeds draw equal masks, whatever the number of threads.
+    pub fn run_seeded(&self, feeds: &Feeds, seed: Option<u64>) -> Result<Outputs> {
+        let inputs = self.bind(feeds)?;
+        let work = || {
+            let cx = Cx {
+                pool: &self.pool,
+                device: &self.device,
+                random: seed,
+                precision: self.precision,
+            };
+            let values = self.program.run(&cx, inputs)?;
+            values
+                .into_iter()
+                .map(|v| {
+                    super::kernels::plain(v).and_then(|v| match v {
+                        Value::Float(x) => Ok(Value::Float(cx.dense(x)?)),
+                        v => Ok(v),
+                    })
+                })
+                .collect::<Result<Vec<Value>, _>>()
+                .map_err(|e| Diagnostic::error("run-output", e.to_string()))
+        };
+        let values = match &self.threads {
+            Some(t) => t.install(work),
+            None => work(),
+        }
+        .map_err(|d| Error::new(ErrorKind::Run, d))?;
+        Ok(self.outputs.iter().cloned().zip(values).collect())
+    }
+
+    fn bind(&self, feeds: &Feeds) -> Result<Vec<Option<Value>>> {
+        let mut findings = Vec::new();
+        for name in feeds.0.keys() {
+            if !self.feeds.iter().any(|f| f.name == *name) {
+                let names = self.feeds.iter().map(|f| f.name.as_str());
+                let d = Diagnostic::error("run-input", format!("the graph has no input `{name}`"));
+                let list = self
+                    .feeds
+                    .iter()
+                    .map(|f| f.name.as_str())
+                    .collect::<Vec<_>>();
+                findings.push(match nearest(name, names) {
+                    Some(n) => d.help(format!("did you mean `{n}`?")),
+                    None => d.help(format!("its inputs are: {}", list.join(", "))),
+                });
+            }
+        }
+        let mut sizes: FxHashMap<&str, (usize, &str)> = FxHashMap::default();
+        let mut inputs = Vec::with_capacity(self.feeds.len());
+        for spec in &self.feeds {
+            let given = feeds.0.get(&spec.name);
+            if let Some(v) = given {
+                check(spec, v, &mut sizes, &mut findings);
+            } else if spec.default.is_none() && spec.used {
+                let d =
+                    Diagnostic::error("run-input", format!("the input `{}` is missing", spec.name));
+                findings.push(match &spec.ty {
+                    Some(ty) => d.help(format!("feed a tensor of type {ty}")),
+                    None => d,
+                });
+            }
+            inputs.push(given.or(spec.default.as_ref()).cloned());
+        }
+        if findings.is_empty() {
+            Ok(inputs)
+        } else {
+            Err(Error::many(ErrorKind::Run, findings))
+        }
+    }
+}
+
+fn threads(n: Option<usize>) -> Result<Option<rayon::ThreadPool>> {
+    let Some(n) = n else { return Ok(None) };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(n)
+        .build()
+        .map(Some)
+        .map_err(|e| {
+            Error::new(
+                ErrorKind::Compile,
+                Diagnostic::error("threads", format!("{n} threads: {e}")),
+            )
+        })
+}
+
+/// Checks a fed value against its declared type, and that one name of a size means one size.
+fn check<'a>(
+    spec: &'a FeedSpec,
+    v: &Value,
+    sizes: &mut FxHashMap<&'a str, (usize, &'a str)>,
+    findings: &mut Vec<Diagnostic>,
+) {
+    let Some(ty) = &spec.ty else { return };
+    let TypeKind::Tensor { dtype, dims } = &ty.kind else {
+        return;
+    };
+    let mut wrong =
+        |what: String| {
+            findings.push(
+                Diagnostic::error("run-input", format!("input `{}`: {what}", spec.name))
+                    .note(format!("found {}{:?}, expected {ty}", v.dtype(), v.dims())),
+            );
+        };
+    if *dtype != v.dtype() && *dtype != DType::Undefined {
+        wrong(format!("found {}, expected {dtype}", v.dtype()));
+    }
+    let Some(dims) = dims else { return };
+    if dims.len() != v.dims().len() {
+        wrong(format!(
+            "found rank {}, expected rank {}",
+            v.dims().len(),
+            dims.len()
+        ));
+        return;
+    }
+    for (i, (d, &n)) in dims.iter().zip(v.dims()).enumerate() {
+        match d {
+            Dim::Known(k) if *k >= 0 && *k != n as i64 => {
+                wrong(format!("axis {i}: found {n}, expected {k}"));
+            }
+            Dim::Symbol(s) => match sizes.get(&**s) {
+                Some((m, first)) if *m != n => {
+                    wrong(format!("axis {i}: `{s}` is {n} here and {m} in `{first}`"));
+                }
+                Some(_) => {}
+                None => {
+                    sizes.insert(s, (n, &spec.name));
+                }
+            },
+            Dim::Known(_) | Dim::Unknown => {}
+        }
+    }
+}
