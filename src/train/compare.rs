@@ -1,0 +1,138 @@
+//! Numeric comparison of two models.
+
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::ir::{DType, Dim, Type};
+use crate::runtime::value::Host;
+use crate::runtime::{Feeds, Outputs, Value};
+use std::collections::BTreeMap;
+
+/// How far two values of one output are apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    /// Name of the output.
+    pub name: String,
+    /// Largest absolute difference; infinite for values that are not both numbers.
+    pub max_abs: f64,
+    /// Largest difference relative to the first value's largest magnitude.
+    pub max_rel: f64,
+    /// Whether every element is within `atol + rtol · |a|`.
+    pub within: bool,
+}
+
+/// Compares results by name. Outputs that only one side has are an error.
+pub fn compare(a: &Outputs, b: &Outputs, atol: f64, rtol: f64) -> Result<Vec<Comparison>> {
+    let missing: Vec<&String> = a
+        .keys()
+        .filter(|k| !b.contains_key(*k))
+        .chain(b.keys().filter(|k| !a.contains_key(*k)))
+        .collect();
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.iter().map(|s| s.as_str()).collect();
+        return Err(wrong(format!(
+            "outputs that only one of the models has: {}",
+            names.join(", ")
+        )));
+    }
+    a.iter()
+        .map(|(name, x)| one(name, x, &b[name], atol, rtol))
+        .collect()
+}
+
+fn one(name: &str, x: &Value, y: &Value, atol: f64, rtol: f64) -> Result<Comparison> {
+    if x.dims() != y.dims() {
+        return Err(wrong(format!(
+            "`{name}` has shapes {:?} and {:?}",
+            x.dims(),
+            y.dims()
+        )));
+    }
+    let floats = |v: &Value| -> Result<Vec<f64>> {
+        match v.to_f32() {
+            Ok(f) => Ok(f.into_iter().map(f64::from).collect()),
+            Err(_) => v
+                .to_ints()
+                .map(|i| i.into_iter().map(|x| x as f64).collect())
+                .map_err(|e| wrong(e.to_string())),
+        }
+    };
+    let (x, y) = (floats(x)?, floats(y)?);
+    let peak = x.iter().fold(0f64, |m, v| m.max(v.abs()));
+    let mut out = Comparison {
+        name: name.to_owned(),
+        max_abs: 0.0,
+        max_rel: 0.0,
+        within: true,
+    };
+    for (a, b) in x.iter().zip(&y) {
+        let same = a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        let d = if same { 0.0 } else { (a - b).abs() };
+        let d = if d.is_nan() { f64::INFINITY } else { d };
+        out.max_abs = out.max_abs.max(d);
+        out.within &= d <= atol + rtol * a.abs();
+    }
+    out.max_rel = out.max_abs / peak.max(f64::MIN_POSITIVE);
+    Ok(out)
+}
+
+/// Inputs for a model: symbolic sizes become small numbers, integers small ids, masks ones, floats a fixed pattern of `seed`.
+pub fn generate_inputs(model: &Verified, seed: u64) -> Result<Feeds> {
+    let g = &model.model().graph;
+    let mut sizes: BTreeMap<String, usize> = BTreeMap::new();
+    let mut feeds = Feeds::new();
+    let mut state = seed;
+    for port in g.inputs() {
+        let value = g.value(port.value);
+        if value.tensor.is_some() {
+            continue;
+        }
+        let Some((dtype, dims)) = port
+            .ty
+            .as_ref()
+            .and_then(|t: &Type| Some((t.dtype()?, t.dims()?)))
+        else {
+            return Err(wrong(format!(
+                "the input `{}` declares no shape; give --inputs",
+                value.name
+            )));
+        };
+        let mut size = |d: &Dim| match d {
+            Dim::Known(n) => usize::try_from(*n).unwrap_or(1),
+            Dim::Symbol(s) => {
+                let next = [2, 7, 3, 5][sizes.len().min(3)];
+                *sizes.entry(s.to_string()).or_insert(next)
+            }
+            Dim::Unknown => 2,
+        };
+        let dims: Vec<usize> = dims.iter().map(&mut size).collect();
+        let count: usize = dims.iter().product();
+        let mut draw = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            state >> 33
+        };
+        let ints: Vec<i64> = if value.name.contains("mask") {
+            vec![1; count]
+        } else {
+            (0..count).map(|_| (draw() % 16) as i64).collect()
+        };
+        let made = match dtype {
+            DType::Int64 => Value::from_i64(&dims, ints),
+            DType::Float => Value::from_f32(
+                &dims,
+                (0..count)
+                    .map(|_| draw() as f32 / 2f32.powi(30) - 1.0)
+                    .collect(),
+            ),
+            other => Host::from_ints(other, dims, ints).map(Value::Host),
+        };
+        feeds.insert(&value.name, made.map_err(|e| wrong(e.to_string()))?);
+    }
+    Ok(feeds)
+}
+
+fn wrong(message: String) -> Error {
+    Error::new(ErrorKind::Run, Diagnostic::error("verify", message))
+}

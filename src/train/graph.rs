@@ -1,0 +1,121 @@
+//! From an adapted model to the graph of a training step.
+
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::rewrite::Pipeline;
+use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
+use crate::rewrite::passes::gradient::{GradientPass, Outputs};
+use crate::rewrite::passes::loss::{Divisor, LABELS, LOSS, Loss, NUM_ITEMS};
+
+/// Which operators the step is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The exported graph's own, and standard ONNX for loss and gradient.
+    Portable,
+    /// Fused ones, for this library's runtime.
+    #[default]
+    Native,
+}
+
+/// Parses a loss as the command line names it: `causal-lm`, `mse`, or the name of a scalar value.
+pub fn parse_loss(text: &str, divisor: Divisor) -> Loss {
+    match text {
+        "causal-lm" => Loss::CausalLm {
+            logits: None,
+            divisor,
+        },
+        "mse" => Loss::Mse { output: None },
+        name => Loss::Named(name.to_owned()),
+    }
+}
+
+/// Fuses a model for inference on this library's runtime.
+pub fn inference_graph(model: Verified, mode: Mode) -> Result<Verified> {
+    match mode {
+        Mode::Portable => Ok(model),
+        Mode::Native => {
+            let pipeline = Pipeline::new()
+                .with(Cleanup)
+                .with(FuseBlocks)
+                .with(FuseProducts);
+            Ok(pipeline.run(model)?.model)
+        }
+    }
+}
+
+/// Appends the loss and its gradients by the values named. Afterwards the graph has the output `loss` and an output `grad/NAME` for
+/// each; with [`Outputs::Drop`] no others.
+pub fn training_graph(
+    model: Verified,
+    loss: &Loss,
+    wrt: &[String],
+    outputs: Outputs,
+    mode: Mode,
+) -> Result<Verified> {
+    let gradient = GradientPass {
+        loss: LOSS.to_owned(),
+        wrt: wrt.to_vec(),
+        outputs,
+    };
+    if mode == Mode::Portable {
+        return Ok(Pipeline::new()
+            .with(loss.clone())
+            .with(gradient)
+            .run(model)?
+            .model);
+    }
+    let fuse_loss = fused_loss(&model, loss);
+    let mut pipeline = Pipeline::new()
+        .with(Cleanup)
+        .with(FuseBlocks)
+        .with(loss.clone());
+    if let Some(fuse_loss) = fuse_loss {
+        pipeline = pipeline.with(fuse_loss);
+    }
+    Ok(pipeline.with(gradient).with(FuseProducts).run(model)?.model)
+}
+
+fn fused_loss(model: &Verified, loss: &Loss) -> Option<FuseLoss> {
+    let Loss::CausalLm { logits, divisor } = loss else {
+        return None;
+    };
+    let g = &model.model().graph;
+    let names = || g.outputs().iter().map(|p| g.name_of(p.value));
+    let logits = logits
+        .as_deref()
+        .or_else(|| names().find(|n| *n == "logits"))
+        .or_else(|| names().next())?;
+    Some(FuseLoss {
+        logits: logits.to_owned(),
+        labels: LABELS.to_owned(),
+        divisor: (*divisor == Divisor::Input).then(|| NUM_ITEMS.to_owned()),
+        loss: LOSS.to_owned(),
+    })
+}
+
+/// Appends a loss without gradients.
+pub fn loss_graph(model: Verified, loss: &Loss, mode: Mode) -> Result<Verified> {
+    let fuse_loss = fused_loss(&model, loss).filter(|_| mode == Mode::Native);
+    let mut pipeline = Pipeline::new();
+    if mode == Mode::Native {
+        pipeline = pipeline.with(Cleanup).with(FuseBlocks);
+    }
+    pipeline = pipeline.with(loss.clone());
+    if let Some(fuse_loss) = fuse_loss {
+        pipeline = pipeline.with(fuse_loss);
+    }
+    Ok(pipeline.run(model)?.model)
+}
+
+/// An error where nothing can be trained.
+pub(super) fn nothing_to_train() -> Error {
+    Error::new(
+        ErrorKind::Train,
+        Diagnostic::error(
+            "nothing-to-train",
+            "the model has no trainable adapter parameter",
+        )
+        .help("attach an adapter: --adapter 'lora[r=8]'"),
+    )
+}

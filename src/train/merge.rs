@@ -1,0 +1,54 @@
+//! Folding adapters into base weights: the method's expression, evaluated here.
+
+use crate::adapters::Adapter;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::ir::{DType, TensorData, f32_to_bf16, f32_to_f16};
+use crate::rewrite::Pipeline;
+use crate::rewrite::passes::Merge;
+use crate::runtime::{CompileOptions, Feeds, Plan, Value};
+use crate::select::Interface;
+
+/// Folds adapters into the weights of a model, one after the other.
+///
+/// # Errors
+/// Adapters whose method has no merged form (bottlenecks, gated LoRA), and weights that are not stored as floats.
+pub fn merge(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
+    let selection = interface.select(model)?;
+    let pass = Merge {
+        selection,
+        adapters,
+        evaluate: Box::new(evaluate),
+    };
+    Ok(Pipeline::new().with(pass).run(model.clone())?.model)
+}
+
+/// Runs a model without inputs.
+fn evaluate(model: &Verified) -> Result<Vec<TensorData>> {
+    let plan = Plan::compile(model, &CompileOptions::default())?;
+    plan.run(&Feeds::new())?.values().map(tensor).collect()
+}
+
+fn tensor(value: &Value) -> Result<TensorData> {
+    let wrong = |e: String| Error::new(ErrorKind::Run, Diagnostic::error("merge", e));
+    let data = value.to_f32().map_err(|e| wrong(e.to_string()))?;
+    let dims: Vec<u64> = value.dims().iter().map(|&d| d as u64).collect();
+    let bytes: Vec<u8> = match value.dtype() {
+        DType::Float => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::Double => data
+            .iter()
+            .flat_map(|&x| f64::from(x).to_le_bytes())
+            .collect(),
+        DType::Bfloat16 => data
+            .iter()
+            .flat_map(|&x| f32_to_bf16(x).to_le_bytes())
+            .collect(),
+        DType::Float16 => data
+            .iter()
+            .flat_map(|&x| f32_to_f16(x).to_le_bytes())
+            .collect(),
+        other => return Err(wrong(format!("a merged weight of type {other}"))),
+    };
+    Ok(TensorData::raw(value.dtype(), dims, bytes.into()))
+}
