@@ -1,0 +1,244 @@
+//! The jobs of the command line, one call each.
+
+use crate::adapters::config::UnknownKeys;
+use crate::adapters::folder::{AdapterFolder, Meta};
+use crate::adapters::summary::Summary;
+use crate::adapters::{Adapter, AdapterStore, Config, Setup, stamp};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::ir::{Graph, Use, ValueId};
+use crate::rewrite::Pipeline;
+use crate::rewrite::passes::expand::Expand;
+use crate::rewrite::passes::{Attach, Strip};
+use crate::select::{Interface, Selection, hiding_operators};
+use std::path::Path;
+
+/// Maps a model and verifies it.
+///
+/// # Errors
+/// [`ErrorKind::Io`], [`ErrorKind::Decode`] or [`ErrorKind::Invalid`], with everything that was found.
+pub fn open(path: impl AsRef<Path>) -> Result<Verified> {
+    let path = path.as_ref();
+    Verified::check(crate::onnx::open(path)?)
+        .map_err(|r| Error::from(r).within(path.display().to_string()))
+}
+
+/// An adapter as the command line names it: `SPEC` or `NAME=SPEC`, where SPEC is a configuration string (`lora[r=8,alpha=16]`), the
+/// path of an `adapter_config.json`, or a saved adapter's folder, whose weights come along.
+///
+/// ```
+/// let adapter = onnx_graft::adapter("mine=seq_bn[reduction_factor=32]")?;
+/// assert_eq!(adapter.name, "mine");
+/// assert!(onnx_graft::adapter("lora[rank=8]").is_err());
+/// # Ok::<(), onnx_graft::Error>(())
+/// ```
+///
+/// # Errors
+/// [`ErrorKind::Method`]: an unknown identifier or field, with the nearest one; [`ErrorKind::Io`]: a file that cannot be read.
+pub fn adapter(spec: &str) -> Result<Adapter> {
+    crate::adapters::spec::parse(spec)?.load()
+}
+
+/// A model with adapters.
+#[derive(Debug)]
+pub struct Adapted {
+    /// The rewritten model.
+    pub model: Verified,
+    /// What the interface selected in the model before.
+    pub selection: Selection,
+    /// Findings that did not stop the work.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Selects the interface's sites and attaches adapters. All of them are active, one behind the other.
+///
+/// `training` wires dropout and stochastic depth as they act in training; files are written without.
+pub fn attach(
+    model: Verified,
+    interface: &Interface,
+    adapters: Vec<Adapter>,
+    setup: Setup,
+    seed: u64,
+    training: bool,
+) -> Result<Adapted> {
+    let (model, expanded) = expand(model)?;
+    let selection = interface.select(&model)?;
+    let mut warnings = selection.misses.clone();
+    warnings.extend(expanded);
+    let pass = Attach {
+        selection: selection.clone(),
+        setup,
+        adapters,
+        seed,
+        training,
+    };
+    let mut rewritten = Pipeline::new().with(pass).run(model)?;
+    for report in &mut rewritten.reports {
+        warnings.append(&mut report.warnings);
+    }
+    Ok(Adapted {
+        model: rewritten.model,
+        selection,
+        warnings,
+    })
+}
+
+/// Replaces operators that hide the values adapters are spliced at (fused skip norms, packed attention) by their definitions.
+fn expand(model: Verified) -> Result<(Verified, Option<Diagnostic>)> {
+    let hiding = hiding_operators(model.model());
+    if hiding.is_empty() {
+        return Ok((model, None));
+    }
+    let names: Vec<String> = hiding.iter().map(ToString::to_string).collect();
+    let note = Diagnostic::warning(
+        "expanded",
+        format!("replaced by their definitions: {}", names.join(", ")),
+    )
+    .help("they hide values that adapters are spliced at; `strip` leaves the definitions");
+    let expanded = Pipeline::new().with(Expand::Ops(hiding)).run(model)?;
+    Ok((expanded.model, Some(note)))
+}
+
+/// The setup of several adapters: one behind the other.
+pub fn stacked(names: impl IntoIterator<Item = String>) -> Setup {
+    let mut names: Vec<Setup> = names.into_iter().map(Setup::Single).collect();
+    if names.len() == 1 {
+        names.remove(0)
+    } else {
+        Setup::Stack(names)
+    }
+}
+
+/// Takes adapters out of a rewritten model: one, or all.
+pub fn strip(model: Verified, adapter: Option<&str>) -> Result<Verified> {
+    Ok(Pipeline::new()
+        .with(Strip {
+            adapter: adapter.map(str::to_owned),
+        })
+        .run(model)?
+        .model)
+}
+
+/// The adapters of a rewritten model, from its manifest: names, configurations and how they were integrated.
+pub fn manifest(model: &Verified) -> Result<Vec<(String, Config)>> {
+    let Some(text) = model.model().metadata.get(stamp::MANIFEST) else {
+        return Ok(Vec::new());
+    };
+    let bad = |m: String| {
+        Error::new(
+            ErrorKind::Method,
+            Diagnostic::error("manifest", m).at(stamp::MANIFEST),
+        )
+    };
+    let json: serde_json::Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+    let entries = json["adapters"].as_array().cloned().unwrap_or_default();
+    let read = |e: serde_json::Value| -> Result<(String, Config)> {
+        let name = e["name"]
+            .as_str()
+            .ok_or_else(|| bad("an adapter has no name".into()))?;
+        Ok((
+            name.to_owned(),
+            Config::from_dict(&e["config"], UnknownKeys::Keep)?,
+        ))
+    };
+    entries.into_iter().map(read).collect()
+}
+
+/// The library's summary table of a rewritten model.
+pub fn summary(model: &Verified, setup: &Setup) -> Result<Summary> {
+    let adapters = manifest(model)?;
+    let store = AdapterStore::from_model(model.model());
+    Ok(Summary::new(
+        adapters.iter().map(|(n, c)| (&**n, c)),
+        &store,
+        setup,
+        base_parameters(&model.model().graph),
+    ))
+}
+
+/// Number of the base model's parameters, head and adapters not counted: tables, matrices, kernels and vectors that a node multiplies,
+/// adds or looks up. Initializers that an exporter merged count once.
+pub fn base_parameters(graph: &Graph) -> u64 {
+    let counts = |v: &ValueId| {
+        let value = graph.value(*v);
+        let Some(tensor) = value.tensor.as_ref().filter(|t| t.dtype.is_float()) else {
+            return 0;
+        };
+        if value.metadata.contains_key(stamp::ADAPTER) {
+            return 0;
+        }
+        let weighs = graph.uses(*v).into_iter().any(|u| {
+            let Use::Input(n, slot) = u else { return false };
+            let op = &*graph.node(n).op.op_type;
+            let head =
+                graph.output(n, 0).is_some_and(|o| graph.is_output(o)) && tensor.dims.len() == 2;
+            match tensor.dims.len() {
+                1 => matches!(
+                    op,
+                    "Mul" | "Add" | "LayerNormalization" | "Gemm" | "Conv" | "RMSNormalization"
+                ),
+                2 => {
+                    (matches!(op, "MatMul" | "Gemm" | "MatMulNBits")
+                        || (op == "Gather" && slot == 0))
+                        && !head
+                }
+                _ => op == "Conv",
+            }
+        });
+        if weighs {
+            tensor.count().unwrap_or(0)
+        } else {
+            0
+        }
+    };
+    graph.initializers().iter().map(counts).sum()
+}
+
+/// What `config.json` beside a model says, for the adapter's own file.
+pub fn meta(model: &Path, interface: &Interface, selection: &Selection) -> Meta {
+    let folder = model.parent().unwrap_or(Path::new("."));
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let string = |v: &serde_json::Value| v.as_str().map(str::to_owned);
+    Meta {
+        hidden_size: (selection.hidden_size > 0).then_some(selection.hidden_size as u64),
+        model_class: string(&config["architectures"][0]).unwrap_or_default(),
+        model_name: string(&config["_name_or_path"]).unwrap_or_default(),
+        model_type: string(&config["model_type"])
+            .or_else(|| interface.model_type.clone())
+            .unwrap_or_default(),
+        version: Some(crate::adapters::folder::VERSION.to_owned()),
+        extra: {
+            let mut extra = serde_json::Map::new();
+            crate::adapters::base::record(&mut extra, selection);
+            extra
+        },
+    }
+}
+
+/// The folder of one adapter of a rewritten model, with the parameters of `store`.
+pub fn folder(
+    model: &Verified,
+    store: &AdapterStore,
+    name: &str,
+    interface: &Interface,
+    meta: Meta,
+) -> Result<AdapterFolder> {
+    let Some((_, config)) = manifest(model)?.into_iter().find(|(n, _)| n == name) else {
+        return Err(Error::new(
+            ErrorKind::Method,
+            Diagnostic::error(
+                "adapter-unknown",
+                format!("the model has no adapter `{name}`"),
+            ),
+        ));
+    };
+    Ok(AdapterFolder::from_store(
+        name,
+        config,
+        store,
+        meta,
+        Some(interface.to_json()),
+    ))
+}

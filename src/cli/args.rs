@@ -1,0 +1,538 @@
+//! The command line as types.
+
+#![expect(
+    clippy::doc_markdown,
+    reason = "the documentation is the help text on a terminal"
+)]
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Adapters for any exported Transformer: selects layers of an ONNX graph, splices adapters in, runs and trains them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rewrite",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    after_help = "Example:\n  rewrite --interface qwen3 --adapter 'lora[r=8,alpha=16]' model.onnx\n\
+                  writes model.lora.onnx and the adapter folder lora/ beside the model."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) attach: AttachArgs,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Print one JSON document on stdout instead of text
+    #[arg(long, global = true, display_order = 900)]
+    pub(crate) json: bool,
+    /// No progress and no warnings
+    #[arg(short, long, global = true, display_order = 901)]
+    pub(crate) quiet: bool,
+    /// More detail; twice for all of it
+    #[arg(short, long, global = true, display_order = 902, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// Options of commands that execute a graph.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// Where to compute: cpu; cuda or cuda:N in a build with the `cuda` feature
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub(crate) device: String,
+    /// Element type of activations; this version computes in f32
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(crate) dtype: DTypeArg,
+    /// Threads; all cores without it
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+}
+
+/// Element type of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DTypeArg {
+    F32,
+    Bf16,
+    F16,
+}
+
+/// What selects and what is spliced in.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct AdapterArgs {
+    /// adapter_interface.json, or the name of a built-in one (`rewrite interface list`); without it the model type is read from
+    /// config.json beside the model, else inferred from the graph
+    #[arg(short, long, value_name = "FILE|NAME")]
+    pub(crate) interface: Option<String>,
+    /// NAME=SPEC or SPEC: a configuration string (`lora[r=8]`), an adapter_config.json, or a saved adapter folder. May be repeated
+    #[arg(short, long = "adapter", value_name = "[NAME=]SPEC")]
+    pub(crate) adapters: Vec<String>,
+    /// The adapter that is active, by name; without it all that were given are, one behind the other
+    #[arg(long, value_name = "SETUP")]
+    pub(crate) active: Option<String>,
+}
+
+/// The main job.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AttachArgs {
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+    /// The ONNX file
+    pub(crate) model: Option<PathBuf>,
+    /// Output file or folder; beside the model without it
+    #[arg(short, long, value_name = "FILE|DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace existing outputs
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Select, attach and verify, print the difference, write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Seed of initial parameter values
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// What a graph holds: exporter, inputs and outputs, modules, layers, and what an interface selects
+    #[command(after_help = "Example:\n  rewrite inspect model.onnx --interface qwen3")]
+    Inspect {
+        /// The ONNX file
+        model: PathBuf,
+        /// Interface to resolve
+        #[arg(short, long, value_name = "FILE|NAME")]
+        interface: Option<String>,
+    },
+    /// Interface specs: built in, checked, inferred
+    #[command(subcommand)]
+    Interface(InterfaceCommand),
+    /// Execute a graph on tensors of a safetensors file; optionally loss and gradients
+    #[command(
+        after_help = "Example:\n  rewrite run model.lora.onnx --inputs in.safetensors --outputs out.safetensors --loss causal-lm --grad"
+    )]
+    Run(Box<RunArgs>),
+    /// Fine-tune adapter parameters; the base model stays as it is
+    #[command(
+        after_help = "Example:\n  rewrite train model.onnx --interface qwen3 --adapter 'lora[r=8]' --data train.jsonl --output-dir out --max-steps 100"
+    )]
+    Train(Box<TrainArgs>),
+    /// Fold an adapter into the base weights
+    #[command(after_help = "Example:\n  rewrite merge model.onnx --adapter lora/ -o merged.onnx")]
+    Merge {
+        /// The ONNX file
+        model: PathBuf,
+        #[command(flatten)]
+        select: AdapterArgs,
+        /// Where the merged model goes
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace an existing output
+        #[arg(long)]
+        force: bool,
+    },
+    /// Take adapters out of a rewritten graph again
+    #[command(after_help = "Example:\n  rewrite strip model.lora.onnx -o model.onnx")]
+    Strip {
+        /// A model with adapters, as this program wrote it
+        model: PathBuf,
+        /// Only this adapter; all without it
+        #[arg(long)]
+        name: Option<String>,
+        /// Where the model without them goes
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace an existing output
+        #[arg(long)]
+        force: bool,
+    },
+    /// Adapter folders and methods
+    #[command(subcommand)]
+    Adapter(AdapterCommand),
+    /// Graph difference by module
+    #[command(after_help = "Example:\n  rewrite diff model.onnx model.lora.onnx")]
+    Diff {
+        /// The model before
+        a: PathBuf,
+        /// The model after
+        b: PathBuf,
+        /// Exit with 1 when the graphs differ
+        #[arg(long)]
+        exit_code: bool,
+    },
+    /// The graph as text: the same model always gives the same text
+    #[command(after_help = "Example:\n  rewrite print model.onnx --module layers.0")]
+    Print {
+        /// The ONNX file
+        model: PathBuf,
+        /// Only the nodes of this module
+        #[arg(long, value_name = "PATH")]
+        module: Option<String>,
+    },
+    /// Compare two graphs numerically on generated or given inputs
+    #[command(after_help = "Example:\n  rewrite verify model.onnx merged.onnx --engine tract")]
+    Verify(VerifyArgs),
+    /// Shell completions
+    #[command(
+        after_help = "Example:\n  rewrite completions bash > ~/.local/share/bash-completion/completions/rewrite"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum InterfaceCommand {
+    /// Names of the built-in specs
+    #[command(after_help = "Example:\n  rewrite interface list")]
+    List,
+    /// A built-in spec, as JSON
+    #[command(after_help = "Example:\n  rewrite interface show qwen3 > qwen3.json")]
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Validate a spec, and resolve it on a model
+    #[command(after_help = "Example:\n  rewrite interface check qwen3.json model.onnx")]
+    Check {
+        /// adapter_interface.json, or the name of a built-in spec
+        interface: String,
+        /// The model to resolve it on
+        model: Option<PathBuf>,
+    },
+    /// Propose a spec from the graph alone
+    #[command(after_help = "Example:\n  rewrite interface infer model.onnx -o interface.json")]
+    Infer {
+        /// The ONNX file
+        model: PathBuf,
+        /// Where the spec goes; stdout without it
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replace an existing output
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdapterCommand {
+    /// The library's summary table of adapter folders or of the adapters in a model
+    #[command(after_help = "Example:\n  rewrite adapter summary model.lora.onnx")]
+    Summary {
+        /// Adapter folders, or one rewritten model
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+    },
+    /// All configuration identifiers and the method each belongs to
+    #[command(after_help = "Example:\n  rewrite adapter methods")]
+    Methods,
+    /// Fields, defaults and formula of one identifier
+    #[command(after_help = "Example:\n  rewrite adapter show lora")]
+    Show {
+        /// The identifier
+        method: String,
+    },
+    /// The weighted average of adapters of one configuration, as a new adapter folder
+    #[command(
+        after_help = "Example:\n  rewrite adapter average both --adapter a/ --adapter b/ --weights 0.3,0.7 -o both/"
+    )]
+    Average(AverageArgs),
+    /// The same adapter under another name, as a new folder; the old one stays
+    #[command(after_help = "Example:\n  rewrite adapter rename lora/ polite -o polite/")]
+    Rename {
+        folder: PathBuf,
+        /// The new name
+        name: String,
+        /// The new folder; beside the old one, without it
+        #[arg(short, long, value_name = "DIR")]
+        output: Option<PathBuf>,
+        /// Replace existing outputs
+        #[arg(long)]
+        force: bool,
+    },
+    /// Delete an adapter folder: the files of a saved adapter, and the folder if nothing else is in it
+    #[command(after_help = "Example:\n  rewrite adapter delete lora/")]
+    Delete { folder: PathBuf },
+    /// Convert an adapter folder between AdapterHub's and PEFT's format
+    #[command(
+        after_help = "Examples:\n  rewrite adapter convert lora/ --to peft -o lora-peft/\n  \
+                      rewrite adapter convert lora-peft/ --to adapterhub --interface qwen3 -o lora/"
+    )]
+    Convert(ConvertArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AverageArgs {
+    /// Name of the new adapter
+    pub(crate) name: String,
+    /// A saved adapter folder; repeated
+    #[arg(short, long = "adapter", value_name = "DIR", required = true)]
+    pub(crate) adapters: Vec<PathBuf>,
+    /// One weight for each adapter, comma-separated; equal ones without
+    #[arg(
+        long,
+        value_name = "W,W,…",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
+    pub(crate) weights: Option<Vec<f64>>,
+    /// Use the weights as they are, instead of dividing them by their sum
+    #[arg(long)]
+    pub(crate) no_normalize_weights: bool,
+    /// How parameters are combined
+    #[arg(long, value_enum, default_value = "linear", value_name = "STRATEGY")]
+    pub(crate) combine_strategy: CombineStrategy,
+    /// Rank of the result, for `lora_delta_w_svd`; `alpha` follows it, so that the effect keeps its size
+    #[arg(
+        long,
+        value_name = "K",
+        required_if_eq("combine_strategy", "lora_delta_w_svd")
+    )]
+    pub(crate) svd_rank: Option<usize>,
+    /// The new folder; one of the new name here, without it
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace existing outputs
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// How parameters are combined, under the library's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum CombineStrategy {
+    /// Every parameter is the weighted sum
+    Linear,
+    /// LoRA: A with the weights' magnitudes, B with the weights
+    LoraLinearOnlyNegateB,
+    /// LoRA: the weighted sum of B·A, cut to a rank
+    LoraDeltaWSvd,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    pub(crate) folder: PathBuf,
+    /// The format to write
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) to: AdapterFormat,
+    /// To AdapterHub's: which module is which; a file, or a built-in name
+    #[arg(
+        short,
+        long,
+        value_name = "FILE|NAME",
+        required_if_eq("to", "adapterhub")
+    )]
+    pub(crate) interface: Option<String>,
+    /// To AdapterHub's: name of the adapter; the folder's without it
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The new folder
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Replace existing outputs
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Formats of adapter folders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AdapterFormat {
+    /// The Adapters library's
+    #[value(alias = "adapters")]
+    Adapterhub,
+    /// Hugging Face PEFT's
+    Peft,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The ONNX file
+    pub(crate) model: PathBuf,
+    /// safetensors file with a tensor for each graph input, by name (`input_ids` or `input/input_ids`)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) inputs: PathBuf,
+    /// safetensors file for the results
+    #[arg(long, value_name = "FILE")]
+    pub(crate) outputs: PathBuf,
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+    /// Only these values; graph outputs and intermediate values by name
+    #[arg(long = "output", value_name = "NAME")]
+    pub(crate) wanted: Vec<String>,
+    /// causal-lm (tensor `labels`), mse (tensor `target`), or the name of a scalar value
+    #[arg(long, value_name = "LOSS")]
+    pub(crate) loss: Option<String>,
+    /// Gradient of every trainable adapter parameter, or of the named values
+    #[arg(long, num_args = 0.., value_name = "NAME")]
+    pub(crate) grad: Option<Vec<String>>,
+    /// Use the fused kernels of the native pipeline
+    #[arg(long)]
+    pub(crate) native: bool,
+    /// Seed of initial parameter values
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Replace an existing outputs file
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The model to compare with
+    pub(crate) a: PathBuf,
+    /// The model to check
+    pub(crate) b: PathBuf,
+    /// Who executes
+    #[arg(long, value_enum, default_value = "candle")]
+    pub(crate) engine: Engine,
+    /// Tensors by graph input name; generated without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) inputs: Option<PathBuf>,
+    /// Largest absolute difference
+    #[arg(long, default_value_t = 1e-4)]
+    pub(crate) atol: f64,
+    /// Largest relative difference
+    #[arg(long, default_value_t = 1e-4)]
+    pub(crate) rtol: f64,
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
+    /// Seed of generated inputs
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+}
+
+/// Who executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    Candle,
+    Tract,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// The ONNX file, or a job file (.json)
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+    /// JSON lines of examples, or one batch as safetensors
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<PathBuf>,
+    /// tokenizer.json for rows of text; the one beside the model without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// causal-lm, mse, or the name of a scalar value
+    #[arg(long, value_name = "LOSS")]
+    pub(crate) loss: Option<String>,
+    /// Where the trained adapters go: OUTPUT_DIR/NAME/
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output_dir: Option<PathBuf>,
+    /// Replace existing outputs
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Run the graph as it was exported, without the native pipeline's fused kernels
+    #[arg(long)]
+    pub(crate) portable: bool,
+    #[command(flatten)]
+    pub(crate) training: TrainingFlags,
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
+}
+
+/// Hugging Face `TrainingArguments` as flags; what is absent keeps its default or the job file's value.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct TrainingFlags {
+    /// Peak learning rate of AdamW [default: 5e-5]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) learning_rate: Option<f64>,
+    /// Sequences of one micro-batch [default: 8]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) per_device_train_batch_size: Option<usize>,
+    /// Micro-batches of one optimizer step [default: 1]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gradient_accumulation_steps: Option<usize>,
+    /// Passes over the data; fractions are allowed [default: 3]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) num_train_epochs: Option<f64>,
+    /// Optimizer steps in all, instead of --num-train-epochs
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_steps: Option<i64>,
+    /// Decoupled weight decay [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) weight_decay: Option<f64>,
+    /// Decay rate of the first moment [default: 0.9]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) adam_beta1: Option<f64>,
+    /// Decay rate of the second moment [default: 0.999]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) adam_beta2: Option<f64>,
+    /// Added to the denominator of the update [default: 1e-8]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) adam_epsilon: Option<f64>,
+    /// Largest global gradient norm; 0 turns clipping off [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_grad_norm: Option<f64>,
+    /// linear, cosine, constant, constant_with_warmup, inverse_sqrt or polynomial [default: linear]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lr_scheduler_type: Option<String>,
+    /// Steps of linear warmup; takes precedence over --warmup-ratio
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) warmup_steps: Option<u64>,
+    /// Share of all steps that is linear warmup [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) warmup_ratio: Option<f64>,
+    /// A line on stderr every so many steps, when stderr is no terminal [default: 500]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) logging_steps: Option<u64>,
+    /// Accepted for job files of Hugging Face; this version saves at the end only
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) save_steps: Option<u64>,
+    /// Seed of initial values, data order and dropout [default: 42]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) seed: Option<u64>,
+    /// Longest sequence in tokens; longer ones are cut at the end [default: 2048]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_seq_length: Option<usize>,
+    /// Drop the last incomplete micro-batch of an epoch
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) dataloader_drop_last: bool,
+    /// Keep the data in file order instead of shuffling each epoch
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) no_shuffle: bool,
+}
+
+/// A finite number.
+fn number(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() => Ok(x),
+        _ => Err("a finite number is needed, such as 1e-4".to_owned()),
+    }
+}

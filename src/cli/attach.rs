@@ -1,0 +1,291 @@
+//! The main job, and merging.
+
+use super::args::{AdapterArgs, AttachArgs};
+use super::{Ui, exists, keep, open, usage};
+use crate::adapters::folder::{AdapterFolder, WriteOptions, file};
+use crate::adapters::{Adapter, AdapterStore, Config, Setup, spec};
+use crate::api::{self, Adapted};
+use crate::diag::{Diagnostic, Severity};
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::onnx::SaveOptions;
+use crate::select::{Interface, infer_interface};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// The interface named on the command line, or the one of the model beside it, or of the graph.
+pub(super) fn interface(name: Option<&str>, path: &Path, model: &Verified) -> Result<Interface> {
+    if let Some(name) = name {
+        return Interface::resolve(name);
+    }
+    if let Some(found) = Interface::detect(path)? {
+        return Ok(found);
+    }
+    infer_interface(model).map(|p| p.interface).map_err(|e| {
+        let d = Diagnostic::error("interface-unknown", "no interface was given, and none could be found")
+            .help("give one: --interface qwen3, or --interface adapter_interface.json (`rewrite interface list`)");
+        Error::new(ErrorKind::Interface, d).with_source(e)
+    })
+}
+
+/// The adapters named on the command line; the first method of the interface, without any.
+fn adapters(args: &AdapterArgs, interface: &Interface) -> Result<Vec<Adapter>> {
+    if args.adapters.is_empty() {
+        let (name, config) = default_adapter(interface)?;
+        return Ok(vec![Adapter::fresh(name, config)]);
+    }
+    args.adapters
+        .iter()
+        .map(|text| spec::parse(text)?.load())
+        .collect()
+}
+
+/// The first method that the interface lists.
+fn default_adapter(interface: &Interface) -> Result<(String, Config)> {
+    let family = interface
+        .fields
+        .adapter_methods
+        .first()
+        .map_or("bottleneck", |m| m.as_str());
+    let identifier = match family {
+        "bottleneck" => "seq_bn",
+        "reft" => "loreft",
+        "invertible" => "seq_bn_inv",
+        other => other,
+    };
+    Ok((identifier.to_owned(), Config::parse(identifier)?))
+}
+
+fn setup(args: &AdapterArgs, adapters: &[Adapter]) -> Result<Setup> {
+    let names = adapters.iter().map(|a| a.name.clone());
+    match &args.active {
+        None => Ok(api::stacked(names)),
+        Some(text) if adapters.iter().any(|a| a.name == *text) => Ok(Setup::Single(text.clone())),
+        Some(text) => Err(usage(
+            format!("--active {text}: this version activates one adapter by name"),
+            &format!("one of: {}", names.collect::<Vec<_>>().join(", ")),
+        )),
+    }
+}
+
+/// Attaches what the arguments say.
+pub(super) fn attached(
+    model: Verified,
+    path: &Path,
+    args: &AdapterArgs,
+    seed: u64,
+    training: bool,
+    ui: &Ui,
+) -> Result<Adapted> {
+    let interface = interface(args.interface.as_deref(), path, &model)?;
+    let adapters = adapters(args, &interface)?;
+    let setup = setup(args, &adapters)?;
+    let adapted = api::attach(model, &interface, adapters, setup, seed, training)?;
+    ui.warnings(
+        adapted
+            .warnings
+            .iter()
+            .filter(|d| d.severity == Severity::Warning),
+    );
+    Ok(adapted)
+}
+
+/// Where the main job writes.
+struct Targets {
+    model: PathBuf,
+    folder: PathBuf,
+}
+
+fn targets(args: &AttachArgs, input: &Path, names: &[String]) -> Targets {
+    let stem = input
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let file = format!("{stem}.{}.onnx", names.join("+"));
+    let beside = input.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+    let model = match &args.output {
+        None => beside.join(file),
+        Some(out) if out.is_dir() || out.extension().is_none() => out.join(file),
+        Some(out) => out.clone(),
+    };
+    let folder = model.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+    Targets { model, folder }
+}
+
+pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
+    let Some(input) = &args.model else {
+        return Err(usage(
+            "no model was given",
+            "rewrite --interface qwen3 model.onnx",
+        ));
+    };
+    let model = open(input, ui)?;
+    let interface = interface(args.select.interface.as_deref(), input, &model)?;
+    let adapters = adapters(&args.select, &interface)?;
+    let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
+    let setup = setup(&args.select, &adapters)?;
+    let before = args.dry_run.then(|| model.clone());
+    let adapted = api::attach(model, &interface, adapters, setup.clone(), args.seed, false)?;
+    ui.warnings(
+        adapted
+            .warnings
+            .iter()
+            .filter(|d| d.severity == Severity::Warning),
+    );
+    let summary = api::summary(&adapted.model, &setup)?;
+    let selected = selected(&adapted);
+    if let Some(before) = before {
+        let diff = super::graphs::difference(before.model(), adapted.model.model());
+        return ui.result(
+            &json!({ "selected": selected, "diff": diff, "dry_run": true }),
+            || format!("{}\n{diff}\n{}\n", lines(&selected), summary.table()),
+        );
+    }
+    let targets = targets(args, input, &names);
+    keep(&targets.model, [&**input])?;
+    if targets.model.exists() && !args.force {
+        return Err(exists(&targets.model));
+    }
+    std::fs::create_dir_all(&targets.folder)
+        .map_err(|e| Error::io(&targets.folder, "cannot make the folder", e))?;
+    let store = AdapterStore::from_model(adapted.model.model());
+    let meta = api::meta(input, &interface, &adapted.selection);
+    let folders = names
+        .iter()
+        .map(|n| {
+            Ok((
+                targets.folder.join(n),
+                api::folder(&adapted.model, &store.of(n), n, &interface, meta.clone())?,
+            ))
+        })
+        .collect::<Result<Vec<(PathBuf, AdapterFolder)>>>()?;
+    let sources: Vec<PathBuf> = args
+        .select
+        .adapters
+        .iter()
+        .filter_map(|a| source(a))
+        .collect();
+    let written: Vec<&(PathBuf, AdapterFolder)> = folders
+        .iter()
+        .filter(|(f, _)| !f.canonicalize().is_ok_and(|f| sources.contains(&f)))
+        .collect();
+    if let (Some((there, _)), false) = (
+        written.iter().find(|(f, _)| f.join(file::CONFIG).exists()),
+        args.force,
+    ) {
+        return Err(exists(there));
+    }
+    let saved = crate::onnx::save(
+        &adapted.model,
+        &targets.model,
+        SaveOptions {
+            force: args.force,
+            ..SaveOptions::default()
+        },
+    )?;
+    for (path, folder) in written {
+        folder.write(
+            path,
+            WriteOptions {
+                force: args.force,
+                ..WriteOptions::default()
+            },
+        )?;
+    }
+    let paths: Vec<&Path> = folders.iter().map(|(p, _)| &**p).collect();
+    let rows: Vec<_> = summary.rows.iter().map(|r| json!({ "name": r.name, "architecture": r.architecture, "#param": r.params, "%param": r.percent, "active": r.active, "train": r.train })).collect();
+    let report = json!({
+        "model": saved.model, "bytes": saved.bytes, "adapters": paths, "selected": selected,
+        "summary": rows, "full_model": summary.full,
+    });
+    ui.result(&report, || {
+        let mut text = format!(
+            "{}\n{}\n\nwrote {}",
+            lines(&selected),
+            summary.table(),
+            saved.model.display()
+        );
+        for p in &paths {
+            text += &format!("\nwrote {}{}", p.display(), std::path::MAIN_SEPARATOR);
+        }
+        text + "\n"
+    })
+}
+
+/// The folder that a specification loads, if it is one.
+fn source(text: &str) -> Option<PathBuf> {
+    match spec::parse(text).ok()? {
+        spec::Spec::Saved { folder, .. } => folder.canonicalize().ok(),
+        spec::Spec::Fresh { .. } => None,
+    }
+}
+
+/// What was selected, for people and programs.
+fn selected(adapted: &Adapted) -> serde_json::Value {
+    let s = &adapted.selection;
+    let first = s.layers.first();
+    let mut fields = serde_json::Map::new();
+    if let Some(l) = first {
+        for a in [&l.self_attn, &l.cross_attn].into_iter().flatten() {
+            for p in [&a.q, &a.k, &a.v, &a.qkv, &a.o].into_iter().flatten() {
+                fields.insert(
+                    p.role.field().to_owned(),
+                    json!(format!("{} [{} → {}]", p.path, p.d_in, p.d_out)),
+                );
+            }
+        }
+        for p in [&l.intermediate, &l.output_proj].into_iter().flatten() {
+            fields.insert(
+                p.role.field().to_owned(),
+                json!(format!("{} [{} → {}]", p.path, p.d_in, p.d_out)),
+            );
+        }
+    }
+    let changed = adapted.model.model().graph.nodes().filter(|&n| {
+        adapted
+            .model
+            .model()
+            .graph
+            .node(n)
+            .metadata
+            .contains_key(crate::adapters::stamp::REPLACES)
+    });
+    json!({ "layers": s.layers.len(), "hidden_size": s.hidden_size, "first_layer": fields, "places": changed.count() })
+}
+
+fn lines(selected: &serde_json::Value) -> String {
+    let mut text = format!(
+        "selected {} layers, hidden size {}; adapters at {} places\n",
+        selected["layers"], selected["hidden_size"], selected["places"]
+    );
+    for (field, at) in selected["first_layer"].as_object().into_iter().flatten() {
+        text += &format!("  {field:<24} {}\n", at.as_str().unwrap_or_default());
+    }
+    text
+}
+
+pub(super) fn merge(
+    path: &Path,
+    args: &AdapterArgs,
+    output: &Path,
+    force: bool,
+    ui: &Ui,
+) -> Result<()> {
+    keep(output, [path])?;
+    let model = open(path, ui)?;
+    let interface = interface(args.interface.as_deref(), path, &model)?;
+    let merged = crate::train::merge(&model, &interface, adapters(args, &interface)?)?;
+    let saved = crate::onnx::save(
+        &merged,
+        output,
+        SaveOptions {
+            force,
+            ..SaveOptions::default()
+        },
+    )?;
+    ui.result(
+        &json!({ "model": saved.model, "bytes": saved.bytes }),
+        || format!("wrote {}\n", saved.model.display()),
+    )
+}

@@ -1,0 +1,99 @@
+//! `rewrite inspect` and `rewrite interface`.
+
+use super::{Ui, attach, exists, keep, open, stdout};
+use crate::error::Result;
+use crate::select::{Inspection, Interface, infer_interface};
+use serde_json::json;
+use std::path::Path;
+
+pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<()> {
+    let model = open(path, ui)?;
+    let inspection = Inspection::of(&model);
+    let Some(name) = interface else {
+        return ui.result(&json!(inspection), || inspection.to_string());
+    };
+    let interface = attach::interface(Some(name), path, &model)?;
+    let selection = interface.select(&model)?;
+    ui.warnings(&selection.misses);
+    let graph = &model.model().graph;
+    let explained = selection.explain(graph).to_string();
+    let fields: Vec<_> = selection
+        .decisions
+        .iter()
+        .map(|d| {
+            json!({ "layer": d.layer, "field": d.field, "module": d.path,
+                    "value": graph.name_of(d.value), "witness": d.witness.to_string() })
+        })
+        .collect();
+    let rows = || -> String {
+        let row = |d: &crate::select::Decision| {
+            let layer = d.layer.map_or_else(|| "-".to_owned(), |l| l.to_string());
+            let value = graph.name_of(d.value);
+            format!(
+                "{layer:>5}  {:<26}{:<46}{value}  ({})\n",
+                d.field, d.path, d.witness
+            )
+        };
+        selection.decisions.iter().map(row).collect()
+    };
+    ui.result(
+        &json!({ "model": inspection, "selected": explained.lines().collect::<Vec<_>>(), "fields": fields }),
+        || {
+            let head = format!("layer  {:<26}{:<46}value  (witness)", "interface field", "module");
+            format!("{inspection}\n{explained}\n{head}\n{}", rows())
+        },
+    )
+}
+
+pub(super) fn list(ui: &Ui) -> Result<()> {
+    let names: Vec<&str> = Interface::builtin_names().collect();
+    ui.result(&json!(names), || names.join("\n") + "\n")
+}
+
+pub(super) fn show(name: &str) -> Result<()> {
+    let interface = Interface::resolve(name)?;
+    // JSON either way.
+    stdout(interface.to_json().as_bytes())
+}
+
+pub(super) fn check(interface: &str, model: Option<&Path>, ui: &Ui) -> Result<()> {
+    let parsed = Interface::resolve(interface)?;
+    let Some(path) = model else {
+        return ui.result(&json!({ "valid": true }), || {
+            format!("{} is valid\n", parsed.source)
+        });
+    };
+    let model = open(path, ui)?;
+    let selection = parsed.select(&model)?;
+    ui.warnings(&selection.misses);
+    let explained = selection.explain(&model.model().graph).to_string();
+    let layers = selection.layers.len();
+    ui.result(&json!({ "valid": true, "layers": layers }), || {
+        format!(
+            "{explained}\n{} selects {layers} layers of {}\n",
+            parsed.source,
+            path.display()
+        )
+    })
+}
+
+pub(super) fn infer(path: &Path, output: Option<&Path>, force: bool, ui: &Ui) -> Result<()> {
+    let model = open(path, ui)?;
+    let proposal = infer_interface(&model)?;
+    ui.warnings(&proposal.notes);
+    let Some(output) = output else {
+        return stdout(proposal.interface.to_json().as_bytes());
+    };
+    if output.exists() && !force {
+        return Err(exists(output));
+    }
+    keep(output, [path])?;
+    super::write_file(output, proposal.interface.to_json().as_bytes())?;
+    ui.result(&json!({ "file": output }), || {
+        format!(
+            "wrote {}
+",
+            output.display()
+        )
+    })
+}

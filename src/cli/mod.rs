@@ -1,0 +1,288 @@
+//! The command line. It parses, calls the library and renders; data goes to stdout, everything else to stderr.
+
+mod adapters;
+mod args;
+mod attach;
+mod graphs;
+mod inspect;
+mod run;
+mod train;
+
+use crate::diag::{Diagnostic, Severity, nearest};
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use args::{Cli, Command, ExecArgs, InterfaceCommand};
+use clap::{CommandFactory, Parser};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Runs the command line of the process.
+pub fn main() -> ExitCode {
+    let cli = Cli::try_parse().unwrap_or_else(|e| refuse(&e));
+    let ui = Ui {
+        json: cli.global.json,
+        quiet: cli.global.quiet,
+        verbose: cli.global.verbose,
+    };
+    match dispatch(cli, &ui) {
+        Ok(code) => code,
+        Err(e) if broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr().lock(), "{e}");
+            ExitCode::from(if e.findings().iter().any(|f| f.code == ARGUMENTS) {
+                2
+            } else {
+                1
+            })
+        }
+    }
+}
+
+/// Prints what is wrong with the arguments and ends the process. A word in the place of the model that is nearly a command, and no
+/// file, is taken for one.
+fn refuse(e: &clap::Error) -> ! {
+    let word = std::env::args().nth(1).unwrap_or_default();
+    let command = Cli::command();
+    let names = command.get_subcommands().map(clap::Command::get_name);
+    let near = (e.kind() == clap::error::ErrorKind::ArgumentConflict && !Path::new(&word).exists())
+        .then(|| nearest(&word, names))
+        .flatten();
+    if let Some(near) = near {
+        let message = format!("there is no command `{word}`; did you mean `{near}`?");
+        let kind = clap::error::ErrorKind::InvalidSubcommand;
+        Cli::command().error(kind, message).exit();
+    }
+    e.exit()
+}
+
+fn broken_pipe(e: &Error) -> bool {
+    let source = std::error::Error::source(e).and_then(|s| s.downcast_ref::<std::io::Error>());
+    source.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
+    let Some(command) = cli.command else {
+        return attach::attach(&cli.attach, ui).map(|()| ExitCode::SUCCESS);
+    };
+    match command {
+        Command::Inspect { model, interface } => {
+            inspect::inspect(&model, interface.as_deref(), ui)?;
+        }
+        Command::Interface(InterfaceCommand::List) => inspect::list(ui)?,
+        Command::Interface(InterfaceCommand::Show { name }) => inspect::show(&name)?,
+        Command::Interface(InterfaceCommand::Check { interface, model }) => {
+            inspect::check(&interface, model.as_deref(), ui)?;
+        }
+        Command::Interface(InterfaceCommand::Infer {
+            model,
+            output,
+            force,
+        }) => {
+            inspect::infer(&model, output.as_deref(), force, ui)?;
+        }
+        Command::Run(args) => run::run(&args, ui)?,
+        Command::Train(args) => train::train(&args, ui)?,
+        Command::Merge {
+            model,
+            select,
+            output,
+            force,
+        } => attach::merge(&model, &select, &output, force, ui)?,
+        Command::Strip {
+            model,
+            name,
+            output,
+            force,
+        } => graphs::strip(&model, name.as_deref(), &output, force, ui)?,
+        Command::Adapter(command) => adapters::run(&command, ui)?,
+        Command::Diff { a, b, exit_code } => {
+            let same = graphs::diff(&a, &b, ui)?;
+            return Ok(if exit_code && !same {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            });
+        }
+        Command::Print { model, module } => graphs::print(&model, module.as_deref(), ui)?,
+        Command::Verify(args) => graphs::verify(&args, ui)?,
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "rewrite", &mut out);
+            stdout(&out)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Bytes on stdout.
+fn stdout(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::io(Path::new("stdout"), "cannot write", e))
+}
+
+/// Where output goes.
+struct Ui {
+    json: bool,
+    quiet: bool,
+    verbose: u8,
+}
+
+impl Ui {
+    /// The result: JSON if asked for, text otherwise.
+    fn result(&self, json: &serde_json::Value, text: impl FnOnce() -> String) -> Result<()> {
+        if self.json {
+            let mut out = serde_json::to_string_pretty(json).unwrap_or_default();
+            out.push('\n');
+            return stdout(out.as_bytes());
+        }
+        stdout(text().as_bytes())
+    }
+
+    /// A line on stderr.
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            let _ = writeln!(std::io::stderr().lock(), "{text}");
+        }
+    }
+
+    /// Warnings on stderr.
+    fn warnings<'a>(&self, findings: impl IntoIterator<Item = &'a Diagnostic>) {
+        for f in findings {
+            if f.severity == Severity::Warning || self.verbose > 0 {
+                self.note(&f.to_string());
+            }
+        }
+    }
+
+    /// Whether progress bars make sense.
+    fn progress(&self) -> bool {
+        !self.quiet && !self.json && std::io::stderr().is_terminal()
+    }
+}
+
+/// Reads and verifies a model.
+fn open(path: &Path, ui: &Ui) -> Result<Verified> {
+    let model = crate::onnx::open(path)?;
+    let verified =
+        Verified::check(model).map_err(|r| Error::from(r).within(path.display().to_string()))?;
+    if ui.verbose > 0 {
+        ui.warnings(verified.warnings());
+    }
+    Ok(verified)
+}
+
+/// Writes a file under a temporary name and renames it.
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|e| Error::io(path, "cannot write", e))
+}
+
+/// The code of findings about the arguments.
+const ARGUMENTS: &str = "arguments";
+
+/// An error about the arguments: the process ends with 2.
+fn usage(message: impl Into<String>, help: &str) -> Error {
+    Error::new(
+        ErrorKind::Invalid,
+        Diagnostic::error(ARGUMENTS, message).help(help),
+    )
+}
+
+/// The error of an output that is there and must not be replaced.
+fn exists(path: &Path) -> Error {
+    let d = Diagnostic::error("exists", format!("{} exists", path.display()));
+    Error::new(
+        ErrorKind::Io,
+        d.help("give --force to replace it, or write elsewhere"),
+    )
+}
+
+/// Refuses an output that is one of the inputs: inputs are never modified.
+fn keep<'a>(output: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    let Ok(there) = output.canonicalize() else {
+        return Ok(());
+    };
+    let same = inputs
+        .into_iter()
+        .any(|i| i.canonicalize().is_ok_and(|i| i == there));
+    if !same {
+        return Ok(());
+    }
+    let d = Diagnostic::error("input-kept", format!("{} is an input", output.display()));
+    Err(Error::new(
+        ErrorKind::Io,
+        d.help("inputs are never modified: choose another output"),
+    ))
+}
+
+/// Compile options of a command that executes.
+fn compile_options(exec: &ExecArgs) -> Result<crate::runtime::CompileOptions> {
+    use args::DTypeArg;
+    if exec.dtype != DTypeArg::F32 {
+        return Err(usage(
+            "this build computes in f32",
+            "leave --dtype out; weights of any float type are read as they are",
+        ));
+    }
+    Ok(crate::runtime::CompileOptions {
+        device: crate::runtime::device(&exec.device)?,
+        threads: exec.threads,
+        ..crate::runtime::CompileOptions::default()
+    })
+}
+
+/// What the global options say; used by tests of the parser.
+#[cfg(test)]
+fn parse(line: &[&str]) -> std::result::Result<Cli, clap::Error> {
+    Cli::try_parse_from(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_main_job_needs_no_subcommand() {
+        let cli = parse(&["rewrite", "--interface", "qwen3.json", "model.onnx"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.attach.model.unwrap(), Path::new("model.onnx"));
+        let cli = parse(&[
+            "rewrite",
+            "run",
+            "m.onnx",
+            "--inputs",
+            "i",
+            "--outputs",
+            "o",
+            "--grad",
+        ])
+        .unwrap();
+        let Some(Command::Run(run)) = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(run.grad, Some(vec![]));
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere() {
+        let cli = parse(&["rewrite", "print", "m.onnx", "--quiet"]).unwrap();
+        assert!(cli.global.quiet);
+    }
+}

@@ -1,0 +1,151 @@
+//! Adapters for exported Transformers.
+//!
+//! A Transformer that was exported to ONNX is a graph of operators: the modules, and with them the places where LoRA or a bottleneck
+//! adapter would go, are gone. This crate finds those places again, splices adapters in, writes the result as ONNX, and executes and
+//! trains it on the CPU. The base weights are never changed and never copied to look at them.
+//!
+//! # A tour
+//!
+//! | step | what does it | what comes out |
+//! |---|---|---|
+//! | read | [`open`] | a [`Verified`] model: structure, types and shapes are checked |
+//! | select | [`Interface::select`] | a [`Selection`](select::Selection): for each layer the values where adapters go |
+//! | attach | [`attach`] | an [`Adapted`] model, still standard ONNX |
+//! | write | [`onnx::save`] | `model.onnx` for any runtime |
+//! | run | `runtime::Plan` | outputs, losses, gradients |
+//! | train | `train::Trainer` | new adapter parameters |
+//! | save | [`api::folder`] | a folder that AdapterHub's `load_adapter` reads |
+//!
+//! An [`Interface`] says which modules of an architecture are its embeddings, layers and projections, in the format of AdapterHub's
+//! `adapter_interface.json`. Specs of common architectures are built in ([`Interface::builtin`]); [`Interface::resolve`] reads a file.
+//! [`select::infer_interface`] proposes one from the graph. An adapter is a configuration string such as `lora[r=8,alpha=16]`, a
+//! configuration file, or a saved folder; [`adapter`] takes all three.
+//!
+//! ## From a file to a trained adapter
+//!
+#![cfg_attr(feature = "train", doc = "```")]
+#![cfg_attr(not(feature = "train"), doc = "```ignore")]
+//! use onnx_graft::adapters::folder::WriteOptions;
+//! use onnx_graft::train::{Dataset, ReadOptions, Trainer, TrainingArguments};
+//! use onnx_graft::{Interface, api};
+//! # fn main() -> onnx_graft::Result<()> {
+//! # let out = tempfile::tempdir().unwrap();
+//! # let out = out.path();
+//! let path = std::path::Path::new("fixtures/qwen3/model.onnx");
+//! let interface = Interface::resolve("qwen3")?;
+//! let lora = api::adapter("lora[r=8,alpha=16]")?;
+//! let setup = api::stacked([lora.name.clone()]);
+//! let adapted = api::attach(api::open(path)?, &interface, vec![lora], setup, 42, true)?;
+//!
+//! let data = Dataset::read_jsonl("fixtures/train/ids.jsonl".as_ref(), &ReadOptions::default())?;
+//! let args = TrainingArguments { max_steps: 5, learning_rate: 1e-2, ..Default::default() };
+//! let mut trainer = Trainer::causal_lm(adapted.model.clone(), args)?;
+//! let mut losses = Vec::new();
+//! trainer.train(&data, 0, &mut |report| losses.push(report.loss))?;
+//! assert!(losses[4] < losses[0]);
+//!
+//! let meta = api::meta(path, &interface, &adapted.selection);
+//! let folder = api::folder(&adapted.model, &trainer.store(), "lora", &interface, meta)?;
+//! folder.write(&out.join("lora"), WriteOptions::default())?;
+//! # assert!(out.join("lora/adapter_config.json").exists());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ## A pass of your own
+//!
+//! Attaching, stripping, merging, losses, gradients and fusion are passes: each sees a model read-only and commits
+//! [`Patch`](rewrite::Patch)es. A patch is checked as a whole before anything is written, and a pass whose result does not verify
+//! leaves the model as it was. This one measures how large each layer's output is, in ten lines:
+//!
+//! ```
+//! use onnx_graft::{Interface, Pass, PassCx, PassError, Pipeline, api};
+//!
+//! struct Loudness(Interface);
+//!
+//! impl Pass for Loudness {
+//!     fn name(&self) -> &str {
+//!         "loudness"
+//!     }
+//!
+//!     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+//!         let selection = self.0.select(cx.before())?;
+//!         let mut patch = cx.patch("loudness of every layer", None);
+//!         for layer in &selection.layers {
+//!             let b = patch.builder();
+//!             let size = b.reduce_mean(b.unary("Abs", layer.output), &[0, 1, 2], false);
+//!             patch.add_output(size, &format!("loudness.{}", layer.index), None);
+//!         }
+//!         cx.commit(patch)?;
+//!         Ok(())
+//!     }
+//! }
+//!
+//! # fn main() -> onnx_graft::Result<()> {
+//! let model = api::open("fixtures/qwen3/model.onnx")?;
+//! let interface = Interface::resolve("qwen3")?;
+//! let rewritten = Pipeline::new().with(Loudness(interface)).run(model)?;
+//! assert_eq!(rewritten.reports[0].added, 4);
+//! let graph = &rewritten.model.model().graph;
+//! let names: Vec<_> = graph.outputs().iter().map(|o| graph.name_of(o.value)).collect();
+//! assert_eq!(names, ["logits", "loudness.0", "loudness.1"]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Invariants
+//!
+//! - Nothing is lost: what is read and written again decodes to the same model; what cannot be carried is an error.
+//! - The same input gives the same bytes, on every machine and with any number of threads.
+//! - Original names stay: graph inputs, outputs, and every node and value that a rewrite did not replace.
+//! - Untrusted files do not panic, and allocate only what the file paid for.
+//!
+//! # Features
+//!
+//! `runtime` executes graphs on candle, `train` adds training, `cli` the `rewrite` binary, `tract` an independent engine to compare
+//! with, `cuda` candle's CUDA device. Without default features this is a small crate that reads, rewrites and writes graphs.
+//!
+//! Why things are as they are is told in [`design`].
+
+pub mod adapters;
+pub mod api;
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod diag;
+pub mod error;
+pub mod infer;
+pub mod ir;
+pub mod onnx;
+pub mod ops;
+pub mod rewrite;
+#[cfg(feature = "runtime")]
+pub mod runtime;
+pub mod select;
+#[cfg(feature = "train")]
+pub mod train;
+
+/// Decisions that had alternatives, with their reasons. No code.
+pub mod design {
+    #[doc = include_str!("design/0001-vertices-and-edges.md")]
+    pub mod vertices_and_edges {}
+    #[doc = include_str!("design/0002-patches-and-copies.md")]
+    pub mod patches_and_copies {}
+    #[doc = include_str!("design/0003-nothing-is-lost.md")]
+    pub mod nothing_is_lost {}
+    #[doc = include_str!("design/0004-what-a-tap-is.md")]
+    pub mod what_a_tap_is {}
+    #[doc = include_str!("design/0005-merge-as-graph.md")]
+    pub mod merge_as_graph {}
+    #[doc = include_str!("design/0006-gradient-is-a-pass.md")]
+    pub mod gradient_is_a_pass {}
+    #[doc = include_str!("design/0007-two-pipelines.md")]
+    pub mod two_pipelines {}
+}
+
+pub use adapters::{Adapter, AdapterStore, Config, Setup};
+pub use api::{Adapted, adapter, attach, open};
+pub use error::{Error, ErrorKind, Result};
+pub use infer::Verified;
+pub use ir::Model;
+pub use rewrite::{Pass, PassCx, PassError, Pipeline};
+pub use select::Interface;
