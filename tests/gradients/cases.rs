@@ -1,0 +1,21 @@
+//! The cases, by family.
+
+mod composite;
+mod elementwise;
+mod own;
+mod shape;
+
+use super::harness::Case;
+
+/// All cases.
+pub(crate) fn all() -> Vec<Case> {
+    [
+        elementwise::cases(),
+        shape::cases(),
+        composite::cases(),
+        own::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

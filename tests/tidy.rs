@@ -1,0 +1,178 @@
+//! The rules of the house that a compiler does not check: who may import whom, how long files are, and that tables are complete.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The files of the library; a file that holds only tests is none of them.
+fn sources() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![root];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs")
+                && !["tests.rs", "testing.rs"].iter().any(|t| path.ends_with(t))
+            {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Module → the modules of this crate it may name, besides itself, `error` and `diag`.
+fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
+    BTreeMap::from([
+        ("error", &["diag"][..]),
+        ("diag", &[]),
+        ("ir", &[]),
+        ("onnx", &["ir", "infer"]),
+        ("ops", &["ir"]),
+        ("infer", &["ops", "ir"]),
+        ("select", &["infer", "ir"]),
+        ("adapters", &["select", "ir"]),
+        ("rewrite", &["adapters", "select", "ops", "infer", "ir"]),
+        ("runtime", &["ops", "infer", "ir", "adapters"]),
+        (
+            "train",
+            &["runtime", "rewrite", "adapters", "select", "infer", "ir"],
+        ),
+        (
+            "api",
+            &[
+                "train", "runtime", "rewrite", "adapters", "select", "infer", "ir", "onnx",
+            ],
+        ),
+        (
+            "cli",
+            &[
+                "api", "train", "runtime", "rewrite", "adapters", "select", "infer", "ir", "onnx",
+            ],
+        ),
+        ("lib", &[]),
+        ("main", &[]),
+    ])
+}
+
+/// The code of a file, without comments and without its test module.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or(text);
+    text.lines()
+        .map(|l| l.split("//").next().unwrap_or(""))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn modules_import_downwards_only() {
+    let allowed = allowed();
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let rel = path
+            .strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+            .unwrap()
+            .to_path_buf();
+        let first = rel
+            .components()
+            .next()
+            .unwrap()
+            .as_os_str()
+            .to_string_lossy()
+            .replace(".rs", "");
+        let Some(may) = allowed.get(first.as_str()) else {
+            wrong.push(format!(
+                "{}: module `{first}` is not in the table of tests/tidy.rs",
+                rel.display()
+            ));
+            continue;
+        };
+        let code = code(&text);
+        for (i, _) in code.match_indices("crate::") {
+            let name: String = code[i + 7..]
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect();
+            let known = allowed.contains_key(name.as_str());
+            if known
+                && name != first
+                && !["error", "diag"].contains(&name.as_str())
+                && !may.contains(&name.as_str())
+            {
+                wrong.push(format!(
+                    "{}: `{first}` may not import `{name}`",
+                    rel.display()
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn only_the_runtime_knows_candle_and_only_the_cli_knows_clap() {
+    let owners = [
+        ("candle_core", &["runtime"][..]),
+        ("clap", &["cli"]),
+        ("prost", &["onnx"]),
+        ("petgraph", &["ir"]),
+    ];
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let rel = path
+            .strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+            .unwrap()
+            .to_path_buf();
+        let first = rel
+            .components()
+            .next()
+            .unwrap()
+            .as_os_str()
+            .to_string_lossy()
+            .replace(".rs", "");
+        for (krate, owner) in owners {
+            let named = code(&text).contains(&format!("{krate}::"));
+            if named && !owner.contains(&first.as_str()) {
+                wrong.push(format!(
+                    "{}: `{krate}` belongs to {}",
+                    rel.display(),
+                    owner.join(", ")
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_are_short() {
+    let long: Vec<String> = sources()
+        .iter()
+        .filter(|(path, _)| !path.ends_with("onnx/proto.rs"))
+        .filter(|(_, text)| text.lines().count() > 800)
+        .map(|(path, text)| format!("{}: {} lines", path.display(), text.lines().count()))
+        .collect();
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+#[test]
+fn invariants_are_named() {
+    let bare: Vec<String> = sources()
+        .iter()
+        .flat_map(|(path, text)| {
+            code(text)
+                .lines()
+                .filter(|l| l.contains(".expect(\"") && !l.contains(".expect(\"invariant: "))
+                .map(|l| format!("{}: {}", path.display(), l.trim()))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(bare.is_empty(), "{}", bare.join("\n"));
+}
