@@ -229,14 +229,20 @@ fn keep<'a>(output: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result
 
 /// Compile options of a command that executes.
 fn compile_options(exec: &ExecArgs) -> Result<crate::runtime::CompileOptions> {
+    use crate::runtime::cpu::gemm::Precision;
     use args::DTypeArg;
-    if exec.dtype != DTypeArg::F32 {
-        return Err(usage(
-            "this build computes in f32",
-            "leave --dtype out; weights of any float type are read as they are",
-        ));
-    }
+    let precision = match exec.dtype {
+        DTypeArg::F32 => Precision::F32,
+        DTypeArg::Bf16 => Precision::Bf16,
+        DTypeArg::F16 => {
+            return Err(usage(
+                "products are computed in f32 or bf16, not in f16",
+                "--dtype bf16; weights of any float type are read as they are",
+            ));
+        }
+    };
     Ok(crate::runtime::CompileOptions {
+        precision,
         device: crate::runtime::device(&exec.device)?,
         threads: exec.threads,
         ..crate::runtime::CompileOptions::default()
