@@ -165,9 +165,7 @@ impl Ui {
 
 /// Reads and verifies a model.
 fn open(path: &Path, ui: &Ui) -> Result<Verified> {
-    let model = crate::onnx::open(path)?;
-    let verified =
-        Verified::check(model).map_err(|r| Error::from(r).within(path.display().to_string()))?;
+    let verified = crate::api::open(path)?;
     if ui.verbose > 0 {
         ui.warnings(verified.warnings());
     }

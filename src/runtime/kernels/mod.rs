@@ -47,7 +47,7 @@ kernels! {
 }
 
 /// The domain of this library's own operators.
-pub(crate) const OWN: &str = "onnx_graft";
+pub(crate) const OWN: &str = crate::ops::DOMAIN;
 /// The domain of ONNX Runtime's operators.
 pub(crate) const MS: &str = "com.microsoft";
 
