@@ -122,6 +122,8 @@ pub mod rewrite;
 pub mod runtime;
 pub mod select;
 #[cfg(feature = "train")]
+pub mod text;
+#[cfg(feature = "train")]
 pub mod train;
 
 /// Decisions that had alternatives, with their reasons. No code.

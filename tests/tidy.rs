@@ -41,20 +41,31 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("adapters", &["select", "ir"]),
         ("rewrite", &["adapters", "select", "ops", "infer", "ir"]),
         ("runtime", &["ops", "infer", "ir", "adapters"]),
+        ("text", &[]),
+        ("hub", &[]),
         (
             "train",
-            &["runtime", "rewrite", "adapters", "select", "infer", "ir"],
+            &[
+                "text", "runtime", "rewrite", "adapters", "select", "infer", "ir",
+            ],
+        ),
+        (
+            "generate",
+            &[
+                "text", "runtime", "rewrite", "adapters", "select", "infer", "ir",
+            ],
         ),
         (
             "api",
             &[
-                "train", "runtime", "rewrite", "adapters", "select", "infer", "ir", "onnx",
+                "train", "text", "runtime", "rewrite", "adapters", "select", "infer", "ir", "onnx",
             ],
         ),
         (
             "cli",
             &[
-                "api", "train", "runtime", "rewrite", "adapters", "select", "infer", "ir", "onnx",
+                "api", "train", "generate", "hub", "text", "runtime", "rewrite", "adapters",
+                "select", "infer", "ir", "onnx",
             ],
         ),
         ("lib", &[]),

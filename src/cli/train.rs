@@ -10,9 +10,9 @@ use crate::infer::Verified;
 use crate::ir::DType;
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::{Feeds, io};
+use crate::text::Tokenizer;
 use crate::train::{
-    Dataset, Mode, ReadOptions, StepReport, TextTokenizer, Trainer, TrainingArguments,
-    dataset_divisor, parse_loss,
+    Dataset, Mode, ReadOptions, StepReport, Trainer, TrainingArguments, dataset_divisor, parse_loss,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
@@ -206,27 +206,18 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
             vocab: vocabulary,
         };
         let data = Dataset::read_jsonl(&job.data, &options)?;
-        if data.truncated > 0 {
+        if data.truncated() > 0 {
             ui.note(&format!(
                 "{} of {} rows were cut to {} tokens",
-                data.truncated,
-                data.examples.len(),
+                data.truncated(),
+                data.len(),
                 job.args.max_seq_length
             ));
         }
-        let batches = data
-            .examples
-            .len()
-            .div_ceil(job.args.per_device_train_batch_size);
+        let batches = data.len().div_ceil(job.args.per_device_train_batch_size);
         watch.total(job.args.total_steps(batches));
-        ui.note(&format!(
-            "{} rows, {batch_size} a step",
-            data.examples.len()
-        ));
-        let pad = tokenizer
-            .as_ref()
-            .and_then(TextTokenizer::pad_id)
-            .unwrap_or(0);
+        ui.note(&format!("{} rows, {batch_size} a step", data.len()));
+        let pad = tokenizer.as_ref().and_then(Tokenizer::pad_id).unwrap_or(0);
         trainer.train(&data, pad, &mut |r| watch.step(r))?;
     }
     watch.finish();
@@ -297,11 +288,11 @@ fn batch(path: &Path) -> Result<Feeds> {
     Ok(io::read(path)?.plain())
 }
 
-fn tokenizer(job: &Job) -> Result<Option<TextTokenizer>> {
+fn tokenizer(job: &Job) -> Result<Option<Tokenizer>> {
     let beside = job.model.with_file_name("tokenizer.json");
     match &job.tokenizer {
-        Some(path) => TextTokenizer::open(path).map(Some),
-        None if beside.exists() => TextTokenizer::open(&beside).map(Some),
+        Some(path) => Tokenizer::open(path).map(Some),
+        None if beside.exists() => Tokenizer::open(&beside).map(Some),
         None => Ok(None),
     }
 }

@@ -1,17 +1,21 @@
 //! Training: datasets, schedules and the trainer.
 
 mod args;
+mod batch;
 mod compare;
 mod data;
+mod event;
 mod graph;
 mod merge;
 mod schedule;
 mod trainer;
 
 pub use args::TrainingArguments;
+pub use batch::{Batch, Collator, Rows, Sampler, epoch_order};
 pub use compare::{Comparison, compare, generate_inputs};
-pub use data::{Batch, Dataset, Example, IGNORE, ReadOptions, TextTokenizer, epoch_order};
+pub use data::{Dataset, Example, IGNORE, Labels, ReadOptions};
+pub use event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
 pub use graph::{Mode, inference_graph, loss_graph, parse_loss, training_graph};
 pub use merge::merge;
 pub use schedule::Schedule;
-pub use trainer::{StepReport, Trainer, dataset_divisor};
+pub use trainer::{Trainer, dataset_divisor};

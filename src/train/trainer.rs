@@ -1,7 +1,9 @@
 //! The trainer: adapter parameters only; the base model is part of the graph and stays as it is.
 
 use super::args::TrainingArguments;
-use super::data::{Batch, Dataset, Example, epoch_order};
+use super::batch::{Batch, Collator, Sampler};
+use super::data::{Dataset, Example};
+use super::event::StepReport;
 use super::graph::{Mode, nothing_to_train, training_graph};
 use crate::adapters::AdapterStore;
 use crate::diag::Diagnostic;
@@ -9,24 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{DType, TensorData};
 use crate::rewrite::passes::gradient::Outputs;
-use crate::rewrite::passes::loss::{Divisor, LABELS, Loss, NUM_ITEMS};
+use crate::rewrite::passes::loss::{Divisor, Loss, NUM_ITEMS};
 use crate::runtime::cpu::adamw::AdamW;
 use crate::runtime::{CompileOptions, Feeds, Plan, TrainStep, Trainable, Value};
-
-/// What one optimizer step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// Number of steps done, this one included.
-    pub step: u64,
-    /// Loss before the update, mean over labelled positions of all micro-batches.
-    pub loss: f64,
-    /// Learning rate of the update.
-    pub learning_rate: f64,
-    /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Tokens read, padding not counted.
-    pub tokens: usize,
-}
 
 /// Trains the adapter parameters of a model.
 ///
@@ -162,6 +149,8 @@ impl Trainer {
         let done = self.inner.apply(&optimizer, Some(args.max_grad_norm))?;
         Ok(StepReport {
             step: u64::from(done.step),
+            epoch: 0.0,
+            positions: tokens,
             loss,
             learning_rate: lr,
             grad_norm: done.grad_norm,
@@ -196,53 +185,38 @@ impl Trainer {
         pad: i64,
         on_step: &mut dyn FnMut(&StepReport),
     ) -> Result<()> {
-        let size = self.args.per_device_train_batch_size;
-        let n = data.examples.len();
-        let batches = if self.args.dataloader_drop_last {
-            n / size
-        } else {
-            n.div_ceil(size)
+        let sampler = Sampler {
+            batch_size: self.args.per_device_train_batch_size,
+            seed: self.args.seed,
+            shuffle: !self.args.no_shuffle,
+            drop_last: self.args.dataloader_drop_last,
         };
+        let collator = Collator { pad_id: pad };
+        let batches = sampler.epoch(data.lengths(), 0).len();
         if batches == 0 {
-            return Err(failed(format!("{n} examples make no batch of {size}")));
+            return Err(failed(format!(
+                "{} examples make no batch of {}",
+                data.len(),
+                sampler.batch_size
+            )));
         }
         self.total = self.args.total_steps(batches);
         let mut epoch = 0;
         while self.steps() < self.total {
-            let order = if self.args.no_shuffle {
-                (0..n).collect()
-            } else {
-                epoch_order(n, self.args.seed, epoch)
-            };
-            let micro: Vec<&[usize]> = order.chunks(size).take(batches).collect();
+            let micro = sampler.epoch(data.lengths(), epoch);
             for window in micro.chunks(self.args.gradient_accumulation_steps) {
                 if self.steps() >= self.total {
                     break;
                 }
-                let window: Vec<Batch> = window
-                    .iter()
-                    .map(|rows| {
-                        Batch::collate(
-                            &rows
-                                .iter()
-                                .map(|&r| &data.examples[r])
-                                .collect::<Vec<&Example>>(),
-                            pad,
-                        )
-                    })
-                    .collect();
-                let items: usize = window.iter().map(Batch::labelled).sum();
-                if items == 0 {
-                    return Err(failed(format!(
-                        "no position of the batch of step {} is labelled",
-                        self.steps() + 1
-                    )));
+                let mut batches = Vec::with_capacity(window.len());
+                for rows in window {
+                    let rows: Vec<Vec<Example>> = rows
+                        .iter()
+                        .map(|row| row.iter().map(|&i| data.get(i)).collect())
+                        .collect::<Result<_>>()?;
+                    batches.push(collator.collate(&rows)?);
                 }
-                let feeds = window
-                    .iter()
-                    .map(|b| self.feeds(b, items))
-                    .collect::<Result<Vec<Feeds>>>()?;
-                let report = self.step(&feeds, window.iter().map(Batch::tokens).sum())?;
+                let report = self.window(&batches, epoch as f64)?;
                 on_step(&report);
             }
             epoch += 1;
@@ -250,25 +224,27 @@ impl Trainer {
         Ok(())
     }
 
-    fn feeds(&self, batch: &Batch, items: usize) -> Result<Feeds> {
-        let ints = |data: &[i64]| {
-            Value::from_i64(&[batch.rows, batch.width], data.to_vec())
-                .map_err(|e| failed(e.to_string()))
-        };
-        let positions: Vec<i64> = (0..batch.rows)
-            .flat_map(|_| 0..batch.width as i64)
-            .collect();
-        let feeds = Feeds::new()
-            .with("input_ids", ints(&batch.input_ids)?)
-            .with("attention_mask", ints(&batch.attention_mask)?)
-            .with("position_ids", ints(&positions)?)
-            .with("token_type_ids", ints(&vec![0; batch.input_ids.len()])?)
-            .with(LABELS, ints(&batch.labels)?)
-            .with(
-                NUM_ITEMS,
-                Value::from_f32(&[], vec![items as f32]).map_err(|e| failed(e.to_string()))?,
-            );
-        Ok(self.fitting(feeds))
+    /// One step over the micro-batches of a window.
+    fn window(&mut self, batches: &[Batch], epoch: f64) -> Result<StepReport> {
+        let items: usize = batches.iter().map(|b| b.items).sum();
+        if items == 0 {
+            return Err(failed(format!(
+                "no position of the batch of step {} is labelled",
+                self.steps() + 1
+            )));
+        }
+        let mut feeds = Vec::with_capacity(batches.len());
+        for b in batches {
+            let divisor =
+                Value::from_f32(&[], vec![items as f32]).map_err(|e| failed(e.to_string()))?;
+            feeds.push(self.fitting(b.feeds.clone().with(NUM_ITEMS, divisor)));
+        }
+        let report = self.step(&feeds, batches.iter().map(|b| b.tokens).sum())?;
+        Ok(StepReport {
+            epoch,
+            positions: batches.iter().map(|b| b.positions).sum(),
+            ..report
+        })
     }
 }
 

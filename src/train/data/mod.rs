@@ -2,6 +2,7 @@
 
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
+use crate::text::Tokenizer;
 use serde::Deserialize;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -9,77 +10,100 @@ use std::path::{Path, PathBuf};
 /// The label that the loss ignores.
 pub const IGNORE: i64 = -100;
 
+/// What an example is to be trained towards.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Labels {
+    /// A label for each input token, [`IGNORE`] where the loss ignores it. Not shifted: the loss shifts.
+    Tokens(Vec<i64>),
+    /// The decoder's tokens of an encoder-decoder.
+    Sequence(Vec<i64>),
+    /// A class of the sequence.
+    Class(i64),
+    /// Numbers for the sequence: a regression target, or one 0 or 1 for each label of a multi-label task.
+    Values(Vec<f32>),
+}
+
 /// One tokenized sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     /// Token ids.
     pub input_ids: Vec<i64>,
-    /// A label for each token, [`IGNORE`] where the loss ignores it. Not shifted: the loss shifts.
-    pub labels: Vec<i64>,
+    /// What it is trained towards.
+    pub labels: Labels,
+    /// Segment ids of a text pair, one for each token.
+    pub token_type_ids: Option<Vec<i64>>,
+    /// Which task of a `MultiTask` setup it belongs to.
+    pub task_id: Option<i64>,
+}
+
+impl Example {
+    /// A sequence with a label for each token.
+    pub fn tokens(input_ids: Vec<i64>, labels: Vec<i64>) -> Self {
+        Example {
+            input_ids,
+            labels: Labels::Tokens(labels),
+            token_type_ids: None,
+            task_id: None,
+        }
+    }
 }
 
 /// A tokenized dataset.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Dataset {
-    /// The sequences, in file order.
-    pub examples: Vec<Example>,
-    /// Sequences that were cut to the longest length allowed.
-    pub truncated: usize,
+    examples: Vec<Example>,
+    lengths: Vec<u32>,
+    truncated: usize,
 }
 
-/// A batch, row-major `[rows, width]`, padded on the right.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// Number of sequences.
-    pub rows: usize,
-    /// Tokens of the longest.
-    pub width: usize,
-    /// Token ids; the pad id behind the end.
-    pub input_ids: Vec<i64>,
-    /// 1 for tokens, 0 for padding.
-    pub attention_mask: Vec<i64>,
-    /// Labels; [`IGNORE`] for padding.
-    pub labels: Vec<i64>,
-}
-
-impl Batch {
-    /// Number of labels that count, after the shift.
-    pub fn labelled(&self) -> usize {
-        self.labels
-            .chunks(self.width.max(1))
-            .map(|row| row.iter().skip(1).filter(|&&l| l != IGNORE).count())
-            .sum()
-    }
-
-    /// Number of tokens, padding not counted.
-    pub fn tokens(&self) -> usize {
-        self.attention_mask.iter().filter(|&&m| m == 1).count()
-    }
-
-    /// Pads sequences to a batch.
-    pub fn collate(examples: &[&Example], pad: i64) -> Batch {
-        let (rows, width) = (
-            examples.len(),
-            examples
-                .iter()
-                .map(|e| e.input_ids.len())
-                .max()
-                .unwrap_or(0),
-        );
-        let mut batch = Batch {
-            rows,
-            width,
-            input_ids: vec![pad; rows * width],
-            attention_mask: vec![0; rows * width],
-            labels: vec![IGNORE; rows * width],
-        };
-        for (r, e) in examples.iter().enumerate() {
-            let (at, n) = (r * width, e.input_ids.len());
-            batch.input_ids[at..at + n].copy_from_slice(&e.input_ids);
-            batch.attention_mask[at..at + n].fill(1);
-            batch.labels[at..at + n].copy_from_slice(&e.labels);
+impl Dataset {
+    /// A dataset of examples in memory.
+    pub fn from_examples(examples: Vec<Example>) -> Self {
+        let mut out = Dataset::default();
+        for e in examples {
+            out.push(e);
         }
-        batch
+        out
+    }
+
+    fn push(&mut self, example: Example) {
+        self.lengths
+            .push(u32::try_from(example.input_ids.len()).unwrap_or(u32::MAX));
+        self.examples.push(example);
+    }
+
+    /// Number of examples.
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// Tokens of each example.
+    pub fn lengths(&self) -> &[u32] {
+        &self.lengths
+    }
+
+    /// The example of an index below [`len`](Self::len).
+    pub fn get(&self, index: usize) -> Result<Example> {
+        match self.examples.get(index) {
+            Some(e) => Ok(e.clone()),
+            None => Err(Error::new(
+                ErrorKind::Train,
+                Diagnostic::error(
+                    "dataset-index",
+                    format!("no example {index} among {}", self.len()),
+                ),
+            )),
+        }
+    }
+
+    /// Number of examples that were cut to the longest length allowed.
+    pub fn truncated(&self) -> usize {
+        self.truncated
     }
 }
 
@@ -104,38 +128,11 @@ const COLUMNS: [&str; 6] = [
     "completion",
 ];
 
-/// Turns text into token ids.
-pub struct TextTokenizer(tokenizers::Tokenizer);
-
-impl TextTokenizer {
-    /// From a `tokenizer.json`.
-    pub fn open(path: &Path) -> Result<Self> {
-        match tokenizers::Tokenizer::from_file(path) {
-            Ok(t) => Ok(TextTokenizer(t)),
-            Err(e) => Err(Error::new(
-                ErrorKind::Train,
-                Diagnostic::error("tokenizer", format!("not a readable tokenizer.json: {e}"))
-                    .at(path.display().to_string()),
-            )),
-        }
-    }
-
-    fn encode(&self, text: &str, special: bool) -> std::result::Result<Vec<i64>, String> {
-        let encoding = self.0.encode(text, special).map_err(|e| e.to_string())?;
-        Ok(encoding.get_ids().iter().map(|&i| i64::from(i)).collect())
-    }
-
-    /// The id of the tokenizer's padding token, if it declares one.
-    pub fn pad_id(&self) -> Option<i64> {
-        self.0.get_padding().map(|p| i64::from(p.pad_id))
-    }
-}
-
 /// How rows become examples.
 #[derive(Default)]
 pub struct ReadOptions<'a> {
     /// For rows of text.
-    pub tokenizer: Option<&'a TextTokenizer>,
+    pub tokenizer: Option<&'a Tokenizer>,
     /// Longest sequence in tokens.
     pub max_length: usize,
     /// Size of the vocabulary, when it is known: ids are checked against it.
@@ -163,15 +160,18 @@ impl Dataset {
                 )
             };
             let row: Row = serde_json::from_str(&line).map_err(|e| bad(row_error(&e)))?;
-            let mut example = row.example(options).map_err(bad)?;
-            if options.max_length > 0 && example.input_ids.len() > options.max_length {
-                example.input_ids.truncate(options.max_length);
-                example.labels.truncate(options.max_length);
+            let Encoded {
+                input_ids: mut ids,
+                mut labels,
+            } = row.example(options).map_err(bad)?;
+            if options.max_length > 0 && ids.len() > options.max_length {
+                ids.truncate(options.max_length);
+                labels.truncate(options.max_length);
                 out.truncated += 1;
             }
-            out.examples.push(example);
+            out.push(Example::tokens(ids, labels));
         }
-        if out.examples.is_empty() {
+        if out.is_empty() {
             return Err(Error::new(
                 ErrorKind::Train,
                 Diagnostic::error("dataset-empty", "the dataset has no rows")
@@ -196,8 +196,13 @@ fn row_error(e: &serde_json::Error) -> String {
     }
 }
 
+struct Encoded {
+    input_ids: Vec<i64>,
+    labels: Vec<i64>,
+}
+
 impl Row {
-    fn example(self, options: &ReadOptions<'_>) -> std::result::Result<Example, String> {
+    fn example(self, options: &ReadOptions<'_>) -> std::result::Result<Encoded, String> {
         let example = match (self.input_ids, self.text, self.prompt, self.completion) {
             (Some(ids), None, None, None) => {
                 let mut labels = self.labels.unwrap_or_else(|| ids.clone());
@@ -226,7 +231,7 @@ impl Row {
                         };
                         labels = kept(&labels);
                         return checked(
-                            Example {
+                            Encoded {
                                 input_ids: kept(&ids),
                                 labels,
                             },
@@ -234,14 +239,14 @@ impl Row {
                         );
                     }
                 }
-                Example {
+                Encoded {
                     input_ids: ids,
                     labels,
                 }
             }
             (None, Some(text), None, None) => {
                 let ids = tokenize(options, &text, true)?;
-                Example {
+                Encoded {
                     labels: ids.clone(),
                     input_ids: ids,
                 }
@@ -252,7 +257,7 @@ impl Row {
                 let rest = tokenize(options, &completion, false)?;
                 labels.extend(&rest);
                 ids.extend(rest);
-                Example {
+                Encoded {
                     input_ids: ids,
                     labels,
                 }
@@ -267,7 +272,7 @@ impl Row {
     }
 }
 
-fn checked(example: Example, options: &ReadOptions<'_>) -> std::result::Result<Example, String> {
+fn checked(example: Encoded, options: &ReadOptions<'_>) -> std::result::Result<Encoded, String> {
     if example.input_ids.is_empty() {
         return Err("the row has no tokens".into());
     }
@@ -294,28 +299,9 @@ fn tokenize(
     special: bool,
 ) -> std::result::Result<Vec<i64>, String> {
     match options.tokenizer {
-        Some(t) => t.encode(text, special),
+        Some(t) => t.encode(text, special).map_err(|e| e.to_string()),
         None => Err("a row of text needs a tokenizer: give --tokenizer, or put tokenizer.json beside the model".into()),
     }
-}
-
-/// The order of `n` examples in an epoch: a seeded shuffle, the same on every machine.
-pub fn epoch_order(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..n).collect();
-    let mut state = seed ^ epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut next = || {
-        // SplitMix64 (Steele, Lea, Flood 2014).
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    for i in (1..n).rev() {
-        let j = ((u128::from(next()) * (i as u128 + 1)) >> 64) as usize;
-        order.swap(i, j);
-    }
-    order
 }
 
 #[cfg(test)]
@@ -336,21 +322,9 @@ mod tests {
     }
 
     #[test]
-    fn rows_become_examples_and_batches() {
-        let d =
-            read("{\"input_ids\": [1, 2, 3]}\n\n{\"input_ids\": [4, 5], \"labels\": [-100, 5]}\n")
-                .unwrap();
-        let batch = Batch::collate(&d.examples.iter().collect::<Vec<_>>(), 9);
-        assert_eq!(batch.input_ids, [1, 2, 3, 4, 5, 9]);
-        assert_eq!(batch.attention_mask, [1, 1, 1, 1, 1, 0]);
-        assert_eq!(batch.labels, [1, 2, 3, -100, 5, -100]);
-        assert_eq!((batch.labelled(), batch.tokens()), (3, 5));
-    }
-
-    #[test]
     fn long_rows_are_cut_and_counted() {
         let d = read("{\"input_ids\": [1, 2, 3, 4, 5, 6]}").unwrap();
-        assert_eq!((d.examples[0].input_ids.len(), d.truncated), (4, 1));
+        assert_eq!((d.lengths(), d.truncated()), (&[4][..], 1));
     }
 
     #[test]
@@ -370,15 +344,5 @@ mod tests {
                 .to_string();
             assert!(e.contains(want) && e.contains("line 2"), "{e}");
         }
-    }
-
-    #[test]
-    fn an_epoch_is_a_permutation_that_depends_on_seed_and_epoch() {
-        let mut a = epoch_order(100, 1, 0);
-        assert_ne!(a, epoch_order(100, 1, 1));
-        assert_ne!(a, epoch_order(100, 2, 0));
-        assert_eq!(a, epoch_order(100, 1, 0));
-        a.sort_unstable();
-        assert_eq!(a, (0..100).collect::<Vec<_>>());
     }
 }
