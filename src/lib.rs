@@ -117,6 +117,8 @@ pub mod infer;
 pub mod ir;
 pub mod onnx;
 pub mod ops;
+#[cfg(feature = "train")]
+pub mod options;
 pub mod rewrite;
 #[cfg(feature = "runtime")]
 pub mod runtime;

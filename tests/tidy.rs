@@ -41,18 +41,19 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("adapters", &["select", "ir"]),
         ("rewrite", &["adapters", "select", "ops", "infer", "ir"]),
         ("runtime", &["ops", "infer", "ir", "adapters"]),
+        ("options", &[]),
         ("text", &[]),
         ("hub", &[]),
         (
             "train",
             &[
-                "text", "runtime", "rewrite", "adapters", "select", "infer", "ir",
+                "options", "text", "runtime", "rewrite", "adapters", "select", "infer", "ir",
             ],
         ),
         (
             "generate",
             &[
-                "text", "runtime", "rewrite", "adapters", "select", "infer", "ir",
+                "options", "text", "runtime", "rewrite", "adapters", "select", "infer", "ir",
             ],
         ),
         (
@@ -64,8 +65,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         (
             "cli",
             &[
-                "api", "train", "generate", "hub", "text", "runtime", "rewrite", "adapters",
-                "select", "infer", "ir", "onnx",
+                "api", "train", "generate", "hub", "options", "text", "runtime", "rewrite",
+                "adapters", "select", "infer", "ir", "onnx",
             ],
         ),
         ("lib", &[]),

@@ -5,8 +5,9 @@
     reason = "the documentation is the help text on a terminal"
 )]
 
+use super::flags::Flags;
+use crate::train::TrainingArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
 use std::path::PathBuf;
 
 /// Adapters for any exported Transformer: selects layers of an ONNX graph, splices adapters in, runs and trains them.
@@ -443,96 +444,7 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) portable: bool,
     #[command(flatten)]
-    pub(crate) training: TrainingFlags,
+    pub(crate) training: Flags<TrainingArguments>,
     #[command(flatten)]
     pub(crate) exec: ExecArgs,
-}
-
-/// Hugging Face `TrainingArguments` as flags; what is absent keeps its default or the job file's value.
-#[derive(Clone, Debug, Default, Args, Serialize)]
-pub(crate) struct TrainingFlags {
-    /// Peak learning rate of AdamW [default: 5e-5]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) learning_rate: Option<f64>,
-    /// Sequences of one micro-batch [default: 8]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) per_device_train_batch_size: Option<usize>,
-    /// Micro-batches of one optimizer step [default: 1]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) gradient_accumulation_steps: Option<usize>,
-    /// Passes over the data; fractions are allowed [default: 3]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) num_train_epochs: Option<f64>,
-    /// Optimizer steps in all, instead of --num-train-epochs
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) max_steps: Option<i64>,
-    /// Decoupled weight decay [default: 0]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) weight_decay: Option<f64>,
-    /// Decay rate of the first moment [default: 0.9]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) adam_beta1: Option<f64>,
-    /// Decay rate of the second moment [default: 0.999]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) adam_beta2: Option<f64>,
-    /// Added to the denominator of the update [default: 1e-8]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) adam_epsilon: Option<f64>,
-    /// Largest global gradient norm; 0 turns clipping off [default: 1]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) max_grad_norm: Option<f64>,
-    /// linear, cosine, constant, constant_with_warmup, inverse_sqrt or polynomial [default: linear]
-    #[arg(long, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) lr_scheduler_type: Option<String>,
-    /// Steps of linear warmup; takes precedence over --warmup-ratio
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) warmup_steps: Option<u64>,
-    /// Share of all steps that is linear warmup [default: 0]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) warmup_ratio: Option<f64>,
-    /// A line on stderr every so many steps, when stderr is no terminal [default: 500]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) logging_steps: Option<u64>,
-    /// Accepted for job files of Hugging Face; this version saves at the end only
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) save_steps: Option<u64>,
-    /// Seed of initial values, data order and dropout [default: 42]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) seed: Option<u64>,
-    /// Longest sequence in tokens; longer ones are cut at the end [default: 2048]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) max_seq_length: Option<usize>,
-    /// Drop the last incomplete micro-batch of an epoch
-    #[arg(long)]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) dataloader_drop_last: bool,
-    /// Keep the data in file order instead of shuffling each epoch
-    #[arg(long)]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) no_shuffle: bool,
-}
-
-/// A finite number.
-fn number(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(x) if x.is_finite() => Ok(x),
-        _ => Err("a finite number is needed, such as 1e-4".to_owned()),
-    }
 }

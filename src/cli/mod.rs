@@ -3,6 +3,7 @@
 mod adapters;
 mod args;
 mod attach;
+mod flags;
 mod graphs;
 mod inspect;
 mod run;

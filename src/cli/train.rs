@@ -86,10 +86,7 @@ fn job(cli: &mut TrainArgs) -> Result<Job> {
             _ => Vec::new(),
         };
     }
-    let Value::Object(flags) = json!(cli.training) else {
-        return Err(usage("the flags cannot be read", ""));
-    };
-    file.extend(flags);
+    file.extend(cli.training.given.clone());
     let args = arguments(file)?;
     let data = cli
         .data

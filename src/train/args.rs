@@ -50,6 +50,8 @@ pub struct TrainingArguments {
     pub no_shuffle: bool,
 }
 
+impl crate::options::Options for TrainingArguments {}
+
 impl Default for TrainingArguments {
     fn default() -> Self {
         TrainingArguments {
