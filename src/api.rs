@@ -2,6 +2,7 @@
 
 use crate::adapters::config::UnknownKeys;
 use crate::adapters::folder::{AdapterFolder, Meta};
+use crate::adapters::head::Head;
 use crate::adapters::summary::Summary;
 use crate::adapters::{Adapter, AdapterStore, Config, Setup, stamp};
 use crate::diag::Diagnostic;
@@ -10,6 +11,7 @@ use crate::infer::Verified;
 use crate::ir::{Graph, Use, ValueId};
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::expand::Expand;
+use crate::rewrite::passes::head::AttachHead;
 use crate::rewrite::passes::{Attach, Strip};
 use crate::select::{Interface, Selection, hiding_operators};
 use std::path::Path;
@@ -98,6 +100,19 @@ fn expand(model: Verified) -> Result<(Verified, Option<Diagnostic>)> {
     .help("they hide values that adapters are spliced at; `strip` leaves the definitions");
     let expanded = Pipeline::new().with(Expand::Ops(hiding)).run(model)?;
     Ok((expanded.model, Some(note)))
+}
+
+/// Adds a prediction head to a base model's graph: the output `logits`. The head's parameters are trained with the adapters.
+///
+/// # Errors
+/// A graph that gives no hidden states or has logits already; weights that do not fit.
+pub fn attach_head(model: Verified, head: Head, seed: u64, training: bool) -> Result<Verified> {
+    let pass = AttachHead {
+        head,
+        seed,
+        training,
+    };
+    Ok(Pipeline::new().with(pass).run(model)?.model)
 }
 
 /// The setup of several adapters: one behind the other.

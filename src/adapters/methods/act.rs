@@ -27,7 +27,7 @@ const NAMES: [&str; 20] = [
 ];
 
 /// Refuses a name that nobody knows.
-pub(super) fn check(name: Option<&str>) -> Result<(), Diagnostic> {
+pub(crate) fn check(name: Option<&str>) -> Result<(), Diagnostic> {
     let Some(name) = name else { return Ok(()) };
     let lower = name.to_lowercase();
     if NAMES.contains(&lower.as_str()) {
@@ -44,7 +44,7 @@ pub(super) fn check(name: Option<&str>) -> Result<(), Diagnostic> {
 }
 
 /// Applies an activation; without a name, the identity.
-pub(super) fn apply(b: &Builder, name: Option<&str>, x: Val) -> Val {
+pub(crate) fn apply(b: &Builder, name: Option<&str>, x: Val) -> Val {
     let Some(name) = name else { return x };
     match name.to_lowercase().as_str() {
         "relu" => b.unary("Relu", x),

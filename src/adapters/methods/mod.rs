@@ -11,7 +11,7 @@ pub mod prefix_tuning;
 pub mod prompt_tuning;
 pub mod reft;
 
-mod act;
+pub(crate) mod act;
 mod invertible;
 mod phm;
 

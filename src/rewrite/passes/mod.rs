@@ -4,6 +4,7 @@ mod attach;
 pub mod expand;
 pub mod fuse;
 pub mod gradient;
+pub mod head;
 pub mod loss;
 mod merge;
 mod strip;

@@ -1,7 +1,7 @@
 //! Taking adapters out again: the inverse of [`Attach`](super::Attach), on the same model or on one that was written and read again.
 
 use super::attached;
-use crate::adapters::stamp;
+use crate::adapters::{head, stamp};
 use crate::diag::{Diagnostic, nearest};
 use crate::ir::{Graph, Metadata, NodeId, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
@@ -21,7 +21,7 @@ impl Strip {
         found.is_some_and(|name| {
             self.adapter
                 .as_deref()
-                .is_none_or(|wanted| wanted == &**name)
+                .is_none_or(|wanted| wanted == &**name || *head::owner(wanted) == **name)
         })
     }
 }
@@ -74,6 +74,11 @@ impl Pass for Strip {
             }
         }
         for n in nodes {
+            // An output of its own, of a head: nothing stands for it.
+            let own = g.output(n, 0).filter(|v| g.is_output(*v));
+            if let Some(v) = own.filter(|v| !closing.contains_key(v)) {
+                patch.remove_output(v);
+            }
             patch.remove_node(n);
         }
         for v in values {
