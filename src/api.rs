@@ -12,6 +12,7 @@ use crate::ir::{Graph, Use, ValueId};
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::expand::Expand;
 use crate::rewrite::passes::head::AttachHead;
+use crate::rewrite::passes::pack::Pack;
 use crate::rewrite::passes::{Attach, Strip};
 use crate::select::{Interface, Selection, hiding_operators};
 use std::path::Path;
@@ -113,6 +114,16 @@ pub fn attach_head(model: Verified, head: Head, seed: u64, training: bool) -> Re
         training,
     };
     Ok(Pipeline::new().with(pass).run(model)?.model)
+}
+
+/// Keeps examples of one row apart, for packed training. Comes before adapters are attached.
+///
+/// # Errors
+/// Attention or positions that cannot be kept apart.
+pub fn pack(model: Verified, interface: &Interface) -> Result<Verified> {
+    let (model, _) = expand(model)?;
+    let selection = interface.select(&model)?;
+    Ok(Pipeline::new().with(Pack { selection }).run(model)?.model)
 }
 
 /// The setup of several adapters: one behind the other.

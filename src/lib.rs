@@ -26,7 +26,7 @@
 #![cfg_attr(feature = "train", doc = "```")]
 #![cfg_attr(not(feature = "train"), doc = "```ignore")]
 //! use onnx_graft::adapters::folder::WriteOptions;
-//! use onnx_graft::train::{Dataset, ReadOptions, Trainer, TrainingArguments};
+//! use onnx_graft::train::{Dataset, Event, ReadOptions, TrainData, Trainer, TrainingArguments};
 //! use onnx_graft::{Interface, api};
 //! # fn main() -> onnx_graft::Result<()> {
 //! # let out = tempfile::tempdir().unwrap();
@@ -41,7 +41,12 @@
 //! let args = TrainingArguments { max_steps: 5, learning_rate: 1e-2, ..Default::default() };
 //! let mut trainer = Trainer::causal_lm(adapted.model.clone(), args)?;
 //! let mut losses = Vec::new();
-//! trainer.train(&data, 0, &mut |report| losses.push(report.loss))?;
+//! trainer.train(&TrainData::new(&data), None, &mut |event| {
+//!     if let Event::Step(report) = event {
+//!         losses.push(report.loss);
+//!     }
+//!     Ok(())
+//! })?;
 //! assert!(losses[4] < losses[0]);
 //!
 //! let meta = api::meta(path, &interface, &adapted.selection);

@@ -6,7 +6,7 @@
 )]
 
 use super::flags::Flags;
-use crate::train::TrainingArguments;
+use crate::train::{CollateArguments, DataArguments, JobArguments, TrainingArguments};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -425,26 +425,17 @@ pub(crate) struct TrainArgs {
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
-    /// JSON lines of examples, or one batch as safetensors
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: Option<PathBuf>,
-    /// tokenizer.json for rows of text; the one beside the model without it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) tokenizer: Option<PathBuf>,
-    /// causal-lm, mse, or the name of a scalar value
-    #[arg(long, value_name = "LOSS")]
-    pub(crate) loss: Option<String>,
-    /// Where the trained adapters go: OUTPUT_DIR/NAME/
-    #[arg(long, value_name = "DIR")]
-    pub(crate) output_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
     /// Replace existing outputs
     #[arg(long)]
     pub(crate) force: bool,
-    /// Run the graph as it was exported, without the native pipeline's fused kernels
-    #[arg(long)]
-    pub(crate) portable: bool,
+    #[command(flatten)]
+    pub(crate) job: Flags<JobArguments>,
+    #[command(flatten)]
+    pub(crate) data: Flags<DataArguments>,
+    #[command(flatten)]
+    pub(crate) collate: Flags<CollateArguments>,
     #[command(flatten)]
     pub(crate) training: Flags<TrainingArguments>,
-    #[command(flatten)]
-    pub(crate) exec: ExecArgs,
 }

@@ -6,6 +6,8 @@ mod attach;
 mod flags;
 mod graphs;
 mod inspect;
+mod interrupt;
+mod progress;
 mod run;
 mod train;
 

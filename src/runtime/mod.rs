@@ -18,7 +18,7 @@ pub mod value;
 
 pub use plan::{CompileOptions, FeedSpec, Feeds, Outputs, Plan};
 
-pub use train_step::{Gradients, StepReport, TrainStep, Trainable};
+pub use train_step::{Gradient, Gradients, StepReport, TrainStep, Trainable};
 pub use value::Value;
 
 use crate::diag::Diagnostic;

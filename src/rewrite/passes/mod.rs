@@ -7,6 +7,7 @@ pub mod gradient;
 pub mod head;
 pub mod loss;
 mod merge;
+pub mod pack;
 mod strip;
 
 pub use attach::{Attach, attached};
