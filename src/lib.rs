@@ -113,6 +113,8 @@ pub mod api;
 pub mod cli;
 pub mod diag;
 pub mod error;
+#[cfg(feature = "train")]
+pub mod generate;
 pub mod infer;
 pub mod ir;
 pub mod onnx;

@@ -1,9 +1,11 @@
 //! The passes.
 
 mod attach;
+pub mod cache;
 pub mod expand;
 pub mod fuse;
 pub mod gradient;
+pub mod logits;
 pub mod loss;
 mod merge;
 mod strip;
