@@ -476,8 +476,10 @@ impl<'a> Search<'a> {
                 ("", "Sub") => first.filter(|v| self.reaches(*v, &self.keys)),
                 ("", "Add" | "Where" | "Max" | "Min" | "Concat") => {
                     let inputs: Vec<ValueId> = g.node_inputs(n).into_iter().flatten().collect();
+                    // Scores of a prefix stand in front; where queries and keys are one product, they are made of it, too.
                     let found = inputs
                         .iter()
+                        .rev()
                         .copied()
                         .find(|v| self.reaches(*v, &self.queries) && self.reaches(*v, &self.keys));
                     let others = inputs.iter().filter(|v| Some(**v) != found);

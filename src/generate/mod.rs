@@ -14,7 +14,7 @@ mod text;
 
 pub use args::{GenerationArguments, Ids, generation_config};
 pub use decoder::{Decoder, DecoderOptions, Logits, Memory, Session, full_sequence_adapters};
-pub use run::{FinishReason, Generation, Prompt, Settings, generate};
+pub use run::{FinishReason, Generation, OnPiece, Prompt, Settings, generate};
 pub use sample::{Processors, draw, greedy, uniform};
 pub use score::{TokenScores, score};
 pub use text::Pieces;

@@ -82,7 +82,11 @@ impl Pass for AddCache {
         let mut outputs = Vec::new();
         for (layer, memory) in memories.iter().enumerate() {
             for part in Part::BOTH {
-                let copy = b.unary("Identity", memory.part(part));
+                let found = memory.part(part);
+                let copy = match found.axes {
+                    Axes::HeadsFirst => b.unary("Identity", found.value),
+                    Axes::SequenceFirst => b.transpose(found.value, &[0, 2, 1, 3]),
+                };
                 outputs.push((copy, new_name(layer, part)));
             }
         }
@@ -140,15 +144,29 @@ fn number(g: &Graph, v: ValueId) -> Option<i64> {
 /// An attention, and where its keys and values are.
 struct Memory {
     core: AttentionCore,
-    /// `[batch, kv_heads, sequence, head]`.
-    keys: ValueId,
+    keys: Found,
     /// What happens to a score of those keys.
     steps: Vec<Step>,
-    values: ValueId,
+    values: Found,
+}
+
+/// Keys or values of all heads.
+#[derive(Clone, Copy)]
+struct Found {
+    value: ValueId,
+    axes: Axes,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Axes {
+    /// `[batch, kv_heads, sequence, head]`.
+    HeadsFirst,
+    /// `[batch, sequence, kv_heads, head]`.
+    SequenceFirst,
 }
 
 impl Memory {
-    fn part(&self, part: Part) -> ValueId {
+    fn part(&self, part: Part) -> Found {
         match part {
             Part::Key => self.keys,
             Part::Value => self.values,
@@ -196,51 +214,52 @@ fn memory(
         return Err(refused(format!("{op} changes the probabilities"), &site.path));
     }
     let fits = |v: ValueId| {
-        let fact = facts(v);
-        let dims = fact.as_ref().and_then(|f| f.dims.as_deref());
-        dims.is_some_and(|d| {
-            d.len() == 4
-                && d[1].is(core.kv_heads as i64)
-                && d[3].is(core.head as i64)
-                && d[2].as_const().is_none()
-        })
+        let dims = facts(v).and_then(|f| f.dims)?;
+        let is = |axis: usize, n: usize| dims[axis].is(n as i64);
+        let open = |axis: usize| dims[axis].as_const().is_none();
+        if dims.len() != 4 || !is(3, core.head) {
+            return None;
+        }
+        let axes = if is(1, core.kv_heads) && open(2) {
+            Axes::HeadsFirst
+        } else if is(2, core.kv_heads) && open(1) {
+            Axes::SequenceFirst
+        } else {
+            return None;
+        };
+        Some(Found { value: v, axes })
     };
+    let unknown = |what: &str| refused(format!("the {what} have no value with an axis of heads"), &site.path);
     let all = core.keys.last().map_or(0, |k| k.1);
-    let Some(&(keys, scaled)) = core.keys.iter().rev().find(|(v, _)| fits(*v)) else {
-        return Err(refused("the keys have no value [batch, heads, sequence, head]", &site.path));
-    };
+    let deepest = core.keys.iter().rev().find_map(|(v, n)| Some((fits(*v)?, *n)));
+    let (keys, scaled) = deepest.ok_or_else(|| unknown("keys"))?;
     let steps = core.then[..scaled].iter().chain(&core.then[all..]).copied();
-    let Some(values) = narrow(g, core.values, &fits) else {
-        return Err(refused("the values have no value [batch, heads, sequence, head]", &site.path));
-    };
     Ok(Memory {
         steps: steps.collect(),
         keys,
-        values,
+        values: narrow(g, core.values, &fits).ok_or_else(|| unknown("values"))?,
         core,
     })
 }
 
 /// The first of the values on the way to an operand that fits, against the flow.
-fn narrow(g: &Graph, from: ValueId, fits: &dyn Fn(ValueId) -> bool) -> Option<ValueId> {
+fn narrow(g: &Graph, from: ValueId, fits: &dyn Fn(ValueId) -> Option<Found>) -> Option<Found> {
     let pass = [
         "Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Cast", "Concat",
     ];
     let mut best = None;
-    let mut todo = vec![from];
-    while let Some(v) = todo.pop() {
-        if fits(v) {
-            best = Some(v);
-        }
-        let Some((n, _)) = g.producer(v) else { continue };
+    let mut next = Some(from);
+    while let Some(v) = next {
+        best = fits(v).or(best);
+        let Some((n, _)) = g.producer(v) else { break };
         let op = &g.node(n).op;
-        if op.is_onnx("Concat") {
+        next = if op.is_onnx("Concat") {
             // A prefix stands in front of what the model makes.
             best = None;
-            todo.extend(g.node_inputs(n).into_iter().flatten().last());
-        } else if pass.iter().any(|p| op.is_onnx(p)) {
-            todo.extend(g.input(n, 0));
-        }
+            g.node_inputs(n).into_iter().flatten().last()
+        } else {
+            pass.iter().any(|p| op.is_onnx(p)).then(|| g.input(n, 0)).flatten()
+        };
     }
     best
 }
@@ -282,6 +301,11 @@ fn entrance(cx: &mut PassCx<'_>) -> Result<ValueId, PassError> {
             } else {
                 b.cast(positions, dtype)
             };
+            let own = if found.axes.is_empty() {
+                own
+            } else {
+                b.unsqueeze(own, &found.axes)
+            };
             let mut map = FxHashMap::from_iter([(found.start, own)]);
             copy(g, b, &found.nodes, &mut map, &Val::Old);
             let new = map.get(&found.value).copied().unwrap_or(own);
@@ -312,11 +336,14 @@ fn sequence_size(g: &Graph) -> Dim {
     input_dims(g).and_then(|d| d.get(1).cloned()).unwrap_or(Dim::Unknown)
 }
 
-/// A place where counted positions become numbers: the reader, what it reads, and the way there from the first value `[1, sequence]`.
+/// A place where counted positions become numbers: the reader, what it reads, and the way there from the first value with an axis of
+/// rows in front, `[1, …, sequence, …]`.
 struct PositionUse {
     reader: Use,
     value: ValueId,
     start: ValueId,
+    /// Axes of that value that are neither of rows nor of positions.
+    axes: Vec<i64>,
     nodes: Vec<NodeId>,
 }
 
@@ -327,9 +354,13 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
         let dtype = cx.fact(v).and_then(|f| f.dtype);
         matches!(dtype, Some(DType::Int64 | DType::Int32))
     };
-    let row = |v: ValueId| {
-        let dims = cx.fact(v).and_then(|f| f.dims.as_ref());
-        dims.is_some_and(|d| d.len() == 2 && d[0].is(1) && d[1].as_const().is_none())
+    // Axes of size one behind the first, where that is one, too, and one other axis is not known.
+    let row = |v: ValueId| -> Option<Vec<i64>> {
+        let dims = cx.fact(v)?.dims.as_ref()?;
+        let open = dims.iter().filter(|d| d.as_const().is_none()).count();
+        let ones: Vec<i64> = (0..dims.len()).filter(|&i| dims[i].is(1)).map(|i| i as i64).collect();
+        let fits = dims.len() >= 2 && open == 1 && ones.len() + 1 == dims.len() && ones[0] == 0;
+        fits.then(|| ones[1..].to_vec())
     };
     let counted = |v: ValueId| {
         let dims = cx.fact(v).and_then(|f| f.dims.as_ref());
@@ -339,7 +370,8 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
     let mut out = Vec::new();
     let mut seen = FxHashSet::default();
     // A value, the first row on the way to it, and the nodes behind that.
-    let mut todo: Vec<(ValueId, Option<ValueId>, Vec<NodeId>)> = g
+    type Way = (ValueId, Option<(ValueId, Vec<i64>)>, Vec<NodeId>);
+    let mut todo: Vec<Way> = g
         .nodes()
         .filter(|n| g.node(*n).op.is_onnx("Range"))
         .filter_map(|n| Some((g.output(n, 0)?, None, Vec::new())))
@@ -349,7 +381,7 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
         if !seen.insert(v) {
             continue;
         }
-        let start = start.or_else(|| row(v).then_some(v));
+        let start = start.or_else(|| Some((v, row(v)?)));
         for u in g.uses(v) {
             let Use::Input(n, slot) = u else { continue };
             let node = g.node(n);
@@ -360,18 +392,19 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
             let converts = node.op.is_onnx("Cast")
                 && g.output(n, 0).and_then(|o| cx.fact(o)).and_then(|f| f.dtype).is_some_and(DType::is_float);
             if looks_up || converts {
-                let Some(start) = start.or_else(|| looks_up.then_some(v)) else {
+                let own = start.clone().or_else(|| looks_up.then(|| (v, Vec::new())));
+                let Some((start, axes)) = own else {
                     return Err(refused("positions are counted without an axis of rows", &node.name));
                 };
                 let nodes = nodes.clone();
-                out.push(PositionUse { reader: u, value: v, start, nodes });
+                out.push(PositionUse { reader: u, value: v, start, axes, nodes });
             } else if pass.iter().any(|op| node.op.is_onnx(op)) {
                 let mut way = nodes.clone();
                 if start.is_some() {
                     way.push(n);
                 }
                 let next = g.output(n, 0).filter(|o| int(*o));
-                todo.extend(next.map(|o| (o, start, way)));
+                todo.extend(next.map(|o| (o, start.clone(), way)));
             }
         }
     }
@@ -402,7 +435,7 @@ fn remember(
         Dim::Known(core.head as i64),
     ];
     let past = |part: Part| {
-        let ty = Type::tensor(dtype(memory.part(part)), sizes.clone());
+        let ty = Type::tensor(dtype(memory.part(part).value), sizes.clone());
         b.graph_input(&past_name(layer, part), ty)
     };
     let (keys, values) = (past(Part::Key), past(Part::Value));
