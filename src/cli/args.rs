@@ -6,6 +6,7 @@
 )]
 
 use super::flags::Flags;
+use crate::generate::GenerationArguments;
 use crate::train::TrainingArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -125,6 +126,11 @@ pub(crate) enum Command {
         after_help = "Example:\n  rewrite train model.onnx --interface qwen3 --adapter 'lora[r=8]' --data train.jsonl --output-dir out --max-steps 100"
     )]
     Train(Box<TrainArgs>),
+    /// Generate text with a model, adapted or not
+    #[command(
+        after_help = "Example:\n  rewrite generate model.onnx --interface qwen3 --adapter lora/ --prompt 'The cat' --max-new-tokens 50 --stream"
+    )]
+    Generate(Box<GenerateArgs>),
     /// Fold an adapter into the base weights
     #[command(after_help = "Example:\n  rewrite merge model.onnx --adapter lora/ -o merged.onnx")]
     Merge {
@@ -445,6 +451,39 @@ pub(crate) struct TrainArgs {
     pub(crate) portable: bool,
     #[command(flatten)]
     pub(crate) training: Flags<TrainingArguments>,
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The ONNX file
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+    /// What the text goes on from. May be repeated
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) prompt: Vec<String>,
+    /// Prompts, one a line; or JSON lines with `prompt`, `messages` or `input_ids` in a file named .jsonl
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Prompts are what a user says, in the form of the model's chat template
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Print the text as it comes
+    #[arg(long)]
+    pub(crate) stream: bool,
+    /// A text that ends the generation; what is printed ends in front of it. May be repeated
+    #[arg(long = "stop-strings", visible_alias = "stop", value_name = "TEXT")]
+    pub(crate) stop_strings: Vec<String>,
+    /// tokenizer.json; the one beside the model without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Run the graph as it was exported, without the native pipeline's fused kernels
+    #[arg(long)]
+    pub(crate) portable: bool,
+    #[command(flatten)]
+    pub(crate) generation: Flags<GenerationArguments>,
     #[command(flatten)]
     pub(crate) exec: ExecArgs,
 }

@@ -4,6 +4,7 @@ mod adapters;
 mod args;
 mod attach;
 mod flags;
+mod generate;
 mod graphs;
 mod inspect;
 mod run;
@@ -84,6 +85,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
         }
         Command::Run(args) => run::run(&args, ui)?,
         Command::Train(args) => train::train(&args, ui)?,
+        Command::Generate(args) => generate::run(&args, ui)?,
         Command::Merge {
             model,
             select,

@@ -7,6 +7,7 @@
 
 mod args;
 mod decoder;
+mod prompts;
 mod run;
 mod sample;
 mod score;
@@ -14,6 +15,7 @@ mod text;
 
 pub use args::{GenerationArguments, Ids, generation_config};
 pub use decoder::{Decoder, DecoderOptions, Logits, Memory, Session, full_sequence_adapters};
+pub use prompts::{Message, PromptText, read_prompts};
 pub use run::{FinishReason, Generation, OnPiece, Prompt, Settings, generate};
 pub use sample::{Processors, draw, greedy, uniform};
 pub use score::{TokenScores, score};
