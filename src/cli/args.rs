@@ -7,7 +7,7 @@
 
 use super::flags::Flags;
 use crate::generate::GenerationArguments;
-use crate::train::TrainingArguments;
+use crate::train::{EvalArguments, TrainingArguments};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -126,6 +126,12 @@ pub(crate) enum Command {
         after_help = "Example:\n  rewrite train model.onnx --interface qwen3 --adapter 'lora[r=8]' --data train.jsonl --output-dir out --max-steps 100"
     )]
     Train(Box<TrainArgs>),
+    /// Measure a model on data: loss and perplexity, classes, numbers, generated texts
+    #[command(
+        after_help = "Examples:\n  rewrite eval model.onnx --adapter lora/ --data test.jsonl\n  \
+                      rewrite eval model.onnx --adapter lora/ --data test.jsonl --metrics final_number --max-new-tokens 100"
+    )]
+    Eval(Box<EvalArgs>),
     /// Generate text with a model, adapted or not
     #[command(
         after_help = "Example:\n  rewrite generate model.onnx --interface qwen3 --adapter lora/ --prompt 'The cat' --max-new-tokens 50 --stream"
@@ -482,6 +488,38 @@ pub(crate) struct GenerateArgs {
     /// Run the graph as it was exported, without the native pipeline's fused kernels
     #[arg(long)]
     pub(crate) portable: bool,
+    #[command(flatten)]
+    pub(crate) generation: Flags<GenerationArguments>,
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// The ONNX file
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+    /// JSON lines: `prompt` and `completion`, `text`, or `input_ids` and `labels`; `text` and `label` for classes and numbers
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Where a line for each prediction goes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) predictions: Option<PathBuf>,
+    /// Replace an existing file of predictions
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// A text that ends what is generated. May be repeated
+    #[arg(long = "stop-strings", visible_alias = "stop", value_name = "TEXT")]
+    pub(crate) stop_strings: Vec<String>,
+    /// tokenizer.json; the one beside the model without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Run the graph as it was exported, without the native pipeline's fused kernels
+    #[arg(long)]
+    pub(crate) portable: bool,
+    #[command(flatten)]
+    pub(crate) evaluation: Flags<EvalArguments>,
     #[command(flatten)]
     pub(crate) generation: Flags<GenerationArguments>,
     #[command(flatten)]

@@ -148,6 +148,11 @@ impl Prepared {
         texts.iter().map(encode).collect()
     }
 
+    /// The id of a class by the name that config.json gives it.
+    pub(super) fn class(&self, name: &str) -> Option<i64> {
+        self.config["label2id"][name].as_i64()
+    }
+
     pub(super) fn decoder(&self, exec: &ExecArgs, portable: bool, ui: &Ui) -> Result<Decoder> {
         let args = &self.settings.args;
         let size = |name: &str| self.config[name].as_u64().map(|n| n as usize);

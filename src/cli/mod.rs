@@ -3,6 +3,7 @@
 mod adapters;
 mod args;
 mod attach;
+mod eval;
 mod flags;
 mod generate;
 mod graphs;
@@ -85,6 +86,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
         }
         Command::Run(args) => run::run(&args, ui)?,
         Command::Train(args) => train::train(&args, ui)?,
+        Command::Eval(args) => eval::run(&args, ui)?,
         Command::Generate(args) => generate::run(&args, ui)?,
         Command::Merge {
             model,
