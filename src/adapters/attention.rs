@@ -477,11 +477,10 @@ impl<'a> Search<'a> {
                 ("", "Add" | "Where" | "Max" | "Min" | "Concat") => {
                     let inputs: Vec<ValueId> = g.node_inputs(n).into_iter().flatten().collect();
                     // Scores of a prefix stand in front; where queries and keys are one product, they are made of it, too.
-                    let found = inputs
-                        .iter()
-                        .rev()
-                        .copied()
-                        .find(|v| self.reaches(*v, &self.queries) && self.reaches(*v, &self.keys));
+                    let found =
+                        inputs.iter().rev().copied().find(|v| {
+                            self.reaches(*v, &self.queries) && self.reaches(*v, &self.keys)
+                        });
                     let others = inputs.iter().filter(|v| Some(**v) != found);
                     for &other in others.filter(|_| node.op.is_onnx("Add")) {
                         if let Some(distance) = self.distances(other) {

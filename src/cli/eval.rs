@@ -10,10 +10,13 @@ use crate::options;
 use crate::runtime::{Feeds, Plan};
 use crate::text::Tokenizer;
 use crate::train::metrics::{
-    Average, Normalization, accuracy, exact_match, final_number, matthews_correlation, mean_absolute_error, mean_squared_error,
-    pearson, precision_recall_f1, same_final_number, spearman,
+    Average, Normalization, accuracy, exact_match, final_number, matthews_correlation,
+    mean_absolute_error, mean_squared_error, pearson, precision_recall_f1, same_final_number,
+    spearman,
 };
-use crate::train::{Dataset, EvalArguments, EvalTask, F1Average, Labels, Metric, Mode, ReadOptions, inference_graph};
+use crate::train::{
+    Dataset, EvalArguments, EvalTask, F1Average, Labels, Metric, Mode, ReadOptions, inference_graph,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -46,15 +49,23 @@ pub(super) fn run(args: &EvalArgs, ui: &Ui) -> Result<()> {
     if !args.stop_strings.is_empty() {
         given.insert("stop_strings".into(), json!(args.stop_strings));
     }
-    let prepared = Prepared::new(&args.model, &args.select, args.tokenizer.as_deref(), given, ui)?;
+    let prepared = Prepared::new(
+        &args.model,
+        &args.select,
+        args.tokenizer.as_deref(),
+        &given,
+        ui,
+    )?;
     let report = match evaluation.task {
         EvalTask::CausalLm => causal(&prepared, args, &evaluation, ui)?,
-        EvalTask::Classification | EvalTask::Regression => whole_rows(&prepared, args, &evaluation, ui)?,
+        EvalTask::Classification | EvalTask::Regression => {
+            whole_rows(&prepared, args, &evaluation, ui)?
+        }
     };
     let seconds = started.elapsed().as_secs_f64();
     if let Some(file) = &args.predictions {
-        let lines: String = report.predictions.iter().map(|p| format!("{p}\n")).collect();
-        write_file(file, lines.as_bytes())?;
+        let lines: Vec<String> = report.predictions.iter().map(Value::to_string).collect();
+        write_file(file, (lines.join("\n") + "\n").as_bytes())?;
     }
     let document = json!({
         "metrics": report.metrics, "samples": report.samples, "items": report.items, "runtime": seconds,
@@ -69,7 +80,11 @@ pub(super) fn run(args: &EvalArgs, ui: &Ui) -> Result<()> {
 }
 
 fn bar(ui: &Ui, total: usize, what: &str) -> ProgressBar {
-    let bar = if ui.progress() { ProgressBar::new(total as u64) } else { ProgressBar::hidden() };
+    let bar = if ui.progress() {
+        ProgressBar::new(total as u64)
+    } else {
+        ProgressBar::hidden()
+    };
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}  {eta} left") {
         bar.set_style(style);
     }
@@ -77,7 +92,12 @@ fn bar(ui: &Ui, total: usize, what: &str) -> ProgressBar {
     bar
 }
 
-fn causal(prepared: &Prepared, args: &EvalArgs, evaluation: &EvalArguments, ui: &Ui) -> Result<Report> {
+fn causal(
+    prepared: &Prepared,
+    args: &EvalArgs,
+    evaluation: &EvalArguments,
+    ui: &Ui,
+) -> Result<Report> {
     let metrics = evaluation.metrics();
     let mut report = Report::default();
     if metrics.iter().any(|m| !m.generates()) {
@@ -87,23 +107,40 @@ fn causal(prepared: &Prepared, args: &EvalArgs, evaluation: &EvalArguments, ui: 
             vocab: None,
         };
         let data = Dataset::read_jsonl(&args.data, &options)?;
-        let rows = data.len().min(evaluation.max_eval_samples.unwrap_or(usize::MAX));
+        let rows = data
+            .len()
+            .min(evaluation.max_eval_samples.unwrap_or(usize::MAX));
         // What depends on the whole row is computed for rows of one length only: one by one.
         let alone = !full_sequence_adapters(prepared.model.model()).is_empty();
-        let size = if alone { 1 } else { evaluation.per_device_eval_batch_size };
+        let size = if alone {
+            1
+        } else {
+            evaluation.per_device_eval_batch_size
+        };
         let bar = bar(ui, rows, "rows");
         let mut at = 0;
         let next = || {
             bar.set_position(at as u64);
-            let batch: Result<Vec<(Vec<i64>, Vec<i64>)>> = (at..rows.min(at + size)).map(|i| tokens(&data, i)).collect();
+            let batch: Result<Vec<(Vec<i64>, Vec<i64>)>> = (at..rows.min(at + size))
+                .map(|i| tokens(&data, i))
+                .collect();
             at = rows.min(at + size);
             batch.map(|b| (!b.is_empty()).then_some(b))
         };
-        let sums = score(prepared.model.clone(), args.portable, &compile_options(&args.exec)?, next)?;
+        let sums = score(
+            prepared.model.clone(),
+            args.portable,
+            &compile_options(&args.exec)?,
+            next,
+        )?;
         bar.finish_and_clear();
         if sums.items == 0 {
-            let d = Diagnostic::error("eval-labels", "no token of the data is labelled").at(args.data.display().to_string());
-            return Err(Error::new(ErrorKind::Train, d.help("rows of one token, or labels that are all -100, say nothing")));
+            let d = Diagnostic::error("eval-labels", "no token of the data is labelled")
+                .at(args.data.display().to_string());
+            return Err(Error::new(
+                ErrorKind::Train,
+                d.help("rows of one token, or labels that are all -100, say nothing"),
+            ));
         }
         for m in &metrics {
             let value = match m {
@@ -126,9 +163,10 @@ fn tokens(data: &Dataset, index: usize) -> Result<(Vec<i64>, Vec<i64>)> {
     let example = data.get(index)?;
     match example.labels {
         Labels::Tokens(labels) => Ok((example.input_ids, labels)),
-        Labels::Sequence(_) | Labels::Class(_) | Labels::Values(_) => {
-            Err(Error::new(ErrorKind::Train, Diagnostic::error("eval-row", "the row has no labels of tokens")))
-        }
+        Labels::Sequence(_) | Labels::Class(_) | Labels::Values(_) => Err(Error::new(
+            ErrorKind::Train,
+            Diagnostic::error("eval-row", "the row has no labels of tokens"),
+        )),
     }
 }
 
@@ -160,7 +198,10 @@ fn rows(path: &Path, most: Option<usize>) -> Result<Vec<(String, Row)>> {
 }
 
 fn bad(at: &str, message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Train, Diagnostic::error("eval-row", message).at(at))
+    Error::new(
+        ErrorKind::Train,
+        Diagnostic::error("eval-row", message).at(at),
+    )
 }
 
 /// Texts that are generated, against the completions.
@@ -176,7 +217,10 @@ fn generated(
     let mut references = Vec::new();
     for (at, row) in rows(&args.data, evaluation.max_eval_samples)? {
         let (Some(prompt), Some(completion)) = (row.prompt, row.completion) else {
-            return Err(bad(&at, "`prompt` and `completion` are needed to compare what is generated"));
+            return Err(bad(
+                &at,
+                "`prompt` and `completion` are needed to compare what is generated",
+            ));
         };
         if metrics.contains(&Metric::FinalNumber) && final_number(&completion).is_none() {
             return Err(bad(&at, "the completion has no number"));
@@ -191,7 +235,13 @@ fn generated(
     let size = prepared.settings.args.batch_size;
     for (n, chunk) in prompts.chunks(size).enumerate() {
         bar.set_position((n * size) as u64);
-        texts.extend(generate(&decoder, prepared.tokenizer.as_ref(), chunk, &prepared.settings, &mut |_, _| Ok(()))?);
+        texts.extend(generate(
+            &decoder,
+            prepared.tokenizer.as_ref(),
+            chunk,
+            &prepared.settings,
+            &mut |_, _| Ok(()),
+        )?);
     }
     bar.finish_and_clear();
     let normalization = Normalization {
@@ -212,19 +262,33 @@ fn generated(
         report.predictions.push(prediction);
     }
     for (m, n) in hits {
-        report.metrics.insert(m.name(), n as f64 / texts.len() as f64);
+        report
+            .metrics
+            .insert(m.name(), n as f64 / texts.len() as f64);
     }
     report.samples = texts.len();
     Ok(())
 }
 
 /// A class or a number for each row.
-fn whole_rows(prepared: &Prepared, args: &EvalArgs, evaluation: &EvalArguments, ui: &Ui) -> Result<Report> {
+fn whole_rows(
+    prepared: &Prepared,
+    args: &EvalArgs,
+    evaluation: &EvalArguments,
+    ui: &Ui,
+) -> Result<Report> {
     let Some(tokenizer) = prepared.tokenizer.as_ref() else {
-        return Err(usage("rows of text need a tokenizer", "--tokenizer tokenizer.json"));
+        return Err(usage(
+            "rows of text need a tokenizer",
+            "--tokenizer tokenizer.json",
+        ));
     };
     let classes = evaluation.task == EvalTask::Classification;
-    let mode = if args.portable { Mode::Portable } else { Mode::Native };
+    let mode = if args.portable {
+        Mode::Portable
+    } else {
+        Mode::Native
+    };
     let model = inference_graph(prepared.model.clone(), mode)?;
     let id = crate::rewrite::passes::logits::logits(&model.model().graph, None)
         .map_err(|d| Error::new(ErrorKind::Run, d))?;
@@ -243,22 +307,45 @@ fn whole_rows(prepared: &Prepared, args: &EvalArgs, evaluation: &EvalArguments, 
         labels.extend(wanted);
         let results = plan.run(&feeds)?;
         let value = &results[&name];
-        let data = value.to_f32().map_err(|e| Error::new(ErrorKind::Run, Diagnostic::error("eval", e.to_string())))?;
+        let data = value
+            .to_f32()
+            .map_err(|e| Error::new(ErrorKind::Run, Diagnostic::error("eval", e.to_string())))?;
         let width = data.len() / chunk.len().max(1);
-        let shaped = value.dims().first() == Some(&chunk.len()) && width > 0 && value.dims().len() <= 2;
+        let shaped =
+            value.dims().first() == Some(&chunk.len()) && width > 0 && value.dims().len() <= 2;
         if !shaped || (!classes && width != 1) || (classes && width < 2) {
-            let want = if classes { "[rows, classes]" } else { "[rows, 1]" };
-            let d = Diagnostic::error("eval-output", format!("`{name}` has the shape {:?}; {want} is needed", value.dims()));
+            let want = if classes {
+                "[rows, classes]"
+            } else {
+                "[rows, 1]"
+            };
+            let d = Diagnostic::error(
+                "eval-output",
+                format!(
+                    "`{name}` has the shape {:?}; {want} is needed",
+                    value.dims()
+                ),
+            );
             return Err(Error::new(ErrorKind::Run, d.help("choose another --task")));
         }
         for row in data.chunks(width) {
-            let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0);
-            found.push(if classes { best as f64 } else { f64::from(row[0]) });
+            let best = (0..row.len())
+                .rev()
+                .max_by(|&a, &b| row[a].total_cmp(&row[b]))
+                .unwrap_or(0);
+            found.push(if classes {
+                best as f64
+            } else {
+                f64::from(row[0])
+            });
         }
         bar.inc(chunk.len() as u64);
     }
     bar.finish_and_clear();
-    let predictions = found.iter().zip(&labels).map(|(p, r)| json!({ "prediction": p, "reference": r }));
+    let predictions = found
+        .iter()
+        .zip(&labels)
+        .map(|(p, r)| json!({ "prediction": p, "reference": r }));
     let mut report = Report {
         samples: all.len(),
         items: all.len(),
@@ -266,7 +353,9 @@ fn whole_rows(prepared: &Prepared, args: &EvalArgs, evaluation: &EvalArguments, 
         ..Report::default()
     };
     for m in evaluation.metrics() {
-        report.metrics.insert(m.name(), measure(m, evaluation, &found, &labels));
+        report
+            .metrics
+            .insert(m.name(), measure(m, evaluation, &found, &labels));
     }
     Ok(report)
 }
@@ -280,7 +369,9 @@ fn measure(metric: Metric, evaluation: &EvalArguments, found: &[f64], labels: &[
         Some(F1Average::Weighted) => Average::Weighted,
         Some(F1Average::Macro) => Average::Macro,
         None if !two => Average::Macro,
-        Some(F1Average::Binary) | None => Average::Binary { positive: evaluation.pos_label },
+        Some(F1Average::Binary) | None => Average::Binary {
+            positive: evaluation.pos_label,
+        },
     };
     let scores = || precision_recall_f1(&p, &r, average);
     match metric {
@@ -314,8 +405,15 @@ fn feeds(
         let mut ids = tokenizer.encode(text, true)?;
         ids.truncate(evaluation.max_seq_length);
         texts.push(ids);
-        let known = label.as_f64().or_else(|| prepared.class(label.as_str()?).map(|c| c as f64));
-        labels.push(known.ok_or_else(|| bad(at, format!("the label {label} is none that config.json names")))?);
+        let known = label
+            .as_f64()
+            .or_else(|| prepared.class(label.as_str()?).map(|c| c as f64));
+        labels.push(known.ok_or_else(|| {
+            bad(
+                at,
+                format!("the label {label} is none that config.json names"),
+            )
+        })?);
     }
     let width = texts.iter().map(Vec::len).max().unwrap_or(0);
     let pad = tokenizer.pad_id().unwrap_or(0);
@@ -335,7 +433,12 @@ fn feeds(
             }
         }
         let value = crate::runtime::Value::from_i64(&[texts.len(), width], data);
-        feeds.insert(&spec.name, value.map_err(|e| Error::new(ErrorKind::Run, Diagnostic::error("eval", e.to_string())))?);
+        feeds.insert(
+            &spec.name,
+            value.map_err(|e| {
+                Error::new(ErrorKind::Run, Diagnostic::error("eval", e.to_string()))
+            })?,
+        );
     }
     Ok((feeds, labels))
 }

@@ -5,8 +5,8 @@ use super::{Ui, attach, compile_options, open, stdout, usage};
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{
-    Decoder, DecoderOptions, Generation, GenerationArguments, Memory, Message, Prompt, PromptText, Settings, generate,
-    generation_config, read_prompts,
+    Decoder, DecoderOptions, Generation, GenerationArguments, Memory, Message, Prompt, PromptText,
+    Settings, generate, generation_config, read_prompts,
 };
 use crate::infer::Verified;
 use crate::select::Selection;
@@ -22,7 +22,13 @@ pub(super) fn run(args: &GenerateArgs, ui: &Ui) -> Result<()> {
     if !args.stop_strings.is_empty() {
         given.insert("stop_strings".into(), json!(args.stop_strings));
     }
-    let mut prepared = Prepared::new(&args.model, &args.select, args.tokenizer.as_deref(), given, ui)?;
+    let mut prepared = Prepared::new(
+        &args.model,
+        &args.select,
+        args.tokenizer.as_deref(),
+        &given,
+        ui,
+    )?;
     let many = texts.len() * prepared.settings.args.num_return_sequences > 1;
     let stream = args.stream && !ui.json;
     if stream && many {
@@ -31,7 +37,11 @@ pub(super) fn run(args: &GenerateArgs, ui: &Ui) -> Result<()> {
     }
     let prompts = prepared.encode(&texts, args.chat)?;
     let decoder = prepared.decoder(&args.exec, args.portable, ui)?;
-    let bar = if ui.progress() && !stream { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    let bar = if ui.progress() && !stream {
+        ProgressBar::new_spinner()
+    } else {
+        ProgressBar::hidden()
+    };
     bar.enable_steady_tick(Duration::from_millis(200));
     let started = Instant::now();
     let mut last = None;
@@ -42,11 +52,21 @@ pub(super) fn run(args: &GenerateArgs, ui: &Ui) -> Result<()> {
         if !stream {
             return Ok(());
         }
-        let border = if last.is_some_and(|l| l != index) { "\n" } else { "" };
+        let border = if last.is_some_and(|l| l != index) {
+            "\n"
+        } else {
+            ""
+        };
         last = Some(index);
         stdout(format!("{border}{piece}").as_bytes())
     };
-    let texts = generate(&decoder, prepared.tokenizer.as_ref(), &prompts, &prepared.settings, &mut show)?;
+    let texts = generate(
+        &decoder,
+        prepared.tokenizer.as_ref(),
+        &prompts,
+        &prepared.settings,
+        &mut show,
+    )?;
     bar.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
     if stream {
@@ -57,7 +77,12 @@ pub(super) fn run(args: &GenerateArgs, ui: &Ui) -> Result<()> {
         "results": texts, "new_tokens": tokens, "tokens_per_second": tokens as f64 / seconds.max(1e-9),
         "cache": match decoder.memory() { Memory::None => "none", Memory::Own => "own", Memory::Added => "added" },
     });
-    ui.result(&report, || texts.iter().map(|t| line(t, prepared.tokenizer.is_some())).collect())
+    ui.result(&report, || {
+        texts
+            .iter()
+            .map(|t| line(t, prepared.tokenizer.is_some()))
+            .collect()
+    })
 }
 
 /// A text as it is printed: its ids where there is no tokenizer.
@@ -75,7 +100,10 @@ fn prompts(args: &GenerateArgs) -> Result<Vec<PromptText>> {
         texts.extend(read_prompts(path)?);
     }
     if texts.is_empty() {
-        return Err(usage("no prompt was given", "--prompt TEXT, or --prompts FILE"));
+        return Err(usage(
+            "no prompt was given",
+            "--prompt TEXT, or --prompts FILE",
+        ));
     }
     Ok(texts)
 }
@@ -94,7 +122,7 @@ impl Prepared {
         path: &Path,
         select: &AdapterArgs,
         tokenizer: Option<&Path>,
-        given: Map<String, Value>,
+        given: &Map<String, Value>,
         ui: &Ui,
     ) -> Result<Self> {
         let (config, warnings) = generation_config(path)?;
@@ -103,7 +131,10 @@ impl Prepared {
         ui.warnings(&warnings);
         for field in ["temperature", "top_k", "top_p", "min_p"] {
             if given.contains_key(field) && !arguments.do_sample {
-                ui.note(&format!("warning: --{} has no effect without --do-sample", field.replace('_', "-")));
+                ui.note(&format!(
+                    "warning: --{} has no effect without --do-sample",
+                    field.replace('_', "-")
+                ));
             }
         }
         let beside = path.with_file_name("tokenizer.json");
@@ -114,7 +145,8 @@ impl Prepared {
         };
         let model = open(path, ui)?;
         let (model, selection) = if select.adapters.is_empty() {
-            let selection = attach::interface(select.interface.as_deref(), path, &model).and_then(|i| i.select(&model));
+            let selection = attach::interface(select.interface.as_deref(), path, &model)
+                .and_then(|i| i.select(&model));
             match selection {
                 Ok(selection) => (model, Some(selection)),
                 Err(e) if select.interface.is_some() => return Err(e),
@@ -130,15 +162,28 @@ impl Prepared {
             (adapted.model, Some(adapted.selection))
         };
         let config = config_beside(path);
-        let positions = ["max_position_embeddings", "n_positions", "n_ctx"].iter().find_map(|k| config[*k].as_u64());
+        let positions = ["max_position_embeddings", "n_positions", "n_ctx"]
+            .iter()
+            .find_map(|k| config[*k].as_u64());
         let settings = Settings::new(arguments, tokenizer.as_ref(), positions.map(|n| n as usize));
-        Ok(Prepared { model, selection, tokenizer, settings, config })
+        Ok(Prepared {
+            model,
+            selection,
+            tokenizer,
+            settings,
+            config,
+        })
     }
 
     /// Prompts as tokens.
     pub(super) fn encode(&self, texts: &[PromptText], chat: bool) -> Result<Vec<Prompt>> {
         let tokenizer = self.tokenizer.as_ref();
-        let said = |text: &str| vec![Message { role: "user".into(), content: text.to_owned() }];
+        let said = |text: &str| {
+            vec![Message {
+                role: "user".into(),
+                content: text.to_owned(),
+            }]
+        };
         let encode = |text: &PromptText| match text {
             PromptText::Ids(ids) => Ok(Prompt { ids: ids.clone() }),
             PromptText::Text(text) if chat => conversation(&said(text), tokenizer),
@@ -156,17 +201,26 @@ impl Prepared {
     pub(super) fn decoder(&self, exec: &ExecArgs, portable: bool, ui: &Ui) -> Result<Decoder> {
         let args = &self.settings.args;
         let size = |name: &str| self.config[name].as_u64().map(|n| n as usize);
-        let heads = size("num_key_value_heads").or(size("num_attention_heads")).or(size("n_head"));
+        let heads = size("num_key_value_heads")
+            .or(size("num_attention_heads"))
+            .or(size("n_head"));
         let divided = || Some(size("hidden_size")? / size("num_attention_heads")?.max(1));
         let options = DecoderOptions {
             use_cache: args.use_cache,
             portable,
             decoder_start_token_id: args.decoder_start_token_id,
-            cache_size: heads.zip(size("head_dim").or_else(divided)).map(|(a, b)| [a, b]),
+            cache_size: heads
+                .zip(size("head_dim").or_else(divided))
+                .map(|(a, b)| [a, b]),
             compile: compile_options(exec)?,
         };
         let decoder = Decoder::new(self.model.clone(), self.selection.as_ref(), options)?;
-        ui.warnings(decoder.warnings().iter().filter(|d| d.severity == Severity::Warning));
+        ui.warnings(
+            decoder
+                .warnings()
+                .iter()
+                .filter(|d| d.severity == Severity::Warning),
+        );
         Ok(decoder)
     }
 }
@@ -174,10 +228,14 @@ impl Prepared {
 /// A conversation in the form of the model's chat template.
 fn conversation(_messages: &[Message], tokenizer: Option<&Tokenizer>) -> Result<Prompt> {
     let d = match tokenizer {
-        None => Diagnostic::error("tokenizer-missing", "a conversation needs a tokenizer and its chat template")
-            .help("put tokenizer.json and tokenizer_config.json beside the model"),
-        Some(_) => Diagnostic::error("chat-template", "chat templates are not there yet")
-            .help("write the conversation out as one prompt, in the form that the model was trained with"),
+        None => Diagnostic::error(
+            "tokenizer-missing",
+            "a conversation needs a tokenizer and its chat template",
+        )
+        .help("put tokenizer.json and tokenizer_config.json beside the model"),
+        Some(_) => Diagnostic::error("chat-template", "chat templates are not there yet").help(
+            "write the conversation out as one prompt, in the form that the model was trained with",
+        ),
     };
     Err(Error::new(ErrorKind::Unsupported, d))
 }

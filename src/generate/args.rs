@@ -124,7 +124,11 @@ impl GenerationArguments {
                 "temperature",
                 "above 0; for the most probable token leave `do_sample` out",
             ),
-            (share(self.top_p) && self.top_p > 0.0, "top_p", "above 0 and at most 1"),
+            (
+                share(self.top_p) && self.top_p > 0.0,
+                "top_p",
+                "above 0 and at most 1",
+            ),
             (self.min_p.is_none_or(share), "min_p", "between 0 and 1"),
             (
                 self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite(),
@@ -196,7 +200,10 @@ pub fn generation_config(model: &Path) -> Result<(Map<String, Value>, Vec<Diagno
         };
         let same = value.as_f64().is_some_and(|x| neutral.parse() == Ok(x));
         if !same && value != &Value::Array(Vec::new()) {
-            let d = Diagnostic::warning("generation-config", format!("`{key}` = {value} is not followed"));
+            let d = Diagnostic::warning(
+                "generation-config",
+                format!("`{key}` = {value} is not followed"),
+            );
             warnings.push(d.at(path.display().to_string()));
         }
     }
@@ -210,7 +217,8 @@ fn object(path: &Path) -> Result<Map<String, Value>> {
     }
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read", e))?;
     serde_json::from_str(&text).map_err(|e| {
-        let d = Diagnostic::error("generation-config", e.to_string()).at(path.display().to_string());
+        let d =
+            Diagnostic::error("generation-config", e.to_string()).at(path.display().to_string());
         Error::new(ErrorKind::Decode, d)
     })
 }
@@ -220,16 +228,16 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn map(v: Value) -> Map<String, Value> {
+    fn map(v: &Value) -> Map<String, Value> {
         v.as_object().cloned().unwrap_or_default()
     }
 
     #[test]
     fn given_values_stand_over_the_configuration() {
-        let config = map(json!({
+        let config = map(&json!({
             "temperature": 0.6, "top_k": 20, "eos_token_id": [1, 2], "pad_token_id": null, "transformers_version": "4"
         }));
-        let args = GenerationArguments::over(&config, map(json!({"top_k": 3}))).unwrap();
+        let args = GenerationArguments::over(&config, map(&json!({"top_k": 3}))).unwrap();
         assert_eq!((args.temperature, args.top_k), (0.6, 3));
         assert_eq!(args.eos_token_id.unwrap().list(), [1, 2]);
     }
@@ -237,7 +245,7 @@ mod tests {
     #[test]
     fn every_violation_is_reported() {
         let bad = json!({"do_sample": true, "temperature": 0.0, "top_p": 1.5, "stop": [""]});
-        let mut given = map(bad);
+        let mut given = map(&bad);
         let given = options::take::<GenerationArguments>(&mut given);
         let args = GenerationArguments::over(&Map::new(), given).unwrap();
         let e = args.validate().unwrap_err().to_string();

@@ -10,7 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{DType, Dim, Model, OpId, Type};
 use crate::rewrite::Pipeline;
-use crate::rewrite::passes::cache::{AddCache, PAST_MASK, POSITIONS, Part, attention_window, new_name, past_name};
+use crate::rewrite::passes::cache::{
+    AddCache, PAST_MASK, POSITIONS, Part, attention_window, new_name, past_name,
+};
 use crate::rewrite::passes::expand::Expand;
 use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseProducts};
 use crate::rewrite::passes::logits::{CHOSEN, ChooseLogits, logits};
@@ -22,6 +24,8 @@ use std::sync::OnceLock;
 const IDS: &str = "input_ids";
 const MASK: &str = "attention_mask";
 const TARGET_IDS: &str = "decoder_input_ids";
+/// What it means that there is no cache.
+const WHOLE: &str = "the whole text is computed for every token";
 /// What stands in front of the names of a graph's own cache.
 const PAST: &str = "past_key_values.";
 
@@ -67,8 +71,16 @@ pub struct Decoder {
 #[derive(Debug)]
 enum Engine {
     Whole,
-    Own { plan: Plan, parts: Vec<OwnPart> },
-    Added { first: Plan, step: Plan, layers: usize, window: Option<u64> },
+    Own {
+        plan: Plan,
+        parts: Vec<OwnPart>,
+    },
+    Added {
+        first: Plan,
+        step: Plan,
+        layers: usize,
+        window: Option<u64>,
+    },
 }
 
 /// A tensor of a graph's own cache.
@@ -108,7 +120,9 @@ pub fn full_sequence_adapters(model: &Model) -> Vec<String> {
     let manifest: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
     let entries = manifest["adapters"].as_array().cloned().unwrap_or_default();
     let concerned = entries.iter().filter(|e| depends(&e["config"]));
-    concerned.map(|e| e["name"].as_str().unwrap_or_default().to_owned()).collect()
+    concerned
+        .map(|e| e["name"].as_str().unwrap_or_default().to_owned())
+        .collect()
 }
 
 fn depends(config: &serde_json::Value) -> bool {
@@ -126,12 +140,21 @@ fn depends(config: &serde_json::Value) -> bool {
 impl Decoder {
     /// Prepares a model. `selection` says where its attentions are; without it, or where the graph does not allow it, the whole text
     /// is computed for every token, and [`warnings`](Self::warnings) says why.
-    pub fn new(model: Verified, selection: Option<&Selection>, options: DecoderOptions) -> Result<Self> {
+    pub fn new(
+        model: Verified,
+        selection: Option<&Selection>,
+        options: DecoderOptions,
+    ) -> Result<Self> {
         let g = &model.model().graph;
         let id = logits(g, None).map_err(|d| Error::new(ErrorKind::Run, d))?;
         let logits = g.name_of(id).to_owned();
         let full = full_sequence_adapters(model.model());
-        let chosen = Pipeline::new().with(ChooseLogits { logits: Some(logits.clone()) }).run(model)?.model;
+        let chosen = Pipeline::new()
+            .with(ChooseLogits {
+                logits: Some(logits.clone()),
+            })
+            .run(model)?
+            .model;
         let mut out = Decoder {
             model: chosen,
             options,
@@ -151,27 +174,38 @@ impl Decoder {
             let counts = g.nodes().any(|n| g.node(n).op == grouped);
             out.ragged &= fed(POSITIONS) && !counts;
             out.engine = Engine::Own { plan, parts: own };
-        } else if out.options.use_cache && !out.is_encoder_decoder() {
-            if let Some(selection) = selection {
-                if full.is_empty() {
-                    match out.added(selection) {
-                        Ok(engine) => out.engine = engine,
-                        Err(e) => out.warn(&e),
-                    }
-                } else {
-                    let d = Diagnostic::warning("cache", format!("the effect of {} depends on the whole text", full.join(", ")));
-                    out.warnings.push(d.note("the whole text is computed for every token"));
+        } else if let Some(selection) = selection
+            && out.options.use_cache
+            && !out.is_encoder_decoder()
+        {
+            if full.is_empty() {
+                match out.added(selection) {
+                    Ok(engine) => out.engine = engine,
+                    Err(e) => out.warn(&e),
                 }
+            } else {
+                let message = format!(
+                    "the effect of {} depends on the whole text",
+                    full.join(", ")
+                );
+                let d = Diagnostic::warning("cache", message);
+                out.warnings.push(d.note(WHOLE));
             }
         }
         Ok(out)
     }
 
     fn warn(&mut self, e: &Error) {
-        let why = e.findings().first().map_or_else(String::new, |f| f.message.clone());
-        let at = e.findings().first().map_or_else(String::new, |f| f.path.clone());
+        let why = e
+            .findings()
+            .first()
+            .map_or_else(String::new, |f| f.message.clone());
+        let at = e
+            .findings()
+            .first()
+            .map_or_else(String::new, |f| f.path.clone());
         let d = Diagnostic::warning("cache", format!("keys and values are not kept: {why}")).at(at);
-        self.warnings.push(d.note("the whole text is computed for every token"));
+        self.warnings.push(d.note(WHOLE));
     }
 
     /// What is kept from step to step.
@@ -203,11 +237,18 @@ impl Decoder {
         let model = if self.options.portable {
             model
         } else {
-            let fuse = Pipeline::new().with(Cleanup).with(FuseBlocks).with(FuseProducts);
+            let fuse = Pipeline::new()
+                .with(Cleanup)
+                .with(FuseBlocks)
+                .with(FuseProducts);
             fuse.run(model)?.model
         };
         let g = &model.model().graph;
-        let kept = |name: &str| name == self.logits || name.starts_with("present") || name.starts_with("new_key_values.");
+        let kept = |name: &str| {
+            name == self.logits
+                || name.starts_with("present")
+                || name.starts_with("new_key_values.")
+        };
         let names = g.outputs().iter().map(|p| g.name_of(p.value).to_owned());
         let options = CompileOptions {
             outputs: Some(names.filter(|n| kept(n)).collect()),
@@ -229,10 +270,15 @@ impl Decoder {
         let mut out = Vec::new();
         for port in g.inputs() {
             let name = g.name_of(port.value);
-            let Some(rest) = name.strip_prefix(PAST) else { continue };
+            let Some(rest) = name.strip_prefix(PAST) else {
+                continue;
+            };
             let output = format!("present.{rest}");
             if g.find(&output).is_none_or(|v| !g.is_output(v)) {
-                return Err(failed("cache", format!("the graph has the input `{name}` and no output `{output}`")));
+                return Err(failed(
+                    "cache",
+                    format!("the graph has the input `{name}` and no output `{output}`"),
+                ));
             }
             let ty = port.ty.as_ref().or(g.value(port.value).ty.as_ref());
             let size = |axis: usize| match ty.and_then(Type::dims).and_then(|d| d.get(axis)) {
@@ -259,7 +305,10 @@ impl Decoder {
     fn added(&self, selection: &Selection) -> Result<Engine> {
         let attention = OpId::new("", "Attention");
         let cached = |past: bool| -> Result<Verified> {
-            let pass = AddCache { selection: selection.clone(), past };
+            let pass = AddCache {
+                selection: selection.clone(),
+                past,
+            };
             let g = &self.model.model().graph;
             let mut pipeline = Pipeline::new();
             if g.nodes().any(|n| g.node(n).op == attention) {
@@ -286,10 +335,22 @@ impl Decoder {
             let (a, b) = (with.step(&next)?, without.step(&next)?);
             let size = b.data.iter().fold(1f32, |m, x| m.max(x.abs()));
             // Sums in another order, or operands in bfloat16.
-            let allowed = size * if self.options.compile.precision == crate::runtime::cpu::gemm::Precision::F32 { 1e-3 } else { 1e-1 };
-            let far = a.data.iter().zip(&b.data).any(|(x, y)| (x - y).abs() > allowed || x.is_nan() != y.is_nan());
+            let allowed = size
+                * if self.options.compile.precision == crate::runtime::cpu::gemm::Precision::F32 {
+                    1e-3
+                } else {
+                    1e-1
+                };
+            let far = a
+                .data
+                .iter()
+                .zip(&b.data)
+                .any(|(x, y)| (x - y).abs() > allowed || x.is_nan() != y.is_nan());
             if far {
-                return Err(failed("cache", "the logits with a cache are others than without"));
+                return Err(failed(
+                    "cache",
+                    "the logits with a cache are others than without",
+                ));
             }
         }
         Ok(())
@@ -316,14 +377,22 @@ pub struct Session<'d> {
 }
 
 impl<'d> Session<'d> {
-    fn begin(decoder: &'d Decoder, engine: &'d Engine, prompts: Vec<Vec<i64>>) -> Result<(Self, Logits)> {
+    fn begin(
+        decoder: &'d Decoder,
+        engine: &'d Engine,
+        prompts: Vec<Vec<i64>>,
+    ) -> Result<(Self, Logits)> {
         if prompts.iter().any(Vec::is_empty) {
-            let d = Diagnostic::error("prompt-empty", "a prompt has no tokens").help("write at least one, or give the model's first token");
+            let d = Diagnostic::error("prompt-empty", "a prompt has no tokens")
+                .help("write at least one, or give the model's first token");
             return Err(Error::new(ErrorKind::Run, d));
         }
         let equal = prompts.windows(2).all(|w| w[0].len() == w[1].len());
         if !decoder.ragged && !equal {
-            return Err(failed("batch", "this graph computes rows of one length together only"));
+            return Err(failed(
+                "batch",
+                "this graph computes rows of one length together only",
+            ));
         }
         let mut out = Session {
             decoder,
@@ -336,8 +405,11 @@ impl<'d> Session<'d> {
         };
         if decoder.is_encoder_decoder() {
             let Some(start) = decoder.options.decoder_start_token_id else {
-                let d = Diagnostic::error("decoder-start", "the first token of the decoder is not known")
-                    .help("--decoder-start-token-id N, or config.json beside the model");
+                let d = Diagnostic::error(
+                    "decoder-start",
+                    "the first token of the decoder is not known",
+                )
+                .help("--decoder-start-token-id N, or config.json beside the model");
                 return Err(Error::new(ErrorKind::Run, d));
             };
             let rows = vec![vec![start]; out.rows.len()];
@@ -391,7 +463,10 @@ impl<'d> Session<'d> {
                 feeds.insert(PAST_MASK, ints(&self.mask)?);
                 for (i, grown) in self.grown.iter().enumerate() {
                     let part = Part::BOTH[i % 2];
-                    feeds.insert(&past_name(i / 2, part), grown.value().map_err(|e| failed("cache", e.to_string()))?);
+                    feeds.insert(
+                        &past_name(i / 2, part),
+                        grown.value().map_err(|e| failed("cache", e.to_string()))?,
+                    );
                 }
                 let results = step.run(&feeds)?;
                 // A view that is held would make the next append impossible.
@@ -410,7 +485,12 @@ impl<'d> Session<'d> {
     }
 
     fn advance_own(&mut self, plan: &Plan, parts: &[OwnPart], new: &[Vec<i64>]) -> Result<Logits> {
-        let starts: Vec<usize> = self.rows.iter().zip(new).map(|(r, n)| r.len() - n.len()).collect();
+        let starts: Vec<usize> = self
+            .rows
+            .iter()
+            .zip(new)
+            .map(|(r, n)| r.len() - n.len())
+            .collect();
         let mut feeds = self.feeds(plan, new, &starts)?;
         self.extend_mask(new);
         if feeds.0.contains_key(MASK) {
@@ -435,8 +515,12 @@ impl<'d> Session<'d> {
     fn keep(&mut self, results: &Outputs, new: &[Vec<i64>]) -> Result<()> {
         for (i, grown) in self.grown.iter_mut().enumerate() {
             let name = new_name(i / 2, Part::BOTH[i % 2]);
-            let value = results.get(&name).ok_or_else(|| failed("cache", format!("no output `{name}`")))?;
-            grown.append(value).map_err(|e| failed("cache", e.to_string()))?;
+            let value = results
+                .get(&name)
+                .ok_or_else(|| failed("cache", format!("no output `{name}`")))?;
+            grown
+                .append(value)
+                .map_err(|e| failed("cache", e.to_string()))?;
         }
         self.extend_mask(new);
         Ok(())
@@ -465,9 +549,15 @@ impl<'d> Session<'d> {
                     let row = |(r, s): (&Vec<i64>, &usize)| (*s as i64..).take(r.len()).collect();
                     ints(&new.iter().zip(starts).map(row).collect::<Vec<_>>())?
                 }
-                "token_type_ids" => ints(&new.iter().map(|r| vec![0; r.len()]).collect::<Vec<_>>())?,
+                "token_type_ids" => {
+                    ints(&new.iter().map(|r| vec![0; r.len()]).collect::<Vec<_>>())?
+                }
                 // From the end: virtual tokens may stand in front.
-                CHOSEN => ints(&new.iter().map(|r| vec![r.len() as i64 - 1 - width]).collect::<Vec<_>>())?,
+                CHOSEN => ints(
+                    &new.iter()
+                        .map(|r| vec![r.len() as i64 - 1 - width])
+                        .collect::<Vec<_>>(),
+                )?,
                 _ => continue,
             };
             feeds.insert(&spec.name, value);
@@ -478,15 +568,28 @@ impl<'d> Session<'d> {
 
 impl Decoder {
     fn logits(&self, results: &Outputs, rows: usize) -> Result<Logits> {
-        let value = results.get(&self.logits).ok_or_else(|| failed("logits", format!("no output `{}`", self.logits)))?;
+        let value = results
+            .get(&self.logits)
+            .ok_or_else(|| failed("logits", format!("no output `{}`", self.logits)))?;
         let dims = value.dims();
         let [batch, 1, vocab] = *dims else {
-            return Err(failed("logits", format!("`{}` has the shape {dims:?}; [batch, positions, vocabulary] is needed", self.logits)));
+            return Err(failed(
+                "logits",
+                format!(
+                    "`{}` has the shape {dims:?}; [batch, positions, vocabulary] is needed",
+                    self.logits
+                ),
+            ));
         };
         if batch != rows {
-            return Err(failed("logits", format!("{batch} rows of logits for {rows} of tokens")));
+            return Err(failed(
+                "logits",
+                format!("{batch} rows of logits for {rows} of tokens"),
+            ));
         }
-        let data = value.to_f32().map_err(|e| failed("logits", e.to_string()))?;
+        let data = value
+            .to_f32()
+            .map_err(|e| failed("logits", e.to_string()))?;
         Ok(Logits { data, vocab })
     }
 }

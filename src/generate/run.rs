@@ -87,17 +87,33 @@ fn check(prompts: &[Prompt], settings: &Settings, tokenizer: Option<&Tokenizer>)
     for (i, p) in prompts.iter().enumerate() {
         if p.ids.is_empty() {
             let d = Diagnostic::error("prompt-empty", "the prompt has no tokens");
-            found.push(d.at(format!("prompt {}", i + 1)).help("write at least one word"));
+            found.push(
+                d.at(format!("prompt {}", i + 1))
+                    .help("write at least one word"),
+            );
         } else if p.ids.len() >= max {
             let n = p.ids.len();
-            let d = Diagnostic::error("prompt-length", format!("the prompt has {n} tokens; the model has {max} positions"));
-            found.push(d.at(format!("prompt {}", i + 1)).help(format!("shorten it to at most {} tokens", max - 1)));
+            let d = Diagnostic::error(
+                "prompt-length",
+                format!("the prompt has {n} tokens; the model has {max} positions"),
+            );
+            found.push(
+                d.at(format!("prompt {}", i + 1))
+                    .help(format!("shorten it to at most {} tokens", max - 1)),
+            );
         }
     }
     if tokenizer.is_none() && !settings.args.stop_strings.is_empty() {
-        found.push(Diagnostic::error("tokenizer-missing", "stop strings need a tokenizer").help("--tokenizer tokenizer.json"));
+        found.push(
+            Diagnostic::error("tokenizer-missing", "stop strings need a tokenizer")
+                .help("--tokenizer tokenizer.json"),
+        );
     }
-    if found.is_empty() { Ok(()) } else { Err(Error::many(ErrorKind::Run, found)) }
+    if found.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::many(ErrorKind::Run, found))
+    }
 }
 
 /// Indices of results that are computed together.
@@ -106,11 +122,19 @@ fn batches(decoder: &Decoder, prompts: &[Prompt], copies: usize, size: usize) ->
     if decoder.ragged() || decoder.is_encoder_decoder() {
         return all.chunks(size).map(<[usize]>::to_vec).collect();
     }
-    let mut by_length: std::collections::BTreeMap<usize, Vec<usize>> = std::collections::BTreeMap::new();
+    let mut by_length: std::collections::BTreeMap<usize, Vec<usize>> =
+        std::collections::BTreeMap::new();
     for i in all {
-        by_length.entry(prompts[i / copies].ids.len()).or_default().push(i);
+        by_length
+            .entry(prompts[i / copies].ids.len())
+            .or_default()
+            .push(i);
     }
-    by_length.values().flat_map(|v| v.chunks(size)).map(<[usize]>::to_vec).collect()
+    by_length
+        .values()
+        .flat_map(|v| v.chunks(size))
+        .map(<[usize]>::to_vec)
+        .collect()
 }
 
 /// A text that grows.
@@ -145,9 +169,16 @@ fn one_batch(
         .collect();
     let starts: Vec<Vec<i64>> = rows.iter().map(|r| r.prompt.to_vec()).collect();
     let (mut session, mut logits) = decoder.begin(&starts)?;
-    let pad = args.pad_token_id.or(settings.eos.first().copied()).unwrap_or(0);
+    let pad = args
+        .pad_token_id
+        .or(settings.eos.first().copied())
+        .unwrap_or(0);
     // A row that has ended goes on with any token that the vocabulary has.
-    let pad = if usize::try_from(pad).is_ok_and(|p| p < logits.vocab()) { pad } else { 0 };
+    let pad = if usize::try_from(pad).is_ok_and(|p| p < logits.vocab()) {
+        pad
+    } else {
+        0
+    };
     loop {
         let mut next = Vec::with_capacity(rows.len());
         for (i, row) in rows.iter_mut().enumerate() {
@@ -159,7 +190,10 @@ fn one_batch(
             let mut scores = logits.row(i).to_vec();
             processors.apply(&mut scores, text, row.ids.len());
             let id = if args.do_sample {
-                draw(&scores, uniform(args.seed, row.index as u64, row.ids.len() as u64))?
+                draw(
+                    &scores,
+                    uniform(args.seed, row.index as u64, row.ids.len() as u64),
+                )?
             } else {
                 greedy(&scores)?
             };
@@ -184,7 +218,13 @@ fn one_batch(
 
 impl Growing<'_> {
     /// Adds a token behind `length` others.
-    fn take(&mut self, id: i64, length: usize, settings: &Settings, on_piece: OnPiece<'_>) -> Result<()> {
+    fn take(
+        &mut self,
+        id: i64,
+        length: usize,
+        settings: &Settings,
+        on_piece: OnPiece<'_>,
+    ) -> Result<()> {
         self.ids.push(id);
         let ended = settings.eos.contains(&id);
         let mut stopped = false;
@@ -202,9 +242,15 @@ impl Growing<'_> {
             (_, _, true) => Some(FinishReason::Length),
             _ => None,
         };
-        let Some(pieces) = &mut self.pieces else { return Ok(()) };
+        let Some(pieces) = &mut self.pieces else {
+            return Ok(());
+        };
         let piece = pieces.ready().to_owned();
-        let rest = if self.finished.is_some() { pieces.finish()?.to_owned() } else { String::new() };
+        let rest = if self.finished.is_some() {
+            pieces.finish()?.to_owned()
+        } else {
+            String::new()
+        };
         if piece.is_empty() && rest.is_empty() {
             return Ok(());
         }
@@ -214,10 +260,21 @@ impl Growing<'_> {
 
 impl Settings {
     /// Arguments with what the model's files say.
-    pub fn new(args: GenerationArguments, tokenizer: Option<&Tokenizer>, max_positions: Option<usize>) -> Self {
+    pub fn new(
+        args: GenerationArguments,
+        tokenizer: Option<&Tokenizer>,
+        max_positions: Option<usize>,
+    ) -> Self {
         let own = || tokenizer.and_then(Tokenizer::eos_id).into_iter().collect();
-        let eos = args.eos_token_id.as_ref().map_or_else(own, |ids| ids.list().to_vec());
-        Settings { args, eos, max_positions }
+        let eos = args
+            .eos_token_id
+            .as_ref()
+            .map_or_else(own, |ids| ids.list().to_vec());
+        Settings {
+            args,
+            eos,
+            max_positions,
+        }
     }
 }
 
@@ -229,9 +286,16 @@ impl Prompt {
     pub fn new(text: &str, special: bool, tokenizer: Option<&Tokenizer>) -> Result<Self> {
         let Some(tokenizer) = tokenizer else {
             let mut e = failed("tokenizer-missing", "a prompt of text needs a tokenizer");
-            e = Error::new(e.kind(), e.findings()[0].clone().help("put tokenizer.json beside the model, or give --tokenizer FILE"));
+            e = Error::new(
+                e.kind(),
+                e.findings()[0]
+                    .clone()
+                    .help("put tokenizer.json beside the model, or give --tokenizer FILE"),
+            );
             return Err(e);
         };
-        Ok(Prompt { ids: tokenizer.encode(text, special)? })
+        Ok(Prompt {
+            ids: tokenizer.encode(text, special)?,
+        })
     }
 }

@@ -61,7 +61,10 @@ fn penalize(scores: &mut [f32], text: &[i64], penalty: f32) {
     if penalty.to_bits() == 1f32.to_bits() {
         return;
     }
-    let mut ids: Vec<usize> = text.iter().filter_map(|&i| usize::try_from(i).ok()).collect();
+    let mut ids: Vec<usize> = text
+        .iter()
+        .filter_map(|&i| usize::try_from(i).ok())
+        .collect();
     ids.sort_unstable();
     ids.dedup();
     for id in ids {
@@ -88,7 +91,9 @@ fn keep_nucleus(scores: &mut [f32], p: f64) {
     if p >= 1.0 {
         return;
     }
-    let mut order: Vec<usize> = (0..scores.len()).filter(|&i| scores[i] > f32::NEG_INFINITY).collect();
+    let mut order: Vec<usize> = (0..scores.len())
+        .filter(|&i| scores[i] > f32::NEG_INFINITY)
+        .collect();
     order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
     let probabilities = softmax(scores);
     let mut sum = 0.0;
@@ -167,7 +172,10 @@ pub fn draw(scores: &[f32], u: f64) -> Result<i64> {
 }
 
 fn broken(s: f32) -> crate::error::Error {
-    failed("logits", format!("the model's logits are not numbers to choose by: {s}"))
+    failed(
+        "logits",
+        format!("the model's logits are not numbers to choose by: {s}"),
+    )
 }
 
 /// A number in `[0, 1)` for a step of a sequence; the same on every machine, and whatever is generated beside it.
@@ -206,9 +214,12 @@ mod tests {
             Processors::new(&case.args, &[]).apply(&mut scores, &case.text, 0);
             for (i, (s, want)) in scores.iter().zip(&case.expected).enumerate() {
                 match want {
-                    None => assert_eq!(*s, f32::NEG_INFINITY, "case {n}, token {i}"),
+                    None => assert!(*s < f32::MIN, "case {n}, token {i}"),
                     // One rounding more or less of a division.
-                    Some(w) => assert!((s - w).abs() <= w.abs() * 1e-6, "case {n}, token {i}: {s} {w}"),
+                    Some(w) => assert!(
+                        (s - w).abs() <= w.abs() * 1e-6,
+                        "case {n}, token {i}: {s} {w}"
+                    ),
                 }
             }
         }
@@ -225,14 +236,19 @@ mod tests {
     fn draws_have_the_probabilities() {
         let scores = [0.25f32.ln(), f32::NEG_INFINITY, 0.75f32.ln()];
         let n = 4000;
-        let hits = (0..n).filter(|&i| draw(&scores, uniform(7, 0, i)).unwrap() == 2).count();
+        let hits = (0..n)
+            .filter(|&i| draw(&scores, uniform(7, 0, i)).unwrap() == 2)
+            .count();
         // Four standard deviations of a binomial of 4000 and 0.75.
         assert!((hits as f64 - 3000.0).abs() < 4.0 * 27.4, "{hits}");
     }
 
     #[test]
     fn no_token_ends_the_text_before_the_least_length() {
-        let args = GenerationArguments { min_new_tokens: 2, ..Default::default() };
+        let args = GenerationArguments {
+            min_new_tokens: 2,
+            ..Default::default()
+        };
         let processors = Processors::new(&args, &[1]);
         let mut scores = [0.0, 5.0];
         processors.apply(&mut scores, &[0], 1);

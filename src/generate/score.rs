@@ -57,13 +57,27 @@ pub fn score(
     mut next: impl FnMut() -> Result<Option<Vec<(Vec<i64>, Vec<i64>)>>>,
 ) -> Result<TokenScores> {
     let g = &model.model().graph;
-    let id = logits(g, None).map_err(|d: Diagnostic| crate::error::Error::new(crate::error::ErrorKind::Run, d))?;
+    let id = logits(g, None)
+        .map_err(|d: Diagnostic| crate::error::Error::new(crate::error::ErrorKind::Run, d))?;
     let name = g.name_of(id).to_owned();
-    let mut model = Pipeline::new().with(ChooseLogits { logits: Some(name.clone()) }).run(model)?.model;
+    let mut model = Pipeline::new()
+        .with(ChooseLogits {
+            logits: Some(name.clone()),
+        })
+        .run(model)?
+        .model;
     if !portable {
-        model = Pipeline::new().with(Cleanup).with(FuseBlocks).with(FuseProducts).run(model)?.model;
+        model = Pipeline::new()
+            .with(Cleanup)
+            .with(FuseBlocks)
+            .with(FuseProducts)
+            .run(model)?
+            .model;
     }
-    let options = CompileOptions { outputs: Some(vec![name.clone()]), ..compile.clone() };
+    let options = CompileOptions {
+        outputs: Some(vec![name.clone()]),
+        ..compile.clone()
+    };
     let plan = Plan::compile(&model, &options)?;
     let mut sum = TokenScores::default();
     while let Some(rows) = next()? {
@@ -82,7 +96,10 @@ fn batch(plan: &Plan, name: &str, rows: &[(Vec<i64>, Vec<i64>)]) -> Result<Token
     };
     let chosen: Vec<Vec<(i64, i64)>> = rows.iter().map(|r| labelled(&r.1)).collect();
     let most = chosen.iter().map(Vec::len).max().unwrap_or(0);
-    let mut out = TokenScores { samples: rows.len(), ..TokenScores::default() };
+    let mut out = TokenScores {
+        samples: rows.len(),
+        ..TokenScores::default()
+    };
     if most == 0 {
         return Ok(out);
     }
@@ -102,10 +119,14 @@ fn batch(plan: &Plan, name: &str, rows: &[(Vec<i64>, Vec<i64>)]) -> Result<Token
             "position_ids" => fill(each(&|r| (0..r.len() as i64).collect()), width)?,
             "token_type_ids" => fill(each(&|r| vec![0; r.len()]), width)?,
             CHOSEN => {
-                let places = chosen.iter().map(|c| c.iter().map(|p| p.0 - width as i64).collect());
+                let places = chosen
+                    .iter()
+                    .map(|c| c.iter().map(|p| p.0 - width as i64).collect());
                 let mut places: Vec<Vec<i64>> = places.collect();
                 // Any position will do where a row has fewer labels.
-                places.iter_mut().for_each(|p| p.resize(most, -1));
+                for p in &mut places {
+                    p.resize(most, -1);
+                }
                 fill(places, most)?
             }
             _ => continue,
@@ -113,7 +134,9 @@ fn batch(plan: &Plan, name: &str, rows: &[(Vec<i64>, Vec<i64>)]) -> Result<Token
         feeds.insert(&spec.name, value);
     }
     let results = plan.run(&feeds)?;
-    let value = results.get(name).ok_or_else(|| wrong(&format!("no output `{name}`")))?;
+    let value = results
+        .get(name)
+        .ok_or_else(|| wrong(&format!("no output `{name}`")))?;
     let vocab = value.dims().last().copied().unwrap_or(0);
     if value.dims() != [rows.len(), most, vocab] {
         return Err(wrong(&format!("`{name}` has the shape {:?}", value.dims())));
@@ -124,9 +147,18 @@ fn batch(plan: &Plan, name: &str, rows: &[(Vec<i64>, Vec<i64>)]) -> Result<Token
             let start = (r * most + i) * vocab;
             let scores = &data[start..start + vocab];
             let Some(&own) = usize::try_from(label).ok().and_then(|l| scores.get(l)) else {
-                return Err(wrong(&format!("label {label} is outside the vocabulary of {vocab}")));
+                return Err(wrong(&format!(
+                    "label {label} is outside the vocabulary of {vocab}"
+                )));
             };
-            let (best, top) = scores.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, &s)| if s > b.1 { (i, s) } else { b });
+            let (best, top) =
+                scores
+                    .iter()
+                    .enumerate()
+                    .fold(
+                        (0, f32::NEG_INFINITY),
+                        |b, (i, &s)| if s > b.1 { (i, s) } else { b },
+                    );
             let sum: f64 = scores.iter().map(|&s| f64::from(s - top).exp()).sum();
             out.loss += sum.ln() + f64::from(top) - f64::from(own);
             out.items += 1;

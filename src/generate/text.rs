@@ -72,8 +72,12 @@ impl<'a> Pieces<'a> {
         if self.stopped || self.read == self.ids.len() {
             return Ok(());
         }
-        let before = self.tokenizer.decode(&self.ids[self.from..self.read], self.skip_special)?;
-        let all = self.tokenizer.decode(&self.ids[self.from..], self.skip_special)?;
+        let before = self
+            .tokenizer
+            .decode(&self.ids[self.from..self.read], self.skip_special)?;
+        let all = self
+            .tokenizer
+            .decode(&self.ids[self.from..], self.skip_special)?;
         // A character whose bytes have not all come is decoded as U+FFFD.
         if all.ends_with('\u{fffd}') && !end {
             return Ok(());
@@ -83,7 +87,11 @@ impl<'a> Pieces<'a> {
         self.text.push_str(&all[same..]);
         self.from = self.read;
         self.read = self.ids.len();
-        let found = self.stops.iter().filter_map(|s| self.text.find(s.as_str())).min();
+        let found = self
+            .stops
+            .iter()
+            .filter_map(|s| self.text.find(s.as_str()))
+            .min();
         if let Some(at) = found {
             self.text.truncate(at);
             self.stopped = true;
@@ -112,8 +120,9 @@ mod tests {
     /// A tokenizer of bytes, as byte-level vocabularies are in the last resort.
     fn bytes() -> (tempfile::TempDir, Tokenizer) {
         let dir = tempfile::tempdir().unwrap();
-        let vocab: serde_json::Map<String, serde_json::Value> =
-            (0..=255u32).map(|b| (format!("<0x{b:02X}>"), b.into())).collect();
+        let vocab: serde_json::Map<String, serde_json::Value> = (0..=255u32)
+            .map(|b| (format!("<0x{b:02X}>"), b.into()))
+            .collect();
         let json = serde_json::json!({
             "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
             "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},

@@ -81,7 +81,9 @@ mod tests {
         let mut all = Vec::new();
         for step in 0..70u16 {
             let x = f32::from(step);
-            grown.append(&Value::from_f32(&[1, 2, 1, 1], vec![x, -x]).unwrap()).unwrap();
+            grown
+                .append(&Value::from_f32(&[1, 2, 1, 1], vec![x, -x]).unwrap())
+                .unwrap();
             all.push(x);
         }
         let value = grown.value().unwrap();

@@ -19,7 +19,9 @@ pub enum EvalTask {
 }
 
 /// A measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// Mean negative log-likelihood of the labelled tokens.
@@ -58,8 +60,8 @@ impl Metric {
 
     fn fits(self, task: EvalTask) -> bool {
         use Metric::{
-            Accuracy, ExactMatch, F1, FinalNumber, Loss, Mae, MatthewsCorrelation, Mse, Pearson, Perplexity, Precision,
-            Recall, Spearman,
+            Accuracy, ExactMatch, F1, FinalNumber, Loss, Mae, MatthewsCorrelation, Mse, Pearson,
+            Perplexity, Precision, Recall, Spearman,
         };
         match self {
             Loss | Perplexity | ExactMatch | FinalNumber => task == EvalTask::CausalLm,
@@ -167,6 +169,10 @@ impl EvalArguments {
         if self.max_seq_length < 2 {
             wrong("`max_seq_length` must be at least 2".into());
         }
-        if found.is_empty() { Ok(()) } else { Err(Error::many(ErrorKind::Train, found)) }
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::many(ErrorKind::Train, found))
+        }
     }
 }

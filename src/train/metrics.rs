@@ -33,7 +33,11 @@ pub struct Scores {
 
 /// Share of equal pairs.
 pub fn accuracy(predictions: &[i64], references: &[i64]) -> f64 {
-    let same = predictions.iter().zip(references).filter(|(p, r)| p == r).count();
+    let same = predictions
+        .iter()
+        .zip(references)
+        .filter(|(p, r)| p == r)
+        .count();
     same as f64 / references.len() as f64
 }
 
@@ -67,7 +71,9 @@ pub fn precision_recall_f1(predictions: &[i64], references: &[i64], average: Ave
         }
     }
     match average {
-        Average::Binary { positive } => classes.get(&positive).copied().unwrap_or_default().scores(),
+        Average::Binary { positive } => {
+            classes.get(&positive).copied().unwrap_or_default().scores()
+        }
         Average::Micro => {
             let add = |a: Counts, b: &Counts| Counts {
                 both: a.both + b.both,
@@ -90,7 +96,11 @@ fn mean(scores: impl Iterator<Item = (Scores, f64)>) -> Scores {
         weights += w;
     }
     let [precision, recall, f1] = sum.map(|x| x / weights);
-    Scores { precision, recall, f1 }
+    Scores {
+        precision,
+        recall,
+        f1,
+    }
 }
 
 /// Matthews' correlation of classes, in Gorodkin's form for several of them. 0 where one side has one class only.
@@ -106,18 +116,30 @@ pub fn matthews_correlation(predictions: &[i64], references: &[i64]) -> f64 {
     let sum = |f: &dyn Fn(&(f64, f64)) -> f64| classes.values().map(f).sum::<f64>();
     let both = right * n - sum(&|c| c.0 * c.1);
     let spread = (n * n - sum(&|c| c.0 * c.0)) * (n * n - sum(&|c| c.1 * c.1));
-    if spread > 0.0 { both / spread.sqrt() } else { 0.0 }
+    if spread > 0.0 {
+        both / spread.sqrt()
+    } else {
+        0.0
+    }
 }
 
 /// Mean squared difference.
 pub fn mean_squared_error(predictions: &[f64], references: &[f64]) -> f64 {
-    let sum: f64 = predictions.iter().zip(references).map(|(p, r)| (p - r) * (p - r)).sum();
+    let sum: f64 = predictions
+        .iter()
+        .zip(references)
+        .map(|(p, r)| (p - r) * (p - r))
+        .sum();
     sum / references.len() as f64
 }
 
 /// Mean absolute difference.
 pub fn mean_absolute_error(predictions: &[f64], references: &[f64]) -> f64 {
-    let sum: f64 = predictions.iter().zip(references).map(|(p, r)| (p - r).abs()).sum();
+    let sum: f64 = predictions
+        .iter()
+        .zip(references)
+        .map(|(p, r)| (p - r).abs())
+        .sum();
     sum / references.len() as f64
 }
 
@@ -132,7 +154,11 @@ pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
         xx += (a - mx) * (a - mx);
         yy += (b - my) * (b - my);
     }
-    if xx > 0.0 && yy > 0.0 { xy / (xx * yy).sqrt() } else { f64::NAN }
+    if xx > 0.0 && yy > 0.0 {
+        xy / (xx * yy).sqrt()
+    } else {
+        f64::NAN
+    }
 }
 
 /// Spearman's correlation: Pearson's of ranks, equal values having the mean of theirs.
@@ -141,14 +167,16 @@ pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
 }
 
 fn ranks(x: &[f64]) -> Vec<f64> {
+    // Zeros of either sign are equal.
+    let x: Vec<f64> = x.iter().map(|x| x + 0.0).collect();
     let mut order: Vec<usize> = (0..x.len()).collect();
     order.sort_by(|&a, &b| x[a].total_cmp(&x[b]));
     let mut out = vec![0.0; x.len()];
     let mut start = 0;
     while start < order.len() {
-        let same = |i: &&usize| x[**i].to_bits() == x[order[start]].to_bits() || x[**i] == x[order[start]];
+        let same = |i: &&usize| x[**i].total_cmp(&x[order[start]]).is_eq();
         let count = order[start..].iter().take_while(same).count();
-        let rank = start as f64 + (count as f64 + 1.0) / 2.0;
+        let rank = start as f64 + f64::midpoint(count as f64, 1.0);
         for &i in &order[start..start + count] {
             out[i] = rank;
         }
@@ -234,7 +262,8 @@ fn numbers(text: &str) -> Vec<(Decimal, usize)> {
     let mut out = Vec::new();
     let mut i = 0;
     while i < bytes.len() {
-        if !digit(i) && !(bytes[i] == b'.' && digit(i + 1)) {
+        let begins = digit(i) || (bytes[i] == b'.' && digit(i + 1));
+        if !begins {
             i += 1;
             continue;
         }
@@ -252,8 +281,11 @@ fn numbers(text: &str) -> Vec<(Decimal, usize)> {
         }
         let before = text[..start].trim_end_matches(['$', '€', '£']);
         // A minus sign behind a letter or a number is an operator or a hyphen.
-        let signed = before.strip_suffix('-').or_else(|| before.strip_suffix('\u{2212}'));
-        let negative = signed.is_some_and(|b| !b.ends_with(|c: char| c.is_alphanumeric() || c == ')'));
+        let signed = before
+            .strip_suffix('-')
+            .or_else(|| before.strip_suffix('\u{2212}'));
+        let negative =
+            signed.is_some_and(|b| !b.ends_with(|c: char| c.is_alphanumeric() || c == ')'));
         out.extend(Decimal::new(negative, &text[start..i]).map(|d| (d, start)));
     }
     out
@@ -269,7 +301,7 @@ pub fn same_final_number(prediction: &str, reference: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Reference values are those of scikit-learn and SciPy, in double precision.
+    /// Reference values are those of scikit-learn and of `scipy.stats`, in double precision.
     const EXACT: f64 = 1e-12;
 
     fn near(a: f64, b: f64) {
@@ -286,11 +318,21 @@ mod tests {
         near(s.recall, 0.395_833_333_333_333_3);
         near(s.f1, 0.380_952_380_952_380_93);
         near(precision_recall_f1(&p, &r, Average::Micro).f1, 0.5);
-        near(precision_recall_f1(&p, &r, Average::Weighted).f1, 0.490_476_190_476_190_4);
+        near(
+            precision_recall_f1(&p, &r, Average::Weighted).f1,
+            0.490_476_190_476_190_4,
+        );
         near(matthews_correlation(&p, &r), 0.308_957_190_326_662_3);
-        let b = precision_recall_f1(&[1, 0, 1, 1], &[1, 1, 0, 1], Average::Binary { positive: 1 });
+        let b = precision_recall_f1(
+            &[1, 0, 1, 1],
+            &[1, 1, 0, 1],
+            Average::Binary { positive: 1 },
+        );
         near(b.f1, 2.0 / 3.0);
-        near(precision_recall_f1(&[0], &[0], Average::Binary { positive: 1 }).f1, 0.0);
+        near(
+            precision_recall_f1(&[0], &[0], Average::Binary { positive: 1 }).f1,
+            0.0,
+        );
     }
 
     #[test]
@@ -333,7 +375,10 @@ mod tests {
         let plain = Normalization::default();
         assert!(exact_match(" the  cat\n", "the cat", plain));
         assert!(!exact_match("The cat.", "the cat", plain));
-        let loose = Normalization { ignore_case: true, ignore_punctuation: true };
+        let loose = Normalization {
+            ignore_case: true,
+            ignore_punctuation: true,
+        };
         assert!(exact_match("The cat.", "the cat", loose));
     }
 }

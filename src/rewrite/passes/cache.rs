@@ -105,9 +105,14 @@ impl Pass for AddCache {
 /// Fewest positions that a query sees where a graph masks those further away; `None` where it sees all.
 pub fn attention_window(g: &Graph) -> Option<u64> {
     let compares = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"];
-    let nodes = g.nodes().filter(|n| compares.iter().any(|op| g.node(*n).op.is_onnx(op)));
+    let nodes = g
+        .nodes()
+        .filter(|n| compares.iter().any(|op| g.node(*n).op.is_onnx(op)));
     let sides = nodes.flat_map(|n| g.node_inputs(n)).flatten();
-    sides.filter_map(|v| distance(g, v)).filter(|d| *d > 1).min()
+    sides
+        .filter_map(|v| distance(g, v))
+        .filter(|d| *d > 1)
+        .min()
 }
 
 /// The number that is added to or taken from positions.
@@ -134,7 +139,11 @@ fn number(g: &Graph, v: ValueId) -> Option<i64> {
     let constant = || {
         let (n, _) = g.producer(v)?;
         let node = g.node(n);
-        node.op.is_onnx("Constant").then(|| node.attrs.get("value"))??.value.as_tensor()
+        node.op
+            .is_onnx("Constant")
+            .then(|| node.attrs.get("value"))??
+            .value
+            .as_tensor()
     };
     let tensor = g.value(v).tensor.as_ref().or_else(constant)?;
     let single = tensor.count() == Some(1) && tensor.dtype == DType::Int64;
@@ -186,10 +195,16 @@ fn memories(cx: &PassCx<'_>, selection: &Selection) -> Result<Vec<Memory>, Diagn
     let mut out = Vec::new();
     for layer in &selection.layers {
         if layer.cross_attn.is_some() {
-            return Err(refused("attention to an encoder has no cache here", &layer.path));
+            return Err(refused(
+                "attention to an encoder has no cache here",
+                &layer.path,
+            ));
         }
         let Some(site) = &layer.self_attn else {
-            return Err(refused("the layer has no attention that is known", &layer.path));
+            return Err(refused(
+                "the layer has no attention that is known",
+                &layer.path,
+            ));
         };
         out.push(memory(site, g, &facts)?);
     }
@@ -208,10 +223,18 @@ fn memory(
     if core.bias.is_some() {
         return Err(refused("a bias by relative position is added", &site.path));
     }
-    let plain = ["Softmax", "Cast", "Identity", "Dropout", "Where", "IsNaN", "MatMul"];
+    let plain = [
+        "Softmax", "Cast", "Identity", "Dropout", "Where", "IsNaN", "MatMul",
+    ];
     let strange = core.tail.iter().map(|n| &g.node(*n).op);
-    if let Some(op) = strange.into_iter().find(|op| !plain.iter().any(|p| op.is_onnx(p))) {
-        return Err(refused(format!("{op} changes the probabilities"), &site.path));
+    if let Some(op) = strange
+        .into_iter()
+        .find(|op| !plain.iter().any(|p| op.is_onnx(p)))
+    {
+        return Err(refused(
+            format!("{op} changes the probabilities"),
+            &site.path,
+        ));
     }
     let fits = |v: ValueId| {
         let dims = facts(v).and_then(|f| f.dims)?;
@@ -229,9 +252,18 @@ fn memory(
         };
         Some(Found { value: v, axes })
     };
-    let unknown = |what: &str| refused(format!("the {what} have no value with an axis of heads"), &site.path);
+    let unknown = |what: &str| {
+        refused(
+            format!("the {what} have no value with an axis of heads"),
+            &site.path,
+        )
+    };
     let all = core.keys.last().map_or(0, |k| k.1);
-    let deepest = core.keys.iter().rev().find_map(|(v, n)| Some((fits(*v)?, *n)));
+    let deepest = core
+        .keys
+        .iter()
+        .rev()
+        .find_map(|(v, n)| Some((fits(*v)?, *n)));
     let (keys, scaled) = deepest.ok_or_else(|| unknown("keys"))?;
     let steps = core.then[..scaled].iter().chain(&core.then[all..]).copied();
     Ok(Memory {
@@ -245,7 +277,14 @@ fn memory(
 /// The first of the values on the way to an operand that fits, against the flow.
 fn narrow(g: &Graph, from: ValueId, fits: &dyn Fn(ValueId) -> Option<Found>) -> Option<Found> {
     let pass = [
-        "Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Cast", "Concat",
+        "Identity",
+        "Transpose",
+        "Reshape",
+        "Unsqueeze",
+        "Squeeze",
+        "Expand",
+        "Cast",
+        "Concat",
     ];
     let mut best = None;
     let mut next = Some(from);
@@ -258,7 +297,10 @@ fn narrow(g: &Graph, from: ValueId, fits: &dyn Fn(ValueId) -> Option<Found>) -> 
             best = None;
             g.node_inputs(n).into_iter().flatten().last()
         } else {
-            pass.iter().any(|p| op.is_onnx(p)).then(|| g.input(n, 0)).flatten()
+            pass.iter()
+                .any(|p| op.is_onnx(p))
+                .then(|| g.input(n, 0))
+                .flatten()
         };
     }
     best
@@ -295,7 +337,10 @@ fn entrance(cx: &mut PassCx<'_>) -> Result<ValueId, PassError> {
         let dims = [batch, sequence_size(g)];
         let positions = b.graph_input(POSITIONS, Type::tensor(DType::Int64, dims));
         for found in &uses {
-            let dtype = cx.fact(found.start).and_then(|f| f.dtype).unwrap_or(DType::Int64);
+            let dtype = cx
+                .fact(found.start)
+                .and_then(|f| f.dtype)
+                .unwrap_or(DType::Int64);
             let own = if dtype == DType::Int64 {
                 positions
             } else {
@@ -329,11 +374,15 @@ fn input_dims(g: &Graph) -> Option<&[Dim]> {
 }
 
 fn batch_size(g: &Graph) -> Dim {
-    input_dims(g).and_then(|d| d.first().cloned()).unwrap_or(Dim::Unknown)
+    input_dims(g)
+        .and_then(|d| d.first().cloned())
+        .unwrap_or(Dim::Unknown)
 }
 
 fn sequence_size(g: &Graph) -> Dim {
-    input_dims(g).and_then(|d| d.get(1).cloned()).unwrap_or(Dim::Unknown)
+    input_dims(g)
+        .and_then(|d| d.get(1).cloned())
+        .unwrap_or(Dim::Unknown)
 }
 
 /// A place where counted positions become numbers: the reader, what it reads, and the way there from the first value with an axis of
@@ -347,6 +396,9 @@ struct PositionUse {
     nodes: Vec<NodeId>,
 }
 
+/// A value, the first row on the way to it with its axes, and the nodes behind that.
+type Way = (ValueId, Option<(ValueId, Vec<i64>)>, Vec<NodeId>);
+
 /// Where a graph that counts its positions uses them: a conversion to floating point, or a look-up in a table.
 fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
     let g = &cx.model().graph;
@@ -358,7 +410,10 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
     let row = |v: ValueId| -> Option<Vec<i64>> {
         let dims = cx.fact(v)?.dims.as_ref()?;
         let open = dims.iter().filter(|d| d.as_const().is_none()).count();
-        let ones: Vec<i64> = (0..dims.len()).filter(|&i| dims[i].is(1)).map(|i| i as i64).collect();
+        let ones: Vec<i64> = (0..dims.len())
+            .filter(|&i| dims[i].is(1))
+            .map(|i| i as i64)
+            .collect();
         let fits = dims.len() >= 2 && open == 1 && ones.len() + 1 == dims.len() && ones[0] == 0;
         fits.then(|| ones[1..].to_vec())
     };
@@ -366,11 +421,18 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
         let dims = cx.fact(v).and_then(|f| f.dims.as_ref());
         dims.is_some_and(|d| d.iter().any(|d| d.as_const().is_none()))
     };
-    let pass = ["Unsqueeze", "Reshape", "Squeeze", "Cast", "Add", "Sub", "Expand", "Identity"];
+    let pass = [
+        "Unsqueeze",
+        "Reshape",
+        "Squeeze",
+        "Cast",
+        "Add",
+        "Sub",
+        "Expand",
+        "Identity",
+    ];
     let mut out = Vec::new();
     let mut seen = FxHashSet::default();
-    // A value, the first row on the way to it, and the nodes behind that.
-    type Way = (ValueId, Option<(ValueId, Vec<i64>)>, Vec<NodeId>);
     let mut todo: Vec<Way> = g
         .nodes()
         .filter(|n| g.node(*n).op.is_onnx("Range"))
@@ -385,19 +447,34 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
         for u in g.uses(v) {
             let Use::Input(n, slot) = u else { continue };
             let node = g.node(n);
-            let table = |t: ValueId| cx.fact(t).and_then(|f| f.dtype).is_some_and(DType::is_float);
-            let looks_up = node.op.is_onnx("Gather")
-                && slot == 1
-                && g.input(n, 0).is_some_and(table);
+            let table = |t: ValueId| {
+                cx.fact(t)
+                    .and_then(|f| f.dtype)
+                    .is_some_and(DType::is_float)
+            };
+            let looks_up =
+                node.op.is_onnx("Gather") && slot == 1 && g.input(n, 0).is_some_and(table);
             let converts = node.op.is_onnx("Cast")
-                && g.output(n, 0).and_then(|o| cx.fact(o)).and_then(|f| f.dtype).is_some_and(DType::is_float);
+                && g.output(n, 0)
+                    .and_then(|o| cx.fact(o))
+                    .and_then(|f| f.dtype)
+                    .is_some_and(DType::is_float);
             if looks_up || converts {
                 let own = start.clone().or_else(|| looks_up.then(|| (v, Vec::new())));
                 let Some((start, axes)) = own else {
-                    return Err(refused("positions are counted without an axis of rows", &node.name));
+                    return Err(refused(
+                        "positions are counted without an axis of rows",
+                        &node.name,
+                    ));
                 };
                 let nodes = nodes.clone();
-                out.push(PositionUse { reader: u, value: v, start, axes, nodes });
+                out.push(PositionUse {
+                    reader: u,
+                    value: v,
+                    start,
+                    axes,
+                    nodes,
+                });
             } else if pass.iter().any(|op| node.op.is_onnx(op)) {
                 let mut way = nodes.clone();
                 if start.is_some() {
@@ -409,7 +486,10 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
         }
     }
     if out.is_empty() {
-        return Err(refused("it is not known where the graph counts its positions", ""));
+        return Err(refused(
+            "it is not known where the graph counts its positions",
+            "",
+        ));
     }
     Ok(out)
 }
@@ -447,7 +527,13 @@ fn remember(
     };
     let queries = grouped(core.queries.into(), b.ints(&[core.head as i64]));
     let own = b.matmul(queries, b.transpose(keys, &[0, 1, 3, 2]));
-    let own = scored(b, own, &memory.steps, core.dtype.unwrap_or(DType::Float), mask);
+    let own = scored(
+        b,
+        own,
+        &memory.steps,
+        core.dtype.unwrap_or(DType::Float),
+        mask,
+    );
     let like = |v: Val, of: Val| {
         let leading = b.slice(b.shape(of), 0, 0, -1);
         b.reshape(v, b.concat(&[leading, b.ints(&[-1])], 0))

@@ -29,16 +29,29 @@ impl Pass for ChooseLogits {
         let b = patch.builder();
         b.set_scope("chosen");
         let port = g.outputs().iter().find(|p| p.value == logits);
-        let declared = port.and_then(|p| p.ty.as_ref()).and_then(|t| t.dims()).map(<[Dim]>::to_vec);
-        let batch = declared.as_ref().and_then(|d| d.first().cloned()).unwrap_or(Dim::Unknown);
+        let declared = port
+            .and_then(|p| p.ty.as_ref())
+            .and_then(|t| t.dims())
+            .map(<[Dim]>::to_vec);
+        let batch = declared
+            .as_ref()
+            .and_then(|d| d.first().cloned())
+            .unwrap_or(Dim::Unknown);
         let chosen = Dim::Symbol("chosen".into());
         let ty = Type::tensor(DType::Int64, [batch.clone(), chosen.clone()]);
         let positions = b.graph_input(CHOSEN, ty);
         let places = b.unsqueeze(positions, &[2]);
-        let rows = b.op("GatherND", &[value.into(), places], &[("batch_dims", 1i64.into())]);
+        let rows = b.op(
+            "GatherND",
+            &[value.into(), places],
+            &[("batch_dims", 1i64.into())],
+        );
         let uses = at.map_or(Uses::All, |u| Uses::Only(vec![u]));
         patch.redirect(value, rows, uses);
-        let dtype = cx.fact(logits).and_then(|f| f.dtype).unwrap_or(DType::Float);
+        let dtype = cx
+            .fact(logits)
+            .and_then(|f| f.dtype)
+            .unwrap_or(DType::Float);
         if at.is_some()
             && let Some(vocab) = declared.and_then(|d| d.get(2).cloned())
         {
@@ -61,8 +74,11 @@ pub fn logits(g: &Graph, name: Option<&str>) -> Result<ValueId, Diagnostic> {
     };
     port.map(|p| p.value).ok_or_else(|| {
         let names: Vec<&str> = g.outputs().iter().map(|p| g.name_of(p.value)).collect();
-        Diagnostic::error("logits", format!("the graph has no output `{}`", name.unwrap_or("logits")))
-            .help(format!("its outputs are: {}", names.join(", ")))
+        Diagnostic::error(
+            "logits",
+            format!("the graph has no output `{}`", name.unwrap_or("logits")),
+        )
+        .help(format!("its outputs are: {}", names.join(", ")))
     })
 }
 
@@ -74,7 +90,10 @@ fn cut(cx: &PassCx<'_>, logits: ValueId) -> (Option<Use>, ValueId) {
         dims.is_some_and(|d| d.len() == 3 && d[2].as_const().is_some())
     };
     let single = |n: NodeId, slot: usize| {
-        let dims = g.input(n, slot).and_then(|v| cx.fact(v)).and_then(|f| f.dims.as_ref());
+        let dims = g
+            .input(n, slot)
+            .and_then(|v| cx.fact(v))
+            .and_then(|f| f.dims.as_ref());
         dims.is_some_and(|d| d.iter().all(|d| d.is(1)))
     };
     let mut at = logits;
@@ -90,7 +109,8 @@ fn cut(cx: &PassCx<'_>, logits: ValueId) -> (Option<Use>, ValueId) {
         let scaled = ["Mul", "Div"].iter().any(|p| op.is_onnx(p)) && single(n, 1);
         // A bias of the vocabulary.
         let moved = op.is_onnx("Add")
-            && g.input(n, 1).is_some_and(|v| cx.fact(v).and_then(crate::ir::Fact::rank) == Some(1));
+            && g.input(n, 1)
+                .is_some_and(|v| cx.fact(v).and_then(crate::ir::Fact::rank) == Some(1));
         if !(plain || scaled || moved) {
             break;
         }
