@@ -191,6 +191,7 @@ fn difference(file: &str, interface: &str, adapters: &[&str]) -> f32 {
     };
     let mut most = distance(x.row(0), y.row(0)).max(distance(x.row(1), y.row(1)));
     for next in [[1, 9], [20, 21], [33, 2], [4, 4], [10, 11], [40, 45]] {
+        let next = next.map(Some);
         let (x, y) = (a.step(&next).unwrap(), b.step(&next).unwrap());
         most = most
             .max(distance(x.row(0), y.row(0)))
@@ -254,7 +255,7 @@ fn a_cache_of_the_graph_gives_what_the_whole_text_gives() {
                 .map(|(x, y)| (x - y).abs())
                 .fold(0.0, f32::max);
             assert!(far < ROUNDING, "{file}, {n} tokens: {far}");
-            logits = session.step(&text[n..=n]).unwrap();
+            logits = session.step(&[Some(text[n])]).unwrap();
         }
     }
 }
@@ -458,7 +459,18 @@ fn what_cannot_be_generated_is_one_error() {
             .to_string()
             .contains("--tokenizer")
     );
-    // As far as the model has positions.
+    // As far as the model has positions, also beside a shorter prompt; gpt2 looks its positions up in a table of 64.
+    for use_cache in [true, false] {
+        let d = decoder("gpt2/model.onnx", "gpt2", &[], options(use_cache));
+        let long = GenerationArguments {
+            max_new_tokens: 80,
+            ..plain()
+        };
+        let settings = Settings::new(long, None, Some(64));
+        let prompts = [Prompt { ids: vec![3; 61] }, Prompt { ids: vec![4; 2] }];
+        let out = generate(&d, None, &prompts, &settings, &mut |_, _| Ok(())).unwrap();
+        assert_eq!((out[0].ids.len(), out[1].ids.len()), (3, 62));
+    }
     assert_eq!(run(vec![1; 3], plain()).unwrap()[0].ids.len(), 5);
 }
 
@@ -523,4 +535,256 @@ fn the_score_of_texts_is_the_loss_of_the_graph() {
         sums.mean()
     );
     assert_eq!(sums.samples, ids.len());
+}
+
+#[test]
+fn behind_a_window_of_attention_the_cache_is_left() {
+    use onnx_graft::ir::TensorData;
+    use onnx_graft::{Pass, PassCx, PassError, Pipeline};
+
+    /// The graph hides keys that are six positions away or more.
+    struct Window;
+
+    impl Pass for Window {
+        fn name(&self) -> &'static str {
+            "window"
+        }
+
+        fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+            let distance = cx.model().graph.find("val_30").unwrap();
+            let mut patch = cx.patch("window", None);
+            patch.set_tensor(distance, TensorData::from_i64([], &[6]));
+            cx.commit(patch)?;
+            Ok(())
+        }
+    }
+
+    let made = |use_cache| {
+        let model = api::open("fixtures/qwen3/model.onnx").unwrap();
+        let model = Pipeline::new().with(Window).run(model).unwrap().model;
+        let selection = Interface::resolve("qwen3").unwrap().select(&model).unwrap();
+        Decoder::new(model, Some(&selection), options(use_cache)).unwrap()
+    };
+    let (with, without) = (made(true), made(false));
+    assert_eq!(
+        (with.memory(), without.memory()),
+        (Memory::Added, Memory::None)
+    );
+    let args = GenerationArguments {
+        max_new_tokens: 12,
+        ..GenerationArguments::default()
+    };
+    let prompts = [vec![5, 9, 12], vec![7]];
+    let windowed = ids(&with, &prompts, args.clone());
+    assert_eq!(windowed, ids(&without, &prompts, args.clone()));
+    let all = decoder("qwen3/model.onnx", "qwen3", &[], options(true));
+    assert_ne!(
+        windowed,
+        ids(&all, &prompts, args),
+        "the window makes a difference"
+    );
+}
+
+#[cfg(feature = "cli")]
+mod command {
+    use super::{Case, cases};
+    use serde_json::{Value as Json, json};
+    use std::path::PathBuf;
+    use std::process::{Command, Output};
+
+    fn run(args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_rewrite"))
+            .args(args)
+            .output()
+            .unwrap()
+    }
+
+    fn json(args: &[&str]) -> Json {
+        let out = run(&[args, &["--json"]].concat());
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+
+    fn file(folder: &tempfile::TempDir, name: &str, text: &str) -> String {
+        let path: PathBuf = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    const MODEL: &str = "fixtures/qwen3/model.onnx";
+
+    #[test]
+    fn generates_what_transformers_generates() {
+        let folder = tempfile::tempdir().unwrap();
+        let wanted = |c: &Case| {
+            c.model == "qwen3"
+                && c.adapter.is_some()
+                && c.args == super::GenerationArguments::default()
+        };
+        let all: Vec<Case> = cases().into_iter().filter(wanted).collect();
+        assert_eq!(all.len(), 4);
+        let rows: Vec<String> = all
+            .iter()
+            .map(|c| json!({ "input_ids": c.prompt }).to_string())
+            .collect();
+        let prompts = file(&folder, "prompts.jsonl", &rows.join("\n"));
+        let adapter = "fixtures/qwen3/plugin/lora_qv";
+        let report = json(&[
+            "generate",
+            MODEL,
+            "-a",
+            adapter,
+            "--prompts",
+            &prompts,
+            "--max-new-tokens",
+            "12",
+        ]);
+        assert_eq!(report["cache"], "added");
+        for (c, found) in all.iter().zip(report["results"].as_array().unwrap()) {
+            assert_eq!(found["ids"], json!(c.ids));
+            assert_eq!(found["finish_reason"], "length");
+        }
+        let tokenizer = ["--tokenizer", "fixtures/tokenizer/tokenizer.json"];
+        let text = ["generate", MODEL, "-p", "the cat", "--max-new-tokens", "5"];
+        let whole = run(&[&text[..], &tokenizer].concat());
+        let streamed = run(&[&text[..], &tokenizer, &["--stream"]].concat());
+        assert!(whole.status.success() && !whole.stdout.is_empty());
+        assert_eq!(whole.stdout, streamed.stdout);
+    }
+
+    #[test]
+    fn a_model_that_was_written_with_its_adapter_generates_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let prompts = file(&folder, "prompts.jsonl", "{\"input_ids\": [5, 9, 12]}");
+        let adapter = "fixtures/qwen3/plugin/seq_bn";
+        let out = folder.path().join("adapted.onnx");
+        let made = run(&[
+            "-i",
+            "qwen3",
+            "-a",
+            adapter,
+            MODEL,
+            "-o",
+            out.to_str().unwrap(),
+        ]);
+        assert!(made.status.success());
+        let rest = ["--prompts", &prompts, "--max-new-tokens", "9"];
+        let attached = json(
+            &[
+                &["generate", MODEL, "-i", "qwen3", "-a", adapter],
+                &rest[..],
+            ]
+            .concat(),
+        );
+        let written = json(
+            &[
+                &["generate", out.to_str().unwrap(), "-i", "qwen3"],
+                &rest[..],
+            ]
+            .concat(),
+        );
+        assert_eq!(attached["results"], written["results"]);
+        assert_eq!(
+            (&attached["cache"], &written["cache"]),
+            (&json!("added"), &json!("added"))
+        );
+    }
+
+    #[test]
+    fn measures_text_and_what_is_generated_from_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = "{\"prompt\": \"the cat\", \"completion\": \"sat on #### 4\"}\n{\"prompt\": \"a dog\", \"completion\": \"met 5\"}";
+        let data = file(&folder, "data.jsonl", rows);
+        let predictions = folder.path().join("predictions.jsonl");
+        let args = [
+            "eval",
+            MODEL,
+            "--data",
+            &data,
+            "--tokenizer",
+            "fixtures/tokenizer/tokenizer.json",
+        ];
+        let report = json(&args);
+        let metrics = &report["metrics"];
+        let [loss, perplexity] = ["loss", "perplexity"].map(|m| metrics[m].as_f64().unwrap());
+        assert!((loss.exp() - perplexity).abs() < 1e-9 * perplexity);
+        assert_eq!(report["samples"], 2);
+        let more = [
+            "--metrics",
+            "exact_match,final_number",
+            "--max-new-tokens",
+            "4",
+            "--predictions",
+            predictions.to_str().unwrap(),
+        ];
+        let report = json(&[&args[..], &more].concat());
+        assert_eq!(
+            report["metrics"],
+            json!({ "exact_match": 0.0, "final_number": 0.0 })
+        );
+        let lines = std::fs::read_to_string(&predictions).unwrap();
+        assert_eq!(lines.lines().count(), 2);
+        let again = run(&[&args[..], &more].concat());
+        assert_eq!(again.status.code(), Some(1), "a file that is there is kept");
+    }
+
+    #[test]
+    fn bad_arguments_and_files_are_one_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let bad = file(
+            &folder,
+            "bad.jsonl",
+            "{\"prompt\": \"a\"}\n{\"promt\": \"b\"}",
+        );
+        for (args, code, want) in [
+            (&["generate", MODEL][..], 2, "--prompt TEXT"),
+            (&["generate", MODEL, "-p", "x"], 1, "--tokenizer"),
+            (
+                &[
+                    "generate",
+                    MODEL,
+                    "-p",
+                    "x",
+                    "--do-sample",
+                    "--temperature",
+                    "0",
+                ],
+                1,
+                "`temperature`",
+            ),
+            (&["generate", MODEL, "--prompts", &bad], 1, "line 2"),
+            (
+                &["generate", MODEL, "-p", "x", "--max-new-token", "3"],
+                2,
+                "--max-new-tokens",
+            ),
+            (
+                &["eval", MODEL, "--data", &bad, "--metrics", "mse"],
+                1,
+                "no measure",
+            ),
+            (
+                &["eval", MODEL, "--data", &bad, "--metrics", "final_numbr"],
+                2,
+                "did you mean `final_number`",
+            ),
+            (
+                &["eval", MODEL, "--data", "missing.jsonl"],
+                1,
+                "missing.jsonl",
+            ),
+        ] {
+            let out = run(args);
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
+            assert!(
+                said.contains(want) && out.stdout.is_empty(),
+                "{args:?}: {said}"
+            );
+        }
+    }
 }

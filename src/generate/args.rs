@@ -52,8 +52,6 @@ pub struct GenerationArguments {
     pub stop_strings: Vec<String>,
     /// Token ids that end the generation; the model's own without it.
     pub eos_token_id: Option<Ids>,
-    /// Token id that fills rows; the model's own without it.
-    pub pad_token_id: Option<i64>,
     /// Token id that an encoder-decoder's text begins with; the model's own without it.
     pub decoder_start_token_id: Option<i64>,
     /// Texts for each prompt.
@@ -85,7 +83,6 @@ impl Default for GenerationArguments {
             repetition_penalty: 1.0,
             stop_strings: Vec::new(),
             eos_token_id: None,
-            pad_token_id: None,
             decoder_start_token_id: None,
             num_return_sequences: 1,
             use_cache: true,
@@ -187,7 +184,7 @@ const NOT_FOLLOWED: [(&str, &str); 11] = [
 pub fn generation_config(model: &Path) -> Result<(Map<String, Value>, Vec<Diagnostic>)> {
     let mut fields = Map::new();
     let own = object(&model.with_file_name("config.json"))?;
-    for key in ["eos_token_id", "pad_token_id", "decoder_start_token_id"] {
+    for key in ["eos_token_id", "decoder_start_token_id"] {
         let value = own.get(key).filter(|v| !v.is_null());
         fields.extend(value.map(|v| (key.to_owned(), v.clone())));
     }

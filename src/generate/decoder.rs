@@ -331,7 +331,7 @@ impl Decoder {
         let rows = vec![vec![0, 1, 0], vec![1]];
         let (mut with, _) = Session::begin(self, engine, rows.clone())?;
         let (mut without, _) = Session::begin(self, &Engine::Whole, rows)?;
-        for next in [[1, 0], [0, 1]] {
+        for next in [[1, 0], [0, 1]].map(|ids| ids.map(Some)) {
             let (a, b) = (with.step(&next)?, without.step(&next)?);
             let size = b.data.iter().fold(1f32, |m, x| m.max(x.abs()));
             // Sums in another order, or operands in bfloat16.
@@ -440,12 +440,23 @@ impl<'d> Session<'d> {
         &self.rows
     }
 
-    /// Appends one token to each row; the logits of the token behind it.
-    pub fn step(&mut self, next: &[i64]) -> Result<Logits> {
-        for (row, &id) in self.rows.iter_mut().zip(next) {
-            row.push(id);
+    /// Appends a token to each row, none to rows that rest; the logits of the token behind it, those of a resting row being of no use.
+    pub fn step(&mut self, next: &[Option<i64>]) -> Result<Logits> {
+        // Rows of one length go on together.
+        let rest = |id: Option<i64>| {
+            if self.decoder.ragged {
+                id
+            } else {
+                id.or(Some(0))
+            }
+        };
+        let new: Vec<Vec<i64>> = next
+            .iter()
+            .map(|&id| rest(id).into_iter().collect())
+            .collect();
+        for (row, ids) in self.rows.iter_mut().zip(&new) {
+            row.extend(ids);
         }
-        let new: Vec<Vec<i64>> = next.iter().map(|&id| vec![id]).collect();
         let engine = self.engine;
         match engine {
             Engine::Whole => self.compute_whole(),
@@ -458,7 +469,7 @@ impl<'d> Session<'d> {
                     self.engine = &Engine::Whole;
                     return self.compute_whole();
                 }
-                let starts: Vec<usize> = self.rows.iter().map(|r| r.len() - 1).collect();
+                let starts = self.starts(&new);
                 let mut feeds = self.feeds(step, &new, &starts)?;
                 feeds.insert(PAST_MASK, ints(&self.mask)?);
                 for (i, grown) in self.grown.iter().enumerate() {
@@ -477,6 +488,12 @@ impl<'d> Session<'d> {
         }
     }
 
+    /// Position of each row's first new token.
+    fn starts(&self, new: &[Vec<i64>]) -> Vec<usize> {
+        let pairs = self.rows.iter().zip(new);
+        pairs.map(|(row, new)| row.len() - new.len()).collect()
+    }
+
     fn compute_whole(&self) -> Result<Logits> {
         let plan = self.decoder.whole()?;
         let zero = vec![0; self.rows.len()];
@@ -485,12 +502,7 @@ impl<'d> Session<'d> {
     }
 
     fn advance_own(&mut self, plan: &Plan, parts: &[OwnPart], new: &[Vec<i64>]) -> Result<Logits> {
-        let starts: Vec<usize> = self
-            .rows
-            .iter()
-            .zip(new)
-            .map(|(r, n)| r.len() - n.len())
-            .collect();
+        let starts = self.starts(new);
         let mut feeds = self.feeds(plan, new, &starts)?;
         self.extend_mask(new);
         if feeds.0.contains_key(MASK) {
@@ -555,7 +567,7 @@ impl<'d> Session<'d> {
                 // From the end: virtual tokens may stand in front.
                 CHOSEN => ints(
                     &new.iter()
-                        .map(|r| vec![r.len() as i64 - 1 - width])
+                        .map(|r| vec![(r.len() as i64 - 1 - width).max(-width)])
                         .collect::<Vec<_>>(),
                 )?,
                 _ => continue,

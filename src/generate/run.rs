@@ -169,21 +169,11 @@ fn one_batch(
         .collect();
     let starts: Vec<Vec<i64>> = rows.iter().map(|r| r.prompt.to_vec()).collect();
     let (mut session, mut logits) = decoder.begin(&starts)?;
-    let pad = args
-        .pad_token_id
-        .or(settings.eos.first().copied())
-        .unwrap_or(0);
-    // A row that has ended goes on with any token that the vocabulary has.
-    let pad = if usize::try_from(pad).is_ok_and(|p| p < logits.vocab()) {
-        pad
-    } else {
-        0
-    };
     loop {
         let mut next = Vec::with_capacity(rows.len());
         for (i, row) in rows.iter_mut().enumerate() {
             if row.finished.is_some() {
-                next.push(pad);
+                next.push(None);
                 continue;
             }
             let text = session.rows().get(i).map_or(&[][..], |r| r);
@@ -198,7 +188,7 @@ fn one_batch(
                 greedy(&scores)?
             };
             row.take(id, text.len(), settings, on_piece)?;
-            next.push(id);
+            next.push(Some(id));
         }
         if rows.iter().all(|r| r.finished.is_some()) {
             break;
