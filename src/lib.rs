@@ -146,6 +146,8 @@ pub mod design {
     pub mod gradient_is_a_pass {}
     #[doc = include_str!("design/0007-two-pipelines.md")]
     pub mod two_pipelines {}
+    #[doc = include_str!("design/0011-a-cache-is-a-prefix.md")]
+    pub mod a_cache_is_a_prefix {}
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};

@@ -732,6 +732,60 @@ mod command {
         assert_eq!(again.status.code(), Some(1), "a file that is there is kept");
     }
 
+    /// A classifier: each word has three scores, and a text has their mean.
+    const CLASSIFIER: &str = r#"graph-text 1
+ir_version 8
+opset "" 17
+graph g(%input_ids: i64[batch, sequence]) -> (%logits: f32[batch, 3])
+  init %table: f32[4, 3] = {1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.25, 0.25, 0.5}
+  %words = Gather(%table, %input_ids) {axis = 0}
+  %logits = ReduceMean(%words) {axes = [1], keepdims = 0}
+"#;
+
+    #[test]
+    fn measures_classes_and_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        let words = json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 2, "d": 3}, "unk_token": "d"}
+        });
+        file(&folder, "tokenizer.json", &words.to_string());
+        file(&folder, "config.json", r#"{"label2id": {"first": 0, "second": 1, "third": 2}}"#);
+        let save = |text: &str, name: &str| {
+            let model = onnx_graft::ir::text::parse(text).unwrap();
+            let model = onnx_graft::Verified::check(model).unwrap();
+            let path = folder.path().join(name);
+            onnx_graft::onnx::save(&model, &path, onnx_graft::onnx::SaveOptions::default()).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let model = save(CLASSIFIER, "model.onnx");
+        let rows = [("a a", json!("first")), ("b d", json!(1)), ("c c", json!(0)), ("d d", json!(2))];
+        let rows: Vec<String> = rows.iter().map(|(t, l)| json!({ "text": t, "label": l }).to_string()).collect();
+        let data = file(&folder, "data.jsonl", &rows.join("\n"));
+        let args = ["eval", &model, "--data", &data, "--task", "classification"];
+        let report = json(&args);
+        // Classes 0, 1, 2, 2 where 0, 1, 0, 2 are right: F1 2/3, 1 and 2/3.
+        assert_eq!(report["metrics"]["accuracy"], 0.75);
+        assert!((report["metrics"]["f1"].as_f64().unwrap() - 7.0 / 9.0).abs() < 1e-12);
+        let micro = json(&[&args[..], &["--average", "micro", "--metrics", "f1"]].concat());
+        assert_eq!(micro["metrics"], json!({ "f1": 0.75 }));
+
+        let number = CLASSIFIER
+            .replace("batch, 3", "batch, 1")
+            .replace("[4, 3] = {1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.25, 0.25, 0.5}", "[4, 1] = {1.0, 2.0, 3.0, 4.0}");
+        let model = save(&number, "number.onnx");
+        let rows = [("a", 1.0), ("b", 2.5), ("c", 2.5), ("d", 4.0)];
+        let rows: Vec<String> = rows.iter().map(|(t, l)| json!({ "text": t, "label": l }).to_string()).collect();
+        let data = file(&folder, "numbers.jsonl", &rows.join("\n"));
+        let report = json(&["eval", &model, "--data", &data, "--task", "regression", "--metrics", "mse,mae,pearson"]);
+        assert_eq!(report["metrics"]["mse"], 0.125);
+        assert_eq!(report["metrics"]["mae"], 0.25);
+        assert!((report["metrics"]["pearson"].as_f64().unwrap() - 0.9f64.sqrt()).abs() < 1e-12, "{report}");
+        let wrong = run(&["eval", &model, "--data", &data, "--task", "classification"]);
+        assert!(String::from_utf8_lossy(&wrong.stderr).contains("[rows, classes]"));
+    }
+
     #[test]
     fn bad_arguments_and_files_are_one_error() {
         let folder = tempfile::tempdir().unwrap();

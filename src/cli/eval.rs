@@ -49,6 +49,8 @@ pub(super) fn run(args: &EvalArgs, ui: &Ui) -> Result<()> {
     if !args.stop_strings.is_empty() {
         given.insert("stop_strings".into(), json!(args.stop_strings));
     }
+    // What the model's files say for conversations is not what a measure should depend on.
+    given.entry("do_sample").or_insert(json!(false));
     let prepared = Prepared::new(
         &args.model,
         &args.select,
