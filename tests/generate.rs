@@ -751,17 +751,30 @@ graph g(%input_ids: i64[batch, sequence]) -> (%logits: f32[batch, 3])
             "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 2, "d": 3}, "unk_token": "d"}
         });
         file(&folder, "tokenizer.json", &words.to_string());
-        file(&folder, "config.json", r#"{"label2id": {"first": 0, "second": 1, "third": 2}}"#);
+        file(
+            &folder,
+            "config.json",
+            r#"{"label2id": {"first": 0, "second": 1, "third": 2}}"#,
+        );
         let save = |text: &str, name: &str| {
             let model = onnx_graft::ir::text::parse(text).unwrap();
             let model = onnx_graft::Verified::check(model).unwrap();
             let path = folder.path().join(name);
-            onnx_graft::onnx::save(&model, &path, onnx_graft::onnx::SaveOptions::default()).unwrap();
+            onnx_graft::onnx::save(&model, &path, onnx_graft::onnx::SaveOptions::default())
+                .unwrap();
             path.to_str().unwrap().to_owned()
         };
         let model = save(CLASSIFIER, "model.onnx");
-        let rows = [("a a", json!("first")), ("b d", json!(1)), ("c c", json!(0)), ("d d", json!(2))];
-        let rows: Vec<String> = rows.iter().map(|(t, l)| json!({ "text": t, "label": l }).to_string()).collect();
+        let rows = [
+            ("a a", json!("first")),
+            ("b d", json!(1)),
+            ("c c", json!(0)),
+            ("d d", json!(2)),
+        ];
+        let rows: Vec<String> = rows
+            .iter()
+            .map(|(t, l)| json!({ "text": t, "label": l }).to_string())
+            .collect();
         let data = file(&folder, "data.jsonl", &rows.join("\n"));
         let args = ["eval", &model, "--data", &data, "--task", "classification"];
         let report = json(&args);
@@ -771,17 +784,33 @@ graph g(%input_ids: i64[batch, sequence]) -> (%logits: f32[batch, 3])
         let micro = json(&[&args[..], &["--average", "micro", "--metrics", "f1"]].concat());
         assert_eq!(micro["metrics"], json!({ "f1": 0.75 }));
 
-        let number = CLASSIFIER
-            .replace("batch, 3", "batch, 1")
-            .replace("[4, 3] = {1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.25, 0.25, 0.5}", "[4, 1] = {1.0, 2.0, 3.0, 4.0}");
+        let number = CLASSIFIER.replace("batch, 3", "batch, 1").replace(
+            "[4, 3] = {1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.25, 0.25, 0.5}",
+            "[4, 1] = {1.0, 2.0, 3.0, 4.0}",
+        );
         let model = save(&number, "number.onnx");
         let rows = [("a", 1.0), ("b", 2.5), ("c", 2.5), ("d", 4.0)];
-        let rows: Vec<String> = rows.iter().map(|(t, l)| json!({ "text": t, "label": l }).to_string()).collect();
+        let rows: Vec<String> = rows
+            .iter()
+            .map(|(t, l)| json!({ "text": t, "label": l }).to_string())
+            .collect();
         let data = file(&folder, "numbers.jsonl", &rows.join("\n"));
-        let report = json(&["eval", &model, "--data", &data, "--task", "regression", "--metrics", "mse,mae,pearson"]);
+        let report = json(&[
+            "eval",
+            &model,
+            "--data",
+            &data,
+            "--task",
+            "regression",
+            "--metrics",
+            "mse,mae,pearson",
+        ]);
         assert_eq!(report["metrics"]["mse"], 0.125);
         assert_eq!(report["metrics"]["mae"], 0.25);
-        assert!((report["metrics"]["pearson"].as_f64().unwrap() - 0.9f64.sqrt()).abs() < 1e-12, "{report}");
+        assert!(
+            (report["metrics"]["pearson"].as_f64().unwrap() - 0.9f64.sqrt()).abs() < 1e-12,
+            "{report}"
+        );
         let wrong = run(&["eval", &model, "--data", &data, "--task", "classification"]);
         assert!(String::from_utf8_lossy(&wrong.stderr).contains("[rows, classes]"));
     }

@@ -36,7 +36,7 @@ pub struct GenerationArguments {
     pub max_new_tokens: usize,
     /// Fewest tokens to generate: until then no token ends the text.
     pub min_new_tokens: usize,
-    /// Draws the next token by its probability; otherwise the most probable one is taken, and the next five options have no effect.
+    /// Draws the next token by its probability; otherwise the most probable one is taken, and the next four options have no effect.
     pub do_sample: bool,
     /// Logits are divided by this before one is drawn.
     pub temperature: f64,
