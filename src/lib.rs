@@ -118,6 +118,8 @@ pub mod api;
 pub mod cli;
 pub mod diag;
 pub mod error;
+#[cfg(feature = "train")]
+pub mod generate;
 pub mod infer;
 pub mod ir;
 pub mod onnx;
@@ -149,6 +151,8 @@ pub mod design {
     pub mod gradient_is_a_pass {}
     #[doc = include_str!("design/0007-two-pipelines.md")]
     pub mod two_pipelines {}
+    #[doc = include_str!("design/0011-a-cache-is-a-prefix.md")]
+    pub mod a_cache_is_a_prefix {}
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};

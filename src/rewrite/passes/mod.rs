@@ -1,10 +1,12 @@
 //! The passes.
 
 mod attach;
+pub mod cache;
 pub mod expand;
 pub mod fuse;
 pub mod gradient;
 pub mod head;
+pub mod logits;
 pub mod loss;
 mod merge;
 pub mod pack;
