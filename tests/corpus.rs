@@ -6,7 +6,7 @@
 #![cfg(feature = "train")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use onnx_graft::adapters::{AdapterFolder, AdapterStore, Route, Setup};
+use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Route, Setup};
 use onnx_graft::api;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::{DType, TensorData};
@@ -83,7 +83,8 @@ impl Case {
             let mut found: Vec<PathBuf> = fs::read_dir(self.folder.join(route))
                 .map(|d| d.map(|e| e.unwrap().path()).collect())
                 .unwrap_or_default();
-            found.retain(|f| f.join("adapter_config.json").exists());
+            let files = ["adapter_config.json", "setup.json"];
+            found.retain(|f| files.iter().any(|n| f.join(n).exists()));
             found.sort();
             found
         };
@@ -118,7 +119,9 @@ impl Case {
 struct Row<'a> {
     case: &'a Case,
     folder: PathBuf,
-    name: String,
+    /// Names of the adapters, with their folders.
+    adapters: Vec<(String, PathBuf)>,
+    setup: Setup,
     loss: Loss,
     tolerance: Json,
     reference: BTreeMap<String, Value>,
@@ -150,8 +153,12 @@ impl Row<'_> {
         let adapters = own["adapters"].as_object().unwrap();
         Row {
             case,
+            adapters: adapters
+                .iter()
+                .map(|(n, at)| (n.clone(), folder.join(at.as_str().unwrap())))
+                .collect(),
+            setup: Setup::from_json(&own["setup"]).unwrap(),
             folder: folder.to_path_buf(),
-            name: adapters.keys().next().unwrap().clone(),
             loss: parse_loss(if causal { "causal-lm" } else { "mse" }, Divisor::Labels),
             tolerance: own["tolerance"].clone(),
             reference,
@@ -168,16 +175,16 @@ impl Row<'_> {
     }
 
     fn attach(&self, training: bool) -> Verified {
-        let adapter = AdapterFolder::read(&self.folder)
-            .unwrap()
-            .into_adapter(Some(&self.name));
-        let interface = match adapter.route {
+        let read = |(name, at): &(String, PathBuf)| {
+            AdapterFolder::read(at).unwrap().into_adapter(Some(name))
+        };
+        let adapters: Vec<Adapter> = self.adapters.iter().map(read).collect();
+        let interface = match adapters[0].route {
             Route::Plugin => &self.case.interface,
             Route::Native { .. } => &self.case.native,
         };
-        let setup = Setup::Single(self.name.clone());
         let model = self.case.model.clone();
-        api::attach(model, interface, vec![adapter], setup, 0, training)
+        api::attach(model, interface, adapters, self.setup.clone(), 0, training)
             .unwrap()
             .model
     }

@@ -166,7 +166,7 @@ impl AdapterFolder {
             meta,
             weights: Weights {
                 adapter: name.into(),
-                tensors: store.of(name).tensors(),
+                tensors: store.tensors_of(name),
             },
             interface,
             notes: Vec::new(),

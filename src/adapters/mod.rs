@@ -17,6 +17,7 @@ pub mod place;
 pub mod plan;
 pub mod sequence;
 mod setup;
+mod share;
 pub mod spec;
 mod store;
 pub mod summary;

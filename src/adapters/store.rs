@@ -112,12 +112,25 @@ impl AdapterStore {
         Ok(())
     }
 
-    /// Those of one adapter.
+    /// Those of one adapter, with those that it has together with others.
     #[must_use]
     pub fn of(&self, adapter: &str) -> AdapterStore {
-        let params = self.params.iter().filter(|(_, p)| &*p.adapter == adapter);
+        let concerns =
+            |p: &Param| &*p.adapter == adapter || p.aliases.iter().any(|a| belongs(a, adapter));
+        let params = self.params.iter().filter(|(_, p)| concerns(p));
         AdapterStore {
             params: params.map(|(k, p)| (k.clone(), p.clone())).collect(),
+        }
+    }
+
+    /// Makes two parameters one: `name` is gone, and a further name of `kept`.
+    pub(crate) fn unite(&mut self, kept: &str, name: &str) {
+        let Some(gone) = self.params.shift_remove(name) else {
+            return;
+        };
+        if let Some(p) = self.params.get_mut(kept) {
+            p.aliases.push(name.into());
+            p.aliases.extend(gone.aliases);
         }
     }
 
@@ -134,6 +147,13 @@ impl AdapterStore {
             out.insert(name.clone(), p.tensor.clone());
             out.extend(p.aliases.iter().map(|a| (a.clone(), p.tensor.clone())));
         }
+        out
+    }
+
+    /// The tensors of one adapter under the names that its file has for them.
+    pub fn tensors_of(&self, adapter: &str) -> IndexMap<Box<str>, TensorData> {
+        let mut out = self.of(adapter).tensors();
+        out.retain(|name, _| belongs(name, adapter));
         out
     }
 

@@ -74,7 +74,8 @@ pub(crate) struct AdapterArgs {
     /// NAME=SPEC or SPEC: a configuration string (`lora[r=8]`), an adapter_config.json, or a saved adapter folder. May be repeated
     #[arg(short, long = "adapter", value_name = "[NAME=]SPEC")]
     pub(crate) adapters: Vec<String>,
-    /// The adapter that is active, by name; without it all that were given are, one behind the other
+    /// How the adapters are composed, in AdapterHub's notation: a name, `Stack(a, b)`, or `MultiTask(a, b)`, where the input `task_ids`
+    /// says which adapter each sample has. Without it all are active, one behind the other
     #[arg(long, value_name = "SETUP")]
     pub(crate) active: Option<String>,
 }

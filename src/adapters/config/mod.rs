@@ -213,6 +213,11 @@ pub fn identifiers() -> impl Iterator<Item = &'static str> {
         .chain(ALIASES.iter().map(|a| a.0))
 }
 
+/// The Python literal that begins at a byte of a text, and where it ends; where it is wrong, and why.
+pub(super) fn literal_at(text: &str, at: usize) -> Result<(Value, usize), (usize, String)> {
+    literal::value_at(text, at).map_err(|e| (e.at, e.what))
+}
+
 fn parse_chunk(chunk: &str) -> Result<Config> {
     let (name, body) = match chunk.split_once('[') {
         None => (chunk, ""),

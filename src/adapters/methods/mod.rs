@@ -17,7 +17,7 @@ mod phm;
 
 use super::config::{UnknownKeys, unknown_key};
 use super::param::ParamSpec;
-use super::place::{BuildCx, Params, Place, State, Surroundings};
+use super::place::{BuildCx, Params, Place, State, Surroundings, Tasks};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, Val};
@@ -104,6 +104,23 @@ pub trait Method: Clone + PartialEq + Debug + Serialize + DeserializeOwned + 'st
         _cx: &BuildCx<'_>,
     ) -> Result<State, Diagnostic> {
         Err(unavailable::<Self>())
+    }
+
+    /// Parameters that the tasks of a `MultiTask` setup have together, by their names inside the module: AdapterHub's
+    /// `share_parameters`.
+    fn task_shared(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Applies several adapters of this method at once, to each sample its own. `None` where the method cannot: then each is applied
+    /// to all samples, and what a sample needs is taken.
+    fn step_tasks(
+        _configs: &[&Self],
+        _state: State,
+        _tasks: &Tasks<'_>,
+        _cx: &BuildCx<'_>,
+    ) -> Result<Option<State>, Diagnostic> {
+        Ok(None)
     }
 
     /// Ends the place, after the last step: the value that replaces what the place had, in the base model's element type.
@@ -255,6 +272,25 @@ macro_rules! methods {
 
             pub(crate) fn step(&self, place: &Place<'_>, state: State, p: &Params<'_>, cx: &BuildCx<'_>) -> Result<State, Diagnostic> {
                 match self { $(MethodConfig::$name(m) => m.step(place, state, p, cx)),* }
+            }
+
+            /// Parameters that the tasks of a `MultiTask` setup have together.
+            pub(crate) fn task_shared(&self) -> &'static [&'static str] {
+                match self { $(MethodConfig::$name(m) => m.task_shared()),* }
+            }
+
+            /// Applies several configurations of one method at once; `None` where they are of several, or the method cannot.
+            pub(crate) fn step_tasks(configs: &[&Self], state: State, tasks: &Tasks<'_>, cx: &BuildCx<'_>) -> Result<Option<State>, Diagnostic> {
+                match configs.first() {
+                    None => Ok(None),
+                    $(Some(MethodConfig::$name(_)) => {
+                        let same: Option<Vec<_>> = configs
+                            .iter()
+                            .map(|c| if let MethodConfig::$name(m) = c { Some(m) } else { None })
+                            .collect();
+                        same.map_or(Ok(None), |all| <$module::$name as Method>::step_tasks(&all, state, tasks, cx))
+                    })*
+                }
             }
 
             pub(crate) fn close(&self, place: &Place<'_>, state: State, p: &Params<'_>, cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {

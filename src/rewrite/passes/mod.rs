@@ -8,6 +8,7 @@ pub mod loss;
 mod merge;
 mod strip;
 
-pub use attach::{Attach, attached};
+pub use attach::Attach;
+pub use attach::manifest::attached;
 pub use merge::{Evaluate, Merge, merge_expression};
 pub use strip::Strip;
