@@ -9,6 +9,7 @@ pub mod base;
 pub mod config;
 pub mod docs;
 pub mod folder;
+mod layers;
 pub mod methods;
 pub mod naming;
 pub mod param;

@@ -235,10 +235,10 @@ pub(crate) enum AdapterCommand {
     /// All configuration identifiers and the method each belongs to
     #[command(after_help = "Example:\n  rewrite adapter methods")]
     Methods,
-    /// Fields, defaults and formula of one identifier
-    #[command(after_help = "Example:\n  rewrite adapter show lora")]
+    /// Formula, places, fields and parameters of an identifier, or of a configuration string
+    #[command(after_help = "Example:\n  rewrite adapter show lora\n  rewrite adapter show mam")]
     Show {
-        /// The identifier
+        /// The identifier, or a configuration such as `lora[use_gating=True]|seq_bn`
         method: String,
     },
     /// The weighted average of adapters of one configuration, as a new adapter folder

@@ -2,7 +2,7 @@
 
 use super::args::{AdapterArgs, AttachArgs};
 use super::{ARGUMENTS, Ui, exists, keep, open, usage};
-use crate::adapters::folder::{AdapterFolder, WriteOptions, file};
+use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
 use crate::adapters::{Adapter, AdapterStore, Config, Setup, spec};
 use crate::api::{self, Adapted};
 use crate::diag::{Diagnostic, Severity};
@@ -157,6 +157,9 @@ pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
     keep(&targets.model, [&**input])?;
     if targets.model.exists() && !args.force {
         return Err(exists(&targets.model));
+    }
+    for name in &names {
+        folder::free(&targets.folder.join(name))?;
     }
     std::fs::create_dir_all(&targets.folder)
         .map_err(|e| Error::io(&targets.folder, "cannot make the folder", e))?;
