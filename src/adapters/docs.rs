@@ -121,7 +121,13 @@ impl MethodDoc {
     /// AdapterHub's keys of its places, each once.
     pub fn locations(&self) -> Vec<&'static str> {
         let mut out: Vec<&'static str> = self.places.iter().map(|p| p.location).collect();
-        out.dedup();
+        let mut seen = Vec::new();
+        out.retain(|l| {
+            !seen.contains(l) && {
+                seen.push(*l);
+                true
+            }
+        });
         out
     }
 
@@ -141,7 +147,7 @@ impl MethodDoc {
         for f in &self.fields {
             let _ = writeln!(
                 out,
-                "  {:<28}{:<18}{}",
+                "  {:<30}{:<18}{}",
                 f.name,
                 f.default.to_string(),
                 f.about
@@ -156,7 +162,7 @@ impl MethodDoc {
             let _ = writeln!(out, "  {}", p.key);
             let _ = writeln!(
                 out,
-                "      {:<32}{:<32}{}{shared}",
+                "      {:<36}  {:<22}  {}{shared}",
                 p.dims(),
                 p.initial,
                 p.role
@@ -171,7 +177,8 @@ impl MethodDoc {
         let place = |p: &PlaceDoc| json!({ "location": p.location, "what": p.what });
         json!({
             "identifier": self.identifier, "architecture": self.architecture, "about": self.about,
-            "attaches": self.places.iter().map(place).collect::<Vec<_>>(), "merges": self.merges,
+            "attaches": self.locations(), "merges": self.merges,
+            "places": self.places.iter().map(place).collect::<Vec<_>>(),
             "fields": self.fields.iter().map(field).collect::<Vec<_>>(),
             "parameters": self.parameters.iter().map(ParamDoc::json).collect::<Vec<_>>(),
         })
@@ -193,12 +200,18 @@ impl Explained {
         out
     }
 
-    /// As JSON.
+    /// As JSON: the method, or the `members` of a union.
     pub fn json(&self) -> Value {
-        json!({
-            "identifier": self.text, "stands_for": self.stands_for, "config_id": self.config_id,
-            "members": self.members.iter().map(MethodDoc::json).collect::<Vec<_>>(),
-        })
+        let mut out = match &*self.members {
+            [only] => only.json(),
+            members => {
+                json!({ "members": members.iter().map(MethodDoc::json).collect::<Vec<_>>() })
+            }
+        };
+        out["identifier"] = self.text.clone().into();
+        out["stands_for"] = self.stands_for.into();
+        out["config_id"] = self.config_id.clone().into();
+        out
     }
 }
 

@@ -146,7 +146,9 @@ impl Setup {
                 "setup",
                 format!("the setup names the adapter `{missing}`, which is not there"),
             );
-            if let Some(near) = nearest(missing, known.iter().copied()) {
+            // A name of a letter or two is near to every other.
+            let near = nearest(missing, known.iter().copied());
+            if let Some(near) = near.filter(|_| missing.chars().count() > 2) {
                 finding = finding.note(format!("the nearest one is `{near}`"));
             }
             return Err(finding.help(format!("known are: {}", known.join(", "))));
@@ -472,8 +474,10 @@ mod tests {
         let setup = Setup::parse("MultiTask(a, Stack(b, c))").unwrap();
         assert_eq!(setup.alone().to_string(), "MultiTask(a, b)");
         assert_eq!(setup.first(), Some("a"));
-        let known = setup.check(&["a", "b", "cc"]).unwrap_err().to_string();
-        assert!(known.contains("`c`, which is not there"), "{known}");
-        assert!(known.contains("nearest one is `cc`"), "{known}");
+        assert!(setup.check(&["c", "b", "a"]).is_ok());
+        let setup = Setup::parse("Stack(a, task_x)").unwrap();
+        let found = setup.check(&["a", "task_y"]).unwrap_err().to_string();
+        assert!(found.contains("`task_x`, which is not there"), "{found}");
+        assert!(found.contains("nearest one is `task_y`"), "{found}");
     }
 }

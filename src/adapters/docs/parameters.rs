@@ -155,9 +155,8 @@ impl Sizes {
                 .find(|(_, y)| *y > 1 && x / y == n && x % y == 0 && x != y)?;
             Some(format!("{a}/{}", by.0))
         });
-        self.product(n, 0)
-            .map(|p| p.join("·"))
-            .or(ratio)
+        ratio
+            .or_else(|| self.product(n, 0).map(|p| p.join("·")))
             .unwrap_or_else(|| n.to_string())
     }
 
@@ -186,9 +185,7 @@ impl Sizes {
             Init::Zeros => "0".into(),
             Init::Ones => "1".into(),
             Init::Normal { std } => match *spec.dims {
-                [.., a, b] if near(*std, (2.0 / (a + b) as f64).sqrt()) => {
-                    format!("N(0, 2/({} + {}))", self.name(a), self.name(b))
-                }
+                [.., a, b] if near(*std, (2.0 / (a + b) as f64).sqrt()) => "Xavier normal".into(),
                 _ => format!("N(0, {std}²)"),
             },
             Init::TruncatedNormal { std } => format!("N(0, {std}²), cut at ±{}", 2.0 * std),
