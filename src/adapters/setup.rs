@@ -116,7 +116,9 @@ impl Setup {
         match self {
             Setup::Single(_) => {}
             Setup::Stack(children) | Setup::MultiTask(children) => {
-                children.iter().for_each(|c| c.visit(f));
+                for child in children {
+                    child.visit(f);
+                }
             }
         }
     }

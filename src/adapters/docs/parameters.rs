@@ -192,7 +192,7 @@ impl Sizes {
             Init::Uniform { bound } => {
                 let square = 1.0 / (bound * bound);
                 let (one, six) = (square.round(), (6.0 * square).round());
-                let known = |n: f64| self.0.iter().any(|s| s.1 as f64 == n);
+                let known = |n: f64| self.0.iter().any(|s| near(s.1 as f64, n));
                 if known(one) && near(*bound, 1.0 / one.sqrt()) {
                     format!("U(±1/√{})", self.name(one as usize))
                 } else if known(six) && near(*bound, (6.0 / six).sqrt()) {

@@ -285,7 +285,7 @@ impl Method for MtlLora {
             return Ok(None);
         };
         // Dropout is drawn once, and a gate reads the input: each task by itself where they differ in these.
-        let alike = |c: &&&Self| !c.use_gating && c.dropout == first.dropout;
+        let alike = |c: &&&Self| !c.use_gating && c.dropout.to_bits() == first.dropout.to_bits();
         let (a, up) = (p.get("lora_A"), p.get("lora_B"));
         let together = |(_, q): &(_, Params<'_>)| q.get("lora_A") == a && q.get("lora_B") == up;
         if !configs.iter().all(|c| alike(&c)) || !tasks.of.iter().all(together) {
