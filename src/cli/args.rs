@@ -78,7 +78,8 @@ pub(crate) struct AdapterArgs {
     /// NAME=SPEC or SPEC: a configuration string (`lora[r=8]`), an adapter_config.json, or a saved adapter folder. May be repeated
     #[arg(short, long = "adapter", value_name = "[NAME=]SPEC")]
     pub(crate) adapters: Vec<String>,
-    /// The adapter that is active, by name; without it all that were given are, one behind the other
+    /// How the adapters are composed, in AdapterHub's notation: a name, `Stack(a, b)`, or `MultiTask(a, b)`, where the input `task_ids`
+    /// says which adapter each sample has. Without it all are active, one behind the other
     #[arg(long, value_name = "SETUP")]
     pub(crate) active: Option<String>,
 }
@@ -249,10 +250,10 @@ pub(crate) enum AdapterCommand {
     /// All configuration identifiers and the method each belongs to
     #[command(after_help = "Example:\n  rewrite adapter methods")]
     Methods,
-    /// Fields, defaults and formula of one identifier
-    #[command(after_help = "Example:\n  rewrite adapter show lora")]
+    /// Formula, places, fields and parameters of an identifier, or of a configuration string
+    #[command(after_help = "Example:\n  rewrite adapter show lora\n  rewrite adapter show mam")]
     Show {
-        /// The identifier
+        /// The identifier, or a configuration such as `lora[use_gating=True]|seq_bn`
         method: String,
     },
     /// The weighted average of adapters of one configuration, as a new adapter folder

@@ -12,6 +12,7 @@ mod merge;
 pub mod pack;
 mod strip;
 
-pub use attach::{Attach, attached};
+pub use attach::Attach;
+pub use attach::manifest::attached;
 pub use merge::{Evaluate, Merge, merge_expression};
 pub use strip::Strip;
