@@ -9,12 +9,16 @@ use crate::api;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::DType;
+use crate::options;
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::io;
 use crate::select::Interface;
 use crate::text::Tokenizer;
 use crate::train::watch::Watchers;
-use crate::train::{Job, Mode, Output, Resume, TrainData, Trainer, dataset_divisor, parse_loss};
+use crate::train::{
+    DataArguments, Files, Job, Mode, Output, Resume, TrainData, Trainer, dataset_divisor,
+    parse_loss,
+};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -28,11 +32,23 @@ struct Request {
 
 fn request(cli: &mut TrainArgs) -> Result<Request> {
     let is_job = cli.model.extension().is_some_and(|e| e == "json");
+    let folder = cli
+        .model
+        .parent()
+        .filter(|_| is_job)
+        .map_or_else(PathBuf::new, Path::to_path_buf);
     let mut options = if is_job {
         Job::open(&cli.model)?
     } else {
         serde_json::Map::new()
     };
+    // What the file says is relative to the file.
+    let own = options::take::<DataArguments>(&mut options);
+    let mut data: DataArguments = options::read(own)?;
+    data.beside(&folder);
+    if let serde_json::Value::Object(fields) = json!(data) {
+        options.extend(fields);
+    }
     let flags = [
         &cli.job.given,
         &cli.data.given,
@@ -42,11 +58,6 @@ fn request(cli: &mut TrainArgs) -> Result<Request> {
     let named: Vec<String> = flags.iter().flat_map(|f| f.keys().cloned()).collect();
     options.extend(flags.into_iter().flat_map(Clone::clone));
     let mut job = Job::read(options)?;
-    let folder = cli
-        .model
-        .parent()
-        .filter(|_| is_job)
-        .map_or_else(PathBuf::new, Path::to_path_buf);
     // What the file says is relative to the file; what a flag says is relative to where we are.
     let place = |field: &str, text: &str| {
         if named.iter().any(|n| n == field) {
@@ -91,10 +102,7 @@ fn request(cli: &mut TrainArgs) -> Result<Request> {
         .tokenizer
         .as_deref()
         .map(|t| place("tokenizer", t).display().to_string());
-    if !named.iter().any(|n| n == "data") {
-        job.data.relative_to(&folder);
-    }
-    if job.data.data.is_empty() {
+    if job.data.data.is_none() {
         return Err(usage("no data was given", "--data train.jsonl"));
     }
     Ok(Request {
@@ -186,9 +194,17 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
         Some(Resume::Last(true) | Resume::From(_))
     );
     check_outputs(&request.output, &prepared.names, request.force || resumes)?;
-    let first = PathBuf::from(&request.job.data.data[0]);
-    let one_batch = request.job.data.data.len() == 1 && is_safetensors(&first)?;
-    let divisor = if one_batch {
+    let files = request
+        .job
+        .data
+        .data
+        .as_ref()
+        .map_or_else(Vec::new, Files::list);
+    let one_batch = match &*files {
+        [one] if is_safetensors(one)? => Some(one),
+        _ => None,
+    };
+    let divisor = if one_batch.is_some() {
         Divisor::Labels
     } else {
         dataset_divisor()
@@ -214,11 +230,11 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
         prepared.names.join(", ")
     ));
     let mut progress = Progress::new(ui);
-    if one_batch {
+    if let Some(file) = one_batch {
         if request.job.training.max_steps <= 0 {
             return Err(usage("one batch needs a number of steps", "--max-steps 5"));
         }
-        trainer.train_on(&io::read(&first)?.plain(), &mut |e| {
+        trainer.train_on(&io::read(file)?.plain(), &mut |e| {
             progress.event(e);
             Ok(())
         })?;
@@ -263,7 +279,7 @@ fn on_data(
         collate: job.collate,
         pad_id: loaded.pad_id,
         decoder_start: loaded.pad_id,
-        max_length: job.data.max_seq_length,
+        max_length: loaded.max_length,
     };
     let save =
         |store: &AdapterStore, folder: &Path| prepared.save(store, folder, false).map(|_| ());

@@ -20,7 +20,11 @@ pub mod watch;
 pub use args::{Interval, Resume, SaveStrategy, TrainingArguments};
 pub use batch::{Batch, CollateArguments, Collator, PaddingSide, Rows, Sampler, epoch_order};
 pub use compare::{Comparison, compare, generate_inputs};
-pub use data::{DataArguments, Dataset, Example, IGNORE, Labels, ReadOptions};
+pub use data::{
+    AssistantLoss, AssistantTurn, CompletionMask, DataArguments, DataReport, Dataset, EvalSplit,
+    Example, Files, IGNORE, Labels, Loaded, OnBadRow, ReadOptions, ReadReport, Side, Task,
+    TextPair, TokenRef, Tokens,
+};
 pub use eval_args::{EvalArguments, EvalTask, F1Average, Metric};
 pub use event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
 pub use graph::{Mode, inference_graph, loss_graph, parse_loss, training_graph};
