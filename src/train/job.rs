@@ -3,6 +3,7 @@
 use super::args::TrainingArguments;
 use super::batch::CollateArguments;
 use super::data::DataArguments;
+use crate::adapters::head::HeadConfig;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{self, OptionField, Options};
@@ -67,8 +68,12 @@ pub struct JobArguments {
     pub active: Option<String>,
     /// tokenizer.json or its folder; the one beside the model without it.
     pub tokenizer: Option<String>,
-    /// What is minimised; without it the task of the data decides.
+    /// What is minimised: causal-lm, seq2seq, classification, multi-label, regression, mse, or the name of a scalar value; without it
+    /// the task of the data decides.
     pub loss: Option<String>,
+    /// The prediction head that a base model gets for a task of whole examples, under the library's field names. `num_labels` and
+    /// `label2id` come from the data.
+    pub head: Option<HeadConfig>,
     /// Where adapters, checkpoints and reports go.
     pub output_dir: Option<String>,
     /// Replaces the results of an earlier run in the output folder.
@@ -100,6 +105,7 @@ impl Default for JobArguments {
             active: None,
             tokenizer: None,
             loss: None,
+            head: None,
             output_dir: None,
             overwrite_output_dir: false,
             report_to: vec![ReportTo::Jsonl, ReportTo::Html],

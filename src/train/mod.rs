@@ -5,6 +5,7 @@ mod batch;
 pub mod checkpoint;
 mod compare;
 mod data;
+mod dry;
 mod eval_args;
 mod evaluate;
 mod event;
@@ -25,9 +26,10 @@ pub use data::{
     Example, Files, IGNORE, Labels, Loaded, OnBadRow, ReadOptions, ReadReport, Side, Task,
     TextPair, TokenRef, Tokens,
 };
+pub use dry::DryRun;
 pub use eval_args::{EvalArguments, EvalTask, F1Average, Metric};
 pub use event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
-pub use graph::{Mode, inference_graph, loss_graph, parse_loss, training_graph};
+pub use graph::{Mode, inference_graph, loss_graph, parse_loss, smoothed, training_graph};
 pub use job::{AdapterSpecs, Job, JobArguments, ReportTo, beside};
 pub use merge::merge;
 pub use optimizer::Optim;
