@@ -110,6 +110,17 @@ pub(super) fn attached(
     Ok(adapted)
 }
 
+/// Names of the classes of the head that the adapters' folders hold, in the order of their ids.
+pub(super) fn saved_classes(args: &AdapterArgs) -> Result<Option<Vec<String>>> {
+    let names: Vec<String> = args.adapters.clone();
+    let ids = saved_head(args, &names)?.and_then(|h| h.config.label2id);
+    Ok(ids.map(|ids| {
+        let mut names: Vec<(i64, String)> = ids.into_iter().map(|(n, i)| (i, n)).collect();
+        names.sort_unstable();
+        names.into_iter().map(|(_, n)| n).collect()
+    }))
+}
+
 /// The head in the folder of the first adapter that has one.
 fn saved_head(args: &AdapterArgs, names: &[String]) -> Result<Option<Head>> {
     for (text, name) in args.adapters.iter().zip(names) {

@@ -117,7 +117,7 @@ fn request(cli: &mut TrainArgs) -> Result<Request> {
 }
 
 /// A file of the job's folder, or a name.
-fn located(folder: &Path, name: &str) -> String {
+pub(super) fn located(folder: &Path, name: &str) -> String {
     let path = folder.join(name);
     if path.exists() {
         path.display().to_string()
