@@ -6,7 +6,10 @@
 )]
 
 use super::flags::Flags;
-use crate::train::TrainingArguments;
+use crate::generate::GenerationArguments;
+use crate::train::{
+    CollateArguments, DataArguments, EvalArguments, JobArguments, TrainingArguments,
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -75,7 +78,8 @@ pub(crate) struct AdapterArgs {
     /// NAME=SPEC or SPEC: a configuration string (`lora[r=8]`), an adapter_config.json, or a saved adapter folder. May be repeated
     #[arg(short, long = "adapter", value_name = "[NAME=]SPEC")]
     pub(crate) adapters: Vec<String>,
-    /// The adapter that is active, by name; without it all that were given are, one behind the other
+    /// How the adapters are composed, in AdapterHub's notation: a name, `Stack(a, b)`, or `MultiTask(a, b)`, where the input `task_ids`
+    /// says which adapter each sample has. Without it all are active, one behind the other
     #[arg(long, value_name = "SETUP")]
     pub(crate) active: Option<String>,
 }
@@ -125,6 +129,17 @@ pub(crate) enum Command {
         after_help = "Example:\n  rewrite train model.onnx --interface qwen3 --adapter 'lora[r=8]' --data train.jsonl --output-dir out --max-steps 100"
     )]
     Train(Box<TrainArgs>),
+    /// Measure a model on data: loss and perplexity, classes, numbers, generated texts
+    #[command(
+        after_help = "Examples:\n  rewrite eval model.onnx --adapter lora/ --data test.jsonl\n  \
+                      rewrite eval model.onnx --adapter lora/ --data test.jsonl --metrics final_number --max-new-tokens 100"
+    )]
+    Eval(Box<EvalArgs>),
+    /// Generate text with a model, adapted or not
+    #[command(
+        after_help = "Example:\n  rewrite generate model.onnx --interface qwen3 --adapter lora/ --prompt 'The cat' --max-new-tokens 50 --stream"
+    )]
+    Generate(Box<GenerateArgs>),
     /// Fold an adapter into the base weights
     #[command(after_help = "Example:\n  rewrite merge model.onnx --adapter lora/ -o merged.onnx")]
     Merge {
@@ -235,10 +250,10 @@ pub(crate) enum AdapterCommand {
     /// All configuration identifiers and the method each belongs to
     #[command(after_help = "Example:\n  rewrite adapter methods")]
     Methods,
-    /// Fields, defaults and formula of one identifier
-    #[command(after_help = "Example:\n  rewrite adapter show lora")]
+    /// Formula, places, fields and parameters of an identifier, or of a configuration string
+    #[command(after_help = "Example:\n  rewrite adapter show lora\n  rewrite adapter show mam")]
     Show {
-        /// The identifier
+        /// The identifier, or a configuration such as `lora[use_gating=True]|seq_bn`
         method: String,
     },
     /// The weighted average of adapters of one configuration, as a new adapter folder
@@ -425,26 +440,82 @@ pub(crate) struct TrainArgs {
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
-    /// JSON lines of examples, or one batch as safetensors
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: Option<PathBuf>,
-    /// tokenizer.json for rows of text; the one beside the model without it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) tokenizer: Option<PathBuf>,
-    /// causal-lm, mse, or the name of a scalar value
-    #[arg(long, value_name = "LOSS")]
-    pub(crate) loss: Option<String>,
-    /// Where the trained adapters go: OUTPUT_DIR/NAME/
-    #[arg(long, value_name = "DIR")]
-    pub(crate) output_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
     /// Replace existing outputs
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) job: Flags<JobArguments>,
+    #[command(flatten)]
+    pub(crate) data: Flags<DataArguments>,
+    #[command(flatten)]
+    pub(crate) collate: Flags<CollateArguments>,
+    #[command(flatten)]
+    pub(crate) training: Flags<TrainingArguments>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The ONNX file
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+    /// What the text goes on from. May be repeated
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) prompt: Vec<String>,
+    /// Prompts, one a line; or JSON lines with `prompt`, `messages` or `input_ids` in a file named .jsonl
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Prompts are what a user says, in the form of the model's chat template
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Print the text as it comes
+    #[arg(long)]
+    pub(crate) stream: bool,
+    /// A text that ends the generation; what is printed ends in front of it. May be repeated
+    #[arg(long = "stop-strings", visible_alias = "stop", value_name = "TEXT")]
+    pub(crate) stop_strings: Vec<String>,
+    /// tokenizer.json; the one beside the model without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
     /// Run the graph as it was exported, without the native pipeline's fused kernels
     #[arg(long)]
     pub(crate) portable: bool,
     #[command(flatten)]
-    pub(crate) training: Flags<TrainingArguments>,
+    pub(crate) generation: Flags<GenerationArguments>,
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// The ONNX file
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+    /// JSON lines: `prompt` and `completion`, `text`, or `input_ids` and `labels`; `text` and `label` for classes and numbers
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Where a line for each prediction goes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) predictions: Option<PathBuf>,
+    /// Replace an existing file of predictions
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// A text that ends what is generated. May be repeated
+    #[arg(long = "stop-strings", visible_alias = "stop", value_name = "TEXT")]
+    pub(crate) stop_strings: Vec<String>,
+    /// tokenizer.json; the one beside the model without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Run the graph as it was exported, without the native pipeline's fused kernels
+    #[arg(long)]
+    pub(crate) portable: bool,
+    #[command(flatten)]
+    pub(crate) evaluation: Flags<EvalArguments>,
+    #[command(flatten)]
+    pub(crate) generation: Flags<GenerationArguments>,
     #[command(flatten)]
     pub(crate) exec: ExecArgs,
 }

@@ -1,8 +1,8 @@
 //! The main job, and merging.
 
 use super::args::{AdapterArgs, AttachArgs};
-use super::{Ui, exists, keep, open, usage};
-use crate::adapters::folder::{AdapterFolder, WriteOptions, file};
+use super::{ARGUMENTS, Ui, exists, keep, open, usage};
+use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
 use crate::adapters::{Adapter, AdapterStore, Config, Setup, spec};
 use crate::api::{self, Adapted};
 use crate::diag::{Diagnostic, Severity};
@@ -57,15 +57,26 @@ fn default_adapter(interface: &Interface) -> Result<(String, Config)> {
 }
 
 fn setup(args: &AdapterArgs, adapters: &[Adapter]) -> Result<Setup> {
-    let names = adapters.iter().map(|a| a.name.clone());
-    match &args.active {
-        None => Ok(api::stacked(names)),
-        Some(text) if adapters.iter().any(|a| a.name == *text) => Ok(Setup::Single(text.clone())),
-        Some(text) => Err(usage(
-            format!("--active {text}: this version activates one adapter by name"),
-            &format!("one of: {}", names.collect::<Vec<_>>().join(", ")),
-        )),
-    }
+    let names: Vec<&str> = adapters.iter().map(|a| &*a.name).collect();
+    let Some(text) = &args.active else {
+        return Ok(api::stacked(names.into_iter().map(str::to_owned)));
+    };
+    let checked = |s: Setup| s.check(&names).map(|()| s);
+    let wrong = |d: Diagnostic| {
+        Error::new(
+            ErrorKind::Invalid,
+            Diagnostic {
+                code: ARGUMENTS,
+                ..d
+            },
+        )
+    };
+    Setup::parse(text).and_then(checked).map_err(|d| {
+        wrong(Diagnostic {
+            message: format!("--active: {}", d.message),
+            ..d
+        })
+    })
 }
 
 /// Attaches what the arguments say.
@@ -146,6 +157,9 @@ pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
     keep(&targets.model, [&**input])?;
     if targets.model.exists() && !args.force {
         return Err(exists(&targets.model));
+    }
+    for name in &names {
+        folder::free(&targets.folder.join(name))?;
     }
     std::fs::create_dir_all(&targets.folder)
         .map_err(|e| Error::io(&targets.folder, "cannot make the folder", e))?;
@@ -273,6 +287,12 @@ pub(super) fn merge(
     ui: &Ui,
 ) -> Result<()> {
     keep(output, [path])?;
+    if args.active.is_some() {
+        return Err(usage(
+            "merge folds in every adapter that is given, one after the other",
+            "leave --active out, and give only the adapters to be merged",
+        ));
+    }
     let model = open(path, ui)?;
     let interface = interface(args.interface.as_deref(), path, &model)?;
     let merged = crate::train::merge(&model, &interface, adapters(args, &interface)?)?;

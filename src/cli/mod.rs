@@ -3,9 +3,13 @@
 mod adapters;
 mod args;
 mod attach;
+mod eval;
 mod flags;
+mod generate;
 mod graphs;
 mod inspect;
+mod interrupt;
+mod progress;
 mod run;
 mod train;
 
@@ -84,6 +88,8 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
         }
         Command::Run(args) => run::run(&args, ui)?,
         Command::Train(args) => train::train(&args, ui)?,
+        Command::Eval(args) => eval::run(&args, ui)?,
+        Command::Generate(args) => generate::run(&args, ui)?,
         Command::Merge {
             model,
             select,

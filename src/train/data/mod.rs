@@ -1,5 +1,9 @@
 //! Datasets: JSON lines of token ids or text, tokenized, cut and collated to batches.
 
+mod args;
+
+pub use args::DataArguments;
+
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
@@ -85,6 +89,21 @@ impl Dataset {
     /// Tokens of each example.
     pub fn lengths(&self) -> &[u32] {
         &self.lengths
+    }
+
+    /// A number that tells datasets apart: over all tokens and labels of a dataset in memory.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        for (i, n) in self.lengths.iter().enumerate() {
+            hash.update(&n.to_le_bytes());
+            // The first examples stand for the rest: a dataset is not read twice for its name.
+            if i < 64
+                && let Some(e) = self.examples.get(i)
+            {
+                hash.update(format!("{e:?}").as_bytes());
+            }
+        }
+        hash.finalize().to_hex()[..16].to_owned()
     }
 
     /// The example of an index below [`len`](Self::len).
