@@ -107,7 +107,8 @@
 //!
 //! # Features
 //!
-//! `runtime` executes graphs on candle, `train` adds training, `cli` the `rewrite` binary, `tract` an independent engine to compare
+//! `runtime` executes graphs on candle, `train` adds training, `hub` pulls from and pushes to the
+//! Hugging Face Hub, `cli` is the `rewrite` binary, `tract` an independent engine to compare
 //! with, `cuda` candle's CUDA device. Without default features this is a small crate that reads, rewrites and writes graphs.
 //!
 //! Why things are as they are is told in [`design`].
@@ -120,6 +121,8 @@ pub mod diag;
 pub mod error;
 #[cfg(feature = "train")]
 pub mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod infer;
 pub mod ir;
 pub mod onnx;

@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod average;
 pub mod base;
+pub mod card;
 pub mod config;
 pub mod docs;
 pub mod folder;

@@ -195,6 +195,9 @@ pub(crate) enum Command {
     /// Compare two graphs numerically on generated or given inputs
     #[command(after_help = "Example:\n  rewrite verify model.onnx merged.onnx --engine tract")]
     Verify(VerifyArgs),
+    /// Models, tokenizers, interfaces, adapters and datasets from the Hugging Face Hub, and adapters to it
+    #[command(subcommand)]
+    Hub(HubCommand),
     /// Shell completions
     #[command(
         after_help = "Example:\n  rewrite completions bash > ~/.local/share/bash-completion/completions/rewrite"
@@ -283,6 +286,113 @@ pub(crate) enum AdapterCommand {
                       rewrite adapter convert lora-peft/ --to adapterhub --interface qwen3 -o lora/"
     )]
     Convert(ConvertArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HubCommand {
+    /// Bring files into the cache that Hugging Face's own tools use, or into a folder. The data files of ONNX models come along
+    #[command(
+        after_help = "Examples:\n  rewrite hub pull onnx-community/Qwen3-0.6B-ONNX --include 'onnx/model.onnx' --include '*.json' -o qwen3\n  \
+                      rewrite hub pull datasets/openai/gsm8k:main/ -o gsm8k\n  \
+                      rewrite hub pull org/adapter@v1.0\n\n\
+                      Environment: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE"
+    )]
+    Pull(PullArgs),
+    /// Push an adapter folder, or any other, as one commit. An adapter without a README.md gets a model card
+    #[command(
+        after_help = "Example:\n  rewrite hub push out/lora org/qwen3-gsm8k --create --private --license apache-2.0\n\n\
+                      Environment: HF_ENDPOINT, HF_TOKEN (one that may write), HF_HOME"
+    )]
+    Push(PushArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// ORG/NAME, with @REVISION and :PATH as needed; datasets/ORG/NAME for a dataset
+    #[arg(value_name = "REPO[@REV][:PATH]")]
+    pub(crate) repo: String,
+    /// Only files that match; `*` also crosses folders. May be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) include: Vec<String>,
+    /// No files that match. May be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+    /// Branch, tag or commit, as @REVISION
+    #[arg(long, value_name = "REV")]
+    pub(crate) revision: Option<String>,
+    /// What the repository holds
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) repo_type: Option<RepoType>,
+    /// Copy the files here; without it they are in the cache only
+    #[arg(short, long, value_name = "DIR", alias = "local-dir")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace files that are there
+    #[arg(long, requires = "output")]
+    pub(crate) force: bool,
+    /// List the files of the repository, and pull nothing
+    #[arg(long)]
+    pub(crate) list: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// The folder; hidden files stay here
+    pub(crate) folder: PathBuf,
+    /// ORG/NAME, with @BRANCH as needed
+    #[arg(value_name = "REPO[@BRANCH]")]
+    pub(crate) repo: String,
+    /// What the repository holds
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) repo_type: Option<RepoType>,
+    /// Make the repository if there is none
+    #[arg(long)]
+    pub(crate) create: bool,
+    /// Make it a private one
+    #[arg(long, requires = "create")]
+    pub(crate) private: bool,
+    /// First line of the commit's message
+    #[arg(long, value_name = "TEXT", alias = "message")]
+    pub(crate) commit_message: Option<String>,
+    /// The rest of it
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) commit_description: Option<String>,
+    /// Open a pull request instead of changing the branch
+    #[arg(long)]
+    pub(crate) create_pr: bool,
+    /// What the training left for the card; run.json beside the folder without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) run: Option<PathBuf>,
+    /// Card: the base model on the Hub
+    #[arg(long, value_name = "REPO")]
+    pub(crate) base_model: Option<String>,
+    /// Card: a dataset on the Hub. May be repeated
+    #[arg(long, value_name = "REPO")]
+    pub(crate) dataset: Vec<String>,
+    /// Card: a further tag, such as adapterhub:nli/multinli. May be repeated
+    #[arg(long, value_name = "TAG")]
+    pub(crate) tag: Vec<String>,
+    /// Card: a language, as a code. May be repeated
+    #[arg(long, value_name = "CODE")]
+    pub(crate) language: Vec<String>,
+    /// Card: the licence, as the Hub names it
+    #[arg(long, value_name = "ID")]
+    pub(crate) license: Option<String>,
+    /// Write a new card even where there is a README.md
+    #[arg(long, conflicts_with = "no_card")]
+    pub(crate) overwrite_card: bool,
+    /// No card
+    #[arg(long)]
+    pub(crate) no_card: bool,
+    /// Print the card, and push nothing
+    #[arg(long, conflicts_with = "no_card")]
+    pub(crate) dry_run: bool,
+}
+
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RepoType {
+    Model,
+    Dataset,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ mod eval;
 mod flags;
 mod generate;
 mod graphs;
+mod hub;
 mod inspect;
 mod interrupt;
 mod progress;
@@ -113,6 +114,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
         }
         Command::Print { model, module } => graphs::print(&model, module.as_deref(), ui)?,
         Command::Verify(args) => graphs::verify(&args, ui)?,
+        Command::Hub(command) => hub::run(&command, ui)?,
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "rewrite", &mut out);
