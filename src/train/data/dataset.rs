@@ -351,7 +351,8 @@ impl Reader<'_> {
     }
 
     fn values(&mut self) -> Option<Vec<f32>> {
-        let (bytes, rest) = self.0.split_at(self.count(4)?.checked_mul(4)?);
+        let n = self.count(4)?;
+        let (bytes, rest) = self.0.split_at_checked(4 * n)?;
         self.0 = rest;
         Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
     }
