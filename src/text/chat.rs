@@ -59,16 +59,28 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Value], options: ChatOptions<'_>) -> Result<Chat> {
         let mut values = self.special.clone();
         values.insert("messages".to_owned(), Value::from(messages));
-        values.insert("tools".to_owned(), options.tools.cloned().unwrap_or_default());
+        values.insert(
+            "tools".to_owned(),
+            options.tools.cloned().unwrap_or_default(),
+        );
         values.insert("documents".to_owned(), Value::Null);
-        values.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
+        values.insert(
+            "add_generation_prompt".to_owned(),
+            options.add_generation_prompt.into(),
+        );
         values.extend(options.kwargs.cloned().unwrap_or_default());
         let text = self.template.render(&values)?;
         if !self.marks {
-            return Ok(Chat { text, assistant: None });
+            return Ok(Chat {
+                text,
+                assistant: None,
+            });
         }
         let (text, spans) = unmarked(&text).ok_or_else(|| {
-            let d = Diagnostic::error("chat-template", "the conversation has the characters U+FDD0 or U+FDD1, which are no characters");
+            let d = Diagnostic::error(
+                "chat-template",
+                "the conversation has the characters U+FDD0 or U+FDD1, which are no characters",
+            );
             Error::new(ErrorKind::Train, d.help("remove them"))
         })?;
         Ok(Chat {
@@ -82,7 +94,11 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// What the template says about the messages; a template that changes earlier turns when later ones follow.
-    pub fn turns(&self, messages: &[Value], options: ChatOptions<'_>) -> Result<(String, Vec<Range<usize>>)> {
+    pub fn turns(
+        &self,
+        messages: &[Value],
+        options: ChatOptions<'_>,
+    ) -> Result<(String, Vec<Range<usize>>)> {
         let whole = self.render(messages, options)?;
         if let Some(spans) = whole.assistant {
             return Ok((whole.text, spans));
@@ -100,7 +116,13 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As for [`turns`](Self::turns).
-    pub fn added(&self, messages: &[Value], range: Range<usize>, whole: &str, options: ChatOptions<'_>) -> Result<Range<usize>> {
+    pub fn added(
+        &self,
+        messages: &[Value],
+        range: Range<usize>,
+        whole: &str,
+        options: ChatOptions<'_>,
+    ) -> Result<Range<usize>> {
         let render = |n: usize, add_generation_prompt: bool| {
             let messages = messages.get(..n).unwrap_or(messages);
             let options = ChatOptions {
@@ -140,7 +162,10 @@ fn marked(source: &str) -> (String, bool) {
         };
         let tag = &rest[at..at + len];
         let inner = &tag[2..len - 2];
-        let word = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+        let word = inner
+            .trim_start_matches(['-', '+'])
+            .trim_end_matches(['-', '+'])
+            .trim();
         let (open, mark) = match word {
             "generation" => (true, BEGIN),
             "endgeneration" => (false, END),
@@ -151,8 +176,16 @@ fn marked(source: &str) -> (String, bool) {
             }
         };
         found = true;
-        let left = if inner.starts_with(['-', '+']) { &inner[..1] } else { "" };
-        let right = if inner.ends_with(['-', '+']) { &inner[inner.len() - 1..] } else { "" };
+        let left = if inner.starts_with(['-', '+']) {
+            &inner[..1]
+        } else {
+            ""
+        };
+        let right = if inner.ends_with(['-', '+']) {
+            &inner[inner.len() - 1..]
+        } else {
+            ""
+        };
         out.push_str(&rest[..at]);
         let print = format!("{{{{ '{mark}' }}}}");
         // The outer two tags carry the trimming on their outer sides.
@@ -194,12 +227,19 @@ mod tests {
 
     fn messages() -> Vec<Value> {
         let turn = |role: &str, content: &str| json!({"role": role, "content": content});
-        vec![turn("user", "one"), turn("assistant", "two"), turn("user", "three"), turn("assistant", "four")]
+        vec![
+            turn("user", "one"),
+            turn("assistant", "two"),
+            turn("user", "three"),
+            turn("assistant", "four"),
+        ]
     }
 
     #[test]
     fn the_turns_of_the_assistant_are_what_they_add() {
-        let (text, spans) = template(CHATML).turns(&messages(), ChatOptions::default()).unwrap();
+        let (text, spans) = template(CHATML)
+            .turns(&messages(), ChatOptions::default())
+            .unwrap();
         let said: Vec<&str> = spans.into_iter().map(|s| &text[s]).collect();
         assert_eq!(said, ["two<|im_end|>\n", "four<|im_end|>\n"]);
     }
@@ -207,7 +247,9 @@ mod tests {
     #[test]
     fn a_generation_block_says_it_itself() {
         let source = "{% for m in messages %}\n{% if m.role == 'assistant' %}\n[{% generation %}\n{{ m.content }}|\n  {%- endgeneration %}\n{% else %}\n({{ m.content }})\n{% endif %}\n{% endfor %}";
-        let (text, spans) = template(source).turns(&messages(), ChatOptions::default()).unwrap();
+        let (text, spans) = template(source)
+            .turns(&messages(), ChatOptions::default())
+            .unwrap();
         let said: Vec<&str> = spans.into_iter().map(|s| &text[s]).collect();
         assert_eq!(said, ["two|", "four|"]);
         assert_eq!(text, "(one)\n[two|(three)\n[four|");
@@ -216,14 +258,24 @@ mod tests {
     #[test]
     fn a_template_that_rewrites_the_past_is_refused() {
         let forgets = "{% for m in messages %}{% if loop.last or m.role == 'user' %}<{{ m.content }}>{% else %}<>{% endif %}{% endfor %}";
-        let e = template(forgets).turns(&messages(), ChatOptions::default()).unwrap_err().to_string();
-        assert!(e.contains("changes earlier turns") && e.contains("generation"), "{e}");
+        let e = template(forgets)
+            .turns(&messages(), ChatOptions::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            e.contains("changes earlier turns") && e.contains("generation"),
+            "{e}"
+        );
     }
 
     #[test]
     fn marks_in_a_conversation_are_refused() {
         let source = "{% generation %}{{ messages[0].content }}{% endgeneration %}";
         let bad = [json!({"role": "user", "content": "a\u{fdd1}b"})];
-        assert!(template(source).render(&bad, ChatOptions::default()).is_err());
+        assert!(
+            template(source)
+                .render(&bad, ChatOptions::default())
+                .is_err()
+        );
     }
 }

@@ -7,7 +7,9 @@
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Environment, ErrorKind as JinjaKind, Output, State, UndefinedBehavior, syntax::SyntaxConfig};
+use minijinja::{
+    Environment, ErrorKind as JinjaKind, Output, State, UndefinedBehavior, syntax::SyntaxConfig,
+};
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -45,7 +47,10 @@ impl Template {
 
     fn compile(source: &str, undefined: UndefinedBehavior) -> Result<Self> {
         let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
         env.set_syntax(syntax.map_err(|e| failed(&e))?);
         env.set_undefined_behavior(undefined);
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
@@ -53,10 +58,14 @@ impl Template {
         env.set_formatter(format);
         env.set_fuel(Some(FUEL));
         env.add_filter("tojson", to_json);
-        env.add_function("raise_exception", |message: String| -> std::result::Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(JinjaKind::InvalidOperation, message))
-        });
-        env.add_template_owned(NAME, source.to_owned()).map_err(|e| failed(&e))?;
+        env.add_function(
+            "raise_exception",
+            |message: String| -> std::result::Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(JinjaKind::InvalidOperation, message))
+            },
+        );
+        env.add_template_owned(NAME, source.to_owned())
+            .map_err(|e| failed(&e))?;
         Ok(Template { env })
     }
 
@@ -72,7 +81,9 @@ impl Template {
 }
 
 fn failed(e: &minijinja::Error) -> Error {
-    let what = e.detail().map_or_else(|| e.kind().to_string(), |d| format!("{}: {d}", e.kind()));
+    let what = e
+        .detail()
+        .map_or_else(|| e.kind().to_string(), |d| format!("{}: {d}", e.kind()));
     let message = match (e.kind(), e.detail()) {
         // What `raise_exception` was given is said in the words of the template.
         (JinjaKind::InvalidOperation, Some(detail)) => detail.to_owned(),
@@ -93,7 +104,11 @@ fn failed(e: &minijinja::Error) -> Error {
 }
 
 /// Prints a value as Python's `str` does.
-fn format(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &minijinja::Value) -> std::result::Result<(), minijinja::Error> {
+fn format(
+    out: &mut Output<'_>,
+    state: &mut State<'_, '_>,
+    value: &minijinja::Value,
+) -> std::result::Result<(), minijinja::Error> {
     match value.kind() {
         ValueKind::Bool | ValueKind::None | ValueKind::Number | ValueKind::Seq | ValueKind::Map => {
             let Ok(json) = serde_json::to_value(value) else {
@@ -101,7 +116,8 @@ fn format(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &minijinja::Va
             };
             let mut text = String::new();
             repr(&json, &mut text);
-            out.write_str(&text).map_err(|_| minijinja::Error::new(JinjaKind::WriteFailure, "cannot write"))
+            out.write_str(&text)
+                .map_err(|_| minijinja::Error::new(JinjaKind::WriteFailure, "cannot write"))
         }
         _ => minijinja::escape_formatter(out, state, value),
     }
@@ -115,7 +131,11 @@ fn repr(value: &Value, out: &mut String) {
         Value::Bool(false) => out.push_str("False"),
         Value::Number(n) => number(n, out),
         Value::String(s) => {
-            let quote = if s.contains('\'') && !s.contains('"') { '"' } else { '\'' };
+            let quote = if s.contains('\'') && !s.contains('"') {
+                '"'
+            } else {
+                '\''
+            };
             out.push(quote);
             for c in s.chars() {
                 match c {
@@ -156,7 +176,9 @@ fn number(n: &serde_json::Number, out: &mut String) {
         Some(x) if n.is_f64() && x != 0.0 && !(1e-4..1e16).contains(&x.abs()) => {
             let text = format!("{x:e}");
             let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-            let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
+            let (sign, exponent) = exponent
+                .strip_prefix('-')
+                .map_or(('+', exponent), |e| ('-', e));
             format!("{digits}e{sign}{exponent:0>2}")
         }
         _ => n.to_string(),
@@ -165,8 +187,13 @@ fn number(n: &serde_json::Number, out: &mut String) {
 }
 
 /// The filter `tojson`, with the arguments that Hugging Face's has.
-fn to_json(value: minijinja::Value, options: Kwargs) -> std::result::Result<String, minijinja::Error> {
-    let invalid = |e: serde_json::Error| minijinja::Error::new(JinjaKind::BadSerialization, e.to_string());
+#[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
+fn to_json(
+    value: minijinja::Value,
+    options: Kwargs,
+) -> std::result::Result<String, minijinja::Error> {
+    let invalid =
+        |e: serde_json::Error| minijinja::Error::new(JinjaKind::BadSerialization, e.to_string());
     let json = serde_json::to_value(&value).map_err(invalid)?;
     let indent: Option<minijinja::Value> = options.get("indent")?;
     let indent = match indent.filter(|v| !v.is_none() && !v.is_undefined()) {
@@ -177,15 +204,24 @@ fn to_json(value: minijinja::Value, options: Kwargs) -> std::result::Result<Stri
         None => None,
     };
     let separators: Option<minijinja::Value> = options.get("separators")?;
-    let given: Option<Vec<String>> = match separators.filter(|v| !v.is_none() && !v.is_undefined()) {
+    let given: Option<Vec<String>> = match separators.filter(|v| !v.is_none() && !v.is_undefined())
+    {
         Some(v) => Some(v.try_iter()?.map(|s| s.to_string()).collect()),
         None => None,
     };
     let style = Style {
-        item: given.as_ref().and_then(|g| g.first().cloned()).unwrap_or_else(|| if indent.is_some() { "," } else { ", " }.to_owned()),
-        key: given.as_ref().and_then(|g| g.get(1).cloned()).unwrap_or_else(|| ": ".to_owned()),
+        item: given
+            .as_ref()
+            .and_then(|g| g.first().cloned())
+            .unwrap_or_else(|| if indent.is_some() { "," } else { ", " }.to_owned()),
+        key: given
+            .as_ref()
+            .and_then(|g| g.get(1).cloned())
+            .unwrap_or_else(|| ": ".to_owned()),
         indent,
-        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        ascii: options
+            .get::<Option<bool>>("ensure_ascii")?
+            .unwrap_or(false),
         sort: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     options.assert_all_used()?;
@@ -288,17 +324,28 @@ mod tests {
 
     #[test]
     fn values_print_as_python_prints_them() {
-        let values = json!({"x": [true, null, "it's", 1.0, 1e20, {"a": 1e-5}], "t": true, "n": null});
-        assert_eq!(render("{{ x }}", &values).unwrap(), "[True, None, \"it's\", 1.0, 1e+20, {'a': 1e-05}]");
+        let values =
+            json!({"x": [true, null, "it's", 1.0, 1e20, {"a": 1e-5}], "t": true, "n": null});
+        assert_eq!(
+            render("{{ x }}", &values).unwrap(),
+            "[True, None, \"it's\", 1.0, 1e+20, {'a': 1e-05}]"
+        );
         assert_eq!(render("{{ t }} {{ n }}", &values).unwrap(), "True None");
     }
 
     #[test]
     fn json_is_that_of_json_dumps() {
         let values = json!({"x": {"b": [1, "é<\u{1}"], "a": {}}});
-        assert_eq!(render("{{ x | tojson }}", &values).unwrap(), "{\"b\": [1, \"é<\\u0001\"], \"a\": {}}");
         assert_eq!(
-            render("{{ x | tojson(indent=2, sort_keys=true, ensure_ascii=true) }}", &values).unwrap(),
+            render("{{ x | tojson }}", &values).unwrap(),
+            "{\"b\": [1, \"é<\\u0001\"], \"a\": {}}"
+        );
+        assert_eq!(
+            render(
+                "{{ x | tojson(indent=2, sort_keys=true, ensure_ascii=true) }}",
+                &values
+            )
+            .unwrap(),
             "{\n  \"a\": {},\n  \"b\": [\n    1,\n    \"\\u00e9<\\u0001\"\n  ]\n}"
         );
     }
@@ -308,21 +355,35 @@ mod tests {
         let values = json!({"a": 1});
         let e = render("x\n{{ b }}", &values).unwrap_err().to_string();
         assert!(e.contains("line 2") && e.contains("default"), "{e}");
-        assert_eq!(render("{% if b %}b{% else %}a{% endif %}", &values).unwrap(), "a");
+        assert_eq!(
+            render("{% if b %}b{% else %}a{% endif %}", &values).unwrap(),
+            "a"
+        );
     }
 
     #[test]
     fn an_exception_of_the_template_is_its_own_words() {
-        let e = render("{{ raise_exception('roles must alternate') }}", &json!({})).unwrap_err().to_string();
+        let e = render("{{ raise_exception('roles must alternate') }}", &json!({}))
+            .unwrap_err()
+            .to_string();
         assert!(e.contains("roles must alternate"), "{e}");
-        assert!(render("{% for x in %}", &json!({})).unwrap_err().to_string().contains("line 1"));
-        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
+        assert!(
+            render("{% for x in %}", &json!({}))
+                .unwrap_err()
+                .to_string()
+                .contains("line 1")
+        );
+        let endless =
+            "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
         assert!(render(endless, &json!({})).is_err());
     }
 
     #[test]
     fn blocks_are_trimmed_and_methods_are_pythons() {
         let source = "{% for x in xs %}\n  {% if x.startswith('a') %}\n{{ x.strip().upper() }}\n  {% endif %}\n{% endfor %}";
-        assert_eq!(render(source, &json!({"xs": ["a b ", "c", "ad"]})).unwrap(), "A B\nAD\n");
+        assert_eq!(
+            render(source, &json!({"xs": ["a b ", "c", "ad"]})).unwrap(),
+            "A B\nAD\n"
+        );
     }
 }

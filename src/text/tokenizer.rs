@@ -8,7 +8,15 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Roles that a tokenizer's configuration names a token for.
-const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const ROLES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
 
 /// Turns text into token ids and back.
 pub struct Tokenizer {
@@ -74,7 +82,11 @@ impl Tokenizer {
             let token = special.get(role)?.as_str()?;
             inner.token_to_id(token).map(i64::from)
         };
-        let (pad, eos, bos) = (id("pad_token").or(padding), id("eos_token"), id("bos_token"));
+        let (pad, eos, bos) = (
+            id("pad_token").or(padding),
+            id("eos_token"),
+            id("bos_token"),
+        );
         // Hugging Face writes 1e30 where there is no limit.
         let limit = config.get("model_max_length").and_then(Value::as_u64);
         let max_length = limit.filter(|&n| n > 0 && n < 1 << 30).map(|n| n as usize);
@@ -151,8 +163,14 @@ impl Tokenizer {
             let help = "put the model's tokenizer_config.json or chat_template.jinja beside tokenizer.json, or give `chat_template`";
             return Err(Error::new(ErrorKind::Train, d.help(help)));
         };
-        ChatTemplate::new(source, self.special.clone())
-            .map_err(|e| e.within(self.path.with_file_name("the chat template").display().to_string()))
+        ChatTemplate::new(source, self.special.clone()).map_err(|e| {
+            e.within(
+                self.path
+                    .with_file_name("the chat template")
+                    .display()
+                    .to_string(),
+            )
+        })
     }
 
     /// Whether there is a chat template.

@@ -15,8 +15,9 @@ pub use args::TrainingArguments;
 pub use batch::{Batch, Collator, Rows, Sampler, epoch_order};
 pub use compare::{Comparison, compare, generate_inputs};
 pub use data::{
-    AssistantLoss, AssistantTurn, CompletionMask, DataArguments, DataReport, Dataset, EvalSplit, Example, Files, IGNORE, Labels, Loaded,
-    OnBadRow, ReadOptions, ReadReport, Side, Task, TextPair, TokenRef, Tokens,
+    AssistantLoss, AssistantTurn, CompletionMask, DataArguments, DataReport, Dataset, EvalSplit,
+    Example, Files, IGNORE, Labels, Loaded, OnBadRow, ReadOptions, ReadReport, Side, Task,
+    TextPair, TokenRef, Tokens,
 };
 pub use event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
 pub use graph::{Mode, inference_graph, loss_graph, parse_loss, training_graph};

@@ -144,8 +144,8 @@ pub struct DataArguments {
     pub max_eval_samples: Option<usize>,
     /// What the rows are for.
     pub task: Task,
-    /// Which column has which role, where their names differ: `{"prompt": "question", "completion": "answer"}`. Roles: text, text_pair,
-    /// prompt, completion, source, target, messages, tools, label, task_ids, input_ids, attention_mask, token_type_ids, labels.
+    /// Which column has which role, where their names differ: `{"prompt": "question", "completion": "answer"}`. Roles: text, `text_pair`,
+    /// prompt, completion, source, target, messages, tools, label, `task_ids`, `input_ids`, `attention_mask`, `token_type_ids`, labels.
     pub columns: BTreeMap<String, String>,
     /// A Jinja template over the columns that makes the whole text of an example.
     pub template: Option<String>,
@@ -178,7 +178,7 @@ pub struct DataArguments {
     pub pad_token: Option<TokenRef>,
     /// The classes by name, in the order of their ids. Without it, class names get ids in the order in which they first occur.
     pub label_names: Option<Vec<String>>,
-    /// The tasks that the column task_ids may name, in the order of their ids.
+    /// The tasks that the column `task_ids` may name, in the order of their ids.
     pub task_names: Option<Vec<String>>,
     /// What happens with a row that cannot be used: error, or skip, which counts and reports it.
     pub on_bad_row: OnBadRow,
@@ -223,7 +223,11 @@ impl Default for DataArguments {
 }
 
 impl Options for DataArguments {
-    const ALIASES: &'static [(&'static str, &'static str)] = &[("train_file", "data"), ("validation_file", "eval_data"), ("max_length", "max_seq_length")];
+    const ALIASES: &'static [(&'static str, &'static str)] = &[
+        ("train_file", "data"),
+        ("validation_file", "eval_data"),
+        ("max_length", "max_seq_length"),
+    ];
 }
 
 /// The roles that a column may have.
@@ -277,20 +281,41 @@ impl DataArguments {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("roles are {}", ROLES.join(", ")),
             };
-            say(ROLES.contains(&role.as_str()), format!("`columns`: there is no role `{role}`"), &help);
+            say(
+                ROLES.contains(&role.as_str()),
+                format!("`columns`: there is no role `{role}`"),
+                &help,
+            );
         }
-        for (name, value) in [("max_seq_length", self.max_seq_length), ("max_target_length", self.max_target_length)] {
-            say(value != Some(0) && value != Some(1), format!("`{name}` must be at least 2"), "leave it out for the default");
+        for (name, value) in [
+            ("max_seq_length", self.max_seq_length),
+            ("max_target_length", self.max_target_length),
+        ] {
+            say(
+                value != Some(0) && value != Some(1),
+                format!("`{name}` must be at least 2"),
+                "leave it out for the default",
+            );
         }
-        for (name, value) in [("max_train_samples", self.max_train_samples), ("max_eval_samples", self.max_eval_samples)] {
-            say(value != Some(0), format!("`{name}` must be at least 1"), "leave it out for all examples");
+        for (name, value) in [
+            ("max_train_samples", self.max_train_samples),
+            ("max_eval_samples", self.max_eval_samples),
+        ] {
+            say(
+                value != Some(0),
+                format!("`{name}` must be at least 1"),
+                "leave it out for all examples",
+            );
         }
         let empty = |t: &Option<Tokens>| match t {
             Some(Tokens::Text(text)) => text.is_empty(),
             Some(Tokens::Ids(ids)) => ids.is_empty(),
             None => false,
         };
-        for (name, value) in [("response_template", &self.response_template), ("instruction_template", &self.instruction_template)] {
+        for (name, value) in [
+            ("response_template", &self.response_template),
+            ("instruction_template", &self.instruction_template),
+        ] {
             say(!empty(value), format!("`{name}` is empty"), "leave it out");
         }
         let causal = self.task == Task::CausalLm;
@@ -318,7 +343,8 @@ impl DataArguments {
         let seq2seq_or_causal = causal || self.task == Task::Seq2seq;
         say(
             !pair || seq2seq_or_causal,
-            "`prompt_template` and `completion_template` are for the tasks causal-lm and seq2seq".to_owned(),
+            "`prompt_template` and `completion_template` are for the tasks causal-lm and seq2seq"
+                .to_owned(),
             "use `template` for the text to classify",
         );
         say(
@@ -327,7 +353,8 @@ impl DataArguments {
             "use `prompt_template` and `completion_template` instead of `template`",
         );
         say(
-            self.task != Task::MultiLabel || self.label_names.as_ref().is_none_or(|n| !n.is_empty()),
+            self.task != Task::MultiLabel
+                || self.label_names.as_ref().is_none_or(|n| !n.is_empty()),
             "`label_names` is empty".to_owned(),
             "leave it out when rows hold one 0 or 1 for each class",
         );
@@ -339,7 +366,11 @@ impl DataArguments {
             ),
             Some(EvalSplit::Size(n)) => {
                 let fine = n.is_finite() && *n > 0.0 && (*n < 1.0 || n.fract() == 0.0);
-                say(fine, format!("`eval_split` is {n}"), "a share between 0 and 1, a whole number of examples, or the name of a split");
+                say(
+                    fine,
+                    format!("`eval_split` is {n}"),
+                    "a share between 0 and 1, a whole number of examples, or the name of a split",
+                );
             }
             _ => {}
         }

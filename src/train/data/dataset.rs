@@ -43,8 +43,8 @@ impl Dataset {
     /// A dataset of examples in memory.
     pub fn from_examples(examples: Vec<Example>) -> Self {
         let mut builder = Builder::new(u64::MAX, None);
-        for example in &examples {
-            builder.append(example, false);
+        for example in examples {
+            builder.append(&example, false);
         }
         builder.in_memory()
     }
@@ -67,13 +67,26 @@ impl Dataset {
     /// The example of an index below [`len`](Self::len).
     pub fn get(&self, index: usize) -> Result<Example> {
         let Some(&offset) = self.offsets.get(index) else {
-            let d = Diagnostic::error("dataset-index", format!("no example {index} among {}", self.len()));
+            let d = Diagnostic::error(
+                "dataset-index",
+                format!("no example {index} among {}", self.len()),
+            );
             return Err(Error::new(ErrorKind::Train, d));
         };
-        let bytes = self.bytes.bytes().get(offset as usize..).unwrap_or_default();
+        let bytes = self
+            .bytes
+            .bytes()
+            .get(offset as usize..)
+            .unwrap_or_default();
         decode(&mut Reader(bytes)).ok_or_else(|| {
-            let d = Diagnostic::error("dataset-store", format!("example {index} of the tokenized data cannot be read back"));
-            Error::new(ErrorKind::Train, d.help("the temporary file of the tokenized data was changed while it was in use"))
+            let d = Diagnostic::error(
+                "dataset-store",
+                format!("example {index} of the tokenized data cannot be read back"),
+            );
+            Error::new(
+                ErrorKind::Train,
+                d.help("the temporary file of the tokenized data was changed while it was in use"),
+            )
         })
     }
 
@@ -199,9 +212,16 @@ impl Builder {
 
     fn failed(&self, e: std::io::Error) -> Error {
         let folder = self.folder.clone().unwrap_or_else(std::env::temp_dir);
-        let mut d = Diagnostic::error("dataset-store", format!("cannot write the tokenized data to a temporary file: {e}"));
+        let mut d = Diagnostic::error(
+            "dataset-store",
+            format!("cannot write the tokenized data to a temporary file: {e}"),
+        );
         d = d.at(folder.display().to_string());
-        Error::new(ErrorKind::Io, d.help("give a folder with room as `cache_dir`")).with_source(e)
+        Error::new(
+            ErrorKind::Io,
+            d.help("give a folder with room as `cache_dir`"),
+        )
+        .with_source(e)
     }
 }
 
@@ -210,7 +230,13 @@ const TYPES: u8 = 1 << 3;
 const TASK: u8 = 1 << 4;
 
 fn encode(e: &Example, truncated: bool, out: &mut Vec<u8>) {
-    let aligned = |labels: &[i64]| labels.len() == e.input_ids.len() && labels.iter().zip(&e.input_ids).all(|(l, i)| l == i || *l == IGNORE);
+    let aligned = |labels: &[i64]| {
+        labels.len() == e.input_ids.len()
+            && labels
+                .iter()
+                .zip(&e.input_ids)
+                .all(|(l, i)| l == i || *l == IGNORE)
+    };
     let kind = match &e.labels {
         Labels::Tokens(l) if aligned(l) => 0,
         Labels::Tokens(_) => 1,
@@ -219,7 +245,11 @@ fn encode(e: &Example, truncated: bool, out: &mut Vec<u8>) {
         Labels::Values(_) => 4,
     };
     let flag = |on: bool, bit: u8| if on { bit } else { 0 };
-    out.push(kind | flag(truncated, TRUNCATED) | flag(e.token_type_ids.is_some(), TYPES) | flag(e.task_id.is_some(), TASK));
+    out.push(
+        kind | flag(truncated, TRUNCATED)
+            | flag(e.token_type_ids.is_some(), TYPES)
+            | flag(e.task_id.is_some(), TASK),
+    );
     list(&e.input_ids, out);
     match &e.labels {
         // Which of the ids are labels: the lengths of the runs, the ignored first.
@@ -254,8 +284,16 @@ fn decode(r: &mut Reader<'_>) -> Option<Example> {
         4 => Labels::Values(r.values()?),
         _ => return None,
     };
-    let token_type_ids = if flags & TYPES != 0 { Some(r.runs(input_ids.len())?) } else { None };
-    let task_id = if flags & TASK != 0 { Some(r.signed()?) } else { None };
+    let token_type_ids = if flags & TYPES != 0 {
+        Some(r.runs(input_ids.len())?)
+    } else {
+        None
+    };
+    let task_id = if flags & TASK != 0 {
+        Some(r.signed()?)
+    } else {
+        None
+    };
     Some(Example {
         input_ids,
         labels,
@@ -354,7 +392,14 @@ impl Reader<'_> {
         let n = self.count(4)?;
         let (bytes, rest) = self.0.split_at_checked(4 * n)?;
         self.0 = rest;
-        Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
+        Some(
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| f32::from_le_bytes(b))
+                .collect(),
+        )
     }
 }
 
@@ -363,18 +408,30 @@ mod tests {
     use super::*;
 
     fn examples(n: usize) -> Vec<Example> {
-        let ids = |i: usize| (0..(i * 7 % 40 + 1) as i64).map(|k| k * 1000 + i as i64).collect::<Vec<_>>();
+        let ids = |i: usize| {
+            (0..(i * 7 % 40 + 1) as i64)
+                .map(|k| k * 1000 + i as i64)
+                .collect::<Vec<_>>()
+        };
         let one = |i: usize| Example {
             input_ids: ids(i),
             labels: match i % 5 {
-                0 => Labels::Tokens(ids(i).into_iter().enumerate().map(|(k, id)| if k % 3 == 0 { IGNORE } else { id }).collect()),
+                0 => Labels::Tokens(
+                    ids(i)
+                        .into_iter()
+                        .enumerate()
+                        .map(|(k, id)| if k % 3 == 0 { IGNORE } else { id })
+                        .collect(),
+                ),
                 1 => Labels::Tokens(vec![7; ids(i).len()]),
                 2 => Labels::Sequence(vec![1, IGNORE, 3]),
                 3 => Labels::Class(-1),
                 _ => Labels::Values(vec![0.1, -2.0]),
             },
-            token_type_ids: (i % 2 == 0).then(|| ids(i).iter().map(|id| i64::from(*id > 5000)).collect()),
-            task_id: (i % 3 == 0).then_some(i as i64),
+            token_type_ids: i
+                .is_multiple_of(2)
+                .then(|| ids(i).iter().map(|id| i64::from(*id > 5000)).collect()),
+            task_id: i.is_multiple_of(3).then_some(i as i64),
         };
         (0..n).map(one).collect()
     }
@@ -418,6 +475,11 @@ mod tests {
         for cut in 0..bytes.len() {
             assert!(decode(&mut Reader(&bytes[..cut])).is_none(), "{cut}");
         }
-        assert!(decode(&mut Reader(&[0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])).is_none());
+        assert!(
+            decode(&mut Reader(&[
+                0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff
+            ]))
+            .is_none()
+        );
     }
 }

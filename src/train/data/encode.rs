@@ -1,8 +1,11 @@
 //! Rows become examples: templates, tokens, labels, and the cut to the longest length.
 
-use super::args::{AssistantLoss, AssistantTurn, DataArguments, Side, Task, TokenRef, Tokens, is_file};
+use super::args::{
+    AssistantLoss, AssistantTurn, DataArguments, Side, Task, TokenRef, Tokens, is_file,
+};
 use super::mask::CompletionMask;
 use super::roles::{Class, Roles};
+use super::tokens::{Columns, cut, overlap};
 use super::{Example, IGNORE, Labels};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -68,9 +71,15 @@ pub struct TextPair {
 type Found<T> = std::result::Result<T, String>;
 
 impl<'a> Encoder<'a> {
-    pub(super) fn new(args: &'a DataArguments, tokenizer: Option<&'a Tokenizer>, vocab: Option<i64>) -> Result<Self> {
+    pub(super) fn new(
+        args: &'a DataArguments,
+        tokenizer: Option<&'a Tokenizer>,
+        vocab: Option<i64>,
+    ) -> Result<Self> {
         let template = |source: &Option<String>, name: &str| match source {
-            Some(source) => Template::new(source).map(Some).map_err(|e| e.within(format!("`{name}`"))),
+            Some(source) => Template::new(source)
+                .map(Some)
+                .map_err(|e| e.within(format!("`{name}`"))),
             None => Ok(None),
         };
         let pad_id = pad_id(args, tokenizer, vocab)?;
@@ -78,12 +87,20 @@ impl<'a> Encoder<'a> {
         let eos = tokenizer.and_then(|t| {
             let eos = t.special_tokens().get("eos_token")?.as_str()?;
             // A post-processor that ends every text needs no help.
-            let ends = t.encode("a", args.add_special_tokens).is_ok_and(|ids| ids.last().copied() == t.eos_id());
+            let ends = t
+                .encode("a", args.add_special_tokens)
+                .is_ok_and(|ids| ids.last().copied() == t.eos_id());
             (!ends).then(|| eos.to_owned())
         });
         if args.append_eos == Some(true) && tokenizer.is_some_and(|t| t.eos_id().is_none()) {
-            let d = Diagnostic::error("data-argument", "`append_eos`: the tokenizer names no end-of-sequence token");
-            return Err(Error::new(ErrorKind::Train, d.help("name `eos_token` in tokenizer_config.json beside tokenizer.json")));
+            let d = Diagnostic::error(
+                "data-argument",
+                "`append_eos`: the tokenizer names no end-of-sequence token",
+            );
+            return Err(Error::new(
+                ErrorKind::Train,
+                d.help("name `eos_token` in tokenizer_config.json beside tokenizer.json"),
+            ));
         }
         Ok(Encoder {
             args,
@@ -129,8 +146,14 @@ impl<'a> Encoder<'a> {
         let Some(id) = ids.iter().find(|&&id| outside(id) && !ignored(id)) else {
             return Ok(());
         };
-        let vocab = self.vocab.map_or_else(|| "the vocabulary".to_owned(), |v| format!("0..{v}"));
-        let or = if what == "label" { format!(" (and not {IGNORE})") } else { String::new() };
+        let vocab = self
+            .vocab
+            .map_or_else(|| "the vocabulary".to_owned(), |v| format!("0..{v}"));
+        let or = if what == "label" {
+            format!(" (and not {IGNORE})")
+        } else {
+            String::new()
+        };
         Err(format!("{what} {id} is outside {vocab}{or}"))
     }
 
@@ -148,8 +171,12 @@ impl<'a> Encoder<'a> {
             return self.conversation(roles);
         }
         match (roles.get("prompt"), roles.get("completion")) {
-            (Some(Value::Array(prompt)), Some(Value::Array(completion))) => return self.reply(prompt, completion, roles),
-            (Some(_), Some(_)) => return self.continued(&roles.text("prompt")?, &roles.text("completion")?),
+            (Some(Value::Array(prompt)), Some(Value::Array(completion))) => {
+                return self.reply(prompt, completion, roles);
+            }
+            (Some(_), Some(_)) => {
+                return self.continued(&roles.text("prompt")?, &roles.text("completion")?);
+            }
             (Some(_), None) => return Err(roles.missing("completion")),
             (None, Some(_)) => return Err(roles.missing("prompt")),
             (None, None) => {}
@@ -177,8 +204,15 @@ impl<'a> Encoder<'a> {
             Some(t) => t.render(roles.row).map_err(|e| reason(&e)),
             None => roles.text(role),
         };
-        let (prompt, completion) = if self.args.task == Task::Seq2seq { ("source", "target") } else { ("prompt", "completion") };
-        Ok(Some((part(&self.prompt, prompt)?, part(&self.completion, completion)?)))
+        let (prompt, completion) = if self.args.task == Task::Seq2seq {
+            ("source", "target")
+        } else {
+            ("prompt", "completion")
+        };
+        Ok(Some((
+            part(&self.prompt, prompt)?,
+            part(&self.completion, completion)?,
+        )))
     }
 
     fn tokenizer(&self) -> Found<&'a Tokenizer> {
@@ -187,13 +221,19 @@ impl<'a> Encoder<'a> {
     }
 
     fn tokens(&self, text: &str, pair: Option<&str>, special: bool) -> Found<Vec<Token>> {
-        self.tokenizer()?.tokens(text, pair, special).map_err(|e| reason(&e))
+        self.tokenizer()?
+            .tokens(text, pair, special)
+            .map_err(|e| reason(&e))
     }
 
     /// A text with the end-of-sequence token, if it is to have it.
     fn ended(&self, text: &str, by_default: bool) -> String {
         match &self.eos {
-            Some(eos) if self.args.append_eos.unwrap_or(by_default) && !text.ends_with(eos.as_str()) => format!("{text}{eos}"),
+            Some(eos)
+                if self.args.append_eos.unwrap_or(by_default) && !text.ends_with(eos.as_str()) =>
+            {
+                format!("{text}{eos}")
+            }
             _ => text.to_owned(),
         }
     }
@@ -206,11 +246,19 @@ impl<'a> Encoder<'a> {
     }
 
     /// The example of tokens of which some are learned; the response template decides where there is one.
-    fn masked(&self, text: &str, tokens: Vec<Token>, learned: impl Fn(&Token) -> bool) -> Found<Outcome> {
+    fn masked(
+        &self,
+        text: &str,
+        tokens: Vec<Token>,
+        learned: impl Fn(&Token) -> bool,
+    ) -> Found<Outcome> {
         let (tokens, truncated) = cut(tokens, self.max_length, self.args.truncation_side)?;
         let ids: Vec<i64> = tokens.iter().map(|t| t.id).collect();
         let Some(mask) = &self.mask else {
-            let labels = tokens.iter().map(|t| if learned(t) { t.id } else { IGNORE }).collect();
+            let labels = tokens
+                .iter()
+                .map(|t| if learned(t) { t.id } else { IGNORE })
+                .collect();
             return Ok(Outcome::of(Example::tokens(ids, labels), truncated));
         };
         let (labels, found) = mask.labels(&ids);
@@ -219,7 +267,11 @@ impl<'a> Encoder<'a> {
         if let (false, Some(Tokens::Text(template))) = (found, &self.args.response_template) {
             out.in_context = text.rfind(template.as_str()).map(|at| {
                 let span = at..at + template.len();
-                tokens.iter().filter(|t| t.text.is_some() && overlap(&t.span, &span)).map(|t| t.id).collect()
+                tokens
+                    .iter()
+                    .filter(|t| t.text.is_some() && overlap(&t.span, &span))
+                    .map(|t| t.id)
+                    .collect()
             });
         }
         Ok(out)
@@ -232,20 +284,31 @@ impl<'a> Encoder<'a> {
         let special = self.args.add_special_tokens;
         let mut joint = self.tokens(&format!("{prompt}{completion}"), None, special)?;
         let mut head = self.tokens(prompt, None, special)?;
-        while head.len() > 1 && head.last().is_some_and(|t| t.text.is_none()) && head.iter().any(|t| t.text.is_some()) {
+        while head.len() > 1
+            && head.last().is_some_and(|t| t.text.is_none())
+            && head.iter().any(|t| t.text.is_some())
+        {
             head.pop();
         }
-        let begins = joint.len() >= head.len() && joint.iter().zip(&head).all(|(a, b)| a.id == b.id);
+        let begins =
+            joint.len() >= head.len() && joint.iter().zip(&head).all(|(a, b)| a.id == b.id);
         if !begins {
             let added = joint.iter().rev().take_while(|t| t.text.is_none()).count();
             let tail = joint.split_off(joint.len() - added);
-            joint = head.clone();
+            joint.clone_from(&head);
             joint.extend(self.tokens(&completion, None, false)?);
             joint.extend(tail);
         }
-        let labelled = joint.into_iter().enumerate().map(|(i, t)| (t, i >= head.len())).collect();
+        let labelled = joint
+            .into_iter()
+            .enumerate()
+            .map(|(i, t)| (t, i >= head.len()))
+            .collect();
         let (tokens, truncated) = cut(labelled, self.max_length, self.args.truncation_side)?;
-        let labels = tokens.iter().map(|(t, l)| if *l { t.id } else { IGNORE }).collect();
+        let labels = tokens
+            .iter()
+            .map(|(t, l)| if *l { t.id } else { IGNORE })
+            .collect();
         let ids = tokens.iter().map(|(t, _)| t.id).collect();
         let mut out = Outcome::of(Example::tokens(ids, labels), truncated);
         out.apart = !begins;
@@ -272,7 +335,10 @@ impl<'a> Encoder<'a> {
         let messages = messages(&roles.list("messages")?)?;
         let (text, spans) = match self.args.assistant_only_loss {
             AssistantLoss::Turns(false) => {
-                let text = chat.render(&messages, options).map_err(|e| reason(&e))?.text;
+                let text = chat
+                    .render(&messages, options)
+                    .map_err(|e| reason(&e))?
+                    .text;
                 let all = 0..text.len();
                 (text, vec![all])
             }
@@ -282,7 +348,10 @@ impl<'a> Encoder<'a> {
                 let last = messages.iter().rposition(|m| m["role"] == "assistant");
                 let span = match (whole.assistant, last) {
                     (Some(spans), _) => spans.last().cloned(),
-                    (None, Some(i)) => Some(chat.added(&messages, i..i + 1, &whole.text, options).map_err(|e| reason(&e))?),
+                    (None, Some(i)) => Some(
+                        chat.added(&messages, i..i + 1, &whole.text, options)
+                            .map_err(|e| reason(&e))?,
+                    ),
                     (None, None) => None,
                 };
                 (whole.text, span.into_iter().collect())
@@ -294,9 +363,14 @@ impl<'a> Encoder<'a> {
     /// Messages that are learned behind messages that are read.
     fn reply(&self, prompt: &[Value], completion: &[Value], roles: &Roles<'_>) -> Found<Outcome> {
         let (chat, options) = (self.chat()?, self.chat_options(roles));
-        let all: Vec<Value> = messages(prompt)?.into_iter().chain(messages(completion)?).collect();
+        let all: Vec<Value> = messages(prompt)?
+            .into_iter()
+            .chain(messages(completion)?)
+            .collect();
         let text = chat.render(&all, options).map_err(|e| reason(&e))?.text;
-        let span = chat.added(&all, prompt.len()..all.len(), &text, options).map_err(|e| reason(&e))?;
+        let span = chat
+            .added(&all, prompt.len()..all.len(), &text, options)
+            .map_err(|e| reason(&e))?;
         self.spoken(&text, &[span])
     }
 
@@ -313,7 +387,11 @@ impl<'a> Encoder<'a> {
             (_, true) => {
                 let labels = roles.integers("labels")?;
                 if labels.len() != rows.given {
-                    return Err(format!("{} labels for {} input_ids", labels.len(), rows.given));
+                    return Err(format!(
+                        "{} labels for {} input_ids",
+                        labels.len(),
+                        rows.given
+                    ));
                 }
                 rows.kept(labels)
             }
@@ -338,18 +416,27 @@ impl<'a> Encoder<'a> {
             let long = rows.cut(&mut Vec::new(), self.max_length, side);
             let cut_labels = labels.len() > self.max_target;
             labels.truncate(self.max_target);
-            return Ok(Outcome::of(rows.example(Labels::Sequence(labels)), long || cut_labels));
+            return Ok(Outcome::of(
+                rows.example(Labels::Sequence(labels)),
+                long || cut_labels,
+            ));
         }
         let (source, target) = match self.pair(roles)? {
             Some(pair) => pair,
-            None if roles.has("source") || roles.has("target") => (roles.text("source")?, roles.text("target")?),
+            None if roles.has("source") || roles.has("target") => {
+                (roles.text("source")?, roles.text("target")?)
+            }
             None if roles.has("prompt") => (roles.text("prompt")?, roles.text("completion")?),
             None => return Err(roles.missing("source")),
         };
         let special = self.args.add_special_tokens;
         let (source, long) = cut(self.tokens(&source, None, special)?, self.max_length, side)?;
         let target = self.ended(&target, false);
-        let (target, long_target) = cut(self.tokens(&target, None, special)?, self.max_target, Side::Right)?;
+        let (target, long_target) = cut(
+            self.tokens(&target, None, special)?,
+            self.max_target,
+            Side::Right,
+        )?;
         let ids = |tokens: Vec<Token>| tokens.into_iter().map(|t| t.id).collect::<Vec<_>>();
         let mut example = Example::tokens(ids(source), Vec::new());
         example.labels = Labels::Sequence(ids(target));
@@ -363,13 +450,15 @@ impl<'a> Encoder<'a> {
         let labels = match self.args.task {
             Task::Regression => Labels::Values(roles.numbers(roles.label_role())?),
             Task::MultiLabel => Labels::Values(roles.classes(names)?),
-            Task::Classification | Task::CausalLm | Task::Seq2seq => Labels::Class(match roles.class(names)? {
-                Class::Id(id) => id,
-                Class::Name(name) => {
-                    class = Some(name);
-                    0
-                }
-            }),
+            Task::Classification | Task::CausalLm | Task::Seq2seq => {
+                Labels::Class(match roles.class(names)? {
+                    Class::Id(id) => id,
+                    Class::Name(name) => {
+                        class = Some(name);
+                        0
+                    }
+                })
+            }
         };
         let (mut example, truncated) = if roles.has("input_ids") && self.text.is_none() {
             let mut rows = Columns::read(roles)?;
@@ -380,7 +469,11 @@ impl<'a> Encoder<'a> {
                 Some(template) => template.render(roles.row).map_err(|e| reason(&e))?,
                 None => roles.text("text")?,
             };
-            let pair = if roles.has("text_pair") { Some(roles.text("text_pair")?) } else { None };
+            let pair = if roles.has("text_pair") {
+                Some(roles.text("text_pair")?)
+            } else {
+                None
+            };
             let tokens = self.tokens(&text, pair.as_deref(), self.args.add_special_tokens)?;
             let (tokens, truncated) = cut(tokens, self.max_length, self.args.truncation_side)?;
             let mut example = Example::tokens(tokens.iter().map(|t| t.id).collect(), Vec::new());
@@ -411,151 +504,58 @@ impl<'a> Encoder<'a> {
             let Some(Tokens::Text(response)) = &self.args.response_template else {
                 return Err("where the completion begins is not known: give `response_template` as text, or `prompt_template` and `completion_template`".to_owned());
             };
-            let at = text.rfind(response.as_str()).ok_or_else(|| format!("the text has no {response:?}"))? + response.len();
+            let at = text
+                .rfind(response.as_str())
+                .ok_or_else(|| format!("the text has no {response:?}"))?
+                + response.len();
             return Ok(plain((text[..at].to_owned(), text[at..].to_owned())));
         }
         if let Some(pair) = self.pair(&roles)? {
             return Ok(plain(pair));
         }
-        let (asked, said) = match (roles.get("messages"), roles.get("prompt"), roles.get("completion")) {
+        let (asked, said) = match (
+            roles.get("messages"),
+            roles.get("prompt"),
+            roles.get("completion"),
+        ) {
             (Some(_), _, _) => {
                 let mut all = messages(&roles.list("messages")?)?;
-                let last = all.iter().rposition(|m| m["role"] == "assistant").ok_or("no turn of the assistant among the messages")?;
+                let last = all
+                    .iter()
+                    .rposition(|m| m["role"] == "assistant")
+                    .ok_or("no turn of the assistant among the messages")?;
                 let said = all.split_off(last);
                 (all, said)
             }
             (None, Some(Value::Array(p)), Some(Value::Array(c))) => (messages(p)?, messages(c)?),
-            (None, Some(_), _) => return Ok(plain((roles.text("prompt")?, roles.text("completion")?))),
-            _ if roles.has("source") => return Ok(plain((roles.text("source")?, roles.text("target")?))),
+            (None, Some(_), _) => {
+                return Ok(plain((roles.text("prompt")?, roles.text("completion")?)));
+            }
+            _ if roles.has("source") => {
+                return Ok(plain((roles.text("source")?, roles.text("target")?)));
+            }
             _ => return Err(roles.missing("prompt")),
         };
         let options = ChatOptions {
             add_generation_prompt: true,
             ..self.chat_options(&roles)
         };
-        let prompt = self.chat()?.render(&asked, options).map_err(|e| reason(&e))?.text;
-        let completion = said.first().and_then(|m| m["content"].as_str()).unwrap_or_default().to_owned();
+        let prompt = self
+            .chat()?
+            .render(&asked, options)
+            .map_err(|e| reason(&e))?
+            .text;
+        let completion = said
+            .first()
+            .and_then(|m| m["content"].as_str())
+            .unwrap_or_default()
+            .to_owned();
         Ok(TextPair {
             prompt,
             completion,
             special: true,
         })
     }
-}
-
-/// The token columns of a row, without what the attention mask leaves out.
-struct Columns {
-    ids: Vec<i64>,
-    types: Option<Vec<i64>>,
-    mask: Option<Vec<i64>>,
-    given: usize,
-}
-
-impl Columns {
-    fn read(roles: &Roles<'_>) -> Found<Self> {
-        let ids = roles.integers("input_ids")?;
-        let given = ids.len();
-        let same = |role: &str| -> Found<Option<Vec<i64>>> {
-            if !roles.has(role) {
-                return Ok(None);
-            }
-            let values = roles.integers(role)?;
-            if values.len() == given {
-                Ok(Some(values))
-            } else {
-                Err(format!("{role} of {} for {given} input_ids", values.len()))
-            }
-        };
-        let mut out = Columns {
-            mask: same("attention_mask")?,
-            types: None,
-            ids: Vec::new(),
-            given,
-        };
-        out.types = same("token_type_ids")?.map(|t| out.kept(t));
-        out.ids = out.kept(ids);
-        Ok(out)
-    }
-
-    fn kept(&self, values: Vec<i64>) -> Vec<i64> {
-        match &self.mask {
-            Some(mask) => values.into_iter().zip(mask).filter(|(_, m)| **m != 0).map(|(v, _)| v).collect(),
-            None => values,
-        }
-    }
-
-    fn cut(&mut self, labels: &mut Vec<i64>, max: usize, side: Side) -> bool {
-        if self.ids.len() <= max {
-            return false;
-        }
-        for list in [Some(&mut self.ids), Some(labels), self.types.as_mut()].into_iter().flatten() {
-            match side {
-                Side::Right => list.truncate(max),
-                Side::Left => drop(list.drain(..list.len().saturating_sub(max))),
-            }
-        }
-        true
-    }
-
-    fn example(self, labels: Labels) -> Example {
-        Example {
-            input_ids: self.ids,
-            labels,
-            token_type_ids: self.types.filter(|t| t.iter().any(|&t| t != 0)),
-            task_id: None,
-        }
-    }
-}
-
-fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
-    a.start < b.end && b.start < a.end
-}
-
-/// What a token cut from a text has to tell.
-trait Cut {
-    fn text(&self) -> Option<u8>;
-}
-
-impl Cut for Token {
-    fn text(&self) -> Option<u8> {
-        self.text
-    }
-}
-
-impl Cut for (Token, bool) {
-    fn text(&self) -> Option<u8> {
-        self.0.text
-    }
-}
-
-/// Cuts tokens to the longest length, and says whether it did. The tokens that the post-processor added stay; of a pair the longer text
-/// is cut first, as the strategy `longest_first` of transformers does.
-fn cut<T: Cut>(tokens: Vec<T>, max: usize, side: Side) -> Found<(Vec<T>, bool)> {
-    if tokens.len() <= max {
-        return Ok((tokens, false));
-    }
-    let count = |text: Option<u8>| tokens.iter().filter(|t| t.text() == text).count();
-    let lengths = [count(Some(0)), count(Some(1))];
-    let Some(room) = max.checked_sub(count(None)).filter(|&r| r > 0) else {
-        return Err(format!("{max} tokens have no room for more than the {} special ones", count(None)));
-    };
-    let short = lengths[0].min(lengths[1]);
-    let (short, long) = if 2 * short <= room { (short, room - short) } else { (room / 2, room - room / 2) };
-    let keep = if lengths[0] <= lengths[1] { [short, long] } else { [long, short] };
-    let mut seen = [0, 0];
-    let kept = |t: &T| {
-        let Some(text) = t.text() else {
-            return true;
-        };
-        let k = usize::from(text.min(1));
-        let at = seen[k];
-        seen[k] += 1;
-        match side {
-            Side::Right => at < keep[k],
-            Side::Left => at >= lengths[k] - keep[k],
-        }
-    };
-    Ok((tokens.into_iter().filter(kept).collect(), true))
 }
 
 /// The messages of a conversation: objects with a role.
@@ -565,57 +565,90 @@ fn messages(list: &[Value]) -> Found<Vec<Value>> {
     }
     let message = |(i, m): (usize, &Value)| match m.get("role").and_then(Value::as_str) {
         Some(_) => Ok(m.clone()),
-        None => Err(format!("message {i} has no `role`: a message is {{\"role\": \"user\", \"content\": \"…\"}}")),
+        None => Err(format!(
+            "message {i} has no `role`: a message is {{\"role\": \"user\", \"content\": \"…\"}}"
+        )),
     };
     list.iter().enumerate().map(message).collect()
 }
 
-fn chat_template(args: &DataArguments, tokenizer: Option<&Tokenizer>) -> Result<Option<ChatTemplate>> {
+fn chat_template(
+    args: &DataArguments,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Option<ChatTemplate>> {
     let Some(tokenizer) = tokenizer else {
         return Ok(None);
     };
     let Some(given) = &args.chat_template else {
-        return if tokenizer.has_chat_template() { tokenizer.chat_template().map(Some) } else { Ok(None) };
+        return if tokenizer.has_chat_template() {
+            tokenizer.chat_template().map(Some)
+        } else {
+            Ok(None)
+        };
     };
     let source = if is_file(given) {
         let path = Path::new(given);
-        std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read the chat template", e))?
+        std::fs::read_to_string(path)
+            .map_err(|e| Error::io(path, "cannot read the chat template", e))?
     } else {
         given.clone()
     };
     ChatTemplate::new(&source, tokenizer.special_tokens().clone()).map(Some)
 }
 
-fn mask(args: &DataArguments, tokenizer: Option<&Tokenizer>, pad_id: i64) -> Result<Option<CompletionMask>> {
+fn mask(
+    args: &DataArguments,
+    tokenizer: Option<&Tokenizer>,
+    pad_id: i64,
+) -> Result<Option<CompletionMask>> {
     let ids = |tokens: &Tokens, name: &str| match (tokens, tokenizer) {
         (Tokens::Ids(ids), _) => Ok(ids.clone()),
         (Tokens::Text(text), Some(t)) => t.encode(text, false),
         (Tokens::Text(_), None) => {
-            let d = Diagnostic::error("data-argument", format!("`{name}` is text, and there is no tokenizer"));
-            Err(Error::new(ErrorKind::Train, d.help("give token ids, or a tokenizer")))
+            let d = Diagnostic::error(
+                "data-argument",
+                format!("`{name}` is text, and there is no tokenizer"),
+            );
+            Err(Error::new(
+                ErrorKind::Train,
+                d.help("give token ids, or a tokenizer"),
+            ))
         }
     };
     let Some(response) = &args.response_template else {
         return Ok(None);
     };
-    let instruction = args.instruction_template.as_ref().map(|t| ids(t, "instruction_template")).transpose()?;
+    let instruction = args
+        .instruction_template
+        .as_ref()
+        .map(|t| ids(t, "instruction_template"))
+        .transpose()?;
     Ok(Some(CompletionMask {
         response: ids(response, "response_template")?,
         instruction,
         // Where nothing declares one, token 0 is a token like any other.
-        pad_id: (args.pad_token.is_some() || tokenizer.is_some_and(|t| t.pad_id().or(t.eos_id()).is_some())).then_some(pad_id),
+        pad_id: (args.pad_token.is_some()
+            || tokenizer.is_some_and(|t| t.pad_id().or(t.eos_id()).is_some()))
+        .then_some(pad_id),
     }))
 }
 
 fn pad_id(args: &DataArguments, tokenizer: Option<&Tokenizer>, vocab: Option<i64>) -> Result<i64> {
     let bad = |message: String| {
         let d = Diagnostic::error("data-argument", format!("`pad_token`: {message}"));
-        Error::new(ErrorKind::Train, d.help("give a token of the vocabulary, or its id"))
+        Error::new(
+            ErrorKind::Train,
+            d.help("give a token of the vocabulary, or its id"),
+        )
     };
     let id = match (&args.pad_token, tokenizer) {
         (Some(TokenRef::Id(id)), _) => *id,
-        (Some(TokenRef::Text(text)), Some(t)) => t.token_id(text).ok_or_else(|| bad(format!("the vocabulary has no token {text:?}")))?,
-        (Some(TokenRef::Text(text)), None) => return Err(bad(format!("{text:?} is text, and there is no tokenizer"))),
+        (Some(TokenRef::Text(text)), Some(t)) => t
+            .token_id(text)
+            .ok_or_else(|| bad(format!("the vocabulary has no token {text:?}")))?,
+        (Some(TokenRef::Text(text)), None) => {
+            return Err(bad(format!("{text:?} is text, and there is no tokenizer")));
+        }
         (None, Some(t)) => t.pad_id().or(t.eos_id()).unwrap_or(0),
         (None, None) => 0,
     };
@@ -631,7 +664,14 @@ fn reason(e: &Error) -> String {
     let Some(d) = e.findings().first() else {
         return e.to_string();
     };
-    let place = if d.path.is_empty() { String::new() } else { format!(" ({})", d.path) };
-    let help = d.help.as_ref().map_or_else(String::new, |h| format!("; {h}"));
+    let place = if d.path.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", d.path)
+    };
+    let help = d
+        .help
+        .as_ref()
+        .map_or_else(String::new, |h| format!("; {h}"));
     format!("{}{place}{help}", d.message)
 }

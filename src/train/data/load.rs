@@ -99,7 +99,10 @@ impl Classes {
         }
         if self.fixed {
             let near = nearest(name, self.names.iter().map(String::as_str));
-            let near = near.map_or_else(|| format!("classes are {}", self.names.join(", ")), |n| format!("did you mean `{n}`?"));
+            let near = near.map_or_else(
+                || format!("classes are {}", self.names.join(", ")),
+                |n| format!("did you mean `{n}`?"),
+            );
             return Err(format!("there is no class {name:?}; {near}"));
         }
         self.names.push(name.to_owned());
@@ -114,7 +117,13 @@ impl DataArguments {
     /// # Errors
     /// Arguments that make no sense, files that cannot be read, bad rows unless they are to be skipped, and data nothing can be learned
     /// from.
-    pub fn load(&self, tokenizer: Option<&Tokenizer>, vocab: Option<i64>, seed: u64, note: &mut dyn FnMut(String)) -> Result<Loaded> {
+    pub fn load(
+        &self,
+        tokenizer: Option<&Tokenizer>,
+        vocab: Option<i64>,
+        seed: u64,
+        note: &mut dyn FnMut(String),
+    ) -> Result<Loaded> {
         self.validate()?;
         let encoder = Encoder::new(self, tokenizer, vocab)?;
         let mut classes = Classes {
@@ -125,7 +134,11 @@ impl DataArguments {
             Some(EvalSplit::Size(n)) => Some(n),
             _ => None,
         };
-        let limit = if size.is_some() { None } else { self.max_train_samples };
+        let limit = if size.is_some() {
+            None
+        } else {
+            self.max_train_samples
+        };
         let (all, data) = self.read(&self.train_files()?, limit, &encoder, &mut classes)?;
         // What evaluation data names must be a class that was trained.
         classes.fixed |= !classes.names.is_empty();
@@ -135,7 +148,8 @@ impl DataArguments {
                 (train, Some(eval), None)
             }
             (None, Some(files)) => {
-                let (eval, report) = self.read(&files, self.max_eval_samples, &encoder, &mut classes)?;
+                let (eval, report) =
+                    self.read(&files, self.max_eval_samples, &encoder, &mut classes)?;
                 (all, Some(eval), Some(report))
             }
             (None, None) => (all, None, None),
@@ -165,7 +179,11 @@ impl DataArguments {
     ///
     /// # Errors
     /// As for [`load`](Self::load), and rows that do not tell the two apart.
-    pub fn text_pairs(&self, tokenizer: Option<&Tokenizer>, note: &mut dyn FnMut(String)) -> Result<Vec<TextPair>> {
+    pub fn text_pairs(
+        &self,
+        tokenizer: Option<&Tokenizer>,
+        note: &mut dyn FnMut(String),
+    ) -> Result<Vec<TextPair>> {
         self.validate()?;
         let encoder = Encoder::new(self, tokenizer, None)?;
         let files = self.eval_files()?.map_or_else(|| self.train_files(), Ok)?;
@@ -185,7 +203,9 @@ impl DataArguments {
                 let place = format!("{}, {unit} {at}", file.display());
                 match pair {
                     Ok(pair) => out.push(pair),
-                    Err(reason) if self.on_bad_row == OnBadRow::Error => return Err(bad_row(&place, reason)),
+                    Err(reason) if self.on_bad_row == OnBadRow::Error => {
+                        return Err(bad_row(&place, reason));
+                    }
                     Err(reason) => skipped.push(format!("{place}: {reason}")),
                 }
             }
@@ -214,10 +234,16 @@ impl DataArguments {
             _ => None,
         };
         match (&self.eval_data, named, &self.data) {
-            (Some(data), _, _) => files(data, named.unwrap_or(Split::Validation), named.is_some()).map(Some),
+            (Some(data), _, _) => {
+                files(data, named.unwrap_or(Split::Validation), named.is_some()).map(Some)
+            }
             (None, Some(split), Some(data)) => {
                 if let Some(file) = data.list().into_iter().find(|p| !p.is_dir()) {
-                    let d = Diagnostic::error("data-argument", "`eval_split` names a split, and the data is no folder").at(file.display().to_string());
+                    let d = Diagnostic::error(
+                        "data-argument",
+                        "`eval_split` names a split, and the data is no folder",
+                    )
+                    .at(file.display().to_string());
                     return Err(Error::new(ErrorKind::Train, d.help("give the evaluation file as `eval_data`, or a share such as 0.1 as `eval_split`")));
                 }
                 files(data, split, true).map(Some)
@@ -229,25 +255,46 @@ impl DataArguments {
     /// Draws the evaluation examples by the seed. Both parts keep the order of the files.
     fn draw(&self, all: &Dataset, size: f64, seed: u64) -> Result<(Dataset, Dataset)> {
         let n = all.len();
-        let wanted = if size < 1.0 { (n as f64 * size).ceil() } else { size };
+        let wanted = if size < 1.0 {
+            (n as f64 * size).ceil()
+        } else {
+            size
+        };
         if wanted >= n as f64 {
-            let d = Diagnostic::error("data-argument", format!("`eval_split` takes {wanted} of {n} examples and leaves none to train on"));
+            let d = Diagnostic::error(
+                "data-argument",
+                format!("`eval_split` takes {wanted} of {n} examples and leaves none to train on"),
+            );
             return Err(Error::new(ErrorKind::Train, d.help("take fewer")));
         }
         let mut chosen = vec![false; n];
         // Not the order of the first epoch.
-        for i in epoch_order(n, seed, u64::MAX).into_iter().take(wanted as usize) {
+        for i in epoch_order(n, seed, u64::MAX)
+            .into_iter()
+            .take(wanted as usize)
+        {
             chosen[i] = true;
         }
         let part = |of: bool, limit: Option<usize>| {
             let indices = (0..n).filter(|&i| chosen[i] == of);
             all.select(indices.take(limit.unwrap_or(usize::MAX)))
         };
-        Ok((part(false, self.max_train_samples), part(true, self.max_eval_samples)))
+        Ok((
+            part(false, self.max_train_samples),
+            part(true, self.max_eval_samples),
+        ))
     }
 
-    fn read(&self, files: &[PathBuf], limit: Option<usize>, encoder: &Encoder<'_>, classes: &mut Classes) -> Result<(Dataset, ReadReport)> {
-        let sources = files.iter().map(|file| Ok((file.display().to_string(), source::open(file)?)));
+    fn read(
+        &self,
+        files: &[PathBuf],
+        limit: Option<usize>,
+        encoder: &Encoder<'_>,
+        classes: &mut Classes,
+    ) -> Result<(Dataset, ReadReport)> {
+        let sources = files
+            .iter()
+            .map(|file| Ok((file.display().to_string(), source::open(file)?)));
         self.collect(sources, files, limit, encoder, classes)
     }
 
@@ -260,7 +307,10 @@ impl DataArguments {
         classes: &mut Classes,
     ) -> Result<(Dataset, ReadReport)> {
         let limit = limit.unwrap_or(usize::MAX);
-        let builder = Builder::new(self.in_memory_max_size, self.cache_dir.as_ref().map(PathBuf::from));
+        let builder = Builder::new(
+            self.in_memory_max_size,
+            self.cache_dir.as_ref().map(PathBuf::from),
+        );
         let mut reading = Reading {
             args: self,
             builder,
@@ -278,7 +328,10 @@ impl DataArguments {
                 if chunk.is_empty() {
                     break;
                 }
-                let outcomes: Vec<_> = chunk.into_par_iter().map(|row| encode(encoder, row)).collect();
+                let outcomes: Vec<_> = chunk
+                    .into_par_iter()
+                    .map(|row| encode(encoder, row))
+                    .collect();
                 for (at, outcome) in outcomes {
                     if reading.builder.len() < limit {
                         reading.take(outcome, || format!("{name}, {} {at}", source.unit))?;
@@ -291,53 +344,101 @@ impl DataArguments {
             return Err(empty(files, report.skipped));
         }
         if report.unlabelled == report.examples {
-            return Err(self.nothing_to_learn(files, &report));
+            return Err(Self::nothing_to_learn(files, &report));
         }
         Ok((reading.builder.finish()?, report))
     }
 
-    fn nothing_to_learn(&self, files: &[PathBuf], report: &ReadReport) -> Error {
-        let at = files.first().map(|f| f.display().to_string()).unwrap_or_default();
+    fn nothing_to_learn(files: &[PathBuf], report: &ReadReport) -> Error {
+        let at = files
+            .first()
+            .map(|f| f.display().to_string())
+            .unwrap_or_default();
         let (message, help) = if report.not_found == report.examples {
             let help = match &report.in_context {
                 Some(ids) => format!("in these texts its words are the tokens {ids:?}: give these ids (or those of them that are always the same) as `response_template`"),
                 None => "it must stand in the text as it is written, and before the longest length is reached".to_owned(),
             };
-            ("the response template is found in no example".to_owned(), help)
+            (
+                "the response template is found in no example".to_owned(),
+                help,
+            )
         } else {
-            ("no example has a token that is learned".to_owned(), "raise `max_seq_length`, or look at `truncation_side` and the labels".to_owned())
+            (
+                "no example has a token that is learned".to_owned(),
+                "raise `max_seq_length`, or look at `truncation_side` and the labels".to_owned(),
+            )
         };
-        Error::new(ErrorKind::Train, Diagnostic::error("dataset-labels", message).at(at).help(help))
+        Error::new(
+            ErrorKind::Train,
+            Diagnostic::error("dataset-labels", message)
+                .at(at)
+                .help(help),
+        )
     }
 
-    fn tell(&self, report: &DataReport, tokenizer: Option<&Tokenizer>, encoder: &Encoder<'_>, note: &mut dyn FnMut(String)) {
-        for (what, read) in [("data", Some(&report.data)), ("evaluation data", report.eval_data.as_ref())] {
+    fn tell(
+        &self,
+        report: &DataReport,
+        tokenizer: Option<&Tokenizer>,
+        encoder: &Encoder<'_>,
+        note: &mut dyn FnMut(String),
+    ) {
+        for (what, read) in [
+            ("data", Some(&report.data)),
+            ("evaluation data", report.eval_data.as_ref()),
+        ] {
             let Some(read) = read else { continue };
-            let of = |n: u64, rest: String| format!("{what}: {n} of {} examples {rest}", read.examples);
+            let of =
+                |n: u64, rest: String| format!("{what}: {n} of {} examples {rest}", read.examples);
             if read.skipped > 0 {
                 let more = read.skipped - read.reasons.len() as u64;
-                let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
-                note(format!("{what}: {} of {} rows were left out:\n  {}{more}", read.skipped, read.rows, read.reasons.join("\n  ")));
+                let more = if more > 0 {
+                    format!("\n  and {more} more")
+                } else {
+                    String::new()
+                };
+                note(format!(
+                    "{what}: {} of {} rows were left out:\n  {}{more}",
+                    read.skipped,
+                    read.rows,
+                    read.reasons.join("\n  ")
+                ));
             }
             if read.truncated > 0 {
                 let longest = self.max_length(tokenizer);
                 note(of(read.truncated, format!("were cut to {longest} tokens")));
             }
             if read.not_found > 0 {
-                let ids = read.in_context.as_ref().map_or_else(String::new, |ids| format!("; its words are the tokens {ids:?} there"));
-                note(of(read.not_found, format!("do not have the response template in their tokens, and nothing of them is learned{ids}")));
+                let ids = read.in_context.as_ref().map_or_else(String::new, |ids| {
+                    format!("; its words are the tokens {ids:?} there")
+                });
+                note(of(
+                    read.not_found,
+                    format!(
+                        "do not have the response template in their tokens, and nothing of them is learned{ids}"
+                    ),
+                ));
             }
             if read.unlabelled > read.not_found {
-                note(of(read.unlabelled - read.not_found, "have no token that is learned".to_owned()));
+                note(of(
+                    read.unlabelled - read.not_found,
+                    "have no token that is learned".to_owned(),
+                ));
             }
             if read.apart > 0 {
                 note(of(read.apart, "have prompt and completion tokenized apart: the prompt alone has other tokens than in the whole text".to_owned()));
             }
         }
-        if self.task == Task::Classification && self.label_names.is_none() && !report.label_names.is_empty() {
+        if self.task == Task::Classification
+            && self.label_names.is_none()
+            && !report.label_names.is_empty()
+        {
             note(format!("classes: {}", report.label_names.join(", ")));
         }
-        if self.response_template.is_some() && tokenizer.is_some_and(|t| t.eos_id() == Some(encoder.pad_id)) {
+        if self.response_template.is_some()
+            && tokenizer.is_some_and(|t| t.eos_id() == Some(encoder.pad_id))
+        {
             note("the padding token is the end-of-sequence token, which is therefore never learned: set `pad_token` to another one".to_owned());
         }
     }
@@ -353,7 +454,11 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    fn take(&mut self, outcome: std::result::Result<Outcome, Fault>, place: impl Fn() -> String) -> Result<()> {
+    fn take(
+        &mut self,
+        outcome: std::result::Result<Outcome, Fault>,
+        place: impl Fn() -> String,
+    ) -> Result<()> {
         self.report.rows += 1;
         let outcome = outcome.and_then(|mut o| {
             let reason = match self.settle(&mut o) {
@@ -386,7 +491,10 @@ impl Reading<'_> {
         if let Labels::Values(v) = &o.example.labels {
             let width = *self.width.get_or_insert(v.len());
             if v.len() != width || width == 0 {
-                return Err(format!("{} values, and the rows before have {width}", v.len()));
+                return Err(format!(
+                    "{} values, and the rows before have {width}",
+                    v.len()
+                ));
             }
         }
         Ok(())
@@ -426,7 +534,9 @@ fn chunk(source: &mut Source, most: usize) -> Vec<std::result::Result<Row, Fault
     while out.len() < CHUNK.0.min(most) && bytes < CHUNK.1 {
         match source.next() {
             Some(row) => {
-                bytes += row.as_ref().map_or(0, |r| r.values.values().map(weight).sum());
+                bytes += row
+                    .as_ref()
+                    .map_or(0, |r| r.values.values().map(weight).sum());
                 out.push(row);
             }
             None => break,
@@ -445,9 +555,17 @@ fn weight(v: &Value) -> usize {
     }
 }
 
-fn encode(encoder: &Encoder<'_>, row: std::result::Result<Row, Fault>) -> (u64, std::result::Result<Outcome, Fault>) {
+fn encode(
+    encoder: &Encoder<'_>,
+    row: std::result::Result<Row, Fault>,
+) -> (u64, std::result::Result<Outcome, Fault>) {
     match row {
-        Ok(Row { values, at }) => (at, encoder.encode(&values).map_err(|reason| Fault::Row { at, reason })),
+        Ok(Row { values, at }) => (
+            at,
+            encoder
+                .encode(&values)
+                .map_err(|reason| Fault::Row { at, reason }),
+        ),
         Err(Fault::Row { at, reason }) => (at, Err(Fault::Row { at, reason })),
         Err(Fault::File(e)) => (0, Err(Fault::File(e))),
     }
@@ -456,7 +574,10 @@ fn encode(encoder: &Encoder<'_>, row: std::result::Result<Row, Fault>) -> (u64, 
 fn split(name: &str) -> Result<Split> {
     Split::named(name).ok_or_else(|| {
         let d = Diagnostic::error("data-argument", format!("there is no split `{name}`"));
-        Error::new(ErrorKind::Train, d.help("splits are train, validation and test"))
+        Error::new(
+            ErrorKind::Train,
+            d.help("splits are train, validation and test"),
+        )
     })
 }
 
@@ -467,14 +588,20 @@ fn files(given: &Files, split: Split, strict: bool) -> Result<Vec<PathBuf>> {
     }
     if out.is_empty() {
         let d = Diagnostic::error("data-argument", "the list of data files is empty");
-        return Err(Error::new(ErrorKind::Train, d.help("name at least one file")));
+        return Err(Error::new(
+            ErrorKind::Train,
+            d.help("name at least one file"),
+        ));
     }
     Ok(out)
 }
 
 fn bad_row(place: &str, reason: String) -> Error {
     let d = Diagnostic::error("dataset-row", reason).at(place);
-    Error::new(ErrorKind::Train, d.help("`on_bad_row`: skip leaves such rows out and counts them"))
+    Error::new(
+        ErrorKind::Train,
+        d.help("`on_bad_row`: skip leaves such rows out and counts them"),
+    )
 }
 
 fn empty(files: &[PathBuf], skipped: u64) -> Error {
@@ -485,7 +612,10 @@ fn empty(files: &[PathBuf], skipped: u64) -> Error {
     };
     let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
     let d = Diagnostic::error("dataset-empty", message).at(names.join(", "));
-    Error::new(ErrorKind::Train, d.help("one JSON object a line: {\"input_ids\": [1, 2, 3]} or {\"text\": \"…\"}"))
+    Error::new(
+        ErrorKind::Train,
+        d.help("one JSON object a line: {\"input_ids\": [1, 2, 3]} or {\"text\": \"…\"}"),
+    )
 }
 
 /// How rows become examples.
@@ -505,7 +635,11 @@ impl Dataset {
     /// is an error with its line number. Everything else is as in [`DataArguments::load`], which does more.
     pub fn read_jsonl(path: &std::path::Path, options: &ReadOptions<'_>) -> Result<Dataset> {
         let args = DataArguments {
-            max_seq_length: Some(if options.max_length == 0 { usize::MAX } else { options.max_length }),
+            max_seq_length: Some(if options.max_length == 0 {
+                usize::MAX
+            } else {
+                options.max_length
+            }),
             ..DataArguments::default()
         };
         let encoder = Encoder::new(&args, options.tokenizer, options.vocab)?;
@@ -515,7 +649,13 @@ impl Dataset {
         };
         let source = source::json_lines(path).map(|s| (path.display().to_string(), s));
         let files = [path.to_path_buf()];
-        let (data, _) = args.collect(std::iter::once(source), &files, None, &encoder, &mut classes)?;
+        let (data, _) = args.collect(
+            std::iter::once(source),
+            &files,
+            None,
+            &encoder,
+            &mut classes,
+        )?;
         Ok(data)
     }
 }

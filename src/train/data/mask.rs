@@ -21,8 +21,13 @@ impl CompletionMask {
     pub fn labels(&self, ids: &[i64]) -> (Vec<i64>, bool) {
         let label = |&id: &i64| if Some(id) == self.pad_id { IGNORE } else { id };
         let mut labels: Vec<i64> = ids.iter().map(label).collect();
-        let ends: Vec<usize> = matches(&labels, &self.response).map(|at| at + self.response.len()).collect();
-        let starts: Option<Vec<usize>> = self.instruction.as_ref().map(|t| matches(&labels, t).collect());
+        let ends: Vec<usize> = matches(&labels, &self.response)
+            .map(|at| at + self.response.len())
+            .collect();
+        let starts: Option<Vec<usize>> = self
+            .instruction
+            .as_ref()
+            .map(|t| matches(&labels, t).collect());
         let Some(&last) = ends.last() else {
             labels.fill(IGNORE);
             return (labels, false);
@@ -54,5 +59,7 @@ impl CompletionMask {
 
 fn matches<'a>(labels: &'a [i64], template: &'a [i64]) -> impl Iterator<Item = usize> + 'a {
     let windows = labels.windows(template.len().max(1)).enumerate();
-    windows.filter(move |(_, w)| *w == template).map(|(at, _)| at)
+    windows
+        .filter(move |(_, w)| *w == template)
+        .map(|(at, _)| at)
 }

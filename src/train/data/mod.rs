@@ -15,8 +15,12 @@ mod roles;
 mod source;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
-pub use args::{AssistantLoss, AssistantTurn, DataArguments, EvalSplit, Files, OnBadRow, Side, Task, TokenRef, Tokens};
+pub use args::{
+    AssistantLoss, AssistantTurn, DataArguments, EvalSplit, Files, OnBadRow, Side, Task, TokenRef,
+    Tokens,
+};
 pub use dataset::Dataset;
 pub use encode::TextPair;
 pub use load::{DataReport, Loaded, ReadOptions, ReadReport};

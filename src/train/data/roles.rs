@@ -30,11 +30,18 @@ impl<'a> Roles<'a> {
     pub(super) fn missing(&self, role: &str) -> String {
         let column = self.column(role);
         let known = || self.row.keys().map(String::as_str);
-        let name = if column == role { format!("`{role}`") } else { format!("`{column}` (the {role})") };
+        let name = if column == role {
+            format!("`{role}`")
+        } else {
+            format!("`{column}` (the {role})")
+        };
         match nearest(column, known()) {
             _ if self.row.contains_key(column) => format!("{name} is null"),
             Some(near) => format!("the row has no {name}; did you mean `{near}`?"),
-            None => format!("the row has no {name}; its columns are {}", known().collect::<Vec<_>>().join(", ")),
+            None => format!(
+                "the row has no {name}; its columns are {}",
+                known().collect::<Vec<_>>().join(", ")
+            ),
         }
     }
 
@@ -60,7 +67,9 @@ impl<'a> Roles<'a> {
     pub(super) fn list(&self, role: &str) -> Found<Vec<Value>> {
         match self.get(role) {
             Some(Value::Array(list)) => Ok(list.clone()),
-            Some(v @ Value::String(s)) => serde_json::from_str(s).map_err(|_| self.wrong(role, "a list", v)),
+            Some(v @ Value::String(s)) => {
+                serde_json::from_str(s).map_err(|_| self.wrong(role, "a list", v))
+            }
             Some(v) => Err(self.wrong(role, "a list", v)),
             None => Err(self.missing(role)),
         }
@@ -68,7 +77,8 @@ impl<'a> Roles<'a> {
 
     pub(super) fn integers(&self, role: &str) -> Found<Vec<i64>> {
         let list = self.list(role)?;
-        let number = |v: &Value| integer(v).ok_or_else(|| self.wrong(role, "a list of whole numbers", v));
+        let number =
+            |v: &Value| integer(v).ok_or_else(|| self.wrong(role, "a list of whole numbers", v));
         list.iter().map(number).collect()
     }
 
@@ -83,7 +93,11 @@ impl<'a> Roles<'a> {
 
     /// The role that labels have: `label`, or `labels` as datasets made for a trainer call it.
     pub(super) fn label_role(&self) -> &'static str {
-        if !self.has("label") && self.has("labels") { "labels" } else { "label" }
+        if !self.has("label") && self.has("labels") {
+            "labels"
+        } else {
+            "label"
+        }
     }
 
     /// A class by id or by name.
@@ -101,7 +115,10 @@ impl<'a> Roles<'a> {
         }
         let id = integer(value).ok_or_else(|| self.wrong(role, "a class", value))?;
         match names {
-            Some(names) if id < 0 || id >= names.len() as i64 => Err(format!("class {id} is outside the {} of `label_names`", names.len())),
+            Some(names) if id < 0 || id >= names.len() as i64 => Err(format!(
+                "class {id} is outside the {} of `label_names`",
+                names.len()
+            )),
             _ if id < 0 => Err(format!("class {id} is negative")),
             _ => Ok(Class::Id(id)),
         }
@@ -119,9 +136,13 @@ impl<'a> Roles<'a> {
         }
         let mut out = vec![0.0; names.len()];
         for value in &list {
-            let found = value.as_str().and_then(|v| names.iter().position(|n| n == v));
+            let found = value
+                .as_str()
+                .and_then(|v| names.iter().position(|n| n == v));
             let Some(at) = found else {
-                let near = value.as_str().and_then(|v| nearest(v, names.iter().map(String::as_str)));
+                let near = value
+                    .as_str()
+                    .and_then(|v| nearest(v, names.iter().map(String::as_str)));
                 let near = near.map_or_else(String::new, |n| format!("; did you mean `{n}`?"));
                 return Err(format!("class {value} is none of `label_names`{near}"));
             };
@@ -133,11 +154,20 @@ impl<'a> Roles<'a> {
     fn zeros_and_ones(&self, role: &str, count: Option<usize>) -> Found<Vec<f32>> {
         let values = self.numbers(role)?;
         if let Some(count) = count.filter(|&c| c != values.len()) {
-            return Err(format!("{} values for the {count} of `label_names`", values.len()));
+            return Err(format!(
+                "{} values for the {count} of `label_names`",
+                values.len()
+            ));
         }
-        match values.iter().find(|v| **v != 0.0 && **v != 1.0) {
-            Some(v) => Err(format!("`{}` has {v}, and each class has 0 or 1; class names need `label_names`", self.column(role))),
-            None if values.is_empty() => Err(format!("`{}` is empty; class names need `label_names`", self.column(role))),
+        match values.iter().find(|v| **v * (**v - 1.0) != 0.0) {
+            Some(v) => Err(format!(
+                "`{}` has {v}, and each class has 0 or 1; class names need `label_names`",
+                self.column(role)
+            )),
+            None if values.is_empty() => Err(format!(
+                "`{}` is empty; class names need `label_names`",
+                self.column(role)
+            )),
             None => Ok(values),
         }
     }
@@ -152,11 +182,17 @@ impl<'a> Roles<'a> {
             Value::Array(list) if list.len() == 1 => &list[0],
             other => other,
         };
-        let named = value.as_str().and_then(|v| names?.iter().position(|n| n == v));
+        let named = value
+            .as_str()
+            .and_then(|v| names?.iter().position(|n| n == v));
         match named.map(|n| n as i64).or_else(|| integer(value)) {
             Some(id) if id >= 0 && names.is_none_or(|n| id < n.len() as i64) => Ok(Some(id)),
             Some(id) => Err(format!("task {id} is outside the tasks")),
-            None if names.is_none() => Err(self.wrong("task_ids", "the number of a task; names need `task_names`", value)),
+            None if names.is_none() => Err(self.wrong(
+                "task_ids",
+                "the number of a task; names need `task_names`",
+                value,
+            )),
             None => Err(self.wrong("task_ids", "one of `task_names`", value)),
         }
     }

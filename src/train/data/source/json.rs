@@ -42,7 +42,10 @@ impl<R: BufRead> Lines<R> {
         loop {
             let chunk = self.reader.fill_buf()?;
             let end = chunk.iter().position(|&b| b == b'\n');
-            let (used, last) = (end.map_or(chunk.len(), |n| n + 1), end.is_some() || chunk.is_empty());
+            let (used, last) = (
+                end.map_or(chunk.len(), |n| n + 1),
+                end.is_some() || chunk.is_empty(),
+            );
             self.reader.consume(used);
             if last {
                 return Ok(Some(Err(too_long())));
@@ -59,7 +62,11 @@ impl<R: BufRead> Iterator for Lines<R> {
             let row = match self.read() {
                 Err(e) => {
                     self.done = true;
-                    return Some(Err(Fault::File(Error::io(&self.path, &format!("cannot read line {} of the data", self.line), e))));
+                    return Some(Err(Fault::File(Error::io(
+                        &self.path,
+                        &format!("cannot read line {} of the data", self.line),
+                        e,
+                    ))));
                 }
                 Ok(None) => break,
                 Ok(Some(Err(reason))) => Err(reason),
@@ -67,7 +74,10 @@ impl<R: BufRead> Iterator for Lines<R> {
                 Ok(Some(Ok(()))) => object(&self.buffer),
             };
             let at = self.line;
-            return Some(row.map(|values| Row { values, at }).map_err(|reason| Fault::Row { at, reason }));
+            return Some(
+                row.map(|values| Row { values, at })
+                    .map_err(|reason| Fault::Row { at, reason }),
+            );
         }
         self.done = true;
         None
@@ -136,8 +146,20 @@ impl<R: BufRead> List<R> {
                 b'"' => quoted = !quoted,
                 _ if quoted => {}
                 b'[' | b'{' => depth += 1,
-                b',' if depth == 0 => return Ok(if long { Err(too_long()) } else { Ok(End::Comma) }),
-                b']' if depth == 0 => return Ok(if long { Err(too_long()) } else { Ok(End::Bracket) }),
+                b',' if depth == 0 => {
+                    return Ok(if long {
+                        Err(too_long())
+                    } else {
+                        Ok(End::Comma)
+                    });
+                }
+                b']' if depth == 0 => {
+                    return Ok(if long {
+                        Err(too_long())
+                    } else {
+                        Ok(End::Bracket)
+                    });
+                }
                 b']' | b'}' => depth = depth.saturating_sub(1),
                 _ => {}
             }
@@ -196,7 +218,13 @@ impl<R: BufRead> Iterator for List<R> {
         }
         let step = self.step();
         let at = self.row;
-        let broken = |e: std::io::Error| Fault::File(Error::io(&self.path, &format!("cannot read row {at} of the data"), e));
+        let broken = |e: std::io::Error| {
+            Fault::File(Error::io(
+                &self.path,
+                &format!("cannot read row {at} of the data"),
+                e,
+            ))
+        };
         Some(match step {
             Err(e) => {
                 self.state = State::Done;

@@ -83,8 +83,13 @@ impl Format {
 /// Opens a data file; its name says what it holds.
 pub(super) fn open(path: &Path) -> Result<Source> {
     let Some((format, gzip)) = Format::of(path) else {
-        let d = Diagnostic::error("dataset-format", "the name does not say what the file holds").at(path.display().to_string());
-        let help = "names of data files end in .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet";
+        let d = Diagnostic::error(
+            "dataset-format",
+            "the name does not say what the file holds",
+        )
+        .at(path.display().to_string());
+        let help =
+            "names of data files end in .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet";
         return Err(Error::new(ErrorKind::Train, d.help(help)));
     };
     if format == Format::Parquet {
@@ -109,19 +114,30 @@ pub(super) fn json_lines(path: &Path) -> Result<Source> {
 
 fn text(format: Format, reader: Box<dyn Read>, path: &Path) -> Result<Source> {
     let mut reader = BufReader::with_capacity(1 << 16, reader);
-    let head = reader.fill_buf().map_err(|e| Error::io(path, "cannot read the data", e))?;
+    let head = reader
+        .fill_buf()
+        .map_err(|e| Error::io(path, "cannot read the data", e))?;
     if head.starts_with(&[0xef, 0xbb, 0xbf]) {
         reader.consume(3);
     }
     Ok(match format {
         Format::Csv | Format::Tsv => Source {
             unit: "line",
-            rows: Box::new(table::rows(reader, if format == Format::Csv { b',' } else { b'\t' }, path)?),
+            rows: Box::new(table::rows(
+                reader,
+                if format == Format::Csv { b',' } else { b'\t' },
+                path,
+            )?),
         },
-        Format::Json if json::is_list(&mut reader).map_err(|e| Error::io(path, "cannot read the data", e))? => Source {
-            unit: "row",
-            rows: Box::new(json::List::new(reader, path)),
-        },
+        Format::Json
+            if json::is_list(&mut reader)
+                .map_err(|e| Error::io(path, "cannot read the data", e))? =>
+        {
+            Source {
+                unit: "row",
+                rows: Box::new(json::List::new(reader, path)),
+            }
+        }
         _ => Source {
             unit: "line",
             rows: Box::new(json::Lines::new(reader, path)),
