@@ -187,6 +187,7 @@ fn number(n: &serde_json::Number, out: &mut String) {
 }
 
 /// The filter `tojson`, with the arguments that Hugging Face's has.
+#[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
 fn to_json(
     value: minijinja::Value,
     options: Kwargs,

@@ -144,8 +144,8 @@ pub struct DataArguments {
     pub max_eval_samples: Option<usize>,
     /// What the rows are for.
     pub task: Task,
-    /// Which column has which role, where their names differ: `{"prompt": "question", "completion": "answer"}`. Roles: text, text_pair,
-    /// prompt, completion, source, target, messages, tools, label, task_ids, input_ids, attention_mask, token_type_ids, labels.
+    /// Which column has which role, where their names differ: `{"prompt": "question", "completion": "answer"}`. Roles: text, `text_pair`,
+    /// prompt, completion, source, target, messages, tools, label, `task_ids`, `input_ids`, `attention_mask`, `token_type_ids`, labels.
     pub columns: BTreeMap<String, String>,
     /// A Jinja template over the columns that makes the whole text of an example.
     pub template: Option<String>,
@@ -178,7 +178,7 @@ pub struct DataArguments {
     pub pad_token: Option<TokenRef>,
     /// The classes by name, in the order of their ids. Without it, class names get ids in the order in which they first occur.
     pub label_names: Option<Vec<String>>,
-    /// The tasks that the column task_ids may name, in the order of their ids.
+    /// The tasks that the column `task_ids` may name, in the order of their ids.
     pub task_names: Option<Vec<String>>,
     /// What happens with a row that cannot be used: error, or skip, which counts and reports it.
     pub on_bad_row: OnBadRow,

@@ -43,8 +43,8 @@ impl Dataset {
     /// A dataset of examples in memory.
     pub fn from_examples(examples: Vec<Example>) -> Self {
         let mut builder = Builder::new(u64::MAX, None);
-        for example in &examples {
-            builder.append(example, false);
+        for example in examples {
+            builder.append(&example, false);
         }
         builder.in_memory()
     }
@@ -389,7 +389,8 @@ impl Reader<'_> {
     }
 
     fn values(&mut self) -> Option<Vec<f32>> {
-        let (bytes, rest) = self.0.split_at(self.count(4)?.checked_mul(4)?);
+        let n = self.count(4)?;
+        let (bytes, rest) = self.0.split_at_checked(4 * n)?;
         self.0 = rest;
         Some(
             bytes
@@ -427,9 +428,10 @@ mod tests {
                 3 => Labels::Class(-1),
                 _ => Labels::Values(vec![0.1, -2.0]),
             },
-            token_type_ids: (i % 2 == 0)
+            token_type_ids: i
+                .is_multiple_of(2)
                 .then(|| ids(i).iter().map(|id| i64::from(*id > 5000)).collect()),
-            task_id: (i % 3 == 0).then_some(i as i64),
+            task_id: i.is_multiple_of(3).then_some(i as i64),
         };
         (0..n).map(one).collect()
     }

@@ -344,12 +344,12 @@ impl DataArguments {
             return Err(empty(files, report.skipped));
         }
         if report.unlabelled == report.examples {
-            return Err(self.nothing_to_learn(files, &report));
+            return Err(Self::nothing_to_learn(files, &report));
         }
         Ok((reading.builder.finish()?, report))
     }
 
-    fn nothing_to_learn(&self, files: &[PathBuf], report: &ReadReport) -> Error {
+    fn nothing_to_learn(files: &[PathBuf], report: &ReadReport) -> Error {
         let at = files
             .first()
             .map(|f| f.display().to_string())

@@ -15,6 +15,7 @@ mod roles;
 mod source;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 pub use args::{
     AssistantLoss, AssistantTurn, DataArguments, EvalSplit, Files, OnBadRow, Side, Task, TokenRef,

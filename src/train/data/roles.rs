@@ -159,7 +159,7 @@ impl<'a> Roles<'a> {
                 values.len()
             ));
         }
-        match values.iter().find(|v| **v != 0.0 && **v != 1.0) {
+        match values.iter().find(|v| **v * (**v - 1.0) != 0.0) {
             Some(v) => Err(format!(
                 "`{}` has {v}, and each class has 0 or 1; class names need `label_names`",
                 self.column(role)
