@@ -1,15 +1,17 @@
 //! How a run looks on a terminal: a bar where there is one, plain lines where there is not.
 
 use super::Ui;
-use crate::train::{Evaluation, Event, StepReport};
+use crate::train::{Evaluation, Event, LogEntry, StepReport};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Shows the events of a run.
 pub(super) struct Progress<'a> {
     ui: &'a Ui,
     bar: ProgressBar,
     total: u64,
+    /// Steps that were done before this process.
+    before: u64,
     started: Instant,
     tokens: usize,
     /// Loss of the first step.
@@ -18,18 +20,23 @@ pub(super) struct Progress<'a> {
     pub(super) last: f64,
     /// Loss of every step.
     pub(super) losses: Vec<f64>,
-    logged: u64,
+}
+
+/// Whether a terminal can move its cursor, and somebody sits before it.
+fn lively(var: impl Fn(&str) -> Option<String>) -> bool {
+    var("TERM").is_none_or(|t| t != "dumb")
+        && var("CI").is_none_or(|c| matches!(c.as_str(), "" | "0" | "false"))
 }
 
 impl<'a> Progress<'a> {
     pub(super) fn new(ui: &'a Ui) -> Self {
-        let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
-        let bar = if ui.progress() && !dumb {
+        let bar = if ui.progress() && lively(|name| std::env::var(name).ok()) {
             ProgressBar::new(0)
         } else {
             ProgressBar::hidden()
         };
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}  {eta} left");
+        let style =
+            ProgressStyle::with_template("{bar:25} {pos}/{len} steps  {wide_msg} {eta} left");
         if let Ok(style) = style {
             bar.set_style(style);
         }
@@ -37,12 +44,12 @@ impl<'a> Progress<'a> {
             ui,
             bar,
             total: 0,
+            before: 0,
             started: Instant::now(),
             tokens: 0,
             first: f64::NAN,
             last: f64::NAN,
             losses: Vec::new(),
-            logged: 0,
         }
     }
 
@@ -59,8 +66,9 @@ impl<'a> Progress<'a> {
                 ..
             } => {
                 self.total = *total_steps;
+                self.before = resumed_from.unwrap_or(0);
                 self.bar.set_length(*total_steps);
-                self.bar.set_position(resumed_from.unwrap_or(0));
+                self.bar.set_position(self.before);
                 self.bar.reset_eta();
                 if let Some(step) = resumed_from {
                     self.line(&format!("goes on from the checkpoint of step {step}"));
@@ -69,15 +77,18 @@ impl<'a> Progress<'a> {
             }
             Event::Step(r) => self.step(r),
             Event::Log(e) => {
-                self.logged = e.step;
-                self.plain(&format!(
-                    "step {}/{}  loss {:.4}  lr {:.3e}  grad norm {:.3}  {:.0} tokens/s",
-                    e.step, self.total, e.loss, e.learning_rate, e.grad_norm, e.tokens_per_second
-                ));
+                let done = e.step.saturating_sub(self.before);
+                let left = left(
+                    self.started.elapsed(),
+                    done,
+                    self.total.saturating_sub(e.step),
+                );
+                self.plain(&logged(e, self.total, left));
             }
             Event::Evaluate(e) => self.line(&evaluated(e)),
-            Event::Save { step, path, .. } => {
-                self.plain(&format!("step {step}: wrote {}", path.display()));
+            Event::Save { step, path, best } => {
+                let best = if *best { ", the best so far" } else { "" };
+                self.plain(&format!("step {step}: wrote {}{best}", path.display()));
             }
             Event::Warning { message } => self.line(&format!("warning: {message}")),
             Event::End { .. } => {}
@@ -91,15 +102,12 @@ impl<'a> Progress<'a> {
         self.last = r.loss;
         self.losses.push(r.loss);
         self.tokens += r.tokens;
-        let rate = if self.tokens > 0 {
-            format!("  {:.0} tokens/s", self.rate())
-        } else {
-            String::new()
-        };
         self.bar.set_position(r.step);
         self.bar.set_message(format!(
-            "loss {:.4}  lr {:.2e}{rate}",
-            r.loss, r.learning_rate
+            "loss {:.4}  lr {:.2e}{}",
+            r.loss,
+            r.learning_rate,
+            speed(self.rate())
         ));
     }
 
@@ -125,11 +133,52 @@ impl<'a> Progress<'a> {
 
     /// One line about the whole run.
     pub(super) fn summary(&self, steps: u64) -> String {
-        let mut text = format!("{steps} steps: loss {:.4} → {:.4}", self.first, self.last);
-        if self.tokens > 0 {
-            text += &format!(", {:.0} tokens/s", self.rate());
-        }
-        text
+        let (first, last) = (self.first, self.last);
+        format!(
+            "{steps} steps: loss {first:.4} → {last:.4}{}",
+            speed(self.rate()).replace("  ", ", ")
+        )
+    }
+}
+
+/// Tokens a second, where tokens are counted.
+fn speed(rate: f64) -> String {
+    if rate > 0.0 {
+        format!("  {rate:.0} tokens/s")
+    } else {
+        String::new()
+    }
+}
+
+/// Time that the steps to come take when they take as long as those that were done.
+fn left(spent: Duration, done: u64, to_come: u64) -> Option<Duration> {
+    let each = spent.as_secs_f64() / (done > 0).then_some(done)? as f64;
+    Duration::try_from_secs_f64(each * to_come as f64).ok()
+}
+
+/// One line for one entry of the log.
+fn logged(e: &LogEntry, total: u64, left: Option<Duration>) -> String {
+    let mut text = format!(
+        "step {}/{total}  loss {:.4}  lr {:.3e}  grad norm {:.3}{}",
+        e.step,
+        e.loss,
+        e.learning_rate,
+        e.grad_norm,
+        speed(e.tokens_per_second)
+    );
+    if let Some(left) = left.filter(|_| e.step < total) {
+        text += &format!("  {} left", short(left));
+    }
+    text
+}
+
+/// A duration in hours, minutes and seconds.
+fn short(t: Duration) -> String {
+    let s = t.as_secs_f64().round() as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        _ => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
     }
 }
 
@@ -145,4 +194,37 @@ fn evaluated(e: &Evaluation) -> String {
         e.samples,
         metrics.join("  ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_entry_is_one_line() {
+        let e = LogEntry {
+            step: 10,
+            epoch: 0.5,
+            loss: 1.25,
+            learning_rate: 1e-4,
+            grad_norm: 0.5,
+            tokens_per_second: 1234.0,
+        };
+        let spent = left(Duration::from_secs(20), 10, 90);
+        assert_eq!(
+            logged(&e, 100, spent),
+            "step 10/100  loss 1.2500  lr 1.000e-4  grad norm 0.500  1234 tokens/s  3m00s left"
+        );
+        assert!(logged(&e, 10, left(Duration::from_secs(20), 10, 0)).ends_with("tokens/s"));
+        assert_eq!(left(Duration::from_secs(20), 0, 90), None);
+    }
+
+    #[test]
+    fn bars_are_for_terminals_with_somebody_before_them() {
+        let with = |name: &'static str, value: &'static str| {
+            lively(move |n| (n == name).then(|| value.to_owned()))
+        };
+        assert!(lively(|_| None) && with("TERM", "xterm") && with("CI", "false"));
+        assert!(!with("TERM", "dumb") && !with("CI", "true"));
+    }
 }

@@ -1,4 +1,7 @@
 //! Who writes a run down: a log of events, curves for TensorBoard, a report.
+//!
+//! All of them are fed with events and know nothing else. The log is the memory: a run that goes on from a checkpoint reads what it
+//! said up to there, so that the report shows the whole run.
 
 mod record;
 mod report;
@@ -22,6 +25,8 @@ pub mod file {
     pub const LOG: &str = "log.jsonl";
     /// The report.
     pub const REPORT: &str = "report.html";
+    /// The record of the run: what the report shows, as JSON.
+    pub const RUN: &str = "run.json";
     /// The folder of TensorBoard's files.
     pub const RUNS: &str = "runs";
 }
@@ -29,6 +34,7 @@ pub mod file {
 /// The watchers of a run, all fed with the same events.
 pub struct Watchers {
     folder: PathBuf,
+    logs: bool,
     log: Option<File>,
     board: Option<EventFile>,
     report: bool,
@@ -42,23 +48,30 @@ impl Watchers {
     /// Files that cannot be written.
     pub fn open(folder: &Path, to: &[ReportTo], job: Value) -> Result<Watchers> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", e))?;
+        let board = if to.contains(&ReportTo::Tensorboard) {
+            Some(EventFile::create(&folder.join(file::RUNS))?)
+        } else {
+            None
+        };
         Ok(Watchers {
+            logs: to.contains(&ReportTo::Jsonl),
             log: None,
-            board: if to.contains(&ReportTo::Tensorboard) {
-                Some(EventFile::create(&folder.join(file::RUNS))?)
-            } else {
-                None
-            },
+            board,
             report: to.contains(&ReportTo::Html),
-            record: RunRecord::new(job, to.contains(&ReportTo::Jsonl)),
+            record: RunRecord::new(job),
             folder: folder.to_owned(),
         })
     }
 
-    /// Lines about the data and the adapters for the report.
+    /// Lines about the data and the adapters' summary table for the report.
     pub fn describe(&mut self, data: Vec<String>, adapters: String) {
         self.record.data = data;
         self.record.adapters = adapters;
+    }
+
+    /// What is known of the run.
+    pub fn record(&self) -> &RunRecord {
+        &self.record
     }
 
     /// Takes an event.
@@ -80,40 +93,51 @@ impl Watchers {
         if let Some(board) = &mut self.board {
             board.event(event)?;
         }
-        Ok(())
+        // The report can be looked at while the run goes on.
+        match event {
+            Event::Evaluate(_) | Event::Save { .. } | Event::End { .. } => self.write(),
+            Event::Begin { .. } | Event::Step(_) | Event::Log(_) | Event::Warning { .. } => Ok(()),
+        }
     }
 
     /// Opens the log behind what was logged up to a step.
     fn begin(&mut self, step: u64) -> Result<()> {
-        if !self.record.logs {
+        if !self.logs {
             return Ok(());
         }
         let path = self.folder.join(file::LOG);
-        let failed = |e| Error::io(&path, "cannot be written", e);
         let mut kept = Vec::new();
         if step > 0
             && let Ok(old) = File::open(&path)
         {
-            for line in BufReader::new(old).lines().map_while(std::io::Result::ok) {
-                let event: Value = serde_json::from_str(&line).unwrap_or_default();
+            for line in BufReader::new(old)
+                .split(b'\n')
+                .map_while(std::io::Result::ok)
+            {
+                let event: Value = serde_json::from_slice(&line).unwrap_or_default();
                 let at = event["step"].as_u64().unwrap_or(0);
-                if at <= step && !event.is_null() && event["event"] != "end" {
+                if at <= step && event.is_object() && event["event"] != "end" {
                     self.record.line(&event);
-                    kept.push(line + "\n");
+                    kept.extend(line);
+                    kept.push(b'\n');
                 }
             }
         }
-        let text = kept.concat();
-        let mut new = tempfile::NamedTempFile::new_in(&self.folder).map_err(failed)?;
-        new.write_all(text.as_bytes()).map_err(failed)?;
-        new.persist(&path).map_err(|e| failed(e.error))?;
-        self.log = Some(
-            OpenOptions::new()
-                .append(true)
-                .open(&path)
-                .map_err(failed)?,
-        );
+        atomically(&path, &kept)?;
+        let log = OpenOptions::new().append(true).open(&path);
+        self.log = Some(log.map_err(|e| Error::io(&path, "cannot be written", e))?);
         Ok(())
+    }
+
+    /// Writes the record and the report.
+    fn write(&self) -> Result<()> {
+        if !self.report {
+            return Ok(());
+        }
+        let text = serde_json::to_string_pretty(&self.record).unwrap_or_default() + "\n";
+        atomically(&self.folder.join(file::RUN), text.as_bytes())?;
+        let report = html(&self.record)?;
+        atomically(&self.folder.join(file::REPORT), report.as_bytes())
     }
 
     /// Writes what is written at the end.
@@ -121,15 +145,30 @@ impl Watchers {
     /// # Errors
     /// Files that cannot be written.
     pub fn close(self) -> Result<()> {
-        if !self.report {
-            return Ok(());
-        }
-        let path = self.folder.join(file::REPORT);
-        let failed = |e| Error::io(&path, "cannot be written", e);
-        let mut new = tempfile::NamedTempFile::new_in(&self.folder).map_err(failed)?;
-        new.write_all(html(&self.record)?.as_bytes())
-            .map_err(failed)?;
-        new.persist(&path).map_err(|e| failed(e.error))?;
-        Ok(())
+        self.write()
     }
+}
+
+/// Replaces a file as a whole.
+fn atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut new = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+        new.write_all(bytes)?;
+        readable(new.as_file())?;
+        new.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|e| Error::io(path, "cannot be written", e))
+}
+
+/// Temporary files are for their owner only; a report is as readable as other files.
+#[cfg(unix)]
+fn readable(file: &File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn readable(_: &File) -> std::io::Result<()> {
+    Ok(())
 }

@@ -31,12 +31,17 @@ impl EventFile {
     pub fn create(folder: &Path) -> Result<EventFile> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", e))?;
         let start = now();
-        let path = folder.join(format!(
-            "events.out.tfevents.{:.0}.{}",
-            start.floor(),
-            std::process::id()
-        ));
-        let file = File::create(&path).map_err(|e| Error::io(&path, "cannot be made", e))?;
+        let id = std::process::id();
+        let mut n = 0;
+        let (file, path) = loop {
+            let name = format!("events.out.tfevents.{:.0}.{id}.{n}", start.floor());
+            let path = folder.join(name);
+            match File::create_new(&path) {
+                Ok(file) => break (file, path),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && n < 1000 => n += 1,
+                Err(e) => return Err(Error::io(&path, "cannot be made", e)),
+            }
+        };
         let mut out = EventFile { file, path };
         let mut event = double(1, start);
         event.extend(bytes(3, b"brain.Event:2"));
@@ -61,19 +66,47 @@ impl EventFile {
                 ],
             ),
             Event::Evaluate(e) => {
-                let values: Vec<(String, f64)> = e
+                let mut values: Vec<(String, f64)> = e
                     .metrics
                     .iter()
                     .map(|(k, v)| (format!("eval/{k}"), *v))
                     .collect();
+                values.push(("eval/runtime".to_owned(), e.runtime));
+                values.push((
+                    "eval/samples_per_second".to_owned(),
+                    e.samples as f64 / e.runtime.max(1e-9),
+                ));
                 self.scalars(e.step, &values)
             }
-            Event::Begin { .. }
-            | Event::Step(_)
-            | Event::Save { .. }
-            | Event::Warning { .. }
-            | Event::End { .. } => Ok(()),
+            Event::Begin {
+                resumed_from: Some(step),
+                ..
+            } => self.restart(step + 1),
+            Event::End {
+                steps,
+                runtime,
+                train_loss,
+                ..
+            } => self.scalars(
+                *steps,
+                &[
+                    ("train/train_runtime".to_owned(), *runtime),
+                    ("train/train_loss".to_owned(), *train_loss),
+                ],
+            ),
+            Event::Begin { .. } | Event::Step(_) | Event::Save { .. } | Event::Warning { .. } => {
+                Ok(())
+            }
         }
+    }
+
+    /// Says that what an earlier file has from a step on is void: a session log with status START.
+    fn restart(&mut self, step: u64) -> Result<()> {
+        let mut event = double(1, now());
+        event.push(2 << 3);
+        event.extend(varint(step));
+        event.extend(bytes(7, &[1 << 3, 1]));
+        self.record(&event)
     }
 
     /// One event with several scalars.
