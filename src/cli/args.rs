@@ -334,7 +334,7 @@ pub(crate) struct PullArgs {
     pub(crate) list: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct PushArgs {
     /// The folder; hidden files stay here
     pub(crate) folder: PathBuf,
