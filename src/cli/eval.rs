@@ -149,7 +149,7 @@ fn dataset(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<(Dataset, 
     let loaded = request
         .data
         .load(prepared.tokenizer.as_ref(), None, 42, &mut |line| {
-            ui.note(&line)
+            ui.note(&line);
         })?;
     let data = match loaded.eval {
         Some(eval) => eval,

@@ -234,7 +234,7 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
         let loaded = job
             .data
             .load(tokenizer.as_ref(), vocabulary, seed, &mut |line| {
-                ui.note(&line)
+                ui.note(&line);
             })?;
         prepared.give_head(&request, &loaded)?;
         let mut trainer = trainer(&cli, &request, &prepared, dataset_divisor(), ui)?;
