@@ -8,7 +8,7 @@ use onnx_graft::infer::Verified;
 use onnx_graft::ir::{TensorData, text};
 use onnx_graft::runtime::{CompileOptions, Feeds, Outputs, Plan, io};
 use onnx_graft::select::Interface;
-use onnx_graft::train::merge;
+use onnx_graft::train::{merge, reset};
 use std::path::{Path, PathBuf};
 
 fn fixture(arch: &str) -> PathBuf {
@@ -86,6 +86,7 @@ fn check(arch: &str, file: &str, configs: &[&str]) {
     for config in configs {
         let adapter = moved(&model, &interface, config);
         let merged = merge(&model, &interface, vec![adapter.clone()]).unwrap();
+        resets(&merged, &interface, &adapter, (&base, &data), config);
         let attached = api::attach(
             model.clone(),
             &interface,
@@ -125,6 +126,23 @@ fn check(arch: &str, file: &str, configs: &[&str]) {
             "{config}: so is stripping"
         );
     }
+}
+
+/// Taking a merged adapter out gives the base model again, except for DoRA, which says so.
+fn resets(
+    merged: &Verified,
+    interface: &Interface,
+    adapter: &Adapter,
+    (base, data): (&Outputs, &Feeds),
+    config: &str,
+) {
+    let back = reset(merged, interface, vec![adapter.clone()]);
+    if config.starts_with("dora") || config.starts_with("dvora") {
+        assert!(back.unwrap_err().to_string().contains("reset-dora"));
+        return;
+    }
+    let d = difference(&outputs(&back.unwrap(), data), base);
+    assert!(d < TOLERANCE, "{config}: reset differs by {d}");
 }
 
 const CONFIGS: [&str; 7] = [

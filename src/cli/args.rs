@@ -140,8 +140,11 @@ pub(crate) enum Command {
         after_help = "Example:\n  rewrite generate model.onnx --interface qwen3 --adapter lora/ --prompt 'The cat' --max-new-tokens 50 --stream"
     )]
     Generate(Box<GenerateArgs>),
-    /// Fold an adapter into the base weights
-    #[command(after_help = "Example:\n  rewrite merge model.onnx --adapter lora/ -o merged.onnx")]
+    /// Fold an adapter into the base weights, or take it out of them again
+    #[command(
+        after_help = "Examples:\n  rewrite merge model.onnx --adapter lora/ -o merged.onnx\n  \
+                      rewrite merge merged.onnx --adapter lora/ --reset -o model.onnx"
+    )]
     Merge {
         /// The ONNX file
         model: PathBuf,
@@ -150,6 +153,9 @@ pub(crate) enum Command {
         /// Where the merged model goes
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
+        /// Take the adapter out of weights that it was folded into; they come back up to rounding
+        #[arg(long)]
+        reset: bool,
         /// Replace an existing output
         #[arg(long)]
         force: bool,

@@ -317,8 +317,8 @@ fn lines(selected: &serde_json::Value) -> String {
 pub(super) fn merge(
     path: &Path,
     args: &AdapterArgs,
-    output: &Path,
-    force: bool,
+    (output, force): (&Path, bool),
+    reset: bool,
     ui: &Ui,
 ) -> Result<()> {
     keep(output, [path])?;
@@ -330,7 +330,12 @@ pub(super) fn merge(
     }
     let model = open(path, ui)?;
     let interface = interface(args.interface.as_deref(), path, &model)?;
-    let merged = crate::train::merge(&model, &interface, adapters(args, &interface)?)?;
+    let fold = if reset {
+        crate::train::reset
+    } else {
+        crate::train::merge
+    };
+    let merged = fold(&model, &interface, adapters(args, &interface)?)?;
     let saved = crate::onnx::save(
         &merged,
         output,

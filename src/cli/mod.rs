@@ -104,8 +104,9 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
             model,
             select,
             output,
+            reset,
             force,
-        } => attach::merge(&model, &select, &output, force, ui)?,
+        } => attach::merge(&model, &select, (&output, force), reset, ui)?,
         Command::Strip {
             model,
             name,

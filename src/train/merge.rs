@@ -1,6 +1,7 @@
 //! Folding adapters into base weights: the method's expression, evaluated here.
 
 use crate::adapters::Adapter;
+use crate::adapters::methods::Fold;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -15,10 +16,29 @@ use crate::select::Interface;
 /// # Errors
 /// Adapters whose method has no merged form (bottlenecks, gated LoRA), and weights that are not stored as floats.
 pub fn merge(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
+    fold(model, interface, adapters, Fold::In)
+}
+
+/// Takes adapters out of weights that they were folded into, as the library's `reset_adapter` does. The weights come back up to
+/// rounding.
+///
+/// # Errors
+/// Those of [`merge`], and DoRA, whose norms the merged weight does not tell any more.
+pub fn reset(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
+    fold(model, interface, adapters, Fold::Out)
+}
+
+fn fold(
+    model: &Verified,
+    interface: &Interface,
+    adapters: Vec<Adapter>,
+    fold: Fold,
+) -> Result<Verified> {
     let selection = interface.select(model)?;
     let pass = Merge {
         selection,
         adapters,
+        fold,
         evaluate: Box::new(evaluate),
     };
     Ok(Pipeline::new().with(pass).run(model.clone())?.model)

@@ -31,7 +31,7 @@ pub use eval_args::{EvalArguments, EvalTask, F1Average, Metric};
 pub use event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
 pub use graph::{Mode, inference_graph, loss_graph, parse_loss, smoothed, training_graph};
 pub use job::{AdapterSpecs, Job, JobArguments, ReportTo, markdown as job_markdown};
-pub use merge::merge;
+pub use merge::{merge, reset};
 pub use optimizer::Optim;
 pub use schedule::{Schedule, ScheduleOptions};
 pub use trainer::{Output, TrainData, Trainer, dataset_divisor};

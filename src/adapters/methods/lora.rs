@@ -9,7 +9,7 @@
 //!
 //! A learned gate, where there is one, takes the place of `alpha/r` (of `alpha` in (IA)³).
 
-use super::{Merged, Method, Preset, preset, torch_dtype};
+use super::{Fold, Merged, Method, Preset, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::diag::Diagnostic;
@@ -713,9 +713,18 @@ impl Method for Lora {
         place: &Place<'_>,
         p: &Params<'_>,
         cx: &BuildCx<'_>,
+        fold: Fold,
     ) -> Result<Merged, Diagnostic> {
         let site = site(place)?;
         let b = cx.b;
+        if fold == Fold::Out && self.dora() {
+            return Err(Diagnostic::error(
+                "reset-dora",
+                "DoRA divides by norms that the merged weight does not tell any more",
+            )
+            .at(place.scope.clone())
+            .help("keep the base model's file: nothing else brings its weights back"));
+        }
         if self.use_gating {
             return Err(Diagnostic::error(
                 "merge-gated",
@@ -730,16 +739,24 @@ impl Method for Lora {
             Layout::OutIn => b.unsqueeze(f, &[1]),
             Layout::InOut => f,
         };
+        let times = |x: Val, f: Val| match fold {
+            Fold::In => b.mul(x, f),
+            Fold::Out => b.div(x, f),
+        };
         let scaled = |w: Val, f: Val| {
             (
-                b.mul(w, rows(f)),
-                bias.map(|v| cx.down(b.mul(cx.up(Val::Old(v)), f))),
+                times(w, rows(f)),
+                bias.map(|v| cx.down(times(cx.up(Val::Old(v)), f))),
             )
         };
         let (weight, bias) = match self.delta_weight(place, site, p, cx) {
             None => scaled(weight, self.vector(place, site, p, cx, None)),
             Some(delta) => {
-                let sum = b.add(weight, b.scale(delta, self.scale()));
+                let change = b.scale(delta, self.scale());
+                let sum = match fold {
+                    Fold::In => b.add(weight, change),
+                    Fold::Out => b.sub(weight, change),
+                };
                 if self.dora() {
                     scaled(sum, self.dora_factor(place, site, p, cx)?)
                 } else {

@@ -44,6 +44,16 @@ pub struct Merged {
     pub bias: Option<Val>,
 }
 
+/// Which way an adapter goes in relation to the base weight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fold {
+    /// Into it: the library's `merge_adapter`.
+    #[default]
+    In,
+    /// Out of it again: the library's `reset_adapter`. The weight comes back up to rounding.
+    Out,
+}
+
 /// An adapter method: the type is its configuration, with AdapterHub's field names.
 pub trait Method:
     Clone + PartialEq + Debug + Serialize + DeserializeOwned + schemars::JsonSchema + 'static
@@ -136,12 +146,13 @@ pub trait Method:
         Err(unavailable::<Self>())
     }
 
-    /// The base weight and bias with the adapter folded in.
+    /// The base weight and bias with the adapter folded in, or taken out of a weight that it was folded into.
     fn merge(
         &self,
         _place: &Place<'_>,
         _p: &Params<'_>,
         _cx: &BuildCx<'_>,
+        _fold: Fold,
     ) -> Result<Merged, Diagnostic> {
         let name = Self::ARCHITECTURE.unwrap_or("bottleneck");
         Err(Diagnostic::error(
@@ -299,8 +310,8 @@ macro_rules! methods {
                 match self { $(MethodConfig::$name(m) => m.close(place, state, p, cx)),* }
             }
 
-            pub(crate) fn merge(&self, place: &Place<'_>, p: &Params<'_>, cx: &BuildCx<'_>) -> Result<Merged, Diagnostic> {
-                match self { $(MethodConfig::$name(m) => m.merge(place, p, cx)),* }
+            pub(crate) fn merge(&self, place: &Place<'_>, p: &Params<'_>, cx: &BuildCx<'_>, fold: Fold) -> Result<Merged, Diagnostic> {
+                match self { $(MethodConfig::$name(m) => m.merge(place, p, cx, fold)),* }
             }
         }
     };

@@ -10,7 +10,7 @@
 //! library, interfaces do not have to name the method, and the layer merges.
 
 use super::lora::{Lora, base_weight, site, stored_form};
-use super::{Merged, Method, Preset, preset, torch_dtype};
+use super::{Fold, Merged, Method, Preset, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec};
 use crate::adapters::place::{BuildCx, Params, Place, State, Surroundings, Tasks};
 use crate::diag::Diagnostic;
@@ -333,6 +333,7 @@ impl Method for MtlLora {
         place: &Place<'_>,
         p: &Params<'_>,
         cx: &BuildCx<'_>,
+        fold: Fold,
     ) -> Result<Merged, Diagnostic> {
         let site = site(place)?;
         let b = cx.b;
@@ -350,7 +351,11 @@ impl Method for MtlLora {
             Layout::OutIn => delta,
             Layout::InOut => b.transpose(delta, &[1, 0]),
         };
-        let weight = b.add(base_weight(site, cx)?, delta);
+        let base = base_weight(site, cx)?;
+        let weight = match fold {
+            Fold::In => b.add(base, delta),
+            Fold::Out => b.sub(base, delta),
+        };
         Ok(Merged {
             weight: stored_form(site, weight, cx),
             bias: None,

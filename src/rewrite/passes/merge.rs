@@ -4,6 +4,7 @@
 //! small model of it, has it evaluated by whoever can run graphs, and puts the result in the place of the weight. Nothing else in the
 //! graph changes; a weight that others read as well is copied for the adapted linear.
 
+use crate::adapters::methods::Fold;
 use crate::adapters::place::{BuildCx, Params, Place, wider};
 use crate::adapters::plan::{Part, Plan, plan};
 use crate::adapters::{Adapter, AdapterStore};
@@ -29,6 +30,8 @@ pub struct Merge {
     pub selection: Selection,
     /// The adapters, with weights; folded in one after the other.
     pub adapters: Vec<Adapter>,
+    /// Whether they are folded in, or taken out again, the last one first.
+    pub fold: Fold,
     /// Runs the expressions.
     pub evaluate: Box<Evaluate>,
 }
@@ -61,7 +64,11 @@ impl Pass for Merge {
             cx.warn(note);
         }
         let mut done: FxHashSet<(usize, ValueId, String)> = FxHashSet::default();
-        for part in &parts {
+        let mut parts: Vec<&Part<'_>> = parts.iter().collect();
+        if self.fold == Fold::Out {
+            parts.reverse();
+        }
+        for part in parts {
             let Some(site) = part.place.linear() else {
                 return Err(not_linear(&part.place).into());
             };
@@ -95,7 +102,7 @@ impl Merge {
     ) -> Result<(), PassError> {
         let graph = &cx.model().graph;
         let opset = cx.model().opset("").unwrap_or(17);
-        let expression = merge_expression(part, site, store, graph, opset)?;
+        let expression = merge_expression(part, site, store, (graph, opset), self.fold)?;
         let name = &part.place.scope;
         let results =
             (self.evaluate)(&expression).map_err(|e| e.within(format!("merging {name}")))?;
@@ -117,8 +124,8 @@ pub fn merge_expression(
     part: &Part<'_>,
     site: &LinearSite,
     store: &AdapterStore,
-    graph: &Graph,
-    opset: i64,
+    (graph, opset): (&Graph, i64),
+    fold: Fold,
 ) -> Result<Verified, Error> {
     let wrong = |d: Diagnostic| Error::new(ErrorKind::Method, d);
     let b = Builder::new(opset);
@@ -155,7 +162,7 @@ pub fn merge_expression(
     };
     let merged = part
         .method
-        .merge(&part.place, &params, &build)
+        .merge(&part.place, &params, &build, fold)
         .map_err(wrong)?;
     drop(build);
     let outputs: Vec<Val> = std::iter::once(merged.weight).chain(merged.bias).collect();
