@@ -12,9 +12,14 @@ use crate::ir::{Graph, Use, ValueId};
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::expand::Expand;
 use crate::rewrite::passes::head::AttachHead;
+use crate::rewrite::passes::pack::Pack;
 use crate::rewrite::passes::{Attach, Strip};
 use crate::select::{Interface, Selection, hiding_operators};
 use std::path::Path;
+
+mod probe;
+
+pub use probe::{method, methods_markdown};
 
 /// Maps a model and verifies it.
 ///
@@ -22,8 +27,32 @@ use std::path::Path;
 /// [`ErrorKind::Io`], [`ErrorKind::Decode`] or [`ErrorKind::Invalid`], with everything that was found.
 pub fn open(path: impl AsRef<Path>) -> Result<Verified> {
     let path = path.as_ref();
-    Verified::check(crate::onnx::open(path)?)
-        .map_err(|r| Error::from(r).within(path.display().to_string()))
+    let model = crate::onnx::open(path).map_err(|e| text_file(path).unwrap_or(e))?;
+    Verified::check(model).map_err(|r| Error::from(r).within(path.display().to_string()))
+}
+
+/// The error of a text file that was given as a model.
+fn text_file(path: &Path) -> Option<Error> {
+    let mut head = Vec::new();
+    let file = std::fs::File::open(path).ok()?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, 256), &mut head).ok()?;
+    // A cut may go through a character.
+    let text = match std::str::from_utf8(&head) {
+        Ok(text) => text,
+        Err(e) if e.error_len().is_none() => std::str::from_utf8(&head[..e.valid_up_to()]).ok()?,
+        Err(_) => return None,
+    };
+    if text.is_empty() || text.contains(|c: char| c.is_control() && !c.is_whitespace()) {
+        return None;
+    }
+    let finding = Diagnostic::error("onnx-text", "this is a text file, not an ONNX model")
+        .at(path.display().to_string());
+    let help = if text.starts_with("version https://git-lfs") {
+        "it stands for a file in Git LFS: run `git lfs pull`"
+    } else {
+        "give the model's binary file, such as model.onnx"
+    };
+    Some(Error::new(ErrorKind::Decode, finding.help(help)))
 }
 
 /// An adapter as the command line names it: `SPEC` or `NAME=SPEC`, where SPEC is a configuration string (`lora[r=8,alpha=16]`), the
@@ -113,6 +142,16 @@ pub fn attach_head(model: Verified, head: Head, seed: u64, training: bool) -> Re
         training,
     };
     Ok(Pipeline::new().with(pass).run(model)?.model)
+}
+
+/// Keeps examples of one row apart, for packed training. Comes before adapters are attached.
+///
+/// # Errors
+/// Attention or positions that cannot be kept apart.
+pub fn pack(model: Verified, interface: &Interface) -> Result<Verified> {
+    let (model, _) = expand(model)?;
+    let selection = interface.select(&model)?;
+    Ok(Pipeline::new().with(Pack { selection }).run(model)?.model)
 }
 
 /// The setup of several adapters: one behind the other.

@@ -27,6 +27,8 @@ pub enum ErrorKind {
     Run,
     /// Training data or a training job.
     Train,
+    /// The Hub, or what it sent.
+    Hub,
 }
 
 /// An error of this library: what, where, and what to try.

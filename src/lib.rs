@@ -26,7 +26,7 @@
 #![cfg_attr(feature = "train", doc = "```")]
 #![cfg_attr(not(feature = "train"), doc = "```ignore")]
 //! use onnx_graft::adapters::folder::WriteOptions;
-//! use onnx_graft::train::{Dataset, ReadOptions, Trainer, TrainingArguments};
+//! use onnx_graft::train::{Dataset, Event, ReadOptions, TrainData, Trainer, TrainingArguments};
 //! use onnx_graft::{Interface, api};
 //! # fn main() -> onnx_graft::Result<()> {
 //! # let out = tempfile::tempdir().unwrap();
@@ -41,7 +41,12 @@
 //! let args = TrainingArguments { max_steps: 5, learning_rate: 1e-2, ..Default::default() };
 //! let mut trainer = Trainer::causal_lm(adapted.model.clone(), args)?;
 //! let mut losses = Vec::new();
-//! trainer.train(&data, 0, &mut |report| losses.push(report.loss))?;
+//! trainer.train(&TrainData::new(&data), None, &mut |event| {
+//!     if let Event::Step(report) = event {
+//!         losses.push(report.loss);
+//!     }
+//!     Ok(())
+//! })?;
 //! assert!(losses[4] < losses[0]);
 //!
 //! let meta = api::meta(path, &interface, &adapted.selection);
@@ -102,7 +107,8 @@
 //!
 //! # Features
 //!
-//! `runtime` executes graphs on candle, `train` adds training, `cli` the `rewrite` binary, `tract` an independent engine to compare
+//! `runtime` executes graphs on candle, `train` adds training, `hub` pulls from and pushes to the
+//! Hugging Face Hub, `cli` is the `rewrite` binary, `tract` an independent engine to compare
 //! with, `cuda` candle's CUDA device. Without default features this is a small crate that reads, rewrites and writes graphs.
 //!
 //! Why things are as they are is told in [`design`].
@@ -113,6 +119,10 @@ pub mod api;
 pub mod cli;
 pub mod diag;
 pub mod error;
+#[cfg(feature = "train")]
+pub mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod infer;
 pub mod ir;
 pub mod onnx;
@@ -144,6 +154,8 @@ pub mod design {
     pub mod gradient_is_a_pass {}
     #[doc = include_str!("design/0007-two-pipelines.md")]
     pub mod two_pipelines {}
+    #[doc = include_str!("design/0011-a-cache-is-a-prefix.md")]
+    pub mod a_cache_is_a_prefix {}
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};

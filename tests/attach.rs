@@ -301,6 +301,57 @@ fn a_saved_adapter_fits_under_another_name_and_prefix() {
     assert_eq!(here, there);
 }
 
+/// The library's file of a model without a head lacks them; one that has them, as ours do, is taken.
+#[test]
+fn shared_parameters_that_a_file_lacks_are_one_error() {
+    for (method, names) in [
+        (
+            "vera",
+            &["shared_parameters.a.lora_A", "shared_parameters.a.lora_B"][..],
+        ),
+        ("compacter", &["shared_parameters.a.phm_rule"]),
+    ] {
+        let at = fixture("bert/native").join(method);
+        let mut folder = AdapterFolder::read(&at).unwrap();
+        let text = error("bert", |s| {
+            Attach::new(s, folder.clone().into_adapter(None))
+        });
+        assert_eq!(text.matches("error[").count(), 1, "{text}");
+        assert!(text.contains("error[weights-shared]"), "{text}");
+        assert!(names.iter().all(|n| text.contains(n)), "{text}");
+        let rest = std::fs::read(at.join("unsaved.safetensors")).unwrap();
+        let rest = onnx_graft::adapters::folder::read_safetensors(&rest.into()).unwrap();
+        folder.weights.tensors.extend(rest);
+        let model = attach("bert", DYNAMO, folder.clone().into_adapter(None));
+        let store = AdapterStore::from_model(model.model());
+        let mut ours = store.tensors_of("a");
+        ours.sort_unstable_keys();
+        folder.weights.tensors.sort_unstable_keys();
+        assert_eq!(ours, folder.weights.tensors, "{method}");
+    }
+}
+
+/// A file that leaves out more layers than there are is the library's to write.
+#[test]
+fn a_saved_adapter_may_leave_out_other_layers() {
+    let mut folder = AdapterFolder::read(&fixture("qwen3/plugin/lora_leave_out")).unwrap();
+    let mut dict = folder.config.to_dict();
+    dict["leave_out"].as_array_mut().unwrap().push(7.into());
+    folder.config = Config::from_dict(&dict, onnx_graft::adapters::UnknownKeys::Keep).unwrap();
+    let (model, selection) = open("qwen3", DYNAMO);
+    let pass = Attach::new(selection, folder.into_adapter(None));
+    let done = Pipeline::new().with(pass).run(model).unwrap();
+    let notes: Vec<String> = done.reports[0]
+        .warnings
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        notes.iter().any(|n| n.contains("warning[layer-id]")),
+        "{notes:?}"
+    );
+}
+
 #[test]
 fn mistakes_say_what_to_do() {
     let text = error("qwen3", |s| {
@@ -311,6 +362,35 @@ fn mistakes_say_what_to_do() {
         Attach::new(s, fresh("seq_bn[reduction_factor={'0': 4}]"))
     });
     assert!(text.contains("has no entry for layer 1"), "{text}");
+    for (config, what) in [
+        ("lora[leave_out=[0, 7]]", "`leave_out` names the layer 7"),
+        (
+            "seq_bn[leave_out=[2, 9]]",
+            "`leave_out` names the layers 2, 9",
+        ),
+        ("loreft[layers=[5]]", "`layers` names the layer 5"),
+        (
+            "par_bn[reduction_factor={'last': 4, 'default': 2}]",
+            "`reduction_factor` names the layer last",
+        ),
+        (
+            "lora|par_bn[leave_out=[3]]",
+            "`leave_out` names the layer 3",
+        ),
+    ] {
+        let text = error("qwen3", |s| Attach::new(s, fresh(config)));
+        assert!(
+            text.contains(what) && text.contains("has 2 layers"),
+            "{config}: {text}"
+        );
+        assert_eq!(text.matches("error[").count(), 1, "{config}: {text}");
+        assert!(text.contains("from 0 to 1"), "{config}: {text}");
+    }
+    let text = error("qwen3", |s| Attach::new(s, fresh("compacter")));
+    assert!(
+        text.contains("`reduction_factor=8` gives the width 4"),
+        "{text}"
+    );
     let text = error("qwen3", |s| Attach {
         setup: Setup::Single("b".into()),
         ..Attach::new(s, fresh("lora"))

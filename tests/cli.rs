@@ -533,3 +533,102 @@ fn external_data_stays_inside_the_models_folder() {
         contains(&message, &[&String::from_utf8(text).unwrap()]);
     }
 }
+
+#[test]
+fn tasks_are_told_by_an_input() {
+    let desk = Desk::with("bert/model.onnx");
+    for name in ["adapter_a", "adapter_b"] {
+        let (from, to) = (fixture("bert/native/mtl_lora").join(name), desk.path(name));
+        fs::create_dir(&to).unwrap();
+        for file in ["adapter_config.json", "adapter.safetensors"] {
+            fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+    }
+    let tasks = [
+        "-i",
+        "bert",
+        "-a",
+        "adapter_a",
+        "-a",
+        "adapter_b",
+        "--active",
+        "MultiTask(a, b)",
+    ];
+    let out = desk.ok(&[&tasks[..], &["model.onnx", "-o", "out/"]].concat());
+    contains(
+        &out,
+        &["adapters at 4 places", "out/model.a+b.onnx", "out/b/"],
+    );
+    let io = [
+        "--inputs",
+        "inputs.safetensors",
+        "--outputs",
+        "o.safetensors",
+    ];
+    let missing = desk.fails(&[&["run", "out/model.a+b.onnx"][..], &io].concat());
+    contains(&missing, &["the input `task_ids` is missing"]);
+    for (setup, what) in [
+        ("Fuse(a, b)", "cannot compose with `Fuse`"),
+        ("MultiTask(a b)", "expected `,` or `)`"),
+        ("MultiTask(a, c)", "the adapter `c`, which is not there"),
+    ] {
+        let args = [&tasks[..7], &[setup, "model.onnx", "-o", "other/"]].concat();
+        let out = desk.command(&args);
+        assert_eq!(out.status.code(), Some(2), "{setup}");
+        contains(&stderr(&out), &[what]);
+    }
+}
+
+#[test]
+fn mistaken_files_are_called_what_they_are() {
+    let desk = Desk::with("qwen3/model.onnx");
+    fs::write(desk.path("notes.txt"), "no model\n").unwrap();
+    let text = desk.fails(&["inspect", "notes.txt"]);
+    contains(&text, &["this is a text file", "notes.txt"]);
+    fs::write(desk.path("lora"), "in the way").unwrap();
+    let text = desk.fails(&[
+        "-i",
+        "interface.json",
+        "-a",
+        "lora",
+        "model.onnx",
+        "--force",
+    ]);
+    contains(&text, &["lora is a file"]);
+    let out = desk.command(&["strip", "model.onnx", "-o", "same.onnx"]);
+    assert!(out.status.success());
+    contains(&stderr(&out), &["carries no adapters", "model.onnx"]);
+}
+
+#[test]
+fn methods_are_shown_with_their_parameters() {
+    let desk = Desk::with("qwen3/model.onnx");
+    let out = desk.ok(&["adapter", "show", "houlsby"]);
+    contains(
+        &out,
+        &[
+            "houlsby is an older name of double_seq_bn",
+            "mh_adapter",
+            "adapter_up.weight",
+            "[d, d/reduction_factor]",
+        ],
+    );
+    let out = desk.ok(&["adapter", "show", "unipelt"]);
+    contains(
+        &out,
+        &[
+            "unipelt is the union prefix_tuning",
+            "gate.weight",
+            "control_trans",
+        ],
+    );
+    let one = desk.json(&["adapter", "show", "lora"]);
+    assert_eq!(
+        one["parameters"][0]["shape"],
+        serde_json::json!(["r", "in"])
+    );
+    contains(
+        &desk.fails(&["adapter", "show", "lorra"]),
+        &["nearest one is `lora`"],
+    );
+}

@@ -43,7 +43,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("runtime", &["ops", "infer", "ir", "adapters"]),
         ("options", &[]),
         ("text", &[]),
-        ("hub", &[]),
+        ("hub", &["onnx"]),
         (
             "train",
             &[

@@ -29,6 +29,10 @@ pub struct AttentionCore {
     pub dtype: Option<DType>,
     /// What happens to a score between that product and the softmax, in order, masks and biases apart.
     pub then: Vec<Step>,
+    /// The keys, from the product's right operand against the flow to what the scores' factors do not belong to any more: each with
+    /// the number of steps of [`then`](Self::then), from the first, that lie between it and the product. The last has all that are
+    /// the keys' own.
+    pub keys: Vec<(ValueId, usize)>,
     /// What the mix multiplies the probabilities with: `[…, keys, head]`.
     pub values: ValueId,
     /// Nodes from the scores to the mix, in order.
@@ -118,7 +122,7 @@ impl AttentionCore {
             masks,
             bias,
         } = search.product(scores)?;
-        let mut steps = search.key_scales(keys);
+        let (mut steps, keys) = search.key_scales(keys);
         steps.append(&mut then);
         let output = graph
             .output(mix, 0)
@@ -188,6 +192,7 @@ impl AttentionCore {
             queries,
             dtype: (facts)(queries).and_then(|f| f.dtype),
             then: steps,
+            keys,
             values,
             tail,
             output,
@@ -471,10 +476,11 @@ impl<'a> Search<'a> {
                 ("", "Sub") => first.filter(|v| self.reaches(*v, &self.keys)),
                 ("", "Add" | "Where" | "Max" | "Min" | "Concat") => {
                     let inputs: Vec<ValueId> = g.node_inputs(n).into_iter().flatten().collect();
-                    let found = inputs
-                        .iter()
-                        .copied()
-                        .find(|v| self.reaches(*v, &self.queries) && self.reaches(*v, &self.keys));
+                    // Scores of a prefix stand in front; where queries and keys are one product, they are made of it, too.
+                    let found =
+                        inputs.iter().rev().copied().find(|v| {
+                            self.reaches(*v, &self.queries) && self.reaches(*v, &self.keys)
+                        });
                     let others = inputs.iter().filter(|v| Some(**v) != found);
                     for &other in others.filter(|_| node.op.is_onnx("Add")) {
                         if let Some(distance) = self.distances(other) {
@@ -579,9 +585,10 @@ impl<'a> Search<'a> {
         out
     }
 
-    /// Factors on the keys behind their rotation: half of the scale, in some exports.
-    fn key_scales(&self, keys: ValueId) -> Vec<Step> {
+    /// Factors on the keys behind their rotation: half of the scale, in some exports. And the values on the way.
+    fn key_scales(&self, keys: ValueId) -> (Vec<Step>, Vec<(ValueId, usize)>) {
         let mut steps = Vec::new();
+        let mut way = vec![(keys, 0)];
         let mut at = keys;
         while !self.keys.contains(&at) {
             let Some((n, _)) = self.graph.producer(at) else {
@@ -602,8 +609,9 @@ impl<'a> Search<'a> {
             };
             let Some(next) = next else { break };
             at = next;
+            way.push((at, steps.len()));
         }
-        steps
+        (steps, way)
     }
 
     /// A multiplication with, or division by, a value of one element: the step, and what is scaled.

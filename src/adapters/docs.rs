@@ -1,9 +1,15 @@
 //! Documentation of the methods, from their code: the head of a method's file, its fields with their comments, its presets.
 
-use super::methods::{MethodConfig, Preset};
+use super::config::{chunks, expansion};
+use super::methods::MethodConfig;
 use super::{Config, identifiers};
+use crate::error::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
+
+mod parameters;
+
+pub use parameters::{ParamDoc, PlaceDoc, Probe};
 
 /// One field of a configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,39 +22,59 @@ pub struct Field {
     pub about: String,
 }
 
-/// What there is to know of an identifier.
+/// What there is to know of one method in one configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MethodDoc {
-    /// The identifier.
-    pub identifier: &'static str,
+    /// The identifier, or the member of a union, as it is written.
+    pub identifier: String,
     /// `architecture`; `bottleneck` where the key is absent.
     pub architecture: &'static str,
     /// Formula, paper and particularities.
     pub about: String,
-    /// The flags that say where it attaches, and are on.
-    pub attaches: Vec<String>,
+    /// Where it attaches.
+    pub places: Vec<PlaceDoc>,
     /// Whether it can be folded into the base weights.
     pub merges: bool,
-    /// The fields with their defaults.
+    /// The fields with their values.
     pub fields: Vec<Field>,
+    /// Its parameters.
+    pub parameters: Vec<ParamDoc>,
 }
 
-/// Fields that say where a method attaches.
-const PLACES: [&str; 9] = [
-    "selfattn_lora",
-    "intermediate_lora",
-    "output_lora",
-    "mh_adapter",
-    "output_adapter",
-    "cross_adapter",
-    "inv_adapter",
-    "output_reft",
-    "cross_prefix",
-];
+/// What there is to know of a configuration: one method, or the members of a union.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explained {
+    /// The identifier or the configuration string.
+    pub text: String,
+    /// What an older name, or the name of a union, stands for.
+    pub stands_for: Option<&'static str>,
+    /// The configuration's hash.
+    pub config_id: String,
+    /// The members; one, where it is no union.
+    pub members: Vec<MethodDoc>,
+}
 
-/// The documentation of one preset.
-pub fn describe(preset: &Preset) -> MethodDoc {
-    let method = (preset.make)();
+/// Explains an identifier or a configuration string.
+///
+/// # Errors
+/// An identifier or a field that is not known, with the nearest one.
+pub fn explain(text: &str, probe: &Probe<'_>) -> Result<Explained> {
+    let text = text.trim();
+    let config = Config::parse(text)?;
+    let written = chunks(text);
+    let members = config.methods().iter().enumerate().map(|(i, method)| {
+        let identifier = written.get(i).map_or_else(String::new, |t| (*t).to_owned());
+        describe(identifier, method, probe)
+    });
+    Ok(Explained {
+        text: text.to_owned(),
+        stands_for: expansion(text),
+        config_id: config.hash(),
+        members: members.collect::<Result<_>>()?,
+    })
+}
+
+fn describe(identifier: String, method: &MethodConfig, probe: &Probe<'_>) -> Result<MethodDoc> {
     let dict = match method.to_dict() {
         Value::Object(map) => map,
         _ => Map::new(),
@@ -60,13 +86,13 @@ pub fn describe(preset: &Preset) -> MethodDoc {
             .unwrap_or_default()
             .replace('\n', " ")
     };
-    let on = |v: &Value| !matches!(v, Value::Null | Value::Bool(false));
-    let places = PLACES.iter().filter(|p| dict.get(**p).is_some_and(on));
-    MethodDoc {
-        identifier: preset.name,
+    let asked = parameters::ask(method, probe);
+    let (places, parameters) = asked.map_err(|d| Error::new(ErrorKind::Method, d))?;
+    Ok(MethodDoc {
+        identifier,
         architecture: method.architecture().unwrap_or("bottleneck"),
         about: head(method.source()),
-        attaches: places.map(|p| (*p).to_owned()).collect(),
+        places,
         merges: method.merges(),
         fields: dict
             .iter()
@@ -76,7 +102,8 @@ pub fn describe(preset: &Preset) -> MethodDoc {
                 about: about(name),
             })
             .collect(),
-    }
+        parameters,
+    })
 }
 
 /// The `//!` lines at the head of a file.
@@ -86,102 +113,184 @@ fn head(source: &str) -> String {
     lines.join("\n")
 }
 
+/// What the symbols of shapes mean, and where the keys come from.
+const LEGEND: &str = "`in` and `out` are the widths of a linear, `d` that of the model, other words are fields of the configuration; `I` is the layer and \
+     `NAME` the adapter. Keys are those of a Llama through an interface.";
+
 impl MethodDoc {
+    /// AdapterHub's keys of its places, each once.
+    pub fn locations(&self) -> Vec<&'static str> {
+        let mut out: Vec<&'static str> = self.places.iter().map(|p| p.location).collect();
+        let mut seen = Vec::new();
+        out.retain(|l| {
+            !seen.contains(l) && {
+                seen.push(*l);
+                true
+            }
+        });
+        out
+    }
+
     /// As text for a terminal.
-    pub fn text(&self) -> String {
+    fn text(&self) -> String {
         let mut out = format!(
-            "{} ({})\n\n{}\n\nattaches at: {}\nmerges into the base weights: {}\n\n",
+            "{} ({})\n\n{}\n\nmerges into the base weights: {}\n\nattaches at\n",
             self.identifier,
             self.architecture,
             self.about,
-            if self.attaches.is_empty() {
-                "-".into()
-            } else {
-                self.attaches.join(", ")
-            },
             if self.merges { "yes" } else { "no" }
         );
+        for p in &self.places {
+            let _ = writeln!(out, "  {:<20}{}", p.location, p.what);
+        }
+        out += "\nfields\n";
         for f in &self.fields {
             let _ = writeln!(
                 out,
-                "  {:<28}{:<18}{}",
+                "  {:<30}{:<18}{}",
                 f.name,
                 f.default.to_string(),
                 f.about
             );
         }
+        out += "\nparameters\n";
+        for p in &self.parameters {
+            let shared = match p.shared {
+                "" => String::new(),
+                who => format!(", shared by {who}"),
+            };
+            let _ = writeln!(out, "  {}", p.key);
+            let _ = writeln!(
+                out,
+                "      {:<36}  {:<22}  {}{shared}",
+                p.dims(),
+                p.initial,
+                p.role
+            );
+        }
+        let _ = writeln!(out, "  {}", LEGEND.replace('`', ""));
         out
     }
 
-    /// As JSON.
-    pub fn json(&self) -> Value {
+    fn json(&self) -> Value {
         let field = |f: &Field| json!({ "name": f.name, "default": f.default, "about": f.about });
+        let place = |p: &PlaceDoc| json!({ "location": p.location, "what": p.what });
         json!({
             "identifier": self.identifier, "architecture": self.architecture, "about": self.about,
-            "attaches": self.attaches, "merges": self.merges,
+            "attaches": self.locations(), "merges": self.merges,
+            "places": self.places.iter().map(place).collect::<Vec<_>>(),
             "fields": self.fields.iter().map(field).collect::<Vec<_>>(),
+            "parameters": self.parameters.iter().map(ParamDoc::json).collect::<Vec<_>>(),
         })
     }
 }
 
-/// All methods as one Markdown document.
-pub fn markdown() -> String {
-    let docs: Vec<MethodDoc> = MethodConfig::presets().map(|p| describe(&p)).collect();
+impl Explained {
+    /// As text for a terminal.
+    pub fn text(&self) -> String {
+        let mut out = match self.stands_for {
+            Some(full) if self.members.len() > 1 => {
+                format!("{} is the union {full}\n\n", self.text)
+            }
+            Some(full) => format!("{} is an older name of {full}\n\n", self.text),
+            None => String::new(),
+        };
+        let members: Vec<String> = self.members.iter().map(MethodDoc::text).collect();
+        out += &members.join("\n");
+        out
+    }
+
+    /// As JSON: the method, or the `members` of a union.
+    pub fn json(&self) -> Value {
+        let mut out = match &*self.members {
+            [only] => only.json(),
+            members => {
+                json!({ "members": members.iter().map(MethodDoc::json).collect::<Vec<_>>() })
+            }
+        };
+        out["identifier"] = self.text.clone().into();
+        out["stands_for"] = self.stands_for.into();
+        out["config_id"] = self.config_id.clone().into();
+        out
+    }
+}
+
+/// All methods as one Markdown document; `explain` explains an identifier.
+///
+/// # Errors
+/// Those of `explain`.
+pub fn markdown(explain: &dyn Fn(&str) -> Result<Explained>) -> Result<String> {
     let mut out = String::from(
         "# Adapter methods\n\nGenerated from the code; a test keeps it fresh.\n\n| identifier | architecture | attaches at | merges | config id |\n|---|---|---|---|---|\n",
     );
-    for d in &docs {
-        let id = Config::parse(d.identifier)
-            .map(|c| c.hash())
-            .unwrap_or_default();
-        let _ = writeln!(
-            out,
-            "| `{}` | {} | {} | {} | `{id}` |",
-            d.identifier,
-            d.architecture,
-            d.attaches.join(", "),
-            if d.merges { "yes" } else { "" }
-        );
-    }
-    let others: Vec<String> = identifiers()
-        .filter(|i| docs.iter().all(|d| d.identifier != *i))
-        .map(|i| format!("`{i}`"))
-        .collect();
-    let _ = writeln!(out, "\nUnions and older names: {}.", others.join(", "));
-    let mut architectures: Vec<&str> = Vec::new();
-    for d in &docs {
-        if architectures.contains(&d.architecture) {
+    let (mut docs, mut others) = (Vec::new(), Vec::new());
+    for name in identifiers() {
+        let known = explain(name)?;
+        if known.stands_for.is_some() {
+            others.push(known);
             continue;
         }
-        architectures.push(d.architecture);
-        let same: Vec<&MethodDoc> = docs
-            .iter()
-            .filter(|o| o.architecture == d.architecture)
-            .collect();
-        let _ = writeln!(out, "\n## {}\n\n{}\n", d.architecture, d.about);
-        let names: Vec<String> = same.iter().map(|o| format!("`{}`", o.identifier)).collect();
-        let _ = writeln!(
-            out,
-            "| field | {} | meaning |\n|---|{}---|",
-            names.join(" | "),
-            "---|".repeat(same.len())
-        );
-        for f in &d.fields {
-            let value = |o: &&MethodDoc| {
-                let found = o.fields.iter().find(|g| g.name == f.name);
-                found.map_or_else(String::new, |g| g.default.to_string())
-            };
-            let values: Vec<String> = same.iter().map(value).collect();
+        for d in known.members {
+            let merges = if d.merges { "yes" } else { "" };
+            let at = d.locations().join(", ");
             let _ = writeln!(
                 out,
-                "| `{}` | {} | {} |",
-                f.name,
-                values.join(" | "),
-                f.about.replace('|', "\\|")
+                "| `{}` | {} | {at} | {merges} | `{}` |",
+                d.identifier, d.architecture, known.config_id
+            );
+            docs.push(d);
+        }
+    }
+    out += "\n| older name, or union | stands for | config id |\n|---|---|---|\n";
+    for o in &others {
+        let full = o.stands_for.unwrap_or_default().replace('|', "\\|");
+        let _ = writeln!(out, "| `{}` | `{full}` | `{}` |", o.text, o.config_id);
+    }
+    let _ = writeln!(out, "\nIn the tables of parameters, {LEGEND}");
+    let mut architectures: Vec<&str> = docs.iter().map(|d| d.architecture).collect();
+    architectures.dedup();
+    for architecture in architectures {
+        let same: Vec<&MethodDoc> = docs
+            .iter()
+            .filter(|d| d.architecture == architecture)
+            .collect();
+        section(&mut out, architecture, &same);
+    }
+    Ok(out)
+}
+
+/// One architecture: its text, a table of the fields of all its identifiers, and their parameters.
+fn section(out: &mut String, architecture: &str, same: &[&MethodDoc]) {
+    let Some(first) = same.first() else { return };
+    let _ = writeln!(out, "\n## {architecture}\n\n{}\n", first.about);
+    let names: Vec<String> = same.iter().map(|o| format!("`{}`", o.identifier)).collect();
+    let _ = writeln!(
+        out,
+        "| field | {} | meaning |\n|---|{}---|",
+        names.join(" | "),
+        "---|".repeat(same.len())
+    );
+    for f in &first.fields {
+        let value = |o: &&MethodDoc| {
+            let found = o.fields.iter().find(|g| g.name == f.name);
+            found.map_or_else(String::new, |g| g.default.to_string())
+        };
+        let values: Vec<String> = same.iter().map(value).collect();
+        let about = f.about.replace('|', "\\|");
+        let _ = writeln!(out, "| `{}` | {} | {about} |", f.name, values.join(" | "));
+    }
+    for d in same {
+        let _ = writeln!(out, "\nParameters of `{}`:\n", d.identifier);
+        out.push_str("| key | shape | initial value | | shared by |\n|---|---|---|---|---|\n");
+        for p in &d.parameters {
+            let dims = p.dims();
+            let _ = writeln!(
+                out,
+                "| `{}` | `{dims}` | {} | {} | {} |",
+                p.key, p.initial, p.role, p.shared
             );
         }
     }
-    out
 }
 
 /// The JSON Schema of `adapter_config.json`.
@@ -253,23 +362,78 @@ mod tests {
 
     #[test]
     fn generated_files_are_fresh() {
-        fresh("methods.md", &markdown());
+        fresh("methods.md", &crate::api::methods_markdown().unwrap());
         let text = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
         fresh("adapter_config.schema.json", &text);
     }
 
     #[test]
-    fn every_field_is_explained() {
-        for preset in MethodConfig::presets() {
-            let doc = describe(&preset);
-            assert!(doc.about.len() > 40, "{}: {}", preset.name, doc.about);
-            let silent: Vec<&str> = doc
-                .fields
-                .iter()
-                .filter(|f| f.about.is_empty())
-                .map(|f| &*f.name)
-                .collect();
-            assert!(silent.is_empty(), "{}: {silent:?}", preset.name);
+    fn every_field_and_parameter_is_explained() {
+        for name in identifiers() {
+            let known = crate::api::method(name).unwrap();
+            let text = known.text();
+            assert_eq!(
+                known.stands_for.is_some(),
+                text.starts_with(&format!("{name} is "))
+            );
+            for doc in &known.members {
+                assert!(doc.about.len() > 40, "{name}: {}", doc.about);
+                let silent: Vec<&str> = doc
+                    .fields
+                    .iter()
+                    .filter(|f| f.about.is_empty())
+                    .map(|f| &*f.name)
+                    .collect();
+                assert!(silent.is_empty(), "{name}: {silent:?}");
+                assert!(
+                    !doc.places.is_empty() && !doc.parameters.is_empty(),
+                    "{name}"
+                );
+                for p in &doc.parameters {
+                    // A size that is not told by name is a number of more than one digit.
+                    let bare = |s: &String| s.len() > 1 && s.bytes().all(|b| b.is_ascii_digit());
+                    assert!(!p.shape.iter().any(bare), "{name}: {} {}", p.key, p.dims());
+                }
+            }
         }
+    }
+
+    #[test]
+    fn shapes_are_told_in_symbols() {
+        let lines = |text: &str| -> Vec<String> {
+            let known = crate::api::method(text).unwrap();
+            let all = known.members.iter().flat_map(|m| &m.parameters);
+            all.map(|p| {
+                format!(
+                    "{} {} {} {} {}",
+                    p.key,
+                    p.dims(),
+                    p.initial,
+                    p.role,
+                    p.shared
+                )
+            })
+            .collect()
+        };
+        let q = "model.layers.I.self_attn.q_proj.loras.NAME";
+        assert_eq!(
+            lines("lora[attn_matrices=['q']]"),
+            [
+                format!("{q}.lora_A [r, in] U(±1/√in) trained "),
+                format!("{q}.lora_B [out, r] 0 trained "),
+            ]
+        );
+        let shared = "model.shared_parameters.NAME";
+        assert_eq!(
+            lines("vera[attn_matrices=['q']]"),
+            [
+                format!("{q}.vera_D [r, r] 0.1 on the diagonal trained "),
+                format!("{q}.vera_B [out, out] 0 on the diagonal trained "),
+                format!("{shared}.lora_A [r, in] U(±√(6/in)) frozen all places"),
+                format!("{shared}.lora_B [out, r] U(±√(6/r)) frozen all places"),
+            ]
+        );
+        let typo = crate::api::method("seq_bm").unwrap_err().to_string();
+        assert!(typo.contains("nearest one is `seq_bn`"), "{typo}");
     }
 }

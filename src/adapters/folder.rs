@@ -166,7 +166,7 @@ impl AdapterFolder {
             meta,
             weights: Weights {
                 adapter: name.into(),
-                tensors: store.of(name).tensors(),
+                tensors: store.tensors_of(name),
             },
             interface,
             notes: Vec::new(),
@@ -223,6 +223,7 @@ pub(super) fn write_files(
     files: &[(&'static str, Vec<u8>)],
     force: bool,
 ) -> Result<()> {
+    free(folder)?;
     if let Some((name, _)) = files.iter().find(|(n, _)| folder.join(n).exists())
         && !force
     {
@@ -259,6 +260,24 @@ pub(super) fn write_files(
             .map_err(|e| Error::io(&path, "cannot be written", e))?;
     }
     Ok(())
+}
+
+/// Refuses a path for an adapter folder where something else than a folder is.
+///
+/// # Errors
+/// [`ErrorKind::Io`], also with every `force`: a file is not replaced by a folder.
+pub fn free(folder: &Path) -> Result<()> {
+    if !folder.exists() || folder.is_dir() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Io,
+        Diagnostic::error(
+            "exists",
+            format!("{} is a file, and the adapter's folder is to stand there", folder.display()),
+        )
+        .help("write elsewhere (-o), give the adapter another name (NAME=SPEC), or move the file away"),
+    ))
 }
 
 /// The files of an adapter folder, with those of the head that the library saves beside it.

@@ -209,6 +209,19 @@ pub struct State {
     pub delta: Option<Val>,
     /// What an attention mixes; its scores are `out`.
     pub values: Option<Val>,
+    /// What takes the place's own value, where a composition has ended the place already.
+    pub closed: Option<Val>,
+}
+
+/// Adapters of one method at one place, of which each sample has one.
+#[derive(Clone, Copy, Debug)]
+pub struct Tasks<'a> {
+    /// The index of each sample's adapter: `[batch]`, each below their number.
+    pub ids: Val,
+    /// Number of axes of what flows; the batch is the first.
+    pub rank: usize,
+    /// The place as each adapter sees it, with its parameters. Those that tasks have together are the same values.
+    pub of: &'a [(&'a Place<'a>, Params<'a>)],
 }
 
 /// The parameters of one adapter at one place, in the graph.
@@ -336,6 +349,23 @@ impl<'a> BuildCx<'a> {
             .mark_last_node(stamp::REPLACES, self.graph.name_of(old));
         self.b.mark_last_node(stamp::READERS, "some");
         self.moves.borrow_mut().push((old, new, uses));
+    }
+
+    /// One row for each task, made of one parameter each, and for each sample the row of its task: `[batch, 1, …, elements]`.
+    pub fn rows(&self, rows: &[Val], tasks: &Tasks<'_>) -> Val {
+        let b = self.b;
+        let flat: Vec<Val> = rows
+            .iter()
+            .map(|v| b.reshape(*v, b.ints(&[1, -1])))
+            .collect();
+        let table = b.concat(&flat, 0);
+        let picked = b.op("Gather", &[table, tasks.ids], &[("axis", 0i64.into())]);
+        let between: Vec<i64> = (1..tasks.rank as i64 - 1).collect();
+        if between.is_empty() {
+            picked
+        } else {
+            b.unsqueeze(picked, &between)
+        }
     }
 
     /// What stands for a value of the base model by now.

@@ -7,7 +7,7 @@ use super::param::{ParamSpec, decays};
 use super::place::{Place, Surroundings};
 use super::store::{AdapterStore, Loaded, Param};
 use super::{Adapter, Route};
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, Fact, Graph, TensorData, ValueId};
 use crate::select::Selection;
@@ -60,6 +60,17 @@ pub fn plan<'s>(
         let begin = out.parts.len();
         let mut store = AdapterStore::default();
         for method in adapter.config.methods() {
+            if let Some(finding) = super::layers::beyond(method, selection) {
+                let finding = finding.at(format!("adapter `{}`", adapter.name));
+                if adapter.weights.is_none() {
+                    return Err(Error::new(ErrorKind::Method, finding));
+                }
+                // The library takes such a file as it is.
+                out.notes.push(Diagnostic {
+                    severity: Severity::Warning,
+                    ..finding
+                });
+            }
             let parts = member(
                 index, adapter, method, selection, graph, facts, seed, &mut store,
             )

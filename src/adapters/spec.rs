@@ -1,7 +1,7 @@
 //! Adapters as users name them: `NAME=SPEC`, where SPEC is a configuration string, a configuration file, or a saved adapter's folder.
 
 use super::folder::{AdapterFolder, file};
-use super::{Adapter, Config, UnknownKeys};
+use super::{Adapter, Config, UnknownKeys, identifiers};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::Value;
@@ -31,7 +31,7 @@ pub enum Spec {
 /// Reads `NAME=SPEC` or `SPEC`.
 ///
 /// A fresh adapter without a name is called after its method. A path is a folder with weights, a folder with a configuration alone,
-/// or a JSON file; everything else is a configuration string.
+/// or a JSON file; everything else is a configuration string. A file that is called as an identifier is meant by `./lora` only.
 ///
 /// # Errors
 /// [`ErrorKind::Method`], with the nearest name where one was mistyped.
@@ -50,7 +50,7 @@ pub fn parse(text: &str) -> Result<Spec> {
         }
         return fresh(name, &path.join(file::CONFIG));
     }
-    if path.is_file() {
+    if path.is_file() && !identifiers().any(|i| i == spec) {
         return fresh(name, path);
     }
     let config = Config::parse(spec)

@@ -28,6 +28,9 @@ pub mod stamp {
     pub const MANIFEST: &str = "onnx_graft.manifest";
 }
 
+/// The module of what all places of an adapter share.
+const SHARED: &str = "shared_parameters.";
+
 /// One parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Param {
@@ -112,12 +115,25 @@ impl AdapterStore {
         Ok(())
     }
 
-    /// Those of one adapter.
+    /// Those of one adapter, with those that it has together with others.
     #[must_use]
     pub fn of(&self, adapter: &str) -> AdapterStore {
-        let params = self.params.iter().filter(|(_, p)| &*p.adapter == adapter);
+        let concerns =
+            |p: &Param| &*p.adapter == adapter || p.aliases.iter().any(|a| belongs(a, adapter));
+        let params = self.params.iter().filter(|(_, p)| concerns(p));
         AdapterStore {
             params: params.map(|(k, p)| (k.clone(), p.clone())).collect(),
+        }
+    }
+
+    /// Makes two parameters one: `name` is gone, and a further name of `kept`.
+    pub(crate) fn unite(&mut self, kept: &str, name: &str) {
+        let Some(gone) = self.params.shift_remove(name) else {
+            return;
+        };
+        if let Some(p) = self.params.get_mut(kept) {
+            p.aliases.push(name.into());
+            p.aliases.extend(gone.aliases);
         }
     }
 
@@ -137,9 +153,17 @@ impl AdapterStore {
         out
     }
 
+    /// The tensors of one adapter under the names that its file has for them.
+    pub fn tensors_of(&self, adapter: &str) -> IndexMap<Box<str>, TensorData> {
+        let mut out = self.of(adapter).tensors();
+        out.retain(|name, _| belongs(name, adapter));
+        out
+    }
+
     /// Takes the elements from a file's tensors: all or nothing. Missing, unknown and misshapen names are listed together.
     pub fn load(&mut self, file: &Weights) -> Result<Loaded> {
         let mut found = Vec::new();
+        let mut unshared: Vec<&str> = Vec::new();
         let mut taken = Vec::with_capacity(self.params.len());
         let mut expected: Vec<&str> = Vec::new();
         for (name, p) in &self.params {
@@ -147,7 +171,11 @@ impl AdapterStore {
             expected.extend(p.aliases.iter().map(|a| &**a));
             let names = std::iter::once(name).chain(&p.aliases);
             let Some(tensor) = names.into_iter().find_map(|n| file.tensors.get(n)) else {
-                found.push(missing(name, p));
+                if name.contains(SHARED) {
+                    unshared.push(name);
+                } else {
+                    found.push(missing(name, p));
+                }
                 continue;
             };
             match conform(tensor, &p.tensor) {
@@ -169,6 +197,9 @@ impl AdapterStore {
             } else {
                 heads.push(name.clone());
             }
+        }
+        if !unshared.is_empty() {
+            found.push(missing_shared(&unshared));
         }
         if !found.is_empty() {
             return Err(Error::many(ErrorKind::Method, found));
@@ -310,16 +341,23 @@ pub(crate) fn convert(tensor: &TensorData, to: DType) -> Option<TensorData> {
 }
 
 fn missing(name: &str, p: &Param) -> Diagnostic {
-    let d = Diagnostic::error(
+    Diagnostic::error(
         "weights-missing",
         format!("`{name}` {:?} is not in the file", p.tensor.dims),
-    );
-    if name.contains("shared_parameters.") {
-        return d.help(
-            "the library leaves shared parameters out when it saves from a bare base model; save again from a model with a head",
-        );
-    }
-    d.help("the file belongs to another configuration, or to another model")
+    )
+    .help("the file belongs to another configuration, or to another model")
+}
+
+/// What all places of an adapter share: the library does not write it from a model whose base is the model itself, and makes new
+/// random values when it reads such a file.
+fn missing_shared(names: &[&str]) -> Diagnostic {
+    let list: Vec<String> = names.iter().map(|n| format!("`{n}`")).collect();
+    Diagnostic::error(
+        "weights-shared",
+        format!("the file lacks what all places share: {}", list.join(", ")),
+    )
+    .note("the Adapters library leaves these out when it saves from a model without a head, so the trained adapter is not whole")
+    .help("save it again from a model with a head, or add `model.shared_parameters` to the file under these names")
 }
 
 fn misshapen(name: &str, want: &TensorData, found: &TensorData) -> Diagnostic {

@@ -3,13 +3,12 @@
 use super::args::{AdapterCommand, AdapterFormat, AverageArgs, CombineStrategy, ConvertArgs};
 use super::{Ui, usage};
 use crate::adapters::average::rename;
-use crate::adapters::docs::describe;
+use crate::adapters::docs::MethodDoc;
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
 use crate::adapters::peft::{self, PeftFolder};
-use crate::adapters::{AverageOptions, Combine, Config, MethodConfig, average, identifiers};
+use crate::adapters::{AverageOptions, Combine, Config, average, identifiers};
 use crate::api;
-use crate::diag::{Diagnostic, nearest};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::select::Interface;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -201,41 +200,46 @@ fn folders(paths: &[PathBuf], ui: &Ui) -> Result<()> {
 }
 
 fn methods(ui: &Ui) -> Result<()> {
-    let docs: Vec<_> = MethodConfig::presets().map(|p| describe(&p)).collect();
     let mut rows = Vec::new();
     for name in identifiers() {
+        let known = api::method(name)?;
         let config = Config::parse(name)?;
-        let doc = docs.iter().find(|d| d.identifier == name);
-        let attaches = doc.map(|d| d.attaches.clone()).unwrap_or_default();
-        let merges = config.methods().iter().all(MethodConfig::merges);
-        rows.push((name, config.architecture(), config.hash(), attaches, merges));
+        let attaches: Vec<&str> = known
+            .members
+            .iter()
+            .flat_map(MethodDoc::locations)
+            .collect();
+        let merges = known.members.iter().all(|m| m.merges);
+        let at = match known.stands_for {
+            Some(full) => format!("{} = {full}", attaches.join(", ")),
+            None => attaches.join(", "),
+        };
+        let json = json!({ "identifier": name, "architecture": config.architecture(), "config_id": known.config_id,
+                           "attaches": attaches, "merges": merges, "stands_for": known.stands_for });
+        rows.push((
+            json,
+            name,
+            config.architecture(),
+            known.config_id,
+            at,
+            merges,
+        ));
     }
-    let json: Vec<_> = rows
-        .iter()
-        .map(|(n, a, h, at, m)| json!({ "identifier": n, "architecture": a, "config_id": h, "attaches": at, "merges": m }))
-        .collect();
+    let json: Vec<_> = rows.iter().map(|r| &r.0).collect();
     ui.result(&json!(json), || {
         let mut text = format!(
             "{:<22}{:<16}{:<18}{:<8}{}\n",
             "identifier", "architecture", "config id", "merges", "attaches at"
         );
-        for (n, a, h, at, m) in &rows {
+        for (_, n, a, h, at, m) in &rows {
             let m = if *m { "yes" } else { "no" };
-            text += &format!("{n:<22}{a:<16}{h:<18}{m:<8}{}\n", at.join(", "));
+            text += &format!("{n:<22}{a:<16}{h:<18}{m:<8}{at}\n");
         }
         text
     })
 }
 
 fn show(method: &str, ui: &Ui) -> Result<()> {
-    let Some(preset) = MethodConfig::presets().find(|p| p.name == method) else {
-        let d = Diagnostic::error("method-unknown", format!("there is no method `{method}`"));
-        let d = match nearest(method, identifiers()) {
-            Some(n) => d.help(format!("did you mean `{n}`?")),
-            None => d.help("`rewrite adapter methods` lists them"),
-        };
-        return Err(Error::new(ErrorKind::Method, d));
-    };
-    let doc = describe(&preset);
-    ui.result(&doc.json(), || doc.text())
+    let known = api::method(method)?;
+    ui.result(&known.json(), || known.text())
 }

@@ -6,7 +6,10 @@
 )]
 
 use super::flags::Flags;
-use crate::train::TrainingArguments;
+use crate::generate::GenerationArguments;
+use crate::train::{
+    CollateArguments, DataArguments, EvalArguments, JobArguments, TrainingArguments,
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -75,7 +78,8 @@ pub(crate) struct AdapterArgs {
     /// NAME=SPEC or SPEC: a configuration string (`lora[r=8]`), an adapter_config.json, or a saved adapter folder. May be repeated
     #[arg(short, long = "adapter", value_name = "[NAME=]SPEC")]
     pub(crate) adapters: Vec<String>,
-    /// The adapter that is active, by name; without it all that were given are, one behind the other
+    /// How the adapters are composed, in AdapterHub's notation: a name, `Stack(a, b)`, or `MultiTask(a, b)`, where the input `task_ids`
+    /// says which adapter each sample has. Without it all are active, one behind the other
     #[arg(long, value_name = "SETUP")]
     pub(crate) active: Option<String>,
 }
@@ -125,6 +129,17 @@ pub(crate) enum Command {
         after_help = "Example:\n  rewrite train model.onnx --interface qwen3 --adapter 'lora[r=8]' --data train.jsonl --output-dir out --max-steps 100"
     )]
     Train(Box<TrainArgs>),
+    /// Measure a model on data: loss and perplexity, classes, numbers, generated texts
+    #[command(
+        after_help = "Examples:\n  rewrite eval model.onnx --adapter lora/ --data test.jsonl\n  \
+                      rewrite eval model.onnx --adapter lora/ --data test.jsonl --metrics final_number --max-new-tokens 100"
+    )]
+    Eval(Box<EvalArgs>),
+    /// Generate text with a model, adapted or not
+    #[command(
+        after_help = "Example:\n  rewrite generate model.onnx --interface qwen3 --adapter lora/ --prompt 'The cat' --max-new-tokens 50 --stream"
+    )]
+    Generate(Box<GenerateArgs>),
     /// Fold an adapter into the base weights
     #[command(after_help = "Example:\n  rewrite merge model.onnx --adapter lora/ -o merged.onnx")]
     Merge {
@@ -180,6 +195,9 @@ pub(crate) enum Command {
     /// Compare two graphs numerically on generated or given inputs
     #[command(after_help = "Example:\n  rewrite verify model.onnx merged.onnx --engine tract")]
     Verify(VerifyArgs),
+    /// Models, tokenizers, interfaces, adapters and datasets from the Hugging Face Hub, and adapters to it
+    #[command(subcommand)]
+    Hub(HubCommand),
     /// Shell completions
     #[command(
         after_help = "Example:\n  rewrite completions bash > ~/.local/share/bash-completion/completions/rewrite"
@@ -235,10 +253,10 @@ pub(crate) enum AdapterCommand {
     /// All configuration identifiers and the method each belongs to
     #[command(after_help = "Example:\n  rewrite adapter methods")]
     Methods,
-    /// Fields, defaults and formula of one identifier
-    #[command(after_help = "Example:\n  rewrite adapter show lora")]
+    /// Formula, places, fields and parameters of an identifier, or of a configuration string
+    #[command(after_help = "Example:\n  rewrite adapter show lora\n  rewrite adapter show mam")]
     Show {
-        /// The identifier
+        /// The identifier, or a configuration such as `lora[use_gating=True]|seq_bn`
         method: String,
     },
     /// The weighted average of adapters of one configuration, as a new adapter folder
@@ -268,6 +286,113 @@ pub(crate) enum AdapterCommand {
                       rewrite adapter convert lora-peft/ --to adapterhub --interface qwen3 -o lora/"
     )]
     Convert(ConvertArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HubCommand {
+    /// Bring files into the cache that Hugging Face's own tools use, or into a folder. The data files of ONNX models come along
+    #[command(
+        after_help = "Examples:\n  rewrite hub pull onnx-community/Qwen3-0.6B-ONNX --include 'onnx/model.onnx' --include '*.json' -o qwen3\n  \
+                      rewrite hub pull datasets/openai/gsm8k:main/ -o gsm8k\n  \
+                      rewrite hub pull org/adapter@v1.0\n\n\
+                      Environment: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE"
+    )]
+    Pull(PullArgs),
+    /// Push an adapter folder, or any other, as one commit. An adapter without a README.md gets a model card
+    #[command(
+        after_help = "Example:\n  rewrite hub push out/lora org/qwen3-gsm8k --create --private --license apache-2.0\n\n\
+                      Environment: HF_ENDPOINT, HF_TOKEN (one that may write), HF_HOME"
+    )]
+    Push(PushArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// ORG/NAME, with @REVISION and :PATH as needed; datasets/ORG/NAME for a dataset
+    #[arg(value_name = "REPO[@REV][:PATH]")]
+    pub(crate) repo: String,
+    /// Only files that match; `*` also crosses folders. May be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) include: Vec<String>,
+    /// No files that match. May be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+    /// Branch, tag or commit, as @REVISION
+    #[arg(long, value_name = "REV")]
+    pub(crate) revision: Option<String>,
+    /// What the repository holds
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) repo_type: Option<RepoType>,
+    /// Copy the files here; without it they are in the cache only
+    #[arg(short, long, value_name = "DIR", alias = "local-dir")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace files that are there
+    #[arg(long, requires = "output")]
+    pub(crate) force: bool,
+    /// List the files of the repository, and pull nothing
+    #[arg(long)]
+    pub(crate) list: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// The folder; hidden files stay here
+    pub(crate) folder: PathBuf,
+    /// ORG/NAME, with @BRANCH as needed
+    #[arg(value_name = "REPO[@BRANCH]")]
+    pub(crate) repo: String,
+    /// What the repository holds
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) repo_type: Option<RepoType>,
+    /// Make the repository if there is none
+    #[arg(long)]
+    pub(crate) create: bool,
+    /// Make it a private one
+    #[arg(long, requires = "create")]
+    pub(crate) private: bool,
+    /// First line of the commit's message
+    #[arg(long, value_name = "TEXT", alias = "message")]
+    pub(crate) commit_message: Option<String>,
+    /// The rest of it
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) commit_description: Option<String>,
+    /// Open a pull request instead of changing the branch
+    #[arg(long)]
+    pub(crate) create_pr: bool,
+    /// What the training left for the card; run.json beside the folder without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) run: Option<PathBuf>,
+    /// Card: the base model on the Hub
+    #[arg(long, value_name = "REPO")]
+    pub(crate) base_model: Option<String>,
+    /// Card: a dataset on the Hub. May be repeated
+    #[arg(long, value_name = "REPO")]
+    pub(crate) dataset: Vec<String>,
+    /// Card: a further tag, such as adapterhub:nli/multinli. May be repeated
+    #[arg(long, value_name = "TAG")]
+    pub(crate) tag: Vec<String>,
+    /// Card: a language, as a code. May be repeated
+    #[arg(long, value_name = "CODE")]
+    pub(crate) language: Vec<String>,
+    /// Card: the licence, as the Hub names it
+    #[arg(long, value_name = "ID")]
+    pub(crate) license: Option<String>,
+    /// Write a new card even where there is a README.md
+    #[arg(long, conflicts_with = "no_card")]
+    pub(crate) overwrite_card: bool,
+    /// No card
+    #[arg(long)]
+    pub(crate) no_card: bool,
+    /// Print the card, and push nothing
+    #[arg(long, conflicts_with = "no_card")]
+    pub(crate) dry_run: bool,
+}
+
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RepoType {
+    Model,
+    Dataset,
 }
 
 #[derive(Debug, Args)]
@@ -425,26 +550,81 @@ pub(crate) struct TrainArgs {
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
-    /// JSON lines of examples, or one batch as safetensors
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: Option<PathBuf>,
-    /// tokenizer.json for rows of text; the one beside the model without it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) tokenizer: Option<PathBuf>,
-    /// causal-lm, mse, or the name of a scalar value
-    #[arg(long, value_name = "LOSS")]
-    pub(crate) loss: Option<String>,
-    /// Where the trained adapters go: OUTPUT_DIR/NAME/
-    #[arg(long, value_name = "DIR")]
-    pub(crate) output_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
     /// Replace existing outputs
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) job: Flags<JobArguments>,
+    #[command(flatten)]
+    pub(crate) data: Flags<DataArguments>,
+    #[command(flatten)]
+    pub(crate) collate: Flags<CollateArguments>,
+    #[command(flatten)]
+    pub(crate) training: Flags<TrainingArguments>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The ONNX file
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+    /// What the text goes on from. May be repeated
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) prompt: Vec<String>,
+    /// Prompts, one a line; or JSON lines with `prompt`, `messages` or `input_ids` in a file named .jsonl
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Prompts are what a user says, in the form of the model's chat template
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Print the text as it comes
+    #[arg(long)]
+    pub(crate) stream: bool,
+    /// A text that ends the generation; what is printed ends in front of it. May be repeated
+    #[arg(long = "stop-strings", visible_alias = "stop", value_name = "TEXT")]
+    pub(crate) stop_strings: Vec<String>,
+    /// tokenizer.json; the one beside the model without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
     /// Run the graph as it was exported, without the native pipeline's fused kernels
     #[arg(long)]
     pub(crate) portable: bool,
     #[command(flatten)]
-    pub(crate) training: Flags<TrainingArguments>,
+    pub(crate) generation: Flags<GenerationArguments>,
+    #[command(flatten)]
+    pub(crate) exec: ExecArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// The ONNX file, or the job file of a training run
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+    /// Where a line for each prediction goes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) predictions: Option<PathBuf>,
+    /// Replace an existing file of predictions
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// A text that ends what is generated. May be repeated
+    #[arg(long = "stop-strings", visible_alias = "stop", value_name = "TEXT")]
+    pub(crate) stop_strings: Vec<String>,
+    /// tokenizer.json; the one beside the model without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Run the graph as it was exported, without the native pipeline's fused kernels
+    #[arg(long)]
+    pub(crate) portable: bool,
+    #[command(flatten)]
+    pub(crate) data: Flags<DataArguments>,
+    #[command(flatten)]
+    pub(crate) evaluation: Flags<EvalArguments>,
+    #[command(flatten)]
+    pub(crate) generation: Flags<GenerationArguments>,
     #[command(flatten)]
     pub(crate) exec: ExecArgs,
 }

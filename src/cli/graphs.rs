@@ -67,7 +67,16 @@ pub(super) fn strip(
     ui: &Ui,
 ) -> Result<()> {
     keep(output, [path])?;
-    let stripped = api::strip(open(path, ui)?, name)?;
+    let model = open(path, ui)?;
+    if name.is_none() && api::manifest(&model)?.is_empty() {
+        let finding = Diagnostic::warning(
+            "strip-nothing",
+            "this model carries no adapters of this program",
+        )
+        .at(path.display().to_string());
+        ui.warnings([&finding.help("what is written is the same model")]);
+    }
+    let stripped = api::strip(model, name)?;
     let saved = crate::onnx::save(
         &stripped,
         output,

@@ -3,9 +3,14 @@
 mod adapters;
 mod args;
 mod attach;
+mod eval;
 mod flags;
+mod generate;
 mod graphs;
+mod hub;
 mod inspect;
+mod interrupt;
+mod progress;
 mod run;
 mod train;
 
@@ -84,6 +89,8 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
         }
         Command::Run(args) => run::run(&args, ui)?,
         Command::Train(args) => train::train(&args, ui)?,
+        Command::Eval(args) => eval::run(&args, ui)?,
+        Command::Generate(args) => generate::run(&args, ui)?,
         Command::Merge {
             model,
             select,
@@ -107,6 +114,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
         }
         Command::Print { model, module } => graphs::print(&model, module.as_deref(), ui)?,
         Command::Verify(args) => graphs::verify(&args, ui)?,
+        Command::Hub(command) => hub::run(&command, ui)?,
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "rewrite", &mut out);

@@ -1,256 +1,425 @@
 //! `rewrite train`.
 
 use super::args::TrainArgs;
+use super::progress::Progress;
 use super::{Ui, attach, compile_options, exists, open, usage};
 use crate::adapters::folder::{WriteOptions, file};
+use crate::adapters::head::{Head, HeadConfig, HeadType};
+use crate::adapters::{AdapterStore, Meta};
 use crate::api;
-use crate::diag::{Diagnostic, nearest};
+use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::DType;
+use crate::options;
+use crate::rewrite::passes::head::LOGITS;
 use crate::rewrite::passes::loss::Divisor;
-use crate::runtime::{Feeds, io};
+use crate::runtime::io;
+use crate::select::Interface;
 use crate::text::Tokenizer;
+use crate::train::watch::Watchers;
 use crate::train::{
-    Dataset, Mode, ReadOptions, StepReport, Trainer, TrainingArguments, dataset_divisor, parse_loss,
+    DataArguments, Dataset, Files, Job, Labels, Loaded, Mode, Output, Resume, Stop, Task,
+    TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
 };
-use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-/// Keys of a job file that are not training arguments.
-const JOB: [&str; 8] = [
-    "model",
-    "interface",
-    "adapter",
-    "data",
-    "tokenizer",
-    "loss",
-    "output_dir",
-    "threads",
-];
-
-/// A job: what the command line says, over what the job file says.
-struct Job {
+/// The job: the command line over the job file.
+struct Request {
+    job: Job,
     model: PathBuf,
-    data: PathBuf,
-    tokenizer: Option<PathBuf>,
-    loss: String,
     output: PathBuf,
-    args: TrainingArguments,
-    seed: u64,
+    force: bool,
 }
 
-fn job(cli: &mut TrainArgs) -> Result<Job> {
-    let mut file = Map::new();
-    let mut base = PathBuf::new();
+fn request(cli: &mut TrainArgs) -> Result<Request> {
     let is_job = cli.model.extension().is_some_and(|e| e == "json");
-    if is_job {
-        let text = std::fs::read_to_string(&cli.model)
-            .map_err(|e| Error::io(&cli.model, "cannot read the job", e))?;
-        let at = |m: String| {
-            Error::new(
-                ErrorKind::Train,
-                Diagnostic::error("job", m).at(cli.model.display().to_string()),
-            )
-        };
-        file = serde_json::from_str(&text).map_err(|e| at(e.to_string()))?;
-        base = cli
-            .model
-            .parent()
-            .map_or_else(PathBuf::new, Path::to_path_buf);
+    let folder = cli
+        .model
+        .parent()
+        .filter(|_| is_job)
+        .map_or_else(PathBuf::new, Path::to_path_buf);
+    let mut options = if is_job {
+        Job::open(&cli.model)?
+    } else {
+        serde_json::Map::new()
+    };
+    // What the file says is relative to the file.
+    let own = options::take::<DataArguments>(&mut options);
+    let mut data: DataArguments = options::read(own)?;
+    data.beside(&folder);
+    if let serde_json::Value::Object(fields) = json!(data) {
+        options.extend(fields);
     }
-    let text = |v: Option<Value>| v.and_then(|v| v.as_str().map(str::to_owned));
-    let path = |v: Option<Value>| text(v).map(|p| base.join(p));
-    let mut taken: Map<String, Value> = JOB
-        .iter()
-        .filter_map(|k| Some(((*k).to_owned(), file.shift_remove(*k)?)))
-        .collect();
+    let flags = [
+        &cli.job.given,
+        &cli.data.given,
+        &cli.collate.given,
+        &cli.training.given,
+    ];
+    let named: Vec<String> = flags.iter().flat_map(|f| f.keys().cloned()).collect();
+    options.extend(flags.into_iter().flat_map(Clone::clone));
+    let mut job = Job::read(options)?;
+    // What the file says is relative to the file; what a flag says is relative to where we are.
+    let place = |field: &str, text: &str| {
+        if named.iter().any(|n| n == field) {
+            PathBuf::from(text)
+        } else {
+            folder.join(text)
+        }
+    };
+    if cli.select.interface.is_none() {
+        cli.select.interface = job.job.interface.as_deref().map(|i| located(&folder, i));
+    }
+    if cli.select.adapters.is_empty() {
+        cli.select.adapters = job.job.adapter.list();
+    }
+    if cli.select.active.is_none() {
+        cli.select.active.clone_from(&job.job.active);
+    }
+    if cli.exec.threads.is_none() {
+        cli.exec.threads = job.job.threads;
+    }
+    if cli.exec.device == "cpu" {
+        cli.exec.device.clone_from(&job.job.device);
+    }
     let model = if is_job {
-        path(taken.remove("model"))
-            .ok_or_else(|| usage("the job names no model", "\"model\": \"model.onnx\""))?
+        let model = job
+            .job
+            .model
+            .as_deref()
+            .ok_or_else(|| usage("the job names no model", "\"model\": \"model.onnx\""))?;
+        place("model", model)
     } else {
         cli.model.clone()
     };
-    if cli.select.interface.is_none() {
-        cli.select.interface = text(taken.remove("interface"));
-    }
-    if cli.select.adapters.is_empty() {
-        cli.select.adapters = match taken.remove("adapter") {
-            Some(Value::Array(list)) => list
-                .iter()
-                .filter_map(|v| v.as_str().map(str::to_owned))
-                .collect(),
-            Some(Value::String(s)) => vec![s],
-            _ => Vec::new(),
-        };
-    }
-    file.extend(cli.training.given.clone());
-    let args = arguments(file)?;
-    let data = cli
-        .data
-        .clone()
-        .or_else(|| path(taken.remove("data")))
-        .ok_or_else(|| usage("no data was given", "--data train.jsonl"))?;
-    let output = cli
+    let output = job
+        .job
         .output_dir
-        .clone()
-        .or_else(|| path(taken.remove("output_dir")))
+        .as_deref()
         .ok_or_else(|| usage("no output folder was given", "--output-dir out"))?;
-    Ok(Job {
-        data,
-        output,
-        tokenizer: cli
-            .tokenizer
-            .clone()
-            .or_else(|| path(taken.remove("tokenizer"))),
-        loss: cli
-            .loss
-            .clone()
-            .or_else(|| text(taken.remove("loss")))
-            .unwrap_or_else(|| "causal-lm".to_owned()),
-        seed: args.seed,
-        args,
+    let output = place("output_dir", output);
+    job.job.tokenizer = job
+        .job
+        .tokenizer
+        .as_deref()
+        .map(|t| place("tokenizer", t).display().to_string());
+    if job.data.data.is_none() {
+        return Err(usage("no data was given", "--data train.jsonl"));
+    }
+    Ok(Request {
+        force: cli.force || job.job.overwrite_output_dir,
+        job,
         model,
+        output,
     })
 }
 
-fn arguments(fields: Map<String, Value>) -> Result<TrainingArguments> {
-    serde_json::from_value(Value::Object(fields)).map_err(|e| {
-        let message = e.to_string();
-        let unknown = message
-            .strip_prefix("unknown field `")
-            .and_then(|t| t.split('`').next())
-            .map(str::to_owned);
-        let known: Vec<String> = match json!(TrainingArguments::default()) {
-            Value::Object(o) => o
-                .keys()
-                .cloned()
-                .chain(JOB.iter().map(ToString::to_string))
-                .collect(),
-            _ => Vec::new(),
-        };
-        let d = Diagnostic::error("job-field", message);
-        let near =
-            unknown.and_then(|u| nearest(&u, known.iter().map(String::as_str)).map(str::to_owned));
-        Error::new(
-            ErrorKind::Train,
-            if let Some(n) = near {
-                d.help(format!("did you mean `{n}`?"))
-            } else {
-                d
-            },
-        )
-    })
+/// A file of the job's folder, or a name.
+pub(super) fn located(folder: &Path, name: &str) -> String {
+    let path = folder.join(name);
+    if path.exists() {
+        path.display().to_string()
+    } else {
+        name.to_owned()
+    }
 }
 
-pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
-    let mut cli = args.clone();
-    let job = job(&mut cli)?;
-    let base = open(&job.model, ui)?;
-    let interface = attach::interface(cli.select.interface.as_deref(), &job.model, &base)?;
+/// A model that is ready to be trained, with what its folder needs.
+struct Prepared {
+    model: Verified,
+    names: Vec<String>,
+    interface: Interface,
+    meta: Meta,
+    vocabulary: Option<i64>,
+    head: Option<Head>,
+}
+
+fn prepare(cli: &TrainArgs, request: &Request, ui: &Ui) -> Result<Prepared> {
+    let mut base = open(&request.model, ui)?;
+    let interface = attach::interface(cli.select.interface.as_deref(), &request.model, &base)?;
     let vocabulary = vocabulary(&base);
-    let adapted = attach::attached(base, &job.model, &cli.select, job.seed, true, ui)?;
+    if request.job.collate.packing {
+        base = api::pack(base, &interface)?;
+    }
+    let adapted = attach::attached(
+        base,
+        &request.model,
+        &cli.select,
+        request.job.training.seed,
+        true,
+        ui,
+    )?;
     let names: Vec<String> = api::manifest(&adapted.model)?
         .into_iter()
         .map(|a| a.0)
         .collect();
-    check_outputs(&job.output, &names, cli.force)?;
-    let meta = api::meta(&job.model, &interface, &adapted.selection);
-    let one_batch = is_safetensors(&job.data)?;
-    let mode = if cli.portable {
-        Mode::Portable
-    } else {
-        Mode::Native
-    };
-    let loss = parse_loss(
-        &job.loss,
-        if one_batch {
-            Divisor::Labels
-        } else {
-            dataset_divisor()
-        },
+    let meta = api::meta(&request.model, &interface, &adapted.selection);
+    Ok(Prepared {
+        model: adapted.model,
+        names,
+        interface,
+        meta,
+        vocabulary,
+        head: None,
+    })
+}
+
+impl Prepared {
+    /// The adapters' summary table.
+    fn summary(&self) -> Result<String> {
+        let setup = api::stacked(self.names.iter().cloned());
+        Ok(api::summary(&self.model, &setup)?.table())
+    }
+
+    /// Writes the adapters into a folder.
+    fn save(&self, store: &AdapterStore, folder: &Path, force: bool) -> Result<Vec<PathBuf>> {
+        let mut written = Vec::new();
+        for name in &self.names {
+            let at = folder.join(name);
+            let saved = api::folder(
+                &self.model,
+                &store.of(name),
+                name,
+                &self.interface,
+                self.meta.clone(),
+            )?;
+            let options = WriteOptions {
+                force,
+                ..WriteOptions::default()
+            };
+            saved.write(&at, options)?;
+            if let Some(head) = self.head.as_ref().filter(|h| h.name == *name) {
+                head.write(&at, store, &self.meta, force)?;
+            }
+            written.push(at);
+        }
+        Ok(written)
+    }
+}
+
+pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
+    let mut cli = args.clone();
+    let request = request(&mut cli)?;
+    let job = &request.job;
+    let mut prepared = prepare(&cli, &request, ui)?;
+    let resumes = matches!(
+        job.training.resume_from_checkpoint,
+        Some(Resume::Last(true) | Resume::From(_))
     );
-    let steps_known = job.args.max_steps;
-    let batch_size = job.args.per_device_train_batch_size * job.args.gradient_accumulation_steps;
-    let model = adapted.model.clone();
-    let mut trainer = Trainer::new(
-        adapted.model,
-        &loss,
-        job.args.clone(),
-        mode,
-        &compile_options(&cli.exec)?,
-    )?;
-    ui.note(&format!(
-        "training {} parameters of {}",
-        trainer.trainable(),
-        names.join(", ")
-    ));
-    let mut watch = Watch::new(ui, job.args.logging_steps);
-    if one_batch {
-        if steps_known <= 0 {
+    check_outputs(&request.output, &prepared.names, request.force || resumes)?;
+    let files = job.data.data.as_ref().map_or_else(Vec::new, Files::list);
+    let one_batch = match &*files {
+        [one] if is_safetensors(one)? => Some(one),
+        _ => None,
+    };
+    let mut progress = Progress::new(ui);
+    let trainer = if let Some(file) = one_batch {
+        if job.training.max_steps <= 0 {
             return Err(usage("one batch needs a number of steps", "--max-steps 5"));
         }
-        watch.total(steps_known as u64);
-        let feeds = batch(&job.data)?;
-        trainer.train_on(&feeds, &mut |r| watch.step(r))?;
+        let mut trainer = trainer(&cli, &request, &prepared, Divisor::Labels, ui)?;
+        trainer.train_on(&io::read(file)?.plain(), &mut |e| {
+            progress.event(e);
+            Ok(())
+        })?;
+        trainer
     } else {
-        let tokenizer = tokenizer(&job)?;
-        let options = ReadOptions {
-            tokenizer: tokenizer.as_ref(),
-            max_length: job.args.max_seq_length,
-            vocab: vocabulary,
-        };
-        let data = Dataset::read_jsonl(&job.data, &options)?;
-        if data.truncated() > 0 {
-            ui.note(&format!(
-                "{} of {} rows were cut to {} tokens",
-                data.truncated(),
-                data.len(),
-                job.args.max_seq_length
-            ));
+        let tokenizer = tokenizer(&request)?;
+        let seed = job.training.data_seed.unwrap_or(job.training.seed);
+        let vocabulary = prepared.vocabulary;
+        let loaded = job
+            .data
+            .load(tokenizer.as_ref(), vocabulary, seed, &mut |line| {
+                ui.note(&line)
+            })?;
+        prepared.give_head(&request, &loaded)?;
+        let mut trainer = trainer(&cli, &request, &prepared, dataset_divisor(), ui)?;
+        if job.job.dry_run {
+            return dry_run(&mut trainer, &request, &loaded, ui);
         }
-        let batches = data.len().div_ceil(job.args.per_device_train_batch_size);
-        watch.total(job.args.total_steps(batches));
-        ui.note(&format!("{} rows, {batch_size} a step", data.len()));
-        let pad = tokenizer.as_ref().and_then(Tokenizer::pad_id).unwrap_or(0);
-        trainer.train(&data, pad, &mut |r| watch.step(r))?;
-    }
-    watch.finish();
-    let store = trainer.store();
-    let mut written = Vec::new();
-    for name in &names {
-        let folder = job.output.join(name);
-        let saved = api::folder(&model, &store.of(name), name, &interface, meta.clone())?;
-        saved.write(
-            &folder,
-            WriteOptions {
-                force: cli.force,
-                ..WriteOptions::default()
-            },
-        )?;
-        written.push(folder);
-    }
+        on_data(&mut trainer, &request, &prepared, &loaded, &mut progress)?;
+        trainer
+    };
+    progress.finish();
+    let written = prepared.save(&trainer.store(), &request.output, true)?;
     let report = json!({
-        "adapters": written, "steps": trainer.steps(), "first_loss": watch.first, "last_loss": watch.last,
-        "losses": watch.losses, "tokens_per_second": watch.rate(),
+        "adapters": written, "steps": trainer.steps(), "first_loss": progress.first, "last_loss": progress.last,
+        "losses": progress.losses, "tokens_per_second": progress.rate(), "best_step": trainer.progress().best_step,
+        "best_metric": trainer.progress().best_metric,
     });
     ui.result(&report, || {
-        let mut text = format!(
-            "{} steps: loss {:.4} → {:.4}",
-            trainer.steps(),
-            watch.first,
-            watch.last
-        );
-        if watch.tokens > 0 {
-            text += &format!(", {:.0} tokens/s", watch.rate());
-        }
+        let mut text = progress.summary(trainer.steps());
         for folder in &written {
             text += &format!("\nwrote {}{}", folder.display(), std::path::MAIN_SEPARATOR);
         }
         text + "\n"
     })
+}
+
+/// What is minimised, where the job does not say it.
+fn usual_loss(task: Task) -> &'static str {
+    match task {
+        Task::CausalLm => "causal-lm",
+        Task::Seq2seq => "seq2seq",
+        Task::Classification => "classification",
+        Task::Regression => "regression",
+        Task::MultiLabel => "multi-label",
+    }
+}
+
+fn trainer(
+    cli: &TrainArgs,
+    request: &Request,
+    prepared: &Prepared,
+    divisor: Divisor,
+    ui: &Ui,
+) -> Result<Trainer> {
+    let job = &request.job;
+    let name = job
+        .job
+        .loss
+        .as_deref()
+        .unwrap_or_else(|| usual_loss(job.data.task));
+    let loss = smoothed(
+        parse_loss(name, divisor),
+        job.training.label_smoothing_factor,
+    );
+    let mode = if job.job.portable {
+        Mode::Portable
+    } else {
+        Mode::Native
+    };
+    let mut options = compile_options(&cli.exec)?;
+    if job.training.bf16 {
+        options.precision = crate::runtime::cpu::gemm::Precision::Bf16;
+    }
+    let trainer = Trainer::new(
+        prepared.model.clone(),
+        &loss,
+        job.training.clone(),
+        mode,
+        &options,
+    )?;
+    ui.note(&format!(
+        "training {} parameters of {}",
+        trainer.trainable(),
+        prepared.names.join(", ")
+    ));
+    Ok(trainer)
+}
+
+impl Prepared {
+    /// Adds a head for a task of whole examples, where the graph has none.
+    fn give_head(&mut self, request: &Request, loaded: &Loaded) -> Result<()> {
+        let task = request.job.data.task;
+        let head_type = match task {
+            Task::CausalLm | Task::Seq2seq => return Ok(()),
+            Task::Classification | Task::Regression => HeadType::Classification,
+            Task::MultiLabel => HeadType::MultilabelClassification,
+        };
+        let names = &loaded.report.label_names;
+        let config = request.job.job.head.clone().unwrap_or_default();
+        let num_labels = match loaded.train.get(0)?.labels {
+            Labels::Values(v) => v.len(),
+            _ if names.is_empty() => config.num_labels.max(largest_class(&loaded.train)?),
+            _ => names.len(),
+        };
+        if self.model.model().graph.find(LOGITS).is_some() {
+            return Ok(());
+        }
+        let ids = names
+            .iter()
+            .enumerate()
+            .map(|(i, n)| (n.clone(), i as i64))
+            .collect();
+        let head = Head {
+            name: self.names[0].clone(),
+            config: HeadConfig {
+                head_type,
+                num_labels,
+                label2id: (!names.is_empty()).then_some(ids),
+                ..config
+            },
+            weights: None,
+        };
+        self.model = api::attach_head(
+            self.model.clone(),
+            head.clone(),
+            request.job.training.seed,
+            true,
+        )?;
+        self.head = Some(head);
+        Ok(())
+    }
+}
+
+/// Number of classes that the data has.
+fn largest_class(data: &Dataset) -> Result<usize> {
+    let mut most = 0;
+    for i in 0..data.len() {
+        if let Labels::Class(c) = data.get(i)?.labels {
+            most = most.max(usize::try_from(c).map_or(0, |c| c + 1));
+        }
+    }
+    Ok(most)
+}
+
+fn train_data<'a>(request: &Request, loaded: &'a Loaded) -> TrainData<'a> {
+    TrainData {
+        train: &loaded.train,
+        eval: loaded.eval.as_ref(),
+        collate: request.job.collate,
+        pad_id: loaded.pad_id,
+        decoder_start: loaded.pad_id,
+        max_length: loaded.max_length,
+    }
+}
+
+/// Trains on the job's datasets.
+fn on_data(
+    trainer: &mut Trainer,
+    request: &Request,
+    prepared: &Prepared,
+    loaded: &Loaded,
+    progress: &mut Progress<'_>,
+) -> Result<()> {
+    let data = train_data(request, loaded);
+    let save =
+        |store: &AdapterStore, folder: &Path| prepared.save(store, folder, false).map(|_| ());
+    let output = Output {
+        folder: &request.output,
+        save: &save,
+    };
+    trainer.stop_on(super::interrupt::flag()?);
+    let mut watchers = Watchers::open(
+        &request.output,
+        &request.job.job.report_to,
+        json!(request.job),
+    )?;
+    watchers.describe(loaded.report.lines(), prepared.summary()?);
+    let stop = trainer.train(&data, Some(&output), &mut |e| {
+        progress.event(e);
+        watchers.event(e)
+    })?;
+    watchers.close()?;
+    if stop == Stop::Interrupted {
+        let message = format!(
+            "stopped after step {}; a checkpoint was written",
+            trainer.steps()
+        );
+        let d = Diagnostic::error("interrupted", message);
+        return Err(Error::new(ErrorKind::Train, d.help("go on with --resume")));
+    }
+    Ok(())
+}
+
+/// What the run would be, and what it would need.
+fn dry_run(trainer: &mut Trainer, request: &Request, loaded: &Loaded, ui: &Ui) -> Result<()> {
+    let data = train_data(request, loaded);
+    let found = trainer.dry_run(&data, request.model.metadata().map_or(0, |m| m.len()))?;
+    ui.result(&json!(found), || found.to_string())
 }
 
 fn check_outputs(output: &Path, names: &[String], force: bool) -> Result<()> {
@@ -260,11 +429,11 @@ fn check_outputs(output: &Path, names: &[String], force: bool) -> Result<()> {
             "--output-dir takes a folder; it is made when it is missing",
         ));
     }
-    match names
+    let there = names
         .iter()
         .map(|n| output.join(n))
-        .find(|f| f.join(file::CONFIG).exists())
-    {
+        .find(|f| f.join(file::CONFIG).exists());
+    match there {
         Some(there) if !force => Err(exists(&there)),
         _ => Ok(()),
     }
@@ -272,6 +441,9 @@ fn check_outputs(output: &Path, names: &[String], force: bool) -> Result<()> {
 
 /// Whether a file is safetensors: a header length, then a JSON object. JSON lines begin with the object.
 fn is_safetensors(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
     let mut head = [0u8; 9];
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, "cannot open the data", e))?;
     let read = std::io::Read::read(&mut std::io::BufReader::new(file), &mut head).unwrap_or(0);
@@ -280,22 +452,17 @@ fn is_safetensors(path: &Path) -> Result<bool> {
         && u64::from_le_bytes(head[..8].try_into().unwrap_or_default()) < 1 << 32)
 }
 
-/// One batch; names may carry the prefix `input/`.
-fn batch(path: &Path) -> Result<Feeds> {
-    Ok(io::read(path)?.plain())
-}
-
-fn tokenizer(job: &Job) -> Result<Option<Tokenizer>> {
-    let beside = job.model.with_file_name("tokenizer.json");
-    match &job.tokenizer {
-        Some(path) => Tokenizer::open(path).map(Some),
+fn tokenizer(request: &Request) -> Result<Option<Tokenizer>> {
+    let beside = request.model.with_file_name("tokenizer.json");
+    match &request.job.job.tokenizer {
+        Some(path) => Tokenizer::open(Path::new(path)).map(Some),
         None if beside.exists() => Tokenizer::open(&beside).map(Some),
         None => Ok(None),
     }
 }
 
 /// Rows of the table that `input_ids` looks up, if the graph has one.
-fn vocabulary(model: &Verified) -> Option<i64> {
+pub(super) fn vocabulary(model: &Verified) -> Option<i64> {
     let g = &model.model().graph;
     let ids = g.find("input_ids")?;
     g.uses(ids).into_iter().find_map(|u| {
@@ -305,88 +472,9 @@ fn vocabulary(model: &Verified) -> Option<i64> {
             .tensor
             .as_ref()
             .filter(|t| t.dtype.is_float() || t.dtype == DType::Uint8)?;
-        g.node(u.node())
-            .op
-            .is_onnx("Gather")
+        let looked_up = g.node(u.node()).op.is_onnx("Gather");
+        looked_up
             .then(|| tensor.dims.first().map(|&d| d as i64))
             .flatten()
     })
-}
-
-/// Shows progress.
-struct Watch<'a> {
-    ui: &'a Ui,
-    bar: ProgressBar,
-    every: u64,
-    total: u64,
-    started: Instant,
-    tokens: usize,
-    first: f64,
-    last: f64,
-    losses: Vec<f64>,
-}
-
-impl<'a> Watch<'a> {
-    fn new(ui: &'a Ui, every: u64) -> Self {
-        let bar = if ui.progress() {
-            ProgressBar::new(0)
-        } else {
-            ProgressBar::hidden()
-        };
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}  {eta} left");
-        if let Ok(style) = style {
-            bar.set_style(style);
-        }
-        Watch {
-            ui,
-            bar,
-            every,
-            total: 0,
-            started: Instant::now(),
-            tokens: 0,
-            first: f64::NAN,
-            last: f64::NAN,
-            losses: Vec::new(),
-        }
-    }
-
-    fn total(&mut self, steps: u64) {
-        self.total = steps;
-        self.bar.set_length(steps);
-    }
-
-    fn rate(&self) -> f64 {
-        self.tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
-    }
-
-    fn step(&mut self, r: &StepReport) {
-        if r.step == 1 {
-            self.first = r.loss;
-        }
-        self.last = r.loss;
-        self.losses.push(r.loss);
-        self.tokens += r.tokens;
-        let rate = if self.tokens > 0 {
-            format!("  {:.0} tokens/s", self.rate())
-        } else {
-            String::new()
-        };
-        self.bar.set_position(r.step);
-        self.bar.set_message(format!(
-            "loss {:.4}  lr {:.2e}{rate}",
-            r.loss, r.learning_rate
-        ));
-        let due = self.every > 0
-            && (r.step.is_multiple_of(self.every) || r.step == self.total || r.step == 1);
-        if due && !self.ui.quiet && !self.ui.progress() {
-            self.ui.note(&format!(
-                "step {}/{}  loss {:.4}  lr {:.3e}  grad norm {:.3}{rate}",
-                r.step, self.total, r.loss, r.learning_rate, r.grad_norm
-            ));
-        }
-    }
-
-    fn finish(&self) {
-        self.bar.finish_and_clear();
-    }
 }

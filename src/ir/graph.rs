@@ -488,7 +488,7 @@ impl Graph {
         }
     }
 
-    /// Removes a value, its edges and its mentions as initializer and in `value_info`.
+    /// Removes values, their edges and their mentions as inputs, initializers and in `value_info`.
     pub(crate) fn remove_values(&mut self, ids: &[ValueId]) {
         let mut gone: Vec<ValueId> = ids
             .iter()
@@ -497,6 +497,7 @@ impl Graph {
             .collect();
         gone.sort_unstable();
         let dead = |v: &ValueId| gone.binary_search(v).is_ok();
+        self.inputs.retain(|p| !dead(&p.value));
         self.initializers.retain(|v| !dead(v));
         self.sparse_initializers.retain(|(v, _)| !dead(v));
         self.infos

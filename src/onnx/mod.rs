@@ -22,4 +22,4 @@ mod write;
 
 pub use external::ExternalSource;
 pub use read::{open, read};
-pub use save::{MESSAGE_LIMIT, SaveOptions, Saved, save, to_bytes};
+pub use save::{MESSAGE_LIMIT, SaveOptions, Saved, locations, save, to_bytes};

@@ -1,7 +1,7 @@
 //! Saving: files are written beside their final place and renamed, and external data is referred to or copied, never rewritten.
 
 use super::encode;
-use super::external::{contained, map, relative};
+use super::external::{ExternalSource, contained, map, relative};
 use super::message::entry;
 use super::proto::{
     AttributeProto, GraphProto, ModelProto, TensorProto, tensor_proto::DataLocation,
@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{AttrValue, Graph, Model, Payload, TensorData};
 use bytes::Bytes;
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -367,6 +367,21 @@ fn copy(d: &DataFile, folder: &Path, force: bool, progress: &mut Progress<'_>) -
             progress.add(usize::try_from(n).unwrap_or(usize::MAX));
         }
     })
+}
+
+/// The data files that a model file refers to, relative to its folder; they are not opened.
+///
+/// # Errors
+/// A file that is no model.
+pub fn locations(path: &Path) -> Result<Vec<String>> {
+    let model = super::read(map(path)?.bytes(), &ExternalSource::none())?;
+    let mut found = IndexSet::new();
+    visit_model(&model, &mut |tensor| {
+        if let Payload::External(external) = &tensor.payload {
+            found.extend(external.entry("location").map(str::to_owned));
+        }
+    });
+    Ok(found.into_iter().collect())
 }
 
 fn visit_model(model: &Model, f: &mut impl FnMut(&TensorData)) {

@@ -4,6 +4,7 @@
 //! declared input types allow. The runtime only executes: gradients, losses and fusion are rewrites of the graph. On the CPU
 //! the kernels work on slices of candle's storage; frozen weights are read from the mapped file.
 
+pub mod cache;
 mod compile;
 pub mod cpu;
 mod exec;
@@ -18,7 +19,7 @@ pub mod value;
 
 pub use plan::{CompileOptions, FeedSpec, Feeds, Outputs, Plan};
 
-pub use train_step::{Gradients, StepReport, TrainStep, Trainable};
+pub use train_step::{Gradient, Gradients, StepReport, TrainStep, Trainable};
 pub use value::Value;
 
 use crate::diag::Diagnostic;

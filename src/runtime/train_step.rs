@@ -200,6 +200,33 @@ impl TrainStep {
     /// Clips the accumulated gradients by their global norm and applies `AdamW`; then the gradients are zero.
     /// Parameters that weight decay does not concern take the step without it.
     pub fn apply(&mut self, optimizer: &AdamW, max_norm: Option<f64>) -> Result<StepReport> {
+        let plain = AdamW {
+            weight_decay: 0.0,
+            ..*optimizer
+        };
+        self.apply_with(max_norm, &mut |name, p, step| {
+            p.first.resize(p.value.len(), 0.0);
+            p.second.resize(p.value.len(), 0.0);
+            let options = if p.decays { optimizer } else { &plain };
+            adamw(
+                options,
+                step.number,
+                &mut p.value,
+                step.grad,
+                step.clip,
+                &mut p.first,
+                &mut p.second,
+            )
+            .map_err(|e| fault(name, &e.to_string()))
+        })
+    }
+
+    /// Clips the accumulated gradients by their global norm and lets `update` change each parameter; then the gradients are zero.
+    pub fn apply_with(
+        &mut self,
+        max_norm: Option<f64>,
+        update: &mut dyn FnMut(&str, &mut Trainable, Gradient<'_>) -> Result<()>,
+    ) -> Result<StepReport> {
         let grads: Vec<&[f32]> = self.params.values().map(|p| p.grad.as_slice()).collect();
         if grads
             .iter()
@@ -214,25 +241,14 @@ impl TrainStep {
             _ => 1.0,
         };
         self.step += 1;
-        let plain = AdamW {
-            weight_decay: 0.0,
-            ..*optimizer
-        };
         for (name, p) in &mut self.params {
-            p.first.resize(p.value.len(), 0.0);
-            p.second.resize(p.value.len(), 0.0);
-            let options = if p.decays { optimizer } else { &plain };
             let grad = std::mem::take(&mut p.grad);
-            adamw(
-                options,
-                self.step,
-                &mut p.value,
-                &grad,
+            let gradient = Gradient {
+                grad: &grad,
                 clip,
-                &mut p.first,
-                &mut p.second,
-            )
-            .map_err(|e| fault(name, &e.to_string()))?;
+                number: self.step,
+            };
+            update(name, p, gradient)?;
         }
         Ok(StepReport {
             grad_norm: norm,
@@ -240,6 +256,17 @@ impl TrainStep {
             step: self.step,
         })
     }
+}
+
+/// The gradient of one parameter in a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradient<'a> {
+    /// The sum over the micro-batches.
+    pub grad: &'a [f32],
+    /// What it is to be multiplied by.
+    pub clip: f32,
+    /// Number of the step, from 1.
+    pub number: u32,
 }
 
 impl Trainable {

@@ -3,11 +3,43 @@
 use super::data::{Example, IGNORE, Labels};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
+use crate::options::Options;
 use crate::rewrite::passes::loss::LABELS;
+use crate::rewrite::passes::pack::SEGMENTS;
 use crate::runtime::{Feeds, Value};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// The examples of one micro-batch by index: a list for each row, with one example each unless rows are packed.
 pub type Rows = Vec<Vec<usize>>;
+
+/// Where padding goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PaddingSide {
+    /// Behind the tokens.
+    #[default]
+    Right,
+    /// Before them.
+    Left,
+}
+
+/// How examples become batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CollateArguments {
+    /// Where padding goes.
+    pub padding_side: PaddingSide,
+    /// Makes the length of a batch a multiple of this.
+    pub pad_to_multiple_of: Option<usize>,
+    /// Puts examples of similar length together, in a random order otherwise.
+    pub group_by_length: bool,
+    /// Puts several examples into one row of at most `max_seq_length` tokens, with attention and positions of each kept apart, so
+    /// that no time is spent on padding. `per_device_train_batch_size` counts such rows.
+    pub packing: bool,
+}
+
+impl Options for CollateArguments {}
 
 /// The tensors of one micro-batch.
 #[derive(Clone, Debug)]
@@ -16,8 +48,10 @@ pub struct Batch {
     pub feeds: Feeds,
     /// Number of examples.
     pub examples: usize,
-    /// Number of labels that count towards the loss, after the shift.
+    /// Number of labels, as Hugging Face's Trainer counts `num_items_in_batch`: before the shift of a causal language model.
     pub items: usize,
+    /// Number of labels that the loss sees: after the shift.
+    pub scored: usize,
     /// Number of tokens, padding not counted.
     pub tokens: usize,
     /// Number of positions, padding counted.
@@ -25,7 +59,7 @@ pub struct Batch {
 }
 
 /// Decides which examples stand together, epoch by epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sampler {
     /// Rows of one micro-batch.
     pub batch_size: usize,
@@ -35,79 +69,323 @@ pub struct Sampler {
     pub shuffle: bool,
     /// Drops the last incomplete micro-batch.
     pub drop_last: bool,
+    /// Puts examples of similar length together.
+    pub group_by_length: bool,
+    /// Packs rows of at most so many tokens.
+    pub pack: Option<usize>,
 }
 
+/// Rows are packed within so many examples of the shuffled order, so that the order stays random.
+const PACK_WINDOW: usize = 1024;
+
 impl Sampler {
-    /// The micro-batches of an epoch over examples of these lengths in tokens. The same on every machine.
+    /// The micro-batches of an epoch over examples of these lengths in tokens. The same on every machine. `O(n log n)`.
     pub fn epoch(&self, lengths: &[u32], epoch: u64) -> Vec<Rows> {
-        let order = if self.shuffle {
+        let mut order = if self.shuffle {
             epoch_order(lengths.len(), self.seed, epoch)
         } else {
             (0..lengths.len()).collect()
         };
         let size = self.batch_size.max(1);
-        let keep = if self.drop_last {
-            order.len() / size
-        } else {
-            order.len().div_ceil(size)
+        if self.group_by_length {
+            group(&mut order, lengths, size);
+        }
+        let rows: Vec<Vec<usize>> = match self.pack {
+            Some(capacity) => order
+                .chunks(PACK_WINDOW)
+                .flat_map(|w| packed(w, lengths, capacity))
+                .collect(),
+            None => order.into_iter().map(|i| vec![i]).collect(),
         };
-        let batches = order.chunks(size).take(keep);
-        batches
-            .map(|b| b.iter().map(|&i| vec![i]).collect())
+        let keep = if self.drop_last {
+            rows.len() / size
+        } else {
+            rows.len().div_ceil(size)
+        };
+        rows.chunks(size)
+            .take(keep)
+            .map(<[Vec<usize>]>::to_vec)
             .collect()
     }
 }
 
+/// Sorts within groups of at most fifty batches, the longest first, as Hugging Face's length-grouped sampler does. The longest example of
+/// all comes first, so that memory that does not suffice shows at once.
+fn group(order: &mut [usize], lengths: &[u32], size: usize) {
+    let batches = (order.len() / (size * 4)).clamp(1, 50);
+    let longest = (0..order.len()).max_by_key(|&at| (lengths[order[at]], std::cmp::Reverse(at)));
+    if let Some(at) = longest {
+        order[..=at].rotate_right(1);
+    }
+    for part in order.chunks_mut(batches * size) {
+        part.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
+    }
+}
+
+/// Best-fit decreasing: each example, longest first, goes into the fullest row that has room.
+fn packed(window: &[usize], lengths: &[u32], capacity: usize) -> Vec<Vec<usize>> {
+    let mut longest: Vec<usize> = (0..window.len()).collect();
+    longest.sort_by_key(|&at| std::cmp::Reverse(lengths[window[at]]));
+    let mut rows: Vec<Vec<usize>> = Vec::new();
+    // Rows by the room they have.
+    let mut rooms: std::collections::BTreeMap<usize, Vec<usize>> =
+        std::collections::BTreeMap::new();
+    for at in longest {
+        let need = (lengths[window[at]] as usize).min(capacity);
+        let fit = rooms.range(need..).next().map(|(room, _)| *room);
+        let found = fit.and_then(|room| Some((room, rooms.get_mut(&room)?.pop()?)));
+        let (room, row) = found.unwrap_or_else(|| {
+            rows.push(Vec::new());
+            (capacity, rows.len() - 1)
+        });
+        if rooms.get(&room).is_some_and(Vec::is_empty) {
+            rooms.remove(&room);
+        }
+        rows[row].push(at);
+        rooms.entry(room - need).or_default().push(row);
+    }
+    // In the order of the window again.
+    for row in &mut rows {
+        row.sort_unstable();
+    }
+    rows.sort_by_key(|row| row.first().copied());
+    rows.into_iter()
+        .map(|row| row.into_iter().map(|at| window[at]).collect())
+        .collect()
+}
+
 /// Turns examples into tensors.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collator {
-    /// The id behind the end.
+    /// The id of padding.
     pub pad_id: i64,
+    /// Where it goes.
+    pub side: PaddingSide,
+    /// Makes the length a multiple of this.
+    pub multiple_of: Option<usize>,
+    /// Whether rows say which example each position belongs to.
+    pub packing: bool,
+    /// The id that an encoder-decoder's decoder begins with.
+    pub decoder_start: i64,
+}
+
+/// Columns of a batch under construction: rows of equal width.
+struct Grid {
+    rows: usize,
+    width: usize,
+    left: bool,
+}
+
+impl Grid {
+    /// A tensor from the content of each row, padded.
+    fn fill(&self, pad: i64, content: impl Iterator<Item = Vec<i64>>) -> Result<Value> {
+        let mut out = vec![pad; self.rows * self.width];
+        for (r, row) in content.enumerate() {
+            let at = r * self.width + if self.left { self.width - row.len() } else { 0 };
+            out[at..at + row.len()].copy_from_slice(&row);
+        }
+        Value::from_i64(&[self.rows, self.width], out).map_err(|e| failed(&e.to_string()))
+    }
 }
 
 impl Collator {
-    /// A batch of rows, padded to the longest.
-    pub fn collate(&self, rows: &[Vec<Example>]) -> Result<Batch> {
-        let examples: Vec<&Example> = rows.iter().flatten().collect();
-        let width = examples
-            .iter()
-            .map(|e| e.input_ids.len())
-            .max()
-            .unwrap_or(0);
-        let count = examples.len();
-        let mut ids = vec![self.pad_id; count * width];
-        let mut mask = vec![0; count * width];
-        let mut labels = vec![IGNORE; count * width];
-        let (mut items, mut tokens) = (0, 0);
-        for (r, e) in examples.iter().enumerate() {
-            let (at, n) = (r * width, e.input_ids.len());
-            ids[at..at + n].copy_from_slice(&e.input_ids);
-            mask[at..at + n].fill(1);
-            tokens += n;
-            let Labels::Tokens(l) = &e.labels else {
-                return Err(failed("only token labels are collated"));
-            };
-            labels[at..at + n].copy_from_slice(l);
-            items += l.iter().skip(1).filter(|&&l| l != IGNORE).count();
+    fn grid(&self, widths: impl Iterator<Item = usize>) -> Grid {
+        let (mut rows, mut width) = (0, 0);
+        for w in widths {
+            rows += 1;
+            width = width.max(w);
         }
-        let ints = |data: Vec<i64>| {
-            Value::from_i64(&[count, width], data).map_err(|e| failed(&e.to_string()))
+        let multiple = self.multiple_of.unwrap_or(1).max(1);
+        Grid {
+            rows,
+            width: width.next_multiple_of(multiple),
+            left: self.side == PaddingSide::Left,
+        }
+    }
+
+    /// A batch of rows, padded to the longest.
+    ///
+    /// # Errors
+    /// Rows whose labels are of different kinds; several examples in a row whose labels are not one for each token.
+    pub fn collate(&self, rows: &[Vec<Example>]) -> Result<Batch> {
+        let width = |row: &Vec<Example>| row.iter().map(|e| e.input_ids.len()).sum();
+        let grid = self.grid(rows.iter().map(width));
+        let tokens = rows.iter().map(width).sum();
+        let join = |f: &dyn Fn(&Example) -> Vec<i64>| -> Vec<Vec<i64>> {
+            rows.iter()
+                .map(|row| row.iter().flat_map(f).collect())
+                .collect()
         };
-        let positions: Vec<i64> = (0..count).flat_map(|_| 0..width as i64).collect();
-        let feeds = Feeds::new()
-            .with("input_ids", ints(ids)?)
-            .with("attention_mask", ints(mask)?)
-            .with("position_ids", ints(positions)?)
-            .with("token_type_ids", ints(vec![0; count * width])?)
-            .with(LABELS, ints(labels)?);
+        let ids = join(&|e| e.input_ids.clone());
+        let places = join(&|e| (0..e.input_ids.len() as i64).collect());
+        let types = join(&|e| {
+            e.token_type_ids
+                .clone()
+                .unwrap_or_else(|| vec![0; e.input_ids.len()])
+        });
+        let ones = join(&|e| vec![1; e.input_ids.len()]);
+        // Positions of padding count on, as `arange` does, where it is on the right; on the left they are those of Hugging Face's
+        // generation: 1.
+        let right = |r: usize| (places[r].len() as i64..grid.width as i64).collect::<Vec<_>>();
+        let positions = (0..rows.len()).map(|r| {
+            let mut row = places[r].clone();
+            if !grid.left {
+                row.extend(right(r));
+            }
+            row
+        });
+        let mut feeds = Feeds::new()
+            .with("input_ids", grid.fill(self.pad_id, ids.into_iter())?)
+            .with("attention_mask", grid.fill(0, ones.into_iter())?)
+            .with("position_ids", grid.fill(1, positions)?)
+            .with("token_type_ids", grid.fill(0, types.into_iter())?);
+        if self.packing {
+            let segments = rows.iter().map(|row| {
+                let each = row.iter().enumerate();
+                each.flat_map(|(i, e)| vec![i as i64 + 1; e.input_ids.len()])
+                    .collect()
+            });
+            feeds = feeds.with(SEGMENTS, grid.fill(0, segments)?);
+        }
+        let examples: Vec<&Example> = rows.iter().flatten().collect();
+        if let Some(tasks) = examples
+            .iter()
+            .map(|e| e.task_id)
+            .collect::<Option<Vec<i64>>>()
+        {
+            feeds = feeds.with("task_ids", vector(tasks)?);
+        }
+        let (feeds, items, scored) = self.labels(rows, &grid, feeds)?;
         Ok(Batch {
             feeds,
-            examples: count,
+            examples: examples.len(),
             items,
+            scored,
             tokens,
-            positions: count * width,
+            positions: grid.rows * grid.width,
         })
     }
+
+    /// The labels, with their count before and after the shift.
+    fn labels(
+        &self,
+        rows: &[Vec<Example>],
+        grid: &Grid,
+        feeds: Feeds,
+    ) -> Result<(Feeds, usize, usize)> {
+        let Some(first) = rows.iter().flatten().next() else {
+            return Ok((feeds, 0, 0));
+        };
+        let mixed = || failed("the examples of a batch have labels of different kinds");
+        if let Labels::Tokens(_) = first.labels {
+            let mut out = Vec::with_capacity(rows.len());
+            let (mut items, mut scored) = (0, 0);
+            for row in rows {
+                let mut joined = Vec::new();
+                for (i, e) in row.iter().enumerate() {
+                    let Labels::Tokens(l) = &e.labels else {
+                        return Err(mixed());
+                    };
+                    let start = joined.len();
+                    joined.extend_from_slice(l);
+                    items += count(l);
+                    scored += count(l.get(1..).unwrap_or_default());
+                    // The token before the first one belongs to another example.
+                    if let (true, Some(label)) = (i > 0, joined.get_mut(start)) {
+                        *label = IGNORE;
+                    }
+                }
+                out.push(joined);
+            }
+            return Ok((
+                feeds.with(LABELS, grid.fill(IGNORE, out.into_iter())?),
+                items,
+                scored,
+            ));
+        }
+        if rows.iter().any(|r| r.len() != 1) {
+            return Err(failed(
+                "rows are packed only where each token has its label",
+            ));
+        }
+        let examples: Vec<&Example> = rows.iter().flatten().collect();
+        match first.labels {
+            Labels::Tokens(_) => Err(mixed()),
+            Labels::Sequence(_) => self
+                .sequences(&examples, feeds)
+                .and_then(|f| f.ok_or_else(mixed)),
+            Labels::Class(_) => {
+                let class = |e: &&Example| match e.labels {
+                    Labels::Class(c) => Some(c),
+                    Labels::Tokens(_) | Labels::Sequence(_) | Labels::Values(_) => None,
+                };
+                let classes: Vec<i64> = examples
+                    .iter()
+                    .map(class)
+                    .collect::<Option<_>>()
+                    .ok_or_else(mixed)?;
+                let n = classes.iter().filter(|&&c| c != IGNORE).count();
+                Ok((feeds.with(LABELS, vector(classes)?), n, n))
+            }
+            Labels::Values(ref one) => {
+                let width = one.len();
+                let mut values = Vec::new();
+                for e in &examples {
+                    match &e.labels {
+                        Labels::Values(v) if v.len() == width => values.extend_from_slice(v),
+                        Labels::Values(_)
+                        | Labels::Tokens(_)
+                        | Labels::Sequence(_)
+                        | Labels::Class(_) => return Err(mixed()),
+                    }
+                }
+                let labels = Value::from_f32(&[examples.len(), width], values)
+                    .map_err(|e| failed(&e.to_string()))?;
+                let n = examples.len() * width;
+                Ok((feeds.with(LABELS, labels), n, n))
+            }
+        }
+    }
+
+    /// Inputs and labels of a decoder. Its input is the label sequence shifted right, behind the start token.
+    fn sequences(
+        &self,
+        examples: &[&Example],
+        feeds: Feeds,
+    ) -> Result<Option<(Feeds, usize, usize)>> {
+        let mut targets = Vec::with_capacity(examples.len());
+        for e in examples {
+            match &e.labels {
+                Labels::Sequence(l) => targets.push(l.clone()),
+                Labels::Tokens(_) | Labels::Class(_) | Labels::Values(_) => return Ok(None),
+            }
+        }
+        let grid = Grid {
+            left: false,
+            ..self.grid(targets.iter().map(Vec::len))
+        };
+        let shifted = targets.iter().map(|l| {
+            let token = |&l: &i64| if l == IGNORE { self.pad_id } else { l };
+            let before = l.iter().take(l.len().saturating_sub(1)).map(token);
+            std::iter::once(self.decoder_start).chain(before).collect()
+        });
+        let decoder = grid.fill(self.pad_id, shifted)?;
+        let mask = grid.fill(0, targets.iter().map(|l| vec![1; l.len()]))?;
+        let items = targets.iter().map(|l| count(l)).sum();
+        let feeds = feeds
+            .with("decoder_input_ids", decoder)
+            .with("decoder_attention_mask", mask)
+            .with(LABELS, grid.fill(IGNORE, targets.into_iter())?);
+        Ok(Some((feeds, items, items)))
+    }
+}
+
+fn count(labels: &[i64]) -> usize {
+    labels.iter().filter(|&&l| l != IGNORE).count()
+}
+
+fn vector(data: Vec<i64>) -> Result<Value> {
+    Value::from_i64(&[data.len()], data).map_err(|e| failed(&e.to_string()))
 }
 
 /// The order of `n` examples in an epoch: a seeded shuffle, the same on every machine.
@@ -137,18 +415,69 @@ fn failed(message: &str) -> Error {
 mod tests {
     use super::*;
 
-    #[test]
-    fn rows_are_padded_to_the_longest() {
-        let rows = [
+    fn rows() -> [Vec<Example>; 2] {
+        [
             vec![Example::tokens(vec![1, 2, 3], vec![1, 2, 3])],
             vec![Example::tokens(vec![4, 5], vec![IGNORE, 5])],
-        ];
-        let b = Collator { pad_id: 9 }.collate(&rows).unwrap();
-        let ints = |n: &str| b.feeds.0[n].to_ints().unwrap();
-        assert_eq!(ints("input_ids"), [1, 2, 3, 4, 5, 9]);
-        assert_eq!(ints("attention_mask"), [1, 1, 1, 1, 1, 0]);
-        assert_eq!(ints("labels"), [1, 2, 3, -100, 5, -100]);
-        assert_eq!((b.items, b.tokens, b.positions), (3, 5, 6));
+        ]
+    }
+
+    fn ints(b: &Batch, name: &str) -> Vec<i64> {
+        b.feeds.0[name].to_ints().unwrap().into_iter().collect()
+    }
+
+    #[test]
+    fn rows_are_padded_to_the_longest() {
+        let b = Collator {
+            pad_id: 9,
+            ..Collator::default()
+        }
+        .collate(&rows())
+        .unwrap();
+        assert_eq!(ints(&b, "input_ids"), [1, 2, 3, 4, 5, 9]);
+        assert_eq!(ints(&b, "attention_mask"), [1, 1, 1, 1, 1, 0]);
+        assert_eq!(ints(&b, "position_ids"), [0, 1, 2, 0, 1, 2]);
+        assert_eq!(ints(&b, "labels"), [1, 2, 3, -100, 5, -100]);
+        assert_eq!((b.items, b.scored, b.tokens, b.positions), (4, 3, 5, 6));
+    }
+
+    #[test]
+    fn padding_goes_left_and_to_a_multiple() {
+        let c = Collator {
+            pad_id: 9,
+            side: PaddingSide::Left,
+            multiple_of: Some(4),
+            ..Collator::default()
+        };
+        let b = c.collate(&rows()).unwrap();
+        assert_eq!(ints(&b, "input_ids"), [9, 1, 2, 3, 9, 9, 4, 5]);
+        assert_eq!(ints(&b, "position_ids"), [1, 0, 1, 2, 1, 1, 0, 1]);
+        assert_eq!(ints(&b, "labels"), [-100, 1, 2, 3, -100, -100, -100, 5]);
+    }
+
+    #[test]
+    fn packed_rows_keep_their_examples_apart() {
+        let row = rows().concat();
+        let c = Collator {
+            packing: true,
+            ..Collator::default()
+        };
+        let b = c.collate(&[row]).unwrap();
+        assert_eq!(ints(&b, "input_ids"), [1, 2, 3, 4, 5]);
+        assert_eq!(ints(&b, "position_ids"), [0, 1, 2, 0, 1]);
+        assert_eq!(ints(&b, "segment_ids"), [1, 1, 1, 2, 2]);
+        assert_eq!(ints(&b, "labels"), [1, 2, 3, -100, 5]);
+        assert_eq!((b.items, b.scored, b.positions), (4, 3, 5));
+    }
+
+    #[test]
+    fn a_decoder_reads_its_labels_shifted() {
+        let mut e = Example::tokens(vec![1, 2], vec![]);
+        e.labels = Labels::Sequence(vec![7, 8, 1]);
+        let b = Collator::default().collate(&[vec![e]]).unwrap();
+        assert_eq!(ints(&b, "decoder_input_ids"), [0, 7, 8]);
+        assert_eq!(ints(&b, "labels"), [7, 8, 1]);
+        assert_eq!(b.items, 3);
     }
 
     #[test]
@@ -159,5 +488,45 @@ mod tests {
         assert_eq!(a, epoch_order(100, 1, 0));
         a.sort_unstable();
         assert_eq!(a, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn packing_wastes_little_and_loses_nothing() {
+        let lengths: Vec<u32> = (0..3000).map(|i| 10 + (i * 7919) % 191).collect();
+        let sampler = Sampler {
+            batch_size: 2,
+            shuffle: true,
+            pack: Some(512),
+            ..Sampler::default()
+        };
+        let rows: Vec<Vec<usize>> = sampler.epoch(&lengths, 0).concat();
+        let mut all = rows.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..3000).collect::<Vec<_>>());
+        let fill = |r: &Vec<usize>| r.iter().map(|&i| lengths[i]).sum::<u32>();
+        assert!(rows.iter().all(|r| fill(r) <= 512));
+        let tokens: u32 = lengths.iter().sum();
+        assert!(f64::from(tokens) / (rows.len() * 512) as f64 > 0.95);
+        assert_ne!(sampler.epoch(&lengths, 0), sampler.epoch(&lengths, 1));
+    }
+
+    #[test]
+    fn grouping_puts_similar_lengths_together() {
+        let lengths: Vec<u32> = (0..1000).map(|i| 1 + (i * 7919) % 500).collect();
+        let spread = |group_by_length| {
+            let sampler = Sampler {
+                batch_size: 10,
+                shuffle: true,
+                group_by_length,
+                ..Sampler::default()
+            };
+            let batches = sampler.epoch(&lengths, 0);
+            let waste = |b: &Rows| {
+                let l: Vec<u32> = b.concat().iter().map(|&i| lengths[i]).collect();
+                l.iter().max().unwrap() * l.len() as u32 - l.iter().sum::<u32>()
+            };
+            batches.iter().map(waste).sum::<u32>()
+        };
+        assert!(spread(true) * 5 < spread(false));
     }
 }

@@ -119,6 +119,8 @@ pub enum Event {
         best_step: Option<u64>,
         /// Its metric.
         best_metric: Option<f64>,
+        /// Steps of this process.
+        done: u64,
     },
 }
 

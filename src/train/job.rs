@@ -1,6 +1,9 @@
 //! A fine-tuning job: one JSON object that holds what to train, on what, and how. Every field is also a flag of `rewrite train`.
 
 use super::args::TrainingArguments;
+use super::batch::CollateArguments;
+use super::data::DataArguments;
+use crate::adapters::head::HeadConfig;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{self, OptionField, Options};
@@ -52,20 +55,25 @@ pub enum ReportTo {
 /// Which model, which adapters, and where results go. Paths in a job file are relative to the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "options of the field")]
 pub struct JobArguments {
     /// The ONNX file.
     pub model: Option<String>,
-    /// An adapter_interface.json, or the name of a built-in one; without it, config.json beside the model decides, or the graph.
+    /// An `adapter_interface.json`, or the name of a built-in one; without it, config.json beside the model decides, or the graph.
     pub interface: Option<String>,
     /// What is trained: `SPEC`, `NAME=SPEC`, a list of them, or an object of specs by name. A spec is a configuration string, an
-    /// adapter_config.json or a saved adapter folder.
+    /// `adapter_config.json` or a saved adapter folder.
     pub adapter: AdapterSpecs,
     /// Which adapters are active and how they are composed.
     pub active: Option<String>,
     /// tokenizer.json or its folder; the one beside the model without it.
     pub tokenizer: Option<String>,
-    /// What is minimised; without it the task of the data decides.
+    /// What is minimised: causal-lm, seq2seq, classification, multi-label, regression, mse, or the name of a scalar value; without it
+    /// the task of the data decides.
     pub loss: Option<String>,
+    /// The prediction head that a base model gets for a task of whole examples, under the library's field names. `num_labels` and
+    /// `label2id` come from the data.
+    pub head: Option<HeadConfig>,
     /// Where adapters, checkpoints and reports go.
     pub output_dir: Option<String>,
     /// Replaces the results of an earlier run in the output folder.
@@ -97,6 +105,7 @@ impl Default for JobArguments {
             active: None,
             tokenizer: None,
             loss: None,
+            head: None,
             output_dir: None,
             overwrite_output_dir: false,
             report_to: vec![ReportTo::Jsonl, ReportTo::Html],
@@ -119,6 +128,12 @@ pub struct Job {
     /// Which model, which adapters, where to.
     #[serde(flatten)]
     pub job: JobArguments,
+    /// On what.
+    #[serde(flatten)]
+    pub data: DataArguments,
+    /// How examples stand together.
+    #[serde(flatten)]
+    pub collate: CollateArguments,
     /// How.
     #[serde(flatten)]
     pub training: TrainingArguments,
@@ -153,10 +168,10 @@ impl Job {
     /// # Errors
     /// Names that no option has, values that do not fit, and combinations that make no sense; all names together.
     pub fn read(mut options: Map<String, Value>) -> Result<Job> {
-        let (job, training) = (
-            options::take::<JobArguments>(&mut options),
-            options::take::<TrainingArguments>(&mut options),
-        );
+        let job = options::take::<JobArguments>(&mut options);
+        let data = options::take::<DataArguments>(&mut options);
+        let collate = options::take::<CollateArguments>(&mut options);
+        let training = options::take::<TrainingArguments>(&mut options);
         let known = Self::fields();
         let known: Vec<&str> = known.iter().map(|f| f.name.as_str()).collect();
         if let Some(e) = options::unknown(options.keys(), &known) {
@@ -164,6 +179,8 @@ impl Job {
         }
         Ok(Job {
             job: options::read(job)?,
+            data: options::read(data)?,
+            collate: options::read(collate)?,
             training: options::read(training)?,
         })
     }
@@ -171,6 +188,8 @@ impl Job {
     /// All options, in order.
     pub fn fields() -> Vec<OptionField> {
         let mut all = options::fields::<JobArguments>();
+        all.extend(options::fields::<DataArguments>());
+        all.extend(options::fields::<CollateArguments>());
         all.extend(options::fields::<TrainingArguments>());
         all
     }
@@ -181,6 +200,8 @@ impl Job {
         let mut defs = Map::new();
         let parts = [
             schemars::schema_for!(JobArguments),
+            schemars::schema_for!(DataArguments),
+            schemars::schema_for!(CollateArguments),
             schemars::schema_for!(TrainingArguments),
         ];
         for part in parts {

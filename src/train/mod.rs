@@ -2,26 +2,36 @@
 
 mod args;
 mod batch;
+pub mod checkpoint;
 mod compare;
 mod data;
+mod dry;
+mod eval_args;
+mod evaluate;
 mod event;
 mod graph;
 mod job;
 mod merge;
+pub mod metrics;
+mod optimizer;
 mod schedule;
 mod trainer;
+pub mod watch;
 
-pub use args::TrainingArguments;
-pub use batch::{Batch, Collator, Rows, Sampler, epoch_order};
+pub use args::{Interval, Resume, SaveStrategy, TrainingArguments};
+pub use batch::{Batch, CollateArguments, Collator, PaddingSide, Rows, Sampler, epoch_order};
 pub use compare::{Comparison, compare, generate_inputs};
 pub use data::{
     AssistantLoss, AssistantTurn, CompletionMask, DataArguments, DataReport, Dataset, EvalSplit,
     Example, Files, IGNORE, Labels, Loaded, OnBadRow, ReadOptions, ReadReport, Side, Task,
     TextPair, TokenRef, Tokens,
 };
+pub use dry::DryRun;
+pub use eval_args::{EvalArguments, EvalTask, F1Average, Metric};
 pub use event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
-pub use graph::{Mode, inference_graph, loss_graph, parse_loss, training_graph};
+pub use graph::{Mode, inference_graph, loss_graph, parse_loss, smoothed, training_graph};
 pub use job::{AdapterSpecs, Job, JobArguments, ReportTo, beside};
 pub use merge::merge;
-pub use schedule::Schedule;
-pub use trainer::{Trainer, dataset_divisor};
+pub use optimizer::Optim;
+pub use schedule::{Schedule, ScheduleOptions};
+pub use trainer::{Output, TrainData, Trainer, dataset_divisor};

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::f64::consts::PI;
 
 /// How the learning rate moves over the steps of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -9,21 +10,56 @@ use serde::{Deserialize, Serialize};
 pub enum Schedule {
     /// Linear warmup, then linearly to zero.
     Linear,
-    /// Linear warmup, then half a cosine to zero.
+    /// Linear warmup, then `num_cycles` (½) of a cosine, to zero.
     Cosine,
+    /// Linear warmup, then `num_cycles` (1) times half a cosine to zero, each from the peak again.
+    CosineWithRestarts,
+    /// Linear warmup, then a cosine to `min_lr`, or `min_lr_rate` times the peak.
+    CosineWithMinLr,
     /// The same rate throughout, without warmup.
     Constant,
     /// Linear warmup, then the same rate.
     ConstantWithWarmup,
-    /// Linear warmup, then `√(warmup / step)`.
+    /// Linear warmup, then `√(timescale / step)`.
     InverseSqrt,
-    /// Linear warmup, then linearly to 1e-7 (power 1).
+    /// Linear warmup, then with `power` (1) to `lr_end` (1e-7).
     Polynomial,
+}
+
+/// Parameters of schedules; what is absent has the library's default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScheduleOptions {
+    /// Cycles of a cosine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_cycles: Option<f64>,
+    /// The last rate of `cosine_with_min_lr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_lr: Option<f64>,
+    /// The same as a share of the peak.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_lr_rate: Option<f64>,
+    /// Power of `polynomial`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power: Option<f64>,
+    /// The last rate of `polynomial`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr_end: Option<f64>,
+    /// Timescale of `inverse_sqrt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timescale: Option<f64>,
 }
 
 impl Schedule {
     /// The learning rate of the update number `step` (from 0) of `total`, `warmup` of them warming up, at peak rate `lr`.
-    pub fn rate(self, lr: f64, step: u64, warmup: u64, total: u64) -> f64 {
+    pub fn rate(
+        self,
+        lr: f64,
+        step: u64,
+        warmup: u64,
+        total: u64,
+        options: &ScheduleOptions,
+    ) -> f64 {
         let (t, w, n) = (step as f64, warmup as f64, total as f64);
         if self != Schedule::Constant && step < warmup {
             return lr * t / w.max(1.0);
@@ -32,24 +68,42 @@ impl Schedule {
         match self {
             Schedule::Constant | Schedule::ConstantWithWarmup => lr,
             Schedule::Linear => lr * ((n - t) / (n - w).max(1.0)).max(0.0),
-            Schedule::Cosine => {
-                lr * (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0)
+            Schedule::Cosine => lr * cosine(progress, options.num_cycles.unwrap_or(0.5)).max(0.0),
+            Schedule::CosineWithRestarts if progress >= 1.0 => 0.0,
+            Schedule::CosineWithRestarts => {
+                let cycles = options.num_cycles.unwrap_or(1.0);
+                lr * (0.5 * (1.0 + (PI * ((cycles * progress) % 1.0)).cos())).max(0.0)
+            }
+            Schedule::CosineWithMinLr => {
+                let least = options
+                    .min_lr
+                    .map(|m| m / lr.max(f64::MIN_POSITIVE))
+                    .or(options.min_lr_rate)
+                    .unwrap_or(0.0);
+                let factor = cosine(progress, options.num_cycles.unwrap_or(0.5));
+                lr * (factor * (1.0 - least) + least).max(0.0)
             }
             Schedule::InverseSqrt => {
                 // transformers: timescale = warmup or 10000, shift = timescale - warmup.
-                let timescale = if warmup > 0 { w } else { 10_000.0 };
+                let timescale = options
+                    .timescale
+                    .unwrap_or(if warmup > 0 { w } else { 10_000.0 });
                 lr / ((t + timescale - w) / timescale).sqrt()
             }
             Schedule::Polynomial => {
-                const END: f64 = 1e-7;
+                let end = options.lr_end.unwrap_or(1e-7);
                 if t > n {
-                    END
+                    end
                 } else {
-                    (lr - END) * (1.0 - progress) + END
+                    (lr - end) * (1.0 - progress).powf(options.power.unwrap_or(1.0)) + end
                 }
             }
         }
     }
+}
+
+fn cosine(progress: f64, cycles: f64) -> f64 {
+    0.5 * (1.0 + (PI * cycles * 2.0 * progress).cos())
 }
 
 #[cfg(test)]
@@ -65,21 +119,154 @@ mod tests {
         );
     }
 
+    fn rate(s: Schedule, step: u64, warmup: u64, total: u64) -> f64 {
+        s.rate(5e-5, step, warmup, total, &ScheduleOptions::default())
+    }
+
     #[test]
     fn linear_without_warmup_is_hugging_faces() {
-        let rates: Vec<f64> = (0..3)
-            .map(|t| Schedule::Linear.rate(5e-5, t, 0, 3))
-            .collect();
-        close(rates[0], 5e-5);
-        close(rates[1], 5e-5 * 2.0 / 3.0);
-        close(rates[2], 5e-5 / 3.0);
+        close(rate(Schedule::Linear, 0, 0, 3), 5e-5);
+        close(rate(Schedule::Linear, 1, 0, 3), 5e-5 * 2.0 / 3.0);
+        close(rate(Schedule::Linear, 2, 0, 3), 5e-5 / 3.0);
     }
 
     #[test]
     fn the_first_warmup_step_has_rate_zero() {
-        close(Schedule::Linear.rate(1.0, 0, 2, 10), 0.0);
-        close(Schedule::Cosine.rate(1.0, 1, 2, 10), 0.5);
-        close(Schedule::Cosine.rate(1.0, 6, 2, 10), 0.5);
-        close(Schedule::Constant.rate(1.0, 0, 2, 10), 1.0);
+        close(rate(Schedule::Linear, 0, 2, 10), 0.0);
+        close(rate(Schedule::Cosine, 1, 2, 10), 2.5e-5);
+        close(rate(Schedule::Constant, 0, 2, 10), 5e-5);
+    }
+
+    /// `transformers.get_scheduler(name, SGD(lr=5e-5), 3, 20, kwargs)`, rates of updates 0, 2, 3, 10 and 19, of transformers 4.51.3.
+    #[test]
+    fn rates_are_those_of_transformers() {
+        for (schedule, options, want) in reference() {
+            for (step, want) in [0, 2, 3, 10, 19].into_iter().zip(want) {
+                let got = schedule.rate(5e-5, step, 3, 20, &options);
+                // The table has twelve digits.
+                assert!(
+                    (got - want).abs() <= 1e-11 * want.abs().max(1e-9),
+                    "{schedule:?} {step}: {got} != {want}"
+                );
+            }
+        }
+    }
+
+    fn reference() -> Vec<(Schedule, ScheduleOptions, [f64; 5])> {
+        let none = ScheduleOptions::default();
+        let cycles = ScheduleOptions {
+            num_cycles: Some(2.0),
+            ..none
+        };
+        let least = ScheduleOptions {
+            min_lr: Some(1e-5),
+            ..none
+        };
+        let power = ScheduleOptions {
+            power: Some(2.0),
+            lr_end: Some(1e-6),
+            ..none
+        };
+        vec![
+            (
+                Schedule::Linear,
+                none,
+                [
+                    0.00000000000e+00,
+                    3.33333333333e-05,
+                    5.00000000000e-05,
+                    2.94117647059e-05,
+                    2.94117647059e-06,
+                ],
+            ),
+            (
+                Schedule::Cosine,
+                none,
+                [
+                    0.00000000000e+00,
+                    3.33333333333e-05,
+                    5.00000000000e-05,
+                    3.18415747518e-05,
+                    4.25672507902e-07,
+                ],
+            ),
+            (
+                Schedule::CosineWithRestarts,
+                cycles,
+                [
+                    0.00000000000e+00,
+                    3.33333333333e-05,
+                    5.00000000000e-05,
+                    3.74457160676e-06,
+                    1.68819426489e-06,
+                ],
+            ),
+            (
+                Schedule::CosineWithMinLr,
+                least,
+                [
+                    0.00000000000e+00,
+                    3.33333333333e-05,
+                    5.00000000000e-05,
+                    3.54732598014e-05,
+                    1.03405380063e-05,
+                ],
+            ),
+            (
+                Schedule::ConstantWithWarmup,
+                none,
+                [
+                    0.00000000000e+00,
+                    3.33333333333e-05,
+                    5.00000000000e-05,
+                    5.00000000000e-05,
+                    5.00000000000e-05,
+                ],
+            ),
+            (
+                Schedule::Constant,
+                none,
+                [
+                    5.00000000000e-05,
+                    5.00000000000e-05,
+                    5.00000000000e-05,
+                    5.00000000000e-05,
+                    5.00000000000e-05,
+                ],
+            ),
+            (
+                Schedule::InverseSqrt,
+                none,
+                [
+                    0.00000000000e+00,
+                    3.33333333333e-05,
+                    5.00000000000e-05,
+                    2.73861278753e-05,
+                    1.98679853560e-05,
+                ],
+            ),
+            (
+                Schedule::Polynomial,
+                none,
+                [
+                    0.00000000000e+00,
+                    3.33333333333e-05,
+                    5.00000000000e-05,
+                    2.94529411765e-05,
+                    3.03529411765e-06,
+                ],
+            ),
+            (
+                Schedule::Polynomial,
+                power,
+                [
+                    0.00000000000e+00,
+                    3.33333333333e-05,
+                    5.00000000000e-05,
+                    1.79550173010e-05,
+                    1.16955017301e-06,
+                ],
+            ),
+        ]
     }
 }

@@ -1,10 +1,17 @@
 //! The trainer: adapter parameters only; the base model is part of the graph and stays as it is.
+//!
+//! Steps, schedules, logs, evaluations and checkpoints come when Hugging Face's Trainer has them. Every random choice follows from the
+//! seed and the number of the step, so a run that goes on from a checkpoint is the run that never stopped, bit by bit.
 
-use super::args::TrainingArguments;
-use super::batch::{Batch, Collator, Sampler};
+use super::args::{Interval, Resume, SaveStrategy, TrainingArguments};
+use super::batch::{Batch, CollateArguments, Collator, Sampler};
+use super::checkpoint::{self, Checkpoint, Progress};
 use super::data::{Dataset, Example};
-use super::event::StepReport;
+use super::dry::DryRun;
+use super::evaluate::Evaluator;
+use super::event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
 use super::graph::{Mode, nothing_to_train, training_graph};
+use super::optimizer::update;
 use crate::adapters::AdapterStore;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -12,28 +19,87 @@ use crate::infer::Verified;
 use crate::ir::{DType, TensorData};
 use crate::rewrite::passes::gradient::Outputs;
 use crate::rewrite::passes::loss::{Divisor, Loss, NUM_ITEMS};
-use crate::runtime::cpu::adamw::AdamW;
 use crate::runtime::{CompileOptions, Feeds, Plan, TrainStep, Trainable, Value};
+use serde_json::{Map, Value as Json, json};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// What is trained on.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainData<'a> {
+    /// Training examples.
+    pub train: &'a Dataset,
+    /// Evaluation examples.
+    pub eval: Option<&'a Dataset>,
+    /// How examples stand together.
+    pub collate: CollateArguments,
+    /// The id of padding.
+    pub pad_id: i64,
+    /// The id that a decoder begins with.
+    pub decoder_start: i64,
+    /// Tokens of a packed row.
+    pub max_length: usize,
+}
+
+impl<'a> TrainData<'a> {
+    /// Training examples, padded with token 0.
+    pub fn new(train: &'a Dataset) -> Self {
+        TrainData {
+            train,
+            eval: None,
+            collate: CollateArguments::default(),
+            pad_id: 0,
+            decoder_start: 0,
+            max_length: 2048,
+        }
+    }
+
+    fn collator(&self) -> Collator {
+        Collator {
+            pad_id: self.pad_id,
+            side: self.collate.padding_side,
+            multiple_of: self.collate.pad_to_multiple_of,
+            packing: self.collate.packing,
+            decoder_start: self.decoder_start,
+        }
+    }
+
+    fn pack(&self) -> Option<usize> {
+        self.collate.packing.then_some(self.max_length)
+    }
+}
+
+/// Where a run is kept.
+pub struct Output<'a> {
+    /// The folder of checkpoints.
+    pub folder: &'a Path,
+    /// Writes adapters into a folder.
+    pub save: &'a dyn Fn(&AdapterStore, &Path) -> Result<()>,
+}
 
 /// Trains the adapter parameters of a model.
 ///
 /// ```no_run
-/// use onnx_graft::train::{Mode, Trainer, TrainingArguments, parse_loss};
+/// use onnx_graft::train::{TrainData, Trainer, TrainingArguments};
 /// # fn f(adapted: onnx_graft::infer::Verified, data: onnx_graft::train::Dataset) -> onnx_graft::Result<()> {
-/// use onnx_graft::rewrite::passes::loss::Divisor;
 /// let args = TrainingArguments { max_steps: 100, ..TrainingArguments::default() };
-/// let loss = parse_loss("causal-lm", Divisor::Input);
-/// let mut trainer = Trainer::new(adapted, &loss, args, Mode::Native, &Default::default())?;
-/// trainer.train(&data, 0, &mut |report| println!("{}: {}", report.step, report.loss))?;
+/// let mut trainer = Trainer::causal_lm(adapted, args)?;
+/// trainer.train(&TrainData::new(&data), None, &mut |event| Ok(println!("{event:?}")))?;
 /// let trained = trainer.store();
 /// # Ok(())
 /// # }
 /// ```
 pub struct Trainer {
     inner: TrainStep,
+    evaluator: Evaluator,
     store: AdapterStore,
     args: TrainingArguments,
+    progress: Progress,
     total: u64,
+    stop: Option<Arc<AtomicBool>>,
+    best: Option<Vec<Vec<f32>>>,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -64,6 +130,7 @@ impl Trainer {
         if names.is_empty() {
             return Err(nothing_to_train());
         }
+        let evaluator = Evaluator::new(model.clone(), loss, names.clone(), mode, options);
         let graph = training_graph(model, loss, &names, Outputs::Drop, mode)?;
         let mut inner = TrainStep::compile(&graph, &names, options)?;
         for (name, t) in inner.params_mut() {
@@ -72,9 +139,13 @@ impl Trainer {
         let total = u64::try_from(args.max_steps).unwrap_or(0);
         Ok(Trainer {
             inner,
+            evaluator,
             store,
             args,
+            progress: Progress::default(),
             total,
+            stop: None,
+            best: None,
         })
     }
 
@@ -86,6 +157,11 @@ impl Trainer {
     pub fn causal_lm(model: Verified, args: TrainingArguments) -> Result<Trainer> {
         let loss = super::parse_loss("causal-lm", dataset_divisor());
         Self::new(model, &loss, args, Mode::Native, &CompileOptions::default())
+    }
+
+    /// Ends the run after the current step, with a checkpoint, once the flag is set.
+    pub fn stop_on(&mut self, flag: Arc<AtomicBool>) {
+        self.stop = Some(flag);
     }
 
     /// Number of trainable elements.
@@ -100,7 +176,12 @@ impl Trainer {
 
     /// Steps done.
     pub fn steps(&self) -> u64 {
-        u64::from(self.inner.steps())
+        self.progress.step
+    }
+
+    /// The state of the loop.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// All adapter parameters, with the trained values.
@@ -118,7 +199,7 @@ impl Trainer {
 
     /// One optimizer step over micro-batches. Each has all inputs of the graph, labels included; their gradients are added up.
     pub fn step(&mut self, batches: &[Feeds], tokens: usize) -> Result<StepReport> {
-        let step = self.steps();
+        let step = self.progress.step;
         let mut loss = 0.0;
         for (i, feeds) in batches.iter().enumerate() {
             let seed = self.args.seed.wrapping_add((step << 20) | i as u64);
@@ -127,46 +208,56 @@ impl Trainer {
         if !loss.is_finite() {
             return Err(Error::new(
                 ErrorKind::Train,
-                Diagnostic::error(
-                    "loss-not-finite",
-                    format!("the loss is {loss} at step {}", step + 1),
-                )
-                .help("lower the learning rate, or check that every batch has labels"),
+                Diagnostic::error("loss-not-finite", format!("the loss is {loss} at step {}", step + 1))
+                    .help("lower the learning rate, or check that every batch has labels; the last checkpoint is untouched"),
             ));
         }
+        let learning_rate = self.rate();
         let args = &self.args;
-        let total = self.total.max(step + 1);
-        let lr = args
-            .lr_scheduler_type
-            .rate(args.learning_rate, step, args.warmup(total), total);
-        let optimizer = AdamW {
-            lr,
-            beta1: args.adam_beta1,
-            beta2: args.adam_beta2,
-            eps: args.adam_epsilon,
-            weight_decay: args.weight_decay,
-        };
-        let done = self.inner.apply(&optimizer, Some(args.max_grad_norm))?;
+        let done = self
+            .inner
+            .apply_with(Some(args.max_grad_norm), &mut |_, p, g| {
+                update(args, learning_rate, p, g)
+            })?;
+        self.progress.step += 1;
+        self.progress.updates = done.step;
+        self.progress.tokens += tokens as u64;
         Ok(StepReport {
-            step: u64::from(done.step),
+            step: self.progress.step,
             epoch: 0.0,
-            positions: tokens,
             loss,
-            learning_rate: lr,
+            learning_rate,
             grad_norm: done.grad_norm,
             tokens,
+            positions: tokens,
         })
     }
 
+    /// The learning rate of the next update.
+    fn rate(&self) -> f64 {
+        let (args, step) = (&self.args, self.progress.step);
+        let total = self.total.max(step + 1);
+        args.lr_scheduler_type.rate(
+            args.learning_rate,
+            step,
+            args.warmup(total),
+            total,
+            &args.lr_scheduler_kwargs,
+        )
+    }
+
     /// Trains on one batch at every step, `max_steps` times.
-    pub fn train_on(&mut self, feeds: &Feeds, on_step: &mut dyn FnMut(&StepReport)) -> Result<()> {
+    pub fn train_on(&mut self, feeds: &Feeds, on_event: OnEvent<'_>) -> Result<()> {
         let feeds = [self.fitting(feeds.clone())];
         self.total = u64::try_from(self.args.max_steps).unwrap_or(0).max(1);
-        while self.steps() < self.total {
+        on_event(&self.begin(1, None))?;
+        let started = Instant::now();
+        while self.progress.step < self.total {
             let report = self.step(&feeds, 0)?;
-            on_step(&report);
+            self.progress.total_loss += report.loss;
+            on_event(&Event::Step(report))?;
         }
-        Ok(())
+        on_event(&self.end(Stop::Finished, 0, started))
     }
 
     /// Without values that the graph does not read.
@@ -177,75 +268,565 @@ impl Trainer {
         feeds
     }
 
-    /// Trains on a dataset, as long as the arguments say. Micro-batches of one step share one divisor, the number of their labels, so
-    /// that accumulation gives the gradient of one large batch.
-    pub fn train(
-        &mut self,
-        data: &Dataset,
-        pad: i64,
-        on_step: &mut dyn FnMut(&StepReport),
-    ) -> Result<()> {
-        let sampler = Sampler {
+    fn begin(&self, examples: usize, resumed_from: Option<u64>) -> Event {
+        Event::Begin {
+            total_steps: self.total,
+            resumed_from,
+            examples,
+            trainable: self.trainable(),
+        }
+    }
+
+    fn end(&self, reason: Stop, before: u64, started: Instant) -> Event {
+        let p = &self.progress;
+        Event::End {
+            reason,
+            steps: p.step,
+            runtime: started.elapsed().as_secs_f64(),
+            train_loss: p.total_loss / p.step.max(1) as f64,
+            best_step: p.best_step,
+            best_metric: p.best_metric,
+            done: p.step - before,
+        }
+    }
+
+    fn sampler(&self, data: &TrainData<'_>) -> Sampler {
+        Sampler {
             batch_size: self.args.per_device_train_batch_size,
-            seed: self.args.seed,
+            seed: self.args.data_seed.unwrap_or(self.args.seed),
             shuffle: !self.args.no_shuffle,
             drop_last: self.args.dataloader_drop_last,
-        };
-        let collator = Collator { pad_id: pad };
-        let batches = sampler.epoch(data.lengths(), 0).len();
-        if batches == 0 {
-            return Err(failed(format!(
-                "{} examples make no batch of {}",
-                data.len(),
-                sampler.batch_size
-            )));
+            group_by_length: data.collate.group_by_length,
+            pack: data.pack(),
         }
-        self.total = self.args.total_steps(batches);
-        let mut epoch = 0;
-        while self.steps() < self.total {
-            let micro = sampler.epoch(data.lengths(), epoch);
-            for window in micro.chunks(self.args.gradient_accumulation_steps) {
-                if self.steps() >= self.total {
+    }
+
+    /// Optimizer steps of a whole run on this data.
+    pub fn total_steps(&self, data: &TrainData<'_>) -> u64 {
+        self.args
+            .total_steps(self.sampler(data).epoch(data.train.lengths(), 0).len())
+    }
+
+    /// What a run on this data would be: its steps and tokens, and the memory of one step on the longest batch, which is computed once.
+    ///
+    /// # Errors
+    /// Those of a step.
+    pub fn dry_run(&mut self, data: &TrainData<'_>, base_bytes: u64) -> Result<DryRun> {
+        let sampler = self.sampler(data);
+        let lengths = data.train.lengths();
+        let micro = sampler.epoch(lengths, 0);
+        let width = |rows: &super::batch::Rows| {
+            let row = |r: &Vec<usize>| r.iter().map(|&i| u64::from(lengths[i])).sum::<u64>();
+            rows.iter().map(row).max().unwrap_or(0) * rows.len() as u64
+        };
+        let longest = micro.iter().max_by_key(|r| width(r));
+        let mut positions = 0;
+        if let Some(rows) = longest {
+            let b = batch(data.train, &data.collator(), rows)?;
+            positions = b.positions;
+            let n = Value::from_f32(&[], vec![b.items.max(1) as f32])
+                .map_err(|e| failed(e.to_string()))?;
+            let feeds = self.fitting(b.feeds.with(NUM_ITEMS, n));
+            self.inner.evaluate(&feeds, Some(self.args.seed))?;
+        }
+        let trainable = self.trainable();
+        let states = match self.args.optim {
+            super::optimizer::Optim::AdamwTorch => 2,
+            super::optimizer::Optim::Sgd => 0,
+            super::optimizer::Optim::Lion
+            | super::optimizer::Optim::Rmsprop
+            | super::optimizer::Optim::Adagrad => 1,
+        };
+        Ok(DryRun {
+            steps: self.args.total_steps(micro.len()),
+            examples: data.train.len(),
+            tokens_per_epoch: lengths.iter().map(|&n| u64::from(n)).sum(),
+            positions_per_epoch: micro.iter().map(width).sum(),
+            trainable,
+            base_bytes,
+            parameter_bytes: trainable as u64 * 4,
+            optimizer_bytes: trainable as u64 * 4 * (states + 1),
+            longest_batch: positions,
+            peak_bytes: super::dry::peak_memory(),
+        })
+    }
+
+    /// Trains on datasets, as long as the arguments say. Micro-batches of one step share one divisor, the number of their labels, so
+    /// that accumulation gives the gradient of one large batch.
+    ///
+    /// # Errors
+    /// Data without a batch; a loss or gradient that is not finite; a checkpoint of another run; what `on_event` returns.
+    pub fn train(
+        &mut self,
+        data: &TrainData<'_>,
+        output: Option<&Output<'_>>,
+        on_event: OnEvent<'_>,
+    ) -> Result<Stop> {
+        let sampler = self.sampler(data);
+        let micro = sampler.epoch(data.train.lengths(), 0).len();
+        if micro == 0 {
+            let (n, size) = (data.train.len(), sampler.batch_size);
+            return Err(failed(format!("{n} examples make no batch of {size}")));
+        }
+        if self.args.eval_strategy != Interval::No && data.eval.is_none_or(Dataset::is_empty) {
+            return Err(failed(
+                "`eval_strategy` is set, and there is no evaluation data".into(),
+            ));
+        }
+        self.total = self.args.total_steps(micro);
+        let run = self.conditions(data);
+        let resumed = match output {
+            Some(o) => {
+                checkpoint::sweep(o.folder);
+                self.resume(o.folder, &run, on_event)?
+            }
+            None => None,
+        };
+        on_event(&self.begin(data.train.len(), resumed))?;
+        let mut looping = Loop {
+            data,
+            collator: data.collator(),
+            sampler,
+            output,
+            run,
+            on_event,
+            started: Instant::now(),
+            since_log: (Instant::now(), 0),
+        };
+        let before = self.progress.step;
+        if self.args.eval_on_start && self.progress.step == 0 {
+            self.evaluate(&mut looping, 0.0)?;
+        }
+        let reason = self.epochs(&mut looping)?;
+        if reason == Stop::Interrupted {
+            self.save(&mut looping)?;
+        } else if self.args.load_best_model_at_end
+            && let Some(best) = &self.best
+        {
+            for (p, value) in self.inner.params_mut().values_mut().zip(best) {
+                p.value.clone_from(value);
+            }
+        }
+        let end = self.end(reason, before, looping.started);
+        (looping.on_event)(&end)?;
+        Ok(reason)
+    }
+
+    fn epochs(&mut self, l: &mut Loop<'_, '_>) -> Result<Stop> {
+        while self.progress.step < self.total {
+            let micro = l.sampler.epoch(l.data.train.lengths(), self.progress.epoch);
+            let windows: Vec<_> = micro
+                .chunks(self.args.gradient_accumulation_steps)
+                .collect();
+            let count = windows.len().max(1) as f64;
+            for window in windows.into_iter().skip(self.progress.window) {
+                if self.progress.step >= self.total {
                     break;
                 }
                 let mut batches = Vec::with_capacity(window.len());
                 for rows in window {
-                    let rows: Vec<Vec<Example>> = rows
-                        .iter()
-                        .map(|row| row.iter().map(|&i| data.get(i)).collect())
-                        .collect::<Result<_>>()?;
-                    batches.push(collator.collate(&rows)?);
+                    batches.push(batch(l.data.train, &l.collator, rows)?);
                 }
-                let report = self.window(&batches, epoch as f64)?;
-                on_step(&report);
+                let epoch = self.progress.epoch as f64 + (self.progress.window + 1) as f64 / count;
+                let report = self.window(&batches, epoch, l)?;
+                self.progress.window += 1;
+                if let Some(stop) = self.after_step(&report, l)? {
+                    return Ok(stop);
+                }
             }
-            epoch += 1;
+            if self.progress.step >= self.total {
+                // The last epoch may have ended with the last step.
+                if (self.progress.window as f64 - count).abs() < 0.5
+                    && let Some(stop) = self.after_epoch(l)?
+                {
+                    return Ok(stop);
+                }
+                break;
+            }
+            self.progress.epoch += 1;
+            self.progress.window = 0;
+            if let Some(stop) = self.after_epoch(l)? {
+                return Ok(stop);
+            }
         }
-        Ok(())
+        Ok(Stop::Finished)
     }
 
     /// One step over the micro-batches of a window.
-    fn window(&mut self, batches: &[Batch], epoch: f64) -> Result<StepReport> {
+    fn window(
+        &mut self,
+        batches: &[Batch],
+        epoch: f64,
+        l: &mut Loop<'_, '_>,
+    ) -> Result<StepReport> {
         let items: usize = batches.iter().map(|b| b.items).sum();
-        if items == 0 {
-            return Err(failed(format!(
-                "no position of the batch of step {} is labelled",
-                self.steps() + 1
-            )));
-        }
+        let tokens = batches.iter().map(|b| b.tokens).sum();
+        let positions = batches.iter().map(|b| b.positions).sum();
         let mut feeds = Vec::with_capacity(batches.len());
-        for b in batches {
+        for b in batches.iter().filter(|b| b.scored > 0) {
             let divisor =
                 Value::from_f32(&[], vec![items as f32]).map_err(|e| failed(e.to_string()))?;
             feeds.push(self.fitting(b.feeds.clone().with(NUM_ITEMS, divisor)));
         }
-        let report = self.step(&feeds, batches.iter().map(|b| b.tokens).sum())?;
+        if feeds.is_empty() {
+            // 0/0 in Hugging Face's Trainer: there is nothing to learn from.
+            let message = format!(
+                "no position of the batch of step {} is labelled; the step changes nothing",
+                self.progress.step + 1
+            );
+            (l.on_event)(&Event::Warning { message })?;
+            let learning_rate = self.rate();
+            self.progress.step += 1;
+            self.progress.tokens += tokens as u64;
+            return Ok(StepReport {
+                step: self.progress.step,
+                epoch,
+                loss: 0.0,
+                learning_rate,
+                grad_norm: 0.0,
+                tokens,
+                positions,
+            });
+        }
+        let report = self.step(&feeds, tokens)?;
         Ok(StepReport {
             epoch,
-            positions: batches.iter().map(|b| b.positions).sum(),
+            positions,
             ..report
         })
     }
+
+    /// Log, evaluation, checkpoint, in this order, where they are due.
+    fn after_step(&mut self, report: &StepReport, l: &mut Loop<'_, '_>) -> Result<Option<Stop>> {
+        (l.on_event)(&Event::Step(*report))?;
+        l.since_log.1 += report.tokens;
+        let p = &mut self.progress;
+        p.total_loss += report.loss;
+        p.logged_loss += report.loss;
+        let (step, total) = (p.step, self.total);
+        let due = |every: Option<u64>| every.is_some_and(|n| step.is_multiple_of(n));
+        let last = step >= total;
+        let log = TrainingArguments::every(self.args.logging_steps, total);
+        if due(log) || (self.args.logging_first_step && step == 1) {
+            self.log(report, l)?;
+        }
+        let eval = TrainingArguments::every(
+            self.args.eval_steps.unwrap_or(self.args.logging_steps),
+            total,
+        );
+        let delayed = (step as f64) < self.args.eval_delay;
+        let mut improved = false;
+        if self.args.eval_strategy == Interval::Steps && due(eval) && !delayed {
+            improved = self.evaluate(l, report.epoch)?;
+        }
+        let save = TrainingArguments::every(self.args.save_steps, total);
+        let saves = match self.args.save_strategy {
+            SaveStrategy::No => false,
+            SaveStrategy::Steps => due(save) || last,
+            SaveStrategy::Epoch => last && !self.at_epoch_end(l),
+            SaveStrategy::Best => improved,
+        };
+        if saves {
+            self.save(l)?;
+        }
+        if self.patience_is_over() {
+            return Ok(Some(Stop::EarlyStopping));
+        }
+        let asked = self
+            .stop
+            .as_ref()
+            .is_some_and(|s| s.load(Ordering::Relaxed));
+        Ok((asked && !last).then_some(Stop::Interrupted))
+    }
+
+    fn at_epoch_end(&self, l: &Loop<'_, '_>) -> bool {
+        let micro = l
+            .sampler
+            .epoch(l.data.train.lengths(), self.progress.epoch)
+            .len();
+        self.progress.window >= micro.div_ceil(self.args.gradient_accumulation_steps)
+    }
+
+    fn after_epoch(&mut self, l: &mut Loop<'_, '_>) -> Result<Option<Stop>> {
+        let done = self.progress.epoch as f64 + f64::from(u8::from(self.progress.window > 0));
+        let mut improved = false;
+        if self.args.eval_strategy == Interval::Epoch && done >= self.args.eval_delay {
+            improved = self.evaluate(l, done)?;
+        }
+        if self.args.save_strategy == SaveStrategy::Epoch
+            || (improved && self.args.save_strategy == SaveStrategy::Best)
+        {
+            self.save(l)?;
+        }
+        Ok(self.patience_is_over().then_some(Stop::EarlyStopping))
+    }
+
+    fn patience_is_over(&self) -> bool {
+        self.args
+            .early_stopping_patience
+            .is_some_and(|n| self.progress.without_improvement >= n)
+    }
+
+    fn log(&mut self, report: &StepReport, l: &mut Loop<'_, '_>) -> Result<()> {
+        let p = &mut self.progress;
+        let steps = (p.step - p.logged_step).max(1);
+        let entry = LogEntry {
+            step: p.step,
+            epoch: report.epoch,
+            loss: p.logged_loss / steps as f64,
+            learning_rate: report.learning_rate,
+            grad_norm: report.grad_norm,
+            tokens_per_second: l.since_log.1 as f64
+                / l.since_log.0.elapsed().as_secs_f64().max(1e-9),
+        };
+        p.logged_loss = 0.0;
+        p.logged_step = p.step;
+        p.log(&entry);
+        l.since_log = (Instant::now(), 0);
+        (l.on_event)(&Event::Log(entry))
+    }
+
+    /// Evaluates, and says whether that was the best so far.
+    fn evaluate(&mut self, l: &mut Loop<'_, '_>, epoch: f64) -> Result<bool> {
+        let Some(data) = l.data.eval else {
+            return Ok(false);
+        };
+        let size = self.args.per_device_eval_batch_size;
+        let collator = Collator {
+            packing: false,
+            ..l.collator.clone()
+        };
+        let found =
+            self.evaluator
+                .run(self.inner.params(), data, &collator, size, l.data.pack())?;
+        let found = Evaluation {
+            step: self.progress.step,
+            epoch,
+            ..found
+        };
+        self.progress.evaluated(&found);
+        (l.on_event)(&Event::Evaluate(found.clone()))?;
+        let Some(&metric) = found.metrics.get(self.args.metric()) else {
+            let known: Vec<&str> = found.metrics.keys().map(String::as_str).collect();
+            let d = Diagnostic::error(
+                "metric",
+                format!("the evaluation gives no `{}`", self.args.metric()),
+            );
+            return Err(Error::new(
+                ErrorKind::Train,
+                d.help(format!(
+                    "`metric_for_best_model` is one of: {}",
+                    known.join(", ")
+                )),
+            ));
+        };
+        let better = |a: f64, b: f64| if self.args.greater() { a > b } else { a < b };
+        let p = &mut self.progress;
+        let enough = p.best_metric.is_none_or(|b| {
+            better(metric, b) && (metric - b).abs() > self.args.early_stopping_threshold
+        });
+        p.without_improvement = if enough { 0 } else { p.without_improvement + 1 };
+        let improved = p.best_metric.is_none_or(|b| better(metric, b));
+        if improved {
+            p.best_metric = Some(metric);
+            p.best_step = Some(p.step);
+            if self.args.load_best_model_at_end {
+                self.best = Some(
+                    self.inner
+                        .params()
+                        .values()
+                        .map(|t| t.value.clone())
+                        .collect(),
+                );
+            }
+        }
+        l.since_log = (Instant::now(), 0);
+        Ok(improved)
+    }
+
+    /// Loss and other measures on data, with the parameters as they are.
+    pub fn evaluate_on(&mut self, data: &TrainData<'_>, dataset: &Dataset) -> Result<Evaluation> {
+        let size = self.args.per_device_eval_batch_size;
+        let collator = Collator {
+            packing: false,
+            ..data.collator()
+        };
+        self.evaluator
+            .run(self.inner.params(), dataset, &collator, size, data.pack())
+    }
+
+    fn save(&mut self, l: &mut Loop<'_, '_>) -> Result<()> {
+        let Some(output) = l.output else {
+            return Ok(());
+        };
+        let store = self.store();
+        let p = &self.progress;
+        let state = self.state(output.folder);
+        let path = checkpoint::write(
+            output.folder,
+            p,
+            &state,
+            &l.run,
+            self.inner.params(),
+            &|folder| (output.save)(&store, folder),
+        )?;
+        if let Some(keep) = self.args.save_total_limit {
+            let best = p.best_step.filter(|_| {
+                self.args.load_best_model_at_end || self.args.save_strategy == SaveStrategy::Best
+            });
+            checkpoint::prune(output.folder, keep, best);
+        }
+        let best = p.best_step == Some(p.step);
+        l.since_log.0 = Instant::now();
+        l.since_log.1 = 0;
+        (l.on_event)(&Event::Save {
+            step: p.step,
+            path,
+            best,
+        })
+    }
+
+    /// `trainer_state.json` under Hugging Face's keys.
+    fn state(&self, folder: &Path) -> Json {
+        let (p, a) = (&self.progress, &self.args);
+        let best = p
+            .best_step
+            .map(|s| folder.join(format!("checkpoint-{s}")).display().to_string());
+        json!({
+            "best_global_step": p.best_step,
+            "best_metric": p.best_metric,
+            "best_model_checkpoint": best,
+            "epoch": p.history.last().map_or(Json::Null, |h| h["epoch"].clone()),
+            "eval_steps": a.eval_steps.unwrap_or(a.logging_steps),
+            "global_step": p.step,
+            "is_hyper_param_search": false,
+            "is_local_process_zero": true,
+            "is_world_process_zero": true,
+            "log_history": p.history,
+            "logging_steps": a.logging_steps,
+            "max_steps": self.total,
+            "num_input_tokens_seen": p.tokens,
+            "num_train_epochs": a.num_train_epochs,
+            "save_steps": a.save_steps,
+            "train_batch_size": a.per_device_train_batch_size,
+        })
+    }
+
+    /// What must be the same for a run to go on: what decides the next step.
+    fn conditions(&self, data: &TrainData<'_>) -> Map<String, Json> {
+        const FREE: [&str; 20] = [
+            "logging_steps",
+            "logging_first_step",
+            "eval_strategy",
+            "eval_steps",
+            "eval_delay",
+            "eval_on_start",
+            "save_strategy",
+            "save_steps",
+            "save_total_limit",
+            "load_best_model_at_end",
+            "metric_for_best_model",
+            "greater_is_better",
+            "early_stopping_patience",
+            "early_stopping_threshold",
+            "resume_from_checkpoint",
+            "per_device_eval_batch_size",
+            "num_train_epochs",
+            "max_steps",
+            "dataloader_num_workers",
+            "disable_tqdm",
+        ];
+        let mut out = match json!(self.args) {
+            Json::Object(o) => o,
+            _ => Map::new(),
+        };
+        out.retain(|k, _| !FREE.contains(&k.as_str()));
+        if let Json::Object(o) = json!(data.collate) {
+            out.extend(o);
+        }
+        out.insert("total_steps".into(), self.total.into());
+        out.insert("data".into(), data.train.fingerprint().into());
+        let mut shapes = blake3::Hasher::new();
+        for (name, p) in self.inner.params() {
+            shapes.update(format!("{name} {:?}\n", p.dims).as_bytes());
+        }
+        out.insert("parameters".into(), shapes.finalize().to_hex()[..16].into());
+        out
+    }
+
+    /// Goes to the checkpoint that the arguments name, and says its step.
+    fn resume(
+        &mut self,
+        folder: &Path,
+        run: &Map<String, Json>,
+        on_event: OnEvent<'_>,
+    ) -> Result<Option<u64>> {
+        let found = match &self.args.resume_from_checkpoint {
+            None | Some(Resume::Last(false)) => return Ok(None),
+            Some(Resume::From(path)) => Some(Checkpoint::read(Path::new(path))?),
+            Some(Resume::Last(true)) => {
+                let (found, warnings) = Checkpoint::last(folder);
+                for message in warnings {
+                    on_event(&Event::Warning { message })?;
+                }
+                found
+            }
+        };
+        let Some(found) = found else { return Ok(None) };
+        let changed = found.changed(run);
+        if !changed.is_empty() {
+            let d = Diagnostic::error(
+                "resume",
+                "the run is not the one that the checkpoint belongs to",
+            )
+            .at(found.path.display().to_string());
+            let d = changed.into_iter().fold(d, Diagnostic::note);
+            return Err(Error::new(ErrorKind::Train, d.help("give the same model, adapters, data and options, or start anew in another folder")));
+        }
+        found.restore(self.inner.params_mut())?;
+        self.inner.set_steps(found.progress.updates);
+        self.progress = found.progress;
+        if let Some(best) = self
+            .progress
+            .best_step
+            .filter(|_| self.args.load_best_model_at_end)
+        {
+            self.best = self.values_of(&folder.join(format!("checkpoint-{best}")))?;
+        }
+        Ok(Some(self.progress.step))
+    }
+
+    /// The parameters of a checkpoint, if it is still there.
+    fn values_of(&self, path: &Path) -> Result<Option<Vec<Vec<f32>>>> {
+        let Ok(found) = Checkpoint::read(path) else {
+            return Ok(None);
+        };
+        let mut params = self.inner.params().clone();
+        found.restore(&mut params)?;
+        Ok(Some(params.into_values().map(|p| p.value).collect()))
+    }
+}
+
+/// What stays the same during a run.
+struct Loop<'a, 'e> {
+    data: &'a TrainData<'a>,
+    collator: Collator,
+    sampler: Sampler,
+    output: Option<&'a Output<'a>>,
+    run: Map<String, Json>,
+    on_event: OnEvent<'e>,
+    started: Instant,
+    /// Since when tokens are counted for the next log entry.
+    since_log: (Instant, usize),
+}
+
+/// The tensors of the examples of these rows.
+pub(super) fn batch(data: &Dataset, collator: &Collator, rows: &[Vec<usize>]) -> Result<Batch> {
+    let rows: Vec<Vec<Example>> = rows
+        .iter()
+        .map(|row| row.iter().map(|&i| data.get(i)).collect())
+        .collect::<Result<_>>()?;
+    collator.collate(&rows)
 }
 
 /// The loss of a dataset run divides by the labels of the whole accumulation window.

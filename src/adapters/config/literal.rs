@@ -47,6 +47,13 @@ pub(super) fn pairs(text: &str) -> Result<Map<String, Value>, LiteralError> {
     }
 }
 
+/// The value that begins at a byte of a text, and where it ends.
+pub(super) fn value_at(text: &str, at: usize) -> Result<(Value, usize), LiteralError> {
+    let mut p = Parser { text, at };
+    let value = p.value(0)?;
+    Ok((value, p.at))
+}
+
 struct Parser<'a> {
     text: &'a str,
     at: usize,

@@ -213,6 +213,27 @@ pub fn identifiers() -> impl Iterator<Item = &'static str> {
         .chain(ALIASES.iter().map(|a| a.0))
 }
 
+/// The Python literal that begins at a byte of a text, and where it ends; where it is wrong, and why.
+pub(super) fn literal_at(text: &str, at: usize) -> Result<(Value, usize), (usize, String)> {
+    literal::value_at(text, at).map_err(|e| (e.at, e.what))
+}
+
+/// What an older name or the name of a union stands for.
+pub fn expansion(identifier: &str) -> Option<&'static str> {
+    let mut all = ALIASES.iter().chain(&NAMED_UNIONS);
+    all.find(|(name, _)| *name == identifier)
+        .map(|(_, text)| *text)
+}
+
+/// The members of a configuration string, as they are written; of an identifier that stands for others, those.
+pub(super) fn chunks(text: &str) -> Vec<&str> {
+    let text = text.trim();
+    match expansion(text) {
+        Some(full) => chunks(full),
+        None => text.split('|').map(str::trim).collect(),
+    }
+}
+
 fn parse_chunk(chunk: &str) -> Result<Config> {
     let (name, body) = match chunk.split_once('[') {
         None => (chunk, ""),

@@ -17,7 +17,7 @@ mod phm;
 
 use super::config::{UnknownKeys, unknown_key};
 use super::param::ParamSpec;
-use super::place::{BuildCx, Params, Place, State, Surroundings};
+use super::place::{BuildCx, Params, Place, State, Surroundings, Tasks};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, Val};
@@ -45,7 +45,9 @@ pub struct Merged {
 }
 
 /// An adapter method: the type is its configuration, with AdapterHub's field names.
-pub trait Method: Clone + PartialEq + Debug + Serialize + DeserializeOwned + 'static {
+pub trait Method:
+    Clone + PartialEq + Debug + Serialize + DeserializeOwned + schemars::JsonSchema + 'static
+{
     /// The value of `architecture`; bottlenecks have no such key.
     const ARCHITECTURE: Option<&'static str>;
 
@@ -104,6 +106,23 @@ pub trait Method: Clone + PartialEq + Debug + Serialize + DeserializeOwned + 'st
         _cx: &BuildCx<'_>,
     ) -> Result<State, Diagnostic> {
         Err(unavailable::<Self>())
+    }
+
+    /// Parameters that the tasks of a `MultiTask` setup have together, by their names inside the module: AdapterHub's
+    /// `share_parameters`.
+    fn task_shared(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Applies several adapters of this method at once, to each sample its own. `None` where the method cannot: then each is applied
+    /// to all samples, and what a sample needs is taken.
+    fn step_tasks(
+        _configs: &[&Self],
+        _state: State,
+        _tasks: &Tasks<'_>,
+        _cx: &BuildCx<'_>,
+    ) -> Result<Option<State>, Diagnostic> {
+        Ok(None)
     }
 
     /// Ends the place, after the last step: the value that replaces what the place had, in the base model's element type.
@@ -257,6 +276,25 @@ macro_rules! methods {
                 match self { $(MethodConfig::$name(m) => m.step(place, state, p, cx)),* }
             }
 
+            /// Parameters that the tasks of a `MultiTask` setup have together.
+            pub(crate) fn task_shared(&self) -> &'static [&'static str] {
+                match self { $(MethodConfig::$name(m) => m.task_shared()),* }
+            }
+
+            /// Applies several configurations of one method at once; `None` where they are of several, or the method cannot.
+            pub(crate) fn step_tasks(configs: &[&Self], state: State, tasks: &Tasks<'_>, cx: &BuildCx<'_>) -> Result<Option<State>, Diagnostic> {
+                match configs.first() {
+                    None => Ok(None),
+                    $(Some(MethodConfig::$name(_)) => {
+                        let same: Option<Vec<_>> = configs
+                            .iter()
+                            .map(|c| if let MethodConfig::$name(m) = c { Some(m) } else { None })
+                            .collect();
+                        same.map_or(Ok(None), |all| <$module::$name as Method>::step_tasks(&all, state, tasks, cx))
+                    })*
+                }
+            }
+
             pub(crate) fn close(&self, place: &Place<'_>, state: State, p: &Params<'_>, cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
                 match self { $(MethodConfig::$name(m) => m.close(place, state, p, cx)),* }
             }
@@ -285,11 +323,13 @@ fn read<M: Method>(value: &Value, unknown: UnknownKeys) -> Result<M> {
     {
         map.shift_remove("architecture");
     }
-    let method: M = serde_json::from_value(value).map_err(|e| {
-        Error::new(
-            ErrorKind::Method,
-            Diagnostic::error("config-value", e.to_string()),
-        )
+    let method: M = serde_json::from_value(value.clone()).map_err(|e| {
+        let found = wrong_fields::<M>(&value);
+        if found.is_empty() {
+            let finding = Diagnostic::error("config-value", e.to_string());
+            return Error::new(ErrorKind::Method, finding);
+        }
+        Error::many(ErrorKind::Method, found)
     })?;
     if unknown == UnknownKeys::Refuse
         && let Some(key) = method.extra().keys().next()
@@ -307,6 +347,79 @@ fn read<M: Method>(value: &Value, unknown: UnknownKeys) -> Result<M> {
         return Err(unknown_key(key, of, known.iter().copied()));
     }
     Ok(method)
+}
+
+/// The fields whose values have the wrong type: each is put alone into a configuration that is right.
+fn wrong_fields<M: Method>(value: &Value) -> Vec<Diagnostic> {
+    let right = M::presets().first().map(|p| (p.make)().to_dict());
+    let (Value::Object(fields), Some(Value::Object(right))) = (value, right) else {
+        return Vec::new();
+    };
+    let schema = schemars::schema_for!(M).to_value();
+    let mut found = Vec::new();
+    for (name, v) in fields {
+        let mut alone = right.clone();
+        alone.insert(name.clone(), v.clone());
+        if serde_json::from_value::<M>(Value::Object(alone)).is_ok() {
+            continue;
+        }
+        let property = &schema["properties"][name];
+        let finding = Diagnostic::error("config-value", format!("`{name}` is {v}"));
+        let about = property["description"].as_str().unwrap_or_default();
+        let finding = match about.lines().next() {
+            Some(line) => finding.note(line.to_owned()),
+            None => finding,
+        };
+        found.push(finding.help(match wanted(property, &schema, 0) {
+            Some(text) => format!("it takes {text}"),
+            None => "`rewrite adapter show METHOD` lists the fields with their defaults".to_owned(),
+        }));
+    }
+    found
+}
+
+/// What a field takes, by its schema, in the words of a configuration string.
+fn wanted(property: &Value, schema: &Value, depth: usize) -> Option<String> {
+    const MAX_DEPTH: usize = 4;
+    if depth > MAX_DEPTH {
+        return None;
+    }
+    let inner = |p: &Value| wanted(p, schema, depth + 1);
+    if let Some(target) = property["$ref"].as_str() {
+        return inner(schema.pointer(target.strip_prefix('#')?)?);
+    }
+    if let Some(all) = property["anyOf"]
+        .as_array()
+        .or(property["oneOf"].as_array())
+    {
+        let all: Option<Vec<String>> = all.iter().map(inner).collect();
+        return all.map(|a| a.join(", or "));
+    }
+    if let Some(all) = property["type"].as_array() {
+        let one = |t: &Value| {
+            let mut p = property.clone();
+            p["type"] = t.clone();
+            inner(&p)
+        };
+        let all: Option<Vec<String>> = all.iter().map(one).collect();
+        return all.map(|a| a.join(", or "));
+    }
+    Some(match property["type"].as_str()? {
+        "integer" => match property["minimum"].as_i64() {
+            Some(least) => format!("a whole number, {least} or more"),
+            None => "a whole number".into(),
+        },
+        "number" => "a number".into(),
+        "boolean" => "True or False".into(),
+        "string" => "a text in quotes".into(),
+        "null" => "None".into(),
+        "array" => match inner(&property["items"]) {
+            Some(items) => format!("a list, each of it {items}"),
+            None => "a list".into(),
+        },
+        "object" => "a map such as {'0': 8, 'default': 16}".into(),
+        _ => return None,
+    })
 }
 
 /// `dtype` of a configuration: a torch name, or none for `f32`.

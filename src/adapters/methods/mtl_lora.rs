@@ -5,13 +5,14 @@
 //! The weighted up projections are summed before they are multiplied, so that a step costs what LoRA's does. The softmax is the
 //! stable one; the library's overflows for weights above `88·weights_sharpness`. A learned gate takes the place of `alpha/r`.
 //!
-//! This is the layer. That tasks share `lora_A` and `lora_B`, and which sample is of which task, is a matter of the composition. Unlike
-//! the library, interfaces do not have to name the method, and the layer merges.
+//! In a `MultiTask` setup the tasks have `lora_A` and `lora_B` together, and the input `task_ids` says of which task each sample is: its
+//! rank is weighted by `pⱼ·Λ` of its task, and the products with `lora_A` and `lora_B` are those of the whole batch. Unlike in the
+//! library, interfaces do not have to name the method, and the layer merges.
 
 use super::lora::{Lora, base_weight, site, stored_form};
 use super::{Merged, Method, Preset, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec};
-use crate::adapters::place::{BuildCx, Params, Place, State, Surroundings};
+use crate::adapters::place::{BuildCx, Params, Place, State, Surroundings, Tasks};
 use crate::diag::Diagnostic;
 use crate::ir::{DType, Val};
 use crate::select::Layout;
@@ -123,16 +124,23 @@ impl MtlLora {
         self.alpha.as_f64().unwrap_or(1.0) as f32 / self.r as f32
     }
 
+    /// The weights of the up projections, `[1, n]`.
+    fn shares(&self, p: &Params<'_>, cx: &BuildCx<'_>) -> Val {
+        let b = cx.b;
+        let n = self.n_up_projection as i64;
+        let sharp = b.scale(p.get("weights"), (1.0 / self.weights_sharpness) as f32);
+        b.op(
+            "Softmax",
+            &[b.reshape(sharp, b.ints(&[1, n]))],
+            &[("axis", (-1i64).into())],
+        )
+    }
+
     /// `Σⱼ pⱼ·Bⱼ`, `[out, r]`.
     fn up(&self, d_out: usize, p: &Params<'_>, cx: &BuildCx<'_>) -> Val {
         let b = cx.b;
         let (n, out, r) = (self.n_up_projection as i64, d_out as i64, self.r as i64);
-        let sharp = b.scale(p.get("weights"), (1.0 / self.weights_sharpness) as f32);
-        let shares = b.op(
-            "Softmax",
-            &[b.reshape(sharp, b.ints(&[1, n]))],
-            &[("axis", (-1i64).into())],
-        );
+        let shares = self.shares(p, cx);
         let rows = b.reshape(p.get("lora_B"), b.ints(&[n, out * r]));
         b.reshape(b.matmul(shares, rows), b.ints(&[out, r]))
     }
@@ -261,6 +269,50 @@ impl Method for MtlLora {
             delta: Some(delta),
             ..state
         })
+    }
+
+    fn task_shared(&self) -> &'static [&'static str] {
+        &["lora_A", "lora_B"]
+    }
+
+    fn step_tasks(
+        configs: &[&Self],
+        state: State,
+        tasks: &Tasks<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Option<State>, Diagnostic> {
+        let ([first, ..], [(place, p), ..]) = (configs, tasks.of) else {
+            return Ok(None);
+        };
+        // Dropout is drawn once, and a gate reads the input: each task by itself where they differ in these.
+        let alike = |c: &&&Self| !c.use_gating && c.dropout.to_bits() == first.dropout.to_bits();
+        let (a, up) = (p.get("lora_A"), p.get("lora_B"));
+        let together = |(_, q): &(_, Params<'_>)| q.get("lora_A") == a && q.get("lora_B") == up;
+        if !configs.iter().all(|c| alike(&c)) || !tasks.of.iter().all(together) {
+            return Ok(None);
+        }
+        let b = cx.b;
+        let (n, r) = (first.n_up_projection, first.r);
+        let out = site(place)?.d_out as i64;
+        let weighted: Vec<Val> = configs
+            .iter()
+            .zip(tasks.of)
+            .map(|(c, (_, q))| {
+                let shares = b.scale(c.shares(q, cx), c.scale());
+                let shares = b.reshape(shares, b.ints(&[n as i64, 1]));
+                b.mul(shares, q.get("task_specific.values"))
+            })
+            .collect();
+        let x = cx.dropout(cx.up(state.delta.unwrap_or(state.x)), first.dropout);
+        let z = b.linear_t(x, a);
+        let z = if n == 1 { z } else { b.concat(&vec![z; n], -1) };
+        let z = b.mul(z, cx.rows(&weighted, tasks));
+        let columns = b.transpose(up, &[1, 0, 2]);
+        let columns = b.reshape(columns, b.ints(&[out, (n * r) as i64]));
+        Ok(Some(State {
+            delta: Some(b.linear_t(z, columns)),
+            ..state
+        }))
     }
 
     fn close(

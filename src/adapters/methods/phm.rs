@@ -38,6 +38,28 @@ pub(super) fn check(config: &Bottleneck) -> Result<(), Diagnostic> {
     }
 }
 
+/// Widths that cannot be cut into `n` blocks, with settings near these that can.
+fn indivisible(d: usize, k: usize, n: usize) -> Diagnostic {
+    let finding = Diagnostic::error(
+        "phm-width",
+        format!(
+            "the hidden size {d} and the bottleneck's width {k} must both be divisible by `phm_dim` = {n}"
+        ),
+    );
+    let divides = |m: &usize| d.is_multiple_of(*m) && k.is_multiple_of(*m);
+    let dim = (1..=n).rev().find(divides).unwrap_or(1);
+    if !d.is_multiple_of(n) {
+        return finding.help(format!("`phm_dim={dim}` divides both"));
+    }
+    // The nearest width above that fits both this `phm_dim` and a whole factor.
+    let fits = |w: &usize| w.is_multiple_of(n) && d.is_multiple_of(*w);
+    let width = (k.max(1)..=d).find(fits).unwrap_or(d);
+    finding.help(format!(
+        "`reduction_factor={}` gives the width {width}; or `phm_dim={dim}` divides both",
+        d / width
+    ))
+}
+
 /// The projections of a configuration.
 #[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub(super) struct Projections<'a> {
@@ -77,11 +99,7 @@ impl<'a> Projections<'a> {
         }
         let n = self.config.phm_dim;
         if !d.is_multiple_of(n) || !k.is_multiple_of(n) {
-            return Err(Diagnostic::error(
-                "phm-width",
-                format!("the widths {d} and {k} are not both divisible by `phm_dim` = {n}"),
-            )
-            .help("change `reduction_factor` or `phm_dim`"));
+            return Err(indivisible(d, k, n));
         }
         let mut out = Vec::new();
         for (name, d_in, d_out) in [(self.down_name(), d, k), ("adapter_up", k, d)] {
@@ -218,5 +236,24 @@ impl<'a> Projections<'a> {
         let rows = b.transpose(blocks, &[0, 2, 1, 3]);
         let sizes = b.mul(inner, b.int(n));
         b.reshape(rows, sizes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::indivisible;
+
+    #[test]
+    fn indivisible_widths_come_with_settings_that_fit() {
+        let help = |d, k, n| indivisible(d, k, n).help.unwrap_or_default();
+        assert_eq!(
+            help(32, 1, 4),
+            "`reduction_factor=8` gives the width 4; or `phm_dim=1` divides both"
+        );
+        assert_eq!(
+            help(768, 26, 4),
+            "`reduction_factor=24` gives the width 32; or `phm_dim=2` divides both"
+        );
+        assert_eq!(help(30, 2, 4), "`phm_dim=2` divides both");
     }
 }

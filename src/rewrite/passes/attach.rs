@@ -3,21 +3,25 @@
 //! Nodes stand right behind the node they serve. Everything added is stamped in `metadata_props`, so that [`Strip`](super::Strip) finds
 //! it in a file as well. Linear in the size of the graph.
 
-use crate::adapters::place::{At, BuildCx, Params, Place, State, wider};
+use self::manifest::{check_names, manifest};
+use self::outputs::{declare_outputs, forget_shapes};
+use self::tasks::{Origin, Picker, no_batch, one_length};
+use crate::adapters::methods::MethodConfig;
+use crate::adapters::place::{At, BuildCx, Params, Place, State, Tasks, wider};
 use crate::adapters::plan::{Part, Plan, plan};
-use crate::adapters::sequence::Longer;
 use crate::adapters::{Adapter, Param, Setup, param_stamps, stamp};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
-use crate::ir::{
-    Builder, DType, Dim, Fact, Graph, Metadata, Model, Type, TypeKind, Use, Val, ValueId,
-};
-use crate::rewrite::{Pass, PassCx, PassError, Patch, Uses};
+use crate::ir::{Builder, DType, Fact, Graph, Metadata, Use, Val, ValueId};
+use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use crate::select::{LinearSite, Selection};
 use rustc_hash::FxHashMap;
-use serde_json::{Map, Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+
+pub(super) mod manifest;
+pub(super) mod outputs;
+mod tasks;
 
 /// Attaches adapters to the places that an interface selected.
 #[derive(Clone, Debug)]
@@ -59,12 +63,14 @@ impl Pass for Attach {
         let before = cx.before();
         let facts = |v: ValueId| before.fact(v).cloned();
         let graph = &before.model().graph;
+        let mut planned = plan(&self.adapters, &self.selection, graph, &facts, self.seed)?;
+        planned.share(&self.adapters, &self.setup)?;
         let Plan {
             parts,
             store,
             loaded,
             notes,
-        } = plan(&self.adapters, &self.selection, graph, &facts, self.seed)?;
+        } = planned;
         for note in notes {
             cx.warn(note);
         }
@@ -109,65 +115,6 @@ impl Pass for Attach {
         cx.commit(patch)?;
         Ok(())
     }
-}
-
-fn check_names(names: &[&str], model: &Model) -> Result<(), Diagnostic> {
-    let there = attached(model);
-    for (i, name) in names.iter().enumerate() {
-        if there.iter().any(|t| t == name) {
-            return Err(Diagnostic::error(
-                "adapter-twice",
-                format!("an adapter `{name}` is attached to this model already"),
-            )
-            .help("strip it first, or attach under another name"));
-        }
-        if names[..i].contains(name) {
-            return Err(Diagnostic::error(
-                "adapter-twice",
-                format!("two adapters are called `{name}`"),
-            )
-            .help("give one of them another name: `NAME=SPEC`"));
-        }
-    }
-    Ok(())
-}
-
-/// Names of the adapters that are attached to a model.
-pub fn attached(model: &Model) -> Vec<String> {
-    let Some(text) = model.metadata.get(stamp::MANIFEST) else {
-        return Vec::new();
-    };
-    let manifest: Value = serde_json::from_str(text).unwrap_or_default();
-    let adapters = manifest["adapters"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    adapters
-        .iter()
-        .filter_map(|a| a["name"].as_str().map(str::to_owned))
-        .collect()
-}
-
-/// The model's manifest with these adapters added.
-fn manifest(model: &Model, pass: &Attach) -> String {
-    let old = model
-        .metadata
-        .get(stamp::MANIFEST)
-        .and_then(|t| serde_json::from_str::<Value>(t).ok());
-    let mut adapters = old
-        .as_ref()
-        .and_then(|o| o["adapters"].as_array().cloned())
-        .unwrap_or_default();
-    adapters.extend(pass.adapters.iter().map(|a| {
-        let mut entry = Map::new();
-        entry.insert("name".into(), a.name.clone().into());
-        entry.insert("config".into(), a.config.to_dict());
-        entry.insert("config_id".into(), a.config.hash().into());
-        entry.insert("route".into(), a.route.to_string().into());
-        Value::Object(entry)
-    }));
-    json!({ "tool": concat!("onnx-graft ", env!("CARGO_PKG_VERSION")), "adapters": adapters })
-        .to_string()
 }
 
 /// Order of places: where their value is made, then their rank; with the index of the first part to keep equal ones apart.
@@ -277,18 +224,17 @@ impl Writer<'_> {
                 place.at,
                 At::Layer(_) | At::Embeddings(_) | At::HeadInput(_) | At::Sequence(_) | At::Mask(_)
             );
-            let first = self.pass.setup.first().map(Setup::from);
-            let setup = first.as_ref().filter(|_| alone).unwrap_or(&self.pass.setup);
-            let state = self.apply(setup, group, state, &build, &mut used)?;
-            let Some((part, own, shared)) = used.last else {
+            let first = self.pass.setup.alone();
+            let setup = if alone { &first } else { &self.pass.setup };
+            let at = Site {
+                group,
+                rank: cx.fact(target).and_then(Fact::rank),
+            };
+            let state = self.apply(setup, at, state, &build, &mut used)?;
+            let Some(new) = closed(state, used.last.as_ref(), &build)? else {
                 return Ok(());
             };
             made.append(&mut used.made);
-            let params = Params {
-                own: &own,
-                shared: &shared,
-            };
-            let new = part.method.close(&part.place, state, &params, &build)?;
             moves = build.moves.take();
             sealed(b, new)
         };
@@ -359,32 +305,106 @@ impl Writer<'_> {
     fn apply<'g, 's>(
         &self,
         setup: &Setup,
-        group: &'g [&'g Part<'s>],
+        at: Site<'g, 's>,
         state: State,
         cx: &BuildCx<'_>,
         used: &mut Used<'g, 's>,
     ) -> Result<State, PassError> {
         match setup {
             Setup::Single(name) => {
-                let found = group
-                    .iter()
-                    .find(|p| self.pass.adapters[p.adapter].name == *name);
-                let Some(part) = found else { return Ok(state) };
-                self.enter(part, cx, used)?;
-                let Some((_, own, shared)) = &used.last else {
+                let Some(part) = self.part(at, name) else {
                     return Ok(state);
                 };
-                let params = Params { own, shared };
-                Ok(part.method.step(&part.place, state, &params, cx)?)
+                let last = self.enter(part, cx, used)?;
+                let params = last.params();
+                let state = part.method.step(&part.place, state, &params, cx)?;
+                used.last = Some(last);
+                Ok(state)
             }
             Setup::Stack(children) => {
                 let mut state = state;
                 for child in children {
-                    state = self.apply(child, group, state, cx, used)?;
+                    state = self.apply(child, at, state, cx, used)?;
                 }
                 Ok(state)
             }
+            Setup::MultiTask(tasks) => self.multi_task(tasks, at, state, cx, used),
         }
+    }
+
+    fn part<'g, 's>(&self, at: Site<'g, 's>, name: &str) -> Option<&'g Part<'s>> {
+        let named = |p: &&&Part<'_>| self.pass.adapters[p.adapter].name == *name;
+        at.group.iter().find(named).copied()
+    }
+
+    /// Each sample its own child: together where the method can, and otherwise each child on all samples, of which every sample takes
+    /// its own value.
+    fn multi_task<'g, 's>(
+        &self,
+        tasks: &[Setup],
+        at: Site<'g, 's>,
+        state: State,
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<State, PassError> {
+        let here = |t: &Setup| t.names().iter().find_map(|n| self.part(at, n));
+        let Some(first) = tasks.iter().find_map(here) else {
+            return Ok(state);
+        };
+        let place = &first.place;
+        let rank = match (&place.at, at.rank) {
+            (At::Sequence(_) | At::Mask(_), _) => return Err(one_length(place).into()),
+            (_, Some(rank)) if rank > 2 => rank,
+            (_, rank) => return Err(no_batch(place, rank).into()),
+        };
+        let owner = &self.pass.adapters[first.adapter].name;
+        let origin = Origin {
+            scope: self.fresh_scope("task_ids"),
+            stamp: stamped(owner),
+        };
+        let picker = Picker::new(tasks.len(), rank, origin, cx)?;
+        let parts: Option<Vec<&'g Part<'s>>> = tasks
+            .iter()
+            .map(|t| match t {
+                Setup::Single(n) => self
+                    .part(at, n)
+                    .filter(|p| !p.method.task_shared().is_empty()),
+                Setup::Stack(_) | Setup::MultiTask(_) => None,
+            })
+            .collect();
+        if let Some(parts) = parts {
+            let entered = parts
+                .into_iter()
+                .map(|p| self.enter(p, cx, used))
+                .collect::<Result<Vec<Entered<'_, '_>>, _>>()?;
+            let configs: Vec<_> = entered.iter().map(|e| e.part.method).collect();
+            let of: Vec<_> = entered
+                .iter()
+                .map(|e| (&e.part.place, e.params()))
+                .collect();
+            let together = Tasks {
+                ids: picker.ids,
+                rank,
+                of: &of,
+            };
+            if let Some(state) = MethodConfig::step_tasks(&configs, state, &together, cx)? {
+                used.last = entered.into_iter().next_back();
+                return Ok(state);
+            }
+        }
+        let before = used.last.take();
+        let mut values = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            used.last.clone_from(&before);
+            let state = self.apply(task, at, state, cx, used)?;
+            let value = closed(state, used.last.as_ref(), cx)?;
+            values.push(value.unwrap_or_else(|| cx.current(place.target())));
+        }
+        cx.b.set_scope(&self.fresh_scope(&format!("{}/tasks", place.scope)));
+        Ok(State {
+            closed: Some(picker.pick(&values, cx)?),
+            ..state
+        })
     }
 
     /// Makes the part's parameters, and names and stamps what follows as its own.
@@ -393,7 +413,7 @@ impl Writer<'_> {
         part: &'g Part<'s>,
         cx: &BuildCx<'_>,
         used: &mut Used<'g, 's>,
-    ) -> Result<(), PassError> {
+    ) -> Result<Entered<'g, 's>, PassError> {
         let b = cx.b;
         let name = &self.pass.adapters[part.adapter].name;
         let stored = part.method.dtype()?;
@@ -415,8 +435,7 @@ impl Writer<'_> {
                 *v = b.cast(*v, computed);
             }
         }
-        used.last = Some((part, own, shared));
-        Ok(())
+        Ok(Entered { part, own, shared })
     }
 
     /// The scope, with a number when it was used before: a module that is called twice, an adapter that is inverted.
@@ -456,11 +475,52 @@ impl Writer<'_> {
 /// Parameters in the graph, by their names inside the module.
 type Values = Vec<(String, Val)>;
 
+/// The parts at one place.
+#[derive(Clone, Copy)]
+struct Site<'g, 's> {
+    group: &'g [&'g Part<'s>],
+    /// Number of axes of what flows, where it is known.
+    rank: Option<usize>,
+}
+
+/// An adapter at a place, with its parameters in the graph.
+#[derive(Clone)]
+struct Entered<'g, 's> {
+    part: &'g Part<'s>,
+    own: Values,
+    shared: Values,
+}
+
+impl Entered<'_, '_> {
+    fn params(&self) -> Params<'_> {
+        Params {
+            own: &self.own,
+            shared: &self.shared,
+        }
+    }
+}
+
+/// What takes the place's value; `None` where no adapter has acted.
+fn closed(
+    state: State,
+    last: Option<&Entered<'_, '_>>,
+    cx: &BuildCx<'_>,
+) -> Result<Option<Val>, Diagnostic> {
+    match (state.closed, last) {
+        (Some(value), _) => Ok(Some(value)),
+        (None, None) => Ok(None),
+        (None, Some(e)) => {
+            let place = &e.part.place;
+            e.part.method.close(place, state, &e.params(), cx).map(Some)
+        }
+    }
+}
+
 /// What the adapters of one place have used so far.
 #[derive(Default)]
 struct Used<'g, 's> {
-    /// The last adapter and its parameters.
-    last: Option<(&'g Part<'s>, Values, Values)>,
+    /// The last adapter.
+    last: Option<Entered<'g, 's>>,
     /// Parameters made in this patch.
     made: Vec<(String, Val)>,
 }
@@ -501,6 +561,7 @@ fn open(place: &Place<'_>, build: &BuildCx<'_>, cx: &PassCx<'_>) -> State {
         residual,
         delta: None,
         values,
+        closed: None,
     }
 }
 
@@ -528,96 +589,6 @@ fn leading(
         }
         _ => x,
     }
-}
-
-/// What is declared of values whose length changes is no longer true. The last node remembers the types of outputs.
-fn forget_shapes(longer: &Longer, graph: &Graph, patch: &mut Patch) {
-    let mut outputs = Map::new();
-    for port in graph.outputs() {
-        let (Some(ty), true) = (&port.ty, longer.behind.contains(&port.value)) else {
-            continue;
-        };
-        let (Some(dtype), Some(dims)) = (ty.dtype(), ty.dims()) else {
-            continue;
-        };
-        let dims: Vec<Value> = dims
-            .iter()
-            .map(|d| match d {
-                Dim::Known(n) => json!(n),
-                Dim::Symbol(s) => json!(s),
-                Dim::Unknown => Value::Null,
-            })
-            .collect();
-        let name = graph.name_of(port.value).to_owned();
-        outputs.insert(name, json!([dtype.name(), dims]));
-        let open = TypeKind::Tensor { dtype, dims: None };
-        patch.output_type(
-            port.value,
-            Some(Type {
-                kind: open,
-                exact: None,
-            }),
-        );
-    }
-    if !outputs.is_empty() {
-        let text = Value::Object(outputs).to_string();
-        patch.builder().mark_last_node(stamp::OUTPUTS, &text);
-    }
-    patch.forget(longer.behind.clone());
-}
-
-/// The types of outputs whose length has changed, as [`stamp::OUTPUTS`] remembers them.
-pub(super) fn remembered_outputs(text: &str) -> Vec<(String, Type)> {
-    let Ok(Value::Object(outputs)) = serde_json::from_str(text) else {
-        return Vec::new();
-    };
-    let dim = |d: &Value| match d {
-        Value::String(s) => Dim::Symbol(s.as_str().into()),
-        d => d.as_i64().map_or(Dim::Unknown, Dim::Known),
-    };
-    let typed = |(name, ty): (String, Value)| {
-        let dtype = DType::from_name(ty[0].as_str()?)?;
-        let dims: Vec<Dim> = ty[1].as_array()?.iter().map(dim).collect();
-        Some((name, Type::tensor(dtype, dims)))
-    };
-    outputs.into_iter().filter_map(typed).collect()
-}
-
-/// Declares outputs behind the embeddings as they are inferred now.
-fn declare_outputs(longer: &Longer, cx: &mut PassCx<'_>) -> Result<(), PassError> {
-    let verified = cx.verified()?;
-    let graph = &verified.model().graph;
-    let before = cx.before().model();
-    let mut patch = cx.patch("outputs", None);
-    for port in graph.outputs() {
-        let name = graph.name_of(port.value);
-        let old =
-            before.graph.outputs().iter().find(|p| {
-                before.graph.name_of(p.value) == name && longer.behind.contains(&p.value)
-            });
-        let Some(old) = old.and_then(|p| p.ty.as_ref()) else {
-            continue;
-        };
-        let fact = verified.fact(port.value).cloned().unwrap_or_default();
-        let (Some(dtype), Some(declared), Some(dims)) = (fact.dtype, old.dims(), fact.dims) else {
-            continue;
-        };
-        // A symbol may stay where it stands for the same size, or for one that nothing else declares.
-        let dims: Vec<Dim> = dims
-            .iter()
-            .zip(declared)
-            .map(|(now, old)| match (now.as_const(), now.as_symbol(), old) {
-                (Some(n), _, _) => Dim::Known(n),
-                (None, Some(name), Dim::Symbol(s)) if *name == **s => old.clone(),
-                _ => Dim::Unknown,
-            })
-            .collect();
-        patch.output_type(port.value, Some(Type::tensor(dtype, dims)));
-    }
-    if !patch.is_empty() {
-        cx.commit(patch)?;
-    }
-    Ok(())
 }
 
 /// The value as the output of the last node made, so that the node can be stamped.

@@ -1,14 +1,18 @@
 //! The passes.
 
 mod attach;
+pub mod cache;
 pub mod expand;
 pub mod fuse;
 pub mod gradient;
 pub mod head;
+pub mod logits;
 pub mod loss;
 mod merge;
+pub mod pack;
 mod strip;
 
-pub use attach::{Attach, attached};
+pub use attach::Attach;
+pub use attach::manifest::attached;
 pub use merge::{Evaluate, Merge, merge_expression};
 pub use strip::Strip;

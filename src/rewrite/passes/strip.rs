@@ -1,7 +1,8 @@
 //! Taking adapters out again: the inverse of [`Attach`](super::Attach), on the same model or on one that was written and read again.
 
+use super::attach::manifest;
 use super::attached;
-use crate::adapters::{head, stamp};
+use crate::adapters::{Setup, head, stamp};
 use crate::diag::{Diagnostic, nearest};
 use crate::ir::{Graph, Metadata, NodeId, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
@@ -36,6 +37,7 @@ impl Pass for Strip {
         let g = &model.graph;
         if let Some(name) = &self.adapter {
             check_attached(name, &attached(model))?;
+            check_apart(name, &manifest::read(model))?;
         }
         let nodes: Vec<NodeId> = g
             .nodes()
@@ -48,6 +50,7 @@ impl Pass for Strip {
             .copied()
             .filter(|v| self.concerns(&g.value(*v).metadata))
             .collect();
+        let inputs = self.inputs(g, &manifest::read(model));
         let mut patch = cx.patch("strip", None);
         let gone: FxHashSet<NodeId> = nodes.iter().copied().collect();
         let mut restored: Vec<(ValueId, ValueId)> = closing
@@ -66,7 +69,7 @@ impl Pass for Strip {
             let Some(text) = g.node(*n).metadata.get(stamp::OUTPUTS) else {
                 continue;
             };
-            for (name, ty) in super::attach::remembered_outputs(text) {
+            for (name, ty) in super::attach::outputs::remembered(text) {
                 let value = g.outputs().iter().find(|p| g.name_of(p.value) == name);
                 if let Some(port) = value {
                     patch.output_type(root(port.value, &closing), Some(ty));
@@ -81,7 +84,7 @@ impl Pass for Strip {
             }
             patch.remove_node(n);
         }
-        for v in values {
+        for v in values.into_iter().chain(inputs) {
             patch.remove_value(v);
         }
         patch.model_metadata(
@@ -95,6 +98,16 @@ impl Pass for Strip {
 }
 
 impl Strip {
+    /// Graph inputs that only adapters read.
+    fn inputs(&self, g: &Graph, manifest: &Value) -> Vec<ValueId> {
+        if self.adapter.is_some() {
+            return Vec::new();
+        }
+        let names = manifest["inputs"].as_array().into_iter().flatten();
+        let found = names.filter_map(|n| g.find(n.as_str()?));
+        found.filter(|v| g.is_input(*v)).collect()
+    }
+
     /// The manifest without what is removed; `None` when nothing is left.
     fn manifest(&self, old: Option<&str>) -> Option<String> {
         let name = self.adapter.as_deref()?;
@@ -120,6 +133,22 @@ fn check_attached(name: &str, there: &[String]) -> Result<(), Diagnostic> {
         [] => "the model carries no adapters of this tool".to_owned(),
         _ => format!("attached are: {}", there.join(", ")),
     }))
+}
+
+/// The tasks of a setup share their nodes: one of them cannot go alone.
+fn check_apart(name: &str, manifest: &Value) -> Result<(), Diagnostic> {
+    let setups = manifest["setups"].as_array().into_iter().flatten();
+    let bound = setups
+        .filter_map(|s| Setup::from_json(s).ok())
+        .find(|s| s.names().contains(&name));
+    match bound {
+        None => Ok(()),
+        Some(setup) => Err(Diagnostic::error(
+            "adapter-bound",
+            format!("`{name}` is a part of `{setup}`, which is one piece of the graph"),
+        )
+        .help("strip all adapters, and attach again those that are to stay")),
+    }
 }
 
 /// New value to the value whose place it took.

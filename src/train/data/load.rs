@@ -659,3 +659,45 @@ impl Dataset {
         Ok(data)
     }
 }
+
+impl DataReport {
+    /// What was read, in sentences for a report.
+    pub fn lines(&self) -> Vec<String> {
+        let mut out = vec![format!(
+            "{} training examples of {} tokens",
+            self.train_examples, self.train_tokens
+        )];
+        if self.eval_examples > 0 {
+            out.push(format!(
+                "{} evaluation examples of {} tokens",
+                self.eval_examples, self.eval_tokens
+            ));
+        }
+        for read in std::iter::once(&self.data).chain(&self.eval_data) {
+            out.push(format!(
+                "{} rows, longest {} tokens, {} tokens learned",
+                read.rows, read.longest, read.labels
+            ));
+            let counts = [
+                (read.truncated, "examples were cut"),
+                (read.skipped, "bad rows were left out"),
+                (
+                    read.not_found,
+                    "examples lack the template, and nothing of them is learned",
+                ),
+                (read.unlabelled, "examples have nothing to learn"),
+            ];
+            out.extend(
+                counts
+                    .iter()
+                    .filter(|(n, _)| *n > 0)
+                    .map(|(n, what)| format!("{n} {what}")),
+            );
+            out.extend(read.reasons.iter().cloned());
+        }
+        if !self.label_names.is_empty() {
+            out.push(format!("classes: {}", self.label_names.join(", ")));
+        }
+        out
+    }
+}

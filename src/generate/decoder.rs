@@ -1,0 +1,630 @@
+//! From tokens to the logits of the next one, with a memory of what was computed before.
+//!
+//! Rows of a batch may have different lengths: shorter ones are filled up behind their end, which no earlier position sees, and
+//! positions are counted for each row. So a row is computed exactly as it is alone.
+
+use super::failed;
+use crate::adapters::stamp;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::ir::{DType, Dim, Model, OpId, Type};
+use crate::rewrite::Pipeline;
+use crate::rewrite::passes::cache::{
+    AddCache, PAST_MASK, POSITIONS, Part, attention_window, new_name, past_name,
+};
+use crate::rewrite::passes::expand::Expand;
+use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseProducts};
+use crate::rewrite::passes::logits::{CHOSEN, ChooseLogits, logits};
+use crate::runtime::cache::Grown;
+use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value};
+use crate::select::Selection;
+use std::sync::OnceLock;
+
+const IDS: &str = "input_ids";
+const MASK: &str = "attention_mask";
+const TARGET_IDS: &str = "decoder_input_ids";
+/// What it means that there is no cache.
+const WHOLE: &str = "the whole text is computed for every token";
+/// What stands in front of the names of a graph's own cache.
+const PAST: &str = "past_key_values.";
+
+/// How a model is prepared.
+#[derive(Clone, Debug, Default)]
+pub struct DecoderOptions {
+    /// Whether keys and values are kept, where that is possible.
+    pub use_cache: bool,
+    /// Runs the graph as it is, without fused kernels.
+    pub portable: bool,
+    /// First token of an encoder-decoder's text.
+    pub decoder_start_token_id: Option<i64>,
+    /// Sizes that the graph does not declare of its own cache: heads and width of a head.
+    pub cache_size: Option<[usize; 2]>,
+    /// How plans are compiled.
+    pub compile: CompileOptions,
+}
+
+/// What is kept from step to step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Nothing: the whole text is computed for every token.
+    None,
+    /// Keys and values, by inputs and outputs that the graph has.
+    Own,
+    /// Keys and values, by inputs and outputs that [`AddCache`] gave it.
+    Added,
+}
+
+/// A causal or an encoder-decoder language model, ready to generate.
+#[derive(Debug)]
+pub struct Decoder {
+    model: Verified,
+    options: DecoderOptions,
+    logits: String,
+    whole: OnceLock<Plan>,
+    engine: Engine,
+    /// Whether rows of different lengths can be computed together.
+    ragged: bool,
+    warnings: Vec<Diagnostic>,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Whole,
+    Own {
+        plan: Plan,
+        parts: Vec<OwnPart>,
+    },
+    Added {
+        first: Plan,
+        step: Plan,
+        layers: usize,
+        window: Option<u64>,
+    },
+}
+
+/// A tensor of a graph's own cache.
+#[derive(Debug)]
+struct OwnPart {
+    input: String,
+    output: String,
+    dtype: DType,
+    heads: usize,
+    head: usize,
+}
+
+/// Logits of the next token, for each row.
+#[derive(Clone, Debug)]
+pub struct Logits {
+    data: Vec<f32>,
+    vocab: usize,
+}
+
+impl Logits {
+    /// Those of a row.
+    pub fn row(&self, row: usize) -> &[f32] {
+        let start = row * self.vocab;
+        self.data.get(start..start + self.vocab).unwrap_or_default()
+    }
+
+    /// Size of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.vocab
+    }
+}
+
+/// Adapters of a model whose effect on a position depends on the whole sequence, so that neither a cache nor filled-up rows give what
+/// the sequence alone gives: interventions at positions counted from the end, gates that are a mean over positions, virtual tokens.
+pub fn full_sequence_adapters(model: &Model) -> Vec<String> {
+    let text = model.metadata.get(stamp::MANIFEST).map_or("{}", |m| &**m);
+    let manifest: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+    let entries = manifest["adapters"].as_array().cloned().unwrap_or_default();
+    let concerned = entries.iter().filter(|e| depends(&e["config"]));
+    concerned
+        .map(|e| e["name"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+fn depends(config: &serde_json::Value) -> bool {
+    match config {
+        serde_json::Value::Object(fields) => fields.iter().any(|(key, value)| match key.as_str() {
+            "architecture" => value == "reft" || value == "prompt_tuning",
+            "use_gating" => value == true,
+            _ => depends(value),
+        }),
+        serde_json::Value::Array(items) => items.iter().any(depends),
+        _ => false,
+    }
+}
+
+impl Decoder {
+    /// Prepares a model. `selection` says where its attentions are; without it, or where the graph does not allow it, the whole text
+    /// is computed for every token, and [`warnings`](Self::warnings) says why.
+    pub fn new(
+        model: Verified,
+        selection: Option<&Selection>,
+        options: DecoderOptions,
+    ) -> Result<Self> {
+        let g = &model.model().graph;
+        let id = logits(g, None).map_err(|d| Error::new(ErrorKind::Run, d))?;
+        let logits = g.name_of(id).to_owned();
+        let full = full_sequence_adapters(model.model());
+        let chosen = Pipeline::new()
+            .with(ChooseLogits {
+                logits: Some(logits.clone()),
+            })
+            .run(model)?
+            .model;
+        let mut out = Decoder {
+            model: chosen,
+            options,
+            logits,
+            whole: OnceLock::new(),
+            engine: Engine::Whole,
+            ragged: full.is_empty(),
+            warnings: Vec::new(),
+        };
+        let own = out.own_parts()?;
+        if !own.is_empty() {
+            let plan = out.compile(out.model.clone())?;
+            let fed = |name: &str| plan.feeds().iter().any(|f| f.name == name && f.used);
+            // An operator that counts positions by the mask takes a row's tokens to be without gaps.
+            let grouped = OpId::new("com.microsoft", "GroupQueryAttention");
+            let g = &out.model.model().graph;
+            let counts = g.nodes().any(|n| g.node(n).op == grouped);
+            out.ragged &= fed(POSITIONS) && !counts;
+            out.engine = Engine::Own { plan, parts: own };
+        } else if let Some(selection) = selection
+            && out.options.use_cache
+            && !out.is_encoder_decoder()
+        {
+            if full.is_empty() {
+                match out.added(selection) {
+                    Ok(engine) => out.engine = engine,
+                    Err(e) => out.warn(&e),
+                }
+            } else {
+                let message = format!(
+                    "the effect of {} depends on the whole text",
+                    full.join(", ")
+                );
+                let d = Diagnostic::warning("cache", message);
+                out.warnings.push(d.note(WHOLE));
+            }
+        }
+        Ok(out)
+    }
+
+    fn warn(&mut self, e: &Error) {
+        let why = e
+            .findings()
+            .first()
+            .map_or_else(String::new, |f| f.message.clone());
+        let at = e
+            .findings()
+            .first()
+            .map_or_else(String::new, |f| f.path.clone());
+        let d = Diagnostic::warning("cache", format!("keys and values are not kept: {why}")).at(at);
+        self.warnings.push(d.note(WHOLE));
+    }
+
+    /// What is kept from step to step.
+    pub fn memory(&self) -> Memory {
+        match &self.engine {
+            Engine::Whole => Memory::None,
+            Engine::Own { .. } => Memory::Own,
+            Engine::Added { .. } => Memory::Added,
+        }
+    }
+
+    /// Whether rows of different lengths can be computed together.
+    pub fn ragged(&self) -> bool {
+        self.ragged
+    }
+
+    /// Why something is not as it might be.
+    pub fn warnings(&self) -> &[Diagnostic] {
+        &self.warnings
+    }
+
+    /// Whether the text has its own decoder.
+    pub fn is_encoder_decoder(&self) -> bool {
+        let g = &self.model.model().graph;
+        g.find(TARGET_IDS).is_some_and(|v| g.is_input(v))
+    }
+
+    fn compile(&self, model: Verified) -> Result<Plan> {
+        let model = if self.options.portable {
+            model
+        } else {
+            let fuse = Pipeline::new()
+                .with(Cleanup)
+                .with(FuseBlocks)
+                .with(FuseProducts);
+            fuse.run(model)?.model
+        };
+        let g = &model.model().graph;
+        let kept = |name: &str| {
+            name == self.logits
+                || name.starts_with("present")
+                || name.starts_with("new_key_values.")
+        };
+        let names = g.outputs().iter().map(|p| g.name_of(p.value).to_owned());
+        let options = CompileOptions {
+            outputs: Some(names.filter(|n| kept(n)).collect()),
+            ..self.options.compile.clone()
+        };
+        Plan::compile(&model, &options)
+    }
+
+    fn whole(&self) -> Result<&Plan> {
+        if let Some(plan) = self.whole.get() {
+            return Ok(plan);
+        }
+        let plan = self.compile(self.model.clone())?;
+        Ok(self.whole.get_or_init(|| plan))
+    }
+
+    fn own_parts(&self) -> Result<Vec<OwnPart>> {
+        let g = &self.model.model().graph;
+        let mut out = Vec::new();
+        for port in g.inputs() {
+            let name = g.name_of(port.value);
+            let Some(rest) = name.strip_prefix(PAST) else {
+                continue;
+            };
+            let output = format!("present.{rest}");
+            if g.find(&output).is_none_or(|v| !g.is_output(v)) {
+                return Err(failed(
+                    "cache",
+                    format!("the graph has the input `{name}` and no output `{output}`"),
+                ));
+            }
+            let ty = port.ty.as_ref().or(g.value(port.value).ty.as_ref());
+            let size = |axis: usize| match ty.and_then(Type::dims).and_then(|d| d.get(axis)) {
+                Some(Dim::Known(n)) => usize::try_from(*n).ok(),
+                _ => self.options.cache_size.map(|s| s[axis / 2]),
+            };
+            let (Some(heads), Some(head)) = (size(1), size(3)) else {
+                let d = Diagnostic::error("cache", format!("the sizes of `{name}` are not known"))
+                    .help("config.json beside the model says them: num_key_value_heads, head_dim");
+                return Err(Error::new(ErrorKind::Run, d));
+            };
+            out.push(OwnPart {
+                input: name.to_owned(),
+                output,
+                dtype: ty.and_then(Type::dtype).unwrap_or(DType::Float),
+                heads,
+                head,
+            });
+        }
+        Ok(out)
+    }
+
+    /// Gives the graph a cache, and compares once what comes out.
+    fn added(&self, selection: &Selection) -> Result<Engine> {
+        let attention = OpId::new("", "Attention");
+        let cached = |past: bool| -> Result<Verified> {
+            let pass = AddCache {
+                selection: selection.clone(),
+                past,
+            };
+            let g = &self.model.model().graph;
+            let mut pipeline = Pipeline::new();
+            if g.nodes().any(|n| g.node(n).op == attention) {
+                pipeline = pipeline.with(Expand::Ops(vec![attention.clone()]));
+            }
+            Ok(pipeline.with(pass).run(self.model.clone())?.model)
+        };
+        let engine = Engine::Added {
+            first: self.compile(cached(false)?)?,
+            step: self.compile(cached(true)?)?,
+            layers: selection.layers.len(),
+            window: attention_window(&self.model.model().graph),
+        };
+        self.compare(&engine)?;
+        Ok(engine)
+    }
+
+    /// Whether logits with and without the cache are the same, on a few tokens of two rows.
+    fn compare(&self, engine: &Engine) -> Result<()> {
+        let rows = vec![vec![0, 1, 0], vec![1]];
+        let (mut with, _) = Session::begin(self, engine, rows.clone())?;
+        let (mut without, _) = Session::begin(self, &Engine::Whole, rows)?;
+        for next in [[1, 0], [0, 1]].map(|ids| ids.map(Some)) {
+            let (a, b) = (with.step(&next)?, without.step(&next)?);
+            let size = b.data.iter().fold(1f32, |m, x| m.max(x.abs()));
+            // Sums in another order, or operands in bfloat16.
+            let allowed = size
+                * if self.options.compile.precision == crate::runtime::cpu::gemm::Precision::F32 {
+                    1e-3
+                } else {
+                    1e-1
+                };
+            let far = a
+                .data
+                .iter()
+                .zip(&b.data)
+                .any(|(x, y)| (x - y).abs() > allowed || x.is_nan() != y.is_nan());
+            if far {
+                return Err(failed(
+                    "cache",
+                    "the logits with a cache are others than without",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The logits of the token behind each prompt.
+    pub fn begin(&self, prompts: &[Vec<i64>]) -> Result<(Session<'_>, Logits)> {
+        Session::begin(self, &self.engine, prompts.to_vec())
+    }
+}
+
+/// Texts that are being generated.
+#[derive(Debug)]
+pub struct Session<'d> {
+    decoder: &'d Decoder,
+    engine: &'d Engine,
+    /// What an encoder reads.
+    source: Vec<Vec<i64>>,
+    rows: Vec<Vec<i64>>,
+    /// Of each row, which cached positions count.
+    mask: Vec<Vec<i64>>,
+    grown: Vec<Grown>,
+    own: Vec<Value>,
+}
+
+impl<'d> Session<'d> {
+    fn begin(
+        decoder: &'d Decoder,
+        engine: &'d Engine,
+        prompts: Vec<Vec<i64>>,
+    ) -> Result<(Self, Logits)> {
+        if prompts.iter().any(Vec::is_empty) {
+            let d = Diagnostic::error("prompt-empty", "a prompt has no tokens")
+                .help("write at least one, or give the model's first token");
+            return Err(Error::new(ErrorKind::Run, d));
+        }
+        let equal = prompts.windows(2).all(|w| w[0].len() == w[1].len());
+        if !decoder.ragged && !equal {
+            return Err(failed(
+                "batch",
+                "this graph computes rows of one length together only",
+            ));
+        }
+        let mut out = Session {
+            decoder,
+            engine,
+            source: Vec::new(),
+            rows: prompts,
+            mask: Vec::new(),
+            grown: Vec::new(),
+            own: Vec::new(),
+        };
+        if decoder.is_encoder_decoder() {
+            let Some(start) = decoder.options.decoder_start_token_id else {
+                let d = Diagnostic::error(
+                    "decoder-start",
+                    "the first token of the decoder is not known",
+                )
+                .help("--decoder-start-token-id N, or config.json beside the model");
+                return Err(Error::new(ErrorKind::Run, d));
+            };
+            let rows = vec![vec![start]; out.rows.len()];
+            out.source = std::mem::replace(&mut out.rows, rows);
+        }
+        let logits = match engine {
+            Engine::Whole => out.compute_whole()?,
+            Engine::Own { plan, parts } => {
+                out.own = empty(parts, out.rows.len())?;
+                let all = out.rows.clone();
+                out.advance_own(plan, parts, &all)?
+            }
+            Engine::Added { first, layers, .. } => {
+                out.grown = (0..2 * layers).map(|_| Grown::new()).collect();
+                let all = out.rows.clone();
+                let zero = vec![0; all.len()];
+                let feeds = out.feeds(first, &all, &zero)?;
+                let results = first.run(&feeds)?;
+                out.keep(&results, &all)?;
+                out.decoder.logits(&results, all.len())?
+            }
+        };
+        Ok((out, logits))
+    }
+
+    /// Texts so far, prompts included.
+    pub fn rows(&self) -> &[Vec<i64>] {
+        &self.rows
+    }
+
+    /// Appends a token to each row, none to rows that rest; the logits of the token behind it, those of a resting row being of no use.
+    pub fn step(&mut self, next: &[Option<i64>]) -> Result<Logits> {
+        // Rows of one length go on together.
+        let rest = |id: Option<i64>| {
+            if self.decoder.ragged {
+                id
+            } else {
+                id.or(Some(0))
+            }
+        };
+        let new: Vec<Vec<i64>> = next
+            .iter()
+            .map(|&id| rest(id).into_iter().collect())
+            .collect();
+        for (row, ids) in self.rows.iter_mut().zip(&new) {
+            row.extend(ids);
+        }
+        let engine = self.engine;
+        match engine {
+            Engine::Whole => self.compute_whole(),
+            Engine::Own { plan, parts } => self.advance_own(plan, parts, &new),
+            Engine::Added { step, window, .. } => {
+                let longest = self.rows.iter().map(Vec::len).max().unwrap_or(0) as u64;
+                if window.is_some_and(|w| longest > w) {
+                    // The graph's mask hides what a cache shows; from here on every step is a whole one.
+                    self.grown.clear();
+                    self.engine = &Engine::Whole;
+                    return self.compute_whole();
+                }
+                let starts = self.starts(&new);
+                let mut feeds = self.feeds(step, &new, &starts)?;
+                feeds.insert(PAST_MASK, ints(&self.mask)?);
+                for (i, grown) in self.grown.iter().enumerate() {
+                    let part = Part::BOTH[i % 2];
+                    feeds.insert(
+                        &past_name(i / 2, part),
+                        grown.value().map_err(|e| failed("cache", e.to_string()))?,
+                    );
+                }
+                let results = step.run(&feeds)?;
+                // A view that is held would make the next append impossible.
+                drop(feeds);
+                self.keep(&results, &new)?;
+                self.decoder.logits(&results, new.len())
+            }
+        }
+    }
+
+    /// Position of each row's first new token.
+    fn starts(&self, new: &[Vec<i64>]) -> Vec<usize> {
+        let pairs = self.rows.iter().zip(new);
+        pairs.map(|(row, new)| row.len() - new.len()).collect()
+    }
+
+    fn compute_whole(&self) -> Result<Logits> {
+        let plan = self.decoder.whole()?;
+        let zero = vec![0; self.rows.len()];
+        let results = plan.run(&self.feeds(plan, &self.rows, &zero)?)?;
+        self.decoder.logits(&results, self.rows.len())
+    }
+
+    fn advance_own(&mut self, plan: &Plan, parts: &[OwnPart], new: &[Vec<i64>]) -> Result<Logits> {
+        let starts = self.starts(new);
+        let mut feeds = self.feeds(plan, new, &starts)?;
+        self.extend_mask(new);
+        if feeds.0.contains_key(MASK) {
+            feeds.insert(MASK, ints(&self.mask)?);
+        }
+        for (part, value) in parts.iter().zip(std::mem::take(&mut self.own)) {
+            feeds.insert(&part.input, value);
+        }
+        let mut results = plan.run(&feeds)?;
+        drop(feeds);
+        let logits = self.decoder.logits(&results, new.len())?;
+        let mut own = Vec::with_capacity(parts.len());
+        for part in parts {
+            let found = results.shift_remove(&part.output);
+            own.push(found.ok_or_else(|| failed("cache", format!("no output `{}`", part.output)))?);
+        }
+        self.own = own;
+        Ok(logits)
+    }
+
+    /// Keeps the keys and values of new positions.
+    fn keep(&mut self, results: &Outputs, new: &[Vec<i64>]) -> Result<()> {
+        for (i, grown) in self.grown.iter_mut().enumerate() {
+            let name = new_name(i / 2, Part::BOTH[i % 2]);
+            let value = results
+                .get(&name)
+                .ok_or_else(|| failed("cache", format!("no output `{name}`")))?;
+            grown
+                .append(value)
+                .map_err(|e| failed("cache", e.to_string()))?;
+        }
+        self.extend_mask(new);
+        Ok(())
+    }
+
+    fn extend_mask(&mut self, new: &[Vec<i64>]) {
+        self.mask.resize(new.len(), Vec::new());
+        let width = new.iter().map(Vec::len).max().unwrap_or(0);
+        for (mask, row) in self.mask.iter_mut().zip(new) {
+            mask.extend((0..width).map(|i| i64::from(i < row.len())));
+        }
+    }
+
+    /// The inputs of a plan for rows of new tokens, each from its position on. The logits are those behind the last token of a row.
+    fn feeds(&self, plan: &Plan, new: &[Vec<i64>], starts: &[usize]) -> Result<Feeds> {
+        let lengths = |rows: &[Vec<i64>]| rows.iter().map(|r| vec![1; r.len()]).collect::<Vec<_>>();
+        let width = new.iter().map(Vec::len).max().unwrap_or(0) as i64;
+        let mut feeds = Feeds::new();
+        for spec in plan.feeds() {
+            let value = match spec.name.as_str() {
+                IDS if !self.source.is_empty() => ints(&self.source)?,
+                MASK if !self.source.is_empty() => ints(&lengths(&self.source))?,
+                IDS | TARGET_IDS => ints(new)?,
+                MASK | "decoder_attention_mask" => ints(&lengths(new))?,
+                POSITIONS => {
+                    let row = |(r, s): (&Vec<i64>, &usize)| (*s as i64..).take(r.len()).collect();
+                    ints(&new.iter().zip(starts).map(row).collect::<Vec<_>>())?
+                }
+                "token_type_ids" => {
+                    ints(&new.iter().map(|r| vec![0; r.len()]).collect::<Vec<_>>())?
+                }
+                // From the end: virtual tokens may stand in front.
+                CHOSEN => ints(
+                    &new.iter()
+                        .map(|r| vec![(r.len() as i64 - 1 - width).max(-width)])
+                        .collect::<Vec<_>>(),
+                )?,
+                _ => continue,
+            };
+            feeds.insert(&spec.name, value);
+        }
+        Ok(feeds)
+    }
+}
+
+impl Decoder {
+    fn logits(&self, results: &Outputs, rows: usize) -> Result<Logits> {
+        let value = results
+            .get(&self.logits)
+            .ok_or_else(|| failed("logits", format!("no output `{}`", self.logits)))?;
+        let dims = value.dims();
+        let [batch, 1, vocab] = *dims else {
+            return Err(failed(
+                "logits",
+                format!(
+                    "`{}` has the shape {dims:?}; [batch, positions, vocabulary] is needed",
+                    self.logits
+                ),
+            ));
+        };
+        if batch != rows {
+            return Err(failed(
+                "logits",
+                format!("{batch} rows of logits for {rows} of tokens"),
+            ));
+        }
+        let data = value
+            .to_f32()
+            .map_err(|e| failed("logits", e.to_string()))?;
+        Ok(Logits { data, vocab })
+    }
+}
+
+/// Rows as a tensor, filled up with zeros behind their end.
+fn ints(rows: &[Vec<i64>]) -> Result<Value> {
+    let width = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut data = vec![0; rows.len() * width];
+    for (row, to) in rows.iter().zip(data.chunks_mut(width.max(1))) {
+        to[..row.len()].copy_from_slice(row);
+    }
+    Value::from_i64(&[rows.len(), width], data).map_err(|e| failed("batch", e.to_string()))
+}
+
+/// A cache of no positions.
+fn empty(parts: &[OwnPart], batch: usize) -> Result<Vec<Value>> {
+    let make = |p: &OwnPart| {
+        let dims = [batch, p.heads, 0, p.head];
+        match Value::from_f32(&dims, Vec::new()) {
+            Ok(Value::Float(x)) => Ok(Value::Float(x.tagged(p.dtype))),
+            Ok(other) => Ok(other),
+            Err(e) => Err(failed("cache", e.to_string())),
+        }
+    };
+    parts.iter().map(make).collect()
+}

@@ -1,0 +1,29 @@
+//! Text from a decoder: its graph is executed token by token, with a cache of keys and values where there is one or can be one.
+//!
+//! [`Decoder`] turns tokens into the logits of the next one and knows no text; [`GenerationArguments`] and [`Processors`] choose the
+//! next token, with Hugging Face's names and meanings; [`generate`] puts them together for prompts in batches.
+//!
+//! Law: what a prompt gets does not depend on the prompts beside it, nor on whether there is a cache.
+
+mod args;
+mod decoder;
+mod prompts;
+mod run;
+mod sample;
+mod score;
+mod text;
+
+pub use args::{GenerationArguments, Ids, generation_config};
+pub use decoder::{Decoder, DecoderOptions, Logits, Memory, Session, full_sequence_adapters};
+pub use prompts::{Message, PromptText, read_prompts};
+pub use run::{FinishReason, Generation, OnPiece, Prompt, Settings, generate};
+pub use sample::{Processors, draw, greedy, uniform};
+pub use score::{TokenScores, score};
+pub use text::Pieces;
+
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind};
+
+fn failed(code: &'static str, message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Run, Diagnostic::error(code, message))
+}

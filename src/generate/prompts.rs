@@ -1,0 +1,124 @@
+//! Prompts as files have them.
+
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+use std::io::BufRead;
+use std::path::Path;
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+/// A prompt that is not tokens yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PromptText {
+    /// Text.
+    Text(String),
+    /// A conversation, whose form the model's chat template gives.
+    Messages(Vec<Message>),
+    /// Tokens.
+    Ids(Vec<i64>),
+}
+
+#[derive(Deserialize)]
+struct Row {
+    prompt: Option<String>,
+    messages: Option<Vec<Message>>,
+    input_ids: Option<Vec<i64>>,
+}
+
+/// Reads a file of prompts: JSON lines with `prompt`, `messages` or `input_ids`, where the name ends in `.jsonl` or `.json`; otherwise
+/// one prompt a line. Empty lines are left out.
+pub fn read_prompts(path: &Path) -> Result<Vec<PromptText>> {
+    let file =
+        std::fs::File::open(path).map_err(|e| Error::io(path, "cannot open the prompts", e))?;
+    let json = path
+        .extension()
+        .is_some_and(|e| e == "jsonl" || e == "json");
+    let mut out = Vec::new();
+    for (i, line) in std::io::BufReader::new(file).lines().enumerate() {
+        let line = line.map_err(|e| Error::io(path, "cannot read the prompts as UTF-8 text", e))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        if !json {
+            out.push(PromptText::Text(line));
+            continue;
+        }
+        let bad = |m: String| {
+            let d = Diagnostic::error("prompt-row", m).at(format!(
+                "{}, line {}",
+                path.display(),
+                i + 1
+            ));
+            let help = "{\"prompt\": \"…\"}, {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}]} or {\"input_ids\": [1, 2]}";
+            Error::new(ErrorKind::Run, d.help(help))
+        };
+        let row: Row = serde_json::from_str(&line).map_err(|e| bad(e.to_string()))?;
+        out.push(match (row.prompt, row.messages, row.input_ids) {
+            (Some(text), None, None) => PromptText::Text(text),
+            (None, Some(messages), None) => PromptText::Messages(messages),
+            (None, None, Some(ids)) => PromptText::Ids(ids),
+            _ => {
+                return Err(bad(
+                    "a row has one of `prompt`, `messages` and `input_ids`".into()
+                ));
+            }
+        });
+    }
+    if out.is_empty() {
+        let d = Diagnostic::error("prompts-empty", "there are no prompts")
+            .at(path.display().to_string());
+        return Err(Error::new(
+            ErrorKind::Run,
+            d.help("one a line, or JSON lines in a file named .jsonl"),
+        ));
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(name: &str, text: &str) -> Result<Vec<PromptText>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        read_prompts(&path)
+    }
+
+    #[test]
+    fn lines_and_rows_are_prompts() {
+        let text = |t: &str| PromptText::Text(t.into());
+        assert_eq!(
+            read("p.txt", "one\n\n{two\n").unwrap(),
+            [text("one"), text("{two")]
+        );
+        let rows = "{\"prompt\": \"a\", \"id\": 3}\n{\"messages\": [{\"role\": \"user\", \"content\": \"b\"}]}\n{\"input_ids\": [4]}";
+        let found = read("p.jsonl", rows).unwrap();
+        assert_eq!(
+            (&found[0], &found[2]),
+            (&text("a"), &PromptText::Ids(vec![4]))
+        );
+        assert!(matches!(&found[1], PromptText::Messages(m) if m[0].content == "b"));
+    }
+
+    #[test]
+    fn bad_rows_say_where() {
+        for text in [
+            "{\"prompt\": \"a\"}\n{\"text\": \"b\"}",
+            "{\"prompt\": \"a\"}\nnot json",
+        ] {
+            let e = read("p.jsonl", text).unwrap_err().to_string();
+            assert!(e.contains("line 2"), "{e}");
+        }
+        assert!(read("p.txt", "\n").is_err());
+    }
+}

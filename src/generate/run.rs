@@ -1,0 +1,291 @@
+//! Prompts in, texts out.
+
+use super::decoder::Decoder;
+use super::sample::{Processors, draw, greedy, uniform};
+use super::text::Pieces;
+use super::{GenerationArguments, failed};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::text::Tokenizer;
+use serde::Serialize;
+
+/// A prompt, as tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Token ids.
+    pub ids: Vec<i64>,
+}
+
+/// What arguments and model say together.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How to generate.
+    pub args: GenerationArguments,
+    /// Tokens that end a text.
+    pub eos: Vec<i64>,
+    /// Most tokens of a text, prompt included, that the model has positions for.
+    pub max_positions: Option<usize>,
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// The model ended it.
+    Eos,
+    /// A stop string came.
+    Stop,
+    /// It has as many tokens as are allowed, or as the model has positions for.
+    Length,
+}
+
+/// A generated text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Generation {
+    /// Index of the prompt.
+    pub prompt: usize,
+    /// Which of the prompt's texts.
+    pub sequence: usize,
+    /// Number of the prompt's tokens.
+    pub prompt_tokens: usize,
+    /// New tokens, the one that ended the text included.
+    pub ids: Vec<i64>,
+    /// New text; empty without a tokenizer.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// Receives new text as it comes: index among the results, and the piece.
+pub type OnPiece<'a> = &'a mut dyn FnMut(usize, &str) -> Result<()>;
+
+/// Generates texts: for each prompt as many as asked for, one behind the other.
+pub fn generate(
+    decoder: &Decoder,
+    tokenizer: Option<&Tokenizer>,
+    prompts: &[Prompt],
+    settings: &Settings,
+    on_piece: OnPiece<'_>,
+) -> Result<Vec<Generation>> {
+    let args = &settings.args;
+    args.validate()?;
+    check(prompts, settings, tokenizer)?;
+    let copies = args.num_return_sequences;
+    let mut out: Vec<Option<Generation>> = vec![None; prompts.len() * copies];
+    for batch in batches(decoder, prompts, copies, args.batch_size) {
+        let made = one_batch(decoder, tokenizer, prompts, &batch, settings, on_piece)?;
+        for (index, generation) in batch.into_iter().zip(made) {
+            out[index] = Some(generation);
+        }
+    }
+    Ok(out.into_iter().flatten().collect())
+}
+
+fn check(prompts: &[Prompt], settings: &Settings, tokenizer: Option<&Tokenizer>) -> Result<()> {
+    let mut found = Vec::new();
+    let max = settings.max_positions.unwrap_or(usize::MAX);
+    for (i, p) in prompts.iter().enumerate() {
+        if p.ids.is_empty() {
+            let d = Diagnostic::error("prompt-empty", "the prompt has no tokens");
+            found.push(
+                d.at(format!("prompt {}", i + 1))
+                    .help("write at least one word"),
+            );
+        } else if p.ids.len() >= max {
+            let n = p.ids.len();
+            let d = Diagnostic::error(
+                "prompt-length",
+                format!("the prompt has {n} tokens; the model has {max} positions"),
+            );
+            found.push(
+                d.at(format!("prompt {}", i + 1))
+                    .help(format!("shorten it to at most {} tokens", max - 1)),
+            );
+        }
+    }
+    if tokenizer.is_none() && !settings.args.stop_strings.is_empty() {
+        found.push(
+            Diagnostic::error("tokenizer-missing", "stop strings need a tokenizer")
+                .help("--tokenizer tokenizer.json"),
+        );
+    }
+    if found.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::many(ErrorKind::Run, found))
+    }
+}
+
+/// Indices of results that are computed together.
+fn batches(decoder: &Decoder, prompts: &[Prompt], copies: usize, size: usize) -> Vec<Vec<usize>> {
+    let all: Vec<usize> = (0..prompts.len() * copies).collect();
+    if decoder.ragged() || decoder.is_encoder_decoder() {
+        return all.chunks(size).map(<[usize]>::to_vec).collect();
+    }
+    let mut by_length: std::collections::BTreeMap<usize, Vec<usize>> =
+        std::collections::BTreeMap::new();
+    for i in all {
+        by_length
+            .entry(prompts[i / copies].ids.len())
+            .or_default()
+            .push(i);
+    }
+    by_length
+        .values()
+        .flat_map(|v| v.chunks(size))
+        .map(<[usize]>::to_vec)
+        .collect()
+}
+
+/// A text that grows.
+struct Growing<'a> {
+    index: usize,
+    prompt: &'a [i64],
+    ids: Vec<i64>,
+    pieces: Option<Pieces<'a>>,
+    finished: Option<FinishReason>,
+}
+
+fn one_batch(
+    decoder: &Decoder,
+    tokenizer: Option<&Tokenizer>,
+    prompts: &[Prompt],
+    batch: &[usize],
+    settings: &Settings,
+    on_piece: OnPiece<'_>,
+) -> Result<Vec<Generation>> {
+    let args = &settings.args;
+    let copies = args.num_return_sequences;
+    let processors = Processors::new(args, &settings.eos);
+    let mut rows: Vec<Growing<'_>> = batch
+        .iter()
+        .map(|&index| Growing {
+            index,
+            prompt: &prompts[index / copies].ids,
+            ids: Vec::new(),
+            pieces: tokenizer.map(|t| Pieces::new(t, &args.stop_strings, args.skip_special_tokens)),
+            finished: None,
+        })
+        .collect();
+    let starts: Vec<Vec<i64>> = rows.iter().map(|r| r.prompt.to_vec()).collect();
+    let (mut session, mut logits) = decoder.begin(&starts)?;
+    loop {
+        let mut next = Vec::with_capacity(rows.len());
+        for (i, row) in rows.iter_mut().enumerate() {
+            if row.finished.is_some() {
+                next.push(None);
+                continue;
+            }
+            let text = session.rows().get(i).map_or(&[][..], |r| r);
+            let mut scores = logits.row(i).to_vec();
+            processors.apply(&mut scores, text, row.ids.len());
+            let id = if args.do_sample {
+                draw(
+                    &scores,
+                    uniform(args.seed, row.index as u64, row.ids.len() as u64),
+                )?
+            } else {
+                greedy(&scores)?
+            };
+            row.take(id, text.len(), settings, on_piece)?;
+            next.push(Some(id));
+        }
+        if rows.iter().all(|r| r.finished.is_some()) {
+            break;
+        }
+        logits = session.step(&next)?;
+    }
+    let done = |r: Growing<'_>| Generation {
+        prompt: r.index / copies,
+        sequence: r.index % copies,
+        prompt_tokens: r.prompt.len(),
+        text: r.pieces.map_or_else(String::new, |p| p.text().to_owned()),
+        ids: r.ids,
+        finish_reason: r.finished.unwrap_or(FinishReason::Length),
+    };
+    Ok(rows.into_iter().map(done).collect())
+}
+
+impl Growing<'_> {
+    /// Adds a token behind `length` others.
+    fn take(
+        &mut self,
+        id: i64,
+        length: usize,
+        settings: &Settings,
+        on_piece: OnPiece<'_>,
+    ) -> Result<()> {
+        self.ids.push(id);
+        let ended = settings.eos.contains(&id);
+        let mut stopped = false;
+        if let Some(pieces) = &mut self.pieces {
+            // What ends a text is no part of it, special or not.
+            if !ended {
+                stopped = pieces.push(id)?;
+            }
+        }
+        let full = self.ids.len() >= settings.args.max_new_tokens
+            || settings.max_positions.is_some_and(|m| length + 1 >= m);
+        self.finished = match (ended, stopped, full) {
+            (true, _, _) => Some(FinishReason::Eos),
+            (_, true, _) => Some(FinishReason::Stop),
+            (_, _, true) => Some(FinishReason::Length),
+            _ => None,
+        };
+        let Some(pieces) = &mut self.pieces else {
+            return Ok(());
+        };
+        let piece = pieces.ready().to_owned();
+        let rest = if self.finished.is_some() {
+            pieces.finish()?.to_owned()
+        } else {
+            String::new()
+        };
+        if piece.is_empty() && rest.is_empty() {
+            return Ok(());
+        }
+        on_piece(self.index, &(piece + &rest))
+    }
+}
+
+impl Settings {
+    /// Arguments with what the model's files say.
+    pub fn new(
+        args: GenerationArguments,
+        tokenizer: Option<&Tokenizer>,
+        max_positions: Option<usize>,
+    ) -> Self {
+        let own = || tokenizer.and_then(Tokenizer::eos_id).into_iter().collect();
+        let eos = args
+            .eos_token_id
+            .as_ref()
+            .map_or_else(own, |ids| ids.list().to_vec());
+        Settings {
+            args,
+            eos,
+            max_positions,
+        }
+    }
+}
+
+impl Prompt {
+    /// A prompt of text.
+    ///
+    /// # Errors
+    /// Without a tokenizer.
+    pub fn new(text: &str, special: bool, tokenizer: Option<&Tokenizer>) -> Result<Self> {
+        let Some(tokenizer) = tokenizer else {
+            let mut e = failed("tokenizer-missing", "a prompt of text needs a tokenizer");
+            e = Error::new(
+                e.kind(),
+                e.findings()[0]
+                    .clone()
+                    .help("put tokenizer.json beside the model, or give --tokenizer FILE"),
+            );
+            return Err(e);
+        };
+        Ok(Prompt {
+            ids: tokenizer.encode(text, special)?,
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! How probable a model finds given texts.
+
+use super::failed;
+use crate::diag::Diagnostic;
+use crate::error::Result;
+use crate::infer::Verified;
+use crate::rewrite::Pipeline;
+use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseProducts};
+use crate::rewrite::passes::logits::{CHOSEN, ChooseLogits, logits};
+use crate::runtime::{CompileOptions, Plan, Value};
+
+/// Sums over labelled tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenScores {
+    /// Negative log-likelihood of the labels.
+    pub loss: f64,
+    /// Labelled tokens.
+    pub items: usize,
+    /// Labels that were the most probable token.
+    pub correct: usize,
+    /// Texts.
+    pub samples: usize,
+}
+
+impl TokenScores {
+    /// Adds others.
+    pub fn add(&mut self, other: Self) {
+        self.loss += other.loss;
+        self.items += other.items;
+        self.correct += other.correct;
+        self.samples += other.samples;
+    }
+
+    /// Mean loss.
+    pub fn mean(&self) -> f64 {
+        self.loss / self.items as f64
+    }
+
+    /// `exp` of the mean loss.
+    pub fn perplexity(&self) -> f64 {
+        self.mean().exp()
+    }
+
+    /// Share of the labels that were the most probable token.
+    pub fn accuracy(&self) -> f64 {
+        self.correct as f64 / self.items as f64
+    }
+}
+
+/// Scores texts: token ids, and a label for each or -100. Logits are computed at labelled positions only.
+///
+/// `next` gives the texts of one batch after the other until there are none.
+pub fn score(
+    model: Verified,
+    portable: bool,
+    compile: &CompileOptions,
+    mut next: impl FnMut() -> Result<Option<Vec<(Vec<i64>, Vec<i64>)>>>,
+) -> Result<TokenScores> {
+    let g = &model.model().graph;
+    let id = logits(g, None)
+        .map_err(|d: Diagnostic| crate::error::Error::new(crate::error::ErrorKind::Run, d))?;
+    let name = g.name_of(id).to_owned();
+    let mut model = Pipeline::new()
+        .with(ChooseLogits {
+            logits: Some(name.clone()),
+        })
+        .run(model)?
+        .model;
+    if !portable {
+        model = Pipeline::new()
+            .with(Cleanup)
+            .with(FuseBlocks)
+            .with(FuseProducts)
+            .run(model)?
+            .model;
+    }
+    let options = CompileOptions {
+        outputs: Some(vec![name.clone()]),
+        ..compile.clone()
+    };
+    let plan = Plan::compile(&model, &options)?;
+    let mut sum = TokenScores::default();
+    while let Some(rows) = next()? {
+        sum.add(batch(&plan, &name, &rows)?);
+    }
+    Ok(sum)
+}
+
+fn batch(plan: &Plan, name: &str, rows: &[(Vec<i64>, Vec<i64>)]) -> Result<TokenScores> {
+    let wrong = |e: &dyn std::fmt::Display| failed("score", e.to_string());
+    let width = rows.iter().map(|r| r.0.len()).max().unwrap_or(0);
+    // The logits of a position say the token behind it.
+    let labelled = |labels: &[i64]| -> Vec<(i64, i64)> {
+        let pairs = labels.iter().enumerate().skip(1).filter(|(_, l)| **l >= 0);
+        pairs.map(|(i, l)| (i as i64 - 1, *l)).collect()
+    };
+    let chosen: Vec<Vec<(i64, i64)>> = rows.iter().map(|r| labelled(&r.1)).collect();
+    let most = chosen.iter().map(Vec::len).max().unwrap_or(0);
+    let mut out = TokenScores {
+        samples: rows.len(),
+        ..TokenScores::default()
+    };
+    if most == 0 {
+        return Ok(out);
+    }
+    let fill = |rows: Vec<Vec<i64>>, width: usize| {
+        let mut data = vec![0; rows.len() * width];
+        for (row, to) in rows.iter().zip(data.chunks_mut(width)) {
+            to[..row.len()].copy_from_slice(row);
+        }
+        Value::from_i64(&[rows.len(), width], data).map_err(|e| wrong(&e))
+    };
+    let each = |f: &dyn Fn(&[i64]) -> Vec<i64>| rows.iter().map(|r| f(&r.0)).collect::<Vec<_>>();
+    let mut feeds = crate::runtime::Feeds::new();
+    for spec in plan.feeds() {
+        let value = match spec.name.as_str() {
+            "input_ids" => fill(each(&<[i64]>::to_vec), width)?,
+            "attention_mask" => fill(each(&|r| vec![1; r.len()]), width)?,
+            "position_ids" => fill(each(&|r| (0..r.len() as i64).collect()), width)?,
+            "token_type_ids" => fill(each(&|r| vec![0; r.len()]), width)?,
+            CHOSEN => {
+                let places = chosen
+                    .iter()
+                    .map(|c| c.iter().map(|p| p.0 - width as i64).collect());
+                let mut places: Vec<Vec<i64>> = places.collect();
+                // Any position will do where a row has fewer labels.
+                for p in &mut places {
+                    p.resize(most, -1);
+                }
+                fill(places, most)?
+            }
+            _ => continue,
+        };
+        feeds.insert(&spec.name, value);
+    }
+    let results = plan.run(&feeds)?;
+    let value = results
+        .get(name)
+        .ok_or_else(|| wrong(&format!("no output `{name}`")))?;
+    let vocab = value.dims().last().copied().unwrap_or(0);
+    if value.dims() != [rows.len(), most, vocab] {
+        return Err(wrong(&format!("`{name}` has the shape {:?}", value.dims())));
+    }
+    let data = value.to_f32().map_err(|e| wrong(&e))?;
+    for (r, labels) in chosen.iter().enumerate() {
+        for (i, &(_, label)) in labels.iter().enumerate() {
+            let start = (r * most + i) * vocab;
+            let scores = &data[start..start + vocab];
+            let Some(&own) = usize::try_from(label).ok().and_then(|l| scores.get(l)) else {
+                return Err(wrong(&format!(
+                    "label {label} is outside the vocabulary of {vocab}"
+                )));
+            };
+            let (best, top) =
+                scores
+                    .iter()
+                    .enumerate()
+                    .fold(
+                        (0, f32::NEG_INFINITY),
+                        |b, (i, &s)| if s > b.1 { (i, s) } else { b },
+                    );
+            let sum: f64 = scores.iter().map(|&s| f64::from(s - top).exp()).sum();
+            out.loss += sum.ln() + f64::from(top) - f64::from(own);
+            out.items += 1;
+            out.correct += usize::from(best as i64 == label);
+        }
+    }
+    Ok(out)
+}

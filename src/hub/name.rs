@@ -1,0 +1,327 @@
+//! Names: of repositories, revisions and files. Those that a server says are believed only when they are harmless.
+
+use super::{IntoError, fail};
+use crate::error::Result;
+use std::fmt;
+
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Models, tokenizers, adapters.
+    #[default]
+    Model,
+    /// Datasets.
+    Dataset,
+}
+
+impl Kind {
+    /// As the API says it in paths: `models`, `datasets`.
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            Kind::Model => "models",
+            Kind::Dataset => "datasets",
+        }
+    }
+
+    /// What stands before the name in addresses of pages and files.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Kind::Model => "",
+            Kind::Dataset => "datasets/",
+        }
+    }
+
+    /// `model`, `dataset`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Model => "model",
+            Kind::Dataset => "dataset",
+        }
+    }
+}
+
+/// A repository at a revision, and a path in it: `org/name`, `org/name@v1`, `datasets/org/name@main:main/train-*.parquet`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// What it holds.
+    pub kind: Kind,
+    /// `org/name` or `name`.
+    pub repo: String,
+    /// Branch, tag or commit; `main` unless given.
+    pub revision: String,
+    /// A file, a folder or a pattern.
+    pub path: Option<String>,
+}
+
+impl Reference {
+    /// Reads a reference. A prefix `hub:` may stand before it.
+    ///
+    /// # Errors
+    /// Names that no repository, revision or file can have.
+    pub fn parse(text: &str) -> Result<Reference> {
+        let rest = text.strip_prefix("hub:").unwrap_or(text);
+        let (rest, path) = match rest.split_once(':') {
+            Some((rest, path)) => (rest, Some(path.trim_end_matches('/').to_owned())),
+            None => (rest, None),
+        };
+        let (rest, revision) = rest.split_once('@').unwrap_or((rest, "main"));
+        let (kind, repo) = match rest.split_once('/') {
+            Some(("datasets", repo)) => (Kind::Dataset, repo),
+            Some(("models", repo)) if repo.contains('/') => (Kind::Model, repo),
+            Some(_) | None => (Kind::Model, rest),
+        };
+        let refuse = |what: String| {
+            fail("hub-reference", what)
+                .at(text.to_owned())
+                .help("`org/name`, `org/name@revision`, `org/name:path`, and `datasets/` before the name of a dataset")
+                .into_error()
+        };
+        if !repo_id(repo) {
+            return Err(refuse(format!("`{repo}` cannot be a repository")));
+        }
+        if !revision_name(revision) {
+            return Err(refuse(format!("`{revision}` cannot be a revision")));
+        }
+        if let Some(path) = path.as_deref().filter(|p| !harmless(p)) {
+            return Err(refuse(format!("`{path}` cannot be a path in a repository")));
+        }
+        Ok(Reference {
+            kind,
+            repo: repo.to_owned(),
+            revision: revision.to_owned(),
+            path,
+        })
+    }
+
+    /// The same repository at another revision.
+    #[must_use]
+    pub fn at(&self, revision: &str) -> Reference {
+        Reference {
+            revision: revision.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// `datasets/org/name`, as a page's address has it.
+    pub fn page(&self) -> String {
+        format!("{}{}", self.kind.prefix(), self.repo)
+    }
+
+    /// The repository for `hf-hub`.
+    pub(super) fn cached(&self) -> hf_hub::Repo {
+        let kind = match self.kind {
+            Kind::Model => hf_hub::RepoType::Model,
+            Kind::Dataset => hf_hub::RepoType::Dataset,
+        };
+        hf_hub::Repo::with_revision(self.repo.clone(), kind, self.revision.clone())
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.page(), self.revision)?;
+        match &self.path {
+            Some(path) => write!(f, ":{path}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a repository can have this name.
+fn repo_id(text: &str) -> bool {
+    let part = |p: &str| {
+        !p.is_empty()
+            && p.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            && !p.starts_with(['.', '-'])
+            && !p.ends_with(['.', '-'])
+            && !p.contains("..")
+            && !p.contains("--")
+    };
+    text.len() <= 96 && text.split('/').count() <= 2 && text.split('/').all(part)
+}
+
+/// Whether a branch, tag or commit can have this name. It is a path in the cache.
+pub(super) fn revision_name(text: &str) -> bool {
+    harmless(text)
+        && text.len() <= 255
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-/+=".contains(&b))
+}
+
+/// Whether a relative path stays where it is put: no way up, no root, no drive, nothing that a terminal would obey.
+pub(super) fn harmless(path: &str) -> bool {
+    path.len() <= 1024
+        && !path.chars().any(|c| c.is_control() || c == '\\')
+        && path
+            .split('/')
+            .all(|p| !matches!(p, "" | "." | "..") && p.len() <= 255)
+        && !path
+            .split('/')
+            .next()
+            .is_some_and(|p| p.as_bytes().get(1) == Some(&b':'))
+}
+
+/// Whether a server's hash can be the name of a file.
+pub(super) fn etag_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 128
+        && !text.starts_with('.')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+/// Whether a text is a full commit hash.
+pub(super) fn commit_hash(text: &str) -> bool {
+    (text.len() == 40 || text.len() == 64) && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Whether a path matches a shell pattern as Python's `fnmatch` matches: `*` also crosses folders, `?`, `[a-z]`, `[!a]`. A
+/// pattern that ends with `/` means all in the folder.
+///
+/// Takes at most the product of the two lengths.
+pub fn matches(pattern: &str, path: &str) -> bool {
+    let whole = if pattern.ends_with('/') {
+        format!("{pattern}*")
+    } else {
+        pattern.to_owned()
+    };
+    let (p, t): (Vec<char>, Vec<char>) = (whole.chars().collect(), path.chars().collect());
+    let (mut i, mut j) = (0, 0);
+    let mut back: Option<(usize, usize)> = None;
+    while j < t.len() {
+        let step = match p.get(i) {
+            Some('*') => {
+                back = Some((i, j));
+                i += 1;
+                continue;
+            }
+            Some('?') => Some(1),
+            Some('[') => class(&p[i..], t[j]),
+            Some(c) => (*c == t[j]).then_some(1),
+            None => None,
+        };
+        if let Some(n) = step {
+            i += n;
+            j += 1;
+        } else if let Some((star, from)) = back {
+            back = Some((star, from + 1));
+            (i, j) = (star + 1, from + 1);
+        } else {
+            return false;
+        }
+    }
+    p[i..].iter().all(|c| *c == '*')
+}
+
+/// Length of the class at the beginning of a pattern when it has the character. A bracket that is not closed is a character.
+fn class(pattern: &[char], c: char) -> Option<usize> {
+    let negated = pattern.get(1) == Some(&'!');
+    let from = if negated { 2 } else { 1 };
+    let Some(end) = (from + 1..pattern.len()).find(|&i| pattern[i] == ']') else {
+        return (c == '[').then_some(1);
+    };
+    let set = &pattern[from..end];
+    let (mut i, mut found) = (0, false);
+    while i < set.len() {
+        if i + 2 < set.len() && set[i + 1] == '-' {
+            found |= set[i] <= c && c <= set[i + 2];
+            i += 3;
+        } else {
+            found |= set[i] == c;
+            i += 1;
+        }
+    }
+    (found != negated).then_some(end + 1)
+}
+
+/// A path for an address: what is not plain is written in hexadecimal.
+pub(super) fn encoded(path: &str, slash: bool) -> String {
+    let mut out = String::with_capacity(path.len());
+    for b in path.bytes() {
+        if b.is_ascii_alphanumeric() || b"-._~".contains(&b) || (slash && b == b'/') {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("%{b:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_have_four_parts() {
+        let r = Reference::parse("hub:datasets/openai/gsm8k@refs/convert:main/train-*.parquet")
+            .unwrap();
+        assert_eq!(r.kind, Kind::Dataset);
+        assert_eq!(
+            (r.repo.as_str(), r.revision.as_str()),
+            ("openai/gsm8k", "refs/convert")
+        );
+        assert_eq!(r.path.as_deref(), Some("main/train-*.parquet"));
+        assert_eq!(
+            r.to_string(),
+            "datasets/openai/gsm8k@refs/convert:main/train-*.parquet"
+        );
+        let r = Reference::parse("gpt2").unwrap();
+        assert_eq!(
+            (r.repo.as_str(), r.revision.as_str(), r.path),
+            ("gpt2", "main", None)
+        );
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        for bad in [
+            "",
+            "/",
+            "a/b/c",
+            "../x",
+            "a/..",
+            "a/b@../../x",
+            "a/b@/etc",
+            "a/b:../x",
+            "a/b:/etc/passwd",
+            "a/b:x\\y",
+            "a/b:x//y",
+            "a--b/c",
+            "a b/c",
+            "a/b:C:/x",
+            "a/b@x\ny",
+        ] {
+            assert!(Reference::parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(
+            !etag_name("../x") && !etag_name("") && !etag_name(".hidden") && etag_name("0a-b_c")
+        );
+    }
+
+    #[test]
+    fn patterns_are_those_of_fnmatch() {
+        for (pattern, path, yes) in [
+            ("*.onnx", "onnx/model.onnx", true),
+            ("onnx/", "onnx/model.onnx", true),
+            ("onnx/*", "model.onnx", false),
+            ("train-?????.parquet", "train-00000.parquet", true),
+            ("[a-c]x", "bx", true),
+            ("[!a-c]x", "bx", false),
+            ("[x", "[x", true),
+            ("*a*b", "xaxxb", true),
+            ("*a*b", "xaxxbc", false),
+            ("", "", true),
+        ] {
+            assert_eq!(matches(pattern, path), yes, "{pattern} {path}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_encoded() {
+        assert_eq!(encoded("a b/ü#?.txt", true), "a%20b/%C3%BC%23%3F.txt");
+        assert_eq!(encoded("refs/pr/1", false), "refs%2Fpr%2F1");
+    }
+}

@@ -1,0 +1,351 @@
+//! References in the place of files: `hub:org/name@revision:path`.
+
+use super::name::harmless;
+use super::pull::nothing;
+use super::{Hub, IntoError, Listing, OnTransfer, Reference, RemoteFile, fail, matches};
+use crate::error::Result;
+use std::path::PathBuf;
+
+/// What a reference stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// An ONNX file, with its data files, and with configuration and tokenizer beside it.
+    Model,
+    /// An adapter folder, AdapterHub's or PEFT's.
+    Adapter,
+    /// An `adapter_interface.json`.
+    Interface,
+    /// A `tokenizer.json`, with the files that say more about it.
+    Tokenizer,
+    /// Files of rows: Parquet, JSON lines, CSV.
+    Data,
+}
+
+/// What an adapter consists of.
+const ADAPTER: [&str; 13] = [
+    "adapter_config.json",
+    "adapter_interface.json",
+    "adapter.safetensors",
+    "pytorch_adapter.bin",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "head_config.json",
+    "model_head.safetensors",
+    "pytorch_model_head.bin",
+    "adapter_fusion_config.json",
+    "model_adapter_fusion.safetensors",
+    "pytorch_model_adapter_fusion.bin",
+    "setup.json",
+];
+/// What is read beside a model or a tokenizer.
+const BESIDE: [&str; 9] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "adapter_interface.json",
+];
+const ROWS: [&str; 5] = [".parquet", ".jsonl", ".ndjson", ".csv", ".json"];
+
+/// Pulls what a text refers to, if it begins with `hub:`: one file, the folder of an adapter, or the files of data.
+///
+/// # Errors
+/// References that are none, and what [`Hub::pull`] refuses.
+pub fn resolve(text: &str, want: Want, on: OnTransfer<'_>) -> Result<Option<Vec<PathBuf>>> {
+    if !text.starts_with("hub:") {
+        return Ok(None);
+    }
+    let reference = Reference::parse(text)?;
+    Hub::from_env()?.find(&reference, want, on).map(Some)
+}
+
+impl Hub {
+    /// Pulls what a reference stands for, and says where it is.
+    ///
+    /// # Errors
+    /// A repository without it, or with several that it could be; what [`Hub::pull`] refuses.
+    pub fn find(
+        &self,
+        reference: &Reference,
+        want: Want,
+        on: OnTransfer<'_>,
+    ) -> Result<Vec<PathBuf>> {
+        let listing = self.list(reference)?;
+        let (main, more) = chosen(reference, want, &listing)?;
+        let wanted = main.iter().chain(&more).copied().collect();
+        let pulled = self.pull_files(reference, &listing, wanted, on)?;
+        let at = |f: &RemoteFile| pulled.folder.join(&f.path);
+        Ok(match want {
+            Want::Adapter => main
+                .first()
+                .and_then(|f| at(f).parent().map(std::path::Path::to_path_buf))
+                .into_iter()
+                .collect(),
+            Want::Model | Want::Interface | Want::Tokenizer | Want::Data => {
+                main.iter().map(|f| at(f)).collect()
+            }
+        })
+    }
+}
+
+type Files<'a> = Vec<&'a RemoteFile>;
+
+/// The files that are meant, and those that come along.
+fn chosen<'a>(
+    reference: &Reference,
+    want: Want,
+    listing: &'a Listing,
+) -> Result<(Files<'a>, Files<'a>)> {
+    let inside = scope(reference, listing)?;
+    let exact = reference
+        .path
+        .as_deref()
+        .filter(|p| inside.len() == 1 && inside[0].path == **p);
+    let named = |name: &str| -> Files<'a> {
+        let exact = exact.is_some();
+        inside
+            .iter()
+            .filter(|f| exact || base(&f.path) == name)
+            .copied()
+            .collect()
+    };
+    let main = match want {
+        Want::Model if exact.is_some() => inside.clone(),
+        Want::Model => inside
+            .iter()
+            .filter(|f| f.path.ends_with(".onnx"))
+            .copied()
+            .collect(),
+        Want::Interface => named("adapter_interface.json"),
+        Want::Tokenizer => named("tokenizer.json"),
+        Want::Adapter => named("adapter_config.json"),
+        Want::Data if exact.is_some() => inside.clone(),
+        Want::Data => {
+            let rows =
+                |f: &&&RemoteFile| ROWS.iter().any(|e| f.path.ends_with(e)) && harmless(&f.path);
+            inside.iter().filter(rows).copied().collect()
+        }
+    };
+    if want == Want::Data {
+        return match main.is_empty() {
+            true => Err(missing(reference, "files of rows", &[])),
+            false => Ok((main, Vec::new())),
+        };
+    }
+    let what = match want {
+        Want::Model => "ONNX model",
+        Want::Interface => "adapter_interface.json",
+        Want::Tokenizer => "tokenizer.json",
+        Want::Adapter => "adapter_config.json",
+        Want::Data => "data",
+    };
+    let one = the_one(&main).ok_or_else(|| missing(reference, what, &main))?;
+    Ok((vec![one], along(want, one, listing)))
+}
+
+/// The files of the listing that the reference's path covers: a file, a folder, a pattern; all without a path.
+fn scope<'a>(reference: &Reference, listing: &'a Listing) -> Result<Files<'a>> {
+    let Some(path) = &reference.path else {
+        return Ok(listing.files.iter().collect());
+    };
+    if let Some(file) = listing.files.iter().find(|f| f.path == *path) {
+        return Ok(vec![file]);
+    }
+    let folder = format!("{path}/");
+    let found: Files<'_> = listing
+        .files
+        .iter()
+        .filter(|f| f.path.starts_with(&folder) || matches(path, &f.path))
+        .collect();
+    if found.is_empty() {
+        return Err(nothing(reference, path, listing).into_error());
+    }
+    Ok(found)
+}
+
+/// The only file, or the one with the plainest name in the outermost folder.
+fn the_one<'a>(files: &[&'a RemoteFile]) -> Option<&'a RemoteFile> {
+    if let [one] = files {
+        return Some(one);
+    }
+    let depth = |f: &RemoteFile| f.path.matches('/').count();
+    let least = files.iter().map(|f| depth(f)).min()?;
+    let plain = [
+        "model.onnx",
+        "adapter_interface.json",
+        "tokenizer.json",
+        "adapter_config.json",
+    ];
+    let mut outer = files
+        .iter()
+        .filter(|f| depth(f) == least && plain.contains(&base(&f.path)));
+    match (outer.next(), outer.next()) {
+        (Some(one), None) => Some(one),
+        _ => None,
+    }
+}
+
+/// What is pulled with a file: what is read beside it.
+fn along<'a>(want: Want, one: &RemoteFile, listing: &'a Listing) -> Files<'a> {
+    let folder = folder_of(&one.path);
+    let names: &[&str] = match want {
+        Want::Adapter => &ADAPTER,
+        Want::Model | Want::Tokenizer => &BESIDE,
+        Want::Interface | Want::Data => &[],
+    };
+    let file = |path: &str| listing.files.iter().find(|f| f.path == path);
+    let beside = |name: &str| match folder {
+        "" => file(name),
+        _ => file(&format!("{folder}/{name}")),
+    };
+    let torch = |name: &str| name.ends_with(".bin");
+    let safe = names
+        .iter()
+        .any(|n| n.ends_with(".safetensors") && beside(n).is_some());
+    names
+        .iter()
+        .filter(|n| !(torch(n) && safe))
+        // Exports often lie in a folder below what they were exported from.
+        .filter_map(|n| beside(n).or_else(|| file(n).filter(|_| want == Want::Model)))
+        .filter(|f| f.path != one.path)
+        .collect()
+}
+
+fn missing(reference: &Reference, what: &str, found: &[&RemoteFile]) -> crate::error::Error {
+    let d = match found {
+        [] => fail("hub-file", format!("the repository has no {what}")),
+        _ => fail(
+            "hub-file",
+            format!("the repository has several: which {what} is meant?"),
+        )
+        .note(
+            found
+                .iter()
+                .map(|f| f.path.as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
+        ),
+    };
+    d.at(reference.to_string())
+        .help(format!(
+            "name it: `hub:{}@{}:PATH`",
+            reference.page(),
+            reference.revision
+        ))
+        .into_error()
+}
+
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn folder_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(f, _)| f)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(reference: &str, want: Want, files: &[&str]) -> Result<String> {
+        let listing = Listing {
+            commit: "0".repeat(40),
+            files: files
+                .iter()
+                .map(|p| RemoteFile {
+                    path: (*p).to_owned(),
+                    size: None,
+                })
+                .collect(),
+        };
+        let (main, more) = chosen(&Reference::parse(reference)?, want, &listing)?;
+        let names = |l: Files<'_>| {
+            l.iter()
+                .map(|f| f.path.clone())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        Ok(format!("{} + {}", names(main), names(more)))
+    }
+
+    #[test]
+    fn a_reference_stands_for_what_is_wanted() {
+        let repo = [
+            "config.json",
+            "onnx/config.json",
+            "onnx/model.onnx",
+            "onnx/model_q4.onnx",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ];
+        let model = |r: &str| choose(r, Want::Model, &repo);
+        assert_eq!(
+            model("a/b").unwrap(),
+            "onnx/model.onnx + onnx/config.json tokenizer.json tokenizer_config.json"
+        );
+        assert_eq!(
+            model("a/b:onnx/model_q4.onnx").unwrap(),
+            "onnx/model_q4.onnx + onnx/config.json tokenizer.json tokenizer_config.json"
+        );
+        assert_eq!(
+            model("a/b:*q4.onnx").unwrap(),
+            "onnx/model_q4.onnx + onnx/config.json tokenizer.json tokenizer_config.json"
+        );
+        let tokenizer = choose("a/b", Want::Tokenizer, &repo).unwrap();
+        assert_eq!(
+            tokenizer,
+            "tokenizer.json + config.json tokenizer_config.json"
+        );
+        assert!(
+            choose("a/b", Want::Model, &["x.onnx", "y.onnx"])
+                .unwrap_err()
+                .to_string()
+                .contains("x.onnx, y.onnx")
+        );
+        assert!(
+            choose("a/b", Want::Adapter, &repo)
+                .unwrap_err()
+                .to_string()
+                .contains("adapter_config.json")
+        );
+        assert!(choose("a/b:nope", Want::Model, &repo).is_err());
+    }
+
+    #[test]
+    fn adapters_and_data_come_as_several_files() {
+        let repo = [
+            "README.md",
+            "adapter.safetensors",
+            "adapter_config.json",
+            "pytorch_adapter.bin",
+            "sub/adapter_config.json",
+        ];
+        assert_eq!(
+            choose("a/b", Want::Adapter, &repo).unwrap(),
+            "adapter_config.json + adapter.safetensors"
+        );
+        assert_eq!(
+            choose("a/b:sub", Want::Adapter, &repo).unwrap(),
+            "sub/adapter_config.json + "
+        );
+        let data = [
+            "README.md",
+            "main/test-0.parquet",
+            "main/train-0.parquet",
+            "main/train-1.parquet",
+        ];
+        let get = |r: &str| choose(r, Want::Data, &data).unwrap();
+        assert_eq!(
+            get("datasets/a/b:main/train-*"),
+            "main/train-0.parquet main/train-1.parquet + "
+        );
+        assert_eq!(
+            get("datasets/a/b:main"),
+            "main/test-0.parquet main/train-0.parquet main/train-1.parquet + "
+        );
+    }
+}

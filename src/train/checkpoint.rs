@@ -1,0 +1,472 @@
+//! Checkpoints: all that a run needs to go on as if it had never stopped.
+//!
+//! `checkpoint-N/` holds the adapters as they would be saved at the end, `optimizer.safetensors` (the exact parameters and both moments,
+//! in `f32`), `trainer_state.json` with Hugging Face's keys, and `checkpoint.json`, the manifest, with the state of the loop and the hash
+//! of every other file. The folder is put together under another name and renamed when all of it is on the disk, so that a folder of
+//! this name is complete, or was damaged later, which the hashes show.
+
+use super::event::{Evaluation, LogEntry};
+use crate::adapters::folder::{read_safetensors, to_safetensors};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ir::TensorData;
+use crate::runtime::Trainable;
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Files of a checkpoint.
+pub mod file {
+    /// The manifest.
+    pub const MANIFEST: &str = "checkpoint.json";
+    /// Parameters and moments.
+    pub const OPTIMIZER: &str = "optimizer.safetensors";
+    /// Hugging Face's state.
+    pub const STATE: &str = "trainer_state.json";
+}
+
+/// Version of the manifest.
+const FORMAT: u32 = 1;
+const PREFIX: &str = "checkpoint-";
+/// Begins the name of a folder that is being put together.
+const STAGED: &str = ".checkpoint-";
+
+/// The state of the loop between two steps.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Updates done: steps without any label make none.
+    pub updates: u32,
+    /// Epochs done.
+    pub epoch: u64,
+    /// Accumulation windows done in the current epoch.
+    pub window: usize,
+    /// Sum of the losses of all steps.
+    pub total_loss: f64,
+    /// Sum of the losses since the last log entry.
+    pub logged_loss: f64,
+    /// The step of the last log entry.
+    pub logged_step: u64,
+    /// Best measure so far.
+    pub best_metric: Option<f64>,
+    /// The step it belongs to.
+    pub best_step: Option<u64>,
+    /// Evaluations in a row without an improvement.
+    pub without_improvement: usize,
+    /// Tokens read.
+    pub tokens: u64,
+    /// What was logged.
+    pub history: Vec<Value>,
+}
+
+impl Progress {
+    /// Adds a log entry under Hugging Face's keys.
+    pub(super) fn log(&mut self, e: &LogEntry) {
+        self.history.push(json!({
+            "epoch": e.epoch, "grad_norm": e.grad_norm, "learning_rate": e.learning_rate, "loss": e.loss, "step": e.step,
+        }));
+    }
+
+    /// Adds an evaluation under Hugging Face's keys.
+    pub(super) fn evaluated(&mut self, e: &Evaluation) {
+        let mut entry = Map::from_iter([("epoch".to_owned(), e.epoch.into())]);
+        entry.extend(
+            e.metrics
+                .iter()
+                .map(|(k, v)| (format!("eval_{k}"), (*v).into())),
+        );
+        entry.insert("step".to_owned(), e.step.into());
+        self.history.push(Value::Object(entry));
+    }
+}
+
+/// The manifest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    tool: String,
+    progress: Progress,
+    /// What must be the same for a run to go on.
+    run: Map<String, Value>,
+    /// blake3 of the other files, by path.
+    files: BTreeMap<String, String>,
+}
+
+/// A checkpoint that was read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// The state of the loop.
+    pub progress: Progress,
+    /// What must be the same for a run to go on.
+    pub run: Map<String, Value>,
+    tensors: IndexMap<Box<str>, TensorData>,
+}
+
+fn damaged(path: &Path, what: impl Into<String>) -> Error {
+    let d = Diagnostic::error("checkpoint", what).at(path.display().to_string());
+    Error::new(
+        ErrorKind::Train,
+        d.help("resume from another checkpoint, or start again without `resume_from_checkpoint`"),
+    )
+}
+
+/// Checkpoints of a folder by step, the last first. What is being put together is none.
+pub fn list(root: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut out: Vec<(u64, PathBuf)> = entries
+        .filter_map(|e| {
+            Some((
+                e.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok()?,
+                e.path(),
+            ))
+        })
+        .collect();
+    out.sort_unstable_by(|a, b| b.cmp(a));
+    out
+}
+
+/// Writes the checkpoint of a step. `adapters` writes the adapters' folders into the folder it is given.
+///
+/// # Errors
+/// What cannot be written; nothing is left behind then.
+pub(super) fn write(
+    root: &Path,
+    progress: &Progress,
+    state: &Value,
+    run: &Map<String, Value>,
+    params: &IndexMap<Box<str>, Trainable>,
+    adapters: &dyn Fn(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    fs::create_dir_all(root).map_err(|e| Error::io(root, "cannot be made", e))?;
+    let staged = tempfile::Builder::new()
+        .prefix(STAGED)
+        .tempdir_in(root)
+        .map_err(|e| Error::io(root, "cannot be written to", e))?;
+    let folder = staged.path();
+    adapters(folder)?;
+    put(
+        &folder.join(file::OPTIMIZER),
+        &to_safetensors(&tensors(params))?,
+    )?;
+    put(&folder.join(file::STATE), pretty(state).as_bytes())?;
+    let mut files = BTreeMap::new();
+    hash(folder, folder, &mut files)?;
+    let manifest = Manifest {
+        format: FORMAT,
+        tool: concat!("onnx-graft ", env!("CARGO_PKG_VERSION")).to_owned(),
+        progress: progress.clone(),
+        run: run.clone(),
+        files,
+    };
+    put(
+        &folder.join(file::MANIFEST),
+        pretty(&json!(manifest)).as_bytes(),
+    )?;
+    readable(folder);
+    sync(folder);
+    let path = root.join(format!("{PREFIX}{}", progress.step));
+    if path.exists() {
+        // Written before the run was resumed from an older one.
+        fs::remove_dir_all(&path).map_err(|e| Error::io(&path, "cannot be replaced", e))?;
+    }
+    fs::rename(folder, &path).map_err(|e| Error::io(&path, "cannot be written", e))?;
+    drop(staged.keep());
+    sync(root);
+    Ok(path)
+}
+
+fn pretty(v: &Value) -> String {
+    serde_json::to_string_pretty(v).unwrap_or_default() + "\n"
+}
+
+fn tensors(params: &IndexMap<Box<str>, Trainable>) -> IndexMap<Box<str>, TensorData> {
+    let mut out = IndexMap::new();
+    for (name, p) in params {
+        let dims: Vec<u64> = p.dims.iter().map(|&d| d as u64).collect();
+        for (kind, data) in [
+            ("value", &p.value),
+            ("first", &p.first),
+            ("second", &p.second),
+        ] {
+            if !data.is_empty() {
+                out.insert(
+                    format!("{kind}/{name}").into(),
+                    TensorData::from_f32(dims.clone(), data),
+                );
+            }
+        }
+    }
+    out
+}
+
+fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut f = fs::File::create(path)?;
+        f.write_all(bytes)?;
+        f.sync_all()
+    };
+    write().map_err(|e| Error::io(path, "cannot be written", e))
+}
+
+/// Makes the names in a folder durable, where the file system can.
+fn sync(folder: &Path) {
+    if let Ok(f) = fs::File::open(folder) {
+        let _ = f.sync_all();
+    }
+}
+
+#[cfg(unix)]
+fn readable(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
+}
+
+#[cfg(not(unix))]
+fn readable(_: &Path) {}
+
+/// Hashes of all files below a folder, by path with `/`.
+fn hash(root: &Path, folder: &Path, out: &mut BTreeMap<String, String>) -> Result<()> {
+    let failed = |e| Error::io(folder, "cannot be read", e);
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            hash(root, &path, out)?;
+            continue;
+        }
+        let parts = path.strip_prefix(root).unwrap_or(&path).components();
+        let name: Vec<_> = parts
+            .map(|c| c.as_os_str().to_string_lossy().into_owned())
+            .collect();
+        let bytes = fs::read(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+        out.insert(name.join("/"), blake3::hash(&bytes).to_hex().to_string());
+    }
+    Ok(())
+}
+
+impl Checkpoint {
+    /// Reads a checkpoint, all of it checked.
+    ///
+    /// # Errors
+    /// A folder that is no checkpoint, is not complete or was changed.
+    pub fn read(path: &Path) -> Result<Checkpoint> {
+        let at = path.join(file::MANIFEST);
+        let text = fs::read_to_string(&at).map_err(|_| {
+            damaged(
+                path,
+                format!(
+                    "there is no {}: this is no complete checkpoint",
+                    file::MANIFEST
+                ),
+            )
+        })?;
+        let manifest: Manifest =
+            serde_json::from_str(&text).map_err(|e| damaged(&at, e.to_string()))?;
+        if manifest.format != FORMAT {
+            return Err(damaged(
+                &at,
+                format!(
+                    "format {} is not known; this version writes {FORMAT}",
+                    manifest.format
+                ),
+            ));
+        }
+        let mut there = BTreeMap::new();
+        hash(path, path, &mut there)?;
+        let wrong: Vec<&str> = manifest
+            .files
+            .iter()
+            .filter(|(k, v)| there.get(*k) != Some(v))
+            .map(|(k, _)| k.as_str())
+            .collect();
+        if !wrong.is_empty() {
+            return Err(damaged(
+                path,
+                format!("missing or changed: {}", wrong.join(", ")),
+            ));
+        }
+        let file = path.join(file::OPTIMIZER);
+        let bytes = fs::read(&file).map_err(|e| Error::io(&file, "cannot be read", e))?;
+        let tensors =
+            read_safetensors(&bytes.into()).map_err(|e| e.within(file.display().to_string()))?;
+        Ok(Checkpoint {
+            path: path.to_owned(),
+            progress: manifest.progress,
+            run: manifest.run,
+            tensors,
+        })
+    }
+
+    /// The last complete checkpoint of a folder, with warnings about those that are not.
+    pub fn last(root: &Path) -> (Option<Checkpoint>, Vec<String>) {
+        let mut warnings = Vec::new();
+        for (_, path) in list(root) {
+            match Checkpoint::read(&path) {
+                Ok(c) => return (Some(c), warnings),
+                Err(e) => warnings.push(format!("a checkpoint is passed over: {e}")),
+            }
+        }
+        (None, warnings)
+    }
+
+    /// Puts parameters and moments back.
+    ///
+    /// # Errors
+    /// Parameters that the checkpoint lacks, or has in another shape.
+    pub fn restore(&self, params: &mut IndexMap<Box<str>, Trainable>) -> Result<()> {
+        for (name, p) in params.iter_mut() {
+            let get = |kind: &str| self.tensors.get(&*format!("{kind}/{name}"));
+            let value = get("value")
+                .and_then(TensorData::to_f32)
+                .filter(|v| v.len() == p.value.len());
+            let value = value.ok_or_else(|| {
+                damaged(
+                    &self.path,
+                    format!("`{name}` is missing or has another shape"),
+                )
+            })?;
+            p.value = value;
+            p.first = get("first")
+                .and_then(TensorData::to_f32)
+                .unwrap_or_default();
+            p.second = get("second")
+                .and_then(TensorData::to_f32)
+                .unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Which conditions of the run are different now.
+    pub fn changed(&self, run: &Map<String, Value>) -> Vec<String> {
+        let keys: std::collections::BTreeSet<&String> = self.run.keys().chain(run.keys()).collect();
+        let shown = |v: Option<&Value>| v.map_or_else(|| "nothing".to_owned(), ToString::to_string);
+        let differs = keys.into_iter().filter(|k| self.run.get(*k) != run.get(*k));
+        differs
+            .map(|k| {
+                format!(
+                    "`{k}` was {}, is {}",
+                    shown(self.run.get(k)),
+                    shown(run.get(k))
+                )
+            })
+            .collect()
+    }
+}
+
+/// Deletes what an interrupted process left behind.
+pub(super) fn sweep(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        if entry
+            .file_name()
+            .to_str()
+            .is_some_and(|n| n.starts_with(STAGED))
+        {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Deletes the oldest checkpoints above a number; the best one and the last one stay.
+pub(super) fn prune(root: &Path, keep: usize, best: Option<u64>) {
+    let all = list(root);
+    let spare: Vec<&PathBuf> = all
+        .iter()
+        .skip(1)
+        .filter(|(s, _)| Some(*s) != best)
+        .map(|(_, p)| p)
+        .collect();
+    let best_apart = all.iter().skip(1).any(|(s, _)| Some(*s) == best);
+    let left = keep.max(1).saturating_sub(1 + usize::from(best_apart));
+    for path in spare.into_iter().skip(left) {
+        let _ = fs::remove_dir_all(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(root: &Path, step: u64) -> PathBuf {
+        let progress = Progress {
+            step,
+            ..Progress::default()
+        };
+        let mut params = IndexMap::new();
+        let p = Trainable::new(&TensorData::from_f32([2], &[1.0, step as f32])).unwrap();
+        params.insert("p".into(), p);
+        write(root, &progress, &json!({}), &Map::new(), &params, &|_| {
+            Ok(())
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        at(root.path(), 3);
+        let (found, warnings) = Checkpoint::last(root.path());
+        let found = found.unwrap();
+        assert_eq!((found.progress.step, warnings.len()), (3, 0));
+        let mut params = IndexMap::new();
+        params.insert(
+            "p".into(),
+            Trainable::new(&TensorData::from_f32([2], &[0.0, 0.0])).unwrap(),
+        );
+        found.restore(&mut params).unwrap();
+        assert_eq!(params["p"].value, [1.0, 3.0]);
+        assert_eq!(
+            fs::read_dir(root.path()).unwrap().count(),
+            1,
+            "nothing else is left"
+        );
+    }
+
+    #[test]
+    fn a_damaged_one_is_passed_over_and_named() {
+        let root = tempfile::tempdir().unwrap();
+        at(root.path(), 1);
+        let newer = at(root.path(), 2);
+        fs::write(newer.join(file::OPTIMIZER), b"half").unwrap();
+        let (found, warnings) = Checkpoint::last(root.path());
+        assert_eq!(found.unwrap().progress.step, 1);
+        assert!(warnings[0].contains(file::OPTIMIZER), "{}", warnings[0]);
+        assert!(Checkpoint::read(&newer).is_err());
+        fs::remove_file(newer.join(file::MANIFEST)).unwrap();
+        assert!(
+            Checkpoint::read(&newer)
+                .unwrap_err()
+                .to_string()
+                .contains("no complete")
+        );
+    }
+
+    #[test]
+    fn pruning_keeps_the_last_and_the_best() {
+        let root = tempfile::tempdir().unwrap();
+        let steps = |root: &Path| list(root).into_iter().map(|(s, _)| s).collect::<Vec<_>>();
+        for step in 1..=5 {
+            at(root.path(), step);
+        }
+        prune(root.path(), 3, Some(1));
+        assert_eq!(steps(root.path()), [5, 4, 1]);
+        prune(root.path(), 1, Some(1));
+        assert_eq!(steps(root.path()), [5, 1]);
+        prune(root.path(), 1, None);
+        assert_eq!(steps(root.path()), [5]);
+    }
+
+    #[test]
+    fn changed_conditions_are_listed() {
+        let root = tempfile::tempdir().unwrap();
+        let c = Checkpoint::read(&at(root.path(), 1)).unwrap();
+        let now = Map::from_iter([("seed".to_owned(), json!(7))]);
+        assert_eq!(c.changed(&now), ["`seed` was nothing, is 7"]);
+    }
+}
