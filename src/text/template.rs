@@ -4,7 +4,7 @@
 //! `json.dumps` writes, the methods of Python's strings, lists and dicts exist, and blocks are trimmed as Hugging Face sets it.
 //! There is no clock: `strftime_now` is not defined, so that the same rows give the same text every day.
 
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{
@@ -76,7 +76,36 @@ impl Template {
     pub fn render(&self, values: &impl Serialize) -> Result<String> {
         let context = minijinja::Value::from(minijinja::value::Serde(values));
         let template = self.env.get_template(NAME).map_err(|e| failed(&e))?;
-        template.render(context).map_err(|e| failed(&e))
+        template.render(context).map_err(|e| match e.kind() {
+            JinjaKind::UndefinedError => self.undefined(&e, values),
+            _ => failed(&e),
+        })
+    }
+
+    /// Names what the template wants and the values lack; the engine itself does not.
+    fn undefined(&self, e: &minijinja::Error, values: &impl Serialize) -> Error {
+        let Ok(Value::Object(values)) = serde_json::to_value(values) else {
+            return failed(e);
+        };
+        let template = self.env.get_template(NAME);
+        let wanted = template.map(|t| t.undeclared_variables(false));
+        let mut missing: Vec<String> = wanted.into_iter().flatten().collect();
+        missing
+            .retain(|name| !values.contains_key(name) && self.env.globals().all(|g| g.0 != name));
+        missing.sort();
+        let Some(name) = missing.first() else {
+            return failed(e);
+        };
+        let at = e.line().map_or_else(String::new, |n| format!(", line {n}"));
+        let d = Diagnostic::error("template", format!("there is no `{name}`"));
+        let help = match nearest(name, values.keys().map(String::as_str)) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => {
+                format!("where it may be missing, give a default: {{{{ {name} | default(\"\") }}}}")
+            }
+        };
+        let d = d.at(format!("the template{at}")).help(help);
+        Error::new(ErrorKind::Train, d)
     }
 }
 
@@ -352,7 +381,14 @@ mod tests {
 
     #[test]
     fn a_missing_column_is_an_error_and_a_condition_on_it_is_not() {
-        let values = json!({"a": 1});
+        let values = json!({"question": 1});
+        let e = render("x\n{{ questoin }}", &values)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            e.contains("line 2") && e.contains("did you mean `question`"),
+            "{e}"
+        );
         let e = render("x\n{{ b }}", &values).unwrap_err().to_string();
         assert!(e.contains("line 2") && e.contains("default"), "{e}");
         assert_eq!(
