@@ -600,13 +600,10 @@ pub(crate) struct GenerateArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// The ONNX file
+    /// The ONNX file, or the job file of a training run
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
-    /// JSON lines: `prompt` and `completion`, `text`, or `input_ids` and `labels`; `text` and `label` for classes and numbers
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: PathBuf,
     /// Where a line for each prediction goes
     #[arg(long, value_name = "FILE")]
     pub(crate) predictions: Option<PathBuf>,
@@ -622,6 +619,8 @@ pub(crate) struct EvalArgs {
     /// Run the graph as it was exported, without the native pipeline's fused kernels
     #[arg(long)]
     pub(crate) portable: bool,
+    #[command(flatten)]
+    pub(crate) data: Flags<DataArguments>,
     #[command(flatten)]
     pub(crate) evaluation: Flags<EvalArguments>,
     #[command(flatten)]

@@ -3,12 +3,14 @@
 use super::args::{AdapterArgs, AttachArgs};
 use super::{ARGUMENTS, Ui, exists, keep, open, usage};
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
+use crate::adapters::head::Head;
 use crate::adapters::{Adapter, AdapterStore, Config, Setup, spec};
 use crate::api::{self, Adapted};
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::onnx::SaveOptions;
+use crate::rewrite::passes::head::LOGITS;
 use crate::select::{Interface, infer_interface};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -91,7 +93,14 @@ pub(super) fn attached(
     let interface = interface(args.interface.as_deref(), path, &model)?;
     let adapters = adapters(args, &interface)?;
     let setup = setup(args, &adapters)?;
-    let adapted = api::attach(model, &interface, adapters, setup, seed, training)?;
+    let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
+    let mut adapted = api::attach(model, &interface, adapters, setup, seed, training)?;
+    // A head that was trained with an adapter comes along with it, where the graph has none.
+    if let Some(head) = saved_head(args, &names)?
+        && adapted.model.model().graph.find(LOGITS).is_none()
+    {
+        adapted.model = api::attach_head(adapted.model, head, seed, training)?;
+    }
     ui.warnings(
         adapted
             .warnings
@@ -99,6 +108,32 @@ pub(super) fn attached(
             .filter(|d| d.severity == Severity::Warning),
     );
     Ok(adapted)
+}
+
+/// Names of the classes of the head that the adapters' folders hold, in the order of their ids.
+pub(super) fn saved_classes(args: &AdapterArgs) -> Result<Option<Vec<String>>> {
+    let names: Vec<String> = args.adapters.clone();
+    let ids = saved_head(args, &names)?.and_then(|h| h.config.label2id);
+    Ok(ids.map(|ids| {
+        let mut names: Vec<(i64, String)> = ids.into_iter().map(|(n, i)| (i, n)).collect();
+        names.sort_unstable();
+        names.into_iter().map(|(_, n)| n).collect()
+    }))
+}
+
+/// The head in the folder of the first adapter that has one.
+fn saved_head(args: &AdapterArgs, names: &[String]) -> Result<Option<Head>> {
+    for (text, name) in args.adapters.iter().zip(names) {
+        let folder = text.split_once('=').map_or(text.as_str(), |(_, spec)| spec);
+        for place in [text.as_str(), folder] {
+            if Path::new(place).is_dir()
+                && let Some(head) = Head::read(Path::new(place), Some(name))?
+            {
+                return Ok(Some(head));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Where the main job writes.

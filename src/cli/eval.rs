@@ -2,27 +2,25 @@
 
 use super::args::EvalArgs;
 use super::generate::Prepared;
-use super::{Ui, compile_options, exists, usage, write_file};
+use super::{Ui, attach, compile_options, exists, train, usage, write_file};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::generate::{Generation, full_sequence_adapters, generate, score};
+use crate::generate::{Generation, Prompt, full_sequence_adapters, generate, score};
 use crate::options;
-use crate::runtime::{Feeds, Plan};
-use crate::text::Tokenizer;
+use crate::runtime::Plan;
 use crate::train::metrics::{
     Average, Normalization, accuracy, exact_match, final_number, matthews_correlation,
     mean_absolute_error, mean_squared_error, pearson, precision_recall_f1, same_final_number,
     spearman,
 };
 use crate::train::{
-    Dataset, EvalArguments, EvalTask, F1Average, Labels, Metric, Mode, ReadOptions, inference_graph,
+    Collator, DataArguments, Dataset, EvalArguments, EvalTask, Example, F1Average, Job, Labels,
+    Metric, Mode, TextPair, inference_graph,
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::io::BufRead;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What was measured.
@@ -35,14 +33,66 @@ struct Report {
     predictions: Vec<Value>,
 }
 
-pub(super) fn run(args: &EvalArgs, ui: &Ui) -> Result<()> {
-    let evaluation: EvalArguments = options::read(args.evaluation.given.clone())?;
+/// What is evaluated on what: the command line over the job file.
+struct Request {
+    args: EvalArgs,
+    evaluation: EvalArguments,
+    data: DataArguments,
+}
+
+fn request(args: &EvalArgs) -> Result<Request> {
+    let mut args = args.clone();
+    let mut options: Map<String, Value> = Map::new();
+    if args.model.extension().is_some_and(|e| e == "json") {
+        let folder = args
+            .model
+            .parent()
+            .map_or_else(PathBuf::new, Path::to_path_buf);
+        let mut file = Job::open(&args.model)?;
+        let mut data: DataArguments = options::read(options::take::<DataArguments>(&mut file))?;
+        data.beside(&folder);
+        if let Value::Object(fields) = json!(data) {
+            options.extend(fields);
+        }
+        let job = Job::read(file)?.job;
+        let model = job
+            .model
+            .ok_or_else(|| usage("the job names no model", "\"model\": \"model.onnx\""))?;
+        args.model = folder.join(model);
+        args.select.interface = args
+            .select
+            .interface
+            .or_else(|| Some(train::located(&folder, &job.interface?)));
+        args.tokenizer = args.tokenizer.or_else(|| Some(folder.join(job.tokenizer?)));
+        if args.data.given.contains_key("data") {
+            // The job's own evaluation data stands back.
+            options.shift_remove("eval_data");
+            options.shift_remove("eval_split");
+        }
+    }
+    options.extend(args.data.given.clone());
+    options.extend(args.evaluation.given.clone());
+    let data: DataArguments = options::read(options::take::<DataArguments>(&mut options.clone()))?;
+    if data.data.is_none() {
+        return Err(usage("no data was given", "--data test.jsonl"));
+    }
+    let evaluation: EvalArguments = options::read(options::take::<EvalArguments>(&mut options))?;
     evaluation.validate()?;
+    Ok(Request {
+        args,
+        evaluation,
+        data,
+    })
+}
+
+pub(super) fn run(args: &EvalArgs, ui: &Ui) -> Result<()> {
+    let request = request(args)?;
+    let args = &request.args;
     if let Some(file) = &args.predictions {
         if file.exists() && !args.force {
             return Err(exists(file));
         }
-        super::keep(file, [&*args.data, &*args.model])?;
+        super::keep(file, [&*args.model])?;
     }
     let started = Instant::now();
     let mut given = args.generation.given.clone();
@@ -58,11 +108,9 @@ pub(super) fn run(args: &EvalArgs, ui: &Ui) -> Result<()> {
         &given,
         ui,
     )?;
-    let report = match evaluation.task {
-        EvalTask::CausalLm => causal(&prepared, args, &evaluation, ui)?,
-        EvalTask::Classification | EvalTask::Regression => {
-            whole_rows(&prepared, args, &evaluation, ui)?
-        }
+    let report = match request.evaluation.task {
+        EvalTask::CausalLm => causal(&prepared, &request, ui)?,
+        EvalTask::Classification | EvalTask::Regression => whole_rows(&prepared, &request, ui)?,
     };
     let seconds = started.elapsed().as_secs_f64();
     if let Some(file) = &args.predictions {
@@ -94,24 +142,30 @@ fn bar(ui: &Ui, total: usize, what: &str) -> ProgressBar {
     bar
 }
 
-fn causal(
-    prepared: &Prepared,
-    args: &EvalArgs,
-    evaluation: &EvalArguments,
-    ui: &Ui,
-) -> Result<Report> {
+/// The examples that are evaluated on: those set apart for it, or all.
+fn dataset(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<(Dataset, i64)> {
+    let most = request.data.max_eval_samples;
+    let loaded = request
+        .data
+        .load(prepared.tokenizer.as_ref(), None, 42, &mut |line| {
+            ui.note(&line)
+        })?;
+    let data = match loaded.eval {
+        Some(eval) => eval,
+        None => loaded
+            .train
+            .select(0..most.unwrap_or(usize::MAX).min(loaded.train.len())),
+    };
+    Ok((data, loaded.pad_id))
+}
+
+fn causal(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<Report> {
+    let (args, evaluation) = (&request.args, &request.evaluation);
     let metrics = evaluation.metrics();
     let mut report = Report::default();
     if metrics.iter().any(|m| !m.generates()) {
-        let options = ReadOptions {
-            tokenizer: prepared.tokenizer.as_ref(),
-            max_length: evaluation.max_seq_length,
-            vocab: None,
-        };
-        let data = Dataset::read_jsonl(&args.data, &options)?;
-        let rows = data
-            .len()
-            .min(evaluation.max_eval_samples.unwrap_or(usize::MAX));
+        let (data, _) = dataset(prepared, request, ui)?;
+        let rows = data.len();
         // What depends on the whole row is computed for rows of one length only: one by one.
         let alone = !full_sequence_adapters(prepared.model.model()).is_empty();
         let size = if alone {
@@ -137,8 +191,7 @@ fn causal(
         )?;
         bar.finish_and_clear();
         if sums.items == 0 {
-            let d = Diagnostic::error("eval-labels", "no token of the data is labelled")
-                .at(args.data.display().to_string());
+            let d = Diagnostic::error("eval-labels", "no token of the data is labelled");
             return Err(Error::new(
                 ErrorKind::Train,
                 d.help("rows of one token, or labels that are all -100, say nothing"),
@@ -156,7 +209,7 @@ fn causal(
         (report.samples, report.items) = (sums.samples, sums.items);
     }
     if metrics.iter().any(|m| m.generates()) {
-        generated(prepared, args, evaluation, &metrics, ui, &mut report)?;
+        generated(prepared, request, &metrics, ui, &mut report)?;
     }
     Ok(report)
 }
@@ -172,65 +225,38 @@ fn tokens(data: &Dataset, index: usize) -> Result<(Vec<i64>, Vec<i64>)> {
     }
 }
 
-/// A row as it may stand in a JSON-lines file.
-#[derive(Deserialize)]
-struct Row {
-    prompt: Option<String>,
-    completion: Option<String>,
-    text: Option<String>,
-    label: Option<Value>,
-}
-
-fn rows(path: &Path, most: Option<usize>) -> Result<Vec<(String, Row)>> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, "cannot open the data", e))?;
-    let mut out = Vec::new();
-    for (i, line) in std::io::BufReader::new(file).lines().enumerate() {
-        if most.is_some_and(|m| out.len() >= m) {
-            break;
-        }
-        let line = line.map_err(|e| Error::io(path, "cannot read the data as UTF-8 text", e))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let at = format!("{}, line {}", path.display(), i + 1);
-        let row = serde_json::from_str(&line).map_err(|e| bad(&at, e.to_string()))?;
-        out.push((at, row));
-    }
-    Ok(out)
-}
-
-fn bad(at: &str, message: impl Into<String>) -> Error {
-    Error::new(
-        ErrorKind::Train,
-        Diagnostic::error("eval-row", message).at(at),
-    )
-}
-
 /// Texts that are generated, against the completions.
 fn generated(
     prepared: &Prepared,
-    args: &EvalArgs,
-    evaluation: &EvalArguments,
+    request: &Request,
     metrics: &[Metric],
     ui: &Ui,
     report: &mut Report,
 ) -> Result<()> {
-    let mut prompts = Vec::new();
-    let mut references = Vec::new();
-    for (at, row) in rows(&args.data, evaluation.max_eval_samples)? {
-        let (Some(prompt), Some(completion)) = (row.prompt, row.completion) else {
-            return Err(bad(
-                &at,
-                "`prompt` and `completion` are needed to compare what is generated",
-            ));
-        };
-        if metrics.contains(&Metric::FinalNumber) && final_number(&completion).is_none() {
-            return Err(bad(&at, "the completion has no number"));
-        }
-        prompts.push(crate::generate::PromptText::Text(prompt));
-        references.push(completion);
+    let (args, evaluation) = (&request.args, &request.evaluation);
+    let tokenizer = prepared.tokenizer.as_ref();
+    let pairs: Vec<TextPair> = request
+        .data
+        .text_pairs(tokenizer, &mut |line| ui.note(&line))?;
+    let without = pairs.iter().find(|p| final_number(&p.completion).is_none());
+    if let (true, Some(pair)) = (metrics.contains(&Metric::FinalNumber), without) {
+        let d = Diagnostic::error(
+            "eval-row",
+            format!("the completion {:?} has no number", pair.completion),
+        );
+        return Err(Error::new(
+            ErrorKind::Train,
+            d.help("`final_number` compares numbers; exact_match compares texts"),
+        ));
     }
-    let prompts = prepared.encode(&prompts, false)?;
+    let prompt = |p: &TextPair| {
+        Prompt::new(
+            &p.prompt,
+            !p.special && request.data.add_special_tokens,
+            tokenizer,
+        )
+    };
+    let prompts: Vec<Prompt> = pairs.iter().map(prompt).collect::<Result<_>>()?;
     let decoder = prepared.decoder(&args.exec, args.portable, ui)?;
     let bar = bar(ui, prompts.len(), "texts");
     let mut texts: Vec<Generation> = Vec::new();
@@ -239,7 +265,7 @@ fn generated(
         bar.set_position((n * size) as u64);
         texts.extend(generate(
             &decoder,
-            prepared.tokenizer.as_ref(),
+            tokenizer,
             chunk,
             &prepared.settings,
             &mut |_, _| Ok(()),
@@ -250,9 +276,21 @@ fn generated(
         ignore_case: evaluation.ignore_case,
         ignore_punctuation: evaluation.ignore_punctuation,
     };
+    // A reference may spell out the token that ends a text, which a text that was generated does not.
+    let end = tokenizer
+        .and_then(|t| t.decode(&[t.eos_id()?], false).ok())
+        .unwrap_or_default();
     let mut hits: BTreeMap<Metric, usize> = BTreeMap::new();
-    for (text, reference) in texts.iter().zip(&references) {
-        let mut prediction = json!({ "prediction": text.text, "reference": reference, "finish_reason": text.finish_reason });
+    for (text, pair) in texts.iter().zip(&pairs) {
+        let reference = pair.completion.trim();
+        let reference = if end.is_empty() {
+            reference
+        } else {
+            reference.trim_end_matches(&*end).trim_end()
+        };
+        let mut prediction = json!({
+            "prompt": pair.prompt, "prediction": text.text, "reference": reference, "finish_reason": text.finish_reason,
+        });
         for &m in metrics.iter().filter(|m| m.generates()) {
             let hit = match m {
                 Metric::FinalNumber => same_final_number(&text.text, reference),
@@ -273,19 +311,20 @@ fn generated(
 }
 
 /// A class or a number for each row.
-fn whole_rows(
-    prepared: &Prepared,
-    args: &EvalArgs,
-    evaluation: &EvalArguments,
-    ui: &Ui,
-) -> Result<Report> {
-    let Some(tokenizer) = prepared.tokenizer.as_ref() else {
-        return Err(usage(
-            "rows of text need a tokenizer",
-            "--tokenizer tokenizer.json",
-        ));
-    };
+fn whole_rows(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<Report> {
+    let (args, evaluation) = (&request.args, &request.evaluation);
     let classes = evaluation.task == EvalTask::Classification;
+    let mut with_names = request.data.clone();
+    if classes && with_names.label_names.is_none() {
+        with_names.label_names =
+            attach::saved_classes(&args.select)?.or_else(|| prepared.classes());
+    }
+    let request = &Request {
+        args: args.clone(),
+        evaluation: evaluation.clone(),
+        data: with_names,
+    };
+    let (data, pad_id) = dataset(prepared, request, ui)?;
     let mode = if args.portable {
         Mode::Portable
     } else {
@@ -298,49 +337,25 @@ fn whole_rows(
     let mut options = compile_options(&args.exec)?;
     options.outputs = Some(vec![name.clone()]);
     let plan = Plan::compile(&model, &options)?;
-    let all = rows(&args.data, evaluation.max_eval_samples)?;
-    if all.is_empty() {
-        return Err(bad(&args.data.display().to_string(), "there are no rows"));
-    }
-    let bar = bar(ui, all.len(), "rows");
+    let collator = Collator {
+        pad_id,
+        ..Collator::default()
+    };
+    let bar = bar(ui, data.len(), "rows");
     let (mut found, mut labels) = (Vec::new(), Vec::new());
-    for chunk in all.chunks(evaluation.per_device_eval_batch_size) {
-        let (feeds, wanted) = feeds(&plan, chunk, tokenizer, prepared, evaluation)?;
-        labels.extend(wanted);
+    let indices: Vec<usize> = (0..data.len()).collect();
+    for chunk in indices.chunks(evaluation.per_device_eval_batch_size) {
+        let examples: Vec<Example> = chunk.iter().map(|&i| data.get(i)).collect::<Result<_>>()?;
+        for e in &examples {
+            labels.push(label(e)?);
+        }
+        let rows: Vec<Vec<Example>> = examples.into_iter().map(|e| vec![e]).collect();
+        let mut feeds = collator.collate(&rows)?.feeds;
+        feeds
+            .0
+            .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
         let results = plan.run(&feeds)?;
-        let value = &results[&name];
-        let data = value
-            .to_f32()
-            .map_err(|e| Error::new(ErrorKind::Run, Diagnostic::error("eval", e.to_string())))?;
-        let width = data.len() / chunk.len().max(1);
-        let shaped =
-            value.dims().first() == Some(&chunk.len()) && width > 0 && value.dims().len() <= 2;
-        if !shaped || (!classes && width != 1) || (classes && width < 2) {
-            let want = if classes {
-                "[rows, classes]"
-            } else {
-                "[rows, 1]"
-            };
-            let d = Diagnostic::error(
-                "eval-output",
-                format!(
-                    "`{name}` has the shape {:?}; {want} is needed",
-                    value.dims()
-                ),
-            );
-            return Err(Error::new(ErrorKind::Run, d.help("choose another --task")));
-        }
-        for row in data.chunks(width) {
-            let best = (0..row.len())
-                .rev()
-                .max_by(|&a, &b| row[a].total_cmp(&row[b]))
-                .unwrap_or(0);
-            found.push(if classes {
-                best as f64
-            } else {
-                f64::from(row[0])
-            });
-        }
+        found.extend(answers(&results[&name], &name, chunk.len(), classes)?);
         bar.inc(chunk.len() as u64);
     }
     bar.finish_and_clear();
@@ -349,8 +364,8 @@ fn whole_rows(
         .zip(&labels)
         .map(|(p, r)| json!({ "prediction": p, "reference": r }));
     let mut report = Report {
-        samples: all.len(),
-        items: all.len(),
+        samples: data.len(),
+        items: data.len(),
         predictions: predictions.collect(),
         ..Report::default()
     };
@@ -360,6 +375,66 @@ fn whole_rows(
             .insert(m.name(), measure(m, evaluation, &found, &labels));
     }
     Ok(report)
+}
+
+/// The class or the number of a row.
+fn label(example: &Example) -> Result<f64> {
+    match &example.labels {
+        Labels::Class(c) => Ok(*c as f64),
+        Labels::Values(v) if v.len() == 1 => Ok(f64::from(v[0])),
+        Labels::Values(_) | Labels::Tokens(_) | Labels::Sequence(_) => {
+            let d = Diagnostic::error("eval-row", "a row has no class, and no number");
+            Err(Error::new(
+                ErrorKind::Train,
+                d.help("`text` and `label` are needed; see --columns"),
+            ))
+        }
+    }
+}
+
+/// The most probable class of each row, or its number.
+fn answers(
+    value: &crate::runtime::Value,
+    name: &str,
+    rows: usize,
+    classes: bool,
+) -> Result<Vec<f64>> {
+    let data = value
+        .to_f32()
+        .map_err(|e| Error::new(ErrorKind::Run, Diagnostic::error("eval", e.to_string())))?;
+    let width = data.len() / rows.max(1);
+    let shaped = value.dims().first() == Some(&rows) && width > 0 && value.dims().len() <= 2;
+    if !shaped || (!classes && width != 1) || (classes && width < 2) {
+        let want = if classes {
+            "[rows, classes]"
+        } else {
+            "[rows, 1]"
+        };
+        let d = Diagnostic::error(
+            "eval-output",
+            format!(
+                "`{name}` has the shape {:?}; {want} is needed",
+                value.dims()
+            ),
+        );
+        return Err(Error::new(ErrorKind::Run, d.help("choose another --task")));
+    }
+    let best = |row: &[f32]| {
+        (0..row.len())
+            .rev()
+            .max_by(|&a, &b| row[a].total_cmp(&row[b]))
+            .unwrap_or(0)
+    };
+    Ok(data
+        .chunks(width)
+        .map(|row| {
+            if classes {
+                best(row) as f64
+            } else {
+                f64::from(row[0])
+            }
+        })
+        .collect())
 }
 
 fn measure(metric: Metric, evaluation: &EvalArguments, found: &[f64], labels: &[f64]) -> f64 {
@@ -388,59 +463,4 @@ fn measure(metric: Metric, evaluation: &EvalArguments, found: &[f64], labels: &[
         Metric::Spearman => spearman(found, labels),
         Metric::Loss | Metric::Perplexity | Metric::ExactMatch | Metric::FinalNumber => f64::NAN,
     }
-}
-
-/// A batch of texts, filled up behind their ends, and their labels.
-fn feeds(
-    plan: &Plan,
-    rows: &[(String, Row)],
-    tokenizer: &Tokenizer,
-    prepared: &Prepared,
-    evaluation: &EvalArguments,
-) -> Result<(Feeds, Vec<f64>)> {
-    let mut texts = Vec::new();
-    let mut labels = Vec::new();
-    for (at, row) in rows {
-        let (Some(text), Some(label)) = (&row.text, &row.label) else {
-            return Err(bad(at, "`text` and `label` are needed"));
-        };
-        let mut ids = tokenizer.encode(text, true)?;
-        ids.truncate(evaluation.max_seq_length);
-        texts.push(ids);
-        let known = label
-            .as_f64()
-            .or_else(|| prepared.class(label.as_str()?).map(|c| c as f64));
-        labels.push(known.ok_or_else(|| {
-            bad(
-                at,
-                format!("the label {label} is none that config.json names"),
-            )
-        })?);
-    }
-    let width = texts.iter().map(Vec::len).max().unwrap_or(0);
-    let pad = tokenizer.pad_id().unwrap_or(0);
-    let mut feeds = Feeds::new();
-    for spec in plan.feeds() {
-        let (of, behind): (&dyn Fn(usize, i64) -> i64, i64) = match spec.name.as_str() {
-            "input_ids" => (&|_, id| id, pad),
-            "attention_mask" => (&|_, _| 1, 0),
-            "token_type_ids" => (&|_, _| 0, 0),
-            "position_ids" => (&|i, _| i as i64, 0),
-            _ => continue,
-        };
-        let mut data = vec![behind; texts.len() * width];
-        for (ids, to) in texts.iter().zip(data.chunks_mut(width.max(1))) {
-            for (i, (&id, to)) in ids.iter().zip(to).enumerate() {
-                *to = of(i, id);
-            }
-        }
-        let value = crate::runtime::Value::from_i64(&[texts.len(), width], data);
-        feeds.insert(
-            &spec.name,
-            value.map_err(|e| {
-                Error::new(ErrorKind::Run, Diagnostic::error("eval", e.to_string()))
-            })?,
-        );
-    }
-    Ok((feeds, labels))
 }

@@ -67,6 +67,13 @@ fn arg(field: &OptionField, aliases: Vec<String>) -> Arg {
         Kind::Choice(words) => arg
             .action(ArgAction::Set)
             .value_parser(PossibleValuesParser::new(words.clone())),
+        Kind::OneOf(kinds) if kinds.contains(&Kind::Bool) => arg
+            .num_args(0..=1)
+            .default_missing_value("true")
+            .action(ArgAction::Set)
+            .value_parser(ValueParser::new(move |t: &str| {
+                kind.parse(t).map(|_| t.to_owned())
+            })),
         Kind::List(_) | Kind::OneOf(_) => arg.value_parser(ValueParser::new(move |t: &str| {
             kind.parse(t).map(|_| t.to_owned())
         })),

@@ -193,9 +193,15 @@ impl Prepared {
         texts.iter().map(encode).collect()
     }
 
-    /// The id of a class by the name that config.json gives it.
-    pub(super) fn class(&self, name: &str) -> Option<i64> {
-        self.config["label2id"][name].as_i64()
+    /// Names of the classes in the order of their ids, as config.json or the head that was attached gives them.
+    pub(super) fn classes(&self) -> Option<Vec<String>> {
+        let ids = self.config["label2id"].as_object()?;
+        let mut names: Vec<(i64, String)> = ids
+            .iter()
+            .filter_map(|(n, i)| Some((i.as_i64()?, n.clone())))
+            .collect();
+        names.sort_unstable();
+        Some(names.into_iter().map(|(_, n)| n).collect())
     }
 
     pub(super) fn decoder(&self, exec: &ExecArgs, portable: bool, ui: &Ui) -> Result<Decoder> {
@@ -226,18 +232,20 @@ impl Prepared {
 }
 
 /// A conversation in the form of the model's chat template.
-fn conversation(_messages: &[Message], tokenizer: Option<&Tokenizer>) -> Result<Prompt> {
-    let d = match tokenizer {
-        None => Diagnostic::error(
+fn conversation(messages: &[Message], tokenizer: Option<&Tokenizer>) -> Result<Prompt> {
+    let Some(tokenizer) = tokenizer else {
+        let d = Diagnostic::error(
             "tokenizer-missing",
             "a conversation needs a tokenizer and its chat template",
-        )
-        .help("put tokenizer.json and tokenizer_config.json beside the model"),
-        Some(_) => Diagnostic::error("chat-template", "chat templates are not there yet").help(
-            "write the conversation out as one prompt, in the form that the model was trained with",
-        ),
+        );
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            d.help("put tokenizer.json and tokenizer_config.json beside the model"),
+        ));
     };
-    Err(Error::new(ErrorKind::Unsupported, d))
+    let said = |m: &Message| serde_json::json!({ "role": m.role, "content": m.content });
+    let messages: Vec<Value> = messages.iter().map(said).collect();
+    Prompt::new(&tokenizer.chat(&messages, true)?, false, Some(tokenizer))
 }
 
 /// What `config.json` beside a model says; null where there is none. A text model inside another one has its own part.

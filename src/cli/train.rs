@@ -4,17 +4,24 @@ use super::args::TrainArgs;
 use super::progress::Progress;
 use super::{Ui, attach, compile_options, exists, open, usage};
 use crate::adapters::folder::{WriteOptions, file};
+use crate::adapters::head::{Head, HeadConfig, HeadType};
 use crate::adapters::{AdapterStore, Meta};
 use crate::api;
+use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::DType;
+use crate::options;
+use crate::rewrite::passes::head::LOGITS;
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::io;
 use crate::select::Interface;
 use crate::text::Tokenizer;
 use crate::train::watch::Watchers;
-use crate::train::{Job, Mode, Output, Resume, TrainData, Trainer, dataset_divisor, parse_loss};
+use crate::train::{
+    DataArguments, Dataset, Files, Job, Labels, Loaded, Mode, Output, Resume, Stop, Task,
+    TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
+};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -28,11 +35,23 @@ struct Request {
 
 fn request(cli: &mut TrainArgs) -> Result<Request> {
     let is_job = cli.model.extension().is_some_and(|e| e == "json");
+    let folder = cli
+        .model
+        .parent()
+        .filter(|_| is_job)
+        .map_or_else(PathBuf::new, Path::to_path_buf);
     let mut options = if is_job {
         Job::open(&cli.model)?
     } else {
         serde_json::Map::new()
     };
+    // What the file says is relative to the file.
+    let own = options::take::<DataArguments>(&mut options);
+    let mut data: DataArguments = options::read(own)?;
+    data.beside(&folder);
+    if let serde_json::Value::Object(fields) = json!(data) {
+        options.extend(fields);
+    }
     let flags = [
         &cli.job.given,
         &cli.data.given,
@@ -42,11 +61,6 @@ fn request(cli: &mut TrainArgs) -> Result<Request> {
     let named: Vec<String> = flags.iter().flat_map(|f| f.keys().cloned()).collect();
     options.extend(flags.into_iter().flat_map(Clone::clone));
     let mut job = Job::read(options)?;
-    let folder = cli
-        .model
-        .parent()
-        .filter(|_| is_job)
-        .map_or_else(PathBuf::new, Path::to_path_buf);
     // What the file says is relative to the file; what a flag says is relative to where we are.
     let place = |field: &str, text: &str| {
         if named.iter().any(|n| n == field) {
@@ -91,10 +105,7 @@ fn request(cli: &mut TrainArgs) -> Result<Request> {
         .tokenizer
         .as_deref()
         .map(|t| place("tokenizer", t).display().to_string());
-    if !named.iter().any(|n| n == "data") {
-        job.data.relative_to(&folder);
-    }
-    if job.data.data.is_empty() {
+    if job.data.data.is_none() {
         return Err(usage("no data was given", "--data train.jsonl"));
     }
     Ok(Request {
@@ -106,7 +117,7 @@ fn request(cli: &mut TrainArgs) -> Result<Request> {
 }
 
 /// A file of the job's folder, or a name.
-fn located(folder: &Path, name: &str) -> String {
+pub(super) fn located(folder: &Path, name: &str) -> String {
     let path = folder.join(name);
     if path.exists() {
         path.display().to_string()
@@ -122,6 +133,7 @@ struct Prepared {
     interface: Interface,
     meta: Meta,
     vocabulary: Option<i64>,
+    head: Option<Head>,
 }
 
 fn prepare(cli: &TrainArgs, request: &Request, ui: &Ui) -> Result<Prepared> {
@@ -150,10 +162,17 @@ fn prepare(cli: &TrainArgs, request: &Request, ui: &Ui) -> Result<Prepared> {
         interface,
         meta,
         vocabulary,
+        head: None,
     })
 }
 
 impl Prepared {
+    /// The adapters' summary table.
+    fn summary(&self) -> Result<String> {
+        let setup = api::stacked(self.names.iter().cloned());
+        Ok(api::summary(&self.model, &setup)?.table())
+    }
+
     /// Writes the adapters into a folder.
     fn save(&self, store: &AdapterStore, folder: &Path, force: bool) -> Result<Vec<PathBuf>> {
         let mut written = Vec::new();
@@ -171,6 +190,9 @@ impl Prepared {
                 ..WriteOptions::default()
             };
             saved.write(&at, options)?;
+            if let Some(head) = self.head.as_ref().filter(|h| h.name == *name) {
+                head.write(&at, store, &self.meta, force)?;
+            }
             written.push(at);
         }
         Ok(written)
@@ -180,51 +202,46 @@ impl Prepared {
 pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
     let mut cli = args.clone();
     let request = request(&mut cli)?;
-    let prepared = prepare(&cli, &request, ui)?;
+    let job = &request.job;
+    let mut prepared = prepare(&cli, &request, ui)?;
     let resumes = matches!(
-        request.job.training.resume_from_checkpoint,
+        job.training.resume_from_checkpoint,
         Some(Resume::Last(true) | Resume::From(_))
     );
     check_outputs(&request.output, &prepared.names, request.force || resumes)?;
-    let first = PathBuf::from(&request.job.data.data[0]);
-    let one_batch = request.job.data.data.len() == 1 && is_safetensors(&first)?;
-    let divisor = if one_batch {
-        Divisor::Labels
-    } else {
-        dataset_divisor()
+    let files = job.data.data.as_ref().map_or_else(Vec::new, Files::list);
+    let one_batch = match &*files {
+        [one] if is_safetensors(one)? => Some(one),
+        _ => None,
     };
-    let loss = parse_loss(
-        request.job.job.loss.as_deref().unwrap_or("causal-lm"),
-        divisor,
-    );
-    let mode = if request.job.job.portable {
-        Mode::Portable
-    } else {
-        Mode::Native
-    };
-    let mut options = compile_options(&cli.exec)?;
-    if request.job.training.bf16 {
-        options.precision = crate::runtime::cpu::gemm::Precision::Bf16;
-    }
-    let arguments = request.job.training.clone();
-    let mut trainer = Trainer::new(prepared.model.clone(), &loss, arguments, mode, &options)?;
-    ui.note(&format!(
-        "training {} parameters of {}",
-        trainer.trainable(),
-        prepared.names.join(", ")
-    ));
     let mut progress = Progress::new(ui);
-    if one_batch {
-        if request.job.training.max_steps <= 0 {
+    let trainer = if let Some(file) = one_batch {
+        if job.training.max_steps <= 0 {
             return Err(usage("one batch needs a number of steps", "--max-steps 5"));
         }
-        trainer.train_on(&io::read(&first)?.plain(), &mut |e| {
+        let mut trainer = trainer(&cli, &request, &prepared, Divisor::Labels, ui)?;
+        trainer.train_on(&io::read(file)?.plain(), &mut |e| {
             progress.event(e);
             Ok(())
         })?;
+        trainer
     } else {
-        on_data(&mut trainer, &request, &prepared, &mut progress, ui)?;
-    }
+        let tokenizer = tokenizer(&request)?;
+        let seed = job.training.data_seed.unwrap_or(job.training.seed);
+        let vocabulary = prepared.vocabulary;
+        let loaded = job
+            .data
+            .load(tokenizer.as_ref(), vocabulary, seed, &mut |line| {
+                ui.note(&line)
+            })?;
+        prepared.give_head(&request, &loaded)?;
+        let mut trainer = trainer(&cli, &request, &prepared, dataset_divisor(), ui)?;
+        if job.job.dry_run {
+            return dry_run(&mut trainer, &request, &loaded, ui);
+        }
+        on_data(&mut trainer, &request, &prepared, &loaded, &mut progress)?;
+        trainer
+    };
     progress.finish();
     let written = prepared.save(&trainer.store(), &request.output, true)?;
     let report = json!({
@@ -241,55 +258,168 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
     })
 }
 
+/// What is minimised, where the job does not say it.
+fn usual_loss(task: Task) -> &'static str {
+    match task {
+        Task::CausalLm => "causal-lm",
+        Task::Seq2seq => "seq2seq",
+        Task::Classification => "classification",
+        Task::Regression => "regression",
+        Task::MultiLabel => "multi-label",
+    }
+}
+
+fn trainer(
+    cli: &TrainArgs,
+    request: &Request,
+    prepared: &Prepared,
+    divisor: Divisor,
+    ui: &Ui,
+) -> Result<Trainer> {
+    let job = &request.job;
+    let name = job
+        .job
+        .loss
+        .as_deref()
+        .unwrap_or_else(|| usual_loss(job.data.task));
+    let loss = smoothed(
+        parse_loss(name, divisor),
+        job.training.label_smoothing_factor,
+    );
+    let mode = if job.job.portable {
+        Mode::Portable
+    } else {
+        Mode::Native
+    };
+    let mut options = compile_options(&cli.exec)?;
+    if job.training.bf16 {
+        options.precision = crate::runtime::cpu::gemm::Precision::Bf16;
+    }
+    let trainer = Trainer::new(
+        prepared.model.clone(),
+        &loss,
+        job.training.clone(),
+        mode,
+        &options,
+    )?;
+    ui.note(&format!(
+        "training {} parameters of {}",
+        trainer.trainable(),
+        prepared.names.join(", ")
+    ));
+    Ok(trainer)
+}
+
+impl Prepared {
+    /// Adds a head for a task of whole examples, where the graph has none.
+    fn give_head(&mut self, request: &Request, loaded: &Loaded) -> Result<()> {
+        let task = request.job.data.task;
+        let head_type = match task {
+            Task::CausalLm | Task::Seq2seq => return Ok(()),
+            Task::Classification | Task::Regression => HeadType::Classification,
+            Task::MultiLabel => HeadType::MultilabelClassification,
+        };
+        let names = &loaded.report.label_names;
+        let config = request.job.job.head.clone().unwrap_or_default();
+        let num_labels = match loaded.train.get(0)?.labels {
+            Labels::Values(v) => v.len(),
+            _ if names.is_empty() => config.num_labels.max(largest_class(&loaded.train)?),
+            _ => names.len(),
+        };
+        if self.model.model().graph.find(LOGITS).is_some() {
+            return Ok(());
+        }
+        let ids = names
+            .iter()
+            .enumerate()
+            .map(|(i, n)| (n.clone(), i as i64))
+            .collect();
+        let head = Head {
+            name: self.names[0].clone(),
+            config: HeadConfig {
+                head_type,
+                num_labels,
+                label2id: (!names.is_empty()).then_some(ids),
+                ..config
+            },
+            weights: None,
+        };
+        self.model = api::attach_head(
+            self.model.clone(),
+            head.clone(),
+            request.job.training.seed,
+            true,
+        )?;
+        self.head = Some(head);
+        Ok(())
+    }
+}
+
+/// Number of classes that the data has.
+fn largest_class(data: &Dataset) -> Result<usize> {
+    let mut most = 0;
+    for i in 0..data.len() {
+        if let Labels::Class(c) = data.get(i)?.labels {
+            most = most.max(usize::try_from(c).map_or(0, |c| c + 1));
+        }
+    }
+    Ok(most)
+}
+
+fn train_data<'a>(request: &Request, loaded: &'a Loaded) -> TrainData<'a> {
+    TrainData {
+        train: &loaded.train,
+        eval: loaded.eval.as_ref(),
+        collate: request.job.collate,
+        pad_id: loaded.pad_id,
+        decoder_start: loaded.pad_id,
+        max_length: loaded.max_length,
+    }
+}
+
 /// Trains on the job's datasets.
 fn on_data(
     trainer: &mut Trainer,
     request: &Request,
     prepared: &Prepared,
+    loaded: &Loaded,
     progress: &mut Progress<'_>,
-    ui: &Ui,
 ) -> Result<()> {
-    let tokenizer = tokenizer(request)?;
-    let job = &request.job;
-    let loaded = job.data.load(
-        tokenizer.as_ref(),
-        prepared.vocabulary,
-        job.training.seed,
-        &mut |line| ui.note(&line),
-    )?;
-    let data = TrainData {
-        train: &loaded.train,
-        eval: loaded.eval.as_ref(),
-        collate: job.collate,
-        pad_id: loaded.pad_id,
-        decoder_start: loaded.pad_id,
-        max_length: job.data.max_seq_length,
-    };
+    let data = train_data(request, loaded);
     let save =
         |store: &AdapterStore, folder: &Path| prepared.save(store, folder, false).map(|_| ());
     let output = Output {
         folder: &request.output,
         save: &save,
     };
-    let flag = super::interrupt::flag()?;
-    trainer.stop_on(flag);
-    let mut watchers = Watchers::open(&request.output, &job.job.report_to, json!(job))?;
+    trainer.stop_on(super::interrupt::flag()?);
+    let mut watchers = Watchers::open(
+        &request.output,
+        &request.job.job.report_to,
+        json!(request.job),
+    )?;
+    watchers.describe(loaded.report.lines(), prepared.summary()?);
     let stop = trainer.train(&data, Some(&output), &mut |e| {
         progress.event(e);
         watchers.event(e)
     })?;
     watchers.close()?;
-    if stop == crate::train::Stop::Interrupted {
-        let d = crate::diag::Diagnostic::error(
-            "interrupted",
-            format!(
-                "stopped after step {}; a checkpoint was written",
-                trainer.steps()
-            ),
+    if stop == Stop::Interrupted {
+        let message = format!(
+            "stopped after step {}; a checkpoint was written",
+            trainer.steps()
         );
+        let d = Diagnostic::error("interrupted", message);
         return Err(Error::new(ErrorKind::Train, d.help("go on with --resume")));
     }
     Ok(())
+}
+
+/// What the run would be, and what it would need.
+fn dry_run(trainer: &mut Trainer, request: &Request, loaded: &Loaded, ui: &Ui) -> Result<()> {
+    let data = train_data(request, loaded);
+    let found = trainer.dry_run(&data, request.model.metadata().map_or(0, |m| m.len()))?;
+    ui.result(&json!(found), || found.to_string())
 }
 
 fn check_outputs(output: &Path, names: &[String], force: bool) -> Result<()> {

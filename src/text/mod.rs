@@ -1,5 +1,9 @@
-//! Text in and out of token ids: tokenizers and templates. Knows no model and no dataset.
+//! Text in and out of token ids: tokenizers, templates and chat templates. Knows no model and no dataset.
 
+mod chat;
+mod template;
 mod tokenizer;
 
-pub use tokenizer::Tokenizer;
+pub use chat::{Chat, ChatOptions, ChatTemplate};
+pub use template::Template;
+pub use tokenizer::{Token, Tokenizer};

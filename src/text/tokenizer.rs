@@ -1,17 +1,46 @@
-//! A tokenizer with what stands beside it: special tokens by role.
+//! A tokenizer with what stands beside it: special tokens by role, and the chat template.
 
+use super::chat::{ChatOptions, ChatTemplate};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+/// Roles that a tokenizer's configuration names a token for.
+const ROLES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
 
 /// Turns text into token ids and back.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
+    special: Map<String, Value>,
     pad: Option<i64>,
     eos: Option<i64>,
     bos: Option<i64>,
+    max_length: Option<usize>,
+    chat: Option<String>,
+}
+
+/// One token of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Its id.
+    pub id: i64,
+    /// Its segment, where the tokenizer tells the texts of a pair apart.
+    pub type_id: i64,
+    /// Which text it comes from: 0, or 1 for the second of a pair; none for a token that the post-processor added.
+    pub text: Option<u8>,
+    /// The bytes of the text it stands for.
+    pub span: Range<usize>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -23,32 +52,54 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// From a `tokenizer.json`, or the folder that holds one. A `tokenizer_config.json` beside it names the special tokens.
+    /// From a `tokenizer.json`, or the folder that holds one. A `tokenizer_config.json` beside it names the special tokens and may hold
+    /// a chat template, as may `chat_template.jinja`. A truncation or padding that the file itself sets is not in force.
     pub fn open(path: &Path) -> Result<Self> {
         let path = if path.is_dir() {
             path.join("tokenizer.json")
         } else {
             path.to_path_buf()
         };
-        let inner = tokenizers::Tokenizer::from_file(&path)
+        let mut inner = tokenizers::Tokenizer::from_file(&path)
             .map_err(|e| failed(&path, format!("not a readable tokenizer.json: {e}")))?;
-        let config = config(&path.with_file_name("tokenizer_config.json"))?;
-        let special = |role: &str| {
-            // Either the token itself or an AddedToken object.
-            let token = match config.get(role)? {
-                Value::Object(o) => o.get("content")?.as_str()?.to_owned(),
-                other => other.as_str()?.to_owned(),
-            };
-            inner.token_to_id(&token).map(i64::from)
+        let config = json(&path.with_file_name("tokenizer_config.json"))?;
+        let padding = inner.get_padding().map(|p| i64::from(p.pad_id));
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|e| failed(&path, e.to_string()))?;
+        let mut special = Map::new();
+        for role in ROLES {
+            if let Some(token) = config.get(role).and_then(content) {
+                special.insert(role.to_owned(), Value::from(token));
+            }
+        }
+        if let Some(Value::Array(list)) = config.get("additional_special_tokens") {
+            let tokens: Vec<&str> = list.iter().filter_map(content).collect();
+            special.insert("additional_special_tokens".to_owned(), Value::from(tokens));
+        }
+        let id = |role: &str| {
+            let token = special.get(role)?.as_str()?;
+            inner.token_to_id(token).map(i64::from)
         };
-        let pad = special("pad_token").or_else(|| inner.get_padding().map(|p| i64::from(p.pad_id)));
-        let (eos, bos) = (special("eos_token"), special("bos_token"));
+        let (pad, eos, bos) = (
+            id("pad_token").or(padding),
+            id("eos_token"),
+            id("bos_token"),
+        );
+        // Hugging Face writes 1e30 where there is no limit.
+        let limit = config.get("model_max_length").and_then(Value::as_u64);
+        let max_length = limit.filter(|&n| n > 0 && n < 1 << 30).map(|n| n as usize);
+        let chat = chat_source(&path, &config)?;
         Ok(Tokenizer {
             inner,
             path,
+            special,
             pad,
             eos,
             bos,
+            max_length,
+            chat,
         })
     }
 
@@ -56,14 +107,28 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<i64>> {
         let encoding = self
             .inner
-            .encode(text, special)
+            .encode_fast(text, special)
             .map_err(|e| failed(&self.path, e.to_string()))?;
-        let real = encoding
-            .get_attention_mask()
-            .iter()
-            .zip(encoding.get_ids())
-            .filter(|(m, _)| **m != 0);
-        Ok(real.map(|(_, &i)| i64::from(i)).collect())
+        Ok(encoding.get_ids().iter().map(|&i| i64::from(i)).collect())
+    }
+
+    /// The tokens of a text, or of a pair of texts, with what each stands for.
+    pub fn tokens(&self, text: &str, pair: Option<&str>, special: bool) -> Result<Vec<Token>> {
+        let encoding = match pair {
+            Some(pair) => self.inner.encode((text, pair), special),
+            None => self.inner.encode(text, special),
+        };
+        let encoding = encoding.map_err(|e| failed(&self.path, e.to_string()))?;
+        let texts = encoding.get_sequence_ids();
+        let (ids, types) = (encoding.get_ids(), encoding.get_type_ids());
+        let (added, spans) = (encoding.get_special_tokens_mask(), encoding.get_offsets());
+        let token = |i: usize| Token {
+            id: i64::from(ids[i]),
+            type_id: i64::from(types[i]),
+            text: (added[i] == 0).then(|| u8::from(texts[i] == Some(1))),
+            span: spans[i].0..spans[i].1,
+        };
+        Ok((0..ids.len()).map(token).collect())
     }
 
     /// The text of ids.
@@ -73,6 +138,49 @@ impl Tokenizer {
         self.inner
             .decode(&ids, skip_special)
             .map_err(|e| failed(&self.path, e.to_string()))
+    }
+
+    /// The text of a conversation in the tokenizer's own form; `add_generation_prompt` ends it where the assistant's turn begins.
+    ///
+    /// # Errors
+    /// A tokenizer without a chat template, and what the template says about the messages.
+    pub fn chat(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String> {
+        let options = ChatOptions {
+            add_generation_prompt,
+            ..ChatOptions::default()
+        };
+        Ok(self.chat_template()?.render(messages, options)?.text)
+    }
+
+    /// The chat template, compiled.
+    ///
+    /// # Errors
+    /// A tokenizer without one, and one that does not parse.
+    pub fn chat_template(&self) -> Result<ChatTemplate> {
+        let Some(source) = &self.chat else {
+            let d = Diagnostic::error("chat-template", "the tokenizer has no chat template")
+                .at(self.path.display().to_string());
+            let help = "put the model's tokenizer_config.json or chat_template.jinja beside tokenizer.json, or give `chat_template`";
+            return Err(Error::new(ErrorKind::Train, d.help(help)));
+        };
+        ChatTemplate::new(source, self.special.clone()).map_err(|e| {
+            e.within(
+                self.path
+                    .with_file_name("the chat template")
+                    .display()
+                    .to_string(),
+            )
+        })
+    }
+
+    /// Whether there is a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    /// The special tokens by role, as text.
+    pub fn special_tokens(&self) -> &Map<String, Value> {
+        &self.special
     }
 
     /// The id of a token, if the vocabulary has it.
@@ -94,9 +202,47 @@ impl Tokenizer {
     pub fn bos_id(&self) -> Option<i64> {
         self.bos
     }
+
+    /// The longest sequence the model was made for, where the configuration says so.
+    pub fn max_length(&self) -> Option<usize> {
+        self.max_length
+    }
 }
 
-fn config(path: &Path) -> Result<Value> {
+/// A token, written as itself or as an `AddedToken` object.
+fn content(token: &Value) -> Option<&str> {
+    match token {
+        Value::Object(o) => o.get("content")?.as_str(),
+        other => other.as_str(),
+    }
+}
+
+/// The chat template beside a tokenizer: the file of its own first, as in transformers.
+fn chat_source(path: &Path, config: &Value) -> Result<Option<String>> {
+    let file = path.with_file_name("chat_template.jinja");
+    if file.exists() {
+        let text = std::fs::read_to_string(&file);
+        return text
+            .map(Some)
+            .map_err(|e| Error::io(&file, "cannot read the chat template", e));
+    }
+    let own = json(&path.with_file_name("chat_template.json"))?;
+    let source = [own.get("chat_template"), config.get("chat_template")]
+        .into_iter()
+        .flatten()
+        .next();
+    Ok(match source {
+        // Several templates by name.
+        Some(Value::Array(list)) => list
+            .iter()
+            .find(|t| t["name"] == "default")
+            .and_then(|t| t["template"].as_str().map(str::to_owned)),
+        Some(other) => other.as_str().map(str::to_owned),
+        None => None,
+    })
+}
+
+fn json(path: &Path) -> Result<Value> {
     if !path.exists() {
         return Ok(Value::Null);
     }

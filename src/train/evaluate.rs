@@ -98,7 +98,7 @@ impl Evaluator {
         }
         let loss = sum / examples as f64;
         let mut metrics = BTreeMap::from([("loss".to_owned(), loss)]);
-        if matches!(self.loss, Loss::CausalLm { .. }) {
+        if matches!(self.loss, Loss::CausalLm { .. } | Loss::Tokens { .. }) {
             metrics.insert("perplexity".to_owned(), loss.exp());
         }
         Ok(Evaluation {

@@ -6,7 +6,7 @@ use crate::infer::Verified;
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
 use crate::rewrite::passes::gradient::{GradientPass, Outputs};
-use crate::rewrite::passes::loss::{Divisor, LABELS, LOSS, Loss, NUM_ITEMS};
+use crate::rewrite::passes::loss::{Divisor, LABELS, LOSS, Loss, NUM_ITEMS, RowLoss};
 
 /// Which operators the step is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,13 +18,44 @@ pub enum Mode {
     Native,
 }
 
-/// Parses a loss as the command line names it: `causal-lm`, `mse`, or the name of a scalar value.
+/// The same loss with a share of the target spread over all classes; losses that have no classes stay as they are.
+#[must_use]
+pub fn smoothed(loss: Loss, factor: f64) -> Loss {
+    match loss {
+        Loss::CausalLm { divisor, .. } if factor > 0.0 => Loss::Tokens {
+            shift: true,
+            divisor,
+            smoothing: factor,
+        },
+        Loss::Tokens { shift, divisor, .. } => Loss::Tokens {
+            shift,
+            divisor,
+            smoothing: factor,
+        },
+        other => other,
+    }
+}
+
+fn rows(kind: RowLoss, divisor: Divisor) -> Loss {
+    Loss::Rows { kind, divisor }
+}
+
+/// Parses a loss as the command line names it: `causal-lm`, `seq2seq`, `classification`, `multi-label`, `regression`, `mse`, or the name
+/// of a scalar value.
 pub fn parse_loss(text: &str, divisor: Divisor) -> Loss {
     match text {
         "causal-lm" => Loss::CausalLm {
             logits: None,
             divisor,
         },
+        "seq2seq" => Loss::Tokens {
+            shift: false,
+            divisor,
+            smoothing: 0.0,
+        },
+        "classification" => rows(RowLoss::Classification, divisor),
+        "multi-label" => rows(RowLoss::MultiLabel, divisor),
+        "regression" => rows(RowLoss::Regression, divisor),
         "mse" => Loss::Mse { output: None },
         name => Loss::Named(name.to_owned()),
     }

@@ -3,14 +3,15 @@
 use super::args::TrainingArguments;
 use super::batch::CollateArguments;
 use super::data::DataArguments;
+use crate::adapters::head::HeadConfig;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::{self, OptionField, Options};
+use crate::options::{self, Kind, OptionField, Options};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The adapters of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -67,8 +68,12 @@ pub struct JobArguments {
     pub active: Option<String>,
     /// tokenizer.json or its folder; the one beside the model without it.
     pub tokenizer: Option<String>,
-    /// What is minimised; without it the task of the data decides.
+    /// What is minimised: causal-lm, seq2seq, classification, multi-label, regression, mse, or the name of a scalar value; without it
+    /// the task of the data decides.
     pub loss: Option<String>,
+    /// The prediction head that a base model gets for a task of whole examples, under the library's field names. `num_labels` and
+    /// `label2id` come from the data.
+    pub head: Option<HeadConfig>,
     /// Where adapters, checkpoints and reports go.
     pub output_dir: Option<String>,
     /// Replaces the results of an earlier run in the output folder.
@@ -100,6 +105,7 @@ impl Default for JobArguments {
             active: None,
             tokenizer: None,
             loss: None,
+            head: None,
             output_dir: None,
             overwrite_output_dir: false,
             report_to: vec![ReportTo::Jsonl, ReportTo::Html],
@@ -231,7 +237,105 @@ fn word(v: &Value) -> &'static str {
     }
 }
 
-/// A path of a job file, which may be relative to it.
-pub fn beside(folder: &Path, path: &str) -> PathBuf {
-    folder.join(path)
+/// All options of a job as a document in Markdown: what each is, its default, and its flag.
+pub fn markdown() -> String {
+    let mut out = String::from(
+        "# Options of a fine-tuning job\n\n`rewrite train job.json` reads them from a JSON object, under these names; `job.schema.json` is its \
+         schema. Each is also a flag, in kebab case (`per_device_train_batch_size` is `--per-device-train-batch-size`), and a flag stands \
+         over the file. Names and meanings are those of Hugging Face's `TrainingArguments`, datasets and TRL where they have one.\n",
+    );
+    let parts: [(&str, Vec<OptionField>); 4] = [
+        (
+            "The model and its adapters",
+            options::fields::<JobArguments>(),
+        ),
+        ("Data", options::fields::<DataArguments>()),
+        ("Batches", options::fields::<CollateArguments>()),
+        ("Training", options::fields::<TrainingArguments>()),
+    ];
+    for (title, fields) in parts {
+        out += &format!("\n## {title}\n\n| option | default | what it does |\n|---|---|---|\n");
+        for f in fields {
+            let default = match &f.default {
+                Value::Null => String::new(),
+                Value::String(s) => format!("`{s}`"),
+                other => format!("`{other}`"),
+            };
+            let words = match &f.kind {
+                Kind::Choice(words) => format!(" One of: {}.", words.join(", ")),
+                _ => String::new(),
+            };
+            let doc = (f.doc.replace('\n', " ") + &words).replace('|', "\\|");
+            out += &format!("| `{}` | {default} | {doc} |\n", f.name);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{env, fs};
+
+    /// `UPDATE_SCHEMAS=1` writes the file instead.
+    fn fresh(name: &str, wanted: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("schemas")
+            .join(name);
+        if env::var_os("UPDATE_SCHEMAS").is_some() {
+            fs::write(&path, wanted).unwrap();
+        }
+        let found = fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            found == wanted,
+            "schemas/{name} is not fresh: run the tests with UPDATE_SCHEMAS=1"
+        );
+    }
+
+    #[test]
+    fn generated_files_are_fresh() {
+        fresh(
+            "job.schema.json",
+            &(serde_json::to_string_pretty(&Job::schema()).unwrap() + "\n"),
+        );
+        fresh("job.md", &markdown());
+    }
+
+    #[test]
+    fn every_option_is_explained_and_of_one_name() {
+        let fields = Job::fields();
+        let mut names: Vec<&str> = fields.iter().map(|f| f.name.as_str()).collect();
+        names.sort_unstable();
+        let before = names.len();
+        names.dedup();
+        assert_eq!(names.len(), before);
+        let silent: Vec<&str> = fields
+            .iter()
+            .filter(|f| f.doc.is_empty())
+            .map(|f| f.name.as_str())
+            .collect();
+        assert!(silent.is_empty(), "{silent:?}");
+    }
+
+    #[test]
+    fn jobs_of_the_repository_are_jobs() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/jobs");
+        for entry in fs::read_dir(folder).unwrap() {
+            let job = Job::read(Job::open(&entry.unwrap().path()).unwrap()).unwrap();
+            job.training.validate().unwrap();
+            assert!(job.job.model.is_some());
+        }
+    }
+
+    #[test]
+    fn a_misspelt_option_is_named_with_the_nearest() {
+        let Value::Object(o) = json!({"learning_rat": 1e-4, "modle": "m.onnx"}) else {
+            unreachable!()
+        };
+        let e = Job::read(o).unwrap_err().to_string();
+        assert!(
+            e.contains("did you mean `learning_rate`") && e.contains("did you mean `model`"),
+            "{e}"
+        );
+    }
 }

@@ -5,6 +5,7 @@ mod batch;
 pub mod checkpoint;
 mod compare;
 mod data;
+mod dry;
 mod eval_args;
 mod evaluate;
 mod event;
@@ -20,11 +21,16 @@ pub mod watch;
 pub use args::{Interval, Resume, SaveStrategy, TrainingArguments};
 pub use batch::{Batch, CollateArguments, Collator, PaddingSide, Rows, Sampler, epoch_order};
 pub use compare::{Comparison, compare, generate_inputs};
-pub use data::{DataArguments, Dataset, Example, IGNORE, Labels, ReadOptions};
+pub use data::{
+    AssistantLoss, AssistantTurn, CompletionMask, DataArguments, DataReport, Dataset, EvalSplit,
+    Example, Files, IGNORE, Labels, Loaded, OnBadRow, ReadOptions, ReadReport, Side, Task,
+    TextPair, TokenRef, Tokens,
+};
+pub use dry::DryRun;
 pub use eval_args::{EvalArguments, EvalTask, F1Average, Metric};
 pub use event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
-pub use graph::{Mode, inference_graph, loss_graph, parse_loss, training_graph};
-pub use job::{AdapterSpecs, Job, JobArguments, ReportTo, beside};
+pub use graph::{Mode, inference_graph, loss_graph, parse_loss, smoothed, training_graph};
+pub use job::{AdapterSpecs, Job, JobArguments, ReportTo, markdown as job_markdown};
 pub use merge::merge;
 pub use optimizer::Optim;
 pub use schedule::{Schedule, ScheduleOptions};

@@ -7,6 +7,7 @@ use super::args::{Interval, Resume, SaveStrategy, TrainingArguments};
 use super::batch::{Batch, CollateArguments, Collator, Sampler};
 use super::checkpoint::{self, Checkpoint, Progress};
 use super::data::{Dataset, Example};
+use super::dry::DryRun;
 use super::evaluate::Evaluator;
 use super::event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
 use super::graph::{Mode, nothing_to_train, training_graph};
@@ -304,6 +305,50 @@ impl Trainer {
     pub fn total_steps(&self, data: &TrainData<'_>) -> u64 {
         self.args
             .total_steps(self.sampler(data).epoch(data.train.lengths(), 0).len())
+    }
+
+    /// What a run on this data would be: its steps and tokens, and the memory of one step on the longest batch, which is computed once.
+    ///
+    /// # Errors
+    /// Those of a step.
+    pub fn dry_run(&mut self, data: &TrainData<'_>, base_bytes: u64) -> Result<DryRun> {
+        let sampler = self.sampler(data);
+        let lengths = data.train.lengths();
+        let micro = sampler.epoch(lengths, 0);
+        let width = |rows: &super::batch::Rows| {
+            let row = |r: &Vec<usize>| r.iter().map(|&i| u64::from(lengths[i])).sum::<u64>();
+            rows.iter().map(row).max().unwrap_or(0) * rows.len() as u64
+        };
+        let longest = micro.iter().max_by_key(|r| width(r));
+        let mut positions = 0;
+        if let Some(rows) = longest {
+            let b = batch(data.train, &data.collator(), rows)?;
+            positions = b.positions;
+            let n = Value::from_f32(&[], vec![b.items.max(1) as f32])
+                .map_err(|e| failed(e.to_string()))?;
+            let feeds = self.fitting(b.feeds.with(NUM_ITEMS, n));
+            self.inner.evaluate(&feeds, Some(self.args.seed))?;
+        }
+        let trainable = self.trainable();
+        let states = match self.args.optim {
+            super::optimizer::Optim::AdamwTorch => 2,
+            super::optimizer::Optim::Sgd => 0,
+            super::optimizer::Optim::Lion
+            | super::optimizer::Optim::Rmsprop
+            | super::optimizer::Optim::Adagrad => 1,
+        };
+        Ok(DryRun {
+            steps: self.args.total_steps(micro.len()),
+            examples: data.train.len(),
+            tokens_per_epoch: lengths.iter().map(|&n| u64::from(n)).sum(),
+            positions_per_epoch: micro.iter().map(width).sum(),
+            trainable,
+            base_bytes,
+            parameter_bytes: trainable as u64 * 4,
+            optimizer_bytes: trainable as u64 * 4 * (states + 1),
+            longest_batch: positions,
+            peak_bytes: super::dry::peak_memory(),
+        })
     }
 
     /// Trains on datasets, as long as the arguments say. Micro-batches of one step share one divisor, the number of their labels, so

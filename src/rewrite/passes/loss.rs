@@ -21,7 +21,7 @@ pub const NUM_ITEMS: &str = "num_items";
 ///
 /// let loss = Loss::CausalLm { logits: None, divisor: Divisor::Labels };
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Loss {
     /// Cross entropy of `logits[:, :-1]` against `labels[:, 1:]`, as Hugging Face shifts them; positions labelled -100 do not count.
     /// Adds the input `labels: i64[batch, seq]`.
@@ -31,6 +31,23 @@ pub enum Loss {
         /// What the sum over positions is divided by.
         divisor: Divisor,
     },
+    /// Cross entropy of tokens with a share of the target spread over the vocabulary, or of a decoder, whose labels are not shifted.
+    /// Adds the input `labels: i64[batch, seq]`.
+    Tokens {
+        /// Whether position `i` is scored against label `i + 1`.
+        shift: bool,
+        /// What the sum over positions is divided by.
+        divisor: Divisor,
+        /// Share of the target that is spread over the vocabulary (Szegedy et al. 2016), as Hugging Face's label smoother does it.
+        smoothing: f64,
+    },
+    /// Of logits `[batch, labels]`, one row for each example. Adds the input `labels`.
+    Rows {
+        /// What the labels are.
+        kind: RowLoss,
+        /// What the sum over examples (or over their labels) is divided by.
+        divisor: Divisor,
+    },
     /// `mean((output - target)²)`. Adds the input `target`, of the output's shape.
     Mse {
         /// Name of the output; without one, the first output.
@@ -38,6 +55,17 @@ pub enum Loss {
     },
     /// A value of the graph that is a scalar already.
     Named(String),
+}
+
+/// A loss of whole examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowLoss {
+    /// Cross entropy against a class: `labels: i64[batch]`; -100 does not count.
+    Classification,
+    /// Binary cross entropy of each label by itself: `labels: f32[batch, labels]`.
+    MultiLabel,
+    /// Squared difference: `labels: f32[batch, labels]`.
+    Regression,
 }
 
 /// What the summed cross entropy is divided by.
@@ -71,7 +99,19 @@ impl Pass for Loss {
         match self {
             Loss::CausalLm { logits, divisor } => {
                 let v = output(g, logits.as_deref(), Some("logits"))?;
-                causal_lm(cx, &mut patch, v, *divisor)?;
+                tokens(cx, &mut patch, v, *divisor, true, 0.0)?;
+            }
+            Loss::Tokens {
+                shift,
+                divisor,
+                smoothing,
+            } => {
+                let v = output(g, None, Some("logits"))?;
+                tokens(cx, &mut patch, v, *divisor, *shift, *smoothing)?;
+            }
+            Loss::Rows { kind, divisor } => {
+                let v = output(g, None, Some("logits"))?;
+                rows(cx, &mut patch, v, *kind, *divisor)?;
             }
             Loss::Mse { output: name } => {
                 let v = output(g, name.as_deref(), None)?;
@@ -176,11 +216,13 @@ fn graph_input(g: &Graph, patch: &Patch, name: &str, ty: Type) -> Result<Val, Di
     }
 }
 
-fn causal_lm(
+fn tokens(
     cx: &PassCx<'_>,
     patch: &mut Patch,
     logits: ValueId,
     divisor: Divisor,
+    shift: bool,
+    smoothing: f64,
 ) -> Result<(), Diagnostic> {
     let g = &cx.model().graph;
     let (ty, fact) = floating(cx, logits)?;
@@ -198,7 +240,11 @@ fn causal_lm(
         None => vec![Dim::Unknown, Dim::Unknown],
     };
     let labels = graph_input(g, patch, LABELS, Type::tensor(DType::Int64, places))?;
-    let scores = b.slice(logits, 1, 0, -1);
+    let scores = if shift {
+        b.slice(logits, 1, 0, -1)
+    } else {
+        logits.into()
+    };
     let scores = match ty {
         DType::Float | DType::Double => scores,
         _ => b.cast(scores, DType::Float),
@@ -216,7 +262,11 @@ fn causal_lm(
     } else {
         labels
     };
-    let next = b.slice(labels, 1, 1, i64::MAX);
+    let next = if shift {
+        b.slice(labels, 1, 1, i64::MAX)
+    } else {
+        labels
+    };
     let next = b.reshape(next, b.ints(&[-1]));
     let reduction = match divisor {
         Divisor::Labels => "mean",
@@ -227,6 +277,90 @@ fn causal_lm(
         ("reduction", reduction.into()),
     ];
     let mut loss = b.op("SoftmaxCrossEntropyLoss", &[scores, next], &attrs);
+    if smoothing > 0.0 {
+        let spread = spread(b, scores, next, divisor, wide(ty));
+        let share = |v: Val, s: f64| b.mul(v, b.scalar_of(s as f32, wide(ty)));
+        loss = b.add(share(loss, 1.0 - smoothing), share(spread, smoothing));
+    }
+    if divisor == Divisor::Input {
+        let n = graph_input(g, patch, NUM_ITEMS, Type::tensor(wide(ty), []))?;
+        loss = b.div(loss, n);
+    }
+    patch.add_output(loss, LOSS, Some(Type::tensor(wide(ty), [])));
+    Ok(())
+}
+
+/// Minus the mean log-probability of all classes, summed over the positions that count, or their mean.
+fn spread(b: &Builder, scores: Val, labels: Val, divisor: Divisor, ty: DType) -> Val {
+    let log = b.op("LogSoftmax", &[scores], &[("axis", (-1i64).into())]);
+    let each = b.neg(b.reduce_mean(log, &[-1], false));
+    let ignored = b.op("Equal", &[labels, b.int(-100)], &[]);
+    let zero = b.scalar_of(0.0, ty);
+    let counted = b.op("Where", &[ignored, zero, each], &[]);
+    let sum = b.reduce_sum(counted, &[0], false);
+    if divisor == Divisor::Input {
+        return sum;
+    }
+    let ones = b.op("Where", &[ignored, zero, b.scalar_of(1.0, ty)], &[]);
+    b.div(sum, b.reduce_sum(ones, &[0], false))
+}
+
+/// A loss of logits `[batch, labels]`.
+fn rows(
+    cx: &PassCx<'_>,
+    patch: &mut Patch,
+    logits: ValueId,
+    kind: RowLoss,
+    divisor: Divisor,
+) -> Result<(), Diagnostic> {
+    let g = &cx.model().graph;
+    let (ty, fact) = floating(cx, logits)?;
+    let name = g.name_of(logits);
+    if let Some(rank) = fact.rank().filter(|&r| r != 2) {
+        return Err(Diagnostic::error(
+            "loss-shape",
+            format!("`{name}` has rank {rank}; a loss of whole examples needs [batch, labels]"),
+        )
+        .help("a base model needs a prediction head; a language model's loss is causal-lm"));
+    }
+    let dims = fact
+        .dims
+        .as_deref()
+        .map_or_else(|| vec![Dim::Unknown, Dim::Unknown], declared);
+    let labels = match kind {
+        RowLoss::Classification => Type::tensor(DType::Int64, dims[..1].to_vec()),
+        RowLoss::MultiLabel | RowLoss::Regression => Type::tensor(wide(ty), dims),
+    };
+    let labels = graph_input(g, patch, LABELS, labels)?;
+    let x = widened(patch, logits, ty);
+    let b = patch.builder();
+    let each = match kind {
+        RowLoss::Classification => None,
+        RowLoss::MultiLabel => {
+            // log(1 + exp(x)) - x·y
+            Some(b.sub(b.unary("Softplus", x), b.mul(x, labels)))
+        }
+        RowLoss::Regression => {
+            let diff = b.sub(x, labels);
+            Some(b.mul(diff, diff))
+        }
+    };
+    let mut loss = match (each, divisor) {
+        (None, _) => {
+            let reduction = if divisor == Divisor::Input {
+                "sum"
+            } else {
+                "mean"
+            };
+            let attrs: [(&str, Attr); 2] = [
+                ("ignore_index", (-100i64).into()),
+                ("reduction", reduction.into()),
+            ];
+            b.op("SoftmaxCrossEntropyLoss", &[x, labels], &attrs)
+        }
+        (Some(each), Divisor::Input) => b.reduce_sum(each, &[0, 1], false),
+        (Some(each), Divisor::Labels) => b.reduce_mean(each, &[0, 1], false),
+    };
     if divisor == Divisor::Input {
         let n = graph_input(g, patch, NUM_ITEMS, Type::tensor(wide(ty), []))?;
         loss = b.div(loss, n);

@@ -62,7 +62,17 @@ impl Pass for Pack {
         if !positions.is_empty() {
             let ids = patch.builder().graph_input(POSITIONS, ty);
             for (value, uses) in positions {
-                patch.redirect(value, ids, Uses::Only(uses));
+                let fact = cx.fact(value).cloned().unwrap_or_default();
+                let b = patch.builder();
+                let own = match fact.rank() {
+                    Some(3) => b.unsqueeze(ids, &[1]),
+                    _ => ids,
+                };
+                let own = match fact.dtype {
+                    None | Some(DType::Int64) => own,
+                    Some(ty) => b.cast(own, ty),
+                };
+                patch.redirect(value, own, Uses::Only(uses));
             }
         }
         separate(&mut patch, segments, &cores, cx);
@@ -285,12 +295,14 @@ impl Search<'_> {
         made.is_some_and(|n| self.g.node(n).op.is_onnx("Range"))
     }
 
-    /// The place on the path nearest to the count where the value is `[1, seq]`.
+    /// The place on the path nearest to the count where the value is `[1, seq]` or `[1, 1, seq]`.
     fn take(&mut self, path: &[(NodeId, usize)]) {
         let row = |v: ValueId| {
-            self.cx
-                .fact(v)
-                .is_some_and(|f| f.rank() == Some(2) && f.size(0) == Some(1))
+            let fact = self.cx.fact(v);
+            let dims = fact.and_then(|f| f.dims.as_ref());
+            dims.is_some_and(|d| {
+                matches!(d.len(), 2 | 3) && d[..d.len() - 1].iter().all(|s| s.is(1))
+            })
         };
         let is_count = |v: ValueId| self.g.value(v).tensor.is_some();
         let at = path.iter().rev().find_map(|&(n, slot)| {

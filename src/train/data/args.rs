@@ -1,68 +1,388 @@
-//! Interim.
+//! What the data is and how its rows become examples: options with the names of transformers, datasets and TRL where they have one.
+
+use crate::diag::{Diagnostic, nearest};
+use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
+use crate::text::Tokenizer;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-/// On what is trained.
+/// Files or folders of data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Files {
+    /// One of them.
+    One(String),
+    /// Several, read in this order.
+    Many(Vec<String>),
+}
+
+impl Files {
+    /// All of them.
+    pub fn list(&self) -> Vec<PathBuf> {
+        match self {
+            Files::One(one) => vec![PathBuf::from(one)],
+            Files::Many(many) => many.iter().map(PathBuf::from).collect(),
+        }
+    }
+
+    fn beside(&mut self, folder: &Path) {
+        let join = |path: &mut String| *path = folder.join(&*path).to_string_lossy().into_owned();
+        match self {
+            Files::One(one) => join(one),
+            Files::Many(many) => many.iter_mut().for_each(join),
+        }
+    }
+}
+
+/// Where evaluation data is taken from when it has no files of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum EvalSplit {
+    /// A share of the examples when below 1, otherwise their number.
+    Size(f64),
+    /// A split of the data folder, by name.
+    Named(String),
+}
+
+/// A text, or the token ids it stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Tokens {
+    /// Text; tokenized without special tokens.
+    Text(String),
+    /// Token ids.
+    Ids(Vec<i64>),
+}
+
+/// A token by its text or its id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum TokenRef {
+    /// Its id.
+    Id(i64),
+    /// Its text.
+    Text(String),
+}
+
+/// What the model is trained to do with the rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Predict each next token.
+    #[default]
+    CausalLm,
+    /// Produce a target text from a source text, with an encoder-decoder.
+    Seq2seq,
+    /// Choose one class for a text or a pair of texts.
+    Classification,
+    /// Estimate a number, or several, for a text or a pair of texts.
+    Regression,
+    /// Choose any number of classes for a text or a pair of texts.
+    MultiLabel,
+}
+
+/// Which end of a sequence is cut when it is too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// The beginning.
+    Left,
+    /// The end.
+    #[default]
+    Right,
+}
+
+/// What happens with a row that cannot be read or used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBadRow {
+    /// It is an error, with its place.
+    #[default]
+    Error,
+    /// It is left out, counted, and reported.
+    Skip,
+}
+
+/// Which turns of a conversation are learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum AssistantLoss {
+    /// Those of the assistant when true, otherwise all of the text.
+    Turns(bool),
+    /// One of them.
+    One(AssistantTurn),
+}
+
+/// One turn of the assistant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AssistantTurn {
+    /// The last.
+    Last,
+}
+
+/// The data of a job, and how its rows become examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataArguments {
-    /// Files of training rows.
-    pub data: Vec<String>,
-    /// Longest sequence in tokens.
-    pub max_seq_length: usize,
+    /// Training data: a file, several, or a folder as on the Hub. Names end in .jsonl, .json, .csv, .tsv (also with .gz) or .parquet.
+    pub data: Option<Files>,
+    /// Evaluation data, in files of its own. Of a folder, the validation or test split.
+    pub eval_data: Option<Files>,
+    /// The split that is trained on when the data is a folder with several.
+    pub train_split: String,
+    /// Evaluation data out of the training data: a share below 1 or a number of examples, drawn by the seed, or the name of a split of
+    /// the data folder.
+    pub eval_split: Option<EvalSplit>,
+    /// Trains on the first so many examples.
+    pub max_train_samples: Option<usize>,
+    /// Evaluates on the first so many examples.
+    pub max_eval_samples: Option<usize>,
+    /// What the rows are for.
+    pub task: Task,
+    /// Which column has which role, where their names differ: `{"prompt": "question", "completion": "answer"}`. Roles: text, `text_pair`,
+    /// prompt, completion, source, target, messages, tools, label, `task_ids`, `input_ids`, `attention_mask`, `token_type_ids`, labels.
+    pub columns: BTreeMap<String, String>,
+    /// A Jinja template over the columns that makes the whole text of an example.
+    pub template: Option<String>,
+    /// A Jinja template that makes the prompt, which is read and not learned, or the source of an encoder-decoder.
+    pub prompt_template: Option<String>,
+    /// A Jinja template that makes the completion, which is learned.
+    pub completion_template: Option<String>,
+    /// The chat template of rows with messages, as text or as a file; without it, that of the tokenizer.
+    pub chat_template: Option<String>,
+    /// Further variables of the chat template: `{"enable_thinking": false}`.
+    pub chat_template_kwargs: Map<String, Value>,
+    /// Learns what the assistant says (true), its last turn (`last`), or the whole conversation (false).
+    pub assistant_only_loss: AssistantLoss,
+    /// Ends texts with the end-of-sequence token unless they have it. Without it: prompts with completions do, as in TRL, others do not.
+    pub append_eos: Option<bool>,
+    /// Adds the special tokens of the tokenizer's post-processor. Conversations have those of their template.
+    pub add_special_tokens: bool,
+    /// Longest sequence in tokens; longer ones are cut. Without it, what the tokenizer names, at most 2048.
+    pub max_seq_length: Option<usize>,
+    /// Longest target of an encoder-decoder in tokens; `max_seq_length` without it.
+    pub max_target_length: Option<usize>,
+    /// Which end of a sequence that is too long is cut.
+    pub truncation_side: Side,
+    /// Learns only what follows this text (or these token ids) in a sequence, the last time it occurs, as TRL's completion-only collator does.
+    pub response_template: Option<Tokens>,
+    /// With `response_template`, what each instruction of a conversation begins with: what follows every response is learned.
+    pub instruction_template: Option<Tokens>,
+    /// The padding token, as text or id; without it that of the tokenizer, then its end-of-sequence token. With `response_template` it is
+    /// never learned.
+    pub pad_token: Option<TokenRef>,
+    /// The classes by name, in the order of their ids. Without it, class names get ids in the order in which they first occur.
+    pub label_names: Option<Vec<String>>,
+    /// The tasks that the column `task_ids` may name, in the order of their ids.
+    pub task_names: Option<Vec<String>>,
+    /// What happens with a row that cannot be used: error, or skip, which counts and reports it.
+    pub on_bad_row: OnBadRow,
+    /// Bytes of tokenized data that are kept in memory; what is more goes to a temporary file.
+    pub in_memory_max_size: u64,
+    /// The folder of that temporary file; the system's without it.
+    pub cache_dir: Option<String>,
 }
 
 impl Default for DataArguments {
     fn default() -> Self {
         DataArguments {
-            data: Vec::new(),
-            max_seq_length: 2048,
+            data: None,
+            eval_data: None,
+            train_split: "train".to_owned(),
+            eval_split: None,
+            max_train_samples: None,
+            max_eval_samples: None,
+            task: Task::CausalLm,
+            columns: BTreeMap::new(),
+            template: None,
+            prompt_template: None,
+            completion_template: None,
+            chat_template: None,
+            chat_template_kwargs: Map::new(),
+            assistant_only_loss: AssistantLoss::Turns(false),
+            append_eos: None,
+            add_special_tokens: true,
+            max_seq_length: None,
+            max_target_length: None,
+            truncation_side: Side::Right,
+            response_template: None,
+            instruction_template: None,
+            pad_token: None,
+            label_names: None,
+            task_names: None,
+            on_bad_row: OnBadRow::Error,
+            in_memory_max_size: 64 << 20,
+            cache_dir: None,
         }
     }
 }
 
-impl Options for DataArguments {}
-
-/// Interim.
-pub struct Loaded {
-    /// Training.
-    pub train: super::Dataset,
-    /// Evaluation.
-    pub eval: Option<super::Dataset>,
-    /// Padding.
-    pub pad_id: i64,
+impl Options for DataArguments {
+    const ALIASES: &'static [(&'static str, &'static str)] = &[
+        ("train_file", "data"),
+        ("validation_file", "eval_data"),
+        ("max_length", "max_seq_length"),
+    ];
 }
+
+/// The roles that a column may have.
+pub(super) const ROLES: [&str; 14] = [
+    "text",
+    "text_pair",
+    "prompt",
+    "completion",
+    "source",
+    "target",
+    "messages",
+    "tools",
+    "label",
+    "task_ids",
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "labels",
+];
 
 impl DataArguments {
-    /// Interim.
-    pub fn relative_to(&mut self, folder: &std::path::Path) {
-        for d in &mut self.data {
-            *d = folder.join(&*d).display().to_string();
+    /// Makes every path relative to a folder.
+    pub fn beside(&mut self, folder: &Path) {
+        for files in [&mut self.data, &mut self.eval_data].into_iter().flatten() {
+            files.beside(folder);
+        }
+        if let Some(dir) = &mut self.cache_dir {
+            *dir = folder.join(&*dir).to_string_lossy().into_owned();
+        }
+        if let Some(template) = self.chat_template.as_mut().filter(|t| is_file(t)) {
+            *template = folder.join(&*template).to_string_lossy().into_owned();
         }
     }
 
-    /// Interim.
-    pub fn load(
-        &self,
-        tokenizer: Option<&crate::text::Tokenizer>,
-        vocab: Option<i64>,
-        _seed: u64,
-        note: &mut dyn FnMut(String),
-    ) -> crate::error::Result<Loaded> {
-        let options = super::ReadOptions {
-            tokenizer,
-            max_length: self.max_seq_length,
-            vocab,
-        };
-        let train = super::Dataset::read_jsonl(std::path::Path::new(&self.data[0]), &options)?;
-        note(format!("{} rows", train.len()));
-        Ok(Loaded {
-            train,
-            eval: None,
-            pad_id: tokenizer
-                .and_then(crate::text::Tokenizer::pad_id)
-                .unwrap_or(0),
-        })
+    /// The longest sequence in tokens.
+    pub fn max_length(&self, tokenizer: Option<&Tokenizer>) -> usize {
+        let limit = tokenizer.and_then(Tokenizer::max_length).unwrap_or(2048);
+        self.max_seq_length.unwrap_or(limit.min(2048))
     }
+
+    /// Checks values and combinations; every violation is reported.
+    pub fn validate(&self) -> Result<()> {
+        let mut found = Vec::new();
+        let mut say = |ok: bool, message: String, help: &str| {
+            if !ok {
+                found.push(Diagnostic::error("data-argument", message).help(help));
+            }
+        };
+        for role in self.columns.keys() {
+            let help = match nearest(role, ROLES) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("roles are {}", ROLES.join(", ")),
+            };
+            say(
+                ROLES.contains(&role.as_str()),
+                format!("`columns`: there is no role `{role}`"),
+                &help,
+            );
+        }
+        for (name, value) in [
+            ("max_seq_length", self.max_seq_length),
+            ("max_target_length", self.max_target_length),
+        ] {
+            say(
+                value != Some(0) && value != Some(1),
+                format!("`{name}` must be at least 2"),
+                "leave it out for the default",
+            );
+        }
+        for (name, value) in [
+            ("max_train_samples", self.max_train_samples),
+            ("max_eval_samples", self.max_eval_samples),
+        ] {
+            say(
+                value != Some(0),
+                format!("`{name}` must be at least 1"),
+                "leave it out for all examples",
+            );
+        }
+        let empty = |t: &Option<Tokens>| match t {
+            Some(Tokens::Text(text)) => text.is_empty(),
+            Some(Tokens::Ids(ids)) => ids.is_empty(),
+            None => false,
+        };
+        for (name, value) in [
+            ("response_template", &self.response_template),
+            ("instruction_template", &self.instruction_template),
+        ] {
+            say(!empty(value), format!("`{name}` is empty"), "leave it out");
+        }
+        let causal = self.task == Task::CausalLm;
+        say(
+            self.instruction_template.is_none() || self.response_template.is_some(),
+            "`instruction_template` needs `response_template`".to_owned(),
+            "give what a response begins with as well",
+        );
+        say(
+            causal || self.response_template.is_none(),
+            "`response_template` is for the task causal-lm".to_owned(),
+            "leave it out, or set `task`",
+        );
+        let pair = self.prompt_template.is_some() || self.completion_template.is_some();
+        say(
+            self.template.is_none() || !pair,
+            "`template` makes the whole text, `prompt_template` and `completion_template` its parts".to_owned(),
+            "give either the one or the others",
+        );
+        say(
+            !(pair && self.response_template.is_some()),
+            "`response_template` finds the completion in a whole text, `completion_template` makes it".to_owned(),
+            "give either",
+        );
+        let seq2seq_or_causal = causal || self.task == Task::Seq2seq;
+        say(
+            !pair || seq2seq_or_causal,
+            "`prompt_template` and `completion_template` are for the tasks causal-lm and seq2seq"
+                .to_owned(),
+            "use `template` for the text to classify",
+        );
+        say(
+            self.template.is_none() || self.task != Task::Seq2seq,
+            "an encoder-decoder has a source and a target".to_owned(),
+            "use `prompt_template` and `completion_template` instead of `template`",
+        );
+        say(
+            self.task != Task::MultiLabel
+                || self.label_names.as_ref().is_none_or(|n| !n.is_empty()),
+            "`label_names` is empty".to_owned(),
+            "leave it out when rows hold one 0 or 1 for each class",
+        );
+        match &self.eval_split {
+            Some(_) if self.eval_data.is_some() => say(
+                matches!(self.eval_split, Some(EvalSplit::Named(_))),
+                "both `eval_data` and `eval_split` give evaluation data".to_owned(),
+                "leave one out",
+            ),
+            Some(EvalSplit::Size(n)) => {
+                let fine = n.is_finite() && *n > 0.0 && (*n < 1.0 || n.fract() == 0.0);
+                say(
+                    fine,
+                    format!("`eval_split` is {n}"),
+                    "a share between 0 and 1, a whole number of examples, or the name of a split",
+                );
+            }
+            _ => {}
+        }
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::many(ErrorKind::Train, found))
+        }
+    }
+}
+
+/// Whether a chat template is given as a file: it names one, and a template has braces.
+pub(super) fn is_file(template: &str) -> bool {
+    !template.contains(['{', '\n'])
 }

@@ -1,0 +1,389 @@
+//! Jinja templates that render as they do in Python.
+//!
+//! What differs between the engines is evened out here: `True`, `None` and lists print as Python prints them, `tojson` writes what
+//! `json.dumps` writes, the methods of Python's strings, lists and dicts exist, and blocks are trimmed as Hugging Face sets it.
+//! There is no clock: `strftime_now` is not defined, so that the same rows give the same text every day.
+
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{
+    Environment, ErrorKind as JinjaKind, Output, State, UndefinedBehavior, syntax::SyntaxConfig,
+};
+use serde::Serialize;
+use serde_json::Value;
+use std::fmt::Write as _;
+
+/// The name of the one template of an environment.
+const NAME: &str = "template";
+
+/// Steps that one rendering may take: far more than a long conversation needs, few enough to end.
+const FUEL: u64 = 20_000_000;
+
+/// A compiled template.
+pub struct Template {
+    env: Environment<'static>,
+}
+
+impl std::fmt::Debug for Template {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Template").finish_non_exhaustive()
+    }
+}
+
+impl Template {
+    /// A template over the columns of a row; a column that the row lacks is an error and not an empty text.
+    ///
+    /// # Errors
+    /// A template that does not parse, with the line.
+    pub fn new(source: &str) -> Result<Self> {
+        Self::compile(source, UndefinedBehavior::SemiStrict)
+    }
+
+    /// A template in which what is not defined is empty, as in Jinja2.
+    pub(super) fn lenient(source: &str) -> Result<Self> {
+        Self::compile(source, UndefinedBehavior::Lenient)
+    }
+
+    fn compile(source: &str, undefined: UndefinedBehavior) -> Result<Self> {
+        let mut env = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        env.set_syntax(syntax.map_err(|e| failed(&e))?);
+        env.set_undefined_behavior(undefined);
+        env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_formatter(format);
+        env.set_fuel(Some(FUEL));
+        env.add_filter("tojson", to_json);
+        env.add_function(
+            "raise_exception",
+            |message: String| -> std::result::Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(JinjaKind::InvalidOperation, message))
+            },
+        );
+        env.add_template_owned(NAME, source.to_owned())
+            .map_err(|e| failed(&e))?;
+        Ok(Template { env })
+    }
+
+    /// The text for these values.
+    ///
+    /// # Errors
+    /// What the template says about them, with the line.
+    pub fn render(&self, values: &impl Serialize) -> Result<String> {
+        let context = minijinja::Value::from(minijinja::value::Serde(values));
+        let template = self.env.get_template(NAME).map_err(|e| failed(&e))?;
+        template.render(context).map_err(|e| failed(&e))
+    }
+}
+
+fn failed(e: &minijinja::Error) -> Error {
+    let what = e
+        .detail()
+        .map_or_else(|| e.kind().to_string(), |d| format!("{}: {d}", e.kind()));
+    let message = match (e.kind(), e.detail()) {
+        // What `raise_exception` was given is said in the words of the template.
+        (JinjaKind::InvalidOperation, Some(detail)) => detail.to_owned(),
+        _ => what,
+    };
+    let d = Diagnostic::error("template", message.clone()).at(match e.line() {
+        Some(line) => format!("the template, line {line}"),
+        None => "the template".to_owned(),
+    });
+    let d = match e.kind() {
+        JinjaKind::UndefinedError => d.help("give it a value, or a default: {{ name | default(\"\") }}"),
+        JinjaKind::UnknownFunction if message.contains("strftime_now") => {
+            d.help("there is no clock, so that the same rows give the same text every day: give the date in `chat_template_kwargs`, or edit the template")
+        }
+        _ => d,
+    };
+    Error::new(ErrorKind::Train, d)
+}
+
+/// Prints a value as Python's `str` does.
+fn format(
+    out: &mut Output<'_>,
+    state: &mut State<'_, '_>,
+    value: &minijinja::Value,
+) -> std::result::Result<(), minijinja::Error> {
+    match value.kind() {
+        ValueKind::Bool | ValueKind::None | ValueKind::Number | ValueKind::Seq | ValueKind::Map => {
+            let Ok(json) = serde_json::to_value(value) else {
+                return minijinja::escape_formatter(out, state, value);
+            };
+            let mut text = String::new();
+            repr(&json, &mut text);
+            out.write_str(&text)
+                .map_err(|_| minijinja::Error::new(JinjaKind::WriteFailure, "cannot write"))
+        }
+        _ => minijinja::escape_formatter(out, state, value),
+    }
+}
+
+/// Python's `repr` of a JSON value.
+fn repr(value: &Value, out: &mut String) {
+    match value {
+        Value::Null => out.push_str("None"),
+        Value::Bool(true) => out.push_str("True"),
+        Value::Bool(false) => out.push_str("False"),
+        Value::Number(n) => number(n, out),
+        Value::String(s) => {
+            let quote = if s.contains('\'') && !s.contains('"') {
+                '"'
+            } else {
+                '\''
+            };
+            out.push(quote);
+            for c in s.chars() {
+                match c {
+                    '\\' => out.push_str("\\\\"),
+                    '\n' => out.push_str("\\n"),
+                    '\r' => out.push_str("\\r"),
+                    '\t' => out.push_str("\\t"),
+                    c if c == quote => out.extend(['\\', c]),
+                    c => out.push(c),
+                }
+            }
+            out.push(quote);
+        }
+        Value::Array(list) => {
+            out.push('[');
+            for (i, v) in list.iter().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                repr(v, out);
+            }
+            out.push(']');
+        }
+        Value::Object(map) => {
+            out.push('{');
+            for (i, (k, v)) in map.iter().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                repr(&Value::String(k.clone()), out);
+                out.push_str(": ");
+                repr(v, out);
+            }
+            out.push('}');
+        }
+    }
+}
+
+/// A number as Python prints it.
+fn number(n: &serde_json::Number, out: &mut String) {
+    let text = match n.as_f64() {
+        Some(x) if n.is_f64() && x != 0.0 && !(1e-4..1e16).contains(&x.abs()) => {
+            let text = format!("{x:e}");
+            let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+            let (sign, exponent) = exponent
+                .strip_prefix('-')
+                .map_or(('+', exponent), |e| ('-', e));
+            format!("{digits}e{sign}{exponent:0>2}")
+        }
+        _ => n.to_string(),
+    };
+    out.push_str(&text);
+}
+
+/// The filter `tojson`, with the arguments that Hugging Face's has.
+#[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
+fn to_json(
+    value: minijinja::Value,
+    options: Kwargs,
+) -> std::result::Result<String, minijinja::Error> {
+    let invalid =
+        |e: serde_json::Error| minijinja::Error::new(JinjaKind::BadSerialization, e.to_string());
+    let json = serde_json::to_value(&value).map_err(invalid)?;
+    let indent: Option<minijinja::Value> = options.get("indent")?;
+    let indent = match indent.filter(|v| !v.is_none() && !v.is_undefined()) {
+        Some(v) => match v.as_str() {
+            Some(text) => Some(text.to_owned()),
+            None => Some(" ".repeat(usize::try_from(v)?.min(64))),
+        },
+        None => None,
+    };
+    let separators: Option<minijinja::Value> = options.get("separators")?;
+    let given: Option<Vec<String>> = match separators.filter(|v| !v.is_none() && !v.is_undefined())
+    {
+        Some(v) => Some(v.try_iter()?.map(|s| s.to_string()).collect()),
+        None => None,
+    };
+    let style = Style {
+        item: given
+            .as_ref()
+            .and_then(|g| g.first().cloned())
+            .unwrap_or_else(|| if indent.is_some() { "," } else { ", " }.to_owned()),
+        key: given
+            .as_ref()
+            .and_then(|g| g.get(1).cloned())
+            .unwrap_or_else(|| ": ".to_owned()),
+        indent,
+        ascii: options
+            .get::<Option<bool>>("ensure_ascii")?
+            .unwrap_or(false),
+        sort: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
+    options.assert_all_used()?;
+    let mut out = String::new();
+    dump(&json, &style, 0, &mut out);
+    Ok(out)
+}
+
+/// How `json.dumps` was asked to write.
+struct Style {
+    item: String,
+    key: String,
+    indent: Option<String>,
+    ascii: bool,
+    sort: bool,
+}
+
+impl Style {
+    fn line(&self, depth: usize, out: &mut String) {
+        if let Some(indent) = &self.indent {
+            out.push('\n');
+            out.push_str(&indent.repeat(depth));
+        }
+    }
+
+    fn between(&self, index: usize, depth: usize, out: &mut String) {
+        if index > 0 {
+            out.push_str(&self.item);
+        }
+        self.line(depth, out);
+    }
+}
+
+fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) {
+    match value {
+        Value::Null => out.push_str("null"),
+        Value::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
+        Value::Number(n) => number(n, out),
+        Value::String(s) => quoted(s, style.ascii, out),
+        Value::Array(list) if list.is_empty() => out.push_str("[]"),
+        Value::Array(list) => {
+            out.push('[');
+            for (i, v) in list.iter().enumerate() {
+                style.between(i, depth + 1, out);
+                dump(v, style, depth + 1, out);
+            }
+            style.line(depth, out);
+            out.push(']');
+        }
+        Value::Object(map) if map.is_empty() => out.push_str("{}"),
+        Value::Object(map) => {
+            let mut entries: Vec<_> = map.iter().collect();
+            if style.sort {
+                entries.sort_by_key(|(k, _)| k.as_str());
+            }
+            out.push('{');
+            for (i, (k, v)) in entries.into_iter().enumerate() {
+                style.between(i, depth + 1, out);
+                quoted(k, style.ascii, out);
+                out.push_str(&style.key);
+                dump(v, style, depth + 1, out);
+            }
+            style.line(depth, out);
+            out.push('}');
+        }
+    }
+}
+
+fn quoted(text: &str, ascii: bool, out: &mut String) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            c if c < ' ' || (ascii && !c.is_ascii()) || (ascii && c == '\u{7f}') => {
+                let mut units = [0; 2];
+                for unit in c.encode_utf16(&mut units) {
+                    let _ = write!(out, "\\u{unit:04x}");
+                }
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn render(source: &str, values: &Value) -> Result<String> {
+        Template::new(source)?.render(values)
+    }
+
+    #[test]
+    fn values_print_as_python_prints_them() {
+        let values =
+            json!({"x": [true, null, "it's", 1.0, 1e20, {"a": 1e-5}], "t": true, "n": null});
+        assert_eq!(
+            render("{{ x }}", &values).unwrap(),
+            "[True, None, \"it's\", 1.0, 1e+20, {'a': 1e-05}]"
+        );
+        assert_eq!(render("{{ t }} {{ n }}", &values).unwrap(), "True None");
+    }
+
+    #[test]
+    fn json_is_that_of_json_dumps() {
+        let values = json!({"x": {"b": [1, "é<\u{1}"], "a": {}}});
+        assert_eq!(
+            render("{{ x | tojson }}", &values).unwrap(),
+            "{\"b\": [1, \"é<\\u0001\"], \"a\": {}}"
+        );
+        assert_eq!(
+            render(
+                "{{ x | tojson(indent=2, sort_keys=true, ensure_ascii=true) }}",
+                &values
+            )
+            .unwrap(),
+            "{\n  \"a\": {},\n  \"b\": [\n    1,\n    \"\\u00e9<\\u0001\"\n  ]\n}"
+        );
+    }
+
+    #[test]
+    fn a_missing_column_is_an_error_and_a_condition_on_it_is_not() {
+        let values = json!({"a": 1});
+        let e = render("x\n{{ b }}", &values).unwrap_err().to_string();
+        assert!(e.contains("line 2") && e.contains("default"), "{e}");
+        assert_eq!(
+            render("{% if b %}b{% else %}a{% endif %}", &values).unwrap(),
+            "a"
+        );
+    }
+
+    #[test]
+    fn an_exception_of_the_template_is_its_own_words() {
+        let e = render("{{ raise_exception('roles must alternate') }}", &json!({}))
+            .unwrap_err()
+            .to_string();
+        assert!(e.contains("roles must alternate"), "{e}");
+        assert!(
+            render("{% for x in %}", &json!({}))
+                .unwrap_err()
+                .to_string()
+                .contains("line 1")
+        );
+        let endless =
+            "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
+        assert!(render(endless, &json!({})).is_err());
+    }
+
+    #[test]
+    fn blocks_are_trimmed_and_methods_are_pythons() {
+        let source = "{% for x in xs %}\n  {% if x.startswith('a') %}\n{{ x.strip().upper() }}\n  {% endif %}\n{% endfor %}";
+        assert_eq!(
+            render(source, &json!({"xs": ["a b ", "c", "ad"]})).unwrap(),
+            "A B\nAD\n"
+        );
+    }
+}

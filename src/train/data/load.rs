@@ -1,0 +1,703 @@
+//! From data arguments to datasets: files are read row by row, rows become examples in parallel and in order, and what went wrong is
+//! counted and reported.
+
+use super::args::{DataArguments, EvalSplit, Files, OnBadRow, Task};
+use super::dataset::{Builder, Dataset};
+use super::encode::{Encoder, Outcome, TextPair};
+use super::source::{self, Fault, Row, Source, Split};
+use super::{Example, IGNORE, Labels};
+use crate::diag::{Diagnostic, nearest};
+use crate::error::{Error, ErrorKind, Result};
+use crate::text::Tokenizer;
+use crate::train::batch::epoch_order;
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Rows that are tokenized together, by number and by the bytes of their texts.
+const CHUNK: (usize, usize) = (1024, 4 << 20);
+
+/// Bad rows that are reported in full.
+const SHOWN: usize = 5;
+
+/// The data of a run.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What is trained on.
+    pub train: Dataset,
+    /// What is evaluated on, if anything.
+    pub eval: Option<Dataset>,
+    /// The token that fills rows of a batch.
+    pub pad_id: i64,
+    /// The longest sequence in tokens that an example may have.
+    pub max_length: usize,
+    /// What was read.
+    pub report: DataReport,
+}
+
+/// What was read, and what became of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DataReport {
+    /// The training data.
+    pub data: ReadReport,
+    /// The evaluation data, when it has files of its own.
+    pub eval_data: Option<ReadReport>,
+    /// Examples that are trained on.
+    pub train_examples: usize,
+    /// Their tokens.
+    pub train_tokens: u64,
+    /// Examples that are evaluated on.
+    pub eval_examples: usize,
+    /// Their tokens.
+    pub eval_tokens: u64,
+    /// The classes by name, in the order of their ids; empty where they have no names.
+    pub label_names: Vec<String>,
+}
+
+/// What was read of some files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReadReport {
+    /// The files.
+    pub files: Vec<String>,
+    /// Rows that were read.
+    pub rows: u64,
+    /// Examples made of them.
+    pub examples: u64,
+    /// Tokens of these.
+    pub tokens: u64,
+    /// Tokens that are learned.
+    pub labels: u64,
+    /// Tokens of the longest.
+    pub longest: u64,
+    /// Examples that were cut to the longest length allowed.
+    pub truncated: u64,
+    /// Bad rows that were left out.
+    pub skipped: u64,
+    /// Place and reason of the first of them.
+    pub reasons: Vec<String>,
+    /// Examples in which the response or instruction template was not found: none of their tokens is learned.
+    pub not_found: u64,
+    /// Examples without any token that is learned, these included.
+    pub unlabelled: u64,
+    /// Examples whose prompt and completion were tokenized apart, because the prompt has other tokens in the whole text.
+    pub apart: u64,
+    /// What the response template is tokenized to where it was not found and stands in the text.
+    pub in_context: Option<Vec<i64>>,
+}
+
+/// The ids of class names.
+struct Classes {
+    names: Vec<String>,
+    fixed: bool,
+}
+
+impl Classes {
+    fn id(&mut self, name: &str) -> std::result::Result<i64, String> {
+        if let Some(id) = self.names.iter().position(|n| n == name) {
+            return Ok(id as i64);
+        }
+        if self.fixed {
+            let near = nearest(name, self.names.iter().map(String::as_str));
+            let near = near.map_or_else(
+                || format!("classes are {}", self.names.join(", ")),
+                |n| format!("did you mean `{n}`?"),
+            );
+            return Err(format!("there is no class {name:?}; {near}"));
+        }
+        self.names.push(name.to_owned());
+        Ok(self.names.len() as i64 - 1)
+    }
+}
+
+impl DataArguments {
+    /// Reads, tokenizes and splits the data. `vocab` is the size of the model's vocabulary, against which ids are checked; `seed` draws
+    /// the evaluation split; `note` is told what a user should know.
+    ///
+    /// # Errors
+    /// Arguments that make no sense, files that cannot be read, bad rows unless they are to be skipped, and data nothing can be learned
+    /// from.
+    pub fn load(
+        &self,
+        tokenizer: Option<&Tokenizer>,
+        vocab: Option<i64>,
+        seed: u64,
+        note: &mut dyn FnMut(String),
+    ) -> Result<Loaded> {
+        self.validate()?;
+        let encoder = Encoder::new(self, tokenizer, vocab)?;
+        let mut classes = Classes {
+            names: self.label_names.clone().unwrap_or_default(),
+            fixed: self.label_names.is_some(),
+        };
+        let size = match self.eval_split {
+            Some(EvalSplit::Size(n)) => Some(n),
+            _ => None,
+        };
+        let limit = if size.is_some() {
+            None
+        } else {
+            self.max_train_samples
+        };
+        let (all, data) = self.read(&self.train_files()?, limit, &encoder, &mut classes)?;
+        // What evaluation data names must be a class that was trained.
+        classes.fixed |= !classes.names.is_empty();
+        let (train, eval, eval_data) = match (size, self.eval_files()?) {
+            (Some(size), _) => {
+                let (train, eval) = self.draw(&all, size, seed)?;
+                (train, Some(eval), None)
+            }
+            (None, Some(files)) => {
+                let (eval, report) =
+                    self.read(&files, self.max_eval_samples, &encoder, &mut classes)?;
+                (all, Some(eval), Some(report))
+            }
+            (None, None) => (all, None, None),
+        };
+        let tokens = |d: &Dataset| d.lengths().iter().map(|&n| u64::from(n)).sum();
+        let report = DataReport {
+            data,
+            eval_data,
+            train_examples: train.len(),
+            train_tokens: tokens(&train),
+            eval_examples: eval.as_ref().map_or(0, Dataset::len),
+            eval_tokens: eval.as_ref().map_or(0, tokens),
+            label_names: classes.names,
+        };
+        self.tell(&report, tokenizer, &encoder, note);
+        Ok(Loaded {
+            train,
+            eval,
+            pad_id: encoder.pad_id,
+            max_length: self.max_length(tokenizer),
+            report,
+        })
+    }
+
+    /// Prompt and completion of the rows that are evaluated on, as text; of the training rows when there are no others. `max_eval_samples`
+    /// bounds their number.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load), and rows that do not tell the two apart.
+    pub fn text_pairs(
+        &self,
+        tokenizer: Option<&Tokenizer>,
+        note: &mut dyn FnMut(String),
+    ) -> Result<Vec<TextPair>> {
+        self.validate()?;
+        let encoder = Encoder::new(self, tokenizer, None)?;
+        let files = self.eval_files()?.map_or_else(|| self.train_files(), Ok)?;
+        let (mut out, mut skipped) = (Vec::new(), Vec::new());
+        for file in &files {
+            let source = source::open(file)?;
+            let unit = source.unit;
+            for row in source {
+                if self.max_eval_samples.is_some_and(|n| out.len() >= n) {
+                    break;
+                }
+                let (at, pair) = match row {
+                    Ok(Row { values, at }) => (at, encoder.texts(&values)),
+                    Err(Fault::Row { at, reason }) => (at, Err(reason)),
+                    Err(Fault::File(e)) => return Err(e),
+                };
+                let place = format!("{}, {unit} {at}", file.display());
+                match pair {
+                    Ok(pair) => out.push(pair),
+                    Err(reason) if self.on_bad_row == OnBadRow::Error => {
+                        return Err(bad_row(&place, reason));
+                    }
+                    Err(reason) => skipped.push(format!("{place}: {reason}")),
+                }
+            }
+        }
+        if !skipped.is_empty() {
+            let shown = skipped[..skipped.len().min(SHOWN)].join("\n  ");
+            note(format!("{} rows were left out:\n  {shown}", skipped.len()));
+        }
+        if out.is_empty() {
+            return Err(empty(&files, skipped.len() as u64));
+        }
+        Ok(out)
+    }
+
+    fn train_files(&self) -> Result<Vec<PathBuf>> {
+        let Some(data) = &self.data else {
+            let d = Diagnostic::error("data-argument", "no data was given");
+            return Err(Error::new(ErrorKind::Train, d.help("--data train.jsonl")));
+        };
+        files(data, split(&self.train_split)?, self.train_split != "train")
+    }
+
+    fn eval_files(&self) -> Result<Option<Vec<PathBuf>>> {
+        let named = match &self.eval_split {
+            Some(EvalSplit::Named(name)) => Some(split(name)?),
+            _ => None,
+        };
+        match (&self.eval_data, named, &self.data) {
+            (Some(data), _, _) => {
+                files(data, named.unwrap_or(Split::Validation), named.is_some()).map(Some)
+            }
+            (None, Some(split), Some(data)) => {
+                if let Some(file) = data.list().into_iter().find(|p| !p.is_dir()) {
+                    let d = Diagnostic::error(
+                        "data-argument",
+                        "`eval_split` names a split, and the data is no folder",
+                    )
+                    .at(file.display().to_string());
+                    return Err(Error::new(ErrorKind::Train, d.help("give the evaluation file as `eval_data`, or a share such as 0.1 as `eval_split`")));
+                }
+                files(data, split, true).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Draws the evaluation examples by the seed. Both parts keep the order of the files.
+    fn draw(&self, all: &Dataset, size: f64, seed: u64) -> Result<(Dataset, Dataset)> {
+        let n = all.len();
+        let wanted = if size < 1.0 {
+            (n as f64 * size).ceil()
+        } else {
+            size
+        };
+        if wanted >= n as f64 {
+            let d = Diagnostic::error(
+                "data-argument",
+                format!("`eval_split` takes {wanted} of {n} examples and leaves none to train on"),
+            );
+            return Err(Error::new(ErrorKind::Train, d.help("take fewer")));
+        }
+        let mut chosen = vec![false; n];
+        // Not the order of the first epoch.
+        for i in epoch_order(n, seed, u64::MAX)
+            .into_iter()
+            .take(wanted as usize)
+        {
+            chosen[i] = true;
+        }
+        let part = |of: bool, limit: Option<usize>| {
+            let indices = (0..n).filter(|&i| chosen[i] == of);
+            all.select(indices.take(limit.unwrap_or(usize::MAX)))
+        };
+        Ok((
+            part(false, self.max_train_samples),
+            part(true, self.max_eval_samples),
+        ))
+    }
+
+    fn read(
+        &self,
+        files: &[PathBuf],
+        limit: Option<usize>,
+        encoder: &Encoder<'_>,
+        classes: &mut Classes,
+    ) -> Result<(Dataset, ReadReport)> {
+        let sources = files
+            .iter()
+            .map(|file| Ok((file.display().to_string(), source::open(file)?)));
+        self.collect(sources, files, limit, encoder, classes)
+    }
+
+    fn collect(
+        &self,
+        sources: impl Iterator<Item = Result<(String, Source)>>,
+        files: &[PathBuf],
+        limit: Option<usize>,
+        encoder: &Encoder<'_>,
+        classes: &mut Classes,
+    ) -> Result<(Dataset, ReadReport)> {
+        let limit = limit.unwrap_or(usize::MAX);
+        let builder = Builder::new(
+            self.in_memory_max_size,
+            self.cache_dir.as_ref().map(PathBuf::from),
+        );
+        let mut reading = Reading {
+            args: self,
+            builder,
+            report: ReadReport {
+                files: files.iter().map(|f| f.display().to_string()).collect(),
+                ..ReadReport::default()
+            },
+            classes,
+            width: None,
+        };
+        for source in sources {
+            let (name, mut source) = source?;
+            while reading.builder.len() < limit {
+                let chunk = chunk(&mut source, limit - reading.builder.len());
+                if chunk.is_empty() {
+                    break;
+                }
+                let outcomes: Vec<_> = chunk
+                    .into_par_iter()
+                    .map(|row| encode(encoder, row))
+                    .collect();
+                for (at, outcome) in outcomes {
+                    if reading.builder.len() < limit {
+                        reading.take(outcome, || format!("{name}, {} {at}", source.unit))?;
+                    }
+                }
+            }
+        }
+        let report = reading.report;
+        if report.examples == 0 {
+            return Err(empty(files, report.skipped));
+        }
+        if report.unlabelled == report.examples {
+            return Err(Self::nothing_to_learn(files, &report));
+        }
+        Ok((reading.builder.finish()?, report))
+    }
+
+    fn nothing_to_learn(files: &[PathBuf], report: &ReadReport) -> Error {
+        let at = files
+            .first()
+            .map(|f| f.display().to_string())
+            .unwrap_or_default();
+        let (message, help) = if report.not_found == report.examples {
+            let help = match &report.in_context {
+                Some(ids) => format!("in these texts its words are the tokens {ids:?}: give these ids (or those of them that are always the same) as `response_template`"),
+                None => "it must stand in the text as it is written, and before the longest length is reached".to_owned(),
+            };
+            (
+                "the response template is found in no example".to_owned(),
+                help,
+            )
+        } else {
+            (
+                "no example has a token that is learned".to_owned(),
+                "raise `max_seq_length`, or look at `truncation_side` and the labels".to_owned(),
+            )
+        };
+        Error::new(
+            ErrorKind::Train,
+            Diagnostic::error("dataset-labels", message)
+                .at(at)
+                .help(help),
+        )
+    }
+
+    fn tell(
+        &self,
+        report: &DataReport,
+        tokenizer: Option<&Tokenizer>,
+        encoder: &Encoder<'_>,
+        note: &mut dyn FnMut(String),
+    ) {
+        for (what, read) in [
+            ("data", Some(&report.data)),
+            ("evaluation data", report.eval_data.as_ref()),
+        ] {
+            let Some(read) = read else { continue };
+            let of =
+                |n: u64, rest: String| format!("{what}: {n} of {} examples {rest}", read.examples);
+            if read.skipped > 0 {
+                let more = read.skipped - read.reasons.len() as u64;
+                let more = if more > 0 {
+                    format!("\n  and {more} more")
+                } else {
+                    String::new()
+                };
+                note(format!(
+                    "{what}: {} of {} rows were left out:\n  {}{more}",
+                    read.skipped,
+                    read.rows,
+                    read.reasons.join("\n  ")
+                ));
+            }
+            if read.truncated > 0 {
+                let longest = self.max_length(tokenizer);
+                note(of(read.truncated, format!("were cut to {longest} tokens")));
+            }
+            if read.not_found > 0 {
+                let ids = read.in_context.as_ref().map_or_else(String::new, |ids| {
+                    format!("; its words are the tokens {ids:?} there")
+                });
+                note(of(
+                    read.not_found,
+                    format!(
+                        "do not have the response template in their tokens, and nothing of them is learned{ids}"
+                    ),
+                ));
+            }
+            if read.unlabelled > read.not_found {
+                note(of(
+                    read.unlabelled - read.not_found,
+                    "have no token that is learned".to_owned(),
+                ));
+            }
+            if read.apart > 0 {
+                note(of(read.apart, "have prompt and completion tokenized apart: the prompt alone has other tokens than in the whole text".to_owned()));
+            }
+        }
+        if self.task == Task::Classification
+            && self.label_names.is_none()
+            && !report.label_names.is_empty()
+        {
+            note(format!("classes: {}", report.label_names.join(", ")));
+        }
+        if self.response_template.is_some()
+            && tokenizer.is_some_and(|t| t.eos_id() == Some(encoder.pad_id))
+        {
+            note("the padding token is the end-of-sequence token, which is therefore never learned: set `pad_token` to another one".to_owned());
+        }
+    }
+}
+
+/// What has been read so far.
+struct Reading<'a> {
+    args: &'a DataArguments,
+    builder: Builder,
+    report: ReadReport,
+    classes: &'a mut Classes,
+    width: Option<usize>,
+}
+
+impl Reading<'_> {
+    fn take(
+        &mut self,
+        outcome: std::result::Result<Outcome, Fault>,
+        place: impl Fn() -> String,
+    ) -> Result<()> {
+        self.report.rows += 1;
+        let outcome = outcome.and_then(|mut o| {
+            let reason = match self.settle(&mut o) {
+                Ok(()) => return Ok(o),
+                Err(reason) => reason,
+            };
+            Err(Fault::Row { at: 0, reason })
+        });
+        match outcome {
+            Ok(o) => self.keep(&o),
+            Err(Fault::File(e)) => Err(e),
+            Err(Fault::Row { reason, .. }) => match self.args.on_bad_row {
+                OnBadRow::Error => Err(bad_row(&place(), reason)),
+                OnBadRow::Skip => {
+                    self.report.skipped += 1;
+                    if self.report.reasons.len() < SHOWN {
+                        self.report.reasons.push(format!("{}: {reason}", place()));
+                    }
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    /// What only the order of the rows decides: ids of new class names, and how many values a label has.
+    fn settle(&mut self, o: &mut Outcome) -> std::result::Result<(), String> {
+        if let Some(name) = &o.class {
+            o.example.labels = Labels::Class(self.classes.id(name)?);
+        }
+        if let Labels::Values(v) = &o.example.labels {
+            let width = *self.width.get_or_insert(v.len());
+            if v.len() != width || width == 0 {
+                return Err(format!(
+                    "{} values, and the rows before have {width}",
+                    v.len()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, o: &Outcome) -> Result<()> {
+        self.builder.push(&o.example, o.truncated)?;
+        let r = &mut self.report;
+        let (tokens, labels) = (o.example.input_ids.len() as u64, learned(&o.example));
+        r.examples += 1;
+        r.tokens += tokens;
+        r.labels += labels;
+        r.longest = r.longest.max(tokens);
+        r.truncated += u64::from(o.truncated);
+        r.not_found += u64::from(o.not_found);
+        r.unlabelled += u64::from(labels == 0);
+        r.apart += u64::from(o.apart);
+        if r.in_context.is_none() {
+            r.in_context.clone_from(&o.in_context);
+        }
+        Ok(())
+    }
+}
+
+/// Labels that count towards the loss; of token labels, those that a token stands before.
+fn learned(e: &Example) -> u64 {
+    match &e.labels {
+        Labels::Tokens(l) => l.iter().skip(1).filter(|&&l| l != IGNORE).count() as u64,
+        Labels::Sequence(l) => l.iter().filter(|&&l| l != IGNORE).count() as u64,
+        Labels::Class(_) => 1,
+        Labels::Values(v) => v.len() as u64,
+    }
+}
+
+fn chunk(source: &mut Source, most: usize) -> Vec<std::result::Result<Row, Fault>> {
+    let (mut out, mut bytes) = (Vec::new(), 0);
+    while out.len() < CHUNK.0.min(most) && bytes < CHUNK.1 {
+        match source.next() {
+            Some(row) => {
+                bytes += row
+                    .as_ref()
+                    .map_or(0, |r| r.values.values().map(weight).sum());
+                out.push(row);
+            }
+            None => break,
+        }
+    }
+    out
+}
+
+/// About how many bytes a value takes.
+fn weight(v: &Value) -> usize {
+    match v {
+        Value::String(s) => s.len(),
+        Value::Array(list) => list.iter().map(weight).sum(),
+        Value::Object(o) => o.values().map(weight).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+    }
+}
+
+fn encode(
+    encoder: &Encoder<'_>,
+    row: std::result::Result<Row, Fault>,
+) -> (u64, std::result::Result<Outcome, Fault>) {
+    match row {
+        Ok(Row { values, at }) => (
+            at,
+            encoder
+                .encode(&values)
+                .map_err(|reason| Fault::Row { at, reason }),
+        ),
+        Err(Fault::Row { at, reason }) => (at, Err(Fault::Row { at, reason })),
+        Err(Fault::File(e)) => (0, Err(Fault::File(e))),
+    }
+}
+
+fn split(name: &str) -> Result<Split> {
+    Split::named(name).ok_or_else(|| {
+        let d = Diagnostic::error("data-argument", format!("there is no split `{name}`"));
+        Error::new(
+            ErrorKind::Train,
+            d.help("splits are train, validation and test"),
+        )
+    })
+}
+
+fn files(given: &Files, split: Split, strict: bool) -> Result<Vec<PathBuf>> {
+    let mut out = Vec::new();
+    for path in given.list() {
+        out.extend(source::resolve(&path, split, strict)?);
+    }
+    if out.is_empty() {
+        let d = Diagnostic::error("data-argument", "the list of data files is empty");
+        return Err(Error::new(
+            ErrorKind::Train,
+            d.help("name at least one file"),
+        ));
+    }
+    Ok(out)
+}
+
+fn bad_row(place: &str, reason: String) -> Error {
+    let d = Diagnostic::error("dataset-row", reason).at(place);
+    Error::new(
+        ErrorKind::Train,
+        d.help("`on_bad_row`: skip leaves such rows out and counts them"),
+    )
+}
+
+fn empty(files: &[PathBuf], skipped: u64) -> Error {
+    let message = if skipped > 0 {
+        format!("all {skipped} rows are bad")
+    } else {
+        "the dataset has no rows".to_owned()
+    };
+    let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    let d = Diagnostic::error("dataset-empty", message).at(names.join(", "));
+    Error::new(
+        ErrorKind::Train,
+        d.help("one JSON object a line: {\"input_ids\": [1, 2, 3]} or {\"text\": \"…\"}"),
+    )
+}
+
+/// How rows become examples.
+#[derive(Default)]
+pub struct ReadOptions<'a> {
+    /// For rows of text.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Longest sequence in tokens; 0 sets no limit.
+    pub max_length: usize,
+    /// Size of the vocabulary, when it is known: ids are checked against it.
+    pub vocab: Option<i64>,
+}
+
+impl Dataset {
+    /// Reads JSON lines in the columns that [`DataArguments`] names roles: `{"input_ids": […], "labels": […]}`, `{"text": "…"}`,
+    /// `{"prompt": "…", "completion": "…"}` (the prompt's labels are ignored) or `{"messages": […]}`. Labels default to the ids. A bad row
+    /// is an error with its line number. Everything else is as in [`DataArguments::load`], which does more.
+    pub fn read_jsonl(path: &std::path::Path, options: &ReadOptions<'_>) -> Result<Dataset> {
+        let args = DataArguments {
+            max_seq_length: Some(if options.max_length == 0 {
+                usize::MAX
+            } else {
+                options.max_length
+            }),
+            ..DataArguments::default()
+        };
+        let encoder = Encoder::new(&args, options.tokenizer, options.vocab)?;
+        let mut classes = Classes {
+            names: Vec::new(),
+            fixed: false,
+        };
+        let source = source::json_lines(path).map(|s| (path.display().to_string(), s));
+        let files = [path.to_path_buf()];
+        let (data, _) = args.collect(
+            std::iter::once(source),
+            &files,
+            None,
+            &encoder,
+            &mut classes,
+        )?;
+        Ok(data)
+    }
+}
+
+impl DataReport {
+    /// What was read, in sentences for a report.
+    pub fn lines(&self) -> Vec<String> {
+        let mut out = vec![format!(
+            "{} training examples of {} tokens",
+            self.train_examples, self.train_tokens
+        )];
+        if self.eval_examples > 0 {
+            out.push(format!(
+                "{} evaluation examples of {} tokens",
+                self.eval_examples, self.eval_tokens
+            ));
+        }
+        for read in std::iter::once(&self.data).chain(&self.eval_data) {
+            out.push(format!(
+                "{} rows, longest {} tokens, {} tokens learned",
+                read.rows, read.longest, read.labels
+            ));
+            let counts = [
+                (read.truncated, "examples were cut"),
+                (read.skipped, "bad rows were left out"),
+                (
+                    read.not_found,
+                    "examples lack the template, and nothing of them is learned",
+                ),
+                (read.unlabelled, "examples have nothing to learn"),
+            ];
+            out.extend(
+                counts
+                    .iter()
+                    .filter(|(n, _)| *n > 0)
+                    .map(|(n, what)| format!("{n} {what}")),
+            );
+            out.extend(read.reasons.iter().cloned());
+        }
+        if !self.label_names.is_empty() {
+            out.push(format!("classes: {}", self.label_names.join(", ")));
+        }
+        out
+    }
+}

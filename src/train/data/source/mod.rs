@@ -1,0 +1,156 @@
+//! Rows of data files, one after the other: JSON lines, JSON lists, CSV, TSV and Parquet. Knows no roles and no tokens.
+//!
+//! A file is read as a stream: what is held is one row, or what the format itself needs (a page of Parquet).
+
+mod files;
+mod json;
+mod parquet;
+mod table;
+
+pub(super) use files::{Split, resolve};
+
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use serde_json::{Map, Value};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+/// The longest row of a text format in bytes.
+const LONGEST: usize = 64 << 20;
+
+/// A row, and its place in the file: its line, or its number where rows have no lines.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) values: Map<String, Value>,
+    pub(super) at: u64,
+}
+
+/// Why there is no row.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// This row is bad; the next can be read.
+    Row { at: u64, reason: String },
+    /// Nothing more can be read.
+    File(Error),
+}
+
+/// The rows of a file.
+pub(super) struct Source {
+    /// What the place of a row is called.
+    pub(super) unit: &'static str,
+    rows: Box<dyn Iterator<Item = std::result::Result<Row, Fault>>>,
+}
+
+impl Iterator for Source {
+    type Item = std::result::Result<Row, Fault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.rows.next()
+    }
+}
+
+/// What a data file holds, by the end of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Format {
+    Parquet,
+    JsonLines,
+    Csv,
+    Tsv,
+    Json,
+}
+
+impl Format {
+    /// The format, and whether the file is compressed with gzip.
+    pub(super) fn of(path: &Path) -> Option<(Format, bool)> {
+        let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+        let (name, gzip) = match name.strip_suffix(".gz") {
+            Some(name) => (name, true),
+            None => (name.as_str(), false),
+        };
+        let format = match Path::new(name).extension()?.to_str()? {
+            "parquet" if !gzip => Format::Parquet,
+            "jsonl" | "ndjson" => Format::JsonLines,
+            "json" => Format::Json,
+            "csv" => Format::Csv,
+            "tsv" => Format::Tsv,
+            _ => return None,
+        };
+        Some((format, gzip))
+    }
+}
+
+/// Opens a data file; its name says what it holds.
+pub(super) fn open(path: &Path) -> Result<Source> {
+    let Some((format, gzip)) = Format::of(path) else {
+        let d = Diagnostic::error(
+            "dataset-format",
+            "the name does not say what the file holds",
+        )
+        .at(path.display().to_string());
+        let help =
+            "names of data files end in .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet";
+        return Err(Error::new(ErrorKind::Train, d.help(help)));
+    };
+    if format == Format::Parquet {
+        return Ok(Source {
+            unit: "row",
+            rows: Box::new(parquet::rows(regular(path)?, path)?),
+        });
+    }
+    let file = regular(path)?;
+    let reader: Box<dyn Read> = if gzip {
+        Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file)))
+    } else {
+        Box::new(file)
+    };
+    text(format, reader, path)
+}
+
+/// Opens a file of JSON lines, whatever its name.
+pub(super) fn json_lines(path: &Path) -> Result<Source> {
+    text(Format::JsonLines, Box::new(regular(path)?), path)
+}
+
+fn text(format: Format, reader: Box<dyn Read>, path: &Path) -> Result<Source> {
+    let mut reader = BufReader::with_capacity(1 << 16, reader);
+    let head = reader
+        .fill_buf()
+        .map_err(|e| Error::io(path, "cannot read the data", e))?;
+    if head.starts_with(&[0xef, 0xbb, 0xbf]) {
+        reader.consume(3);
+    }
+    Ok(match format {
+        Format::Csv | Format::Tsv => Source {
+            unit: "line",
+            rows: Box::new(table::rows(
+                reader,
+                if format == Format::Csv { b',' } else { b'\t' },
+                path,
+            )?),
+        },
+        Format::Json
+            if json::is_list(&mut reader)
+                .map_err(|e| Error::io(path, "cannot read the data", e))? =>
+        {
+            Source {
+                unit: "row",
+                rows: Box::new(json::List::new(reader, path)),
+            }
+        }
+        _ => Source {
+            unit: "line",
+            rows: Box::new(json::Lines::new(reader, path)),
+        },
+    })
+}
+
+/// Opens what is a file: no folder, device or pipe.
+fn regular(path: &Path) -> Result<File> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the data", e))?;
+    if !meta.is_file() {
+        let d = Diagnostic::error("io", "not a regular file").at(path.display().to_string());
+        return Err(Error::new(ErrorKind::Io, d));
+    }
+    File::open(path).map_err(|e| Error::io(path, "cannot open the data", e))
+}

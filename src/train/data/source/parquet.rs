@@ -1,0 +1,67 @@
+//! Parquet, as the Hub stores data sets.
+
+use super::{Fault, Row};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use parquet::errors::ParquetError;
+use parquet::file::reader::SerializedFileReader;
+use parquet::record::reader::RowIter;
+use serde_json::Value;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+pub(super) fn rows(
+    file: File,
+    path: &Path,
+) -> Result<impl Iterator<Item = std::result::Result<Row, Fault>> + use<>> {
+    let path = path.to_path_buf();
+    let open = || SerializedFileReader::new(file).map(|r| RowIter::from_file_into(Box::new(r)));
+    let mut rows = guarded(open).map_err(|m| broken(&path, &m))?;
+    let (mut at, mut done) = (0, false);
+    Ok(std::iter::from_fn(move || {
+        if done {
+            return None;
+        }
+        at += 1;
+        let next = guarded(|| rows.next().transpose());
+        let row = match next {
+            Ok(None) => return None,
+            Ok(Some(row)) => row,
+            Err(message) => {
+                done = true;
+                return Some(Err(Fault::File(broken(
+                    &path,
+                    &format!("{message}, at row {at}"),
+                ))));
+            }
+        };
+        Some(match row.to_json_value() {
+            Value::Object(values) => Ok(Row { values, at }),
+            _ => Err(Fault::Row {
+                at,
+                reason: "not a row of columns".to_owned(),
+            }),
+        })
+    }))
+}
+
+/// Runs the decoder. It checks most of what it reads and indexes with the rest, so a damaged file can make it panic.
+fn guarded<T>(
+    work: impl FnOnce() -> std::result::Result<T, ParquetError>,
+) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|e| e.to_string()),
+        Err(_) => Err("the decoder gave up on the bytes".to_owned()),
+    }
+}
+
+fn broken(path: &Path, message: &str) -> Error {
+    let d = Diagnostic::error(
+        "dataset-parquet",
+        format!("not a readable Parquet file: {message}"),
+    )
+    .at(path.display().to_string());
+    let help = "is the file complete? A pointer file of Git LFS or a page of the Hub's site is not the data";
+    Error::new(ErrorKind::Train, d.help(help))
+}

@@ -1,0 +1,229 @@
+//! Packing: examples that share a row are trained as if each had its own.
+
+#![cfg(feature = "train")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use onnx_graft::adapters::AdapterStore;
+use onnx_graft::api;
+use onnx_graft::infer::Verified;
+use onnx_graft::rewrite::passes::gradient::Outputs;
+use onnx_graft::rewrite::passes::loss::NUM_ITEMS;
+use onnx_graft::runtime::{CompileOptions, Feeds, Plan, TrainStep, Value};
+use onnx_graft::select::Interface;
+use onnx_graft::train::{
+    Batch, Collator, Example, IGNORE, Mode, PaddingSide, dataset_divisor, parse_loss,
+    training_graph,
+};
+use std::path::{Path, PathBuf};
+
+const MODES: [Mode; 2] = [Mode::Portable, Mode::Native];
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(path)
+}
+
+fn examples() -> Vec<Example> {
+    let ids = |seed: i64, n: i64| {
+        (0..n)
+            .map(|i| (seed * 31 + i * 17 + i * i) % 40)
+            .collect::<Vec<i64>>()
+    };
+    let example = |seed, n| {
+        let ids = ids(seed, n);
+        let mut labels = ids.clone();
+        labels[..2].fill(IGNORE);
+        Example::tokens(ids, labels)
+    };
+    vec![example(1, 5), example(2, 9), example(3, 4)]
+}
+
+fn batch(rows: &[Vec<Example>], packing: bool, side: PaddingSide) -> Batch {
+    let collator = Collator {
+        packing,
+        side,
+        ..Collator::default()
+    };
+    collator.collate(rows).unwrap()
+}
+
+struct Case {
+    step: TrainStep,
+}
+
+impl Case {
+    fn new(arch: &str, graph: &str, adapter: &str, packed: bool, mode: Mode) -> Case {
+        let interface = Interface::read(&fixture(arch).join("interface.json")).unwrap();
+        let mut base = api::open(fixture(arch).join(graph)).unwrap();
+        if packed {
+            base = api::pack(base, &interface).unwrap();
+        }
+        let adapter = api::adapter(adapter).unwrap();
+        let setup = api::stacked([adapter.name.clone()]);
+        let model = api::attach(base, &interface, vec![adapter], setup, 7, true)
+            .unwrap()
+            .model;
+        let store = AdapterStore::from_model(model.model());
+        let names: Vec<String> = store
+            .iter()
+            .filter(|(_, p)| p.trainable)
+            .map(|(n, _)| n.to_owned())
+            .collect();
+        let loss = parse_loss("causal-lm", dataset_divisor());
+        let graph = training_graph(model, &loss, &names, Outputs::Drop, mode).unwrap();
+        let mut step = TrainStep::compile(&graph, &names, &CompileOptions::default()).unwrap();
+        // Initial values would leave half of the gradients zero.
+        for (i, p) in step.params_mut().values_mut().enumerate() {
+            for (j, x) in p.value.iter_mut().enumerate() {
+                *x += 0.05 * (((i * 37 + j * 101) % 23) as f32 / 11.0 - 1.0);
+            }
+        }
+        Case { step }
+    }
+
+    fn run(&self, b: &Batch) -> (f32, Vec<f32>) {
+        let items = Value::from_f32(&[], vec![b.scored as f32]).unwrap();
+        let mut feeds: Feeds = b.feeds.clone().with(NUM_ITEMS, items);
+        feeds
+            .0
+            .retain(|k, _| self.step.plan().feeds().iter().any(|f| f.name == *k));
+        let (loss, grads) = self.step.evaluate(&feeds, None).unwrap();
+        (loss, grads.into_values().flatten().collect())
+    }
+}
+
+/// Loss and gradients of two batches, relative.
+#[track_caller]
+fn same(a: &(f32, Vec<f32>), b: &(f32, Vec<f32>), what: &str) {
+    // Sums in another order, in f32.
+    assert!(
+        (a.0 - b.0).abs() <= 1e-5 * a.0.abs(),
+        "{what}: loss {} != {}",
+        a.0,
+        b.0
+    );
+    let scale = a.1.iter().fold(0f32, |m, x| m.max(x.abs()));
+    assert!(scale > 1e-4, "{what}: gradients are not nothing");
+    let apart =
+        a.1.iter()
+            .zip(&b.1)
+            .fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+    assert!(
+        apart <= 1e-4 * scale,
+        "{what}: gradients differ by {apart} of {scale}"
+    );
+}
+
+#[track_caller]
+fn packed_equals_padded(arch: &str, graph: &str, adapter: &str) {
+    let padded: Vec<Vec<Example>> = examples().into_iter().map(|e| vec![e]).collect();
+    let packed = [examples()];
+    for mode in MODES {
+        let what = format!("{arch} {graph} {adapter} {mode:?}");
+        let plain = Case::new(arch, graph, adapter, false, mode).run(&batch(
+            &padded,
+            false,
+            PaddingSide::Right,
+        ));
+        let case = Case::new(arch, graph, adapter, true, mode);
+        same(
+            &plain,
+            &case.run(&batch(&packed, true, PaddingSide::Right)),
+            &what,
+        );
+        let b = batch(&padded, true, PaddingSide::Right);
+        same(&plain, &case.run(&b), &format!("{what}, one example a row"));
+        // Two rows, of which one is padded.
+        let mut two = examples();
+        let last = two.pop().unwrap();
+        let b = batch(&[two, vec![last]], true, PaddingSide::Right);
+        same(&plain, &case.run(&b), &format!("{what}, two rows"));
+    }
+}
+
+#[test]
+fn qwen3() {
+    packed_equals_padded("qwen3", "model.onnx", "lora[r=4]");
+    packed_equals_padded(
+        "qwen3",
+        "model.torchscript.onnx",
+        "seq_bn[reduction_factor=4]",
+    );
+}
+
+#[test]
+fn llama_with_prefixes() {
+    packed_equals_padded(
+        "llama",
+        "model.onnx",
+        "prefix_tuning[prefix_length=3,bottleneck_size=8]",
+    );
+    packed_equals_padded("llama", "model.torchscript.onnx", "lora[r=4]");
+}
+
+#[test]
+fn gpt2_with_learned_positions() {
+    packed_equals_padded("gpt2", "model.onnx", "seq_bn[reduction_factor=4]");
+    packed_equals_padded(
+        "gpt2",
+        "model.torchscript.onnx",
+        "par_bn[reduction_factor=4]",
+    );
+}
+
+#[test]
+fn padding_on_the_left_changes_nothing_in_a_packed_graph() {
+    let rows: Vec<Vec<Example>> = examples().into_iter().map(|e| vec![e]).collect();
+    let case = Case::new("qwen3", "model.onnx", "lora[r=4]", true, Mode::Native);
+    let right = case.run(&batch(&rows, true, PaddingSide::Right));
+    let left = case.run(&batch(&rows, true, PaddingSide::Left));
+    same(&right, &left, "sides");
+}
+
+fn logits(model: &Verified, b: &Batch) -> Vec<f32> {
+    let plan = Plan::compile(model, &CompileOptions::default()).unwrap();
+    let mut feeds = b.feeds.clone();
+    feeds
+        .0
+        .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
+    plan.run(&feeds)
+        .unwrap()
+        .get("logits")
+        .unwrap()
+        .to_f32()
+        .unwrap()
+}
+
+#[test]
+fn one_segment_does_not_see_another() {
+    let interface = Interface::read(&fixture("qwen3/interface.json")).unwrap();
+    let base = api::open(fixture("qwen3/model.onnx")).unwrap();
+    let model = api::pack(base, &interface).unwrap();
+    let before = logits(&model, &batch(&[examples()], true, PaddingSide::Right));
+    let mut changed = examples();
+    changed[0].input_ids.fill(33);
+    let after = logits(&model, &batch(&[changed], true, PaddingSide::Right));
+    let vocab = before.len() / 18;
+    assert_ne!(before[..5 * vocab], after[..5 * vocab]);
+    // Hidden scores are exactly nothing after the softmax.
+    assert_eq!(before[5 * vocab..], after[5 * vocab..]);
+}
+
+#[test]
+fn what_cannot_be_kept_apart_is_refused() {
+    for (arch, want) in [
+        ("vit", "one sequence of tokens"),
+        ("t5", "one sequence of tokens"),
+    ] {
+        let base = api::open(fixture(arch).join("model.onnx")).unwrap();
+        let interface = Interface::builtin(arch)
+            .map_or_else(
+                || Interface::read(&fixture(arch).join("interface.json")),
+                |i| i,
+            )
+            .unwrap();
+        let e = api::pack(base, &interface).unwrap_err().to_string();
+        assert!(e.contains(want) && e.contains("without packing"), "{e}");
+    }
+}
