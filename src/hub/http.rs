@@ -211,7 +211,8 @@ impl Client {
                 };
             };
             let next = parse(&joined(&url, to), ask.about)?;
-            if !ask.follow && !same_origin(&next, &url) {
+            // A renamed repository redirects to a path; an address is the store's.
+            if !ask.follow && !(to.starts_with('/') && same_origin(&next, &url)) {
                 return Ok(answer);
             }
             if url.scheme_str() == Some("https") && next.scheme_str() != Some("https") {

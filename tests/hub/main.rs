@@ -145,6 +145,14 @@ fn the_token_goes_to_the_hub_and_not_to_the_store() {
 }
 
 #[test]
+fn a_mirror_may_be_its_own_store() {
+    let desk = Desk::new(&[("w.bin", &BIG, true)]);
+    desk.server.state.lock().unwrap().one_host = true;
+    let pulled = desk.pull(&[]).unwrap();
+    assert_eq!(fs::read(pulled.folder.join("w.bin")).unwrap(), BIG);
+}
+
+#[test]
 fn offline_is_the_cache_or_an_error() {
     let desk = Desk::new(&[("a.json", b"{}", false), ("b.json", b"{}", false)]);
     desk.pull(&["a.json"]).unwrap();

@@ -58,6 +58,8 @@ pub(crate) struct State {
     /// Lines of commits.
     pub(crate) commits: Vec<Vec<Value>>,
     pub(crate) ignores_ranges: bool,
+    /// The store has the Hub's address.
+    pub(crate) one_host: bool,
 }
 
 pub(crate) struct Server {
@@ -292,6 +294,9 @@ fn hub(state: &mut State, seen: &Seen, url: &str, store: &str) -> Reply {
     if method == "POST" {
         return posted(state, seen, path, url, store);
     }
+    if path.starts_with("/get/") {
+        return objects(state, seen);
+    }
     let Some((_, rest)) = path.split_once("/resolve/") else {
         return reply(404, "");
     };
@@ -305,6 +310,7 @@ fn hub(state: &mut State, seen: &Seen, url: &str, store: &str) -> Reply {
         return answer.with("etag", etag).with("x-repo-commit", commit);
     }
     let oid = sha256(bytes);
+    let store = if state.one_host { url } else { store };
     reply(302, "")
         .with(
             "location",
