@@ -64,7 +64,10 @@ fn set(job: &Value) -> Value {
 
 fn title(record: &RunRecord) -> String {
     match record.job["model"].as_str() {
-        Some(model) => format!("Training report: {model}"),
+        Some(model) => {
+            let name = model.rsplit(['/', '\\']).next().unwrap_or(model);
+            format!("Training report: {name}")
+        }
         None => "Training report".to_owned(),
     }
 }
@@ -269,12 +272,20 @@ fn charts(record: &RunRecord) -> Result<Vec<Chart>> {
     ];
     for name in measures(record).iter().filter(|n| *n != "loss") {
         charts.push(chart(
-            name,
+            &capital(name),
             &[("", Vec::new()), ("evaluation", evaluated(name))],
         )?);
     }
     charts.retain(|c| !c.svg.is_empty());
     Ok(charts)
+}
+
+/// A name as a title: `exact_match` is `Exact match`.
+fn capital(name: &str) -> String {
+    let mut letters = name.chars();
+    let first = letters.next().map(char::to_uppercase);
+    let text: String = first.into_iter().flatten().chain(letters).collect();
+    text.replace('_', " ")
 }
 
 /// A chart, with its legend.
