@@ -335,6 +335,7 @@ pub(crate) struct PullArgs {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command")]
 pub(crate) struct PushArgs {
     /// The folder; hidden files stay here
     pub(crate) folder: PathBuf,

@@ -185,6 +185,16 @@ struct Table {
     open: bool,
 }
 
+/// Columns of the log.
+const LOG: [(&str, &str); 6] = [
+    ("Step", "step"),
+    ("Epoch", "epoch"),
+    ("Loss", "loss"),
+    ("Learning rate", "learning_rate"),
+    ("Gradient norm", "grad_norm"),
+    ("Tokens/s", "tokens_per_second"),
+];
+
 fn tables(record: &RunRecord) -> Vec<Table> {
     let measures = measures(record);
     let evaluations = |e: &Value| -> Vec<String> {
@@ -196,14 +206,6 @@ fn tables(record: &RunRecord) -> Vec<Table> {
     let mut head = vec!["Step".to_owned(), "Epoch".to_owned()];
     head.extend(measures.iter().cloned());
     head.push("Examples".to_owned());
-    const LOG: [(&str, &str); 6] = [
-        ("Step", "step"),
-        ("Epoch", "epoch"),
-        ("Loss", "loss"),
-        ("Learning rate", "learning_rate"),
-        ("Gradient norm", "grad_norm"),
-        ("Tokens/s", "tokens_per_second"),
-    ];
     let log = |e: &Value| LOG.iter().map(|(_, key)| short(&e[key])).collect();
     let names = LOG.iter().map(|(name, _)| (*name).to_owned()).collect();
     let mut out = vec![
