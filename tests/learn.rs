@@ -45,7 +45,7 @@ fn exact_match(adapter: Option<&str>) -> f64 {
         "--batch-size",
         "20",
         "--max-eval-samples",
-        "60",
+        "40",
     ]);
     if let Some(folder) = adapter {
         args.extend(["--adapter", folder]);

@@ -334,7 +334,7 @@ pub(crate) struct PullArgs {
     pub(crate) list: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command")]
 pub(crate) struct PushArgs {
     /// The folder; hidden files stay here

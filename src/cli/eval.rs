@@ -40,7 +40,7 @@ struct Request {
     data: DataArguments,
 }
 
-fn request(args: &EvalArgs) -> Result<Request> {
+fn request(args: &EvalArgs, ui: &Ui) -> Result<Request> {
     let mut args = args.clone();
     let mut options: Map<String, Value> = Map::new();
     if args.model.extension().is_some_and(|e| e == "json") {
@@ -49,6 +49,7 @@ fn request(args: &EvalArgs) -> Result<Request> {
             .parent()
             .map_or_else(PathBuf::new, Path::to_path_buf);
         let mut file = Job::open(&args.model)?;
+        super::remote::job(&mut file, ui)?;
         let mut data: DataArguments = options::read(options::take::<DataArguments>(&mut file))?;
         data.beside(&folder);
         if let Value::Object(fields) = json!(data) {
@@ -86,7 +87,7 @@ fn request(args: &EvalArgs) -> Result<Request> {
 }
 
 pub(super) fn run(args: &EvalArgs, ui: &Ui) -> Result<()> {
-    let request = request(args)?;
+    let request = request(args, ui)?;
     let args = &request.args;
     if let Some(file) = &args.predictions {
         if file.exists() && !args.force {
@@ -148,7 +149,7 @@ fn dataset(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<(Dataset, 
     let loaded = request
         .data
         .load(prepared.tokenizer.as_ref(), None, 42, &mut |line| {
-            ui.note(&line)
+            ui.note(&line);
         })?;
     let data = match loaded.eval {
         Some(eval) => eval,

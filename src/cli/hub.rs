@@ -79,7 +79,7 @@ fn pull(args: &PullArgs, ui: &Ui) -> Result<()> {
     })
 }
 
-fn push(args: &PushArgs, ui: &Ui) -> Result<()> {
+pub(super) fn push(args: &PushArgs, ui: &Ui) -> Result<()> {
     let mut to = Reference::target(&args.repo)?;
     kind(&mut to, args.repo_type);
     let mut files = hub::folder(&args.folder)?;

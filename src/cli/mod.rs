@@ -11,6 +11,7 @@ mod hub;
 mod inspect;
 mod interrupt;
 mod progress;
+mod remote;
 mod run;
 mod train;
 
@@ -25,13 +26,21 @@ use std::process::ExitCode;
 
 /// Runs the command line of the process.
 pub fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|e| refuse(&e));
-    let ui = Ui {
-        json: cli.global.json,
-        quiet: cli.global.quiet,
-        verbose: cli.global.verbose,
+    let plain = Ui {
+        json: false,
+        quiet: false,
+        verbose: 0,
     };
-    match dispatch(cli, &ui) {
+    let done = remote::arguments(std::env::args_os().collect(), &plain).and_then(|arguments| {
+        let cli = Cli::try_parse_from(arguments).unwrap_or_else(|e| refuse(&e));
+        let ui = Ui {
+            json: cli.global.json,
+            quiet: cli.global.quiet,
+            verbose: cli.global.verbose,
+        };
+        dispatch(cli, &ui)
+    });
+    match done {
         Ok(code) => code,
         Err(e) if broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {

@@ -1,6 +1,6 @@
 //! `rewrite train`.
 
-use super::args::TrainArgs;
+use super::args::{PushArgs, TrainArgs};
 use super::progress::Progress;
 use super::{Ui, attach, compile_options, exists, open, usage};
 use crate::adapters::folder::{WriteOptions, file};
@@ -33,7 +33,7 @@ struct Request {
     force: bool,
 }
 
-fn request(cli: &mut TrainArgs) -> Result<Request> {
+fn request(cli: &mut TrainArgs, ui: &Ui) -> Result<Request> {
     let is_job = cli.model.extension().is_some_and(|e| e == "json");
     let folder = cli
         .model
@@ -41,7 +41,9 @@ fn request(cli: &mut TrainArgs) -> Result<Request> {
         .filter(|_| is_job)
         .map_or_else(PathBuf::new, Path::to_path_buf);
     let mut options = if is_job {
-        Job::open(&cli.model)?
+        let mut file = Job::open(&cli.model)?;
+        super::remote::job(&mut file, ui)?;
+        file
     } else {
         serde_json::Map::new()
     };
@@ -201,7 +203,7 @@ impl Prepared {
 
 pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
     let mut cli = args.clone();
-    let request = request(&mut cli)?;
+    let request = request(&mut cli, ui)?;
     let job = &request.job;
     let mut prepared = prepare(&cli, &request, ui)?;
     let resumes = matches!(
@@ -232,7 +234,7 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
         let loaded = job
             .data
             .load(tokenizer.as_ref(), vocabulary, seed, &mut |line| {
-                ui.note(&line)
+                ui.note(&line);
             })?;
         prepared.give_head(&request, &loaded)?;
         let mut trainer = trainer(&cli, &request, &prepared, dataset_divisor(), ui)?;
@@ -244,6 +246,9 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
     };
     progress.finish();
     let written = prepared.save(&trainer.store(), &request.output, true)?;
+    if job.job.push_to_hub {
+        push(job, &request.output, &written, ui)?;
+    }
     let report = json!({
         "adapters": written, "steps": trainer.steps(), "first_loss": progress.first, "last_loss": progress.last,
         "losses": progress.losses, "tokens_per_second": progress.rate(), "best_step": trainer.progress().best_step,
@@ -256,6 +261,32 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
         }
         text + "\n"
     })
+}
+
+/// Pushes the adapters, each to its repository: `hub_model_id`, or the name of the output folder; with the adapter's name behind it
+/// where there are several.
+fn push(job: &Job, output: &Path, written: &[PathBuf], ui: &Ui) -> Result<()> {
+    let named = output.file_name().map(|n| n.to_string_lossy().into_owned());
+    let Some(repo) = job.job.hub_model_id.clone().or(named) else {
+        return Err(usage("no repository to push to", "--hub-model-id org/name"));
+    };
+    for folder in written {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let repo = if written.len() > 1 {
+            format!("{repo}-{name}")
+        } else {
+            repo.clone()
+        };
+        let args = PushArgs {
+            folder: folder.clone(),
+            repo,
+            create: true,
+            private: job.job.hub_private_repo,
+            ..PushArgs::default()
+        };
+        super::hub::push(&args, ui)?;
+    }
+    Ok(())
 }
 
 /// What is minimised, where the job does not say it.

@@ -152,121 +152,59 @@ mod tests {
         }
     }
 
-    fn reference() -> Vec<(Schedule, ScheduleOptions, [f64; 5])> {
+    /// Schedule, options, rates; as text, because these are what another program printed.
+    const REFERENCE: &str = "
+        Linear none 0.00000000000e+00 3.33333333333e-05 5.00000000000e-05 2.94117647059e-05 2.94117647059e-06
+        Cosine none 0.00000000000e+00 3.33333333333e-05 5.00000000000e-05 3.18415747518e-05 4.25672507902e-07
+        CosineWithRestarts cycles 0.00000000000e+00 3.33333333333e-05 5.00000000000e-05 3.74457160676e-06 1.68819426489e-06
+        CosineWithMinLr least 0.00000000000e+00 3.33333333333e-05 5.00000000000e-05 3.54732598014e-05 1.03405380063e-05
+        ConstantWithWarmup none 0.00000000000e+00 3.33333333333e-05 5.00000000000e-05 5.00000000000e-05 5.00000000000e-05
+        Constant none 5.00000000000e-05 5.00000000000e-05 5.00000000000e-05 5.00000000000e-05 5.00000000000e-05
+        InverseSqrt none 0.00000000000e+00 3.33333333333e-05 5.00000000000e-05 2.73861278753e-05 1.98679853560e-05
+        Polynomial none 0.00000000000e+00 3.33333333333e-05 5.00000000000e-05 2.94529411765e-05 3.03529411765e-06
+        Polynomial power 0.00000000000e+00 3.33333333333e-05 5.00000000000e-05 1.79550173010e-05 1.16955017301e-06
+    ";
+
+    fn reference() -> Vec<(Schedule, ScheduleOptions, Vec<f64>)> {
         let none = ScheduleOptions::default();
-        let cycles = ScheduleOptions {
-            num_cycles: Some(2.0),
-            ..none
+        let options = |name: &str| match name {
+            "cycles" => ScheduleOptions {
+                num_cycles: Some(2.0),
+                ..none
+            },
+            "least" => ScheduleOptions {
+                min_lr: Some(1e-5),
+                ..none
+            },
+            "power" => ScheduleOptions {
+                power: Some(2.0),
+                lr_end: Some(1e-6),
+                ..none
+            },
+            _ => none,
         };
-        let least = ScheduleOptions {
-            min_lr: Some(1e-5),
-            ..none
+        let row = |line: &str| {
+            let mut words = line.split_whitespace();
+            let schedule = match words.next()? {
+                "Linear" => Schedule::Linear,
+                "Cosine" => Schedule::Cosine,
+                "CosineWithRestarts" => Schedule::CosineWithRestarts,
+                "CosineWithMinLr" => Schedule::CosineWithMinLr,
+                "ConstantWithWarmup" => Schedule::ConstantWithWarmup,
+                "Constant" => Schedule::Constant,
+                "InverseSqrt" => Schedule::InverseSqrt,
+                "Polynomial" => Schedule::Polynomial,
+                other => panic!("{other}"),
+            };
+            let options = options(words.next()?);
+            Some((
+                schedule,
+                options,
+                words.map(|w| w.parse().unwrap()).collect(),
+            ))
         };
-        let power = ScheduleOptions {
-            power: Some(2.0),
-            lr_end: Some(1e-6),
-            ..none
-        };
-        vec![
-            (
-                Schedule::Linear,
-                none,
-                [
-                    0.00000000000e+00,
-                    3.33333333333e-05,
-                    5.00000000000e-05,
-                    2.94117647059e-05,
-                    2.94117647059e-06,
-                ],
-            ),
-            (
-                Schedule::Cosine,
-                none,
-                [
-                    0.00000000000e+00,
-                    3.33333333333e-05,
-                    5.00000000000e-05,
-                    3.18415747518e-05,
-                    4.25672507902e-07,
-                ],
-            ),
-            (
-                Schedule::CosineWithRestarts,
-                cycles,
-                [
-                    0.00000000000e+00,
-                    3.33333333333e-05,
-                    5.00000000000e-05,
-                    3.74457160676e-06,
-                    1.68819426489e-06,
-                ],
-            ),
-            (
-                Schedule::CosineWithMinLr,
-                least,
-                [
-                    0.00000000000e+00,
-                    3.33333333333e-05,
-                    5.00000000000e-05,
-                    3.54732598014e-05,
-                    1.03405380063e-05,
-                ],
-            ),
-            (
-                Schedule::ConstantWithWarmup,
-                none,
-                [
-                    0.00000000000e+00,
-                    3.33333333333e-05,
-                    5.00000000000e-05,
-                    5.00000000000e-05,
-                    5.00000000000e-05,
-                ],
-            ),
-            (
-                Schedule::Constant,
-                none,
-                [
-                    5.00000000000e-05,
-                    5.00000000000e-05,
-                    5.00000000000e-05,
-                    5.00000000000e-05,
-                    5.00000000000e-05,
-                ],
-            ),
-            (
-                Schedule::InverseSqrt,
-                none,
-                [
-                    0.00000000000e+00,
-                    3.33333333333e-05,
-                    5.00000000000e-05,
-                    2.73861278753e-05,
-                    1.98679853560e-05,
-                ],
-            ),
-            (
-                Schedule::Polynomial,
-                none,
-                [
-                    0.00000000000e+00,
-                    3.33333333333e-05,
-                    5.00000000000e-05,
-                    2.94529411765e-05,
-                    3.03529411765e-06,
-                ],
-            ),
-            (
-                Schedule::Polynomial,
-                power,
-                [
-                    0.00000000000e+00,
-                    3.33333333333e-05,
-                    5.00000000000e-05,
-                    1.79550173010e-05,
-                    1.16955017301e-06,
-                ],
-            ),
-        ]
+        let rows: Vec<_> = REFERENCE.lines().filter_map(row).collect();
+        assert_eq!(rows.len(), 9);
+        rows
     }
 }
