@@ -85,14 +85,16 @@ pub(super) fn push(args: &PushArgs, ui: &Ui) -> Result<()> {
     let mut files = hub::folder(&args.folder)?;
     let adapter = files.iter().any(|f| f.path == file::CONFIG) && to.kind == Kind::Model;
     let there = files.iter().any(|f| f.path == CARD);
-    if adapter && !args.no_card && (!there || args.overwrite_card) {
-        if let Some(card) = card(args, &to)? {
-            files.retain(|f| f.path != CARD);
-            files.push(PushFile {
-                path: CARD.to_owned(),
-                source: Source::Bytes(card.text().into_bytes()),
-            });
-        }
+    if adapter
+        && !args.no_card
+        && (!there || args.overwrite_card)
+        && let Some(card) = card(args, &to)?
+    {
+        files.retain(|f| f.path != CARD);
+        files.push(PushFile {
+            path: CARD.to_owned(),
+            source: Source::Bytes(card.text().into_bytes()),
+        });
     }
     if args.dry_run {
         return dry_run(&files, &to, ui);

@@ -18,7 +18,7 @@ pub(super) type Answer = ureq::http::Response<ureq::Body>;
 const JSON_LIMIT: u64 = 64 << 20;
 const REDIRECTS: usize = 8;
 /// What a server asks us to wait is kept to this.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// A commit may take the server so many times longer than anything else.
 const COMMIT_PATIENCE: u32 = 20;
 
@@ -211,7 +211,9 @@ impl Client {
                 };
             };
             let next = parse(&joined(&url, to), ask.about)?;
-            if !ask.follow && !same_origin(&next, &url) {
+            // A renamed repository redirects to a path; an address is the store's.
+            let own = to.starts_with('/') && same_origin(&next, &url);
+            if !ask.follow && !own {
                 return Ok(answer);
             }
             if url.scheme_str() == Some("https") && next.scheme_str() != Some("https") {

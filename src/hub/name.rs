@@ -157,10 +157,7 @@ pub(super) fn harmless(path: &str) -> bool {
         && path
             .split('/')
             .all(|p| !matches!(p, "" | "." | "..") && p.len() <= 255)
-        && !path
-            .split('/')
-            .next()
-            .is_some_and(|p| p.as_bytes().get(1) == Some(&b':'))
+        && path.as_bytes().get(1) != Some(&b':')
 }
 
 /// Whether a server's hash can be the name of a file.

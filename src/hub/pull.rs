@@ -195,7 +195,7 @@ impl Hub {
             if files.iter().any(|f| f.path == file.path) {
                 continue;
             }
-            let cached = self.present(&place, &listing.commit, file);
+            let cached = present(&place, &listing.commit, file);
             if !cached {
                 self.fetch(reference, &place, &listing.commit, file, on)?;
             }
@@ -224,11 +224,6 @@ impl Hub {
             folder,
             files,
         })
-    }
-
-    fn present(&self, place: &Place, commit: &str, file: &RemoteFile) -> bool {
-        let found = fs::metadata(place.snapshot(commit).join(&file.path));
-        found.is_ok_and(|m| m.is_file() && file.size.is_none_or(|s| s == m.len()))
     }
 
     fn url(&self, reference: &Reference, commit: &str, path: &str) -> String {
@@ -324,7 +319,7 @@ impl Hub {
         let mut broken = 0;
         loop {
             let mut start = fs::metadata(partial).map_or(0, |m| m.len());
-            if size.is_none() || size.is_some_and(|s| start > s) {
+            if size.is_none_or(|s| start > s) {
                 start = 0;
             }
             if start > 0 && size == Some(start) {
@@ -361,7 +356,7 @@ impl Hub {
                     Err("the server has another part than was asked for".to_owned()),
                 )
             } else {
-                self.copy(&mut body, &mut out, start, &mut |done| {
+                copy(&mut body, &mut out, start, &mut |done| {
                     on(Transfer {
                         file: name,
                         done,
@@ -403,31 +398,36 @@ impl Hub {
             .help("what came is kept: run the same command again to go on")
             .into_error()
     }
+}
 
-    /// Copies a body into a file. The outer error is the file's; the inner one the connection's.
-    fn copy(
-        &self,
-        body: &mut impl Read,
-        out: &mut File,
-        start: u64,
-        on: &mut dyn FnMut(u64),
-    ) -> std::io::Result<(u64, std::result::Result<(), String>)> {
-        let mut buffer = vec![0; 1 << 16];
-        let mut done = start;
-        on(done);
-        loop {
-            match body.read(&mut buffer) {
-                Ok(0) => return Ok((done, Ok(()))),
-                Ok(n) => {
-                    out.write_all(&buffer[..n])?;
-                    done += n as u64;
-                    on(done);
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Ok((done, Err(e.to_string()))),
+/// Copies a body into a file. The outer error is the file's; the inner one the connection's.
+fn copy(
+    body: &mut impl Read,
+    out: &mut File,
+    start: u64,
+    on: &mut dyn FnMut(u64),
+) -> std::io::Result<(u64, std::result::Result<(), String>)> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut done = start;
+    on(done);
+    loop {
+        match body.read(&mut buffer) {
+            Ok(0) => return Ok((done, Ok(()))),
+            Ok(n) => {
+                out.write_all(&buffer[..n])?;
+                done += n as u64;
+                on(done);
             }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Ok((done, Err(e.to_string()))),
         }
     }
+}
+
+/// Whether a file is in its snapshot already.
+fn present(place: &Place, commit: &str, file: &RemoteFile) -> bool {
+    let found = fs::metadata(place.snapshot(commit).join(&file.path));
+    found.is_ok_and(|m| m.is_file() && file.size.is_none_or(|s| s == m.len()))
 }
 
 impl Select {
@@ -525,7 +525,10 @@ pub(super) fn digest<D: Digest>(path: &Path, mut hash: D) -> std::io::Result<Str
 
 /// Bytes in hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut out, b| {
+        out.push_str(&format!("{b:02x}"));
+        out
+    })
 }
 
 /// The files that a model's tensors lie in.
@@ -547,22 +550,15 @@ fn data_files<'a>(
         } else {
             format!("{folder}/{location}")
         };
-        match listing.files.iter().find(|f| f.path == wanted) {
-            Some(file) => found.push(file),
-            None => {
-                let d = fail(
-                    "hub-data",
-                    format!(
-                        "`{}` needs `{wanted}`, which the repository does not have",
-                        model.path
-                    ),
-                );
-                return Err(d
-                    .at(reference.to_string())
-                    .help("the repository is incomplete")
-                    .into_error());
-            }
-        }
+        let file = listing.files.iter().find(|f| f.path == wanted);
+        found.push(file.ok_or_else(|| {
+            let what = format!(
+                "`{}` needs `{wanted}`, which the repository does not have",
+                model.path
+            );
+            let d = fail("hub-data", what).at(reference.to_string());
+            d.help("the repository is incomplete").into_error()
+        })?);
     }
     Ok(found)
 }

@@ -207,7 +207,8 @@ struct Modes {
 #[serde(rename_all = "camelCase")]
 struct Mode {
     path: String,
-    upload_mode: String,
+    #[serde(rename = "uploadMode")]
+    how: String,
     #[serde(default)]
     should_ignore: bool,
     oid: Option<String>,
@@ -281,7 +282,7 @@ impl Hub {
             if mode.should_ignore {
                 continue;
             }
-            let lfs = mode.upload_mode == "lfs";
+            let lfs = mode.how == "lfs";
             let own = if lfs { &item.sha256 } else { &item.git };
             if mode.oid.as_ref() == Some(own) {
                 unchanged.push(path.clone());
@@ -435,19 +436,18 @@ impl Hub {
                 total: Some(item.size),
             });
         };
-        match upload.header.get("chunk_size") {
-            Some(size) => self.parts(&about, item, upload, size, &mut sent)?,
-            None => {
-                let mut ask = Ask::new(Method::PUT, upload.href.clone(), &about);
-                for (name, value) in &upload.header {
-                    let length = name.eq_ignore_ascii_case("content-length");
-                    if let Some(value) = value.as_str().filter(|_| !length) {
-                        ask = ask.header(name, value);
-                    }
+        if let Some(size) = upload.header.get("chunk_size") {
+            self.parts(&about, item, upload, size, &mut sent)?;
+        } else {
+            let mut ask = Ask::new(Method::PUT, upload.href.clone(), &about);
+            for (name, value) in &upload.header {
+                let length = name.eq_ignore_ascii_case("content-length");
+                if let Some(value) = value.as_str().filter(|_| !length) {
+                    ask = ask.header(name, value);
                 }
-                ask.payload = item.part(0, item.size);
-                self.client.send(&ask, &mut sent)?;
             }
+            ask.payload = item.part(0, item.size);
+            self.client.send(&ask, &mut sent)?;
         }
         sent(item.size);
         if let Some(verify) = object.actions.as_ref().and_then(|a| a.verify.as_ref()) {

@@ -4,7 +4,7 @@ use super::name::harmless;
 use super::pull::nothing;
 use super::{Hub, IntoError, Listing, OnTransfer, Reference, RemoteFile, fail, matches};
 use crate::error::Result;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a reference stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ const BESIDE: [&str; 9] = [
     "chat_template.json",
     "adapter_interface.json",
 ];
-const ROWS: [&str; 5] = [".parquet", ".jsonl", ".ndjson", ".csv", ".json"];
+const ROWS: [&str; 5] = ["parquet", "jsonl", "ndjson", "csv", "json"];
 
 /// Pulls what a text refers to, if it begins with `hub:`: one file, the folder of an adapter, or the files of data.
 ///
@@ -82,7 +82,7 @@ impl Hub {
         Ok(match want {
             Want::Adapter => main
                 .first()
-                .and_then(|f| at(f).parent().map(std::path::Path::to_path_buf))
+                .and_then(|f| at(f).parent().map(Path::to_path_buf))
                 .into_iter()
                 .collect(),
             Want::Model | Want::Interface | Want::Tokenizer | Want::Data => {
@@ -114,27 +114,25 @@ fn chosen<'a>(
             .collect()
     };
     let main = match want {
-        Want::Model if exact.is_some() => inside.clone(),
+        Want::Model | Want::Data if exact.is_some() => inside.clone(),
         Want::Model => inside
             .iter()
-            .filter(|f| f.path.ends_with(".onnx"))
+            .filter(|f| is(&f.path, "onnx"))
             .copied()
             .collect(),
         Want::Interface => named("adapter_interface.json"),
         Want::Tokenizer => named("tokenizer.json"),
         Want::Adapter => named("adapter_config.json"),
-        Want::Data if exact.is_some() => inside.clone(),
         Want::Data => {
-            let rows =
-                |f: &&&RemoteFile| ROWS.iter().any(|e| f.path.ends_with(e)) && harmless(&f.path);
+            let rows = |f: &&&RemoteFile| ROWS.iter().any(|e| is(&f.path, e)) && harmless(&f.path);
             inside.iter().filter(rows).copied().collect()
         }
     };
     if want == Want::Data {
-        return match main.is_empty() {
-            true => Err(missing(reference, "files of rows", &[])),
-            false => Ok((main, Vec::new())),
-        };
+        if main.is_empty() {
+            return Err(missing(reference, "files of rows", &[]));
+        }
+        return Ok((main, Vec::new()));
     }
     let what = match want {
         Want::Model => "ONNX model",
@@ -202,10 +200,10 @@ fn along<'a>(want: Want, one: &RemoteFile, listing: &'a Listing) -> Files<'a> {
         "" => file(name),
         _ => file(&format!("{folder}/{name}")),
     };
-    let torch = |name: &str| name.ends_with(".bin");
+    let torch = |name: &str| is(name, "bin");
     let safe = names
         .iter()
-        .any(|n| n.ends_with(".safetensors") && beside(n).is_some());
+        .any(|n| is(n, "safetensors") && beside(n).is_some());
     names
         .iter()
         .filter(|n| !(torch(n) && safe))
@@ -237,6 +235,13 @@ fn missing(reference: &Reference, what: &str, found: &[&RemoteFile]) -> crate::e
             reference.revision
         ))
         .into_error()
+}
+
+/// Whether a path has an extension.
+fn is(path: &str, extension: &str) -> bool {
+    Path::new(path)
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }
 
 fn base(path: &str) -> &str {

@@ -1,7 +1,7 @@
 //! External tensor data: ranges of files beside the model.
 //!
 //! Locations are untrusted: they must lie in the model's folder (no absolute path, no `..`, no symbolic link that leads out) and be
-//! regular files. Each file is mapped once, and every tensor is a slice of the map. Offsets and lengths may be of any alignment.
+//! regular files; only in the Hub's cache may they be links to the blobs of the same repository. Each file is mapped once, and every tensor is a slice of the map. Offsets and lengths may be of any alignment.
 
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -136,7 +136,7 @@ pub(super) fn contained(folder: &Path, location: &str) -> Result<PathBuf> {
     let real = path
         .canonicalize()
         .map_err(|e| Error::io(&path, "cannot find the external data", e))?;
-    if !real.starts_with(&root) {
+    if !real.starts_with(&root) && !in_hub_cache(&root, &real) {
         return Err(Error::new(
             ErrorKind::Decode,
             Diagnostic::error(
@@ -147,6 +147,14 @@ pub(super) fn contained(folder: &Path, location: &str) -> Result<PathBuf> {
         ));
     }
     Ok(real)
+}
+
+/// Whether a file is a blob of the repository whose snapshot a folder is in the Hub's cache, where all files of a snapshot are links:
+/// `REPO/snapshots/<commit>/…` and `REPO/blobs/<hash>`.
+fn in_hub_cache(root: &Path, real: &Path) -> bool {
+    let snapshots = root.ancestors().skip(1).find(|a| a.ends_with("snapshots"));
+    let repo = snapshots.and_then(Path::parent);
+    repo.is_some_and(|repo| real.parent() == Some(repo.join("blobs").as_path()))
 }
 
 /// A mapped file; empty files have no map.

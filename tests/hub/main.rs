@@ -145,6 +145,14 @@ fn the_token_goes_to_the_hub_and_not_to_the_store() {
 }
 
 #[test]
+fn a_mirror_may_be_its_own_store() {
+    let desk = Desk::new(&[("w.bin", &BIG, true)]);
+    desk.server.state.lock().unwrap().one_host = true;
+    let pulled = desk.pull(&[]).unwrap();
+    assert_eq!(fs::read(pulled.folder.join("w.bin")).unwrap(), BIG);
+}
+
+#[test]
 fn offline_is_the_cache_or_an_error() {
     let desk = Desk::new(&[("a.json", b"{}", false), ("b.json", b"{}", false)]);
     desk.pull(&["a.json"]).unwrap();
@@ -193,20 +201,34 @@ fn revisions_are_branches_tags_and_commits() {
 fn a_model_comes_with_its_data_files() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/onnx");
     let read = |n: &str| fs::read(folder.join(n)).unwrap();
-    let (model, data) = (read("external.onnx"), read("external.onnx.data"));
-    let files = [
-        ("onnx/external.onnx", &*model, true),
-        ("onnx/external.onnx.data", &*data, true),
-        ("x", b"x", false),
-    ];
+    let names = ["external.onnx", "external.onnx.data", "weights/more.bin"];
+    let content = names.map(read);
+    let paths = names.map(|n| format!("onnx/{n}"));
+    let mut files: Vec<(&str, &[u8], bool)> = std::iter::zip(&paths, &content)
+        .map(|(p, c)| (p.as_str(), c.as_slice(), true))
+        .collect();
+    files.push(("other", b"x", false));
     let desk = Desk::new(&files);
     let pulled = desk.pull(&["*.onnx"]).unwrap();
-    let paths: Vec<&str> = pulled.files.iter().map(|f| f.path.as_str()).collect();
-    assert_eq!(paths, ["onnx/external.onnx", "onnx/external.onnx.data"]);
-    assert!(
-        onnx_graft::open(&pulled.folder.join(paths[0])).is_ok(),
-        "a model of the cache can be opened"
+    assert_eq!(
+        pulled.files.iter().map(|f| &f.path).collect::<Vec<_>>(),
+        paths.each_ref()
     );
+    // Every file of a snapshot is a link to a blob of its repository; a link to another place is none.
+    let model = pulled.folder.join(&paths[0]);
+    onnx_graft::open(&model).unwrap();
+    #[cfg(unix)]
+    {
+        let data = pulled.folder.join(&paths[1]);
+        let elsewhere = desk.home.path().join("elsewhere");
+        fs::write(&elsewhere, &content[1]).unwrap();
+        fs::remove_file(&data).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &data).unwrap();
+        assert_eq!(
+            code(&onnx_graft::open(&model).unwrap_err()),
+            "external-data-path"
+        );
+    }
 
     let desk = Desk::new(&files[..1]);
     assert_eq!(code(&desk.pull(&[]).unwrap_err()), "hub-data");

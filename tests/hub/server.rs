@@ -7,28 +7,28 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-pub const TOKEN: &str = "hf_verySecretToken123";
-pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const TOKEN: &str = "hf_verySecretToken123";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// A request as it came.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// `hub` or `store`.
-    pub at: &'static str,
-    pub line: String,
-    pub headers: BTreeMap<String, String>,
-    pub body: Vec<u8>,
+    pub(crate) at: &'static str,
+    pub(crate) line: String,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Seen {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 }
 
 /// What goes wrong, once.
 #[derive(Clone, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// This status.
     Status(u16),
     /// The body ends after so many bytes.
@@ -42,28 +42,30 @@ pub enum Fault {
 }
 
 #[derive(Default)]
-pub struct State {
+pub(crate) struct State {
     /// Content, and whether it is in the store.
-    pub files: BTreeMap<String, (Vec<u8>, bool)>,
+    pub(crate) files: BTreeMap<String, (Vec<u8>, bool)>,
     /// Further names in the list of files.
-    pub names: Vec<String>,
-    pub commit: Option<String>,
+    pub(crate) names: Vec<String>,
+    pub(crate) commit: Option<String>,
     /// Faults by a part of the request line, each used once.
-    pub faults: Vec<(String, Fault)>,
-    pub seen: Vec<Seen>,
+    pub(crate) faults: Vec<(String, Fault)>,
+    pub(crate) seen: Vec<Seen>,
     /// Objects of the store.
-    pub objects: BTreeMap<String, Vec<u8>>,
+    pub(crate) objects: BTreeMap<String, Vec<u8>>,
     /// Parts of this size.
-    pub parts: Option<usize>,
+    pub(crate) parts: Option<usize>,
     /// Lines of commits.
-    pub commits: Vec<Vec<Value>>,
-    pub ignores_ranges: bool,
+    pub(crate) commits: Vec<Vec<Value>>,
+    pub(crate) ignores_ranges: bool,
+    /// The store has the Hub's address.
+    pub(crate) one_host: bool,
 }
 
-pub struct Server {
-    pub url: String,
-    pub store: String,
-    pub state: Arc<Mutex<State>>,
+pub(crate) struct Server {
+    pub(crate) url: String,
+    pub(crate) store: String,
+    pub(crate) state: Arc<Mutex<State>>,
 }
 
 struct Reply {
@@ -87,14 +89,14 @@ impl Reply {
     }
 }
 
-pub fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     sha2::Sha256::digest(bytes)
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect()
 }
 
-pub fn git_sha1(bytes: &[u8]) -> String {
+pub(crate) fn git_sha1(bytes: &[u8]) -> String {
     let mut h = sha1::Sha1::new();
     h.update(format!("blob {}\0", bytes.len()));
     h.update(bytes);
@@ -102,7 +104,7 @@ pub fn git_sha1(bytes: &[u8]) -> String {
 }
 
 impl Server {
-    pub fn new(files: &[(&str, &[u8], bool)]) -> Server {
+    pub(crate) fn new(files: &[(&str, &[u8], bool)]) -> Server {
         let state = Arc::new(Mutex::new(State::default()));
         for (path, bytes, lfs) in files {
             let entry = (bytes.to_vec(), *lfs);
@@ -133,7 +135,7 @@ impl Server {
         server
     }
 
-    pub fn fault(&self, part: &str, fault: Fault) {
+    pub(crate) fn fault(&self, part: &str, fault: Fault) {
         self.state
             .lock()
             .unwrap()
@@ -142,7 +144,7 @@ impl Server {
     }
 
     /// Requests whose line has this part.
-    pub fn seen(&self, part: &str) -> Vec<Seen> {
+    pub(crate) fn seen(&self, part: &str) -> Vec<Seen> {
         let state = self.state.lock().unwrap();
         state
             .seen
@@ -292,6 +294,9 @@ fn hub(state: &mut State, seen: &Seen, url: &str, store: &str) -> Reply {
     if method == "POST" {
         return posted(state, seen, path, url, store);
     }
+    if path.starts_with("/get/") {
+        return objects(state, seen);
+    }
     let Some((_, rest)) = path.split_once("/resolve/") else {
         return reply(404, "");
     };
@@ -305,6 +310,7 @@ fn hub(state: &mut State, seen: &Seen, url: &str, store: &str) -> Reply {
         return answer.with("etag", etag).with("x-repo-commit", commit);
     }
     let oid = sha256(bytes);
+    let store = if state.one_host { url } else { store };
     reply(302, "")
         .with(
             "location",

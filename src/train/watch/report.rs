@@ -64,7 +64,10 @@ fn set(job: &Value) -> Value {
 
 fn title(record: &RunRecord) -> String {
     match record.job["model"].as_str() {
-        Some(model) => format!("Training report: {model}"),
+        Some(model) => {
+            let name = model.rsplit(['/', '\\']).next().unwrap_or(model);
+            format!("Training report: {name}")
+        }
         None => "Training report".to_owned(),
     }
 }
@@ -182,6 +185,16 @@ struct Table {
     open: bool,
 }
 
+/// Columns of the log.
+const LOG: [(&str, &str); 6] = [
+    ("Step", "step"),
+    ("Epoch", "epoch"),
+    ("Loss", "loss"),
+    ("Learning rate", "learning_rate"),
+    ("Gradient norm", "grad_norm"),
+    ("Tokens/s", "tokens_per_second"),
+];
+
 fn tables(record: &RunRecord) -> Vec<Table> {
     let measures = measures(record);
     let evaluations = |e: &Value| -> Vec<String> {
@@ -193,14 +206,6 @@ fn tables(record: &RunRecord) -> Vec<Table> {
     let mut head = vec!["Step".to_owned(), "Epoch".to_owned()];
     head.extend(measures.iter().cloned());
     head.push("Examples".to_owned());
-    const LOG: [(&str, &str); 6] = [
-        ("Step", "step"),
-        ("Epoch", "epoch"),
-        ("Loss", "loss"),
-        ("Learning rate", "learning_rate"),
-        ("Gradient norm", "grad_norm"),
-        ("Tokens/s", "tokens_per_second"),
-    ];
     let log = |e: &Value| LOG.iter().map(|(_, key)| short(&e[key])).collect();
     let names = LOG.iter().map(|(name, _)| (*name).to_owned()).collect();
     let mut out = vec![
@@ -269,12 +274,20 @@ fn charts(record: &RunRecord) -> Result<Vec<Chart>> {
     ];
     for name in measures(record).iter().filter(|n| *n != "loss") {
         charts.push(chart(
-            name,
+            &capital(name),
             &[("", Vec::new()), ("evaluation", evaluated(name))],
         )?);
     }
     charts.retain(|c| !c.svg.is_empty());
     Ok(charts)
+}
+
+/// A name as a title: `exact_match` is `Exact match`.
+fn capital(name: &str) -> String {
+    let mut letters = name.chars();
+    let first = letters.next().map(char::to_uppercase);
+    let text: String = first.into_iter().flatten().chain(letters).collect();
+    text.replace('_', " ")
 }
 
 /// A chart, with its legend.
