@@ -14,7 +14,7 @@ use crate::rewrite::passes::expand::Expand;
 use crate::rewrite::passes::head::AttachHead;
 use crate::rewrite::passes::pack::Pack;
 use crate::rewrite::passes::{Attach, Strip};
-use crate::select::{Interface, Selection, hiding_operators};
+use crate::select::{Interface, Selection, fused_attentions, hiding_operators};
 use std::path::Path;
 
 mod probe;
@@ -93,7 +93,9 @@ pub fn attach(
     seed: u64,
     training: bool,
 ) -> Result<Adapted> {
-    let (model, expanded) = expand(model)?;
+    let mut methods = adapters.iter().flat_map(|a| a.config.methods());
+    let cores = methods.any(|m| m.opens_attention());
+    let (model, expanded) = expand(model, cores)?;
     let selection = interface.select(&model)?;
     let mut warnings = selection.misses.clone();
     warnings.extend(expanded);
@@ -115,9 +117,15 @@ pub fn attach(
     })
 }
 
-/// Replaces operators that hide the values adapters are spliced at (fused skip norms, packed attention) by their definitions.
-fn expand(model: Verified) -> Result<(Verified, Option<Diagnostic>)> {
-    let hiding = hiding_operators(model.model());
+/// Replaces operators that hide the values adapters are spliced at (fused skip norms, packed attention) by their definitions; with
+/// `cores` also those that hold the core of an attention.
+fn expand(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnostic>)> {
+    let mut hiding = hiding_operators(model.model());
+    if cores {
+        hiding.extend(fused_attentions(model.model()));
+        hiding.sort();
+        hiding.dedup();
+    }
     if hiding.is_empty() {
         return Ok((model, None));
     }
@@ -149,7 +157,7 @@ pub fn attach_head(model: Verified, head: Head, seed: u64, training: bool) -> Re
 /// # Errors
 /// Attention or positions that cannot be kept apart.
 pub fn pack(model: Verified, interface: &Interface) -> Result<Verified> {
-    let (model, _) = expand(model)?;
+    let (model, _) = expand(model, true)?;
     let selection = interface.select(&model)?;
     Ok(Pipeline::new().with(Pack { selection }).run(model)?.model)
 }

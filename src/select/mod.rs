@@ -93,14 +93,33 @@ const HIDING: [(&str, &str); 6] = [
     ("com.microsoft", "SkipSimplifiedLayerNormalization"),
 ];
 
+/// Attention as one operator.
+const CORES: [(&str, &str); 4] = [
+    ("", "Attention"),
+    ("com.microsoft", "Attention"),
+    ("com.microsoft", "GroupQueryAttention"),
+    ("com.microsoft", "MultiHeadAttention"),
+];
+
 /// The operators of a model that swallow places which interfaces name. Expanding them into their definitions (a pass
 /// does that) before selecting makes these places values of the graph.
 pub fn hiding_operators(model: &crate::ir::Model) -> Vec<crate::ir::OpId> {
+    among(model, &HIDING)
+}
+
+/// The operators of a model that hold the core of an attention: scores, masks, softmax and mix. Expanding them makes the core a part
+/// of the graph, for what stands in front of keys and values or adds to the masks.
+pub fn fused_attentions(model: &crate::ir::Model) -> Vec<crate::ir::OpId> {
+    among(model, &CORES)
+}
+
+/// Operators of a model that a list names, each once.
+fn among(model: &crate::ir::Model, named: &[(&str, &str)]) -> Vec<crate::ir::OpId> {
     let mut found: Vec<crate::ir::OpId> = model
         .graph
         .nodes()
         .map(|n| &model.graph.node(n).op)
-        .filter(|op| HIDING.contains(&(&*op.domain, &*op.op_type)))
+        .filter(|op| named.contains(&(&*op.domain, &*op.op_type)))
         .cloned()
         .collect();
     found.sort();

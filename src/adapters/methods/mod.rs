@@ -82,6 +82,11 @@ pub trait Method:
         Ok(DType::Float)
     }
 
+    /// Whether it works inside the core of attentions, which a fused operator hides.
+    fn opens_attention(&self) -> bool {
+        false
+    }
+
     /// Where it attaches, in model order.
     fn places<'s>(&self, _around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
         Err(unavailable::<Self>())
@@ -245,6 +250,11 @@ macro_rules! methods {
                     $((MethodConfig::$name(a), MethodConfig::$name(b)) => a.disjoint(b),)*
                     _ => true,
                 }
+            }
+
+            /// Whether it works inside the core of attentions, which a fused operator hides.
+            pub fn opens_attention(&self) -> bool {
+                match self { $(MethodConfig::$name(m) => m.opens_attention()),* }
             }
 
             /// `init_weights_seed`.

@@ -117,6 +117,10 @@ impl Method for PrefixTuning {
         self.init_weights_seed
     }
 
+    fn opens_attention(&self) -> bool {
+        true
+    }
+
     fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
         let all = attentions(around);
         let homes: Vec<String> = homes(&all, around);

@@ -87,6 +87,10 @@ impl Method for PromptTuning {
         self.init_weights_seed
     }
 
+    fn opens_attention(&self) -> bool {
+        true
+    }
+
     fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
         if self.prompt_init == FROM_STRING && around.has.is_none() {
             return Err(Diagnostic::error(
