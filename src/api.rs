@@ -17,8 +17,10 @@ use crate::rewrite::passes::{Attach, Strip};
 use crate::select::{Interface, Selection, fused_attentions, hiding_operators};
 use std::path::Path;
 
+mod eject;
 mod probe;
 
+pub use eject::eject_prefix_tuning;
 pub use probe::{method, methods_markdown};
 
 /// Maps a model and verifies it.
@@ -95,7 +97,7 @@ pub fn attach(
 ) -> Result<Adapted> {
     let mut methods = adapters.iter().flat_map(|a| a.config.methods());
     let cores = methods.any(|m| m.opens_attention());
-    let (model, expanded) = expand(model, cores)?;
+    let (model, expanded) = opened(model, cores)?;
     let selection = interface.select(&model)?;
     let mut warnings = selection.misses.clone();
     warnings.extend(expanded);
@@ -118,8 +120,11 @@ pub fn attach(
 }
 
 /// Replaces operators that hide the values adapters are spliced at (fused skip norms, packed attention) by their definitions; with
-/// `cores` also those that hold the core of an attention.
-fn expand(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnostic>)> {
+/// `cores` also those that hold the core of an attention. The finding says which ones.
+///
+/// # Errors
+/// A form of these operators that has no definition here.
+pub fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnostic>)> {
     let mut hiding = hiding_operators(model.model());
     if cores {
         hiding.extend(fused_attentions(model.model()));
@@ -157,7 +162,7 @@ pub fn attach_head(model: Verified, head: Head, seed: u64, training: bool) -> Re
 /// # Errors
 /// Attention or positions that cannot be kept apart.
 pub fn pack(model: Verified, interface: &Interface) -> Result<Verified> {
-    let (model, _) = expand(model, true)?;
+    let (model, _) = opened(model, true)?;
     let selection = interface.select(&model)?;
     Ok(Pipeline::new().with(Pack { selection }).run(model)?.model)
 }

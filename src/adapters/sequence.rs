@@ -6,7 +6,7 @@
 
 use super::attention::Facts;
 use crate::diag::Diagnostic;
-use crate::ir::{DType, Graph, NodeId, Use, ValueId};
+use crate::ir::{DType, Graph, NodeId, Sym, Use, ValueId};
 use rustc_hash::FxHashSet;
 
 /// What grows with the sequence behind the embeddings.
@@ -85,6 +85,13 @@ impl Longer {
             let Some(dims) = facts(v).and_then(|f| f.dims) else {
                 continue;
             };
+            if is_cache(&dims) && !reads_input(graph, &inside, v) {
+                return Err(refused(format!(
+                    "the input `{}` holds keys or values of tokens before: the prompt would stand in front of every step",
+                    graph.name_of(v)
+                ))
+                .help("export the model without a cache (use_cache=False)"));
+            }
             let axes = dims.iter().filter(|d| *d == sequence).count();
             if axes == 0 || sequence.as_const().is_some() && dims.len() != 2 {
                 continue;
@@ -164,6 +171,16 @@ impl Meaning {
             Meaning::Token
         }
     }
+}
+
+/// Whether an input of this shape can be the keys or values of an attention: `[batch, heads, past, head]`.
+fn is_cache(dims: &[Sym]) -> bool {
+    matches!(dims, [batch, _, past, _] if batch.as_const().is_none() && past.as_const().is_none())
+}
+
+/// Whether one of the nodes reads a value.
+fn reads_input(graph: &Graph, nodes: &FxHashSet<NodeId>, v: ValueId) -> bool {
+    graph.uses(v).iter().any(|u| nodes.contains(&u.node()))
 }
 
 /// Whether a mask treats all queries alike: it has rows of its own for them, and nothing in it compares positions.

@@ -92,6 +92,11 @@ pub trait Method:
         Err(unavailable::<Self>())
     }
 
+    /// Where it also attaches in models that have such a place, for people: AdapterHub's location key, and what is there.
+    fn elsewhere(&self) -> Vec<(&'static str, &'static str)> {
+        Vec::new()
+    }
+
     /// Parameters that all its places share.
     fn shared(&self, _places: &[Place<'_>]) -> Result<Vec<ParamSpec>, Diagnostic> {
         Ok(Vec::new())
@@ -270,6 +275,11 @@ macro_rules! methods {
             /// Where it attaches, in model order.
             pub(crate) fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
                 match self { $(MethodConfig::$name(m) => m.places(around)),* }
+            }
+
+            /// Where it also attaches in models that have such a place.
+            pub(crate) fn elsewhere(&self) -> Vec<(&'static str, &'static str)> {
+                match self { $(MethodConfig::$name(m) => m.elsewhere()),* }
             }
 
             /// Parameters that all its places share.
