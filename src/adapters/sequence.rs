@@ -9,6 +9,9 @@ use crate::diag::Diagnostic;
 use crate::ir::{DType, Graph, NodeId, Sym, Use, ValueId};
 use rustc_hash::FxHashSet;
 
+/// Name of the input that says which example of a row each position belongs to, where rows are packed.
+const SEGMENTS: &str = "segment_ids";
+
 /// What grows with the sequence behind the embeddings.
 #[derive(Clone, Debug)]
 pub struct Longer {
@@ -91,6 +94,12 @@ impl Longer {
                     graph.name_of(v)
                 ))
                 .help("export the model without a cache (use_cache=False)"));
+            }
+            if graph.name_of(v) == SEGMENTS && !reads_input(graph, &inside, v) {
+                return Err(refused(
+                    "several examples share a row, and each would need the prompt in front".into(),
+                )
+                .help("train without packing; `group_by_length` also saves padding"));
             }
             let axes = dims.iter().filter(|d| *d == sequence).count();
             if axes == 0 || sequence.as_const().is_some() && dims.len() != 2 {

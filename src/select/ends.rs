@@ -69,6 +69,12 @@ impl Chooser<'_> {
             } else {
                 whole.output.into_iter().collect()
             };
+            // A fused operator may have taken a part of the module, and its name.
+            let frayed = outputs.iter().all(|v| self.leaves_to_nowhere(*v));
+            let outputs = match self.composite(&full, layers).filter(|_| frayed) {
+                Some(output) => vec![output],
+                None => outputs,
+            };
             let path = self.full_path(module);
             return outputs
                 .into_iter()

@@ -72,7 +72,7 @@ impl Chooser<'_> {
     }
 
     /// Whether a value leaves a module to a node that names no module: the node may belong to it.
-    fn leaves_to_nowhere(&self, v: ValueId) -> bool {
+    pub(super) fn leaves_to_nowhere(&self, v: ValueId) -> bool {
         self.view.readers(v).iter().any(|n| !self.is_named(*n))
     }
 
@@ -214,10 +214,13 @@ impl Chooser<'_> {
             }
             gap |= s.is_some();
         }
-        if !gap {
-            layer.pre_self_attn = None;
-            layer.pre_cross_attn = None;
-            layer.pre_ffn = None;
+        // What enters a module is a gap as well where no name says what reads it.
+        for v in [
+            &mut layer.pre_self_attn,
+            &mut layer.pre_cross_attn,
+            &mut layer.pre_ffn,
+        ] {
+            *v = v.filter(|v| gap || self.leaves_to_nowhere(*v));
         }
     }
 
