@@ -71,10 +71,12 @@ impl Chooser<'_> {
             };
             // A fused operator may have taken a part of the module, and its name.
             let frayed = outputs.iter().all(|v| self.leaves_to_nowhere(*v));
-            let outputs = match self.composite(&full, layers).filter(|_| frayed) {
-                Some(output) => vec![output],
-                None => outputs,
-            };
+            let defined = |v: &ValueId| self.view.defined(*v);
+            let last = outputs.iter().map(defined).max();
+            let wider = self
+                .composite(&full, layers)
+                .filter(|v| frayed && Some(defined(v)) > last);
+            let outputs = wider.map_or(outputs, |output| vec![output]);
             let path = self.full_path(module);
             return outputs
                 .into_iter()
@@ -124,20 +126,20 @@ impl Chooser<'_> {
         let graph = self.view.graph;
         let first = layers.first()?.input;
         let inner = format!("{path}.");
-        let own = |v: &ValueId| {
-            let parameter = graph.value(*v).tensor.is_some();
-            parameter
-                && graph
-                    .name_of(*v)
-                    .strip_prefix(&inner)
-                    .is_some_and(|rest| rest.contains('.'))
-        };
+        let rest = |v: ValueId| graph.name_of(v).strip_prefix(&inner);
+        let holds_modules = graph
+            .initializers()
+            .iter()
+            .any(|v| rest(*v).is_some_and(|r| r.contains('.')));
+        let own = |v: &ValueId| graph.value(*v).tensor.is_some() && rest(*v).is_some();
         let reads = |n: &&NodeId| self.view.inputs(**n).iter().flatten().any(own);
         let last = self.view.order.iter().filter(reads).filter_map(|n| {
             let v = graph.output(*n, 0)?;
             (self.view.is_flow(v) && self.view.defined(v) <= self.view.defined(first)).then_some(v)
         });
-        let named = last.max_by_key(|v| self.view.defined(*v));
+        let named = last
+            .max_by_key(|v| self.view.defined(*v))
+            .filter(|_| holds_modules);
         let whole = path == "embeddings" || path.ends_with(".embeddings");
         named.or_else(|| whole.then_some(first))
     }
