@@ -29,7 +29,7 @@ mod view;
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::{Model, NodeId, OpId};
+use crate::ir::{Graph, Model, NodeId, OpId};
 pub use explain::Explained;
 pub use infer::{Proposal, infer_interface};
 pub use inspect::{Inspection, LayerList, ModuleRow, PortRow};
@@ -64,7 +64,7 @@ impl Interface {
     pub fn examine(&self, verified: &Verified) -> Examination {
         let view = view::View::new(verified);
         let mut tree = ModuleTree::of_view(&view);
-        let linears = linear::Linears::new(&view, &|a, b| together(&tree, a, b));
+        let linears = linear::Linears::new(&view, &|a, b| together(view.graph, &tree, a, b));
         tree.adopt(&view, &linears.all);
         let (selection, findings) = choose::Chooser::new(&view, &tree, &linears, self).run();
         Examination {
@@ -103,6 +103,10 @@ const CORES: [(&str, &str); 4] = [
     ("com.microsoft", "MultiHeadAttention"),
 ];
 
+/// `metadata_props` key of nodes that stand for an operator which was replaced by its definition: that operator. Their names say
+/// nothing of modules, as they are made of its name.
+pub const DEFINITION: &str = "onnx_graft.definition";
+
 /// The operators of a model that swallow places which interfaces name. Expanding them into their definitions (a pass
 /// does that) before selecting makes these places values of the graph.
 pub fn hiding_operators(model: &Model) -> Vec<OpId> {
@@ -136,10 +140,11 @@ fn among(model: &Model, wanted: impl Fn(NodeId) -> bool) -> Vec<OpId> {
 }
 
 /// Whether two nodes may belong to one module: they do, or it is not known of one of them.
-fn together(tree: &ModuleTree, a: NodeId, b: NodeId) -> bool {
+fn together(graph: &Graph, tree: &ModuleTree, a: NodeId, b: NodeId) -> bool {
     let sure = |n| {
         tree.of(n)
             .filter(|(_, w)| *w < Witness::Neighbours)
+            .filter(|_| !graph.node(n).metadata.contains_key(DEFINITION))
             .map(|m| m.0)
     };
     match (sure(a), sure(b)) {
