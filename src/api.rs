@@ -14,11 +14,13 @@ use crate::rewrite::passes::expand::Expand;
 use crate::rewrite::passes::head::AttachHead;
 use crate::rewrite::passes::pack::Pack;
 use crate::rewrite::passes::{Attach, Strip};
-use crate::select::{Interface, Selection, hiding_operators};
+use crate::select::{Interface, Selection, fused_attentions, hiding_operators};
 use std::path::Path;
 
+mod eject;
 mod probe;
 
+pub use eject::eject_prefix_tuning;
 pub use probe::{method, methods_markdown};
 
 /// Maps a model and verifies it.
@@ -93,7 +95,9 @@ pub fn attach(
     seed: u64,
     training: bool,
 ) -> Result<Adapted> {
-    let (model, expanded) = expand(model)?;
+    let mut methods = adapters.iter().flat_map(|a| a.config.methods());
+    let cores = methods.any(|m| m.opens_attention());
+    let (model, expanded) = opened(model, cores)?;
     let selection = interface.select(&model)?;
     let mut warnings = selection.misses.clone();
     warnings.extend(expanded);
@@ -115,9 +119,18 @@ pub fn attach(
     })
 }
 
-/// Replaces operators that hide the values adapters are spliced at (fused skip norms, packed attention) by their definitions.
-fn expand(model: Verified) -> Result<(Verified, Option<Diagnostic>)> {
-    let hiding = hiding_operators(model.model());
+/// Replaces operators that hide the values adapters are spliced at (fused skip norms, packed attention) by their definitions; with
+/// `cores` also those that hold the core of an attention. The finding says which ones.
+///
+/// # Errors
+/// A form of these operators that has no definition here.
+pub fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnostic>)> {
+    let mut hiding = hiding_operators(model.model());
+    if cores {
+        hiding.extend(fused_attentions(model.model()));
+        hiding.sort();
+        hiding.dedup();
+    }
     if hiding.is_empty() {
         return Ok((model, None));
     }
@@ -149,7 +162,7 @@ pub fn attach_head(model: Verified, head: Head, seed: u64, training: bool) -> Re
 /// # Errors
 /// Attention or positions that cannot be kept apart.
 pub fn pack(model: Verified, interface: &Interface) -> Result<Verified> {
-    let (model, _) = expand(model)?;
+    let (model, _) = opened(model, true)?;
     let selection = interface.select(&model)?;
     Ok(Pipeline::new().with(Pack { selection }).run(model)?.model)
 }

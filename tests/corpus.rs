@@ -401,6 +401,19 @@ macro_rules! corpus {
 
 corpus!(qwen3, qwen3_dedup, llama, bert, distilbert, gpt2, t5, vit);
 
+/// Graphs whose operators are fused.
+mod fused {
+    #[test]
+    fn opset_23() {
+        super::corpus("qwen3", "model.dynamo23.onnx");
+    }
+
+    #[test]
+    fn optimizer() {
+        super::corpus("bert", "../onnx/bert-optimizer.onnx");
+    }
+}
+
 #[test]
 fn every_architecture_with_inputs_is_in_the_table() {
     let root = fixture("");

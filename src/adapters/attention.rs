@@ -310,7 +310,7 @@ impl<'a> Search<'a> {
     fn refused(&self, why: String) -> Diagnostic {
         Diagnostic::error("attention-core", why)
             .at(self.path.to_string())
-            .help("prefixes need the attention as a softmax between two products: export the model with eager or SDPA attention, or run `rewrite optimize` without fusing it")
+            .help("prefixes need the attention as a softmax between two products: export the model with eager or SDPA attention")
     }
 
     /// Nodes between the projections and a value, against the flow, each once.

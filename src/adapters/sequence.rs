@@ -6,8 +6,11 @@
 
 use super::attention::Facts;
 use crate::diag::Diagnostic;
-use crate::ir::{DType, Graph, NodeId, Use, ValueId};
+use crate::ir::{DType, Graph, NodeId, Sym, Use, ValueId};
 use rustc_hash::FxHashSet;
+
+/// Name of the input that says which example of a row each position belongs to, where rows are packed.
+const SEGMENTS: &str = "segment_ids";
 
 /// What grows with the sequence behind the embeddings.
 #[derive(Clone, Debug)]
@@ -85,6 +88,19 @@ impl Longer {
             let Some(dims) = facts(v).and_then(|f| f.dims) else {
                 continue;
             };
+            if is_cache(&dims) && !reads_input(graph, &inside, v) {
+                return Err(refused(format!(
+                    "the input `{}` holds keys or values of tokens before: the prompt would stand in front of every step",
+                    graph.name_of(v)
+                ))
+                .help("export the model without a cache (use_cache=False)"));
+            }
+            if graph.name_of(v) == SEGMENTS && !reads_input(graph, &inside, v) {
+                return Err(refused(
+                    "several examples share a row, and each would need the prompt in front".into(),
+                )
+                .help("train without packing; `group_by_length` also saves padding"));
+            }
             let axes = dims.iter().filter(|d| *d == sequence).count();
             if axes == 0 || sequence.as_const().is_some() && dims.len() != 2 {
                 continue;
@@ -164,6 +180,16 @@ impl Meaning {
             Meaning::Token
         }
     }
+}
+
+/// Whether an input of this shape can be the keys or values of an attention: `[batch, heads, past, head]`.
+fn is_cache(dims: &[Sym]) -> bool {
+    matches!(dims, [batch, _, past, _] if batch.as_const().is_none() && past.as_const().is_none())
+}
+
+/// Whether one of the nodes reads a value.
+fn reads_input(graph: &Graph, nodes: &FxHashSet<NodeId>, v: ValueId) -> bool {
+    graph.uses(v).iter().any(|u| nodes.contains(&u.node()))
 }
 
 /// Whether a mask treats all queries alike: it has rows of its own for them, and nothing in it compares positions.

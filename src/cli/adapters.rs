@@ -25,6 +25,14 @@ pub(super) fn run(command: &AdapterCommand, ui: &Ui) -> Result<()> {
             output,
             force,
         } => renamed(folder, name, output.as_deref(), *force, ui),
+        AdapterCommand::Eject {
+            folder,
+            output,
+            force,
+        } => {
+            let out = api::eject_prefix_tuning(AdapterFolder::read(folder)?)?;
+            written(&out, output, *force, ui)
+        }
         AdapterCommand::Delete { folder } => deleted(folder, ui),
         AdapterCommand::Convert(args) => converted(args, ui),
     }

@@ -283,6 +283,17 @@ pub(crate) enum AdapterCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Replace the network that makes the prefixes of a prefix tuning by the prefixes themselves
+    #[command(after_help = "Example:\n  rewrite adapter eject prefix_tuning/ -o flat/")]
+    Eject {
+        folder: PathBuf,
+        /// The new folder
+        #[arg(short, long, value_name = "DIR")]
+        output: PathBuf,
+        /// Replace existing outputs
+        #[arg(long)]
+        force: bool,
+    },
     /// Delete an adapter folder: the files of a saved adapter, and the folder if nothing else is in it
     #[command(after_help = "Example:\n  rewrite adapter delete lora/")]
     Delete { folder: PathBuf },

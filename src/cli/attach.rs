@@ -4,7 +4,7 @@ use super::args::{AdapterArgs, AttachArgs};
 use super::{ARGUMENTS, Ui, exists, keep, open, usage};
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
 use crate::adapters::head::Head;
-use crate::adapters::{Adapter, AdapterStore, Config, Setup, spec};
+use crate::adapters::{Adapter, AdapterStore, Config, Setup, spec, stamp};
 use crate::api::{self, Adapted};
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
@@ -13,6 +13,7 @@ use crate::onnx::SaveOptions;
 use crate::rewrite::passes::head::LOGITS;
 use crate::select::{Interface, infer_interface};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The interface named on the command line, or the one of the model beside it, or of the graph.
@@ -291,16 +292,45 @@ fn selected(adapted: &Adapted) -> serde_json::Value {
             );
         }
     }
-    let changed = adapted.model.model().graph.nodes().filter(|&n| {
-        adapted
-            .model
-            .model()
-            .graph
-            .node(n)
-            .metadata
-            .contains_key(crate::adapters::stamp::REPLACES)
-    });
-    json!({ "layers": s.layers.len(), "hidden_size": s.hidden_size, "first_layer": fields, "places": changed.count() })
+    let (places, at) = places(&adapted.model);
+    json!({ "layers": s.layers.len(), "hidden_size": s.hidden_size, "first_layer": fields, "places": places, "at": at })
+}
+
+/// The number of places, and how many there are of each kind, by adapter.
+fn places(model: &Verified) -> (usize, Vec<serde_json::Value>) {
+    let graph = &model.model().graph;
+    let mut count = 0;
+    let mut kinds: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for n in graph.nodes() {
+        let metadata = &graph.node(n).metadata;
+        let get = |key: &str| metadata.get(key).map(|v| &**v);
+        if get(stamp::REPLACES).is_none() {
+            continue;
+        }
+        count += 1;
+        let adapter = get(stamp::ADAPTER).unwrap_or_default();
+        // What has no kind grows along with another place.
+        let kind = get(stamp::PLACE).unwrap_or("grown");
+        *kinds.entry((adapter, kind)).or_default() += 1;
+    }
+    let row = |((adapter, kind), n): ((&str, &str), usize)| json!({ "adapter": adapter, "kind": kind, "places": n });
+    (count, kinds.into_iter().map(row).collect())
+}
+
+/// A kind of place, in words.
+fn kind_text(kind: &str) -> &str {
+    match kind {
+        "linear" => "outputs of linears",
+        "sublayer" => "outputs of attention or feed-forward blocks",
+        "layer" => "outputs of layers",
+        "embeddings" => "output of the embeddings",
+        "head" => "input of the head",
+        "attention" => "attentions: keys and values",
+        "sequence" => "embedded sequence, which grows",
+        "mask" => "masks, opened for the prompt",
+        "grown" => "inputs and sizes that grow with the sequence",
+        other => other,
+    }
 }
 
 fn lines(selected: &serde_json::Value) -> String {
@@ -308,6 +338,14 @@ fn lines(selected: &serde_json::Value) -> String {
         "selected {} layers, hidden size {}; adapters at {} places\n",
         selected["layers"], selected["hidden_size"], selected["places"]
     );
+    let kinds = selected["at"].as_array().map_or(&[][..], Vec::as_slice);
+    if kinds.iter().any(|k| k["kind"] != "linear") {
+        for k in kinds {
+            let [adapter, kind] =
+                [&k["adapter"], &k["kind"]].map(|v| v.as_str().unwrap_or_default());
+            text += &format!("  {adapter}: {} {}\n", k["places"], kind_text(kind));
+        }
+    }
     for (field, at) in selected["first_layer"].as_object().into_iter().flatten() {
         text += &format!("  {field:<24} {}\n", at.as_str().unwrap_or_default());
     }
@@ -330,6 +368,8 @@ pub(super) fn merge(
     }
     let model = open(path, ui)?;
     let interface = interface(args.interface.as_deref(), path, &model)?;
+    let (model, opened) = api::opened(model, false)?;
+    ui.warnings(&opened);
     let fold = if reset {
         crate::train::reset
     } else {

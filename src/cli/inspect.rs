@@ -1,6 +1,7 @@
 //! `rewrite inspect` and `rewrite interface`.
 
 use super::{Ui, attach, exists, keep, open, stdout};
+use crate::api;
 use crate::error::Result;
 use crate::select::{Inspection, Interface, infer_interface};
 use serde_json::json;
@@ -13,6 +14,8 @@ pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<(
         return ui.result(&json!(inspection), || inspection.to_string());
     };
     let interface = attach::interface(Some(name), path, &model)?;
+    let (model, opened) = api::opened(model, false)?;
+    ui.warnings(&opened);
     let selection = interface.select(&model)?;
     ui.warnings(&selection.misses);
     let graph = &model.model().graph;
@@ -63,7 +66,8 @@ pub(super) fn check(interface: &str, model: Option<&Path>, ui: &Ui) -> Result<()
             format!("{} is valid\n", parsed.source)
         });
     };
-    let model = open(path, ui)?;
+    let (model, opened) = api::opened(open(path, ui)?, false)?;
+    ui.warnings(&opened);
     let selection = parsed.select(&model)?;
     ui.warnings(&selection.misses);
     let explained = selection.explain(&model.model().graph).to_string();

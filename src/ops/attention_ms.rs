@@ -7,7 +7,7 @@
 use super::forms::{dtype, fact, put};
 use super::heads::{Core, Window, bias_of, count, length, merge_heads, split_heads, split_last};
 use super::{ExpandCx, GradError, Gradient, InferCx, InferError, OpDef};
-use crate::ir::{AttrValue, DType, Sym, Val};
+use crate::ir::{AttrValue, DType, Sym, TensorData, Val};
 
 pub(super) const OPS: &[OpDef] = &[
     OpDef {
@@ -259,6 +259,31 @@ fn expand_multi(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
     Ok(vec![Some(y), Some(k), Some(v), Some(done.stages[0])])
 }
 
+/// Parts of a bias: constants where it is one, so that each stays the bias of a projection.
+fn split_bias(cx: &ExpandCx<'_>, slot: usize, bias: Val, sizes: &[i64]) -> Vec<Val> {
+    let stored = cx.graph.input(cx.id, slot);
+    let tensor = stored.and_then(|v| cx.graph.value(v).tensor.as_ref());
+    let parts = tensor.and_then(|t| {
+        let bytes = t.bytes()?;
+        let mut at = 0;
+        let mut out = Vec::new();
+        for &n in sizes {
+            let n = u64::try_from(n).ok()?;
+            let end = usize::try_from(t.dtype.bytes_for(n)?).ok()?.checked_add(at)?;
+            if end > bytes.len() {
+                return None;
+            }
+            out.push(TensorData::raw(t.dtype, [n], bytes.slice(at..end)));
+            at = end;
+        }
+        (at == bytes.len()).then_some(out)
+    });
+    match parts {
+        Some(parts) => parts.into_iter().map(|t| cx.b.constant(t)).collect(),
+        None => split_last(cx.b, bias, sizes),
+    }
+}
+
 /// Query, key and value as `[b, n, s, d]`, with their biases.
 fn operands(
     cx: &ExpandCx<'_>,
@@ -274,7 +299,7 @@ fn operands(
                 .fact(3)
                 .size(0)
                 .map_or(hidden, |n| n.saturating_sub(hidden.saturating_mul(2)));
-            Some(split_last(b, bias, &[hidden, hidden, value]))
+            Some(split_bias(cx, 3, bias, &[hidden, hidden, value]))
         }
         None => None,
     };

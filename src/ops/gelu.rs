@@ -1,15 +1,15 @@
 //! `Gelu` (20) and the activations of `com.microsoft`: `Gelu`, `BiasGelu` (`gelu(x + bias)`), `FastGelu` (`tanh` form, optional bias)
 //! and `QuickGelu` (`x·σ(alpha·x)`).
 
-use super::forms::{float, infer_like, unbroadcast};
-use super::{GradCx, GradError, Gradient, OpDef};
-use crate::ir::{Builder, DType, Sym, Val};
+use super::forms::{float, infer_like};
+use super::{ExpandCx, GradCx, GradError, Gradient, OpDef};
+use crate::ir::{Builder, DType, Val};
 
 pub(super) const OPS: &[OpDef] = &[
     def("", "Gelu", (1, 1), gelu),
     def("com.microsoft", "Gelu", (1, 1), gelu),
-    def("com.microsoft", "BiasGelu", (2, 2), gelu),
-    def("com.microsoft", "FastGelu", (1, 2), fast_gelu),
+    composite("BiasGelu", (2, 2), |cx| biased(cx, "none")),
+    composite("FastGelu", (1, 2), |cx| biased(cx, "tanh")),
     def("com.microsoft", "QuickGelu", (1, 1), quick_gelu),
 ];
 
@@ -29,6 +29,46 @@ const fn def(
     }
 }
 
+const fn composite(
+    name: &'static str,
+    inputs: (usize, usize),
+    definition: super::Definition,
+) -> OpDef {
+    OpDef {
+        domain: "com.microsoft",
+        name,
+        inputs,
+        outputs: (1, 1),
+        infer: infer_like,
+        gradient: Gradient::Expand(definition),
+    }
+}
+
+/// `gelu(x + bias)`: the sum is a value again, which is what a projection makes.
+fn biased(cx: &ExpandCx<'_>, approximate: &str) -> Result<Vec<Option<Val>>, GradError> {
+    let b = cx.b;
+    let x = match cx.optional(1) {
+        Some(bias) => b.add(cx.input(0)?, bias),
+        None => cx.input(0)?,
+    };
+    if b.opset() >= 20 {
+        let attrs = [("approximate", approximate.into())];
+        return Ok(vec![Some(b.op("Gelu", &[x], &attrs))]);
+    }
+    if approximate == "none" {
+        return Ok(vec![Some(b.op_in("com.microsoft", "Gelu", &[x], &[]))]);
+    }
+    let ty = cx.fact(0).dtype.unwrap_or(DType::Float);
+    let c = |v: f32| b.scalar_of(v, ty);
+    let cube = b.mul(b.mul(x, x), x);
+    let inner = b.mul(b.add(x, b.mul(cube, c(0.044_715))), c(SQRT_2_OVER_PI));
+    let tanh = b.add(b.unary("Tanh", inner), c(1.0));
+    Ok(vec![Some(b.mul(b.mul(x, c(0.5)), tanh))])
+}
+
+/// √(2/π).
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+
 /// Derivative of `x·Φ(x)`: `Φ(x) + x·φ(x)`.
 fn erf_slope(b: &Builder, x: Val, ty: DType) -> Val {
     let c = |v: f32| b.scalar_of(v, ty);
@@ -43,8 +83,7 @@ fn erf_slope(b: &Builder, x: Val, ty: DType) -> Val {
 /// Derivative of `x·½(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
 fn tanh_slope(b: &Builder, x: Val, ty: DType) -> Val {
     let c = |v: f32| b.scalar_of(v, ty);
-    // √(2/π)
-    let k = 0.797_884_6f32;
+    let k = SQRT_2_OVER_PI;
     let square = b.mul(x, x);
     let inner = b.mul(x, b.add(b.mul(square, c(0.044_715 * k)), c(k)));
     let t = b.unary("Tanh", inner);
@@ -64,10 +103,6 @@ fn gelu(cx: &mut GradCx<'_>) -> Result<(), GradError> {
     through(cx, slope)
 }
 
-fn fast_gelu(cx: &mut GradCx<'_>) -> Result<(), GradError> {
-    through(cx, tanh_slope)
-}
-
 /// With `σ = σ(a·x)`: `σ + a·x·σ·(1 - σ)`.
 fn quick_gelu(cx: &mut GradCx<'_>) -> Result<(), GradError> {
     let alpha = cx.node().float("alpha", 1.702);
@@ -79,24 +114,15 @@ fn quick_gelu(cx: &mut GradCx<'_>) -> Result<(), GradError> {
     })
 }
 
-/// `g·slope(x + bias)`, for `x` and, summed, for the bias.
+/// `g·slope(x)`.
 fn through(
     cx: &mut GradCx<'_>,
     slope: impl Fn(&Builder, Val, DType) -> Val,
 ) -> Result<(), GradError> {
     let ty = float(cx, 0);
-    let x = match cx.input(1) {
-        Ok(bias) => cx.b.add(cx.input(0)?, bias),
-        Err(_) => cx.input(0)?,
-    };
-    let dx = cx.b.mul(cx.grad()?, slope(cx.b, x, ty));
     if cx.wants(0) {
+        let dx = cx.b.mul(cx.grad()?, slope(cx.b, cx.input(0)?, ty));
         cx.set(0, dx);
-    }
-    if cx.wants(1) {
-        let full: Vec<Option<Sym>> = super::forms::dims(cx, 0)?.into_iter().map(Some).collect();
-        let d = unbroadcast(cx, 1, dx, &full)?;
-        cx.set(1, d);
     }
     Ok(())
 }

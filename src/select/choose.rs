@@ -89,7 +89,7 @@ impl<'a> Chooser<'a> {
             }
         };
         layers.sort_by_key(|l: &Layer| (l.stack, self.view.defined(l.output)));
-        if !self.misses.is_empty() {
+        if !self.misses.is_empty() || layers.iter().any(|l| self.is_frayed(l)) {
             self.fill(&mut layers);
         }
         let mut findings = self.explicit(&mut layers);

@@ -69,6 +69,14 @@ impl Chooser<'_> {
             } else {
                 whole.output.into_iter().collect()
             };
+            // A fused operator may have taken a part of the module, and its name.
+            let frayed = outputs.iter().all(|v| self.leaves_to_nowhere(*v));
+            let defined = |v: &ValueId| self.view.defined(*v);
+            let last = outputs.iter().map(defined).max();
+            let wider = self
+                .composite(&full, layers)
+                .filter(|v| frayed && Some(defined(v)) > last);
+            let outputs = wider.map_or(outputs, |output| vec![output]);
             let path = self.full_path(module);
             return outputs
                 .into_iter()
@@ -90,6 +98,13 @@ impl Chooser<'_> {
                 output: l.input,
             }];
         }
+        if let Some(output) = self.composite(&full, layers) {
+            return vec![ModuleSite {
+                path: full,
+                input: None,
+                output,
+            }];
+        }
         // A table that is reached through another module (T5's `shared`) is looked up by the token ids.
         self.view
             .order
@@ -103,6 +118,30 @@ impl Chooser<'_> {
                 output,
             })
             .collect()
+    }
+
+    /// What a module without nodes of its name makes that holds the table and more, as BERT's `embeddings`: the last value in front of
+    /// the layers that is computed with one of its parameters. Where parameters have no names either, what enters the first layer.
+    fn composite(&self, path: &str, layers: &[Layer]) -> Option<ValueId> {
+        let graph = self.view.graph;
+        let first = layers.first()?.input;
+        let inner = format!("{path}.");
+        let rest = |v: ValueId| graph.name_of(v).strip_prefix(&inner);
+        let holds_modules = graph
+            .initializers()
+            .iter()
+            .any(|v| rest(*v).is_some_and(|r| r.contains('.')));
+        let own = |v: &ValueId| graph.value(*v).tensor.is_some() && rest(*v).is_some();
+        let reads = |n: &&NodeId| self.view.inputs(**n).iter().flatten().any(own);
+        let last = self.view.order.iter().filter(reads).filter_map(|n| {
+            let v = graph.output(*n, 0)?;
+            (self.view.is_flow(v) && self.view.defined(v) <= self.view.defined(first)).then_some(v)
+        });
+        let named = last
+            .max_by_key(|v| self.view.defined(*v))
+            .filter(|_| holds_modules);
+        let whole = path == "embeddings" || path.ends_with(".embeddings");
+        named.or_else(|| whole.then_some(first))
     }
 
     fn no_embeddings(&self, path: &str) -> Diagnostic {

@@ -27,7 +27,7 @@ pub struct Proposal {
 pub fn infer_interface(verified: &Verified) -> Result<Proposal> {
     let view = View::new(verified);
     let mut tree = ModuleTree::of_view(&view);
-    let linears = Linears::new(&view, &|a, b| super::together(&tree, a, b));
+    let linears = Linears::new(&view, &|a, b| super::together(view.graph, &tree, a, b));
     tree.adopt(&view, &linears.all);
     let structure = Structure::new(&view, &linears);
     let found = structure.layers();

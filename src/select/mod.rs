@@ -29,6 +29,7 @@ mod view;
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::{Graph, Model, NodeId, OpId};
 pub use explain::Explained;
 pub use infer::{Proposal, infer_interface};
 pub use inspect::{Inspection, LayerList, ModuleRow, PortRow};
@@ -63,7 +64,7 @@ impl Interface {
     pub fn examine(&self, verified: &Verified) -> Examination {
         let view = view::View::new(verified);
         let mut tree = ModuleTree::of_view(&view);
-        let linears = linear::Linears::new(&view, &|a, b| together(&tree, a, b));
+        let linears = linear::Linears::new(&view, &|a, b| together(view.graph, &tree, a, b));
         tree.adopt(&view, &linears.all);
         let (selection, findings) = choose::Chooser::new(&view, &tree, &linears, self).run();
         Examination {
@@ -83,36 +84,67 @@ pub struct Examination {
 }
 
 /// Fused operators that swallow places which interfaces name: a norm with the residual addition in front, an attention with its
-/// projections, an activation with the bias of the projection.
-const HIDING: [(&str, &str); 6] = [
-    ("com.microsoft", "Attention"),
-    ("com.microsoft", "BiasGelu"),
-    ("com.microsoft", "EmbedLayerNormalization"),
-    ("com.microsoft", "FastGelu"),
-    ("com.microsoft", "SkipLayerNormalization"),
-    ("com.microsoft", "SkipSimplifiedLayerNormalization"),
+/// projections, an activation with the bias of the projection. With the input that makes them do so, where they can do without.
+const HIDING: [(&str, Option<usize>); 7] = [
+    ("Attention", None),
+    ("BiasGelu", None),
+    ("EmbedLayerNormalization", None),
+    ("FastGelu", Some(1)),
+    ("MultiHeadAttention", Some(3)),
+    ("SkipLayerNormalization", None),
+    ("SkipSimplifiedLayerNormalization", None),
 ];
+
+/// Attention as one operator.
+const CORES: [(&str, &str); 4] = [
+    ("", "Attention"),
+    ("com.microsoft", "Attention"),
+    ("com.microsoft", "GroupQueryAttention"),
+    ("com.microsoft", "MultiHeadAttention"),
+];
+
+/// `metadata_props` key of nodes that stand for an operator which was replaced by its definition: that operator. Their names say
+/// nothing of modules, as they are made of its name.
+pub const DEFINITION: &str = "onnx_graft.definition";
 
 /// The operators of a model that swallow places which interfaces name. Expanding them into their definitions (a pass
 /// does that) before selecting makes these places values of the graph.
-pub fn hiding_operators(model: &crate::ir::Model) -> Vec<crate::ir::OpId> {
-    let mut found: Vec<crate::ir::OpId> = model
-        .graph
-        .nodes()
-        .map(|n| &model.graph.node(n).op)
-        .filter(|op| HIDING.contains(&(&*op.domain, &*op.op_type)))
-        .cloned()
-        .collect();
+pub fn hiding_operators(model: &Model) -> Vec<OpId> {
+    let g = &model.graph;
+    among(model, |n| {
+        let op = &g.node(n).op;
+        let hides = |(name, slot): &(&str, Option<usize>)| {
+            *name == &*op.op_type && slot.is_none_or(|s| g.input(n, s).is_some())
+        };
+        &*op.domain == "com.microsoft" && HIDING.iter().any(hides)
+    })
+}
+
+/// The operators of a model that hold the core of an attention: scores, masks, softmax and mix. Expanding them makes the core a part
+/// of the graph, for what stands in front of keys and values or adds to the masks.
+pub fn fused_attentions(model: &Model) -> Vec<OpId> {
+    among(model, |n| {
+        let op = &model.graph.node(n).op;
+        CORES.contains(&(&*op.domain, &*op.op_type))
+    })
+}
+
+/// Operators of the nodes that are wanted, each once.
+fn among(model: &Model, wanted: impl Fn(NodeId) -> bool) -> Vec<OpId> {
+    let g = &model.graph;
+    let nodes = g.nodes().filter(|n| wanted(*n));
+    let mut found: Vec<OpId> = nodes.map(|n| g.node(n).op.clone()).collect();
     found.sort();
     found.dedup();
     found
 }
 
 /// Whether two nodes may belong to one module: they do, or it is not known of one of them.
-fn together(tree: &ModuleTree, a: crate::ir::NodeId, b: crate::ir::NodeId) -> bool {
+fn together(graph: &Graph, tree: &ModuleTree, a: NodeId, b: NodeId) -> bool {
     let sure = |n| {
         tree.of(n)
             .filter(|(_, w)| *w < Witness::Neighbours)
+            .filter(|_| !graph.node(n).metadata.contains_key(DEFINITION))
             .map(|m| m.0)
     };
     match (sure(a), sure(b)) {

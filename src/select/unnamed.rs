@@ -66,6 +66,88 @@ impl Chooser<'_> {
             .is_some_and(|(_, w)| w < Witness::Neighbours)
     }
 
+    /// Whether a value enters a module from a node that names no module: the node may belong to it.
+    fn enters_from_nowhere(&self, v: ValueId) -> bool {
+        self.view.producer(v).is_some_and(|n| !self.is_named(n))
+    }
+
+    /// Whether a value leaves a module to a node that names no module: the node may belong to it.
+    pub(super) fn leaves_to_nowhere(&self, v: ValueId) -> bool {
+        self.view.readers(v).iter().any(|n| !self.is_named(*n))
+    }
+
+    /// Whether names leave a boundary of a layer open.
+    pub(super) fn is_frayed(&self, l: &Layer) -> bool {
+        let entering = [Some(l.input), l.pre_self_attn, l.pre_cross_attn, l.pre_ffn];
+        let attentions = [&l.self_attn, &l.cross_attn].into_iter().flatten();
+        entering
+            .into_iter()
+            .flatten()
+            .any(|v| self.enters_from_nowhere(v))
+            || self.leaves_to_nowhere(l.output)
+            || attentions
+                .into_iter()
+                .any(|a| self.leaves_to_nowhere(a.output))
+    }
+
+    /// Moves boundaries that names leave open out to where structure puts them.
+    fn mend(&mut self, layer: &mut Layer, other: &Layer) {
+        let inward = |v: &mut ValueId, from: ValueId| {
+            let moves =
+                self.enters_from_nowhere(*v) && self.view.defined(from) < self.view.defined(*v);
+            if moves {
+                *v = from;
+            }
+            moves
+        };
+        let outward = |v: &mut ValueId, to: ValueId| {
+            let moves = self.leaves_to_nowhere(*v) && self.view.defined(to) > self.view.defined(*v);
+            if moves {
+                *v = to;
+            }
+            moves
+        };
+        inward(&mut layer.input, other.input);
+        outward(&mut layer.output, other.output);
+        let mut moved = Vec::new();
+        for (field, own, from) in [
+            (
+                "layer_pre_self_attn",
+                &mut layer.pre_self_attn,
+                other.pre_self_attn,
+            ),
+            (
+                "layer_pre_cross_attn",
+                &mut layer.pre_cross_attn,
+                other.pre_cross_attn,
+            ),
+            ("layer_pre_ffn", &mut layer.pre_ffn, other.pre_ffn),
+        ] {
+            if let (Some(own), Some(from)) = (own, from)
+                && inward(own, from)
+            {
+                moved.push((field, from));
+            }
+        }
+        for (field, own, to) in [
+            ("layer_self_attn", &mut layer.self_attn, &other.self_attn),
+            ("layer_cross_attn", &mut layer.cross_attn, &other.cross_attn),
+        ] {
+            if let (Some(own), Some(to)) = (own, to)
+                && outward(&mut own.output, to.output)
+            {
+                moved.push((field, to.output));
+            }
+        }
+        for (field, value) in moved {
+            let of = |d: &&mut Decision| d.layer == Some(layer.index) && d.field == field;
+            if let Some(decision) = self.decisions.iter_mut().find(of) {
+                decision.value = value;
+                decision.witness = Witness::Structure;
+            }
+        }
+    }
+
     /// Fills in what the names did not lead to, in graphs whose layers they did lead to.
     pub(super) fn fill(&mut self, layers: &mut [Layer]) {
         let structure = self.structure();
@@ -82,6 +164,7 @@ impl Chooser<'_> {
                 let Some(mut other) = self.build(&structure, f, stack, layer.index, local) else {
                     continue;
                 };
+                self.mend(layer, &other);
                 self.keep_gaps(&mut other);
                 let before: Vec<bool> =
                     SITES.iter().map(|f| value_of(layer, f).is_some()).collect();
@@ -131,10 +214,13 @@ impl Chooser<'_> {
             }
             gap |= s.is_some();
         }
-        if !gap {
-            layer.pre_self_attn = None;
-            layer.pre_cross_attn = None;
-            layer.pre_ffn = None;
+        // What enters a module is a gap as well where no name says what reads it.
+        for v in [
+            &mut layer.pre_self_attn,
+            &mut layer.pre_cross_attn,
+            &mut layer.pre_ffn,
+        ] {
+            *v = v.filter(|v| gap || self.leaves_to_nowhere(*v));
         }
     }
 

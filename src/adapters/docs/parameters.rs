@@ -293,6 +293,11 @@ pub(super) fn ask(
             add(&place.scope, &spec, &sizes, shared);
         }
     }
+    let elsewhere = method.elsewhere().into_iter();
+    at.extend(elsewhere.map(|(location, what)| PlaceDoc {
+        location,
+        what: what.to_owned(),
+    }));
     let base = &probe.selection.base_prefix;
     let shared = scope(&format!("{base}shared_parameters"), "", NAME);
     let sizes = Sizes::new(places.first(), &dict, &fields, probe);

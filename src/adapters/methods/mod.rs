@@ -92,9 +92,19 @@ pub trait Method:
         Ok(DType::Float)
     }
 
+    /// Whether it works inside the core of attentions, which a fused operator hides.
+    fn opens_attention(&self) -> bool {
+        false
+    }
+
     /// Where it attaches, in model order.
     fn places<'s>(&self, _around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
         Err(unavailable::<Self>())
+    }
+
+    /// Where it also attaches in models that have such a place, for people: AdapterHub's location key, and what is there.
+    fn elsewhere(&self) -> Vec<(&'static str, &'static str)> {
+        Vec::new()
     }
 
     /// Parameters that all its places share.
@@ -258,6 +268,11 @@ macro_rules! methods {
                 }
             }
 
+            /// Whether it works inside the core of attentions, which a fused operator hides.
+            pub fn opens_attention(&self) -> bool {
+                match self { $(MethodConfig::$name(m) => m.opens_attention()),* }
+            }
+
             /// `init_weights_seed`.
             pub(crate) fn seed(&self) -> Option<i64> {
                 match self { $(MethodConfig::$name(m) => m.seed()),* }
@@ -271,6 +286,11 @@ macro_rules! methods {
             /// Where it attaches, in model order.
             pub(crate) fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
                 match self { $(MethodConfig::$name(m) => m.places(around)),* }
+            }
+
+            /// Where it also attaches in models that have such a place.
+            pub(crate) fn elsewhere(&self) -> Vec<(&'static str, &'static str)> {
+                match self { $(MethodConfig::$name(m) => m.elsewhere()),* }
             }
 
             /// Parameters that all its places share.

@@ -11,7 +11,7 @@ use crate::adapters::naming::{Route, scope};
 use crate::adapters::param::{Init, ParamSpec};
 use crate::adapters::place::{At, BuildCx, Params, Place, Pool, State, Surroundings};
 use crate::diag::Diagnostic;
-use crate::ir::{DType, Val};
+use crate::ir::{Builder, DType, Val};
 use crate::select::{AttentionSite, Layer};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,22 @@ impl Method for PrefixTuning {
         self.init_weights_seed
     }
 
+    fn opens_attention(&self) -> bool {
+        true
+    }
+
+    fn elsewhere(&self) -> Vec<(&'static str, &'static str)> {
+        let encoder = (
+            "encoder_prefix",
+            "keys and values of an attention of the encoder, where a decoder follows it",
+        );
+        let cross = ("cross_prefix", "keys and values of a cross-attention");
+        let all = [(self.encoder_prefix, encoder), (self.cross_prefix, cross)];
+        all.into_iter()
+            .filter_map(|(on, at)| on.then_some(at))
+            .collect()
+    }
+
     fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
         let all = attentions(around);
         let homes: Vec<String> = homes(&all, around);
@@ -165,7 +181,7 @@ impl Method for PrefixTuning {
         let row = pool.parts * 2 * core.kv_heads * core.head;
         let mut out = if self.flat {
             vec![ParamSpec::new(
-                "control_trans",
+                FLAT,
                 [self.prefix_length * row],
                 Init::Normal { std: 1.0 },
             )]
@@ -173,16 +189,14 @@ impl Method for PrefixTuning {
             let inner = self.bottleneck_size;
             let first = Init::linear(width);
             let second = Init::linear(inner);
+            let [table, w1, b1, w2, b2] = Self::NETWORK;
+            let start = Init::Normal { std: 1.0 };
             vec![
-                ParamSpec::new(
-                    "wte.weight",
-                    [self.prefix_length, width],
-                    Init::Normal { std: 1.0 },
-                ),
-                ParamSpec::new("control_trans.0.weight", [inner, width], first.clone()),
-                ParamSpec::new("control_trans.0.bias", [inner], first),
-                ParamSpec::new("control_trans.2.weight", [row, inner], second.clone()),
-                ParamSpec::new("control_trans.2.bias", [row], second),
+                ParamSpec::new(table, [self.prefix_length, width], start),
+                ParamSpec::new(w1, [inner, width], first.clone()),
+                ParamSpec::new(b1, [inner], first),
+                ParamSpec::new(w2, [row, inner], second.clone()),
+                ParamSpec::new(b2, [row], second),
             ]
         };
         for spec in &mut out {
@@ -259,6 +273,9 @@ impl Method for PrefixTuning {
     }
 }
 
+/// Name of prefixes that are parameters themselves.
+pub(crate) const FLAT: &str = "control_trans";
+
 /// An attention of the model.
 struct Found<'s> {
     layer: &'s Layer,
@@ -334,6 +351,23 @@ impl PrefixTuning {
         on && !self.leave_out.contains(&f.layer.index)
     }
 
+    /// The parameters of the network that makes the prefixes.
+    pub(crate) const NETWORK: [&'static str; 5] = [
+        "wte.weight",
+        "control_trans.0.weight",
+        "control_trans.0.bias",
+        "control_trans.2.weight",
+        "control_trans.2.bias",
+    ];
+
+    /// What that network makes: `[P, layers · 2 · kv_heads · head]`.
+    pub(crate) fn generated(&self, b: &Builder, get: &dyn Fn(&str) -> Val) -> Val {
+        let [table, w1, b1, w2, b2] = Self::NETWORK;
+        let inner = b.add(b.linear_t(get(table), get(w1)), get(b1));
+        let inner = act::apply(b, self.non_linearity.as_deref(), inner);
+        b.add(b.linear_t(inner, get(w2)), get(b2))
+    }
+
     fn gates(&self) -> usize {
         if self.shared_gating { 1 } else { 2 }
     }
@@ -351,11 +385,9 @@ impl PrefixTuning {
         cx.once(&key, || {
             let b = cx.b;
             let flat = if self.flat {
-                p.get("control_trans")
+                p.get(FLAT)
             } else {
-                let inner = cx.linear(p.get("wte.weight"), p, "control_trans.0");
-                let inner = act::apply(b, self.non_linearity.as_deref(), inner);
-                cx.linear(inner, p, "control_trans.2")
+                self.generated(b, &|key| p.get(key))
             };
             let sizes = [
                 1,

@@ -87,6 +87,23 @@ impl Method for PromptTuning {
         self.init_weights_seed
     }
 
+    fn opens_attention(&self) -> bool {
+        true
+    }
+
+    fn elsewhere(&self) -> Vec<(&'static str, &'static str)> {
+        vec![
+            (
+                LOCATION,
+                "attention mask, positions and token types behind the embeddings, which grow with it",
+            ),
+            (
+                LOCATION,
+                "masks with rows for the queries, all alike (BERT's), which hide nothing from the prompt",
+            ),
+        ]
+    }
+
     fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
         if self.prompt_init == FROM_STRING && around.has.is_none() {
             return Err(Diagnostic::error(
@@ -110,7 +127,7 @@ impl Method for PromptTuning {
         let place = |at| Place {
             at,
             layer: None,
-            location: "prompt",
+            location: LOCATION,
             scope: around.scope(&format!("{base}prompt_tuning"), "prompt_tunings"),
             width: Some(longer.width),
             fused: None,
@@ -178,6 +195,7 @@ impl Method for PromptTuning {
     }
 }
 
+const LOCATION: &str = "prompt";
 const AFTER_BOS: &str = "prefix_after_bos";
 const FROM_STRING: &str = "from_string";
 const WEIGHT: &str = "prompt_embedding.weight";

@@ -4,9 +4,11 @@
 //! definition is the one in [`ops`](crate::ops); names of values stay.
 
 use crate::diag::Diagnostic;
-use crate::ir::{Fact, Graph, NodeId, OpId, ValueId};
+use crate::infer::Facts;
+use crate::ir::{Fact, Graph, Metadata, NodeId, OpId, ValueId};
 use crate::ops::{Definition, ExpandCx, GradError, Gradient, lookup};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
+use crate::select::DEFINITION;
 
 /// Replaces operators by their definition, again and again until none of the chosen ones is left.
 #[derive(Clone, Debug)]
@@ -62,16 +64,21 @@ pub(super) fn definition(g: &Graph, n: NodeId) -> Option<Definition> {
 /// Replaces these nodes, all of which have a definition. All refusals come back together.
 pub(super) fn expand_nodes(cx: &mut PassCx<'_>, nodes: &[NodeId]) -> Result<(), PassError> {
     let verified = cx.verified()?;
-    let facts = |v: ValueId| -> Option<Fact> { verified.fact(v).cloned() };
+    // Outputs of operators that are replaced by now, which later ones read.
+    let mut made = Facts::default();
     let mut refused = Vec::new();
     for &n in nodes {
-        if let Err(e) = expand_node(cx, n, &facts)? {
-            let node = cx.model().graph.node(n);
-            refused.push(
-                Diagnostic::error("expand", format!("{}: {e}", node.op))
-                    .at(node.name.to_string())
-                    .help("export the graph without this fused operator"),
-            );
+        let facts = |v: ValueId| made.get(v).or_else(|| verified.fact(v)).cloned();
+        match expand_node(cx, n, &facts)? {
+            Ok(outputs) => outputs.into_iter().for_each(|(v, f)| made.set(v, f)),
+            Err(e) => {
+                let node = cx.model().graph.node(n);
+                refused.push(
+                    Diagnostic::error("expand", format!("{}: {e}", node.op))
+                        .at(node.name.to_string())
+                        .help("export the graph without this fused operator"),
+                );
+            }
         }
     }
     if refused.is_empty() {
@@ -80,18 +87,21 @@ pub(super) fn expand_nodes(cx: &mut PassCx<'_>, nodes: &[NodeId]) -> Result<(), 
     Err(crate::Error::many(crate::ErrorKind::Unsupported, refused).into())
 }
 
+/// Replaces one node; its new outputs, with what is known of the old ones.
 fn expand_node(
     cx: &mut PassCx<'_>,
     n: NodeId,
     facts: &dyn Fn(ValueId) -> Option<Fact>,
-) -> Result<Result<(), GradError>, PassError> {
+) -> Result<Result<Vec<(ValueId, Fact)>, GradError>, PassError> {
     let g = &cx.model().graph;
     let Some(define) = definition(g, n) else {
-        return Ok(Ok(()));
+        return Ok(Ok(Vec::new()));
     };
     let name = g.node(n).name.clone();
     let mut patch = cx.patch(format!("definition of {name}"), Some(n));
     patch.builder().set_scope(&scope(g, n));
+    let origin = (DEFINITION.into(), g.node(n).op.to_string().into());
+    patch.builder().set_stamp(Metadata::from_iter([origin]));
     let dtype = g.output(n, 0).and_then(facts).and_then(|f| f.dtype);
     if let Some(ty) = dtype.filter(|t| t.is_float()) {
         patch.builder().set_float(ty);
@@ -107,6 +117,7 @@ fn expand_node(
         Err(e) => return Ok(Err(e)),
     };
     let mut names = Vec::new();
+    let mut known = Vec::new();
     for (slot, old) in g.node_outputs(n).into_iter().enumerate() {
         let Some(old) = old else { continue };
         match outs.get(slot).copied().flatten() {
@@ -120,6 +131,7 @@ fn expand_node(
                 };
                 patch.redirect(old, new, Uses::All);
                 names.push((new, g.name_of(old).to_owned()));
+                known.extend(facts(old).map(|f| (new, f)));
             }
             None if g.is_used(old) => {
                 return Ok(Err(GradError(format!("output {slot} is not defined"))));
@@ -132,8 +144,9 @@ fn expand_node(
     for (new, name) in names {
         patch.rename(new, &name);
     }
-    cx.commit(patch)?;
-    Ok(Ok(()))
+    let applied = cx.commit(patch)?;
+    let known = known.into_iter().map(|(v, f)| (applied.value(v), f));
+    Ok(Ok(known.collect()))
 }
 
 /// The name of a node, made up from its operator where it has none.
