@@ -9,6 +9,9 @@ use crate::diag::Diagnostic;
 use crate::ir::{DType, Graph, NodeId, Use, ValueId};
 use rustc_hash::FxHashSet;
 
+/// Name of the graph input that numbers the examples of a packed row, `[batch, sequence]`; 0 is padding.
+pub const SEGMENTS: &str = "segment_ids";
+
 /// What grows with the sequence behind the embeddings.
 #[derive(Clone, Debug)]
 pub struct Longer {

@@ -224,13 +224,11 @@ impl Collator {
                 .unwrap_or_else(|| vec![0; e.input_ids.len()])
         });
         let ones = join(&|e| vec![1; e.input_ids.len()]);
-        // Positions of padding count on, as `arange` does, where it is on the right; on the left they are those of Hugging Face's
-        // generation: 1.
-        let right = |r: usize| (places[r].len() as i64..grid.width as i64).collect::<Vec<_>>();
-        let positions = (0..rows.len()).map(|r| {
-            let mut row = places[r].clone();
-            if !grid.left {
-                row.extend(right(r));
+        // Padding on the right counts on, as `arange` does; a packed row may be longer than positions go. On the left it has the position
+        // of Hugging Face's generation, 1.
+        let positions = places.into_iter().map(|mut row| {
+            if !grid.left && !self.packing {
+                row.extend(row.len() as i64..grid.width as i64);
             }
             row
         });
