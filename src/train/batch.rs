@@ -58,6 +58,14 @@ pub struct Batch {
     pub positions: usize,
 }
 
+impl Batch {
+    /// What the batch adds to the number that its window's summed loss is divided by: [`items`](Self::items), and
+    /// [`scored`](Self::scored) where labels are smoothed, because Hugging Face's label smoother takes the mean after the shift.
+    pub fn divisor(&self, smoothed: bool) -> usize {
+        if smoothed { self.scored } else { self.items }
+    }
+}
+
 /// Decides which examples stand together, epoch by epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sampler {
@@ -302,9 +310,12 @@ impl Collator {
             ));
         }
         if rows.iter().any(|r| r.len() != 1) {
-            return Err(failed(
+            let d = Diagnostic::error(
+                "batch",
                 "rows are packed only where each token has its label",
-            ));
+            );
+            let d = d.help("train without packing; `group_by_length` also saves padding");
+            return Err(Error::new(ErrorKind::Train, d));
         }
         let examples: Vec<&Example> = rows.iter().flatten().collect();
         match first.labels {

@@ -10,7 +10,7 @@
 
 use crate::adapters::attention::AttentionCore;
 use crate::diag::Diagnostic;
-use crate::ir::{AttrValue, DType, Dim, Graph, NodeId, TensorData, Type, Use, Val, ValueId};
+use crate::ir::{AttrValue, DType, Dim, Fact, Graph, NodeId, TensorData, Type, Use, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Patch, Uses};
 use crate::select::Selection;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -65,9 +65,15 @@ impl Pass for Pack {
             for Counted { value, from, uses } in positions {
                 let fact = cx.fact(value).cloned().unwrap_or_default();
                 let b = patch.builder();
-                let own = match fact.rank() {
-                    Some(3) => b.unsqueeze(ids, &[1]),
-                    _ => ids,
+                let others = match (line(&fact), fact.rank()) {
+                    (Some(axis), Some(rank)) => (1..rank).filter(|i| *i != axis).collect(),
+                    _ => Vec::new(),
+                };
+                let others: Vec<i64> = others.into_iter().map(|i| i as i64).collect();
+                let own = if others.is_empty() {
+                    ids
+                } else {
+                    b.unsqueeze(ids, &others)
                 };
                 let own = if from == 0 {
                     own
@@ -120,15 +126,12 @@ impl Pack {
                 .at(layer.path.to_string())
             })?;
             distances.extend(core.bias.as_ref().map(|b| b.distance));
-            let rank = cx
-                .fact(core.scores)
-                .and_then(crate::ir::Fact::rank)
-                .unwrap_or(4);
+            let rank = cx.fact(core.scores).and_then(Fact::rank).unwrap_or(4);
             // A mask that several layers share gets the segments once.
             let additive = |v: &&ValueId| {
                 let fact = cx.fact(**v);
                 fact.and_then(|f| f.dtype) == Some(DType::Float)
-                    && fact.and_then(crate::ir::Fact::rank) == Some(rank)
+                    && fact.and_then(Fact::rank) == Some(rank)
             };
             let at = core
                 .masks
@@ -259,6 +262,14 @@ fn positions(
     Ok(out)
 }
 
+/// The axis of the sequence of `[1, seq]`, `[1, 1, seq]`, `[1, seq, 1]`, …: the only one that is not of size 1, behind that of the batch.
+fn line(fact: &Fact) -> Option<usize> {
+    let dims = fact.dims.as_ref()?;
+    let mut long = (0..dims.len()).filter(|i| !dims[*i].is(1));
+    let axis = long.next().filter(|axis| *axis > 0)?;
+    long.next().is_none().then_some(axis)
+}
+
 /// A table of vectors.
 fn table(g: &Graph, v: ValueId) -> bool {
     constant(g, v).is_some_and(|t| t.dtype.is_float() && t.dims.len() == 2)
@@ -373,7 +384,7 @@ impl Search<'_> {
     }
 
     fn rank(&self, v: ValueId) -> Option<usize> {
-        self.cx.fact(v).and_then(crate::ir::Fact::rank)
+        self.cx.fact(v).and_then(Fact::rank)
     }
 
     /// Whether positions come out of this node in a form that is not followed.
@@ -411,15 +422,9 @@ impl Search<'_> {
         dims.is_some_and(|d| d.iter().all(|d| d.as_const().is_some()))
     }
 
-    /// The place on the path nearest to the count where the value is `[1, seq]` or `[1, 1, seq]`.
+    /// The place on the path nearest to the count where the value is `[1, seq]`, or has more axes of size 1.
     fn take(&mut self, path: &[(NodeId, usize)]) {
-        let row = |v: ValueId| {
-            let fact = self.cx.fact(v);
-            let dims = fact.and_then(|f| f.dims.as_ref());
-            dims.is_some_and(|d| {
-                matches!(d.len(), 2 | 3) && d[..d.len() - 1].iter().all(|s| s.is(1))
-            })
-        };
+        let row = |v: ValueId| self.cx.fact(v).is_some_and(|f| line(f).is_some());
         let is_count = |v: ValueId| constant(self.g, v).is_some();
         let at = path.iter().rposition(|&(n, slot)| {
             // A buffer of all positions is longer than the sequence.
