@@ -8,11 +8,12 @@ use onnx_graft::api;
 use onnx_graft::infer::Verified;
 use onnx_graft::rewrite::passes::gradient::Outputs;
 use onnx_graft::rewrite::passes::loss::NUM_ITEMS;
+use onnx_graft::rewrite::{Pass, PassCx, PassError, Pipeline, Uses};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, TrainStep, Value};
 use onnx_graft::select::Interface;
 use onnx_graft::train::{
-    Batch, Collator, Example, IGNORE, Mode, PaddingSide, dataset_divisor, parse_loss,
-    training_graph,
+    Batch, Collator, Example, IGNORE, Mode, PaddingSide, dataset_divisor, inference_graph,
+    parse_loss, training_graph,
 };
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,7 @@ fn examples() -> Vec<Example> {
     let example = |seed, n| {
         let ids = ids(seed, n);
         let mut labels = ids.clone();
+        labels.iter_mut().for_each(|l| *l %= 16);
         labels[..2].fill(IGNORE);
         Example::tokens(ids, labels)
     };
@@ -70,7 +72,10 @@ impl Case {
             .filter(|(_, p)| p.trainable)
             .map(|(n, _)| n.to_owned())
             .collect();
-        let loss = parse_loss("causal-lm", dataset_divisor());
+        // An encoder without a head: its hidden state stands for logits.
+        let encoder = arch.ends_with("bert");
+        let loss = if encoder { "seq2seq" } else { "causal-lm" };
+        let loss = parse_loss(loss, dataset_divisor());
         let graph = training_graph(model, &loss, &names, Outputs::Drop, mode).unwrap();
         let mut step = TrainStep::compile(&graph, &names, &CompileOptions::default()).unwrap();
         // Initial values would leave half of the gradients zero.
@@ -173,6 +178,66 @@ fn gpt2_with_learned_positions() {
 }
 
 #[test]
+fn bert_and_distilbert_see_both_sides() {
+    for (arch, graph) in [
+        ("bert", "model.onnx"),
+        ("bert", "model.torchscript.onnx"),
+        ("distilbert", "model.onnx"),
+        ("distilbert", "model.torchscript.onnx"),
+    ] {
+        packed_equals_padded(arch, graph, "lora[r=4]");
+    }
+}
+
+#[test]
+fn reft_changes_the_ends_of_each_example() {
+    // More positions than the shortest example has tokens.
+    for ends in [
+        "prefix_positions=2,suffix_positions=1",
+        "prefix_positions=5,suffix_positions=6",
+    ] {
+        packed_equals_padded(
+            "qwen3",
+            "model.onnx",
+            &format!("loreft[r=2,dropout=0.0,{ends}]"),
+        );
+    }
+}
+
+#[test]
+fn a_merged_initializer_changes_nothing() {
+    packed_equals_padded("qwen3_dedup", "model.onnx", "lora[r=4]");
+}
+
+/// Names of the operators of a graph.
+fn operators(model: &Verified) -> Vec<String> {
+    let g = &model.model().graph;
+    g.nodes().map(|n| g.node(n).op.to_string()).collect()
+}
+
+#[test]
+fn packed_attention_is_fused_as_well() {
+    for (arch, graph) in [
+        ("qwen3", "model.onnx"),
+        ("qwen3", "model.torchscript.onnx"),
+        ("llama", "model.onnx"),
+        ("llama", "model.torchscript.onnx"),
+        ("gpt2", "model.onnx"),
+        ("bert", "model.onnx"),
+    ] {
+        let interface = Interface::read(&fixture(arch).join("interface.json")).unwrap();
+        let base = api::open(fixture(arch).join(graph)).unwrap();
+        let packed = api::pack(base.clone(), &interface).unwrap();
+        let fused = |m: Verified| {
+            let ops = operators(&inference_graph(m, Mode::Native).unwrap());
+            ops.iter().filter(|o| o.ends_with("Attention")).count()
+        };
+        let (plain, packed) = (fused(base), fused(packed));
+        assert_eq!((plain, packed), (2, 2), "{arch} {graph}");
+    }
+}
+
+#[test]
 fn padding_on_the_left_changes_nothing_in_a_packed_graph() {
     let rows: Vec<Vec<Example>> = examples().into_iter().map(|e| vec![e]).collect();
     let case = Case::new("qwen3", "model.onnx", "lora[r=4]", true, Mode::Native);
@@ -226,4 +291,90 @@ fn what_cannot_be_kept_apart_is_refused() {
         let e = api::pack(base, &interface).unwrap_err().to_string();
         assert!(e.contains(want) && e.contains("without packing"), "{e}");
     }
+}
+
+#[test]
+fn what_treats_a_row_as_one_example_is_refused() {
+    let setup = |text: &str| onnx_graft::adapters::Setup::parse(text).unwrap();
+    for (specs, active, want) in [
+        (
+            vec!["a=seq_bn[reduction_factor=4,use_gating=true]"],
+            "a",
+            "mean over all positions",
+        ),
+        (
+            vec!["a=prompt_tuning[prompt_length=2]"],
+            "a",
+            "in front of a row",
+        ),
+        (
+            vec!["a=lora[r=2]", "b=lora[r=2]"],
+            "MultiTask(a, b)",
+            "one task for each row",
+        ),
+    ] {
+        let interface = Interface::read(&fixture("qwen3/interface.json")).unwrap();
+        let base = api::open(fixture("qwen3/model.onnx")).unwrap();
+        let base = api::pack(base, &interface).unwrap();
+        let adapters = specs.iter().map(|s| api::adapter(s).unwrap()).collect();
+        let e = api::attach(base, &interface, adapters, setup(active), 7, true).unwrap_err();
+        let e = e.to_string();
+        assert!(e.contains(want) && e.contains("without packing"), "{e}");
+    }
+}
+
+/// Counts positions as RoBERTa does: the running sum of the mask.
+struct Summed;
+
+impl Pass for Summed {
+    fn name(&self) -> &'static str {
+        "summed"
+    }
+
+    fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+        let g = &cx.model().graph;
+        let old = g.find("slice_1").unwrap();
+        let mask = g.find("attention_mask").unwrap();
+        let mut patch = cx.patch("positions", g.producer(old).map(|(n, _)| n));
+        let new = {
+            let b = patch.builder();
+            let sum = b.op("CumSum", &[mask.into(), b.int(1)], &[]);
+            // Number 1 is that of padding.
+            b.add(b.mul(sum, mask), b.int(1))
+        };
+        patch.redirect(old, new, Uses::All);
+        cx.commit(patch)?;
+        Ok(())
+    }
+}
+
+#[test]
+fn positions_that_are_sums_of_the_mask_start_again() {
+    let interface = Interface::read(&fixture("distilbert/interface.json")).unwrap();
+    let base = api::open(fixture("distilbert/model.onnx")).unwrap();
+    let model = Pipeline::new().with(Summed).run(base).unwrap().model;
+    let packed = api::pack(model.clone(), &interface).unwrap();
+    let states = |model: &Verified, b: &Batch| {
+        let plan = Plan::compile(model, &CompileOptions::default()).unwrap();
+        let mut feeds = b.feeds.clone();
+        feeds
+            .0
+            .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
+        let out = plan.run(&feeds).unwrap();
+        out.get("last_hidden_state").unwrap().to_f32().unwrap()
+    };
+    let together = states(&packed, &batch(&[examples()], true, PaddingSide::Right));
+    let mut alone = Vec::new();
+    for e in examples() {
+        alone.extend(states(
+            &model,
+            &batch(&[vec![e]], false, PaddingSide::Right),
+        ));
+    }
+    let apart = together
+        .iter()
+        .zip(&alone)
+        .fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+    // Sums in another order, of states of about 1.
+    assert!(together.len() == alone.len() && apart < 1e-5, "{apart}");
 }

@@ -2,12 +2,12 @@
 
 use super::attention::AttentionCore;
 use super::naming::{Route, Sublayer, scope};
-use super::sequence::Longer;
+use super::sequence::{Longer, SEGMENTS};
 use super::store::stamp;
 use crate::ir::{Builder, DType, Fact, Graph, NodeId, OpId, TensorData, Use, Val, ValueId};
 use crate::select::{Layer, LinearSite, NormSite, Selection};
 use rustc_hash::FxHashMap;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -280,6 +280,8 @@ pub struct BuildCx<'a> {
     pub moves: RefCell<Vec<(ValueId, Val, Vec<Use>)>>,
     /// Name of the adapter that builds.
     pub owner: RefCell<String>,
+    /// Why what is built treats a row as one example, if it does: it has no meaning where rows are packed.
+    pub whole_rows: Cell<Option<&'static str>>,
     casts: RefCell<FxHashMap<Val, DType>>,
 }
 
@@ -302,6 +304,7 @@ impl<'a> BuildCx<'a> {
             once,
             moves: RefCell::default(),
             owner: RefCell::default(),
+            whole_rows: Cell::default(),
             casts: RefCell::default(),
         }
     }
@@ -341,6 +344,13 @@ impl<'a> BuildCx<'a> {
             .as_ref()
             .and_then(|t| t.dims().map(<[_]>::len));
         rank.is_none_or(|r| r == 2).then(|| self.current(v))
+    }
+
+    /// Which example of a packed row each position belongs to, where rows are packed: the input `[batch, positions]`, 0 for padding.
+    pub fn segments(&self) -> Option<Val> {
+        let input = self.graph.find(SEGMENTS);
+        let input = input.filter(|v| self.graph.is_input(*v))?;
+        Some(Val::Old(input))
     }
 
     /// Has readers of a value read what the last node made, which says so.
@@ -473,6 +483,8 @@ impl<'a> BuildCx<'a> {
 
     /// The same of given parameters; `x` as the base model has it.
     pub fn gate_of(&self, x: Val, weight: Val, bias: Val) -> Val {
+        self.whole_rows
+            .set(Some("a gate is the mean over all positions of a row"));
         let score = self.b.add(self.b.linear_t(self.up(x), weight), bias);
         self.b
             .reduce_mean(self.b.unary("Sigmoid", score), &[1], true)

@@ -9,8 +9,8 @@ use crate::diag::Diagnostic;
 use crate::ir::{DType, Graph, NodeId, Sym, Use, ValueId};
 use rustc_hash::FxHashSet;
 
-/// Name of the input that says which example of a row each position belongs to, where rows are packed.
-const SEGMENTS: &str = "segment_ids";
+/// Name of the graph input that numbers the examples of a packed row, `[batch, sequence]`; 0 is padding.
+pub const SEGMENTS: &str = "segment_ids";
 
 /// What grows with the sequence behind the embeddings.
 #[derive(Clone, Debug)]

@@ -58,6 +58,14 @@ pub struct Batch {
     pub positions: usize,
 }
 
+impl Batch {
+    /// What the batch adds to the number that its window's summed loss is divided by: [`items`](Self::items), and
+    /// [`scored`](Self::scored) where labels are smoothed, because Hugging Face's label smoother takes the mean after the shift.
+    pub fn divisor(&self, smoothed: bool) -> usize {
+        if smoothed { self.scored } else { self.items }
+    }
+}
+
 /// Decides which examples stand together, epoch by epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sampler {
@@ -224,13 +232,11 @@ impl Collator {
                 .unwrap_or_else(|| vec![0; e.input_ids.len()])
         });
         let ones = join(&|e| vec![1; e.input_ids.len()]);
-        // Positions of padding count on, as `arange` does, where it is on the right; on the left they are those of Hugging Face's
-        // generation: 1.
-        let right = |r: usize| (places[r].len() as i64..grid.width as i64).collect::<Vec<_>>();
-        let positions = (0..rows.len()).map(|r| {
-            let mut row = places[r].clone();
-            if !grid.left {
-                row.extend(right(r));
+        // Padding on the right counts on, as `arange` does; a packed row may be longer than positions go. On the left it has the position
+        // of Hugging Face's generation, 1.
+        let positions = places.into_iter().map(|mut row| {
+            if !grid.left && !self.packing {
+                row.extend(row.len() as i64..grid.width as i64);
             }
             row
         });
@@ -304,9 +310,12 @@ impl Collator {
             ));
         }
         if rows.iter().any(|r| r.len() != 1) {
-            return Err(failed(
+            let d = Diagnostic::error(
+                "batch",
                 "rows are packed only where each token has its label",
-            ));
+            );
+            let d = d.help("train without packing; `group_by_length` also saves padding");
+            return Err(Error::new(ErrorKind::Train, d));
         }
         let examples: Vec<&Example> = rows.iter().flatten().collect();
         match first.labels {

@@ -32,12 +32,25 @@ pub fn smoothed(loss: Loss, factor: f64) -> Loss {
             divisor,
             smoothing: factor,
         },
+        Loss::Rows {
+            kind: kind @ RowLoss::Classification,
+            divisor,
+            ..
+        } => Loss::Rows {
+            kind,
+            divisor,
+            smoothing: factor,
+        },
         other => other,
     }
 }
 
 fn rows(kind: RowLoss, divisor: Divisor) -> Loss {
-    Loss::Rows { kind, divisor }
+    Loss::Rows {
+        kind,
+        divisor,
+        smoothing: 0.0,
+    }
 }
 
 /// Parses a loss as the command line names it: `causal-lm`, `seq2seq`, `classification`, `multi-label`, `regression`, `mse`, or the name

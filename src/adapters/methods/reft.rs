@@ -364,6 +364,8 @@ struct Text {
     /// First position of each text, `[B, 1]`, and the one behind its last.
     begin: Val,
     end: Val,
+    /// The example of each position, where a row has several: `[B, S]`.
+    segments: Option<Val>,
 }
 
 impl Text {
@@ -411,13 +413,36 @@ impl Text {
             size,
             begin,
             end,
+            segments: cx.segments().filter(|_| layer.stack == 0),
         }
+    }
+
+    /// `n` positions of padding for each row.
+    fn nothing(&self, n: usize, cx: &BuildCx<'_>) -> Val {
+        let b = cx.b;
+        let rows = self.segments.map(|s| b.slice(b.shape(s), 0, 0, 1));
+        let shape: Vec<Val> = rows.into_iter().chain([b.ints(&[n as i64])]).collect();
+        b.op("Expand", &[b.int(0), b.concat(&shape, 0)], &[])
+    }
+
+    /// Whether a position that is not padding has another example here than there: `[B, S, 1]`.
+    fn others(&self, here: Val, there: Val, cx: &BuildCx<'_>) -> Val {
+        let b = cx.b;
+        let same = b.op("Equal", &[here, there], &[]);
+        let padding = b.op("Equal", &[here, b.int(0)], &[]);
+        let out = b.op("Or", &[same, padding], &[]);
+        b.unsqueeze(b.op("Not", &[out], &[]), &[2])
     }
 
     /// Whether a position is among the first `n` of its text: `[B, S, 1]`.
     fn first(&self, n: usize, cx: &BuildCx<'_>) -> Val {
         let b = cx.b;
         cx.once(&format!("{} first {n}", self.key), || {
+            if let Some(own) = self.segments {
+                // The one `n` positions before is of another example.
+                let before = b.slice(b.concat(&[self.nothing(n, cx), own], 1), 1, 0, -(n as i64));
+                return self.others(own, before, cx);
+            }
             let end = b.add(self.begin, b.int(n as i64));
             self.between(self.begin, end, cx)
         })
@@ -427,6 +452,10 @@ impl Text {
     fn last(&self, n: usize, cx: &BuildCx<'_>) -> Val {
         let b = cx.b;
         cx.once(&format!("{} last {n}", self.key), || {
+            if let Some(own) = self.segments {
+                let after = b.concat(&[own, self.nothing(n, cx)], 1);
+                return self.others(own, b.slice(after, 1, n as i64, i64::MAX), cx);
+            }
             let n = b.op("Min", &[self.size, b.int(n as i64)], &[]);
             self.between(b.sub(self.end, n), self.end, cx)
         })

@@ -234,6 +234,7 @@ impl Writer<'_> {
             let Some(new) = closed(state, used.last.as_ref(), &build)? else {
                 return Ok(());
             };
+            unpacked(place, &build)?;
             made.append(&mut used.made);
             moves = build.moves.take();
             sealed(b, new)
@@ -497,6 +498,27 @@ impl Entered<'_, '_> {
             own: &self.own,
             shared: &self.shared,
         }
+    }
+}
+
+/// Refuses what treats a row as one example where rows are packed.
+fn unpacked(place: &Place<'_>, build: &BuildCx<'_>) -> Result<(), Diagnostic> {
+    let why = match place.at {
+        At::Sequence(_) | At::Mask(_) => {
+            Some("a prompt stands in front of a row, not of each of its examples")
+        }
+        At::Linear(_)
+        | At::Sublayer(_)
+        | At::Layer(_)
+        | At::Embeddings(_)
+        | At::HeadInput(_)
+        | At::Attention(_) => build.whole_rows.get(),
+    };
+    match why {
+        Some(why) if build.segments().is_some() => Err(Diagnostic::error("packing", why)
+            .at(place.scope.clone())
+            .help("train without packing; `group_by_length` also saves padding")),
+        Some(_) | None => Ok(()),
     }
 }
 

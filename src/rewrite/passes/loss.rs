@@ -47,6 +47,8 @@ pub enum Loss {
         kind: RowLoss,
         /// What the sum over examples (or over their labels) is divided by.
         divisor: Divisor,
+        /// Share of a class's target that is spread over all classes.
+        smoothing: f64,
     },
     /// `mean((output - target)²)`. Adds the input `target`, of the output's shape.
     Mse {
@@ -109,9 +111,13 @@ impl Pass for Loss {
                 let v = output(g, None, Some("logits"))?;
                 tokens(cx, &mut patch, v, *divisor, *shift, *smoothing)?;
             }
-            Loss::Rows { kind, divisor } => {
+            Loss::Rows {
+                kind,
+                divisor,
+                smoothing,
+            } => {
                 let v = output(g, None, Some("logits"))?;
-                rows(cx, &mut patch, v, *kind, *divisor)?;
+                rows(cx, &mut patch, v, *kind, *divisor, *smoothing)?;
             }
             Loss::Mse { output: name } => {
                 let v = output(g, name.as_deref(), None)?;
@@ -268,6 +274,24 @@ fn tokens(
         labels
     };
     let next = b.reshape(next, b.ints(&[-1]));
+    let mut loss = cross_entropy(b, scores, next, divisor, smoothing, wide(ty));
+    if divisor == Divisor::Input {
+        let n = graph_input(g, patch, NUM_ITEMS, Type::tensor(wide(ty), []))?;
+        loss = b.div(loss, n);
+    }
+    patch.add_output(loss, LOSS, Some(Type::tensor(wide(ty), [])));
+    Ok(())
+}
+
+/// Cross entropy of rows of scores, summed or their mean; with `smoothing` as Hugging Face's `LabelSmoother` has it.
+fn cross_entropy(
+    b: &Builder,
+    scores: Val,
+    labels: Val,
+    divisor: Divisor,
+    smoothing: f64,
+    ty: DType,
+) -> Val {
     let reduction = match divisor {
         Divisor::Labels => "mean",
         Divisor::Input => "sum",
@@ -276,18 +300,13 @@ fn tokens(
         ("ignore_index", (-100i64).into()),
         ("reduction", reduction.into()),
     ];
-    let mut loss = b.op("SoftmaxCrossEntropyLoss", &[scores, next], &attrs);
-    if smoothing > 0.0 {
-        let spread = spread(b, scores, next, divisor, wide(ty));
-        let share = |v: Val, s: f64| b.mul(v, b.scalar_of(s as f32, wide(ty)));
-        loss = b.add(share(loss, 1.0 - smoothing), share(spread, smoothing));
+    let loss = b.op("SoftmaxCrossEntropyLoss", &[scores, labels], &attrs);
+    if smoothing == 0.0 {
+        return loss;
     }
-    if divisor == Divisor::Input {
-        let n = graph_input(g, patch, NUM_ITEMS, Type::tensor(wide(ty), []))?;
-        loss = b.div(loss, n);
-    }
-    patch.add_output(loss, LOSS, Some(Type::tensor(wide(ty), [])));
-    Ok(())
+    let spread = spread(b, scores, labels, divisor, ty);
+    let share = |v: Val, s: f64| b.mul(v, b.scalar_of(s as f32, ty));
+    b.add(share(loss, 1.0 - smoothing), share(spread, smoothing))
 }
 
 /// Minus the mean log-probability of all classes, summed over the positions that count, or their mean.
@@ -312,6 +331,7 @@ fn rows(
     logits: ValueId,
     kind: RowLoss,
     divisor: Divisor,
+    smoothing: f64,
 ) -> Result<(), Diagnostic> {
     let g = &cx.model().graph;
     let (ty, fact) = floating(cx, logits)?;
@@ -346,18 +366,7 @@ fn rows(
         }
     };
     let mut loss = match (each, divisor) {
-        (None, _) => {
-            let reduction = if divisor == Divisor::Input {
-                "sum"
-            } else {
-                "mean"
-            };
-            let attrs: [(&str, Attr); 2] = [
-                ("ignore_index", (-100i64).into()),
-                ("reduction", reduction.into()),
-            ];
-            b.op("SoftmaxCrossEntropyLoss", &[x, labels], &attrs)
-        }
+        (None, _) => cross_entropy(b, x, labels, divisor, smoothing, wide(ty)),
         (Some(each), Divisor::Input) => b.reduce_sum(each, &[0, 1], false),
         (Some(each), Divisor::Labels) => b.reduce_mean(each, &[0, 1], false),
     };

@@ -4,6 +4,8 @@
 //! blocks of rows; only the scores of one block exist. The forward pass keeps the log-sum-exp of each row, from which the backward
 //! pass recomputes the probabilities (Dao et al., "`FlashAttention`", 2022, section 3.1). Semantics: ONNX `Attention` (opset 23)
 //! without softcap; a row whose keys are all masked gives zeros.
+//!
+//! Keys that no row of a block sees are left out of all products: the time is that of what is visible ([`spans`]).
 #![expect(
     unsafe_code,
     reason = "tasks write disjoint heads of strided views, which are checked before"
@@ -13,11 +15,15 @@
     reason = "loop bodies must be compiled with the features of their caller"
 )]
 
+use self::spans::{Spans, clipped, placed};
 use super::gemm::{DType, Packed, RawA, RawB, RawC, multiply_on_thread, pack, packed_len};
 use super::scratch::with_scratch;
 use super::softmax::{dot_row, exp_row, softmax_row};
 use super::{Heads, Isa, KernelError, Result, check_dim, check_len, product};
 use rayon::prelude::*;
+use std::ops::Range;
+
+mod spans;
 
 /// Query rows whose scores exist at once, at most.
 const ROWS: usize = 48;
@@ -92,13 +98,14 @@ pub fn forward(
         ptr: out.as_mut_ptr(),
         ld: spec.out.seq_step,
     };
+    let spans = Spans::new(spec);
     // The rows of `lse` that belong to one key head are consecutive.
     lse.par_chunks_mut(group * seq)
         .enumerate()
         .for_each(|(task, lse)| {
             let (batch, kv) = (task / spec.k.heads, task % spec.k.heads);
             // SAFETY: the views were checked; heads of different tasks do not overlap.
-            unsafe { forward_task(spec, (batch, kv), (q, k, v), out, lse) };
+            unsafe { forward_task(spec, &spans, (batch, kv), (q, k, v), out, lse) };
         });
     Ok(())
 }
@@ -132,12 +139,13 @@ pub fn backward(
     };
     let AttentionGrads { dq, dk, dv } = grads;
     let grads = [raw(dq, spec.q), raw(dk, spec.k), raw(dv, spec.v)];
+    let spans = Spans::new(spec);
     (0..spec.k.batch * spec.k.heads)
         .into_par_iter()
         .for_each(|task| {
             let (batch, kv) = (task / spec.k.heads, task % spec.k.heads);
             // SAFETY: the views were checked; heads of different tasks do not overlap.
-            unsafe { backward_task(spec, (batch, kv), saved, grads) };
+            unsafe { backward_task(spec, &spans, (batch, kv), saved, grads) };
         });
     Ok(())
 }
@@ -210,29 +218,50 @@ impl Attention<'_> {
         })
     }
 
-    /// Adds the mask to the scores of one row.
-    fn mask_row(&self, batch: usize, head: usize, row: usize, scores: &mut [f32]) {
-        let Some(Mask { data, dims }) = self.mask else {
+    /// Adds the mask to the scores of one row, which are those of the first keys of `spans`, one behind the other.
+    fn mask_row(
+        &self,
+        (batch, row, head): (usize, usize, usize),
+        spans: &[Range<usize>],
+        scores: &mut [f32],
+    ) {
+        let Some(mask) = self.mask else {
             return;
         };
+        let start = mask.row(batch, head, row);
+        let mut rest = scores;
+        for keys in spans {
+            let (scores, next) = rest.split_at_mut(keys.len().min(rest.len()));
+            mask.add(start, keys.start, scores);
+            rest = next;
+        }
+    }
+}
+
+impl Mask<'_> {
+    /// Where the values of a row of queries start.
+    fn row(&self, batch: usize, head: usize, row: usize) -> usize {
+        let dims = self.dims;
         let pick = |axis: usize, index: usize| if dims[axis] == 1 { 0 } else { index };
-        let start = ((pick(0, batch) * dims[1] + pick(1, head)) * dims[2] + pick(2, row)) * dims[3];
-        let index = |t: usize| if dims[3] == 1 { start } else { start + t };
-        match data {
-            MaskData::Add(data) if dims[3] != 1 => {
+        ((pick(0, batch) * dims[1] + pick(1, head)) * dims[2] + pick(2, row)) * dims[3]
+    }
+
+    /// Adds the values of a row, from key `key` on.
+    fn add(&self, start: usize, key: usize, scores: &mut [f32]) {
+        let one = self.dims[3] == 1;
+        let from = if one { start } else { start + key };
+        match self.data {
+            MaskData::Add(data) if !one => {
                 scores
                     .iter_mut()
-                    .zip(&data[start..])
+                    .zip(&data[from..])
                     .for_each(|(score, bias)| *score += bias);
             }
-            MaskData::Add(data) => scores.iter_mut().for_each(|score| *score += data[start]),
+            MaskData::Add(data) => scores.iter_mut().for_each(|score| *score += data[from]),
             MaskData::Keep(data) => {
                 for (t, score) in scores.iter_mut().enumerate() {
-                    *score = if data[index(t)] != 0 {
-                        *score
-                    } else {
-                        f32::NEG_INFINITY
-                    };
+                    let keep = data[if one { from } else { from + t }];
+                    *score = if keep != 0 { *score } else { f32::NEG_INFINITY };
                 }
             }
         }
@@ -272,6 +301,7 @@ fn result(at: Heads, c: RawC, (batch, seq, head): (usize, usize, usize)) -> RawC
 /// The views must have been checked; nobody else touches these heads of `out`.
 unsafe fn forward_task(
     spec: &Attention<'_>,
+    spans: &Spans,
     (batch, kv): (usize, usize),
     (q, k, v): (&[f32], &[f32], &[f32]),
     out: RawC,
@@ -311,64 +341,69 @@ unsafe fn forward_task(
             let head = kv * spec.group() + h;
             for (block, lse) in lse.chunks_mut(rows).enumerate() {
                 let (r0, m) = (block * rows, lse.len());
-                let seen = spec.visible(r0 + m - 1);
+                let seen = spans.of(batch, head, block);
+                let width = clipped(seen, keys);
                 let at = (batch, r0, head);
-                let score = RawC {
-                    ptr: scores.as_mut_ptr(),
-                    ld: keys,
-                };
-                // SAFETY: `m` rows from `at` on exist; scores hold `m * keys` elements.
-                unsafe {
-                    multiply_on_thread(
-                        (m, seen, dim),
-                        spec.scale,
-                        left(spec.q, q, at),
-                        &k_packed,
-                        score,
-                        false,
-                    );
+                for (column, keys_at) in placed(seen) {
+                    let score = RawC {
+                        ptr: scores.as_mut_ptr().wrapping_add(column),
+                        ld: keys,
+                    };
+                    // SAFETY: `m` rows from `at` on exist; scores hold `m * keys` elements.
+                    unsafe {
+                        multiply_on_thread(
+                            (m, keys_at.len(), dim),
+                            spec.scale,
+                            left(spec.q, q, at),
+                            &k_packed.part(0, keys_at.start),
+                            score,
+                            false,
+                        );
+                    }
                 }
                 for (i, (lse, row)) in lse
                     .iter_mut()
                     .zip(scores.chunks_exact_mut(keys.max(1)))
                     .enumerate()
                 {
-                    let visible = spec.visible(r0 + i);
-                    spec.mask_row(batch, head, r0 + i, &mut row[..visible]);
+                    let visible = clipped(seen, spec.visible(r0 + i));
+                    spec.mask_row((batch, r0 + i, head), seen, &mut row[..visible]);
                     *lse = softmax_row(&mut row[..visible]);
-                    row[visible..seen].fill(0.0);
+                    row[visible..width].fill(0.0);
                 }
-                let probs = RawA {
-                    ptr: scores.as_ptr(),
-                    rs: keys,
-                    cs: 1,
-                };
                 let to = result(spec.out, out, at);
                 // SAFETY: the rows of `out` from `at` on belong to this task.
-                unsafe { product_or_zero((m, value_dim, seen), 1.0, probs, &v_packed, to) };
+                unsafe { mix((m, value_dim), (scores, keys), seen, &v_packed, to) };
             }
         }
     });
 }
 
-/// `C = alpha · A · B`, zeros if there is no depth.
+/// `C = A · B` over the depth of `spans`, whose columns of A (of row stride `stride`) stand one behind the other; zeros if there is none.
 ///
 /// # Safety
 /// As for [`multiply_on_thread`].
-unsafe fn product_or_zero(
-    (m, n, k): (usize, usize, usize),
-    alpha: f32,
-    a: RawA,
+unsafe fn mix(
+    (m, n): (usize, usize),
+    (a, stride): (&[f32], usize),
+    spans: &[Range<usize>],
     b: &Packed<'_>,
     c: RawC,
 ) {
-    if k == 0 {
+    if spans.is_empty() {
         // SAFETY: the caller's contract.
         unsafe { zero(c, m, n) };
-        return;
     }
-    // SAFETY: the caller's contract.
-    unsafe { multiply_on_thread((m, n, k), alpha, a, b, c, false) };
+    for (column, keys) in placed(spans) {
+        let a = RawA {
+            ptr: a.as_ptr().wrapping_add(column),
+            rs: stride,
+            cs: 1,
+        };
+        let b = b.part(keys.start, 0);
+        // SAFETY: the caller's contract.
+        unsafe { multiply_on_thread((m, n, keys.len()), 1.0, a, &b, c, column > 0) };
+    }
 }
 
 /// Fills `rows` rows of `width` elements with zeros.
@@ -398,6 +433,7 @@ struct Shared<'a> {
 /// The views must have been checked; nobody else touches these heads of the gradients.
 unsafe fn backward_task(
     spec: &Attention<'_>,
+    spans: &Spans,
     (batch, kv): (usize, usize),
     saved: Saved<'_>,
     grads: [RawC; 3],
@@ -438,30 +474,51 @@ unsafe fn backward_task(
             }
         };
         for head in kv * spec.group()..(kv + 1) * spec.group() {
-            for r0 in (0..spec.q.seq).step_by(rows) {
-                let m = rows.min(spec.q.seq - r0);
+            for (block, r0) in (0..spec.q.seq).step_by(rows).enumerate() {
+                let at = Block {
+                    first: (batch, r0, head),
+                    rows: rows.min(spec.q.seq - r0),
+                    kv,
+                    seen: spans.of(batch, head, block),
+                };
                 // SAFETY: the caller's contract.
-                unsafe { backward_block(spec, (batch, r0, head), (m, kv), saved, &shared, grads) };
+                unsafe { backward_block(spec, &at, saved, &shared, grads) };
             }
         }
     });
 }
 
 /// One block of query rows.
+struct Block<'a> {
+    /// Batch entry, row and head of the first.
+    first: (usize, usize, usize),
+    rows: usize,
+    /// The head of the keys.
+    kv: usize,
+    /// Keys that some row sees.
+    seen: &'a [Range<usize>],
+}
+
+/// Adds the gradients of a block, and sets those of its queries.
 ///
 /// # Safety
 /// As for [`backward_task`].
 unsafe fn backward_block(
     spec: &Attention<'_>,
-    at: (usize, usize, usize),
-    (m, kv): (usize, usize),
+    block: &Block<'_>,
     saved: Saved<'_>,
     shared: &Shared<'_>,
     [dq, dk, dv]: [RawC; 3],
 ) {
+    let Block {
+        first: at,
+        rows: m,
+        kv,
+        seen,
+    } = *block;
     let (batch, r0, head) = at;
     let (keys, dim, value_dim) = (spec.k.seq, spec.q.dim, spec.v.dim);
-    let (seen, isa) = (spec.visible(r0 + m - 1), Isa::detect());
+    let (width, isa) = (clipped(seen, keys), Isa::detect());
     let sizes = [
         m * keys,
         m * keys,
@@ -472,67 +529,47 @@ unsafe fn backward_block(
         let (probs, space) = space.split_at_mut(sizes[0]);
         let (grad, space) = space.split_at_mut(sizes[1]);
         let (dout_space, q_space) = space.split_at_mut(sizes[2]);
-        let to = |space: &mut [f32]| RawC {
-            ptr: space.as_mut_ptr(),
-            ld: keys,
-        };
-        // SAFETY: `m` rows from `at` on exist; both score blocks hold `m * keys` elements.
-        unsafe {
+        for (column, keys_at) in placed(seen) {
+            let to = |space: &mut [f32]| RawC {
+                ptr: space.as_mut_ptr().wrapping_add(column),
+                ld: keys,
+            };
+            let part = |b: &'_ Packed<'_>, depth: usize, scale: f32, a: RawA, c: RawC| {
+                let b = b.part(0, keys_at.start);
+                // SAFETY: `m` rows from `at` on exist; both score blocks hold `m * keys` elements.
+                unsafe { multiply_on_thread((m, keys_at.len(), depth), scale, a, &b, c, false) };
+            };
             let (q, dout) = (left(spec.q, saved.q, at), left(spec.out, saved.dout, at));
-            multiply_on_thread(
-                (m, seen, dim),
-                spec.scale,
-                q,
-                &shared.k_turned,
-                to(probs),
-                false,
-            );
-            multiply_on_thread(
-                (m, seen, value_dim),
-                1.0,
-                dout,
-                &shared.v_turned,
-                to(grad),
-                false,
-            );
+            part(&shared.k_turned, dim, spec.scale, q, to(probs));
+            part(&shared.v_turned, value_dim, 1.0, dout, to(grad));
         }
         let rows = probs
             .chunks_exact_mut(keys.max(1))
             .zip(grad.chunks_exact_mut(keys.max(1)));
         for (i, (probs, grad)) in rows.enumerate() {
-            let (row, visible) = (r0 + i, spec.visible(r0 + i));
+            let (row, visible) = (r0 + i, clipped(seen, spec.visible(r0 + i)));
             let from = spec.out.at(batch, row, head);
             let vector = from..from + value_dim;
             let delta = dot_row(&saved.out[vector.clone()], &saved.dout[vector]);
-            spec.mask_row(batch, head, row, &mut probs[..visible]);
+            spec.mask_row((batch, row, head), seen, &mut probs[..visible]);
             exp_row(
                 &mut probs[..visible],
                 saved.lse[(batch * spec.q.heads + head) * spec.q.seq + row],
             );
             score_gradient(&probs[..visible], delta, spec.scale, &mut grad[..visible]);
-            probs[visible..seen].fill(0.0);
-            grad[visible..seen].fill(0.0);
+            probs[visible..width].fill(0.0);
+            grad[visible..width].fill(0.0);
         }
         let (probs, grad): (&[f32], &[f32]) = (probs, grad);
         // SAFETY: these heads of the gradients belong to this task.
         unsafe {
-            let scores = RawA {
-                ptr: grad.as_ptr(),
-                rs: keys,
-                cs: 1,
-            };
-            product_or_zero(
-                (m, dim, seen),
-                1.0,
-                scores,
+            mix(
+                (m, dim),
+                (grad, keys),
+                seen,
                 &shared.k,
                 result(spec.q, dq, at),
             );
-            let turned = |ptr: &[f32]| RawA {
-                ptr: ptr.as_ptr(),
-                rs: 1,
-                cs: keys,
-            };
             let dout = pack(
                 isa,
                 right(spec.out, saved.dout, at, false),
@@ -540,11 +577,19 @@ unsafe fn backward_block(
                 value_dim,
                 dout_space,
             );
-            let to = result(spec.v, dv, (batch, 0, kv));
-            multiply_on_thread((seen, value_dim, m), 1.0, turned(probs), &dout, to, true);
             let q = pack(isa, right(spec.q, saved.q, at, false), m, dim, q_space);
-            let to = result(spec.k, dk, (batch, 0, kv));
-            multiply_on_thread((seen, dim, m), 1.0, turned(grad), &q, to, true);
+            for (column, keys_at) in placed(seen) {
+                let turned = |x: &[f32]| RawA {
+                    ptr: x.as_ptr().wrapping_add(column),
+                    rs: 1,
+                    cs: keys,
+                };
+                let (first, n) = ((batch, keys_at.start, kv), keys_at.len());
+                let to = result(spec.v, dv, first);
+                multiply_on_thread((n, value_dim, m), 1.0, turned(probs), &dout, to, true);
+                let to = result(spec.k, dk, first);
+                multiply_on_thread((n, dim, m), 1.0, turned(grad), &q, to, true);
+            }
         }
     });
 }

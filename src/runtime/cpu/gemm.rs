@@ -14,7 +14,7 @@
 
 pub use super::matrix::{DType, Mat, MatMut, Rhs, Term, WeightRef};
 
-pub(super) use super::gemm_packed::{Packed, multiply_on_thread, pack, packed_len};
+pub(super) use super::gemm_packed::{PANEL, Packed, multiply_on_thread, pack, packed_len};
 use super::matrix::widen;
 use super::scratch::with_scratch;
 use super::{Isa, KernelError, Result, check_len, product};

@@ -8,6 +8,13 @@ use super::gemm_avx512::{self as avx512, MR, NR};
 #[cfg(target_arch = "x86_64")]
 use super::scratch::with_scratch;
 
+/// Columns of a panel: a part of a packed operand begins at a multiple of it.
+#[cfg(target_arch = "x86_64")]
+pub(super) const PANEL: usize = NR;
+/// Columns that are taken or left together.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) const PANEL: usize = 32;
+
 /// A right operand prepared for many products on one thread.
 pub(super) enum Packed<'a> {
     /// Packed panels for depth blocks, each over all columns.
@@ -17,9 +24,31 @@ pub(super) enum Packed<'a> {
         data: &'a [f32],
         /// Columns, rounded up to whole panels.
         width: usize,
+        /// Row and column that products begin at.
+        from: (usize, usize),
     },
     /// The view itself.
     View(RawB, std::marker::PhantomData<&'a [f32]>),
+}
+
+impl Packed<'_> {
+    /// The part from row `depth` and column `column` on, a multiple of [`PANEL`].
+    pub(super) fn part(&self, depth: usize, column: usize) -> Packed<'_> {
+        debug_assert!(column.is_multiple_of(PANEL), "parts begin with a panel");
+        match *self {
+            #[cfg(target_arch = "x86_64")]
+            Packed::Panels { data, width, from } => Packed::Panels {
+                data,
+                width,
+                from: (from.0 + depth, from.1 + column),
+            },
+            Packed::View(b, lifetime) => {
+                let elements = depth * b.rs + column * b.cs;
+                let ptr = b.ptr.wrapping_add(elements * b.dtype.size());
+                Packed::View(RawB { ptr, ..b }, lifetime)
+            }
+        }
+    }
 }
 
 /// Elements of scratch that [`pack`] needs for a `[k, n]` operand.
@@ -52,7 +81,11 @@ pub(super) unsafe fn pack(isa: Isa, b: RawB, k: usize, n: usize, space: &mut [f3
                 );
             }
         }
-        return Packed::Panels { data: space, width };
+        return Packed::Panels {
+            data: space,
+            width,
+            from: (0, 0),
+        };
     }
     let _ = (isa, k, n, space);
     Packed::View(b, std::marker::PhantomData)
@@ -75,13 +108,16 @@ pub(super) unsafe fn multiply_on_thread(
     }
     match *b {
         #[cfg(target_arch = "x86_64")]
-        Packed::Panels { data, width } => {
+        Packed::Panels { data, width, from } => {
             let packed_depth = data.len() / width.max(1);
             with_scratch(m.next_multiple_of(MR) * KC, |left| {
-                for k0 in (0..k).step_by(KC) {
-                    let kc = KC.min(k - k0);
+                let mut done = 0;
+                while done < k {
+                    let row = from.0 + done;
+                    let k0 = row / KC * KC;
                     // The panels of a block are as deep as the block was when it was packed.
                     let deep = KC.min(packed_depth - k0);
+                    let kc = (k0 + deep - row).min(k - done);
                     let block = avx512::Block {
                         m,
                         n,
@@ -90,27 +126,24 @@ pub(super) unsafe fn multiply_on_thread(
                         b_step: deep * NR,
                         ldc: c.ld,
                         alpha,
-                        accumulate: accumulate || k0 > 0,
+                        accumulate: accumulate || done > 0,
                     };
-                    // SAFETY: panels for m rows; block k0 of B; C is the caller's.
+                    let panel = k0 * width + from.1 * deep + (row - k0) * NR;
+                    // SAFETY: panels for m rows; rows of block k0 of B; C is the caller's.
                     unsafe {
                         for (p, i) in (0..m).step_by(MR).enumerate() {
                             avx512::pack_a(
                                 a,
                                 i,
                                 MR.min(m - i),
-                                k0,
+                                done,
                                 kc,
                                 left.as_mut_ptr().add(p * kc * MR),
                             );
                         }
-                        avx512::multiply(
-                            block,
-                            left.as_ptr(),
-                            data.as_ptr().add(k0 * width),
-                            c.ptr,
-                        );
+                        avx512::multiply(block, left.as_ptr(), data.as_ptr().add(panel), c.ptr);
                     }
+                    done += kc;
                 }
             });
         }

@@ -51,6 +51,8 @@ impl Picker {
         origin: Origin,
         cx: &BuildCx<'_>,
     ) -> Result<Self, Diagnostic> {
+        cx.whole_rows
+            .set(Some("`task_ids` has one task for each row"));
         let input = origin.once(cx, "input", || input(cx))?;
         let ids = origin.once(cx, &format!("of {count}"), || {
             // Looking the ids up in their range refuses those outside.

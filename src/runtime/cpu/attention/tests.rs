@@ -294,3 +294,119 @@ fn sizes_are_checked() {
     assert_eq!(forward(&empty, &x, &[], &[], &mut out, &mut lse), Ok(()));
     assert!(out.iter().all(|value| *value == 0.0));
 }
+
+/// A mask `[1, 1, rows, before + rows]` that separates segments; the `before` first keys are everyone's.
+fn separating(segments: &[usize], before: usize, hidden: f32) -> Vec<f32> {
+    let of = |i: usize| {
+        let mut end = 0;
+        segments.iter().position(|n| {
+            end += n;
+            i < end
+        })
+    };
+    let rows: usize = segments.iter().sum();
+    let value = |row: usize, key: usize| {
+        let seen = key < before || (of(key - before) == of(row) && key - before <= row);
+        if seen { 0.0 } else { hidden }
+    };
+    (0..rows)
+        .flat_map(|row| (0..before + rows).map(move |key| (row, key)))
+        .map(|(row, key)| value(row, key))
+        .collect()
+}
+
+fn masked<'a>(spec: Attention<'a>, mask: &'a [f32]) -> Attention<'a> {
+    Attention {
+        mask: Some(Mask {
+            data: MaskData::Add(mask),
+            dims: [1, 1, spec.q.seq, spec.k.seq],
+        }),
+        ..spec
+    }
+}
+
+#[test]
+fn blocks_need_the_keys_of_their_segments_only() {
+    let mask = separating(&[70, 130], 0, f32::MIN / 2.0);
+    let base = spec(1, (200, 200), (1, 1), 4);
+    let spans = Spans::new(&masked(base, &mask));
+    // Panels of 32 keys, blocks of 48 rows: the second block holds both segments, and is causal besides.
+    let needed: Vec<_> = (0..5).map(|block| spans.of(0, 0, block).to_vec()).collect();
+    assert_eq!(
+        needed,
+        [
+            vec![0..64],
+            vec![0..96],
+            vec![64..160],
+            vec![64..192],
+            vec![64..200]
+        ]
+    );
+    // Everyone's keys are a span of their own.
+    let mask = separating(&[64, 136], 5, f32::NEG_INFINITY);
+    let base = spec(1, (200, 205), (1, 1), 4);
+    let spans = Spans::new(&masked(base, &mask));
+    assert_eq!(spans.of(0, 0, 2), [0..32, 64..160]);
+    // A row that sees nothing still has probabilities: its block needs all keys.
+    let mut mask = separating(&[70, 130], 0, -1e35);
+    mask[150 * 200..151 * 200].fill(-1e35);
+    let base = spec(1, (200, 200), (1, 1), 4);
+    let spans = Spans::new(&masked(base, &mask));
+    assert_eq!(
+        (spans.of(0, 0, 0), spans.of(0, 0, 3)),
+        (&[0..64][..], &[0..200][..])
+    );
+}
+
+/// Result and gradients.
+fn both(spec: &Attention<'_>, [q, k, v, dout]: [&[f32]; 4]) -> [Vec<f32>; 4] {
+    let (mut out, mut lse) = (vec![f32::NAN; dout.len()], vec![0.0; spec.out.vectors()]);
+    forward(spec, q, k, v, &mut out, &mut lse).unwrap();
+    let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![f32::NAN; x.len()]);
+    let grads = AttentionGrads {
+        dq: &mut dq,
+        dk: &mut dk,
+        dv: &mut dv,
+    };
+    backward(spec, (q, k, v), (&out, &lse), dout, grads).unwrap();
+    [out, dq, dk, dv]
+}
+
+#[test]
+fn segments_of_one_row_are_attended_apart() {
+    // More keys than one packed block of depth has, in segments that cross its border.
+    let (segments, heads, kv, d, before) = ([330, 50, 270], 2, 1, 4, 3);
+    let rows: usize = segments.iter().sum();
+    let keys = before + rows;
+    let (q, dout) = (values(rows * heads * d, 1), values(rows * heads * d, 2));
+    let (k, v) = (values(keys * kv * d, 3), values(keys * kv * d, 4));
+    let mask = separating(&segments, before, f32::MIN / 2.0);
+    let spec_of = |s, t| spec(1, (s, t), (heads, kv), d);
+    let [out, dq, dk, dv] = both(&masked(spec_of(rows, keys), &mask), [&q, &k, &v, &dout]);
+    let common = before * kv * d;
+    let (mut dk_common, mut dv_common) = (vec![0.0; common], vec![0.0; common]);
+    let mut at = 0;
+    for n in segments {
+        let rows = at * heads * d..(at + n) * heads * d;
+        let own = (before + at) * kv * d..(before + at + n) * kv * d;
+        let part = |x: &[f32]| [&x[..common], &x[own.clone()]].concat();
+        let causal = Attention {
+            causal: Some(before),
+            ..spec_of(n, before + n)
+        };
+        let [o, a, b, c] = both(
+            &causal,
+            [&q[rows.clone()], &part(&k), &part(&v), &dout[rows.clone()]],
+        );
+        close(&out[rows.clone()], &wide(&o), TOLERANCE);
+        close(&dq[rows], &wide(&a), TOLERANCE);
+        close(&dk[own.clone()], &wide(&b[common..]), TOLERANCE);
+        close(&dv[own], &wide(&c[common..]), TOLERANCE);
+        dk_common.iter_mut().zip(&b).for_each(|(sum, x)| *sum += x);
+        dv_common.iter_mut().zip(&c).for_each(|(sum, x)| *sum += x);
+        at += n;
+    }
+    // Sums over all rows, of which the parts were rounded.
+    close(&dk[..common], &wide(&dk_common), 10.0 * TOLERANCE);
+    close(&dv[..common], &wide(&dv_common), 10.0 * TOLERANCE);
+}
