@@ -91,7 +91,7 @@ fn code(e: &Error) -> &'static str {
     e.findings()[0].code
 }
 
-const BIG: [u8; 50_000] = [7; 50_000];
+static BIG: [u8; 50_000] = [7; 50_000];
 
 #[test]
 fn a_pull_lands_in_pythons_cache_and_is_not_repeated() {

@@ -89,18 +89,21 @@ impl Reply {
     }
 }
 
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    sha2::Sha256::digest(bytes)
+fn hex(bytes: &[u8]) -> String {
+    bytes
         .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+        .fold(String::new(), |out, b| format!("{out}{b:02x}"))
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hex(&sha2::Sha256::digest(bytes))
 }
 
 pub(crate) fn git_sha1(bytes: &[u8]) -> String {
     let mut h = sha1::Sha1::new();
     h.update(format!("blob {}\0", bytes.len()));
     h.update(bytes);
-    h.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    hex(&h.finalize())
 }
 
 impl Server {
@@ -353,7 +356,7 @@ fn posted(state: &mut State, seen: &Seen, path: &str, url: &str, store: &str) ->
     if path.contains("/preupload/") {
         let files = body["files"].as_array().unwrap().iter().map(|f| {
             let name = f["path"].as_str().unwrap();
-            let lfs = name.ends_with(".safetensors") || name.ends_with(".bin");
+            let lfs = [".safetensors", ".bin"].iter().any(|e| name.ends_with(e));
             let there = state.files.get(name).map(|(b, lfs)| if *lfs { sha256(b) } else { git_sha1(b) });
             json!({"path": name, "uploadMode": if lfs { "lfs" } else { "regular" }, "shouldIgnore": false, "oid": there})
         });
