@@ -3,9 +3,11 @@
 //! Steps, schedules, logs, evaluations and checkpoints come when Hugging Face's Trainer has them. Every random choice follows from the
 //! seed and the number of the step, so a run that goes on from a checkpoint is the run that never stopped, bit by bit.
 
-use super::args::{Interval, Resume, SaveStrategy, TrainingArguments};
+mod keep;
+
+use super::args::{Interval, SaveStrategy, TrainingArguments};
 use super::batch::{Batch, CollateArguments, Collator, Sampler};
-use super::checkpoint::{self, Checkpoint, Progress};
+use super::checkpoint::{self, Progress};
 use super::data::{Dataset, Example};
 use super::dry::DryRun;
 use super::evaluate::Evaluator;
@@ -20,7 +22,7 @@ use crate::ir::{DType, TensorData};
 use crate::rewrite::passes::gradient::Outputs;
 use crate::rewrite::passes::loss::{Divisor, Loss, NUM_ITEMS};
 use crate::runtime::{CompileOptions, Feeds, Plan, TrainStep, Trainable, Value};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -653,157 +655,6 @@ impl Trainer {
         };
         self.evaluator
             .run(self.inner.params(), dataset, &collator, size, data.pack())
-    }
-
-    fn save(&mut self, l: &mut Loop<'_, '_>) -> Result<()> {
-        let Some(output) = l.output else {
-            return Ok(());
-        };
-        let store = self.store();
-        let p = &self.progress;
-        let state = self.state(output.folder);
-        let path = checkpoint::write(
-            output.folder,
-            p,
-            &state,
-            &l.run,
-            self.inner.params(),
-            &|folder| (output.save)(&store, folder),
-        )?;
-        if let Some(keep) = self.args.save_total_limit {
-            let best = p.best_step.filter(|_| {
-                self.args.load_best_model_at_end || self.args.save_strategy == SaveStrategy::Best
-            });
-            checkpoint::prune(output.folder, keep, best);
-        }
-        let best = p.best_step == Some(p.step);
-        l.since_log.0 = Instant::now();
-        l.since_log.1 = 0;
-        (l.on_event)(&Event::Save {
-            step: p.step,
-            path,
-            best,
-        })
-    }
-
-    /// `trainer_state.json` under Hugging Face's keys.
-    fn state(&self, folder: &Path) -> Json {
-        let (p, a) = (&self.progress, &self.args);
-        let best = p
-            .best_step
-            .map(|s| folder.join(format!("checkpoint-{s}")).display().to_string());
-        json!({
-            "best_global_step": p.best_step,
-            "best_metric": p.best_metric,
-            "best_model_checkpoint": best,
-            "epoch": p.history.last().map_or(Json::Null, |h| h["epoch"].clone()),
-            "eval_steps": a.eval_steps.unwrap_or(a.logging_steps),
-            "global_step": p.step,
-            "is_hyper_param_search": false,
-            "is_local_process_zero": true,
-            "is_world_process_zero": true,
-            "log_history": p.history,
-            "logging_steps": a.logging_steps,
-            "max_steps": self.total,
-            "num_input_tokens_seen": p.tokens,
-            "num_train_epochs": a.num_train_epochs,
-            "save_steps": a.save_steps,
-            "train_batch_size": a.per_device_train_batch_size,
-        })
-    }
-
-    /// What must be the same for a run to go on: what decides the next step.
-    fn conditions(&self, data: &TrainData<'_>) -> Map<String, Json> {
-        const FREE: [&str; 20] = [
-            "logging_steps",
-            "logging_first_step",
-            "eval_strategy",
-            "eval_steps",
-            "eval_delay",
-            "eval_on_start",
-            "save_strategy",
-            "save_steps",
-            "save_total_limit",
-            "load_best_model_at_end",
-            "metric_for_best_model",
-            "greater_is_better",
-            "early_stopping_patience",
-            "early_stopping_threshold",
-            "resume_from_checkpoint",
-            "per_device_eval_batch_size",
-            "num_train_epochs",
-            "max_steps",
-            "dataloader_num_workers",
-            "disable_tqdm",
-        ];
-        let mut out = match json!(self.args) {
-            Json::Object(o) => o,
-            _ => Map::new(),
-        };
-        out.retain(|k, _| !FREE.contains(&k.as_str()));
-        if let Json::Object(o) = json!(data.collate) {
-            out.extend(o);
-        }
-        out.insert("total_steps".into(), self.total.into());
-        out.insert("data".into(), data.train.fingerprint().into());
-        let mut shapes = blake3::Hasher::new();
-        for (name, p) in self.inner.params() {
-            shapes.update(format!("{name} {:?}\n", p.dims).as_bytes());
-        }
-        out.insert("parameters".into(), shapes.finalize().to_hex()[..16].into());
-        out
-    }
-
-    /// Goes to the checkpoint that the arguments name, and says its step.
-    fn resume(
-        &mut self,
-        folder: &Path,
-        run: &Map<String, Json>,
-        on_event: OnEvent<'_>,
-    ) -> Result<Option<u64>> {
-        let found = match &self.args.resume_from_checkpoint {
-            None | Some(Resume::Last(false)) => return Ok(None),
-            Some(Resume::From(path)) => Some(Checkpoint::read(Path::new(path))?),
-            Some(Resume::Last(true)) => {
-                let (found, warnings) = Checkpoint::last(folder);
-                for message in warnings {
-                    on_event(&Event::Warning { message })?;
-                }
-                found
-            }
-        };
-        let Some(found) = found else { return Ok(None) };
-        let changed = found.changed(run);
-        if !changed.is_empty() {
-            let d = Diagnostic::error(
-                "resume",
-                "the run is not the one that the checkpoint belongs to",
-            )
-            .at(found.path.display().to_string());
-            let d = changed.into_iter().fold(d, Diagnostic::note);
-            return Err(Error::new(ErrorKind::Train, d.help("give the same model, adapters, data and options, or start anew in another folder")));
-        }
-        found.restore(self.inner.params_mut())?;
-        self.inner.set_steps(found.progress.updates);
-        self.progress = found.progress;
-        if let Some(best) = self
-            .progress
-            .best_step
-            .filter(|_| self.args.load_best_model_at_end)
-        {
-            self.best = self.values_of(&folder.join(format!("checkpoint-{best}")))?;
-        }
-        Ok(Some(self.progress.step))
-    }
-
-    /// The parameters of a checkpoint, if it is still there.
-    fn values_of(&self, path: &Path) -> Result<Option<Vec<Vec<f32>>>> {
-        let Ok(found) = Checkpoint::read(path) else {
-            return Ok(None);
-        };
-        let mut params = self.inner.params().clone();
-        found.restore(&mut params)?;
-        Ok(Some(params.into_values().map(|p| p.value).collect()))
     }
 }
 
