@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 const NAME: &str = "template";
 
 /// Steps that one rendering may take: far more than a long conversation needs, few enough to end.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 5_000_000;
 
 /// A compiled template.
 pub struct Template {
