@@ -3,6 +3,7 @@
 use crate::adapters::config::UnknownKeys;
 use crate::adapters::folder::{AdapterFolder, Meta};
 use crate::adapters::head::Head;
+use crate::adapters::methods::MethodConfig;
 use crate::adapters::summary::Summary;
 use crate::adapters::{Adapter, AdapterStore, Config, Setup, stamp};
 use crate::diag::Diagnostic;
@@ -17,9 +18,11 @@ use crate::rewrite::passes::{Attach, Strip};
 use crate::select::{Interface, Selection, fused_attentions, hiding_operators};
 use std::path::Path;
 
+#[cfg(feature = "runtime")]
 mod eject;
 mod probe;
 
+#[cfg(feature = "runtime")]
 pub use eject::eject_prefix_tuning;
 pub use probe::{method, methods_markdown};
 
@@ -96,7 +99,7 @@ pub fn attach(
     training: bool,
 ) -> Result<Adapted> {
     let mut methods = adapters.iter().flat_map(|a| a.config.methods());
-    let cores = methods.any(|m| m.opens_attention());
+    let cores = methods.any(MethodConfig::opens_attention);
     let (model, expanded) = opened(model, cores)?;
     let selection = interface.select(&model)?;
     let mut warnings = selection.misses.clone();

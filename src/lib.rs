@@ -156,6 +156,8 @@ pub mod design {
     pub mod two_pipelines {}
     #[doc = include_str!("design/0011-a-cache-is-a-prefix.md")]
     pub mod a_cache_is_a_prefix {}
+    #[doc = include_str!("design/0012-fused-operators-are-opened.md")]
+    pub mod fused_operators_are_opened {}
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};

@@ -655,3 +655,41 @@ fn what_cannot_be_ejected() {
     }
     assert!(!error(bent).is_empty());
 }
+
+#[cfg(feature = "cli")]
+#[test]
+fn eject_on_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let write = |name: &str, config: &str| {
+        let options = onnx_graft::adapters::folder::WriteOptions::default();
+        saved("qwen3", config).write(&at(name), options).unwrap();
+    };
+    write("made", "prefix_tuning[prefix_length=2, bottleneck_size=4]");
+    write("lora", "lora");
+    let rewrite = |from: &str, more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rewrite"));
+        command
+            .current_dir(dir.path())
+            .args(["adapter", "eject", from, "-o", "flat"]);
+        let out = command.args(more).output().unwrap();
+        (out.status.code(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (code, error) = rewrite("lora", &[]);
+    assert!(
+        code == Some(1) && error.contains("has no prefix tuning"),
+        "{error}"
+    );
+    assert!(!at("flat").exists());
+    assert_eq!(rewrite("made", &[]).0, Some(0));
+    let flat = AdapterFolder::read(&at("flat")).unwrap();
+    assert!(
+        flat.weights
+            .tensors
+            .keys()
+            .all(|k| k.ends_with(".control_trans"))
+    );
+    let (code, error) = rewrite("made", &[]);
+    assert!(code == Some(1) && error.contains("--force"), "{error}");
+    assert_eq!(rewrite("made", &["--force"]).0, Some(0));
+}

@@ -7,7 +7,7 @@ use crate::adapters::{Config, naming};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::{Builder, DType, Model, TensorData, Type, Val};
+use crate::ir::{Builder, DType, Model, TensorData, Type, TypeKind, Val};
 use crate::runtime::{CompileOptions, Feeds, Plan};
 use indexmap::IndexMap;
 
@@ -124,13 +124,12 @@ fn ejected(
         }
     };
     let flat = b.reshape(method.generated(&b, &get), b.ints(&[-1]));
-    let ty = Type::tensor(DType::Float, []);
     let undeclared = Type {
-        kind: crate::ir::TypeKind::Tensor {
+        kind: TypeKind::Tensor {
             dtype: DType::Float,
             dims: None,
         },
-        ..ty
+        exact: None,
     };
     let wrong = |e: String| Error::new(ErrorKind::Method, Diagnostic::error("eject", e).at(home));
     let graph = b
@@ -142,7 +141,7 @@ fn ejected(
         ir_version: 8,
         ..Model::default()
     };
-    let verified = Verified::check(model).map_err(|r| Error::from(r).within(home.to_owned()))?;
+    let verified = Verified::check(model).map_err(|r| Error::from(r).within(home))?;
     let plan = Plan::compile(&verified, &CompileOptions::default())?;
     let results = plan.run(&Feeds::new())?;
     let value = results
