@@ -246,6 +246,21 @@ fn padding_on_the_left_changes_nothing_in_a_packed_graph() {
     same(&right, &left, "sides");
 }
 
+#[test]
+fn padding_on_the_left_trains_the_same() {
+    // Also where the first token of an example has a label: what stands before it is padding, and does not predict it.
+    let rows: Vec<Vec<Example>> = examples()
+        .into_iter()
+        .map(|e| vec![Example::tokens(e.input_ids.clone(), e.input_ids)])
+        .collect();
+    for (arch, graph) in [("qwen3", "model.onnx"), ("llama", "model.torchscript.onnx")] {
+        let case = Case::new(arch, graph, "lora[r=4]", false, Mode::Native);
+        let right = case.run(&batch(&rows, false, PaddingSide::Right));
+        let left = case.run(&batch(&rows, false, PaddingSide::Left));
+        same(&right, &left, arch);
+    }
+}
+
 fn logits(model: &Verified, b: &Batch) -> Vec<f32> {
     let plan = Plan::compile(model, &CompileOptions::default()).unwrap();
     let mut feeds = b.feeds.clone();
