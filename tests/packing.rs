@@ -34,7 +34,9 @@ fn examples() -> Vec<Example> {
     let example = |seed, n| {
         let ids = ids(seed, n);
         let mut labels = ids.clone();
-        labels.iter_mut().for_each(|l| *l %= 16);
+        for l in &mut labels {
+            *l %= 16;
+        }
         labels[..2].fill(IGNORE);
         Example::tokens(ids, labels)
     };
@@ -298,10 +300,7 @@ fn what_cannot_be_kept_apart_is_refused() {
     ] {
         let base = api::open(fixture(arch).join("model.onnx")).unwrap();
         let interface = Interface::builtin(arch)
-            .map_or_else(
-                || Interface::read(&fixture(arch).join("interface.json")),
-                |i| i,
-            )
+            .unwrap_or_else(|| Interface::read(&fixture(arch).join("interface.json")))
             .unwrap();
         let e = api::pack(base, &interface).unwrap_err().to_string();
         assert!(e.contains(want) && e.contains("without packing"), "{e}");
@@ -338,7 +337,7 @@ fn what_treats_a_row_as_one_example_is_refused() {
     }
 }
 
-/// Counts positions as RoBERTa does: the running sum of the mask.
+/// Counts positions as `RoBERTa` does: the running sum of the mask.
 struct Summed;
 
 impl Pass for Summed {
