@@ -34,7 +34,9 @@ fn examples() -> Vec<Example> {
     let example = |seed, n| {
         let ids = ids(seed, n);
         let mut labels = ids.clone();
-        labels.iter_mut().for_each(|l| *l %= 16);
+        for l in &mut labels {
+            *l %= 16;
+        }
         labels[..2].fill(IGNORE);
         Example::tokens(ids, labels)
     };
@@ -246,6 +248,21 @@ fn padding_on_the_left_changes_nothing_in_a_packed_graph() {
     same(&right, &left, "sides");
 }
 
+#[test]
+fn padding_on_the_left_trains_the_same() {
+    // Also where the first token of an example has a label: what stands before it is padding, and does not predict it.
+    let rows: Vec<Vec<Example>> = examples()
+        .into_iter()
+        .map(|e| vec![Example::tokens(e.input_ids.clone(), e.input_ids)])
+        .collect();
+    for (arch, graph) in [("qwen3", "model.onnx"), ("llama", "model.torchscript.onnx")] {
+        let case = Case::new(arch, graph, "lora[r=4]", false, Mode::Native);
+        let right = case.run(&batch(&rows, false, PaddingSide::Right));
+        let left = case.run(&batch(&rows, false, PaddingSide::Left));
+        same(&right, &left, arch);
+    }
+}
+
 fn logits(model: &Verified, b: &Batch) -> Vec<f32> {
     let plan = Plan::compile(model, &CompileOptions::default()).unwrap();
     let mut feeds = b.feeds.clone();
@@ -283,10 +300,7 @@ fn what_cannot_be_kept_apart_is_refused() {
     ] {
         let base = api::open(fixture(arch).join("model.onnx")).unwrap();
         let interface = Interface::builtin(arch)
-            .map_or_else(
-                || Interface::read(&fixture(arch).join("interface.json")),
-                |i| i,
-            )
+            .unwrap_or_else(|| Interface::read(&fixture(arch).join("interface.json")))
             .unwrap();
         let e = api::pack(base, &interface).unwrap_err().to_string();
         assert!(e.contains(want) && e.contains("without packing"), "{e}");
@@ -323,7 +337,7 @@ fn what_treats_a_row_as_one_example_is_refused() {
     }
 }
 
-/// Counts positions as RoBERTa does: the running sum of the mask.
+/// Counts positions as `RoBERTa` does: the running sum of the mask.
 struct Summed;
 
 impl Pass for Summed {

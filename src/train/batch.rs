@@ -296,8 +296,8 @@ impl Collator {
                     joined.extend_from_slice(l);
                     items += count(l);
                     scored += count(l.get(1..).unwrap_or_default());
-                    // The token before the first one belongs to another example.
-                    if let (true, Some(label)) = (i > 0, joined.get_mut(start)) {
+                    // What stands before the first token is another example, or padding: it does not predict it.
+                    if let (true, Some(label)) = (i > 0 || grid.left, joined.get_mut(start)) {
                         *label = IGNORE;
                     }
                 }
@@ -461,7 +461,10 @@ mod tests {
         let b = c.collate(&rows()).unwrap();
         assert_eq!(ints(&b, "input_ids"), [9, 1, 2, 3, 9, 9, 4, 5]);
         assert_eq!(ints(&b, "position_ids"), [1, 0, 1, 2, 1, 1, 0, 1]);
-        assert_eq!(ints(&b, "labels"), [-100, 1, 2, 3, -100, -100, -100, 5]);
+        assert_eq!(ints(&b, "labels"), [-100, -100, 2, 3, -100, -100, -100, 5]);
+        // The same numbers as with padding on the right.
+        assert_eq!((b.items, b.scored), (4, 3));
+        assert_eq!((b.divisor(false), b.divisor(true)), (4, 3));
     }
 
     #[test]
@@ -477,6 +480,85 @@ mod tests {
         assert_eq!(ints(&b, "segment_ids"), [1, 1, 1, 2, 2]);
         assert_eq!(ints(&b, "labels"), [1, 2, 3, -100, 5]);
         assert_eq!((b.items, b.scored, b.positions), (4, 3, 5));
+    }
+
+    #[test]
+    fn padding_of_a_packed_row_has_a_small_position() {
+        let c = Collator {
+            packing: true,
+            multiple_of: Some(8),
+            ..Collator::default()
+        };
+        let b = c.collate(&[rows().concat()]).unwrap();
+        assert_eq!(ints(&b, "segment_ids"), [1, 1, 1, 2, 2, 0, 0, 0]);
+        assert_eq!(ints(&b, "position_ids"), [0, 1, 2, 0, 1, 1, 1, 1]);
+    }
+
+    fn labelled(labels: Labels) -> Vec<Example> {
+        let mut e = Example::tokens(vec![1, 2], vec![]);
+        e.labels = labels;
+        vec![e]
+    }
+
+    #[test]
+    fn classes_and_values_are_one_row_each() {
+        let c = Collator::default();
+        let rows = [Labels::Class(3), Labels::Class(IGNORE), Labels::Class(0)].map(labelled);
+        let b = c.collate(&rows).unwrap();
+        assert_eq!(ints(&b, "labels"), [3, -100, 0]);
+        assert_eq!((b.items, b.scored), (2, 2));
+        let rows = [vec![0.5, 1.0], vec![2.0, -1.0]].map(|v| labelled(Labels::Values(v)));
+        let b = c.collate(&rows).unwrap();
+        assert_eq!(b.feeds.0["labels"].to_f32().unwrap(), [0.5, 1.0, 2.0, -1.0]);
+        assert_eq!(b.feeds.0["labels"].dims(), [2, 2]);
+        assert_eq!(b.items, 4);
+    }
+
+    #[test]
+    fn sequences_are_padded_on_the_right_whatever_the_inputs_are() {
+        let c = Collator {
+            pad_id: 9,
+            side: PaddingSide::Left,
+            decoder_start: 2,
+            ..Collator::default()
+        };
+        let rows = [vec![5, 6, 1], vec![7]].map(|l| labelled(Labels::Sequence(l)));
+        let b = c.collate(&rows).unwrap();
+        assert_eq!(ints(&b, "labels"), [5, 6, 1, 7, -100, -100]);
+        assert_eq!(ints(&b, "decoder_input_ids"), [2, 5, 6, 2, 9, 9]);
+        assert_eq!(ints(&b, "decoder_attention_mask"), [1, 1, 1, 1, 0, 0]);
+    }
+
+    #[test]
+    fn types_and_tasks_come_along() {
+        let [mut a, b] = rows();
+        a[0].token_type_ids = Some(vec![0, 1, 1]);
+        a[0].task_id = Some(4);
+        let batch = Collator::default()
+            .collate(&[a.clone(), b.clone()])
+            .unwrap();
+        assert_eq!(ints(&batch, "token_type_ids"), [0, 1, 1, 0, 0, 0]);
+        // A task that some example does not have is none.
+        assert!(!batch.feeds.0.contains_key("task_ids"));
+        let batch = Collator::default().collate(&[a]).unwrap();
+        assert_eq!(ints(&batch, "task_ids"), [4]);
+    }
+
+    #[test]
+    fn labels_that_do_not_go_together_are_refused() {
+        let c = Collator::default();
+        let mixed = [
+            labelled(Labels::Class(1)),
+            labelled(Labels::Values(vec![1.0])),
+        ];
+        let e = c.collate(&mixed).unwrap_err().to_string();
+        assert!(e.contains("different kinds"), "{e}");
+        let two = [labelled(Labels::Class(1)), labelled(Labels::Class(2))].concat();
+        let e = c.collate(&[two]).unwrap_err().to_string();
+        assert!(
+            e.contains("each token has its label") && e.contains("without packing"),
+            "{e}"
+        );
     }
 
     #[test]

@@ -354,6 +354,15 @@ impl Reft {
     }
 }
 
+/// Whether a position that is not padding has another example here than there: `[B, S, 1]`.
+fn others(here: Val, there: Val, cx: &BuildCx<'_>) -> Val {
+    let b = cx.b;
+    let same = b.op("Equal", &[here, there], &[]);
+    let padding = b.op("Equal", &[here, b.int(0)], &[]);
+    let out = b.op("Or", &[same, padding], &[]);
+    b.unsqueeze(b.op("Not", &[out], &[]), &[2])
+}
+
 /// Positions of a batch of texts, by the attention mask that the model gets; without one, every text fills its row.
 struct Text {
     key: String,
@@ -425,15 +434,6 @@ impl Text {
         b.op("Expand", &[b.int(0), b.concat(&shape, 0)], &[])
     }
 
-    /// Whether a position that is not padding has another example here than there: `[B, S, 1]`.
-    fn others(&self, here: Val, there: Val, cx: &BuildCx<'_>) -> Val {
-        let b = cx.b;
-        let same = b.op("Equal", &[here, there], &[]);
-        let padding = b.op("Equal", &[here, b.int(0)], &[]);
-        let out = b.op("Or", &[same, padding], &[]);
-        b.unsqueeze(b.op("Not", &[out], &[]), &[2])
-    }
-
     /// Whether a position is among the first `n` of its text: `[B, S, 1]`.
     fn first(&self, n: usize, cx: &BuildCx<'_>) -> Val {
         let b = cx.b;
@@ -441,7 +441,7 @@ impl Text {
             if let Some(own) = self.segments {
                 // The one `n` positions before is of another example.
                 let before = b.slice(b.concat(&[self.nothing(n, cx), own], 1), 1, 0, -(n as i64));
-                return self.others(own, before, cx);
+                return others(own, before, cx);
             }
             let end = b.add(self.begin, b.int(n as i64));
             self.between(self.begin, end, cx)
@@ -454,7 +454,7 @@ impl Text {
         cx.once(&format!("{} last {n}", self.key), || {
             if let Some(own) = self.segments {
                 let after = b.concat(&[own, self.nothing(n, cx)], 1);
-                return self.others(own, b.slice(after, 1, n as i64, i64::MAX), cx);
+                return others(own, b.slice(after, 1, n as i64, i64::MAX), cx);
             }
             let n = b.op("Min", &[self.size, b.int(n as i64)], &[]);
             self.between(b.sub(self.end, n), self.end, cx)

@@ -299,3 +299,36 @@ fn deep_products_are_sliced() {
         15.0 * TOLERANCE,
     );
 }
+
+#[test]
+fn a_part_of_a_packed_operand_is_that_part() {
+    // Deeper than one packed block; parts begin inside of it, and with its second one.
+    let (m, n, k) = (14, 70, KC + 90);
+    let (a, b) = (values(m * k, 1), values(k * n, 2));
+    for isa in isas() {
+        let mut space = vec![0.0; packed_len(k, n)];
+        let view = RawB::new(DType::F32, b.as_ptr().cast(), n, false);
+        // SAFETY: a dense `[k, n]` matrix.
+        let whole = unsafe { pack(isa, view, k, n, &mut space) };
+        for (row, column) in [(0, PANEL), (7, 0), (KC - 5, 2 * PANEL), (KC, PANEL)] {
+            let (rows, columns) = (k - row - 3, n - column);
+            let mut c = vec![f32::NAN; m * columns];
+            let left = RawA::new(a.as_ptr(), k, false);
+            let to = RawC {
+                ptr: c.as_mut_ptr(),
+                ld: columns,
+            };
+            let part = whole.part(row, column);
+            // SAFETY: `rows` columns of A; the part has as many rows, and `columns` columns as C has.
+            unsafe { multiply_on_thread((m, columns, rows), 0.5, left, &part, to, false) };
+            let want = naive(
+                |i, x| 0.5 * a[i * k + x],
+                |x, j| b[(row + x) * n + column + j],
+                m,
+                columns,
+                rows,
+            );
+            close(&c, &want, TOLERANCE);
+        }
+    }
+}
