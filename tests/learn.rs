@@ -81,7 +81,7 @@ fn learns(adapter: &str) {
         .collect();
     assert!(losses[losses.len() - 1] < 0.1 * losses[0], "{losses:?}");
     let after = exact_match(out.path().join("math").to_str());
-    // Seen: 0.6 to 0.7. Rounding differs between machines, and with it the run.
+    // Seen: 0.6 to 0.75. Rounding differs between machines, and with it the run.
     assert!(after > 0.4, "exact match after training: {after}");
 }
 

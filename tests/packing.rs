@@ -319,7 +319,7 @@ fn what_treats_a_row_as_one_example_is_refused() {
         (
             vec!["a=prompt_tuning[prompt_length=2]"],
             "a",
-            "in front of a row",
+            "the prompt in front",
         ),
         (
             vec!["a=lora[r=2]", "b=lora[r=2]"],
