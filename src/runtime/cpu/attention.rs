@@ -5,7 +5,7 @@
 //! pass recomputes the probabilities (Dao et al., "`FlashAttention`", 2022, section 3.1). Semantics: ONNX `Attention` (opset 23)
 //! without softcap; a row whose keys are all masked gives zeros.
 //!
-//! Keys that no row of a block sees are left out of all products: the time is that of what is visible ([`spans`]).
+//! Keys that no row of a block sees are left out of all products: the time is that of what is visible (`spans`).
 #![expect(
     unsafe_code,
     reason = "tasks write disjoint heads of strided views, which are checked before"
