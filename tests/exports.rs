@@ -52,7 +52,7 @@ fn run(model: &Verified, feeds: &Feeds) -> Numbers {
         .retain(|name, _| plan.feeds().iter().any(|f| f.name == *name));
     let out = plan.run(&feeds).unwrap();
     out.iter()
-        .map(|(n, v)| (n.to_string(), v.to_f32().unwrap()))
+        .map(|(n, v)| (n.clone(), v.to_f32().unwrap()))
         .collect()
 }
 
@@ -304,7 +304,7 @@ impl Maker<'_> {
     fn linear(&self, path: &str, x: Val, wide: i64, biased: bool) -> Val {
         let b = self.b;
         b.set_scope(&format!("/{path}"));
-        let name = path.replace("/", ".");
+        let name = path.replace('/', ".");
         let w = b.initializer(
             &format!("{name}.weight"),
             noise(&format!("{name}.weight"), &[WIDTH, wide]),
