@@ -49,7 +49,7 @@ impl Wired {
             fixture,
             weights,
             precision,
-            pool: Pool::new(1 << 26),
+            pool: Pool::new(),
         }
     }
 

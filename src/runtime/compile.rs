@@ -1,9 +1,9 @@
 //! From instructions to a program: what is needed, which kernels, what folds, where values live.
 
+use super::cpu::pool::Pool;
 use super::exec::{Program, Source, Step};
 use super::kernels::{self, BuildCx, Cx, Ins, Kernel};
 use super::lower::{Instr, Lowered, Vid};
-use super::pool::Pool;
 use super::value::{Value, Weight};
 use crate::diag::Diagnostic;
 use crate::ir::Node;

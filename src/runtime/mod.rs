@@ -12,7 +12,6 @@ pub mod io;
 pub mod kernels;
 mod lower;
 mod plan;
-mod pool;
 pub mod tract;
 mod train_step;
 pub mod value;

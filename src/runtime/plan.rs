@@ -2,10 +2,10 @@
 
 use super::compile::{Setup, compile};
 use super::cpu::gemm::Precision;
+use super::cpu::pool::Pool;
 use super::exec::Program;
 use super::kernels::Cx;
 use super::lower::Lowerer;
-use super::pool::Pool;
 use super::value::{Value, Weight};
 use crate::diag::{Diagnostic, Severity, nearest};
 use crate::error::{Error, ErrorKind, Result};
@@ -245,6 +245,7 @@ impl Plan {
     /// Executes the plan; with a seed, `Dropout` nodes in training mode draw from it. Equal seeds draw equal masks, whatever the number of threads.
     pub fn run_seeded(&self, feeds: &Feeds, seed: Option<u64>) -> Result<Outputs> {
         let inputs = self.bind(feeds)?;
+        self.pool.begin();
         let work = || {
             let cx = Cx {
                 pool: &self.pool,

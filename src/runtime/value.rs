@@ -4,7 +4,7 @@
 //! Every value keeps its ONNX element type. On the CPU all float types except `f64` are stored as `f32`: a model in half precision
 //! is computed in single precision and narrowed where the graph casts and where a result leaves the plan.
 
-use super::pool::Pool;
+use super::cpu::pool::Pool;
 use crate::ir::{DType, TensorData};
 use bytes::Bytes;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};

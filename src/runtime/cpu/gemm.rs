@@ -43,19 +43,20 @@ pub enum Precision {
     /// Operands as they are.
     #[default]
     F32,
-    /// Operands may be rounded to bfloat16, where the CPU has matrix tiles for it (see [`has_bf16_tiles`]).
+    /// Operands may be rounded to bfloat16, where the CPU has instructions for it (see [`has_bf16`]).
     Bf16,
 }
 
-/// Whether [`Precision::Bf16`] is any different from [`Precision::F32`] on this machine: AMX tiles that the system lets us use.
-pub fn has_bf16_tiles() -> bool {
+/// Whether [`Precision::Bf16`] is any different from [`Precision::F32`] on this machine: AMX tiles that the system lets us use, or
+/// AVX-512's dot product of bfloat16.
+pub fn has_bf16() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    return super::gemm_amx::available();
+    return super::gemm_bf16::Unit::detect().is_some();
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
     return false;
 }
 
-/// [`gemm_sum`] with operands in the given precision. Products too small for tiles stay in `f32`.
+/// [`gemm_sum`] with operands in the given precision. Products too small for it stay in `f32`.
 pub fn gemm_sum_in(
     precision: Precision,
     terms: &[Term<'_>],
@@ -64,7 +65,7 @@ pub fn gemm_sum_in(
 ) -> Result<()> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if precision == Precision::Bf16
-        && has_bf16_tiles()
+        && let Some(unit) = super::gemm_bf16::Unit::detect()
         && c.cols > super::gemm_avx512::THIN * 2
         && c.rows >= 8
     {
@@ -78,7 +79,7 @@ pub fn gemm_sum_in(
                 ld: c.stride,
             };
             // SAFETY: every operand was checked against its slice, and C is borrowed mutably.
-            unsafe { super::gemm_amx::run(&raw, c.rows, c.cols, out, accumulate) };
+            unsafe { super::gemm_bf16::run(unit, &raw, c.rows, c.cols, out, accumulate) };
             return Ok(());
         }
     }

@@ -16,10 +16,10 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod gemm;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod gemm_amx;
 #[cfg(target_arch = "x86_64")]
 mod gemm_avx512;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod gemm_bf16;
 #[cfg(target_arch = "x86_64")]
 mod gemm_blocked;
 mod gemm_packed;

@@ -23,7 +23,7 @@
 )]
 
 use super::cpu::gemm::Precision;
-use super::pool::Pool;
+use super::cpu::pool::Pool;
 use super::value::{Data, Fault, Floats, Host, KResult, Value};
 use crate::ir::{AttrValue, DType, Node};
 use candle_core::Device;

@@ -242,7 +242,7 @@ fn sizes_are_checked() {
 }
 
 #[test]
-fn bf16_tiles_round_operands_only() {
+fn bf16_rounds_operands_only() {
     let shapes = [
         (32, 32, 32),
         (8, 33, 5),

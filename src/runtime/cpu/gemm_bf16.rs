@@ -1,8 +1,9 @@
-//! Matrix products on AMX tiles: operands rounded to bfloat16, sums in `f32`.
+//! Matrix products with operands rounded to bfloat16 and sums in `f32`: on AMX tiles, or with the AVX-512 dot product.
 //!
 //! Intel, "Architecture Instruction Set Extensions Programming Reference", chapter on AMX: a tile is 16 rows of 64 bytes; `TDPBF16PS`
 //! adds the product of a 16 x 32 tile of A and a 32 x 16 tile of B, the latter with pairs of depth interleaved. The tile
-//! intrinsics are not stable, hence inline assembly. Linux grants tile state per process on request.
+//! intrinsics are not stable, hence inline assembly. Linux grants tile state per process on request. `VDPBF16PS` adds the products
+//! of pairs of depth in each lane, so it reads the same packed operands.
 //!
 //! Packed layouts, in bfloat16: panels of [`SIDE`] rows (left) or columns (right); a panel holds, for each 32 steps of depth, two
 //! tiles of 1 KiB. Missing rows, columns and depth are zero.
@@ -19,11 +20,11 @@ use super::scratch::with_scratch;
 use rayon::prelude::*;
 use std::arch::asm;
 use std::arch::x86_64::{
-    __cpuid_count, __m512, __m512i, __mmask16, __mmask32, _mm256_maskz_loadu_epi16,
-    _mm512_castps_si512, _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh,
-    _mm512_inserti64x4, _mm512_loadu_epi16, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps,
-    _mm512_mul_ps, _mm512_permutexvar_epi16, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_storeu_si512,
+    __cpuid_count, __m512, __m512bh, __m512i, __mmask16, __mmask32, _MM_HINT_T1, _mm_prefetch,
+    _mm256_maskz_loadu_epi16, _mm512_castps_si512, _mm512_castsi256_si512, _mm512_castsi512_ps,
+    _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_inserti64x4, _mm512_loadu_epi16, _mm512_loadu_ps,
+    _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_epi16,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_storeu_si512,
 };
 use std::sync::OnceLock;
 
@@ -37,24 +38,46 @@ const KC: usize = 1024;
 const DEEPEST: usize = 32 * KC;
 /// `f32` slots of scratch that two tiles take.
 const TILES: usize = 512;
+/// Slots of one row of a tile, which are as many pairs of depth.
+const LINE: usize = 16;
 /// Columns of a task, at most.
 const WIDEST: usize = 256;
 /// Rows whose left sides are packed at once.
 const ROWS: usize = 1024;
 
-/// Whether the CPU has bfloat16 tiles and the system lets this process use them; asked once.
-pub(super) fn available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| has_instructions() && is_permitted())
+/// The instructions that multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// AMX tiles.
+    Tiles,
+    /// `VDPBF16PS`.
+    Dot,
 }
 
-fn has_instructions() -> bool {
-    let wide = is_x86_feature_detected!("avx512f")
+impl Unit {
+    /// What the CPU has and the system lets this process use; asked once.
+    pub(super) fn detect() -> Option<Self> {
+        static FOUND: OnceLock<Option<Unit>> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            if !has_dot() {
+                return None;
+            }
+            let tiles = has_tiles() && is_permitted();
+            Some(if tiles { Unit::Tiles } else { Unit::Dot })
+        })
+    }
+}
+
+fn has_dot() -> bool {
+    is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512bf16");
+        && is_x86_feature_detected!("avx512bf16")
+}
+
+fn has_tiles() -> bool {
     // CPUID leaf 7, EDX: bit 22 is AMX-BF16, bit 24 is AMX-TILE. AVX-512 implies that leaf 7 exists.
-    wide && __cpuid_count(7, 0).edx & (1 << 22 | 1 << 24) == (1 << 22 | 1 << 24)
+    __cpuid_count(7, 0).edx & (1 << 22 | 1 << 24) == (1 << 22 | 1 << 24)
 }
 
 fn is_permitted() -> bool {
@@ -87,7 +110,7 @@ struct Tiles;
 
 impl Tiles {
     /// # Safety
-    /// [`available`] must have answered yes.
+    /// The unit must have been detected.
     unsafe fn configure() -> Self {
         // SAFETY: the configuration is valid and 64 bytes long.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly)) };
@@ -100,6 +123,95 @@ impl Drop for Tiles {
         // SAFETY: this thread has configured tiles.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
+}
+
+/// `C[32, 32] += A · B` over `steps` steps of depth; rows from `height` on may be left out.
+///
+/// # Safety
+/// The unit must have been detected, and tiles configured if it is those; `a` and `b` must hold `steps` pairs of tiles; C must hold the
+/// block.
+unsafe fn block(unit: Unit, a: *const f32, b: *const f32, steps: usize, height: usize, c: RawC) {
+    /// Rows whose sums stay in registers.
+    const ROWS: usize = 11;
+    if unit == Unit::Tiles {
+        // SAFETY: the caller's contract.
+        unsafe { tile_block(a, b, steps, c.ptr, c.ld * 4) };
+        return;
+    }
+    let ldc = c.ld;
+    for i in (0..height).step_by(ROWS) {
+        let (a, c) = (a.wrapping_add(i * LINE), c.ptr.wrapping_add(i * c.ld));
+        // SAFETY: rows from i on of the panel and of C.
+        unsafe {
+            match SIDE - i {
+                ROWS.. => dot_rows::<ROWS>(a, b, steps, c, ldc),
+                _ => dot_rows::<{ SIDE - 2 * ROWS }>(a, b, steps, c, ldc),
+            }
+        }
+    }
+}
+
+/// `C[M, 32] += A · B`, by dot products of pairs.
+///
+/// # Safety
+/// As for [`block`]; `a` begins at a row that `M - 1` others follow.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn dot_rows<const M: usize>(
+    a: *const f32,
+    b: *const f32,
+    steps: usize,
+    c: *mut f32,
+    ldc: usize,
+) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+    // SAFETY: the caller's contract: row i of a step lies LINE slots behind row i - 1, across its two tiles.
+    unsafe {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let row = c.add(i * ldc);
+            *sum = [_mm512_loadu_ps(row), _mm512_loadu_ps(row.add(16))];
+        }
+        let (mut a, mut b) = (a, b);
+        for _ in 0..steps {
+            for pair in 0..LINE {
+                let right = [
+                    pairs(b.add(pair * LINE)),
+                    pairs(b.add(TILES / 2 + pair * LINE)),
+                ];
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let left = _mm512_set1_epi32(*a.add(i * LINE + pair).cast());
+                    let left = bits(_mm512_castsi512_ps(left));
+                    sum[0] = _mm512_dpbf16_ps(sum[0], left, right[0]);
+                    sum[1] = _mm512_dpbf16_ps(sum[1], left, right[1]);
+                }
+            }
+            a = a.add(TILES);
+            b = b.add(TILES);
+        }
+        for (i, sum) in sums.iter().enumerate() {
+            let row = c.add(i * ldc);
+            _mm512_storeu_ps(row, sum[0]);
+            _mm512_storeu_ps(row.add(16), sum[1]);
+        }
+    }
+}
+
+/// 32 packed values.
+///
+/// # Safety
+/// 16 slots must be readable.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn pairs(from: *const f32) -> __m512bh {
+    // SAFETY: the caller's contract.
+    bits(unsafe { _mm512_loadu_ps(from) })
+}
+
+/// The same bits as 32 values of bfloat16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn bits(x: __m512) -> __m512bh {
+    // SAFETY: both types are 512 plain bits.
+    unsafe { std::mem::transmute(x) }
 }
 
 /// `C[32, 32] += A · B` over `steps` tile products.
@@ -244,6 +356,15 @@ unsafe fn pack_b_typed<const D: u8>(
                 dst.wrapping_add(j / SIDE * panel + step * TILES + j % SIDE / 16 * (TILES / 2));
             let (cols, deep) = (nc.saturating_sub(j).min(16), (kc - k).min(DEPTH));
             let from = base.wrapping_add((k * b.rs + j * b.cs) * size);
+            // Stored lines lie pages apart: the next step of depth is fetched while this one is packed.
+            let next = from.wrapping_add(DEPTH * b.rs * size);
+            for line in 0..if b.cs == 1 { DEPTH } else { 16 } {
+                let at = next.wrapping_add(line * b.rs.max(b.cs) * size);
+                _mm_prefetch::<_MM_HINT_T1>(at.cast());
+                if b.cs != 1 {
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(64).cast());
+                }
+            }
             // SAFETY: `cols` columns and `deep` steps from `from` on lie inside the view; the tile is ours.
             unsafe {
                 if b.cs == 1 {
@@ -347,11 +468,18 @@ unsafe fn turn<const D: u8>(
     }
 }
 
-/// Multiplies on tiles, on several threads if it is worth it.
+/// Multiplies, on several threads if it is worth it.
 ///
 /// # Safety
-/// [`available`] must have answered yes. The views must lie in readable memory, C in writable memory that nobody else touches.
-pub(super) unsafe fn run(terms: &[RawTerm], m: usize, n: usize, c: RawC, accumulate: bool) {
+/// The unit must have been detected. The views must lie in readable memory, C in writable memory that nobody else touches.
+pub(super) unsafe fn run(
+    unit: Unit,
+    terms: &[RawTerm],
+    m: usize,
+    n: usize,
+    c: RawC,
+    accumulate: bool,
+) {
     let depth: usize = terms.iter().map(|term| term.k).sum();
     let parallel = m * n * depth >= SERIAL_OPS && rayon::current_num_threads() > 1;
     if !accumulate {
@@ -379,7 +507,7 @@ pub(super) unsafe fn run(terms: &[RawTerm], m: usize, n: usize, c: RawC, accumul
                 ld: c.ld,
             };
             // SAFETY: the caller's contract, for these rows and this depth.
-            unsafe { rows_of(&group, rows, n, c, parallel) };
+            unsafe { rows_of(unit, &group, rows, n, c, parallel) };
         }
     }
 }
@@ -416,7 +544,7 @@ fn depth_blocks(terms: &[RawTerm]) -> Vec<(&RawTerm, usize, usize, usize)> {
 ///
 /// # Safety
 /// As for [`run`].
-unsafe fn rows_of(terms: &[RawTerm], rows: usize, n: usize, c: RawC, parallel: bool) {
+unsafe fn rows_of(unit: Unit, terms: &[RawTerm], rows: usize, n: usize, c: RawC, parallel: bool) {
     let blocks = depth_blocks(terms);
     let panels = rows.div_ceil(SIDE);
     let steps: usize = blocks.iter().map(|block| block.2.div_ceil(DEPTH)).sum();
@@ -441,7 +569,7 @@ unsafe fn rows_of(terms: &[RawTerm], rows: usize, n: usize, c: RawC, parallel: b
             (0..count).for_each(pack);
         }
         // SAFETY: the caller's contract; the left sides are packed.
-        unsafe { multiply(&blocks, (rows, n), packed, c, parallel) };
+        unsafe { multiply(unit, &blocks, (rows, n), packed, c, parallel) };
     });
 }
 
@@ -450,6 +578,7 @@ unsafe fn rows_of(terms: &[RawTerm], rows: usize, n: usize, c: RawC, parallel: b
 /// # Safety
 /// As for [`run`]; `packed` holds the panels of all blocks.
 unsafe fn multiply(
+    unit: Unit,
     blocks: &[(&RawTerm, usize, usize, usize)],
     (rows, n): (usize, usize),
     packed: &[f32],
@@ -469,8 +598,8 @@ unsafe fn multiply(
     let task = |index: usize| {
         let (c, j0) = ({ c }, index * nc);
         let cols = nc.min(n - j0);
-        // SAFETY: `run` is only called where tiles are available.
-        let _tiles = unsafe { Tiles::configure() };
+        // SAFETY: `run` is only called with a unit that was detected.
+        let _tiles = (unit == Unit::Tiles).then(|| unsafe { Tiles::configure() });
         with_scratch(cols.div_ceil(SIDE) * KC / DEPTH * TILES, |right| {
             for &(term, k0, kc, before) in blocks {
                 let steps = kc.div_ceil(DEPTH);
@@ -485,10 +614,11 @@ unsafe fn multiply(
                         let b = right[jp * steps * TILES..].as_ptr();
                         // SAFETY: packed panels of `steps` products; tasks write disjoint blocks of C.
                         unsafe {
+                            let at = RawC { ptr: at, ld: c.ld };
                             if height == SIDE && width == SIDE {
-                                tile_block(left, b, steps, at, c.ld * 4);
+                                block(unit, left, b, steps, SIDE, at);
                             } else {
-                                edge(left, b, steps, RawC { ptr: at, ld: c.ld }, (height, width));
+                                edge(unit, left, b, steps, at, (height, width));
                             }
                         }
                     }
@@ -507,18 +637,23 @@ unsafe fn multiply(
 /// A block that reaches over the edge of C, by way of a buffer.
 ///
 /// # Safety
-/// As for [`tile_block`], but only `height` rows of `width` elements of C exist.
+/// As for [`block`], but only `height` rows of `width` elements of C exist.
 unsafe fn edge(
+    unit: Unit,
     a: *const f32,
     b: *const f32,
     steps: usize,
     c: RawC,
     (height, width): (usize, usize),
 ) {
-    let mut block = [0.0f32; SIDE * SIDE];
+    let mut buffer = [0.0f32; SIDE * SIDE];
+    let whole = RawC {
+        ptr: buffer.as_mut_ptr(),
+        ld: SIDE,
+    };
     // SAFETY: the buffer is a whole block.
-    unsafe { tile_block(a, b, steps, block.as_mut_ptr(), SIDE * 4) };
-    for (i, row) in block.chunks_exact(SIDE).enumerate().take(height) {
+    unsafe { block(unit, a, b, steps, height, whole) };
+    for (i, row) in buffer.chunks_exact(SIDE).enumerate().take(height) {
         // SAFETY: row i of the existing part.
         let out = unsafe { std::slice::from_raw_parts_mut(c.ptr.wrapping_add(i * c.ld), width) };
         out.iter_mut().zip(row).for_each(|(out, x)| *out += x);
