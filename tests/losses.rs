@@ -23,8 +23,9 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// `logits = hidden · weight · head` with leading axes of `hidden` as given; the weight is trained.
-fn model(leading: &[&str]) -> Verified {
+/// `logits = hidden · weight · head` with leading axes of `hidden` as given; the weight is trained. A tied head is stored the other way
+/// round, as an embedding is.
+fn model(leading: &[&str], tied: bool) -> Verified {
     let b = Builder::new(20);
     let dims = |last: usize| {
         let mut dims: Vec<Dim> = leading.iter().map(|d| Dim::Symbol((*d).into())).collect();
@@ -37,7 +38,17 @@ fn model(leading: &[&str]) -> Verified {
         b.initializer(name, TensorData::from_f32(dims, data))
     };
     let weight = matrix("weight", WIDTH, &numbers(WIDTH * WIDTH, 3));
-    let head = matrix("head", CLASSES, &numbers(WIDTH * CLASSES, 5));
+    let numbers = numbers(WIDTH * CLASSES, 5);
+    let head = if tied {
+        let turned: Vec<f32> = (0..numbers.len())
+            .map(|i| numbers[i % WIDTH * CLASSES + i / WIDTH])
+            .collect();
+        let embedding = TensorData::from_f32([CLASSES as u64, WIDTH as u64], &turned);
+        let embedding = b.initializer("head", embedding);
+        b.op("Transpose", &[embedding], &[("perm", vec![1i64, 0].into())])
+    } else {
+        matrix("head", CLASSES, &numbers)
+    };
     let logits = b.matmul(b.matmul(hidden, weight), head);
     let graph = b
         .finish_graph("main", &[(logits, "logits", dims(CLASSES))])
@@ -110,13 +121,25 @@ fn check(case: &Case<'_>, items: f32, reference: &dyn Fn(&[[f64; CLASSES]]) -> f
         };
         (moved(STEP) - moved(-STEP)) / (2.0 * STEP)
     };
-    for mode in [Mode::Portable, Mode::Native] {
+    let variants = [
+        (Mode::Portable, false),
+        (Mode::Native, false),
+        (Mode::Native, true),
+    ];
+    for (mode, tied) in variants {
         // The sum over twice as many items is half of the mean.
         for (divisor, share) in [(Divisor::Labels, 1.0), (Divisor::Input, 0.5)] {
             let loss = smoothed(parse_loss(case.name, divisor), case.smoothing);
             let wrt = ["weight".to_owned()];
-            let model = model(&names[..case.leading.len()]);
+            let model = model(&names[..case.leading.len()], tied);
             let graph = training_graph(model, &loss, &wrt, Outputs::Drop, mode).unwrap();
+            let without_logits = graph
+                .model()
+                .graph
+                .nodes()
+                .any(|n| &*graph.model().graph.node(n).op.op_type == "LinearCrossEntropy");
+            let fuses = mode == Mode::Native && case.name == "causal-lm" && case.smoothing == 0.0;
+            assert_eq!(without_logits, fuses, "{}, tied: {tied}", case.name);
             let step = TrainStep::compile(&graph, &wrt, &CompileOptions::default()).unwrap();
             let mut feeds = Feeds::new()
                 .with("hidden", Value::from_f32(&dims, hidden.clone()).unwrap())
@@ -125,7 +148,7 @@ fn check(case: &Case<'_>, items: f32, reference: &dyn Fn(&[[f64; CLASSES]]) -> f
                 feeds = feeds.with(NUM_ITEMS, Value::from_f32(&[], vec![2.0 * items]).unwrap());
             }
             let (found, gradients) = step.evaluate(&feeds, None).unwrap();
-            let what = format!("{} {mode:?} {divisor:?}", case.name);
+            let what = format!("{} {mode:?} {divisor:?}, tied: {tied}", case.name);
             // Single precision; sums of at most a hundred terms.
             let gap = (f64::from(found) - share * want).abs();
             assert!(
@@ -240,7 +263,13 @@ fn a_loss_that_does_not_fit_the_logits_says_so() {
     ] {
         let loss = parse_loss(name, Divisor::Labels);
         let wrt = ["weight".to_owned()];
-        let e = training_graph(model(leading), &loss, &wrt, Outputs::Drop, Mode::Portable);
+        let e = training_graph(
+            model(leading, false),
+            &loss,
+            &wrt,
+            Outputs::Drop,
+            Mode::Portable,
+        );
         let e = e.unwrap_err().to_string();
         assert!(e.contains(want), "{e}");
     }

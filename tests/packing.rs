@@ -392,3 +392,37 @@ fn positions_that_are_sums_of_the_mask_start_again() {
     // Sums in another order, of states of about 1.
     assert!(together.len() == alone.len() && apart < 1e-5, "{apart}");
 }
+
+/// Fused attention cores of a packed model.
+fn cores(path: &Path) -> usize {
+    let interface = Interface::read(&fixture("qwen3").join("interface.json")).unwrap();
+    let packed = api::pack(api::open(path).unwrap(), &interface).unwrap();
+    let graph = inference_graph(packed, Mode::Native).unwrap();
+    let g = &graph.model().graph;
+    let core = |n: &_| &*g.node(*n).op.op_type == "Attention";
+    g.nodes().filter(core).count()
+}
+
+/// Exporters name axes as they like; without fusion the probabilities of every layer would be kept.
+#[test]
+fn packed_attention_is_fused_whatever_the_axes_are_called() {
+    let path = fixture("qwen3/model.onnx");
+    assert_eq!(cores(&path), 2);
+    let mut bytes = std::fs::read(path).unwrap();
+    // `dim_param` with a name of the same length.
+    let names: [(&[u8], &[u8]); 2] = [
+        (b"\x12\x05batch", b"\x12\x05s4321"),
+        (b"\x12\x08sequence", b"\x12\x08s5312345"),
+    ];
+    for (from, to) in names {
+        for at in 0..bytes.len() - from.len() {
+            if bytes[at..].starts_with(from) {
+                bytes[at..at + to.len()].copy_from_slice(to);
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let renamed = folder.path().join("model.onnx");
+    std::fs::write(&renamed, bytes).unwrap();
+    assert_eq!(cores(&renamed), 2);
+}

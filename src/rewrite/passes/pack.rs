@@ -55,7 +55,11 @@ impl Pass for Pack {
         }
         let (cores, distances) = self.cores(cx, g)?;
         let positions = positions(cx, g, &distances)?;
-        let dims = [symbol("batch"), symbol("seq")];
+        // The graph's own names of its axes: the mask is then known to fit the scores.
+        let declared = input.and_then(|v| g.value(v).ty.as_ref()?.dims());
+        let dims = declared
+            .filter(|d| d.len() == 2)
+            .map_or_else(|| vec![symbol("batch"), symbol("seq")], <[Dim]>::to_vec);
         let ty = Type::tensor(DType::Int64, dims);
         let mut patch = cx.patch("packing", None);
         patch.builder().set_scope("packing");

@@ -58,7 +58,9 @@ impl FuseLoss {
     fn find(&self, view: &View<'_>) -> Option<(ValueId, ValueId, ValueId, Vec<ValueId>)> {
         let product = view.made_by(view.g.find(&self.logits)?, "MatMul")?;
         let (hidden, weight) = view.pair(product)?;
-        let constant = view.constant(weight)?;
+        // A tied head is the transposed embedding: execution takes it as a view.
+        let stored = view.untransposed(weight).unwrap_or(weight);
+        let constant = view.constant(stored)?;
         let loss = view.g.find(&self.loss)?;
         let mut ins = vec![view.g.find(&self.labels)?];
         if let Some(d) = &self.divisor {

@@ -76,7 +76,7 @@ fn fold_transposes(cx: &mut PassCx<'_>, n: NodeId) -> Result<(), PassError> {
     let Some(mut p) = Product::read(&view, n) else {
         return Ok(());
     };
-    let (a, b) = (untransposed(&view, p.a), untransposed(&view, p.b));
+    let (a, b) = (view.untransposed(p.a), view.untransposed(p.b));
     if a.is_none() && b.is_none() {
         return Ok(());
     }
@@ -114,19 +114,6 @@ fn fold_transposes(cx: &mut PassCx<'_>, n: NodeId) -> Result<(), PassError> {
     patch.import("com.microsoft", 1);
     cx.commit(patch)?;
     Ok(())
-}
-
-/// `x` of a transposition of the last two axes.
-fn untransposed(view: &View<'_>, v: ValueId) -> Option<ValueId> {
-    let t = view.made_by(v, "Transpose")?;
-    let x = view.g.input(t, 0)?;
-    let rank = view.rank(x)? as i64;
-    let mut perm: Vec<i64> = (0..rank).collect();
-    if rank < 2 {
-        return None;
-    }
-    perm.swap(rank as usize - 1, rank as usize - 2);
-    (view.g.node(t).ints("perm") == Some(&perm)).then_some(x)
 }
 
 /// `c + alpha·a·b` with a matrix `b`.

@@ -73,6 +73,19 @@ impl<'a> View<'a> {
         self.g.node(n).attr("value").and_then(AttrValue::as_tensor)
     }
 
+    /// `x` where `v` is `x` with its last two axes exchanged.
+    pub(super) fn untransposed(&self, v: ValueId) -> Option<ValueId> {
+        let t = self.made_by(v, "Transpose")?;
+        let x = self.g.input(t, 0)?;
+        let rank = self.rank(x)? as i64;
+        let mut perm: Vec<i64> = (0..rank).collect();
+        if rank < 2 {
+            return None;
+        }
+        perm.swap(rank as usize - 1, rank as usize - 2);
+        (self.g.node(t).ints("perm") == Some(&perm)).then_some(x)
+    }
+
     /// The number behind a value with one element.
     pub(super) fn scalar(&self, v: ValueId) -> Option<f32> {
         let t = self.constant(v)?;
