@@ -85,6 +85,11 @@ impl<'a> Progress<'a> {
                 );
                 self.plain(&logged(e, self.total, left));
             }
+            // A long evaluation shows that it goes on, in the place of the loss.
+            Event::Evaluating { done, total } => {
+                self.bar
+                    .set_message(format!("evaluates, batch {done} of {total}"));
+            }
             Event::Evaluate(e) => self.line(&evaluated(e)),
             Event::Save { step, path, best } => {
                 let best = if *best { ", the best so far" } else { "" };

@@ -449,7 +449,7 @@ fn on_data(
 /// What the run would be, and what it would need.
 fn dry_run(trainer: &mut Trainer, request: &Request, loaded: &Loaded, ui: &Ui) -> Result<()> {
     let data = train_data(request, loaded);
-    let found = trainer.dry_run(&data, request.model.metadata().map_or(0, |m| m.len()))?;
+    let found = trainer.dry_run(&data)?;
     ui.result(&json!(found), || found.to_string())
 }
 

@@ -190,16 +190,22 @@ fn pretty(v: &Value) -> String {
 fn tensors(params: &IndexMap<Box<str>, Trainable>) -> IndexMap<Box<str>, TensorData> {
     let mut out = IndexMap::new();
     for (name, p) in params {
-        let dims: Vec<u64> = p.dims.iter().map(|&d| d as u64).collect();
+        let whole: Vec<u64> = p.dims.iter().map(|&d| d as u64).collect();
         for (kind, data) in [
             ("value", &p.value),
             ("first", &p.first),
             ("second", &p.second),
         ] {
             if !data.is_empty() {
+                // The state of some optimizers is smaller than the parameter.
+                let dims = if data.len() == p.value.len() {
+                    whole.clone()
+                } else {
+                    vec![data.len() as u64]
+                };
                 out.insert(
                     format!("{kind}/{name}").into(),
-                    TensorData::from_f32(dims.clone(), data),
+                    TensorData::from_f32(dims, data),
                 );
             }
         }

@@ -16,7 +16,7 @@ pub struct DryRun {
     pub positions_per_epoch: u64,
     /// Trainable elements.
     pub trainable: usize,
-    /// Bytes of the base model's file, which is mapped and not copied.
+    /// Bytes of the frozen weights, which are mapped and not copied.
     pub base_bytes: u64,
     /// Bytes of the trainable parameters.
     pub parameter_bytes: u64,

@@ -2,7 +2,7 @@
 
 use super::batch::{Collator, Sampler};
 use super::data::Dataset;
-use super::event::Evaluation;
+use super::event::{Evaluation, Event, OnEvent};
 use super::graph::{Mode, loss_graph};
 use super::trainer::batch;
 use crate::diag::Diagnostic;
@@ -62,6 +62,7 @@ impl Evaluator {
         collator: &Collator,
         size: usize,
         packed: Option<usize>,
+        on_event: OnEvent<'_>,
     ) -> Result<Evaluation> {
         let plan = match self.plan.take() {
             Some(plan) => plan,
@@ -80,8 +81,11 @@ impl Evaluator {
             ..collator.clone()
         };
         let (mut sum, mut examples, mut items) = (0.0, 0, 0);
-        for rows in sampler.epoch(data.lengths(), 0) {
-            let b = batch(data, &collator, &rows)?;
+        let batches = sampler.epoch(data.lengths(), 0);
+        let total = batches.len();
+        for (done, rows) in batches.iter().enumerate() {
+            on_event(&Event::Evaluating { done, total })?;
+            let b = batch(data, &collator, rows)?;
             if b.scored == 0 {
                 continue;
             }
@@ -93,6 +97,7 @@ impl Evaluator {
             examples += b.examples;
             items += b.scored;
         }
+        on_event(&Event::Evaluating { done: total, total })?;
         if examples == 0 {
             return Err(failed("no position of the evaluation data is labelled"));
         }

@@ -89,6 +89,13 @@ pub enum Event {
     Step(StepReport),
     /// Every `logging_steps`.
     Log(LogEntry),
+    /// Before every batch of an evaluation, and after the last one.
+    Evaluating {
+        /// Batches done.
+        done: usize,
+        /// Batches in all.
+        total: usize,
+    },
     /// After an evaluation.
     Evaluate(Evaluation),
     /// After a checkpoint was written.
@@ -122,6 +129,13 @@ pub enum Event {
         /// Steps of this process.
         done: u64,
     },
+}
+
+impl Event {
+    /// Whether it only says how far the run is: such events are too many for a log.
+    pub fn is_tick(&self) -> bool {
+        matches!(self, Event::Step(_) | Event::Evaluating { .. })
+    }
 }
 
 /// Receives events. An error stops the run.

@@ -102,6 +102,8 @@ pub struct Trainer {
     total: u64,
     stop: Option<Arc<AtomicBool>>,
     best: Option<Vec<Vec<f32>>>,
+    /// Bytes of the weights that stay as they are.
+    frozen: u64,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -132,6 +134,15 @@ impl Trainer {
         if names.is_empty() {
             return Err(nothing_to_train());
         }
+        let g = &model.model().graph;
+        let tensors = g
+            .initializers()
+            .iter()
+            .filter(|&&v| store.get(g.name_of(v)).is_none());
+        let frozen = tensors
+            .filter_map(|&v| g.value(v).tensor.as_ref())
+            .map(|t| t.stored_len() as u64)
+            .sum();
         let evaluator = Evaluator::new(model.clone(), loss, names.clone(), mode, options);
         let graph = training_graph(model, loss, &names, Outputs::Drop, mode)?;
         let mut inner = TrainStep::compile(&graph, &names, options)?;
@@ -148,6 +159,7 @@ impl Trainer {
             total,
             stop: None,
             best: None,
+            frozen,
         })
     }
 
@@ -313,7 +325,7 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of a step.
-    pub fn dry_run(&mut self, data: &TrainData<'_>, base_bytes: u64) -> Result<DryRun> {
+    pub fn dry_run(&mut self, data: &TrainData<'_>) -> Result<DryRun> {
         let sampler = self.sampler(data);
         let lengths = data.train.lengths();
         let micro = sampler.epoch(lengths, 0);
@@ -332,22 +344,17 @@ impl Trainer {
             self.inner.evaluate(&feeds, Some(self.args.seed))?;
         }
         let trainable = self.trainable();
-        let states = match self.args.optim {
-            super::optimizer::Optim::AdamwTorch => 2,
-            super::optimizer::Optim::Sgd => 0,
-            super::optimizer::Optim::Lion
-            | super::optimizer::Optim::Rmsprop
-            | super::optimizer::Optim::Adagrad => 1,
-        };
+        let params = self.inner.params().values();
+        let state: usize = params.map(|p| self.args.optim.state(&p.dims)).sum();
         Ok(DryRun {
             steps: self.args.total_steps(micro.len()),
             examples: data.train.len(),
             tokens_per_epoch: lengths.iter().map(|&n| u64::from(n)).sum(),
             positions_per_epoch: micro.iter().map(width).sum(),
             trainable,
-            base_bytes,
+            base_bytes: self.frozen,
             parameter_bytes: trainable as u64 * 4,
-            optimizer_bytes: trainable as u64 * 4 * (states + 1),
+            optimizer_bytes: (trainable + state) as u64 * 4,
             longest_batch: positions,
             peak_bytes: super::dry::peak_memory(),
         })
@@ -461,7 +468,8 @@ impl Trainer {
         epoch: f64,
         l: &mut Loop<'_, '_>,
     ) -> Result<StepReport> {
-        let items: usize = batches.iter().map(|b| b.items).sum();
+        let smoothed = self.args.label_smoothing_factor > 0.0;
+        let items: usize = batches.iter().map(|b| b.divisor(smoothed)).sum();
         let tokens = batches.iter().map(|b| b.tokens).sum();
         let positions = batches.iter().map(|b| b.positions).sum();
         let mut feeds = Vec::with_capacity(batches.len());
@@ -598,9 +606,14 @@ impl Trainer {
             packing: false,
             ..l.collator.clone()
         };
-        let found =
-            self.evaluator
-                .run(self.inner.params(), data, &collator, size, l.data.pack())?;
+        let found = self.evaluator.run(
+            self.inner.params(),
+            data,
+            &collator,
+            size,
+            l.data.pack(),
+            l.on_event,
+        )?;
         let found = Evaluation {
             step: self.progress.step,
             epoch,
@@ -653,8 +666,14 @@ impl Trainer {
             packing: false,
             ..data.collator()
         };
-        self.evaluator
-            .run(self.inner.params(), dataset, &collator, size, data.pack())
+        self.evaluator.run(
+            self.inner.params(),
+            dataset,
+            &collator,
+            size,
+            data.pack(),
+            &mut |_| Ok(()),
+        )
     }
 }
 

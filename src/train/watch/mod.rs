@@ -83,7 +83,7 @@ impl Watchers {
             self.begin(resumed_from.unwrap_or(0))?;
         }
         self.record.event(event);
-        if let (Some(log), false) = (&mut self.log, matches!(event, Event::Step(_))) {
+        if let (Some(log), false) = (&mut self.log, event.is_tick()) {
             let line = serde_json::to_string(event).unwrap_or_default() + "\n";
             let path = self.folder.join(file::LOG);
             log.write_all(line.as_bytes())
@@ -96,7 +96,11 @@ impl Watchers {
         // The report can be looked at while the run goes on.
         match event {
             Event::Evaluate(_) | Event::Save { .. } | Event::End { .. } => self.write(),
-            Event::Begin { .. } | Event::Step(_) | Event::Log(_) | Event::Warning { .. } => Ok(()),
+            Event::Begin { .. }
+            | Event::Step(_)
+            | Event::Evaluating { .. }
+            | Event::Log(_)
+            | Event::Warning { .. } => Ok(()),
         }
     }
 

@@ -52,7 +52,7 @@ impl RunRecord {
 
     /// Takes an event.
     pub fn event(&mut self, event: &Event) {
-        if !matches!(event, Event::Step(_)) {
+        if !event.is_tick() {
             self.line(&json!(event));
         }
     }

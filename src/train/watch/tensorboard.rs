@@ -94,9 +94,11 @@ impl EventFile {
                     ("train/train_loss".to_owned(), *train_loss),
                 ],
             ),
-            Event::Begin { .. } | Event::Step(_) | Event::Save { .. } | Event::Warning { .. } => {
-                Ok(())
-            }
+            Event::Begin { .. }
+            | Event::Step(_)
+            | Event::Evaluating { .. }
+            | Event::Save { .. }
+            | Event::Warning { .. } => Ok(()),
         }
     }
 
