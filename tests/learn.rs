@@ -81,8 +81,9 @@ fn learns(adapter: &str) {
         .collect();
     assert!(losses[losses.len() - 1] < 0.1 * losses[0], "{losses:?}");
     let after = exact_match(out.path().join("math").to_str());
-    // Seen: 0.6 to 0.75. Rounding differs between machines, and with it the run.
-    assert!(after > 0.4, "exact match after training: {after}");
+    // Seen with five seeds: 0.79 to 0.81 for LoRA, 0.71 to 0.79 for the bottleneck adapter, of all hundred problems. Rounding differs
+    // between machines, and with it the run.
+    assert!(after > 0.6, "exact match after training: {after}");
 }
 
 #[test]
