@@ -83,6 +83,8 @@ pub struct TrainingArguments {
     pub warmup_steps: u64,
     /// Share of all steps that is linear warmup.
     pub warmup_ratio: f64,
+    /// When the loss is logged.
+    pub logging_strategy: Interval,
     /// A log entry every so many optimizer steps; a number below 1 is a share of all steps.
     pub logging_steps: f64,
     /// Whether the first step is logged as well.
@@ -153,6 +155,7 @@ impl Default for TrainingArguments {
             lr_scheduler_kwargs: ScheduleOptions::default(),
             warmup_steps: 0,
             warmup_ratio: 0.0,
+            logging_strategy: Interval::Steps,
             logging_steps: 500.0,
             logging_first_step: false,
             eval_strategy: Interval::No,

@@ -401,6 +401,7 @@ impl Trainer {
             on_event,
             started: Instant::now(),
             since_log: (Instant::now(), 0),
+            last: None,
         };
         let before = self.progress.step;
         if self.args.eval_on_start && self.progress.step == 0 {
@@ -509,6 +510,7 @@ impl Trainer {
     /// Log, evaluation, checkpoint, in this order, where they are due.
     fn after_step(&mut self, report: &StepReport, l: &mut Loop<'_, '_>) -> Result<Option<Stop>> {
         (l.on_event)(&Event::Step(*report))?;
+        l.last = Some(*report);
         l.since_log.1 += report.tokens;
         let p = &mut self.progress;
         p.total_loss += report.loss;
@@ -517,7 +519,8 @@ impl Trainer {
         let due = |every: Option<u64>| every.is_some_and(|n| step.is_multiple_of(n));
         let last = step >= total;
         let log = TrainingArguments::every(self.args.logging_steps, total);
-        if due(log) || (self.args.logging_first_step && step == 1) {
+        let logs = self.args.logging_strategy == Interval::Steps && due(log);
+        if logs || (self.args.logging_first_step && step == 1) {
             self.log(report, l)?;
         }
         let eval = TrainingArguments::every(
@@ -557,7 +560,13 @@ impl Trainer {
         self.progress.window >= micro.div_ceil(self.args.gradient_accumulation_steps)
     }
 
+    /// Log, evaluation, checkpoint, where the end of an epoch asks for them.
     fn after_epoch(&mut self, l: &mut Loop<'_, '_>) -> Result<Option<Stop>> {
+        if self.args.logging_strategy == Interval::Epoch
+            && let Some(report) = l.last.take()
+        {
+            self.log(&report, l)?;
+        }
         let done = self.progress.epoch as f64 + f64::from(u8::from(self.progress.window > 0));
         let mut improved = false;
         if self.args.eval_strategy == Interval::Epoch && done >= self.args.eval_delay {
@@ -688,6 +697,8 @@ struct Loop<'a, 'e> {
     started: Instant,
     /// Since when tokens are counted for the next log entry.
     since_log: (Instant, usize),
+    /// The last step of this process, until an epoch has logged it.
+    last: Option<StepReport>,
 }
 
 /// The tensors of the examples of these rows.
