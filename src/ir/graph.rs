@@ -343,14 +343,14 @@ impl Graph {
     }
 
     /// Values a node reads, inputs and captures, in no particular order.
-    pub(super) fn node_sources(&self, id: NodeId) -> impl Iterator<Item = ValueId> + '_ {
+    pub fn node_sources(&self, id: NodeId) -> impl Iterator<Item = ValueId> + '_ {
         self.g
             .edges_directed(id.ix, Incoming)
             .map(|e| self.value_at(e.source()))
     }
 
     /// Nodes that read a value, one for each edge, in no particular order.
-    pub(super) fn value_readers(&self, id: ValueId) -> impl Iterator<Item = NodeId> + '_ {
+    pub fn value_readers(&self, id: ValueId) -> impl Iterator<Item = NodeId> + '_ {
         self.g
             .edges_directed(id.ix, Outgoing)
             .map(|e| self.node_at(e.target()))

@@ -117,6 +117,9 @@ pub struct TrainingArguments {
     pub label_smoothing_factor: f64,
     /// Rounds the operands of matrix products to bfloat16; sums and everything else stay in f32.
     pub bf16: bool,
+    /// Keeps only what flows from one part of the model to the next, and computes the rest of the forward pass a second time when the
+    /// backward pass needs it: less memory, more time, the same numbers.
+    pub gradient_checkpointing: bool,
     /// Seed of initial values, data order and dropout.
     pub seed: u64,
     /// Seed of the data order; `seed` without it.
@@ -172,6 +175,7 @@ impl Default for TrainingArguments {
             early_stopping_threshold: 0.0,
             label_smoothing_factor: 0.0,
             bf16: false,
+            gradient_checkpointing: false,
             seed: 42,
             data_seed: None,
             dataloader_drop_last: false,

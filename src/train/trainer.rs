@@ -19,8 +19,10 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{DType, TensorData};
+use crate::rewrite::Pipeline;
 use crate::rewrite::passes::gradient::Outputs;
-use crate::rewrite::passes::loss::{Divisor, Loss, NUM_ITEMS};
+use crate::rewrite::passes::loss::{Divisor, LOSS, Loss, NUM_ITEMS};
+use crate::rewrite::passes::recompute::Recompute;
 use crate::runtime::{CompileOptions, Feeds, Plan, TrainStep, Trainable, Value};
 use serde_json::{Map, Value as Json};
 use std::path::Path;
@@ -144,7 +146,14 @@ impl Trainer {
             .map(|t| t.stored_len() as u64)
             .sum();
         let evaluator = Evaluator::new(model.clone(), loss, names.clone(), mode, options);
-        let graph = training_graph(model, loss, &names, Outputs::Drop, mode)?;
+        let mut graph = training_graph(model, loss, &names, Outputs::Drop, mode)?;
+        if args.gradient_checkpointing {
+            let recompute = Recompute {
+                loss: LOSS.to_owned(),
+                wrt: names.clone(),
+            };
+            graph = Pipeline::new().with(recompute).run(graph)?.model;
+        }
         let mut inner = TrainStep::compile(&graph, &names, options)?;
         for (name, t) in inner.params_mut() {
             t.decays = store.get(name).is_some_and(|p| p.decay);

@@ -274,7 +274,7 @@ impl Route {
                 .is_none_or(DType::is_float)
         };
         for &n in &order {
-            let from = sources(g, n).find_map(|v| origin[v.index()]);
+            let from = g.node_sources(n).find_map(|v| origin[v.index()]);
             let zero = matches!(rule(g, n), Some(Gradient::Zero));
             let Some(from) = from.filter(|_| !zero) else {
                 continue;
@@ -294,11 +294,11 @@ impl Route {
                 .into_iter()
                 .flatten()
                 .any(|v| needed[v.index()] && origin[v.index()].is_some());
-            if !on || sources(g, n).all(|v| origin[v.index()].is_none()) {
+            if !on || g.node_sources(n).all(|v| origin[v.index()].is_none()) {
                 continue;
             }
             path.push(n);
-            for v in sources(g, n) {
+            for v in g.node_sources(n) {
                 needed[v.index()] |= origin[v.index()].is_some();
             }
         }
@@ -329,7 +329,8 @@ impl Route {
             .into_iter()
             .map(|(op, nodes)| {
                 let first = nodes[0];
-                let from = sources(g, first)
+                let from = g
+                    .node_sources(first)
                     .find_map(|v| self.origin[v.index()])
                     .map_or("?", |i| g.name_of(ends.wrt[i as usize]));
                 let names: Vec<String> = nodes.iter().take(5).map(|&n| scope(g, n)).collect();
@@ -347,12 +348,6 @@ impl Route {
             })
             .collect()
     }
-}
-
-/// Inputs and captures of a node.
-fn sources(g: &Graph, n: NodeId) -> impl Iterator<Item = ValueId> {
-    let captures = g.node_captures(n);
-    g.node_inputs(n).into_iter().flatten().chain(captures)
 }
 
 fn rule(g: &Graph, n: NodeId) -> Option<Gradient> {

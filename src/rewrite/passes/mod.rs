@@ -10,6 +10,7 @@ pub mod logits;
 pub mod loss;
 mod merge;
 pub mod pack;
+pub mod recompute;
 mod strip;
 
 pub use attach::Attach;

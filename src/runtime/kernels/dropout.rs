@@ -3,6 +3,7 @@
 //! The mask is a function of the run's seed, the node's name and the element's index: independent of threads and device.
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, walk};
+use crate::rewrite::passes::recompute::DRAWS_AS;
 use crate::runtime::value::{Host, KResult, Value};
 
 struct Dropout {
@@ -64,9 +65,8 @@ impl Kernel for Dropout {
 fn make(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     // FNV-1a: stable across builds, unlike the standard library's hash.
     let seed = cx.int("seed", 0).to_le_bytes();
-    let key = cx
-        .node
-        .name
+    let name = cx.node.metadata.get(DRAWS_AS).unwrap_or(&cx.node.name);
+    let key = name
         .bytes()
         .chain(seed)
         .fold(0xCBF2_9CE4_8422_2325u64, |h, b| {

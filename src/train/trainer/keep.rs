@@ -70,7 +70,8 @@ impl Trainer {
 
     /// What must be the same for a run to go on: what decides the next step.
     pub(super) fn conditions(&self, data: &TrainData<'_>) -> Map<String, Json> {
-        const FREE: [&str; 21] = [
+        const FREE: [&str; 22] = [
+            "gradient_checkpointing",
             "logging_strategy",
             "logging_steps",
             "logging_first_step",
