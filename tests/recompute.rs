@@ -68,7 +68,7 @@ fn kept(graph: &Verified) -> usize {
     let end = g.producer(g.find(LOSS).unwrap()).unwrap().0;
     let end = order.iter().position(|n| *n == end).unwrap();
     let (before, after) = order.split_at(end + 1);
-    let late: std::collections::HashSet<_> = after.iter().copied().collect();
+    let late: std::collections::BTreeSet<_> = after.iter().copied().collect();
     before
         .iter()
         .flat_map(|&n| g.node_outputs(n))
@@ -206,4 +206,37 @@ fn depth_costs_little() {
     // The residual stream behind the attention and behind the MLP of each.
     assert_eq!(more(true), 8 * 2);
     assert!(more(false) > 8 * 12);
+}
+
+/// Backward passes ask for shapes of what the forward pass has long consumed; they are read at once.
+#[test]
+fn nothing_is_kept_for_its_shape() {
+    for (arch, mode) in [
+        ("qwen3", Mode::Native),
+        ("qwen3", Mode::Portable),
+        ("bert", Mode::Portable),
+    ] {
+        let (graph, _) = graph(arch, "model.onnx", "lora[r=4]|seq_bn", "seq2seq", mode);
+        let g = &graph.model().graph;
+        let order = g.order().unwrap();
+        let place: std::collections::BTreeMap<_, _> =
+            order.iter().enumerate().map(|(at, n)| (*n, at)).collect();
+        assert!(order.iter().any(|n| g.node(*n).op.is_onnx("Shape")));
+        for v in g.values() {
+            let Some((made, _)) = g.producer(v) else {
+                continue;
+            };
+            let readers: Vec<_> = g.value_readers(v).collect();
+            let is_shape = |n: &_| g.node(*n).op.is_onnx("Shape");
+            let last = readers.iter().max_by_key(|n| place[n]);
+            if let Some(last) = last.filter(|n| is_shape(n)) {
+                let apart = place[last] - place[&made];
+                assert!(
+                    apart <= readers.len() + 1,
+                    "{arch} {mode:?}: {} for {apart} nodes",
+                    g.name_of(v)
+                );
+            }
+        }
+    }
 }

@@ -18,6 +18,9 @@ use crate::ir::{DType, Fact, OpId};
 /// The domain of the operators that only our own runtime knows.
 pub const DOMAIN: &str = "onnx_graft";
 
+/// Metadata of a node that must draw the same random numbers as the node of this name.
+pub const DRAWS_AS: &str = "onnx_graft.draws_as";
+
 const fn op(
     name: &'static str,
     inputs: (usize, usize),

@@ -11,7 +11,7 @@
 use crate::ir::{Builder, Fact, Graph, Node, NodeId, Sym, TensorData, Val, ValueId};
 use std::cell::Cell;
 
-pub use fused::DOMAIN;
+pub use fused::{DOMAIN, DRAWS_AS};
 
 /// What is known about an operator.
 #[derive(Clone, Copy, Debug)]

@@ -7,6 +7,7 @@ use crate::rewrite::Pipeline;
 use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
 use crate::rewrite::passes::gradient::{GradientPass, Outputs};
 use crate::rewrite::passes::loss::{Divisor, LABELS, LOSS, Loss, NUM_ITEMS, RowLoss};
+use crate::rewrite::passes::shapes::EarlyShapes;
 
 /// Which operators the step is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +107,7 @@ pub fn training_graph(
         return Ok(Pipeline::new()
             .with(loss.clone())
             .with(gradient)
+            .with(EarlyShapes)
             .run(model)?
             .model);
     }
@@ -117,7 +119,8 @@ pub fn training_graph(
     if let Some(fuse_loss) = fuse_loss {
         pipeline = pipeline.with(fuse_loss);
     }
-    Ok(pipeline.with(gradient).with(FuseProducts).run(model)?.model)
+    let pipeline = pipeline.with(gradient).with(FuseProducts).with(EarlyShapes);
+    Ok(pipeline.run(model)?.model)
 }
 
 fn fused_loss(model: &Verified, loss: &Loss) -> Option<FuseLoss> {

@@ -11,6 +11,7 @@ pub mod loss;
 mod merge;
 pub mod pack;
 pub mod recompute;
+pub mod shapes;
 mod strip;
 
 pub use attach::Attach;

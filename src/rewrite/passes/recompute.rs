@@ -10,11 +10,9 @@
 
 use crate::diag::Diagnostic;
 use crate::ir::{Attr, Builder, DType, Graph, NodeId, Type, Use, Val, ValueId};
+use crate::ops::DRAWS_AS;
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use rustc_hash::{FxHashMap, FxHashSet};
-
-/// Metadata of a node that must draw the same random numbers as the node of this name.
-pub const DRAWS_AS: &str = "onnx_graft.draws_as";
 
 /// Computes values of the forward pass again for the backward pass.
 #[derive(Clone, Debug)]

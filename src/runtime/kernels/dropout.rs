@@ -3,7 +3,7 @@
 //! The mask is a function of the run's seed, the node's name and the element's index: independent of threads and device.
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, walk};
-use crate::rewrite::passes::recompute::DRAWS_AS;
+use crate::ops::DRAWS_AS;
 use crate::runtime::value::{Host, KResult, Value};
 
 struct Dropout {
