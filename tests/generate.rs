@@ -476,7 +476,7 @@ fn what_cannot_be_generated_is_one_error() {
 
 #[test]
 fn the_score_of_texts_is_the_loss_of_the_graph() {
-    use onnx_graft::generate::score;
+    use onnx_graft::generate::{Scored, score};
     use onnx_graft::rewrite::passes::loss::{Divisor, Loss};
     use onnx_graft::runtime::{Plan, io};
     use onnx_graft::train::{Mode, loss_graph};
@@ -513,10 +513,14 @@ fn the_score_of_texts_is_the_loss_of_the_graph() {
         matrix("labels"),
     );
     // Rows without their padding, which stands behind the end in this file.
-    let rows: Vec<(Vec<i64>, Vec<i64>)> = (0..ids.len())
+    let rows: Vec<Scored> = (0..ids.len())
         .map(|r| {
             let n = mask[r].iter().filter(|m| **m == 1).count();
-            (ids[r][..n].to_vec(), labels[r][..n].to_vec())
+            Scored {
+                ids: ids[r][..n].to_vec(),
+                labels: labels[r][..n].to_vec(),
+                task_id: None,
+            }
         })
         .collect();
     let mut batches = rows

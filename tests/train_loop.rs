@@ -186,3 +186,31 @@ fn smoothed_losses_are_means_over_what_is_scored() {
     let want = items as f64 / scored as f64;
     assert!((found - want).abs() < 1e-5, "{found} {want}");
 }
+
+/// Steps and epochs, as Hugging Face's Trainer logs them: an epoch counts micro-batches, and the last one ends though it is incomplete.
+#[test]
+fn epochs_count_micro_batches() {
+    let of = |num_train_epochs, gradient_accumulation_steps| {
+        let events = events(TrainingArguments {
+            num_train_epochs,
+            gradient_accumulation_steps,
+            eval_strategy: Interval::Epoch,
+            ..args()
+        });
+        let epochs: Vec<f64> = events
+            .iter()
+            .filter_map(|e| match e {
+                Event::Step(r) => Some(r.epoch),
+                _ => None,
+            })
+            .collect();
+        (epochs, evaluated(&events))
+    };
+    // Three micro-batches of two rows: a window of two, and one of one.
+    let (epochs, at) = of(1.0, 2);
+    assert!((epochs[0] - 2.0 / 3.0).abs() < 1e-12 && (epochs[1] - 1.0).abs() < 1e-12);
+    assert_eq!(at, [2]);
+    let (epochs, at) = of(1.5, 1);
+    assert!((epochs[4] - (1.0 + 2.0 / 3.0)).abs() < 1e-12);
+    assert_eq!(at, [3, 5]);
+}

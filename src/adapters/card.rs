@@ -21,6 +21,8 @@ pub struct Card {
     pub architecture: String,
     /// Whether the adapter has an interface file, for models that the Adapters library does not know.
     pub interface: bool,
+    /// Whether a prediction head stands beside the adapter: it says classes or numbers then, and no text.
+    pub head: bool,
     /// Datasets on the Hub that it was trained on.
     pub datasets: Vec<String>,
     /// Further tags, `adapterhub:nli/multinli` for one.
@@ -132,10 +134,21 @@ impl Card {
 
     fn usage(&self, out: &mut String) {
         let repo = code(&self.repo);
+        let (command, class) = if self.head {
+            (
+                "rewrite model.onnx --adapter adapter -o adapted.onnx",
+                "AutoModel",
+            )
+        } else {
+            (
+                "rewrite generate model.onnx --adapter adapter --prompt \"...\"",
+                "AutoModelForCausalLM",
+            )
+        };
         let _ = write!(
             out,
             "\n## Usage\n\nWith an exported model and [onnx-graft](https://crates.io/crates/onnx-graft):\n\n```sh\n\
-             rewrite hub pull {repo} -o adapter\nrewrite generate model.onnx --adapter adapter --prompt \"...\"\n```\n\
+             rewrite hub pull {repo} -o adapter\n{command}\n```\n\
              \nWith PyTorch and Adapters (`pip install adapters`):\n\n```python\n"
         );
         let base = self
@@ -145,8 +158,8 @@ impl Card {
         if self.interface {
             let _ = write!(
                 out,
-                "import adapters\nfrom adapters import AdapterModelInterface\nfrom transformers import AutoModelForCausalLM\n\n\
-                 model = AutoModelForCausalLM.from_pretrained({base:?})\n\
+                "import adapters\nfrom adapters import AdapterModelInterface\nfrom transformers import {class}\n\n\
+                 model = {class}.from_pretrained({base:?})\n\
                  adapters.init(model, interface=AdapterModelInterface._load({repo:?}))\n\
                  model.load_adapter({repo:?}, set_active=True)\n```\n"
             );
@@ -275,6 +288,23 @@ mod tests {
             arguments: vec![("learning_rate".into(), "0.0001".into())],
             ..Card::default()
         }
+    }
+
+    #[test]
+    fn who_says_classes_is_not_asked_for_text() {
+        let with = |head| {
+            Card {
+                head,
+                interface: true,
+                ..card()
+            }
+            .text()
+        };
+        assert!(
+            with(false).contains("rewrite generate")
+                && with(false).contains("AutoModelForCausalLM")
+        );
+        assert!(!with(true).contains("generate ") && with(true).contains("import AutoModel\n"));
     }
 
     #[test]

@@ -5,17 +5,14 @@ use super::generate::Prepared;
 use super::{Ui, attach, compile_options, exists, train, usage, write_file};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::generate::{Generation, Prompt, full_sequence_adapters, generate, score};
+use crate::generate::{Generation, Prompt, Scored, full_sequence_adapters, generate, score};
 use crate::options;
+use crate::rewrite::passes::loss::LABELS;
 use crate::runtime::Plan;
-use crate::train::metrics::{
-    Average, Normalization, accuracy, exact_match, final_number, matthews_correlation,
-    mean_absolute_error, mean_squared_error, pearson, precision_recall_f1, same_final_number,
-    spearman,
-};
+use crate::train::metrics::{Normalization, exact_match, final_number, same_final_number};
 use crate::train::{
-    Collator, DataArguments, Dataset, EvalArguments, EvalTask, Example, F1Average, Job, Labels,
-    Metric, Mode, TextPair, inference_graph,
+    Answers, Collator, DataArguments, Dataset, EvalArguments, Example, Job, Labels, Metric, Mode,
+    Task, TextPair, TrainingArguments, inference_graph,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
@@ -38,11 +35,14 @@ struct Request {
     args: EvalArgs,
     evaluation: EvalArguments,
     data: DataArguments,
+    /// The seed that sets rows apart for evaluation: that of the run, so that they are the same ones.
+    seed: u64,
 }
 
 fn request(args: &EvalArgs, ui: &Ui) -> Result<Request> {
     let mut args = args.clone();
     let mut options: Map<String, Value> = Map::new();
+    let mut seed = TrainingArguments::default().seed;
     if args.model.extension().is_some_and(|e| e == "json") {
         let folder = args
             .model
@@ -55,7 +55,9 @@ fn request(args: &EvalArgs, ui: &Ui) -> Result<Request> {
         if let Value::Object(fields) = json!(data) {
             options.extend(fields);
         }
-        let job = Job::read(file)?.job;
+        let job = Job::read(file)?;
+        seed = job.training.data_seed.unwrap_or(job.training.seed);
+        let job = job.job;
         let model = job
             .model
             .ok_or_else(|| usage("the job names no model", "\"model\": \"model.onnx\""))?;
@@ -73,7 +75,9 @@ fn request(args: &EvalArgs, ui: &Ui) -> Result<Request> {
     }
     options.extend(args.data.given.clone());
     options.extend(args.evaluation.given.clone());
-    let data: DataArguments = options::read(options::take::<DataArguments>(&mut options.clone()))?;
+    let mut data: DataArguments =
+        options::read(options::take::<DataArguments>(&mut options.clone()))?;
+    super::generate::within_positions(&mut data.max_seq_length, &args.model, ui);
     if data.data.is_none() {
         return Err(usage("no data was given", "--data test.jsonl"));
     }
@@ -83,6 +87,7 @@ fn request(args: &EvalArgs, ui: &Ui) -> Result<Request> {
         args,
         evaluation,
         data,
+        seed,
     })
 }
 
@@ -109,9 +114,12 @@ pub(super) fn run(args: &EvalArgs, ui: &Ui) -> Result<()> {
         &given,
         ui,
     )?;
+    train::fits(&prepared.model, request.evaluation.task, true)?;
     let report = match request.evaluation.task {
-        EvalTask::CausalLm => causal(&prepared, &request, ui)?,
-        EvalTask::Classification | EvalTask::Regression => whole_rows(&prepared, &request, ui)?,
+        Task::CausalLm => causal(&prepared, &request, ui)?,
+        Task::Classification | Task::Regression | Task::MultiLabel | Task::Seq2seq => {
+            answered(&prepared, &request, ui)?
+        }
     };
     let seconds = started.elapsed().as_secs_f64();
     if let Some(file) = &args.predictions {
@@ -146,11 +154,12 @@ fn bar(ui: &Ui, total: usize, what: &str) -> ProgressBar {
 /// The examples that are evaluated on: those set apart for it, or all.
 fn dataset(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<(Dataset, i64)> {
     let most = request.data.max_eval_samples;
-    let loaded = request
-        .data
-        .load(prepared.tokenizer.as_ref(), None, 42, &mut |line| {
-            ui.note(&line);
-        })?;
+    let loaded = request.data.load(
+        prepared.tokenizer.as_ref(),
+        train::vocabulary(&prepared.model),
+        request.seed,
+        &mut |line| ui.note(&line),
+    )?;
     let data = match loaded.eval {
         Some(eval) => eval,
         None => loaded
@@ -178,7 +187,7 @@ fn causal(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<Report> {
         let mut at = 0;
         let next = || {
             bar.set_position(at as u64);
-            let batch: Result<Vec<(Vec<i64>, Vec<i64>)>> = (at..rows.min(at + size))
+            let batch: Result<Vec<Scored>> = (at..rows.min(at + size))
                 .map(|i| tokens(&data, i))
                 .collect();
             at = rows.min(at + size);
@@ -215,10 +224,14 @@ fn causal(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<Report> {
     Ok(report)
 }
 
-fn tokens(data: &Dataset, index: usize) -> Result<(Vec<i64>, Vec<i64>)> {
+fn tokens(data: &Dataset, index: usize) -> Result<Scored> {
     let example = data.get(index)?;
     match example.labels {
-        Labels::Tokens(labels) => Ok((example.input_ids, labels)),
+        Labels::Tokens(labels) => Ok(Scored {
+            ids: example.input_ids,
+            labels,
+            task_id: example.task_id,
+        }),
         Labels::Sequence(_) | Labels::Class(_) | Labels::Values(_) => Err(Error::new(
             ErrorKind::Train,
             Diagnostic::error("eval-row", "the row has no labels of tokens"),
@@ -311,12 +324,13 @@ fn generated(
     Ok(())
 }
 
-/// A class or a number for each row.
-fn whole_rows(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<Report> {
+/// A class, a number or a target for each row.
+fn answered(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<Report> {
     let (args, evaluation) = (&request.args, &request.evaluation);
-    let classes = evaluation.task == EvalTask::Classification;
+    let task = evaluation.task;
+    let named = matches!(task, Task::Classification | Task::MultiLabel);
     let mut with_names = request.data.clone();
-    if classes && with_names.label_names.is_none() {
+    if named && with_names.label_names.is_none() {
         with_names.label_names =
             attach::saved_classes(&args.select)?.or_else(|| prepared.classes());
     }
@@ -324,6 +338,7 @@ fn whole_rows(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<Report>
         args: args.clone(),
         evaluation: evaluation.clone(),
         data: with_names,
+        seed: request.seed,
     };
     let (data, pad_id) = dataset(prepared, request, ui)?;
     let mode = if args.portable {
@@ -340,128 +355,61 @@ fn whole_rows(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<Report>
     let plan = Plan::compile(&model, &options)?;
     let collator = Collator {
         pad_id,
+        decoder_start: pad_id,
         ..Collator::default()
     };
     let bar = bar(ui, data.len(), "rows");
-    let (mut found, mut labels) = (Vec::new(), Vec::new());
+    let mut answers = Answers::new(task);
     let indices: Vec<usize> = (0..data.len()).collect();
     for chunk in indices.chunks(evaluation.per_device_eval_batch_size) {
-        let examples: Vec<Example> = chunk.iter().map(|&i| data.get(i)).collect::<Result<_>>()?;
-        for e in &examples {
-            labels.push(label(e)?);
-        }
-        let rows: Vec<Vec<Example>> = examples.into_iter().map(|e| vec![e]).collect();
+        let rows: Vec<Vec<Example>> = chunk
+            .iter()
+            .map(|&i| data.get(i).map(|e| vec![e]))
+            .collect::<Result<_>>()?;
         let mut feeds = collator.collate(&rows)?.feeds;
+        let labels = feeds.0.shift_remove(LABELS).ok_or_else(|| {
+            let d = Diagnostic::error("eval-row", "the rows have no labels");
+            Error::new(ErrorKind::Train, d.help("see --columns"))
+        })?;
         feeds
             .0
             .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
         let results = plan.run(&feeds)?;
-        found.extend(answers(&results[&name], &name, chunk.len(), classes)?);
+        answers.add(&name, &results[&name], &labels)?;
         bar.inc(chunk.len() as u64);
     }
     bar.finish_and_clear();
-    let predictions = found
-        .iter()
-        .zip(&labels)
-        .map(|(p, r)| json!({ "prediction": p, "reference": r }));
+    let names = request.data.label_names.as_deref().unwrap_or_default();
+    // Classes by their names, where they have any.
+    let shown = |x: f64| match names.get(x as usize) {
+        Some(name) if task == Task::Classification => json!(name),
+        _ if task == Task::Classification => json!(x as i64),
+        _ => json!(x),
+    };
     let mut report = Report {
         samples: data.len(),
-        items: data.len(),
-        predictions: predictions.collect(),
+        items: answers.right().len(),
         ..Report::default()
     };
+    if task != Task::Seq2seq {
+        // Of several numbers for a row, all of them.
+        let width = (report.items / report.samples.max(1)).max(1);
+        let each = |x: &[f64]| match x {
+            [one] => shown(*one),
+            several => several.iter().copied().map(&shown).collect(),
+        };
+        let pairs = answers
+            .found()
+            .chunks(width)
+            .zip(answers.right().chunks(width));
+        report.predictions = pairs
+            .enumerate()
+            .map(|(row, (p, r))| json!({ "row": row, "prediction": each(p), "reference": each(r) }))
+            .collect();
+    }
     for m in evaluation.metrics() {
-        report
-            .metrics
-            .insert(m.name(), measure(m, evaluation, &found, &labels));
+        let value = answers.measure(m, evaluation.average, evaluation.pos_label);
+        report.metrics.insert(m.name(), value);
     }
     Ok(report)
-}
-
-/// The class or the number of a row.
-fn label(example: &Example) -> Result<f64> {
-    match &example.labels {
-        Labels::Class(c) => Ok(*c as f64),
-        Labels::Values(v) if v.len() == 1 => Ok(f64::from(v[0])),
-        Labels::Values(_) | Labels::Tokens(_) | Labels::Sequence(_) => {
-            let d = Diagnostic::error("eval-row", "a row has no class, and no number");
-            Err(Error::new(
-                ErrorKind::Train,
-                d.help("`text` and `label` are needed; see --columns"),
-            ))
-        }
-    }
-}
-
-/// The most probable class of each row, or its number.
-fn answers(
-    value: &crate::runtime::Value,
-    name: &str,
-    rows: usize,
-    classes: bool,
-) -> Result<Vec<f64>> {
-    let data = value
-        .to_f32()
-        .map_err(|e| Error::new(ErrorKind::Run, Diagnostic::error("eval", e.to_string())))?;
-    let width = data.len() / rows.max(1);
-    let shaped = value.dims().first() == Some(&rows) && width > 0 && value.dims().len() <= 2;
-    if !shaped || (!classes && width != 1) || (classes && width < 2) {
-        let want = if classes {
-            "[rows, classes]"
-        } else {
-            "[rows, 1]"
-        };
-        let d = Diagnostic::error(
-            "eval-output",
-            format!(
-                "`{name}` has the shape {:?}; {want} is needed",
-                value.dims()
-            ),
-        );
-        return Err(Error::new(ErrorKind::Run, d.help("choose another --task")));
-    }
-    let best = |row: &[f32]| {
-        (0..row.len())
-            .rev()
-            .max_by(|&a, &b| row[a].total_cmp(&row[b]))
-            .unwrap_or(0)
-    };
-    Ok(data
-        .chunks(width)
-        .map(|row| {
-            if classes {
-                best(row) as f64
-            } else {
-                f64::from(row[0])
-            }
-        })
-        .collect())
-}
-
-fn measure(metric: Metric, evaluation: &EvalArguments, found: &[f64], labels: &[f64]) -> f64 {
-    let ids = |v: &[f64]| v.iter().map(|&x| x as i64).collect::<Vec<_>>();
-    let (p, r) = (ids(found), ids(labels));
-    let two = p.iter().chain(&r).all(|c| (0..2).contains(c));
-    let average = match evaluation.average {
-        Some(F1Average::Micro) => Average::Micro,
-        Some(F1Average::Weighted) => Average::Weighted,
-        Some(F1Average::Macro) => Average::Macro,
-        None if !two => Average::Macro,
-        Some(F1Average::Binary) | None => Average::Binary {
-            positive: evaluation.pos_label,
-        },
-    };
-    let scores = || precision_recall_f1(&p, &r, average);
-    match metric {
-        Metric::Accuracy => accuracy(&p, &r),
-        Metric::F1 => scores().f1,
-        Metric::Precision => scores().precision,
-        Metric::Recall => scores().recall,
-        Metric::MatthewsCorrelation => matthews_correlation(&p, &r),
-        Metric::Mse => mean_squared_error(found, labels),
-        Metric::Mae => mean_absolute_error(found, labels),
-        Metric::Pearson => pearson(found, labels),
-        Metric::Spearman => spearman(found, labels),
-        Metric::Loss | Metric::Perplexity | Metric::ExactMatch | Metric::FinalNumber => f64::NAN,
-    }
 }

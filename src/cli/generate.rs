@@ -11,6 +11,7 @@ use crate::generate::{
 use crate::infer::Verified;
 use crate::select::Selection;
 use crate::text::Tokenizer;
+use crate::train::Task;
 use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -29,6 +30,16 @@ pub(super) fn run(args: &GenerateArgs, ui: &Ui) -> Result<()> {
         &given,
         ui,
     )?;
+    let g = &prepared.model.model().graph;
+    if g.find("decoder_input_ids").is_none() {
+        super::train::fits(&prepared.model, Task::CausalLm, true)?;
+    }
+    if g.find("task_ids").is_some_and(|v| g.is_input(v)) {
+        return Err(usage(
+            "a `MultiTask` chooses the adapter of each sample, and a prompt says none",
+            "--active NAME, with the adapter to generate with",
+        ));
+    }
     let many = texts.len() * prepared.settings.args.num_return_sequences > 1;
     let stream = args.stream && !ui.json;
     if stream && many {
@@ -162,10 +173,7 @@ impl Prepared {
             (adapted.model, Some(adapted.selection))
         };
         let config = config_beside(path);
-        let positions = ["max_position_embeddings", "n_positions", "n_ctx"]
-            .iter()
-            .find_map(|k| config[*k].as_u64());
-        let settings = Settings::new(arguments, tokenizer.as_ref(), positions.map(|n| n as usize));
+        let settings = Settings::new(arguments, tokenizer.as_ref(), positions(&config));
         Ok(Prepared {
             model,
             selection,
@@ -249,6 +257,29 @@ fn conversation(messages: &[Message], tokenizer: Option<&Tokenizer>) -> Result<P
 }
 
 /// What `config.json` beside a model says; null where there is none. A text model inside another one has its own part.
+/// How many positions a model was made for.
+fn positions(config: &Value) -> Option<usize> {
+    let names = ["max_position_embeddings", "n_positions", "n_ctx"];
+    let found = names.iter().find_map(|k| config[*k].as_u64());
+    found.and_then(|n| usize::try_from(n).ok())
+}
+
+/// Rows end where the positions of the model beside its config.json end, unless a longer length was asked for.
+pub(super) fn within_positions(length: &mut Option<usize>, model: &Path, ui: &Ui) {
+    /// The usual length.
+    const USUAL: usize = 2048;
+    let Some(most) = positions(&config_beside(model)) else {
+        return;
+    };
+    match *length {
+        None if most < USUAL => *length = Some(most),
+        Some(asked) if asked > most => ui.note(&format!(
+            "warning: `max_seq_length` is {asked}, and the model was made for {most} positions; longer rows may fail"
+        )),
+        None | Some(_) => {}
+    }
+}
+
 fn config_beside(model: &Path) -> Value {
     let text = std::fs::read_to_string(model.with_file_name("config.json")).unwrap_or_default();
     let config: Value = serde_json::from_str(&text).unwrap_or_default();

@@ -4,6 +4,7 @@ use super::args::{HubCommand, PullArgs, PushArgs, RepoType};
 use super::{Ui, usage};
 use crate::adapters::card::{Card, on_hub};
 use crate::adapters::folder::{AdapterFolder, file};
+use crate::adapters::head;
 use crate::error::{Error, Result};
 use crate::hub::{self, Hub, Kind, PushFile, PushOptions, Reference, Select, Source, Transfer};
 use crate::options::fields;
@@ -152,6 +153,7 @@ fn card(args: &PushArgs, to: &Reference) -> Result<Option<Card>> {
         Err(e) => return Err(e),
     };
     let mut card = Card::new(&to.repo, &folder);
+    card.head = args.folder.join(head::file::CONFIG).exists();
     if let Some(base) = &args.base_model {
         if !on_hub(base) {
             return Err(usage(

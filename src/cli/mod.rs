@@ -59,10 +59,10 @@ pub fn main() -> ExitCode {
 fn refuse(e: &clap::Error) -> ! {
     let word = std::env::args().nth(1).unwrap_or_default();
     let command = Cli::command();
-    let names = command.get_subcommands().map(clap::Command::get_name);
-    let near = (e.kind() == clap::error::ErrorKind::ArgumentConflict && !Path::new(&word).exists())
-        .then(|| nearest(&word, names))
-        .flatten();
+    let names = || command.get_subcommands().map(clap::Command::get_name);
+    let conflict = e.kind() == clap::error::ErrorKind::ArgumentConflict;
+    let misspelt = conflict && !names().any(|n| n == word) && !Path::new(&word).exists();
+    let near = misspelt.then(|| nearest(&word, names())).flatten();
     if let Some(near) = near {
         let message = format!("there is no command `{word}`; did you mean `{near}`?");
         let kind = clap::error::ErrorKind::InvalidSubcommand;

@@ -139,6 +139,9 @@ impl<'a> Progress<'a> {
     /// One line about the whole run.
     pub(super) fn summary(&self, steps: u64) -> String {
         let (first, last) = (self.first, self.last);
+        if self.losses.is_empty() {
+            return format!("{steps} steps were done before; nothing is left to do");
+        }
         format!(
             "{steps} steps: loss {first:.4} → {last:.4}{}",
             speed(self.rate()).replace("  ", ", ")

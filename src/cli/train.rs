@@ -10,7 +10,7 @@ use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::DType;
+use crate::ir::{DType, Fact};
 use crate::options;
 use crate::rewrite::passes::head::LOGITS;
 use crate::rewrite::passes::loss::Divisor;
@@ -19,8 +19,8 @@ use crate::select::Interface;
 use crate::text::Tokenizer;
 use crate::train::watch::Watchers;
 use crate::train::{
-    DataArguments, Dataset, Files, Job, Labels, Loaded, Mode, Output, Resume, Stop, Task,
-    TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
+    AdapterSpecs, DataArguments, Dataset, Files, Job, Labels, Loaded, Mode, Output, Resume, Stop,
+    Task, TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -80,6 +80,12 @@ fn request(cli: &mut TrainArgs, ui: &Ui) -> Result<Request> {
     if cli.select.active.is_none() {
         cli.select.active.clone_from(&job.job.active);
     }
+    // The record of the run says what was trained, whoever said it.
+    job.job.interface.clone_from(&cli.select.interface);
+    job.job.active.clone_from(&cli.select.active);
+    if matches!(job.job.adapter, AdapterSpecs::Default) && !cli.select.adapters.is_empty() {
+        job.job.adapter = AdapterSpecs::Many(cli.select.adapters.clone());
+    }
     if cli.exec.threads.is_none() {
         cli.exec.threads = job.job.threads;
     }
@@ -94,8 +100,10 @@ fn request(cli: &mut TrainArgs, ui: &Ui) -> Result<Request> {
             .ok_or_else(|| usage("the job names no model", "\"model\": \"model.onnx\""))?;
         place("model", model)
     } else {
+        job.job.model = Some(cli.model.display().to_string());
         cli.model.clone()
     };
+    super::generate::within_positions(&mut job.data.max_seq_length, &model, ui);
     let output = job
         .job
         .output_dir
@@ -142,6 +150,10 @@ fn prepare(cli: &TrainArgs, request: &Request, ui: &Ui) -> Result<Prepared> {
     let mut base = open(&request.model, ui)?;
     let interface = attach::interface(cli.select.interface.as_deref(), &request.model, &base)?;
     let vocabulary = vocabulary(&base);
+    if !one_batch(request) {
+        let usual = request.job.job.loss.is_none();
+        fits(&base, request.job.data.task, usual)?;
+    }
     if request.job.collate.packing {
         base = api::pack(base, &interface)?;
     }
@@ -166,6 +178,67 @@ fn prepare(cli: &TrainArgs, request: &Request, ui: &Ui) -> Result<Prepared> {
         vocabulary,
         head: None,
     })
+}
+
+/// Whether the data is one batch of tensors, which need not be of any task.
+fn one_batch(request: &Request) -> bool {
+    let files = request
+        .job
+        .data
+        .data
+        .as_ref()
+        .map_or_else(Vec::new, Files::list);
+    matches!(&*files, [one] if one.extension().is_some_and(|e| e == "safetensors"))
+}
+
+/// That a graph can do a task.
+pub(super) fn fits(model: &Verified, task: Task, usual_loss: bool) -> Result<()> {
+    let g = &model.model().graph;
+    let refused = |what: String, help: &str| {
+        let d = Diagnostic::error("task", what);
+        Err(Error::new(ErrorKind::Train, d.help(help)))
+    };
+    let decodes = g.find("decoder_input_ids").is_some_and(|v| g.is_input(v));
+    if task == Task::Seq2seq && !decodes {
+        return refused(
+            "the task seq2seq needs an encoder-decoder: the graph has no input `decoder_input_ids`"
+                .into(),
+            "a decoder learns completions with the task causal-lm: columns `prompt` and `completion`",
+        );
+    }
+    if task == Task::CausalLm && usual_loss && decodes {
+        return refused(
+            "the task causal-lm needs a decoder; this graph is an encoder-decoder: it has the input `decoder_input_ids`".into(),
+            "--task seq2seq",
+        );
+    }
+    let output = crate::rewrite::passes::logits::logits(g, None).ok();
+    let Some(output) = output.filter(|_| task == Task::CausalLm && usual_loss) else {
+        return Ok(());
+    };
+    let fact = model.fact(output);
+    let width = fact.and_then(|f| f.size(-1));
+    let foreign =
+        g.name_of(output) != LOGITS && width.zip(vocabulary(model)).is_some_and(|(w, v)| w != v);
+    let whole = fact.and_then(Fact::rank).is_some_and(|r| r < 3);
+    if foreign || whole {
+        let shape = fact
+            .and_then(|f| f.dims.as_ref())
+            .map_or_else(String::new, |dims| {
+                let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
+                format!("[{}]", dims.join(", "))
+            });
+        let words = vocabulary(model).map_or_else(|| "vocabulary".to_owned(), |v| v.to_string());
+        let what = format!(
+            "the graph has no logits of tokens: its output `{}` is {shape}, expected [batch, tokens, {words}]",
+            g.name_of(output)
+        );
+        return refused(
+            what,
+            "export the model with its language-model head, or choose another task: --task classification, regression, …",
+        );
+    }
+    Ok(())
 }
 
 impl Prepared {
@@ -423,6 +496,7 @@ fn on_data(
         folder: &request.output,
         save: &save,
     };
+    trainer.check(&data)?;
     trainer.stop_on(super::interrupt::flag()?);
     let mut watchers = Watchers::open(
         &request.output,

@@ -18,7 +18,7 @@ pub use decoder::{Decoder, DecoderOptions, Logits, Memory, Session, full_sequenc
 pub use prompts::{Message, PromptText, read_prompts};
 pub use run::{FinishReason, Generation, OnPiece, Prompt, Settings, generate};
 pub use sample::{Processors, draw, greedy, uniform};
-pub use score::{TokenScores, score};
+pub use score::{Scored, TokenScores, score};
 pub use text::Pieces;
 
 use crate::diag::Diagnostic;

@@ -47,14 +47,25 @@ impl TokenScores {
     }
 }
 
-/// Scores texts: token ids, and a label for each or -100. Logits are computed at labelled positions only.
+/// A text to score.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scored {
+    /// Token ids.
+    pub ids: Vec<i64>,
+    /// A label for each token, or -100.
+    pub labels: Vec<i64>,
+    /// Which adapter of a `MultiTask` it is for.
+    pub task_id: Option<i64>,
+}
+
+/// Scores texts. Logits are computed at labelled positions only.
 ///
 /// `next` gives the texts of one batch after the other until there are none.
 pub fn score(
     model: Verified,
     portable: bool,
     compile: &CompileOptions,
-    mut next: impl FnMut() -> Result<Option<Vec<(Vec<i64>, Vec<i64>)>>>,
+    mut next: impl FnMut() -> Result<Option<Vec<Scored>>>,
 ) -> Result<TokenScores> {
     let g = &model.model().graph;
     let id = logits(g, None)
@@ -86,15 +97,15 @@ pub fn score(
     Ok(sum)
 }
 
-fn batch(plan: &Plan, name: &str, rows: &[(Vec<i64>, Vec<i64>)]) -> Result<TokenScores> {
+fn batch(plan: &Plan, name: &str, rows: &[Scored]) -> Result<TokenScores> {
     let wrong = |e: &dyn std::fmt::Display| failed("score", e.to_string());
-    let width = rows.iter().map(|r| r.0.len()).max().unwrap_or(0);
+    let width = rows.iter().map(|r| r.ids.len()).max().unwrap_or(0);
     // The logits of a position say the token behind it.
     let labelled = |labels: &[i64]| -> Vec<(i64, i64)> {
         let pairs = labels.iter().enumerate().skip(1).filter(|(_, l)| **l >= 0);
         pairs.map(|(i, l)| (i as i64 - 1, *l)).collect()
     };
-    let chosen: Vec<Vec<(i64, i64)>> = rows.iter().map(|r| labelled(&r.1)).collect();
+    let chosen: Vec<Vec<(i64, i64)>> = rows.iter().map(|r| labelled(&r.labels)).collect();
     let most = chosen.iter().map(Vec::len).max().unwrap_or(0);
     let mut out = TokenScores {
         samples: rows.len(),
@@ -110,7 +121,7 @@ fn batch(plan: &Plan, name: &str, rows: &[(Vec<i64>, Vec<i64>)]) -> Result<Token
         }
         Value::from_i64(&[rows.len(), width], data).map_err(|e| wrong(&e))
     };
-    let each = |f: &dyn Fn(&[i64]) -> Vec<i64>| rows.iter().map(|r| f(&r.0)).collect::<Vec<_>>();
+    let each = |f: &dyn Fn(&[i64]) -> Vec<i64>| rows.iter().map(|r| f(&r.ids)).collect::<Vec<_>>();
     let mut feeds = crate::runtime::Feeds::new();
     for spec in plan.feeds() {
         let value = match spec.name.as_str() {
@@ -118,6 +129,12 @@ fn batch(plan: &Plan, name: &str, rows: &[(Vec<i64>, Vec<i64>)]) -> Result<Token
             "attention_mask" => fill(each(&|r| vec![1; r.len()]), width)?,
             "position_ids" => fill(each(&|r| (0..r.len() as i64).collect()), width)?,
             "token_type_ids" => fill(each(&|r| vec![0; r.len()]), width)?,
+            "task_ids" => {
+                let ids: Option<Vec<i64>> = rows.iter().map(|r| r.task_id).collect();
+                // Without one the plan says what is missing.
+                let Some(ids) = ids else { continue };
+                Value::from_i64(&[ids.len()], ids).map_err(|e| wrong(&e))?
+            }
             CHOSEN => {
                 let places = chosen
                     .iter()

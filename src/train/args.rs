@@ -304,6 +304,16 @@ impl TrainingArguments {
                 out.push(Diagnostic::error("train-argument", message).help(help));
             }
         };
+        if let Some(wrong) = self
+            .lr_scheduler_kwargs
+            .wrong(self.lr_scheduler_type, self.learning_rate)
+        {
+            say(
+                false,
+                &format!("`lr_scheduler_kwargs`: {wrong}"),
+                "the parameters are: `num_cycles` of cosines, `min_lr` or `min_lr_rate` of cosine_with_min_lr, `power` and `lr_end` of polynomial, `timescale` of inverse_sqrt",
+            );
+        }
         let best = self.load_best_model_at_end;
         let save_matches = match (self.save_strategy, self.eval_strategy) {
             (SaveStrategy::Best, e) => e != Interval::No,
@@ -342,7 +352,8 @@ impl TrainingArguments {
         out
     }
 
-    /// Optimizer steps of a whole run over `batches` micro-batches an epoch, as Hugging Face counts them.
+    /// Optimizer steps of a whole run over `batches` micro-batches an epoch, an incomplete window at the
+    /// end of an epoch included: it is a step, which older versions of Hugging Face's Trainer make but do not count.
     pub fn total_steps(&self, batches: usize) -> u64 {
         if self.max_steps > 0 {
             return self.max_steps as u64;

@@ -1,22 +1,10 @@
 //! What to measure.
 
+use super::data::Task;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-/// What a model does with a row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum EvalTask {
-    /// Says the next token.
-    #[default]
-    CausalLm,
-    /// Says a class.
-    Classification,
-    /// Says a number.
-    Regression,
-}
 
 /// A measure.
 #[derive(
@@ -58,17 +46,38 @@ impl Metric {
         matches!(self, Metric::ExactMatch | Metric::FinalNumber)
     }
 
-    fn fits(self, task: EvalTask) -> bool {
+    fn fits(self, task: Task) -> bool {
         use Metric::{
             Accuracy, ExactMatch, F1, FinalNumber, Loss, Mae, MatthewsCorrelation, Mse, Pearson,
             Perplexity, Precision, Recall, Spearman,
         };
         match self {
-            Loss | Perplexity | ExactMatch | FinalNumber => task == EvalTask::CausalLm,
-            Accuracy => task != EvalTask::Regression,
-            F1 | Precision | Recall | MatthewsCorrelation => task == EvalTask::Classification,
-            Mse | Mae | Pearson | Spearman => task == EvalTask::Regression,
+            Loss => true,
+            Perplexity => matches!(task, Task::CausalLm | Task::Seq2seq),
+            ExactMatch | FinalNumber => task == Task::CausalLm,
+            Accuracy => task != Task::Regression,
+            F1 | Precision | Recall => matches!(task, Task::Classification | Task::MultiLabel),
+            MatthewsCorrelation => task == Task::Classification,
+            Mse | Mae | Pearson | Spearman => task == Task::Regression,
         }
+    }
+
+    /// The measures of a task that need no text to be generated.
+    pub fn of(task: Task) -> Vec<Metric> {
+        const ALL: [Metric; 11] = [
+            Metric::Loss,
+            Metric::Perplexity,
+            Metric::Accuracy,
+            Metric::F1,
+            Metric::Precision,
+            Metric::Recall,
+            Metric::MatthewsCorrelation,
+            Metric::Mse,
+            Metric::Mae,
+            Metric::Pearson,
+            Metric::Spearman,
+        ];
+        ALL.into_iter().filter(|m| m.fits(task)).collect()
     }
 
     /// Its name.
@@ -98,8 +107,8 @@ pub enum F1Average {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalArguments {
-    /// What the model does with a row.
-    pub task: EvalTask,
+    /// What the model does with the rows.
+    pub task: Task,
     /// The measures; those usual for the task without it. `exact_match` and `final_number` generate a text for every prompt.
     pub metrics: Vec<Metric>,
     /// How the F1 of several classes becomes one number; `binary` for two classes and `macro` for more without it.
@@ -123,7 +132,7 @@ impl crate::options::Options for EvalArguments {}
 impl Default for EvalArguments {
     fn default() -> Self {
         EvalArguments {
-            task: EvalTask::CausalLm,
+            task: Task::CausalLm,
             metrics: Vec::new(),
             average: None,
             pos_label: 1,
@@ -146,9 +155,11 @@ impl EvalArguments {
             return all;
         }
         match self.task {
-            EvalTask::CausalLm => vec![Metric::Loss, Metric::Perplexity, Metric::Accuracy],
-            EvalTask::Classification => vec![Metric::Accuracy, Metric::F1],
-            EvalTask::Regression => vec![Metric::Mse, Metric::Pearson, Metric::Spearman],
+            Task::CausalLm | Task::Seq2seq => {
+                vec![Metric::Loss, Metric::Perplexity, Metric::Accuracy]
+            }
+            Task::Classification | Task::MultiLabel => vec![Metric::Accuracy, Metric::F1],
+            Task::Regression => vec![Metric::Mse, Metric::Pearson, Metric::Spearman],
         }
     }
 

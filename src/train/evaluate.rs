@@ -1,16 +1,19 @@
 //! Evaluation: the loss without gradients, dropout off.
 
+use super::answers::Answers;
 use super::batch::{Collator, Sampler};
-use super::data::Dataset;
+use super::data::{Dataset, Task};
+use super::eval_args::Metric;
 use super::event::{Evaluation, Event, OnEvent};
 use super::graph::{Mode, loss_graph};
 use super::trainer::batch;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::rewrite::passes::loss::{LOSS, Loss, NUM_ITEMS};
+use crate::rewrite::passes::logits::logits;
+use crate::rewrite::passes::loss::{LABELS, LOSS, Loss, NUM_ITEMS, RowLoss};
 use crate::runtime::value::Floats;
-use crate::runtime::{CompileOptions, Feeds, Plan, Trainable, Value};
+use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Trainable, Value};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -23,6 +26,18 @@ pub(super) struct Evaluator {
     mode: Mode,
     options: CompileOptions,
     plan: Option<Plan>,
+}
+
+/// The task behind a loss over rows.
+fn task(loss: &Loss) -> Option<Task> {
+    match loss {
+        Loss::Rows { kind, .. } => Some(match kind {
+            RowLoss::Classification => Task::Classification,
+            RowLoss::MultiLabel => Task::MultiLabel,
+            RowLoss::Regression => Task::Regression,
+        }),
+        _ => None,
+    }
 }
 
 impl Evaluator {
@@ -43,10 +58,26 @@ impl Evaluator {
         }
     }
 
+    /// Names of the measures that an evaluation gives.
+    pub(super) fn measures(&self) -> Vec<String> {
+        let metrics = match (task(&self.loss), &self.loss) {
+            (Some(task), _) => Metric::of(task),
+            (None, Loss::CausalLm { .. } | Loss::Tokens { .. }) => {
+                vec![Metric::Loss, Metric::Perplexity]
+            }
+            (None, _) => vec![Metric::Loss],
+        };
+        metrics.into_iter().map(Metric::name).collect()
+    }
+
     fn compile(&self) -> Result<Plan> {
         let graph = loss_graph(self.model.clone(), &self.loss, self.mode)?;
+        let mut outputs = vec![LOSS.to_owned()];
+        if task(&self.loss).is_some() {
+            outputs.push(answers_of(&graph)?);
+        }
         let options = CompileOptions {
-            outputs: Some(vec![LOSS.to_owned()]),
+            outputs: Some(outputs),
             variables: self.params.clone(),
             ..self.options.clone()
         };
@@ -81,6 +112,7 @@ impl Evaluator {
             ..collator.clone()
         };
         let (mut sum, mut examples, mut items) = (0.0, 0, 0);
+        let mut answers = task(&self.loss).map(Answers::new);
         let batches = sampler.epoch(data.lengths(), 0);
         let total = batches.len();
         for (done, rows) in batches.iter().enumerate() {
@@ -91,9 +123,19 @@ impl Evaluator {
             }
             let divisor =
                 Value::from_f32(&[], vec![b.scored as f32]).map_err(|e| failed(&e.to_string()))?;
+            let labels = b.feeds.0.get(LABELS).cloned();
             let feeds = b.feeds.with(NUM_ITEMS, divisor);
-            let loss = run(plan, feeds, &values)?;
-            sum += loss * b.examples as f64;
+            let out = run(plan, feeds, &values)?;
+            let loss = out
+                .get(LOSS)
+                .and_then(|v| v.to_f32().ok()?.first().copied());
+            let loss = loss.ok_or_else(|| failed("the loss is no scalar"))?;
+            if let (Some(answers), Some(labels)) = (&mut answers, labels)
+                && let Some((name, output)) = out.get_index(1)
+            {
+                answers.add(name, output, &labels)?;
+            }
+            sum += f64::from(loss) * b.examples as f64;
             examples += b.examples;
             items += b.scored;
         }
@@ -105,6 +147,16 @@ impl Evaluator {
         let mut metrics = BTreeMap::from([("loss".to_owned(), loss)]);
         if matches!(self.loss, Loss::CausalLm { .. } | Loss::Tokens { .. }) {
             metrics.insert("perplexity".to_owned(), loss.exp());
+        }
+        let measured = task(&self.loss).zip(answers);
+        if let Some((task, answers)) = measured {
+            for m in Metric::of(task) {
+                let value = answers.measure(m, None, 1);
+                // The loss is the one that is trained. Numbers that are all equal have no correlation.
+                if value.is_finite() {
+                    metrics.entry(m.name()).or_insert(value);
+                }
+            }
         }
         Ok(Evaluation {
             step: 0,
@@ -128,20 +180,21 @@ fn values(params: &IndexMap<Box<str>, Trainable>) -> Result<Feeds> {
     Ok(out)
 }
 
-fn run(plan: &Plan, mut feeds: Feeds, params: &Feeds) -> Result<f64> {
+fn run(plan: &Plan, mut feeds: Feeds, params: &Feeds) -> Result<Outputs> {
     feeds
         .0
         .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
     feeds
         .0
         .extend(params.0.iter().map(|(k, v)| (k.clone(), v.clone())));
-    let out = plan.run(&feeds)?;
-    let loss = out
-        .get(LOSS)
-        .and_then(|v| v.to_f32().ok())
-        .and_then(|v| v.first().copied());
-    loss.map(f64::from)
-        .ok_or_else(|| failed("the loss is no scalar"))
+    plan.run(&feeds)
+}
+
+/// Name of the output that answers a row.
+fn answers_of(graph: &Verified) -> Result<String> {
+    let g = &graph.model().graph;
+    let id = logits(g, None).map_err(|d| Error::new(ErrorKind::Train, d))?;
+    Ok(g.name_of(id).to_owned())
 }
 
 fn failed(message: &str) -> Error {

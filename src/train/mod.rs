@@ -1,5 +1,6 @@
 //! Training: datasets, schedules and the trainer.
 
+mod answers;
 mod args;
 mod batch;
 pub mod checkpoint;
@@ -18,6 +19,7 @@ mod schedule;
 mod trainer;
 pub mod watch;
 
+pub use answers::Answers;
 pub use args::{Interval, Resume, SaveStrategy, TrainingArguments};
 pub use batch::{Batch, CollateArguments, Collator, PaddingSide, Rows, Sampler, epoch_order};
 pub use compare::{Comparison, compare, generate_inputs};
@@ -27,7 +29,7 @@ pub use data::{
     TextPair, TokenRef, Tokens,
 };
 pub use dry::DryRun;
-pub use eval_args::{EvalArguments, EvalTask, F1Average, Metric};
+pub use eval_args::{EvalArguments, F1Average, Metric};
 pub use event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
 pub use graph::{Mode, inference_graph, loss_graph, parse_loss, smoothed, training_graph};
 pub use job::{AdapterSpecs, Job, JobArguments, ReportTo, markdown as job_markdown};

@@ -50,6 +50,40 @@ pub struct ScheduleOptions {
     pub timescale: Option<f64>,
 }
 
+impl ScheduleOptions {
+    /// What is wrong with the options for a schedule at peak rate `lr`, as transformers refuses it.
+    pub(super) fn wrong(&self, schedule: Schedule, lr: f64) -> Option<String> {
+        let given = [
+            ("num_cycles", self.num_cycles),
+            ("min_lr", self.min_lr),
+            ("min_lr_rate", self.min_lr_rate),
+            ("power", self.power),
+            ("lr_end", self.lr_end),
+            ("timescale", self.timescale),
+        ];
+        let known: &[&str] = match schedule {
+            Schedule::Linear | Schedule::Constant | Schedule::ConstantWithWarmup => &[],
+            Schedule::Cosine | Schedule::CosineWithRestarts => &["num_cycles"],
+            Schedule::CosineWithMinLr => &["num_cycles", "min_lr", "min_lr_rate"],
+            Schedule::InverseSqrt => &["timescale"],
+            Schedule::Polynomial => &["power", "lr_end"],
+        };
+        let foreign = given
+            .iter()
+            .find(|(name, x)| x.is_some() && !known.contains(name));
+        if let Some((name, _)) = foreign {
+            return Some(format!("`{name}` is no parameter of this schedule"));
+        }
+        if schedule == Schedule::CosineWithMinLr
+            && self.min_lr.is_some() == self.min_lr_rate.is_some()
+        {
+            return Some("this schedule needs `min_lr` or `min_lr_rate`, and not both".to_owned());
+        }
+        let end = self.lr_end.filter(|end| *end >= lr);
+        end.map(|end| format!("`lr_end` ({end}) must be below `learning_rate` ({lr})"))
+    }
+}
+
 impl Schedule {
     /// The learning rate of the update number `step` (from 0) of `total`, `warmup` of them warming up, at peak rate `lr`.
     pub fn rate(

@@ -400,6 +400,7 @@ impl Trainer {
             }
             None => None,
         };
+        self.check(data)?;
         on_event(&self.begin(data.train.len(), resumed))?;
         let mut looping = Loop {
             data,
@@ -431,13 +432,40 @@ impl Trainer {
         Ok(reason)
     }
 
+    /// What can be said of data and arguments before anything is done: evaluations give the measure that decides what is best, and
+    /// rows can be packed.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn check(&self, data: &TrainData<'_>) -> Result<()> {
+        if data.collate.packing && !data.train.is_empty() {
+            data.collator().collate(&[vec![data.train.get(0)?; 2]])?;
+        }
+        let known = self.evaluator.measures();
+        let metric = self.args.metric();
+        if data.eval.is_none()
+            || self.args.eval_strategy == Interval::No
+            || known.iter().any(|k| k == metric)
+        {
+            return Ok(());
+        }
+        let d = Diagnostic::error("metric", format!("evaluations give no `{metric}`"));
+        let near = crate::diag::nearest(metric, known.iter().map(String::as_str));
+        let near = near.map_or_else(String::new, |n| format!("; did you mean `{n}`?"));
+        let help = format!(
+            "`metric_for_best_model` is one of: {}{near}",
+            known.join(", ")
+        );
+        Err(Error::new(ErrorKind::Train, d.help(help)))
+    }
+
     fn epochs(&mut self, l: &mut Loop<'_, '_>) -> Result<Stop> {
         while self.progress.step < self.total {
             let micro = l.sampler.epoch(l.data.train.lengths(), self.progress.epoch);
             let windows: Vec<_> = micro
                 .chunks(self.args.gradient_accumulation_steps)
                 .collect();
-            let count = windows.len().max(1) as f64;
+            let size = self.args.gradient_accumulation_steps;
             for window in windows.into_iter().skip(self.progress.window) {
                 if self.progress.step >= self.total {
                     break;
@@ -446,7 +474,9 @@ impl Trainer {
                 for rows in window {
                     batches.push(batch(l.data.train, &l.collator, rows)?);
                 }
-                let epoch = self.progress.epoch as f64 + (self.progress.window + 1) as f64 / count;
+                // Epochs are counted in micro-batches.
+                let done = ((self.progress.window + 1) * size).min(micro.len());
+                let epoch = self.progress.epoch as f64 + done as f64 / micro.len() as f64;
                 let report = self.window(&batches, epoch, l)?;
                 self.progress.window += 1;
                 if let Some(stop) = self.after_step(&report, l)? {
@@ -454,17 +484,16 @@ impl Trainer {
                 }
             }
             if self.progress.step >= self.total {
-                // The last epoch may have ended with the last step.
-                if (self.progress.window as f64 - count).abs() < 0.5
-                    && let Some(stop) = self.after_epoch(l)?
-                {
+                // The last epoch ends here, though it may be incomplete.
+                let done = l.last.map_or(self.progress.epoch as f64, |r| r.epoch);
+                if let Some(stop) = self.after_epoch(done, l)? {
                     return Ok(stop);
                 }
                 break;
             }
             self.progress.epoch += 1;
             self.progress.window = 0;
-            if let Some(stop) = self.after_epoch(l)? {
+            if let Some(stop) = self.after_epoch(self.progress.epoch as f64, l)? {
                 return Ok(stop);
             }
         }
@@ -543,9 +572,9 @@ impl Trainer {
         }
         let save = TrainingArguments::every(self.args.save_steps, total);
         let saves = match self.args.save_strategy {
-            SaveStrategy::No => false,
+            // The end of an epoch saves by itself.
+            SaveStrategy::No | SaveStrategy::Epoch => false,
             SaveStrategy::Steps => due(save) || last,
-            SaveStrategy::Epoch => last && !self.at_epoch_end(l),
             SaveStrategy::Best => improved,
         };
         if saves {
@@ -561,22 +590,13 @@ impl Trainer {
         Ok((asked && !last).then_some(Stop::Interrupted))
     }
 
-    fn at_epoch_end(&self, l: &Loop<'_, '_>) -> bool {
-        let micro = l
-            .sampler
-            .epoch(l.data.train.lengths(), self.progress.epoch)
-            .len();
-        self.progress.window >= micro.div_ceil(self.args.gradient_accumulation_steps)
-    }
-
     /// Log, evaluation, checkpoint, where the end of an epoch asks for them.
-    fn after_epoch(&mut self, l: &mut Loop<'_, '_>) -> Result<Option<Stop>> {
+    fn after_epoch(&mut self, done: f64, l: &mut Loop<'_, '_>) -> Result<Option<Stop>> {
         if self.args.logging_strategy == Interval::Epoch
             && let Some(report) = l.last.take()
         {
             self.log(&report, l)?;
         }
-        let done = self.progress.epoch as f64 + f64::from(u8::from(self.progress.window > 0));
         let mut improved = false;
         if self.args.eval_strategy == Interval::Epoch && done >= self.args.eval_delay {
             improved = self.evaluate(l, done)?;

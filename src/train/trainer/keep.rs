@@ -131,7 +131,16 @@ impl Trainer {
             }
         };
         let Some(found) = found else { return Ok(None) };
-        let changed = found.changed(run);
+        let mut changed = found.changed(run);
+        // A run may be prolonged: what is done stays, and the schedule is that of the longer run from here on.
+        if let [one] = &changed[..]
+            && one.starts_with("`total_steps`")
+            && self.total > found.progress.step
+        {
+            let message = format!("{one}: the learning rate follows the new number from here on");
+            on_event(&Event::Warning { message })?;
+            changed.clear();
+        }
         if !changed.is_empty() {
             let d = Diagnostic::error(
                 "resume",
