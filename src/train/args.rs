@@ -113,7 +113,8 @@ pub struct TrainingArguments {
     pub early_stopping_patience: Option<usize>,
     /// How much the measure must change to count as improved.
     pub early_stopping_threshold: f64,
-    /// Share of the target that is spread over all classes.
+    /// Share of the target that is spread over all classes. The loss is the mean over the labelled positions of a step, also with
+    /// accumulation; Hugging Face's smoother adds up the means of the micro-batches there.
     pub label_smoothing_factor: f64,
     /// Rounds the operands of matrix products to bfloat16; sums and everything else stay in f32.
     pub bf16: bool,

@@ -130,7 +130,14 @@ impl Trainer {
                 found
             }
         };
-        let Some(found) = found else { return Ok(None) };
+        let Some(found) = found else {
+            let message = format!(
+                "{} has no checkpoint: the run begins anew",
+                folder.display()
+            );
+            on_event(&Event::Warning { message })?;
+            return Ok(None);
+        };
         let mut changed = found.changed(run);
         // A run may be prolonged: what is done stays, and the schedule is that of the longer run from here on.
         if let [one] = &changed[..]
