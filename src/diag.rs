@@ -72,6 +72,33 @@ impl Diagnostic {
     }
 }
 
+impl Diagnostic {
+    /// Whether only the message differs.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        self.code == other.code
+            && self.severity == other.severity
+            && self.path == other.path
+            && self.help == other.help
+            && self.notes.is_empty()
+            && other.notes.is_empty()
+    }
+
+    /// This finding, with the messages of others like it.
+    pub(crate) fn with_more(&self, others: &[Self]) -> Self {
+        /// Messages that are shown.
+        const SHOWN: usize = 4;
+        let mut out = self.clone();
+        let shown = others.iter().take(SHOWN);
+        out.notes
+            .extend(shown.map(|d| format!("also: {}", d.message)));
+        if others.len() > SHOWN {
+            out.notes
+                .push(format!("and {} more like these", others.len() - SHOWN));
+        }
+        out
+    }
+}
+
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.severity {

@@ -100,11 +100,19 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, d) in self.0.findings.iter().enumerate() {
+        // A file of another model lacks every name: such findings are one.
+        let alike = self.0.findings.chunk_by(Diagnostic::is_like);
+        for (i, run) in alike.enumerate() {
             if i > 0 {
                 f.write_str("\n")?;
             }
-            write!(f, "{d}")?;
+            match run {
+                [first, rest @ ..] if rest.len() >= 2 => write!(f, "{}", first.with_more(rest))?,
+                few => {
+                    let lines: Vec<String> = few.iter().map(ToString::to_string).collect();
+                    f.write_str(&lines.join("\n"))?;
+                }
+            }
         }
         Ok(())
     }
@@ -119,5 +127,32 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_ref().map(|s| &**s as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_that_differ_in_a_name_only_are_one() {
+        let missing = |i: usize| {
+            Diagnostic::error("weights-missing", format!("`w{i}` is not in the file"))
+                .at("adapter `a`")
+                .help("another model's file")
+        };
+        let other = Diagnostic::error("weights-shape", "`b` is f32 [2]");
+        let many = |n: usize| {
+            let findings = (0..n).map(missing).chain([other.clone()]).collect();
+            Error::many(ErrorKind::Train, findings).to_string()
+        };
+        let seven = many(7);
+        assert_eq!(seven.matches("error[").count(), 2, "{seven}");
+        assert_eq!(seven.matches("another model's file").count(), 1, "{seven}");
+        assert!(
+            seven.contains("also: `w4` is") && seven.contains("and 2 more like these"),
+            "{seven}"
+        );
+        assert_eq!(many(2).matches("error[").count(), 3);
     }
 }
