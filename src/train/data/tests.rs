@@ -437,6 +437,17 @@ fn tables_and_lists_have_places_and_faults_of_their_own() {
         "{:?}",
         loaded.report.data.reasons
     );
+    for (csv, line) in [
+        ("input_ids,note\r\n\"[1, 2]\",\"two\r\nlines\"\r\nx\r\n", 4),
+        ("input_ids,note\n\n\n\"[1, 2]\",a\n\nx\n", 6),
+    ] {
+        let (loaded, _) = load_as("t.csv", csv, &skip, None).unwrap();
+        let reason = &loaded.report.data.reasons[0];
+        assert!(
+            reason.contains(&format!("line {line}: 1 values")),
+            "{reason}"
+        );
+    }
     let list = " [\n{\"input_ids\": [1, 2], \"s\": \"]},\\\"[\"},\n 7, {\"input_ids\": [3, 4]}]";
     let (loaded, _) = load_as("l.json", list, &skip, None).unwrap();
     assert_eq!(loaded.train.lengths(), [2, 2]);
@@ -475,6 +486,63 @@ fn tables_and_lists_have_places_and_faults_of_their_own() {
     assert!(e.contains("cannot read"), "{e}");
     let e = load_as("t.txt", "x", &skip, None).unwrap_err().to_string();
     assert!(e.contains("names of data files end in"), "{e}");
+}
+
+#[test]
+fn a_quote_that_never_closes_is_a_bad_row() {
+    use std::io::Write;
+    let skip = json!({"on_bad_row": "skip"});
+    let first = "note,input_ids\n\"a\nb\",\"[1, 2]\"\n";
+    for (rest, line) in [
+        ("x,\"[1, 2]\n", 4),
+        ("x,\"[1, 2]\ny,[3]\nz,[4]\n", 4),
+        ("x,\"[1, 2]\r\ny,[3]\r\n", 4),
+        ("\"c\nd\",\"[1, 2]\n\ny,[3]", 5),
+        ("\"x,[1, 2]\ny,[3]\n", 4),
+        ("x,\"", 4),
+    ] {
+        let text = format!("{first}{rest}");
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(text.as_bytes()).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let want = format!("the quote that opens on line {line} never closes");
+        for (name, bytes) in [("t.csv", text.as_bytes()), ("t.csv.gz", &gzip)] {
+            let e = load_as(name, bytes, &json!({}), None)
+                .unwrap_err()
+                .to_string();
+            assert!(e.contains(&want) && e.contains("line 4"), "{rest:?}: {e}");
+            let (loaded, _) = load_as(name, bytes, &skip, None).unwrap();
+            let r = loaded.report.data;
+            assert_eq!((r.examples, r.skipped), (1, 1), "{rest:?}");
+            assert!(r.reasons[0].contains(&want), "{:?}", r.reasons);
+        }
+        let tabs = text.replace("x,", "x\t").replace("note,", "note\t");
+        let tabs = tabs.replace("\",", "\"\t");
+        let e = load_as("t.tsv", tabs, &json!({}), None)
+            .unwrap_err()
+            .to_string();
+        assert!(e.contains(&want), "{rest:?}: {e}");
+    }
+    let e = load_as("t.csv", "\"input_ids\n[1, 2]\n", &skip, None)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        e.contains("the quote that opens on line 1 never closes"),
+        "{e}"
+    );
+    // What ends without a line break, or in an escaped quote, is closed.
+    for (end, text) in [
+        ("\"a b\"", "a b"),
+        ("a b", "a b"),
+        ("\"a b\"\r", "a b"),
+        ("\"a b\"\r\n\r\n", "a b"),
+        ("\"say \"\"a\"\"\"", "say \"a\""),
+    ] {
+        let csv = format!("text\n{end}");
+        let (loaded, _) = load_as("t.csv", csv, &json!({}), Some(&tokenizer("bpe"))).unwrap();
+        let e = loaded.train.get(0).unwrap();
+        assert_eq!((loaded.train.len(), learned(&e).as_str()), (1, text));
+    }
 }
 
 #[test]
