@@ -86,16 +86,34 @@ pub struct ReadReport {
     pub in_context: Option<Vec<i64>>,
 }
 
-/// The ids of class names.
+/// The classes of labels: all have names, or all have numbers.
+#[derive(Default)]
 struct Classes {
     names: Vec<String>,
+    /// The names are those of `label_names`, in which numbers count as ids.
+    given: bool,
+    /// No name is added.
     fixed: bool,
+    /// The first label that is a number.
+    number: Option<i64>,
 }
 
 impl Classes {
+    fn of(given: Option<&[String]>) -> Self {
+        Classes {
+            names: given.unwrap_or_default().to_vec(),
+            given: given.is_some(),
+            fixed: given.is_some(),
+            number: None,
+        }
+    }
+
     fn id(&mut self, name: &str) -> std::result::Result<i64, String> {
         if let Some(id) = self.names.iter().position(|n| n == name) {
             return Ok(id as i64);
+        }
+        if let (Some(number), false) = (self.number, self.given) {
+            return Err(mixed(&format!("{name:?}"), "numbers", &number.to_string()));
         }
         if self.fixed {
             let near = nearest(name, self.names.iter().map(String::as_str));
@@ -108,6 +126,21 @@ impl Classes {
         self.names.push(name.to_owned());
         Ok(self.names.len() as i64 - 1)
     }
+
+    fn number(&mut self, id: i64) -> std::result::Result<(), String> {
+        if !self.given && !self.names.is_empty() {
+            let names: Vec<&str> = self.names.iter().take(SHOWN).map(String::as_str).collect();
+            return Err(mixed(&id.to_string(), "names", &names.join(", ")));
+        }
+        self.number.get_or_insert(id);
+        Ok(())
+    }
+}
+
+fn mixed(label: &str, kind: &str, others: &str) -> String {
+    format!(
+        "label is {label}, but other labels are {kind}: {others}; write all of them in one way, or name the classes in `label_names`"
+    )
 }
 
 impl DataArguments {
@@ -126,10 +159,7 @@ impl DataArguments {
     ) -> Result<Loaded> {
         self.validate()?;
         let encoder = Encoder::new(self, tokenizer, vocab)?;
-        let mut classes = Classes {
-            names: self.label_names.clone().unwrap_or_default(),
-            fixed: self.label_names.is_some(),
-        };
+        let mut classes = Classes::of(self.label_names.as_deref());
         let size = match self.eval_split {
             Some(EvalSplit::Size(n)) => Some(n),
             _ => None,
@@ -487,6 +517,8 @@ impl Reading<'_> {
     fn settle(&mut self, o: &mut Outcome) -> std::result::Result<(), String> {
         if let Some(name) = &o.class {
             o.example.labels = Labels::Class(self.classes.id(name)?);
+        } else if let Labels::Class(id) = &o.example.labels {
+            self.classes.number(*id)?;
         }
         if let Labels::Values(v) = &o.example.labels {
             let width = *self.width.get_or_insert(v.len());
@@ -643,10 +675,7 @@ impl Dataset {
             ..DataArguments::default()
         };
         let encoder = Encoder::new(&args, options.tokenizer, options.vocab)?;
-        let mut classes = Classes {
-            names: Vec::new(),
-            fixed: false,
-        };
+        let mut classes = Classes::default();
         let source = source::json_lines(path).map(|s| (path.display().to_string(), s));
         let files = [path.to_path_buf()];
         let (data, _) = args.collect(

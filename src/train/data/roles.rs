@@ -93,7 +93,9 @@ impl<'a> Roles<'a> {
 
     /// The role that labels have: `label`, or `labels` as datasets made for a trainer call it.
     pub(super) fn label_role(&self) -> &'static str {
-        if !self.has("label") && self.has("labels") {
+        let there = |role| self.row.contains_key(self.column(role));
+        let null = there("labels") && !there("label");
+        if !self.has("label") && (self.has("labels") || null) {
             "labels"
         } else {
             "label"
@@ -108,6 +110,9 @@ impl<'a> Roles<'a> {
             // A name first, so that classes may be named "0" and "1" in any order.
             if let Some(id) = names.and_then(|n| n.iter().position(|n| n == name)) {
                 return Ok(Class::Id(id as i64));
+            }
+            if name.trim().is_empty() {
+                return Err(format!("`{}` is empty", self.column(role)));
             }
             if integer(value).is_none() {
                 return Ok(Class::Name(name.clone()));

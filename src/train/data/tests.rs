@@ -310,6 +310,64 @@ fn classes_come_by_id_by_name_or_in_the_order_in_which_they_occur() {
 }
 
 #[test]
+fn labels_are_all_names_or_all_numbers() {
+    let rows = |labels: &[Value]| -> Vec<Value> {
+        let row = |l: &Value| json!({"text": "a", "label": l});
+        labels.iter().map(row).collect()
+    };
+    let task = json!({"task": "classification"});
+    let skip = json!({"task": "classification", "on_bad_row": "skip"});
+    for (labels, want) in [
+        (
+            [json!("a"), json!(1), json!("b")],
+            "label is 1, but other labels are names: a",
+        ),
+        (
+            [json!("a"), json!("1"), json!("b")],
+            "label is 1, but other labels are names: a",
+        ),
+        (
+            [json!(1), json!("b"), json!(0)],
+            "label is \"b\", but other labels are numbers: 1",
+        ),
+        ([json!("a"), Value::Null, json!("b")], "`label` is null"),
+        ([json!("a"), json!(""), json!("b")], "`label` is empty"),
+        ([json!("a"), json!(["b"]), json!("b")], "not a class"),
+        ([json!(1), json!(0.5), json!(0)], "not a class"),
+    ] {
+        let rows = rows(&labels);
+        let e = load(&rows, &task).unwrap_err().to_string();
+        assert!(e.contains(want) && e.contains("rows.jsonl, line 2"), "{e}");
+        let (loaded, _) = load(&rows, &skip).unwrap();
+        let r = loaded.report.data;
+        assert_eq!((r.examples, r.skipped), (2, 1));
+        assert!(
+            r.reasons[0].contains(want) && r.reasons[0].contains("line 2"),
+            "{:?}",
+            r.reasons
+        );
+    }
+    let missing = [rows(&[json!("a")])[0].clone(), json!({"text": "a"})];
+    let e = load(&missing, &task).unwrap_err().to_string();
+    assert!(e.contains("no `label`") && e.contains("line 2"), "{e}");
+    let null = [json!({"text": "a", "labels": null})];
+    let e = load(&null, &task).unwrap_err().to_string();
+    assert!(e.contains("`labels` is null"), "{e}");
+    // The training data decides for the evaluation data too.
+    let dir = tempfile::tempdir().unwrap();
+    let eval = dir.path().join("eval.jsonl");
+    for (train, other) in [(json!("a"), json!(0)), (json!(0), json!("a"))] {
+        std::fs::write(&eval, rows(&[other])[0].to_string()).unwrap();
+        let options = json!({"task": "classification", "eval_data": eval});
+        let e = load(&rows(&[train]), &options).unwrap_err().to_string();
+        assert!(
+            e.contains("but other labels are") && e.contains("eval.jsonl, line 1"),
+            "{e}"
+        );
+    }
+}
+
+#[test]
 fn evaluation_data_has_the_classes_of_the_training_data() {
     let dir = tempfile::tempdir().unwrap();
     let eval = dir.path().join("eval.jsonl");
