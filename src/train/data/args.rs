@@ -180,6 +180,9 @@ pub struct DataArguments {
     pub label_names: Option<Vec<String>>,
     /// The tasks that the column `task_ids` may name, in the order of their ids.
     pub task_names: Option<Vec<String>>,
+    /// How many tasks the adapters of the run have, where that is known. No option: it comes from the adapters.
+    #[serde(skip)]
+    pub task_count: Option<usize>,
     /// What happens with a row that cannot be used: error, or skip, which counts and reports it.
     pub on_bad_row: OnBadRow,
     /// Bytes of tokenized data that are kept in memory; what is more goes to a temporary file.
@@ -215,6 +218,7 @@ impl Default for DataArguments {
             pad_token: None,
             label_names: None,
             task_names: None,
+            task_count: None,
             on_bad_row: OnBadRow::Error,
             in_memory_max_size: 64 << 20,
             cache_dir: None,

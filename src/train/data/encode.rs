@@ -129,7 +129,7 @@ impl<'a> Encoder<'a> {
             Task::Seq2seq => self.seq2seq(&roles)?,
             Task::Classification | Task::Regression | Task::MultiLabel => self.labelled(&roles)?,
         };
-        out.example.task_id = roles.task(self.args.task_names.as_deref())?;
+        out.example.task_id = roles.task(self.args.task_names.as_deref(), self.args.task_count)?;
         if out.example.input_ids.is_empty() {
             return Err("the row has no tokens".to_owned());
         }

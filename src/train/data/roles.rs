@@ -177,8 +177,12 @@ impl<'a> Roles<'a> {
         }
     }
 
-    /// The task of a row, by id or name.
-    pub(super) fn task(&self, names: Option<&[String]>) -> Found<Option<i64>> {
+    /// The task of a row, by id or name; `count` is the number of tasks, where it is known.
+    pub(super) fn task(
+        &self,
+        names: Option<&[String]>,
+        count: Option<usize>,
+    ) -> Found<Option<i64>> {
         let Some(value) = self.get("task_ids") else {
             return Ok(None);
         };
@@ -191,8 +195,15 @@ impl<'a> Roles<'a> {
             .as_str()
             .and_then(|v| names?.iter().position(|n| n == v));
         match named.map(|n| n as i64).or_else(|| integer(value)) {
-            Some(id) if id >= 0 && names.is_none_or(|n| id < n.len() as i64) => Ok(Some(id)),
-            Some(id) => Err(format!("task {id} is outside the tasks")),
+            Some(id) => match names.map(<[String]>::len).into_iter().chain(count).min() {
+                Some(count) if id < 0 || id >= count as i64 => Err(format!(
+                    "`{}` is {id}, and ids of tasks are 0 to {}",
+                    self.column("task_ids"),
+                    count.saturating_sub(1)
+                )),
+                None if id < 0 => Err(self.wrong("task_ids", "the number of a task", value)),
+                _ => Ok(Some(id)),
+            },
             None if names.is_none() => Err(self.wrong(
                 "task_ids",
                 "the number of a task; names need `task_names`",

@@ -480,8 +480,32 @@ fn tasks_have_numbers_or_names() {
         task(json!(5), json!({"task_names": ["i", "k"]}))
             .unwrap_err()
             .to_string()
-            .contains("outside the tasks")
+            .contains("rows.jsonl, line 1")
     );
+    let rows = [
+        json!({"input_ids": [1, 2], "task_ids": 1}),
+        json!({"input_ids": [1, 2], "task_ids": 2}),
+    ];
+    let lines = rows.map(|r| r.to_string()).join("\n");
+    let file = tempfile::NamedTempFile::with_suffix(".jsonl").unwrap();
+    std::fs::write(file.path(), lines).unwrap();
+    let count = |count, on_bad_row| DataArguments {
+        data: Some(Files::One(file.path().display().to_string())),
+        task_count: count,
+        on_bad_row,
+        ..DataArguments::default()
+    };
+    let load = |args: DataArguments| args.load(None, None, 0, &mut |_| {});
+    assert_eq!(load(count(None, OnBadRow::Error)).unwrap().train.len(), 2);
+    let e = load(count(Some(2), OnBadRow::Error))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        e.contains("`task_ids` is 2, and ids of tasks are 0 to 1") && e.contains("line 2"),
+        "{e}"
+    );
+    let skipped = load(count(Some(2), OnBadRow::Skip)).unwrap().report.data;
+    assert_eq!((skipped.examples, skipped.skipped), (1, 1));
 }
 
 #[test]
