@@ -4,6 +4,7 @@
 use super::args::{DataArguments, EvalSplit, Files, OnBadRow, Task};
 use super::dataset::{Builder, Dataset};
 use super::encode::{Encoder, Outcome, TextPair};
+use super::mask::Marker;
 use super::source::{self, Fault, Row, Source, Split};
 use super::{Example, IGNORE, Labels};
 use crate::diag::{Diagnostic, nearest};
@@ -78,12 +79,31 @@ pub struct ReadReport {
     pub reasons: Vec<String>,
     /// Examples in which the response or instruction template was not found: none of their tokens is learned.
     pub not_found: u64,
+    /// Those of them in which the response template was found, and the instruction template was not.
+    pub no_instruction: u64,
     /// Examples without any token that is learned, these included.
     pub unlabelled: u64,
     /// Examples whose prompt and completion were tokenized apart, because the prompt has other tokens in the whole text.
     pub apart: u64,
     /// What the response template is tokenized to where it was not found and stands in the text.
     pub in_context: Option<Vec<i64>>,
+    /// The same of the instruction template.
+    pub instruction_in_context: Option<Vec<i64>>,
+}
+
+impl ReadReport {
+    /// The templates that were not found: name, number of examples, and the tokens where the template stands in a text.
+    fn not_found(&self) -> [(&'static str, u64, Option<&[i64]>); 2] {
+        let response = self.not_found - self.no_instruction;
+        [
+            ("response", response, self.in_context.as_deref()),
+            (
+                "instruction",
+                self.no_instruction,
+                self.instruction_in_context.as_deref(),
+            ),
+        ]
+    }
 }
 
 /// The classes of labels: all have names, or all have numbers.
@@ -245,7 +265,7 @@ impl DataArguments {
             note(format!("{} rows were left out:\n  {shown}", skipped.len()));
         }
         if out.is_empty() {
-            return Err(empty(&files, skipped.len() as u64));
+            return Err(empty(&files, skipped.len() as u64, skipped.first()));
         }
         Ok(out)
     }
@@ -371,7 +391,7 @@ impl DataArguments {
         }
         let report = reading.report;
         if report.examples == 0 {
-            return Err(empty(files, report.skipped));
+            return Err(empty(files, report.skipped, report.reasons.first()));
         }
         if report.unlabelled == report.examples {
             return Err(Self::nothing_to_learn(files, &report));
@@ -385,14 +405,19 @@ impl DataArguments {
             .map(|f| f.display().to_string())
             .unwrap_or_default();
         let (message, help) = if report.not_found == report.examples {
-            let help = match &report.in_context {
-                Some(ids) => format!("in these texts its words are the tokens {ids:?}: give these ids (or those of them that are always the same) as `response_template`"),
+            let mut lacking = report.not_found().into_iter().filter(|(_, n, _)| *n > 0);
+            let (name, n, ids) = lacking.next().unwrap_or(("response", 0, None));
+            let help = match ids {
+                Some(ids) => format!("in these texts its words are the tokens {ids:?}: give these ids (or those of them that are always the same) as `{name}_template`"),
                 None => "it must stand in the text as it is written, and before the longest length is reached".to_owned(),
             };
-            (
-                "the response template is found in no example".to_owned(),
-                help,
-            )
+            let message = match lacking.next() {
+                Some((other, more, _)) => format!(
+                    "the {name} template is missing in {n} examples, and the {other} template in the other {more}"
+                ),
+                None => format!("the {name} template is found in no example"),
+            };
+            (message, help)
         } else {
             (
                 "no example has a token that is learned".to_owned(),
@@ -439,14 +464,14 @@ impl DataArguments {
                 let longest = self.max_length(tokenizer);
                 note(of(read.truncated, format!("were cut to {longest} tokens")));
             }
-            if read.not_found > 0 {
-                let ids = read.in_context.as_ref().map_or_else(String::new, |ids| {
+            for (name, n, ids) in read.not_found().into_iter().filter(|(_, n, _)| *n > 0) {
+                let ids = ids.map_or_else(String::new, |ids| {
                     format!("; its words are the tokens {ids:?} there")
                 });
                 note(of(
-                    read.not_found,
+                    n,
                     format!(
-                        "do not have the response template in their tokens, and nothing of them is learned{ids}"
+                        "do not have the {name} template in their tokens, and nothing of them is learned{ids}"
                     ),
                 ));
             }
@@ -541,11 +566,16 @@ impl Reading<'_> {
         r.labels += labels;
         r.longest = r.longest.max(tokens);
         r.truncated += u64::from(o.truncated);
-        r.not_found += u64::from(o.not_found);
+        r.not_found += u64::from(o.not_found.is_some());
+        r.no_instruction += u64::from(o.not_found == Some(Marker::Instruction));
         r.unlabelled += u64::from(labels == 0);
         r.apart += u64::from(o.apart);
-        if r.in_context.is_none() {
-            r.in_context.clone_from(&o.in_context);
+        let seen = match o.not_found {
+            Some(Marker::Instruction) => &mut r.instruction_in_context,
+            Some(Marker::Response) | None => &mut r.in_context,
+        };
+        if seen.is_none() {
+            seen.clone_from(&o.in_context);
         }
         Ok(())
     }
@@ -636,18 +666,17 @@ fn bad_row(place: &str, reason: String) -> Error {
     )
 }
 
-fn empty(files: &[PathBuf], skipped: u64) -> Error {
-    let message = if skipped > 0 {
-        format!("all {skipped} rows are bad")
-    } else {
-        "the dataset has no rows".to_owned()
-    };
+fn empty(files: &[PathBuf], skipped: u64, first: Option<&String>) -> Error {
     let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
-    let d = Diagnostic::error("dataset-empty", message).at(names.join(", "));
-    Error::new(
-        ErrorKind::Train,
-        d.help("one JSON object a line: {\"input_ids\": [1, 2, 3]} or {\"text\": \"…\"}"),
-    )
+    let error = |message: String| Diagnostic::error("dataset-empty", message).at(names.join(", "));
+    let d = match first {
+        Some(first) => {
+            error(format!("all {skipped} rows are bad")).note(format!("the first is {first}"))
+        }
+        None => error("the dataset has no rows".to_owned())
+            .help("one JSON object a line: {\"input_ids\": [1, 2, 3]} or {\"text\": \"…\"}"),
+    };
+    Error::new(ErrorKind::Train, d)
 }
 
 /// How rows become examples.

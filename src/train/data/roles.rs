@@ -26,6 +26,12 @@ impl<'a> Roles<'a> {
         self.get(role).is_some()
     }
 
+    /// The first of these roles whose column the row has, with nothing in it.
+    pub(super) fn null(&self, roles: &[&str]) -> Option<String> {
+        let null = |role: &&&str| self.row.get(self.column(role)).is_some_and(Value::is_null);
+        roles.iter().find(null).map(|role| self.missing(role))
+    }
+
     /// What the row lacks, in terms of its columns.
     pub(super) fn missing(&self, role: &str) -> String {
         let column = self.column(role);
@@ -85,6 +91,9 @@ impl<'a> Roles<'a> {
     pub(super) fn numbers(&self, role: &str) -> Found<Vec<f32>> {
         let numbers = match self.get(role) {
             Some(v) if number(v).is_some() => vec![v.clone()],
+            Some(v) if !matches!(v, Value::Array(_)) => self
+                .list(role)
+                .map_err(|_| self.wrong(role, "a finite number", v))?,
             _ => self.list(role)?,
         };
         let finite = |v: &Value| number(v).ok_or_else(|| self.wrong(role, "a finite number", v));

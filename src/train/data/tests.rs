@@ -82,6 +82,9 @@ fn bad_rows_say_where_and_what() {
         ("{\"input_ids\": []}", "no tokens"),
         ("{\"text\": \"a\"}", "needs a tokenizer"),
         ("{\"question\": \"a\"}", "this one has question"),
+        ("{\"text\": null}", "`text` is null"),
+        ("{\"id\": 1, \"messages\": null}", "`messages` is null"),
+        ("{\"input_ids\": null}", "`input_ids` is null"),
         ("not json", "not a JSON object"),
         ("{\"input_ids\": [1}", "not valid JSON"),
     ] {
@@ -116,7 +119,10 @@ fn skipped_rows_are_counted_and_named() {
     let e = load_as("rows.jsonl", "x\n", &json!({"on_bad_row": "skip"}), None)
         .unwrap_err()
         .to_string();
-    assert!(e.contains("all 1 rows are bad"), "{e}");
+    assert!(
+        e.contains("all 1 rows are bad") && e.contains("rows.jsonl, line 1: not a JSON object"),
+        "{e}"
+    );
 }
 
 #[test]
@@ -204,6 +210,66 @@ fn a_response_template_that_tokenizes_otherwise_is_named_with_its_ids() {
             .any(|n| n.contains("1 of 2 examples do not have the response template")),
         "{notes:?}"
     );
+}
+
+#[test]
+fn the_template_that_is_missing_is_the_one_that_is_named() {
+    let both = json!({"response_template": "Answer:", "instruction_template": "Q:"});
+    let rows = [
+        json!({"text": "Q: 2\nAnswer: 2"}),
+        json!({"text": "2\nAnswer: 2"}),
+        json!({"text": "Q: 2"}),
+    ];
+    let (loaded, notes) = load(&rows, &both).unwrap();
+    let r = &loaded.report.data;
+    assert_eq!((r.not_found, r.no_instruction), (2, 1));
+    for name in ["response", "instruction"] {
+        let want = format!("1 of 3 examples do not have the {name} template");
+        assert!(notes.iter().any(|n| n.contains(&want)), "{notes:?}");
+    }
+    let e = load(&rows[1..2], &both).unwrap_err().to_string();
+    assert!(
+        e.contains("the instruction template is found in no example"),
+        "{e}"
+    );
+    let space = json!({"response_template": "Answer:", "instruction_template": "Q: "});
+    let e = load(&rows[..1], &space).unwrap_err().to_string();
+    assert!(
+        e.contains("the instruction template is found") && e.contains("as `instruction_template`"),
+        "{e}"
+    );
+    // What the cut took away has no tokens that could be named.
+    for length in 2..5 {
+        let cut = json!({"response_template": "Answer:", "max_seq_length": length});
+        let e = load(&rows[..1], &cut).unwrap_err().to_string();
+        assert!(
+            e.contains("the response template is found in no example") && !e.contains("tokens ["),
+            "{length}: {e}"
+        );
+    }
+}
+
+#[test]
+fn a_compression_that_is_not_read_is_named() {
+    let zstd = std::fs::read(fixture("data/gsm8k/zstd.parquet")).unwrap();
+    // The codec of a column in the footer, field 4 before field 5 (`num_values`): Zstandard is 6, Brotli 4, LZ4_RAW 7.
+    for (codec, name) in [(4u8, "Brotli"), (7, "LZ4")] {
+        let mut bytes = zstd.clone();
+        let footer = bytes.len() - 8;
+        let length = u32::from_le_bytes(bytes[footer..footer + 4].try_into().unwrap()) as usize;
+        for at in footer - length..footer - 3 {
+            if bytes[at..at + 3] == [0x15, 12, 0x16] {
+                bytes[at + 1] = codec * 2;
+            }
+        }
+        let e = load_as("t.parquet", &bytes, &json!({}), None)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            e.contains(&format!("compressed with {name}")) && e.contains("Snappy, gzip"),
+            "{e}"
+        );
+    }
 }
 
 #[test]
@@ -408,7 +474,7 @@ fn numbers_and_sets_of_classes_are_values() {
     assert!(
         values(json!("high"), regression())
             .unwrap_err()
-            .contains("`label` is \"high\"")
+            .contains("`label` is \"high\", not a finite number")
     );
     let named = || json!({"task": "multi-label", "label_names": ["x", "y", "z"]});
     assert_eq!(values(json!(["z", "x"]), named()), Ok(vec![1.0, 0.0, 1.0]));
