@@ -188,10 +188,18 @@ impl Job {
         if let Some(e) = options::unknown(options.keys(), &known) {
             return Err(e);
         }
+        let collate: CollateArguments = options::read(collate)?;
+        if collate.pad_to_multiple_of == Some(0) {
+            let d = Diagnostic::error("option", "`pad_to_multiple_of` must be at least 1");
+            return Err(Error::new(
+                ErrorKind::Train,
+                d.help("leave it out to pad to the longest"),
+            ));
+        }
         Ok(Job {
             job: options::read(job)?,
             data: options::read(data)?,
-            collate: options::read(collate)?,
+            collate,
             training: options::read(training)?,
         })
     }
@@ -356,6 +364,10 @@ mod tests {
             (
                 r#"{"max_length": 8, "max_seq_length": 9}"#,
                 "`max_length` and `max_seq_length` are one option",
+            ),
+            (
+                r#"{"pad_to_multiple_of": 0}"#,
+                "`pad_to_multiple_of` must be at least 1",
             ),
             ("[]", "found a list"),
         ] {

@@ -180,11 +180,11 @@ impl DataArguments {
         self.validate()?;
         let encoder = Encoder::new(self, tokenizer, vocab)?;
         let mut classes = Classes::of(self.label_names.as_deref());
-        let size = match self.eval_split {
-            Some(EvalSplit::Size(n)) => Some(n),
-            _ => None,
+        let drawn = match &self.eval_split {
+            Some(split @ (EvalSplit::Count(_) | EvalSplit::Share(_))) => Some(split),
+            Some(EvalSplit::Named(_)) | None => None,
         };
-        let limit = if size.is_some() {
+        let limit = if drawn.is_some() {
             None
         } else {
             self.max_train_samples
@@ -192,9 +192,9 @@ impl DataArguments {
         let (all, data) = self.read(&self.train_files()?, limit, &encoder, &mut classes)?;
         // What evaluation data names must be a class that was trained.
         classes.fixed |= !classes.names.is_empty();
-        let (train, eval, eval_data) = match (size, self.eval_files()?) {
-            (Some(size), _) => {
-                let (train, eval) = self.draw(&all, size, seed)?;
+        let (train, eval, eval_data) = match (drawn, self.eval_files()?) {
+            (Some(split), _) => {
+                let (train, eval) = self.draw(&all, split, seed)?;
                 (train, Some(eval), None)
             }
             (None, Some(files)) => {
@@ -303,14 +303,14 @@ impl DataArguments {
     }
 
     /// Draws the evaluation examples by the seed. Both parts keep the order of the files.
-    fn draw(&self, all: &Dataset, size: f64, seed: u64) -> Result<(Dataset, Dataset)> {
+    fn draw(&self, all: &Dataset, split: &EvalSplit, seed: u64) -> Result<(Dataset, Dataset)> {
         let n = all.len();
-        let wanted = if size < 1.0 {
-            (n as f64 * size).ceil()
-        } else {
-            size
+        let wanted = match split {
+            EvalSplit::Share(share) => (n as f64 * share).ceil() as usize,
+            EvalSplit::Count(count) => *count,
+            EvalSplit::Named(_) => 0,
         };
-        if wanted >= n as f64 {
+        if wanted >= n {
             let d = Diagnostic::error(
                 "data-argument",
                 format!("`eval_split` takes {wanted} of {n} examples and leaves none to train on"),
@@ -319,10 +319,7 @@ impl DataArguments {
         }
         let mut chosen = vec![false; n];
         // Not the order of the first epoch.
-        for i in epoch_order(n, seed, u64::MAX)
-            .into_iter()
-            .take(wanted as usize)
-        {
+        for i in epoch_order(n, seed, u64::MAX).into_iter().take(wanted) {
             chosen[i] = true;
         }
         let part = |of: bool, limit: Option<usize>| {

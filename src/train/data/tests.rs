@@ -730,6 +730,17 @@ fn arguments_that_make_no_sense_are_all_named() {
     ] {
         assert!(e.contains(want), "{want} in {e}");
     }
+    for size in [json!(1.0), json!(5.0), json!(0), json!(0.0), json!(-3)] {
+        let e = load(&[], &json!({"eval_split": size}))
+            .unwrap_err()
+            .to_string();
+        assert!(e.contains("`eval_split` is"), "{size}: {e}");
+    }
+    let rows = [1, 2, 3].map(|i| json!({"input_ids": [i, i]}));
+    for (size, count) in [(json!(1), 1), (json!(2), 2), (json!(0.5), 2)] {
+        let (loaded, _) = load(&rows, &json!({"eval_split": size})).unwrap();
+        assert_eq!(loaded.eval.unwrap().len(), count);
+    }
     let e = load(&[], &json!({"template": "{{ a"}))
         .unwrap_err()
         .to_string();
