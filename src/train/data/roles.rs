@@ -193,7 +193,8 @@ impl<'a> Roles<'a> {
         count: Option<usize>,
     ) -> Found<Option<i64>> {
         let Some(value) = self.get("task_ids") else {
-            return Ok(None);
+            // Where tasks are counted, each row is of one.
+            return count.map_or(Ok(None), |_| Err(self.missing("task_ids")));
         };
         // One task a row, also where a dataset wraps it in a list.
         let value = match value {

@@ -551,6 +551,12 @@ fn tasks_have_numbers_or_names() {
     );
     let skipped = load(count(Some(2), OnBadRow::Skip)).unwrap().report.data;
     assert_eq!((skipped.examples, skipped.skipped), (1, 1));
+    std::fs::write(file.path(), "{\"input_ids\": [1, 2]}").unwrap();
+    assert_eq!(load(count(None, OnBadRow::Error)).unwrap().train.len(), 1);
+    let e = load(count(Some(2), OnBadRow::Error))
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("no `task_ids`") && e.contains("line 1"), "{e}");
 }
 
 #[test]
