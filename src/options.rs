@@ -5,7 +5,9 @@ use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::{Map, Value};
 
 /// A struct whose fields are options. Every field has a default.
@@ -182,6 +184,44 @@ impl Kind {
         }
     }
 
+    /// What is expected, in words.
+    fn words(&self) -> String {
+        match self {
+            Kind::Bool => "true or false".to_owned(),
+            Kind::Integer => "a whole number".to_owned(),
+            Kind::Number => "a number".to_owned(),
+            Kind::Text => "text".to_owned(),
+            Kind::Choice(words) if words.len() == 1 => format!("`{}`", words[0]),
+            Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::List(item) => match &**item {
+                Kind::Integer => "a list of whole numbers".to_owned(),
+                Kind::Number => "a list of numbers".to_owned(),
+                Kind::Text => "a list of texts".to_owned(),
+                Kind::Choice(words) => format!("a list of {}", words.join(", ")),
+                Kind::Bool | Kind::List(_) | Kind::Map | Kind::OneOf(_) => "a list".to_owned(),
+            },
+            Kind::Map => "an object".to_owned(),
+            Kind::OneOf(kinds) => {
+                let words: Vec<String> = kinds.iter().map(Kind::words).collect();
+                words.join(", or ")
+            }
+        }
+    }
+
+    /// Whether a value is of this kind; what is inside a list or an object is not looked at.
+    fn holds(&self, value: &Value) -> bool {
+        match self {
+            Kind::Bool => value.is_boolean(),
+            Kind::Integer => value.is_u64() || value.is_i64(),
+            Kind::Number => value.is_number(),
+            Kind::Text => value.is_string(),
+            Kind::Choice(words) => value.as_str().is_some_and(|v| words.iter().any(|w| w == v)),
+            Kind::List(_) => value.is_array(),
+            Kind::Map => value.is_object(),
+            Kind::OneOf(kinds) => kinds.iter().any(|k| k.holds(value)),
+        }
+    }
+
     /// A word for the value in a synopsis.
     pub fn placeholder(&self) -> &'static str {
         match self {
@@ -245,32 +285,153 @@ pub fn take<T: Options>(from: &mut Map<String, Value>) -> Map<String, Value> {
     taken
 }
 
+/// Gives options their own names in place of their aliases.
+///
+/// # Errors
+/// [`ErrorKind::Train`]: an option that is given under two names.
+pub fn rename<T: Options>(options: &mut Map<String, Value>) -> Result<()> {
+    for (alias, field) in T::ALIASES {
+        let Some(value) = options.shift_remove(*alias) else {
+            continue;
+        };
+        if options.insert((*field).to_owned(), value).is_some() {
+            let message = format!("`{alias}` and `{field}` are one option, given twice");
+            let d = Diagnostic::error("job-field", message).help("leave one of them out");
+            return Err(Error::new(ErrorKind::Train, d));
+        }
+    }
+    Ok(())
+}
+
 /// A struct from its options; what is absent or null has its default.
 ///
 /// # Errors
 /// [`ErrorKind::Train`]: a value that does not fit, with the name of the option, what was found and what was expected.
 pub fn read<T: Options>(mut options: Map<String, Value>) -> Result<T> {
     options.retain(|_, v| !v.is_null());
+    let known = fields::<T>();
     // One by one, so that the message can name the option.
     for (name, value) in &options {
         let one = Map::from_iter([(name.clone(), value.clone())]);
         if let Err(e) = serde_json::from_value::<T>(Value::Object(one)) {
-            let text = e.to_string();
-            let text = text.split(" at line ").next().unwrap_or_default();
+            let field = known.iter().find(|f| f.name == *name);
+            let text = match field {
+                Some(f) => unfit(&f.kind, value, &e),
+                None => plain(&e),
+            };
             let d = Diagnostic::error("option", format!("`{name}`: {text}")).at(name.clone());
-            let known = fields::<T>();
-            let doc = known
-                .iter()
-                .find(|f| f.name == *name)
-                .map(|f| f.doc.clone());
-            return Err(Error::new(
-                ErrorKind::Train,
-                d.help(doc.unwrap_or_default()),
-            ));
+            let doc = field.map(|f| f.doc.clone()).unwrap_or_default();
+            return Err(Error::new(ErrorKind::Train, d.help(doc)));
         }
     }
     serde_json::from_value(Value::Object(options))
-        .map_err(|e| Error::new(ErrorKind::Train, Diagnostic::error("option", e.to_string())))
+        .map_err(|e| Error::new(ErrorKind::Train, Diagnostic::error("option", plain(&e))))
+}
+
+/// Why a value does not fit.
+fn unfit(kind: &Kind, value: &Value, e: &serde_json::Error) -> String {
+    let text = plain(e);
+    if kind.holds(value) && !text.contains("untagged enum") {
+        return text;
+    }
+    let mut found = value.to_string();
+    if found.chars().count() > 60 {
+        found = found.chars().take(60).chain("…".chars()).collect();
+    }
+    format!("found {found}, expected {}", kind.words())
+}
+
+/// An error of serde without the names of Rust's types.
+fn plain(e: &serde_json::Error) -> String {
+    let text = e.to_string();
+    let text = text.split(" at line ").next().unwrap_or_default();
+    let Some((found, expected)) = text.rsplit_once("expected ") else {
+        return text.to_owned();
+    };
+    let expected = match expected {
+        "f32" | "f64" => "a number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number of at least 0",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "a boolean" => "true or false",
+        "a string" => "text",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        other => other,
+    };
+    format!("{found}expected {expected}")
+}
+
+/// The value of a JSON text in which no object has a key twice.
+///
+/// # Errors
+/// What is no JSON, and a key that is given twice.
+pub fn json(text: &str) -> serde_json::Result<Value> {
+    let mut source = serde_json::Deserializer::from_str(text);
+    let value = Unique.deserialize(&mut source)?;
+    source.end()?;
+    Ok(value)
+}
+
+struct Unique;
+
+impl<'de> DeserializeSeed<'de> for Unique {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, source: D) -> std::result::Result<Value, D::Error> {
+        source.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unique {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, v: bool) -> std::result::Result<Value, E> {
+        Ok(Value::from(v))
+    }
+
+    fn visit_u64<E>(self, v: u64) -> std::result::Result<Value, E> {
+        Ok(Value::from(v))
+    }
+
+    fn visit_i64<E>(self, v: i64) -> std::result::Result<Value, E> {
+        Ok(Value::from(v))
+    }
+
+    fn visit_f64<E>(self, v: f64) -> std::result::Result<Value, E> {
+        Ok(Value::from(v))
+    }
+
+    fn visit_str<E>(self, v: &str) -> std::result::Result<Value, E> {
+        Ok(Value::from(v))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(value) = list.next_element_seed(Unique)? {
+            out.push(value);
+        }
+        Ok(Value::Array(out))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Value, A::Error> {
+        let mut out = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if out.contains_key(&key) {
+                return Err(A::Error::custom(format!("`{key}` is given twice")));
+            }
+            let value = map.next_value_seed(Unique)?;
+            out.insert(key, value);
+        }
+        Ok(Value::Object(out))
+    }
 }
 
 /// The error about names that no option has, with the nearest that is one.
@@ -380,5 +541,73 @@ mod tests {
         };
         let e = read::<Some>(bad).err().unwrap().to_string();
         assert!(e.contains("`count`") && e.contains("How many."), "{e}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_without_types_of_rust() {
+        for (bad, want) in [
+            (
+                json!({"count": "many"}),
+                "`count`: found \"many\", expected a whole number",
+            ),
+            (
+                json!({"count": 1.5}),
+                "`count`: found 1.5, expected a whole number",
+            ),
+            (
+                json!({"count": -1}),
+                "expected a whole number of at least 0",
+            ),
+            (
+                json!({"rate": "fast"}),
+                "`rate`: found \"fast\", expected a number",
+            ),
+            (
+                json!({"flag": 1}),
+                "`flag`: found 1, expected true or false",
+            ),
+            (
+                json!({"side": "up"}),
+                "`side`: found \"up\", expected one of left, right",
+            ),
+            (
+                json!({"files": [1]}),
+                "`files`: found [1], expected text, or a list of texts",
+            ),
+            (
+                json!({"columns": {"a": 1}}),
+                "invalid type: integer `1`, expected text",
+            ),
+        ] {
+            let Value::Object(bad) = bad else {
+                unreachable!()
+            };
+            let e = read::<Some>(bad).err().unwrap().to_string();
+            assert!(e.contains(want), "{want} in {e}");
+        }
+    }
+
+    #[test]
+    fn a_key_stands_once() {
+        let fine = r#"{"a": [1, -1, 1.5, true, null, "x"], "b": {"a": {}}}"#;
+        assert_eq!(
+            json(fine).unwrap().to_string(),
+            fine.replace(": ", ":").replace(", ", ",")
+        );
+        for bad in [
+            r#"{"a": 1, "b": 2, "a": 3}"#,
+            r#"{"b": {"a": 1, "a": 1}}"#,
+            r#"[{"a": 1, "\u0061": 1}]"#,
+        ] {
+            let e = json(bad).unwrap_err().to_string();
+            assert!(e.contains("`a` is given twice at line 1"), "{e}");
+        }
+        assert!(json("{} {}").is_err() && json("{").is_err());
+        assert!(json(&"[".repeat(1 << 20)).is_err());
+        let Value::Object(mut both) = json!({"number": 2, "count": 1}) else {
+            unreachable!()
+        };
+        let e = rename::<Some>(&mut both).unwrap_err().to_string();
+        assert!(e.contains("`number` and `count` are one option"), "{e}");
     }
 }

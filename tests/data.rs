@@ -212,7 +212,7 @@ fn a_folder_of_the_hub_has_its_splits() {
 fn a_drawn_split_parts_the_examples_and_depends_on_the_seed() {
     let mut args = article();
     args.data = Some(Files::One(fixture("gsm8k/train.csv").display().to_string()));
-    args.eval_split = Some(EvalSplit::Size(0.21));
+    args.eval_split = Some(EvalSplit::Share(0.21));
     let tokenizer = Tokenizer::open(&fixture("bpe")).unwrap();
     let draw = |seed| {
         args.load(Some(&tokenizer), None, seed, &mut |_| {})

@@ -140,27 +140,38 @@ pub struct Job {
 }
 
 impl Job {
-    /// The options of a job file.
+    /// The options of a job file, under their own names.
     ///
     /// # Errors
-    /// A file that cannot be read, or holds no JSON object.
+    /// A file that cannot be read, or holds no job: see [`read`](Self::read).
     pub fn open(path: &Path) -> Result<Map<String, Value>> {
         let text =
             std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read the job", e))?;
+        let place = path.display().to_string();
         let at = |m: String| {
-            let d = Diagnostic::error("job", m).at(path.display().to_string());
+            let d = Diagnostic::error("job", m).at(place.clone());
             Error::new(
                 ErrorKind::Train,
                 d.help("a job is one JSON object; `schemas/job.schema.json` describes it"),
             )
         };
-        match serde_json::from_str(&text).map_err(|e| at(e.to_string()))? {
-            Value::Object(mut o) => {
-                o.shift_remove("$schema");
-                Ok(o)
-            }
-            other => Err(at(format!("found {}", word(&other)))),
-        }
+        let mut options = match options::json(&text).map_err(|e| at(e.to_string()))? {
+            Value::Object(options) => options,
+            other => return Err(at(format!("found {}", word(&other)))),
+        };
+        options.shift_remove("$schema");
+        // Here, where the file is known: options of other origin join these.
+        Self::rename(&mut options)
+            .and_then(|()| Self::read(options.clone()))
+            .map_err(|e| e.within(&place))?;
+        Ok(options)
+    }
+
+    fn rename(options: &mut Map<String, Value>) -> Result<()> {
+        options::rename::<JobArguments>(options)?;
+        options::rename::<DataArguments>(options)?;
+        options::rename::<CollateArguments>(options)?;
+        options::rename::<TrainingArguments>(options)
     }
 
     /// A job from its options.
@@ -177,10 +188,18 @@ impl Job {
         if let Some(e) = options::unknown(options.keys(), &known) {
             return Err(e);
         }
+        let collate: CollateArguments = options::read(collate)?;
+        if collate.pad_to_multiple_of == Some(0) {
+            let d = Diagnostic::error("option", "`pad_to_multiple_of` must be at least 1");
+            return Err(Error::new(
+                ErrorKind::Train,
+                d.help("leave it out to pad to the longest"),
+            ));
+        }
         Ok(Job {
             job: options::read(job)?,
             data: options::read(data)?,
-            collate: options::read(collate)?,
+            collate,
             training: options::read(training)?,
         })
     }
@@ -325,6 +344,40 @@ mod tests {
             job.training.validate().unwrap();
             assert!(job.job.model.is_some());
         }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_job_file_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("job.json");
+        for (text, want) in [
+            (r#"{"modle": "m.onnx"}"#, "there is no option `modle`"),
+            (
+                r#"{"learning_rate": "fast"}"#,
+                "found \"fast\", expected a number",
+            ),
+            (r#"{"seed": 1, "seed": 2}"#, "`seed` is given twice"),
+            (
+                r#"{"adapter": {"a": "lora", "a": "lora[r=4]"}}"#,
+                "`a` is given twice",
+            ),
+            (
+                r#"{"max_length": 8, "max_seq_length": 9}"#,
+                "`max_length` and `max_seq_length` are one option",
+            ),
+            (
+                r#"{"pad_to_multiple_of": 0}"#,
+                "`pad_to_multiple_of` must be at least 1",
+            ),
+            ("[]", "found a list"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let e = Job::open(&path).unwrap_err().to_string();
+            assert!(e.contains(want) && e.contains("job.json"), "{e}");
+        }
+        fs::write(&path, r#"{"$schema": "s", "evaluation_strategy": "steps"}"#).unwrap();
+        let options = Job::open(&path).unwrap();
+        assert_eq!(options.keys().collect::<Vec<_>>(), ["eval_strategy"]);
     }
 
     #[test]

@@ -42,8 +42,10 @@ impl Files {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EvalSplit {
-    /// A share of the examples when below 1, otherwise their number.
-    Size(f64),
+    /// A number of examples.
+    Count(usize),
+    /// A share of the examples, below 1.
+    Share(f64),
     /// A split of the data folder, by name.
     Named(String),
 }
@@ -135,7 +137,7 @@ pub struct DataArguments {
     pub eval_data: Option<Files>,
     /// The split that is trained on when the data is a folder with several.
     pub train_split: String,
-    /// Evaluation data out of the training data: a share below 1 or a number of examples, drawn by the seed, or the name of a split of
+    /// Evaluation data out of the training data: a share below 1 or a whole number of examples, drawn by the seed, or the name of a split of
     /// the data folder.
     pub eval_split: Option<EvalSplit>,
     /// Trains on the first so many examples.
@@ -180,6 +182,9 @@ pub struct DataArguments {
     pub label_names: Option<Vec<String>>,
     /// The tasks that the column `task_ids` may name, in the order of their ids.
     pub task_names: Option<Vec<String>>,
+    /// How many tasks the adapters of the run have, where that is known. No option: it comes from the adapters.
+    #[serde(skip)]
+    pub task_count: Option<usize>,
     /// What happens with a row that cannot be used: error, or skip, which counts and reports it.
     pub on_bad_row: OnBadRow,
     /// Bytes of tokenized data that are kept in memory; what is more goes to a temporary file.
@@ -215,6 +220,7 @@ impl Default for DataArguments {
             pad_token: None,
             label_names: None,
             task_names: None,
+            task_count: None,
             on_bad_row: OnBadRow::Error,
             in_memory_max_size: 64 << 20,
             cache_dir: None,
@@ -364,14 +370,16 @@ impl DataArguments {
                 "both `eval_data` and `eval_split` give evaluation data".to_owned(),
                 "leave one out",
             ),
-            Some(EvalSplit::Size(n)) => {
-                let fine = n.is_finite() && *n > 0.0 && (*n < 1.0 || n.fract() == 0.0);
-                say(
-                    fine,
-                    format!("`eval_split` is {n}"),
-                    "a share between 0 and 1, a whole number of examples, or the name of a split",
-                );
-            }
+            Some(EvalSplit::Count(n)) => say(
+                *n > 0,
+                "`eval_split` is 0".to_owned(),
+                "leave it out to evaluate on nothing",
+            ),
+            Some(EvalSplit::Share(share)) => say(
+                *share > 0.0 && *share < 1.0,
+                format!("`eval_split` is {share:?}"),
+                "a share is above 0 and below 1, and a number of examples is a whole number, such as 100",
+            ),
             _ => {}
         }
         if found.is_empty() {

@@ -3,7 +3,7 @@
 use super::args::{
     AssistantLoss, AssistantTurn, DataArguments, Side, Task, TokenRef, Tokens, is_file,
 };
-use super::mask::CompletionMask;
+use super::mask::{CompletionMask, Marker};
 use super::roles::{Class, Roles};
 use super::tokens::{Columns, cut, overlap};
 use super::{Example, IGNORE, Labels};
@@ -36,9 +36,9 @@ pub(super) struct Outcome {
     /// The name of its class, where that has no id yet.
     pub(super) class: Option<String>,
     pub(super) truncated: bool,
-    /// The response or instruction template was not found.
-    pub(super) not_found: bool,
-    /// What the response template is tokenized to in this text, where it stands in it as text.
+    /// The template that was not found.
+    pub(super) not_found: Option<Marker>,
+    /// What that template is tokenized to in this text, where it stands in it as text.
     pub(super) in_context: Option<Vec<i64>>,
     /// Prompt and completion were tokenized apart.
     pub(super) apart: bool,
@@ -50,7 +50,7 @@ impl Outcome {
             example,
             class: None,
             truncated,
-            not_found: false,
+            not_found: None,
             in_context: None,
             apart: false,
         }
@@ -129,7 +129,7 @@ impl<'a> Encoder<'a> {
             Task::Seq2seq => self.seq2seq(&roles)?,
             Task::Classification | Task::Regression | Task::MultiLabel => self.labelled(&roles)?,
         };
-        out.example.task_id = roles.task(self.args.task_names.as_deref())?;
+        out.example.task_id = roles.task(self.args.task_names.as_deref(), self.args.task_count)?;
         if out.example.input_ids.is_empty() {
             return Err("the row has no tokens".to_owned());
         }
@@ -183,6 +183,10 @@ impl<'a> Encoder<'a> {
         }
         if roles.has("text") {
             return self.whole(&roles.text("text")?);
+        }
+        let known = ["input_ids", "messages", "prompt", "completion", "text"];
+        if let Some(null) = roles.null(&known) {
+            return Err(null);
         }
         let near = ["input_ids", "messages", "prompt", "text"].map(|role| roles.missing(role));
         let near = near.into_iter().find(|m| m.contains("did you mean"));
@@ -262,17 +266,16 @@ impl<'a> Encoder<'a> {
             return Ok(Outcome::of(Example::tokens(ids, labels), truncated));
         };
         let (labels, found) = mask.labels(&ids);
+        let not_found = (!found).then(|| mask.missing(&ids));
         let mut out = Outcome::of(Example::tokens(ids, labels), truncated);
-        out.not_found = !found;
-        if let (false, Some(Tokens::Text(template))) = (found, &self.args.response_template) {
-            out.in_context = text.rfind(template.as_str()).map(|at| {
-                let span = at..at + template.len();
-                tokens
-                    .iter()
-                    .filter(|t| t.text.is_some() && overlap(&t.span, &span))
-                    .map(|t| t.id)
-                    .collect()
-            });
+        out.not_found = not_found;
+        let template = match out.not_found {
+            Some(Marker::Response) => &self.args.response_template,
+            Some(Marker::Instruction) => &self.args.instruction_template,
+            None => &None,
+        };
+        if let Some(Tokens::Text(template)) = template {
+            out.in_context = in_context(text, &tokens, template);
         }
         Ok(out)
     }
@@ -382,7 +385,7 @@ impl<'a> Encoder<'a> {
     /// Token ids as they stand in the row.
     fn tokenized(&self, roles: &Roles<'_>) -> Found<Outcome> {
         let mut rows = Columns::read(roles)?;
-        let mut not_found = false;
+        let mut not_found = None;
         let mut labels = match (&self.mask, roles.has("labels")) {
             (_, true) => {
                 let labels = roles.integers("labels")?;
@@ -401,7 +404,8 @@ impl<'a> Encoder<'a> {
         let truncated = rows.cut(&mut labels, self.max_length, self.args.truncation_side);
         if let (Some(mask), false) = (&self.mask, roles.has("labels")) {
             let (found_labels, found) = mask.labels(&rows.ids);
-            (labels, not_found) = (found_labels, !found);
+            labels = found_labels;
+            not_found = (!found).then(|| mask.missing(&rows.ids));
         }
         let mut out = Outcome::of(rows.example(Labels::Tokens(labels)), truncated);
         out.not_found = not_found;
@@ -427,7 +431,11 @@ impl<'a> Encoder<'a> {
                 (roles.text("source")?, roles.text("target")?)
             }
             None if roles.has("prompt") => (roles.text("prompt")?, roles.text("completion")?),
-            None => return Err(roles.missing("source")),
+            None => {
+                return Err(roles
+                    .null(&["source", "prompt"])
+                    .unwrap_or_else(|| roles.missing("source")));
+            }
         };
         let special = self.args.add_special_tokens;
         let (source, long) = cut(self.tokens(&source, None, special)?, self.max_length, side)?;
@@ -534,7 +542,11 @@ impl<'a> Encoder<'a> {
             _ if roles.has("source") => {
                 return Ok(plain((roles.text("source")?, roles.text("target")?)));
             }
-            _ => return Err(roles.missing("prompt")),
+            _ => {
+                return Err(roles
+                    .null(&["messages", "prompt", "source"])
+                    .unwrap_or_else(|| roles.missing("prompt")));
+            }
         };
         let options = ChatOptions {
             add_generation_prompt: true,
@@ -556,6 +568,19 @@ impl<'a> Encoder<'a> {
             special: true,
         })
     }
+}
+
+/// The tokens of the last place at which a template stands in a text, if the cut has left all of them.
+fn in_context(text: &str, tokens: &[Token], template: &str) -> Option<Vec<i64>> {
+    let at = text.rfind(template)?;
+    let span = at..at + template.len();
+    let within: Vec<&Token> = tokens
+        .iter()
+        .filter(|t| t.text.is_some() && overlap(&t.span, &span))
+        .collect();
+    let (first, last) = (within.first()?, within.last()?);
+    let whole = first.span.start <= span.start && last.span.end >= span.end;
+    whole.then(|| within.iter().map(|t| t.id).collect())
 }
 
 /// The messages of a conversation: objects with a role.

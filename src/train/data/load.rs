@@ -4,6 +4,7 @@
 use super::args::{DataArguments, EvalSplit, Files, OnBadRow, Task};
 use super::dataset::{Builder, Dataset};
 use super::encode::{Encoder, Outcome, TextPair};
+use super::mask::Marker;
 use super::source::{self, Fault, Row, Source, Split};
 use super::{Example, IGNORE, Labels};
 use crate::diag::{Diagnostic, nearest};
@@ -78,24 +79,61 @@ pub struct ReadReport {
     pub reasons: Vec<String>,
     /// Examples in which the response or instruction template was not found: none of their tokens is learned.
     pub not_found: u64,
+    /// Those of them in which the response template was found, and the instruction template was not.
+    pub no_instruction: u64,
     /// Examples without any token that is learned, these included.
     pub unlabelled: u64,
     /// Examples whose prompt and completion were tokenized apart, because the prompt has other tokens in the whole text.
     pub apart: u64,
     /// What the response template is tokenized to where it was not found and stands in the text.
     pub in_context: Option<Vec<i64>>,
+    /// The same of the instruction template.
+    pub instruction_in_context: Option<Vec<i64>>,
 }
 
-/// The ids of class names.
+impl ReadReport {
+    /// The templates that were not found: name, number of examples, and the tokens where the template stands in a text.
+    fn not_found(&self) -> [(&'static str, u64, Option<&[i64]>); 2] {
+        let response = self.not_found - self.no_instruction;
+        [
+            ("response", response, self.in_context.as_deref()),
+            (
+                "instruction",
+                self.no_instruction,
+                self.instruction_in_context.as_deref(),
+            ),
+        ]
+    }
+}
+
+/// The classes of labels: all have names, or all have numbers.
+#[derive(Default)]
 struct Classes {
     names: Vec<String>,
+    /// The names are those of `label_names`, in which numbers count as ids.
+    given: bool,
+    /// No name is added.
     fixed: bool,
+    /// The first label that is a number.
+    number: Option<i64>,
 }
 
 impl Classes {
+    fn of(given: Option<&[String]>) -> Self {
+        Classes {
+            names: given.unwrap_or_default().to_vec(),
+            given: given.is_some(),
+            fixed: given.is_some(),
+            number: None,
+        }
+    }
+
     fn id(&mut self, name: &str) -> std::result::Result<i64, String> {
         if let Some(id) = self.names.iter().position(|n| n == name) {
             return Ok(id as i64);
+        }
+        if let (Some(number), false) = (self.number, self.given) {
+            return Err(mixed(&format!("{name:?}"), "numbers", &number.to_string()));
         }
         if self.fixed {
             let near = nearest(name, self.names.iter().map(String::as_str));
@@ -108,6 +146,21 @@ impl Classes {
         self.names.push(name.to_owned());
         Ok(self.names.len() as i64 - 1)
     }
+
+    fn number(&mut self, id: i64) -> std::result::Result<(), String> {
+        if !self.given && !self.names.is_empty() {
+            let names: Vec<&str> = self.names.iter().take(SHOWN).map(String::as_str).collect();
+            return Err(mixed(&id.to_string(), "names", &names.join(", ")));
+        }
+        self.number.get_or_insert(id);
+        Ok(())
+    }
+}
+
+fn mixed(label: &str, kind: &str, others: &str) -> String {
+    format!(
+        "label is {label}, but other labels are {kind}: {others}; write all of them in one way, or name the classes in `label_names`"
+    )
 }
 
 impl DataArguments {
@@ -126,15 +179,12 @@ impl DataArguments {
     ) -> Result<Loaded> {
         self.validate()?;
         let encoder = Encoder::new(self, tokenizer, vocab)?;
-        let mut classes = Classes {
-            names: self.label_names.clone().unwrap_or_default(),
-            fixed: self.label_names.is_some(),
+        let mut classes = Classes::of(self.label_names.as_deref());
+        let drawn = match &self.eval_split {
+            Some(split @ (EvalSplit::Count(_) | EvalSplit::Share(_))) => Some(split),
+            Some(EvalSplit::Named(_)) | None => None,
         };
-        let size = match self.eval_split {
-            Some(EvalSplit::Size(n)) => Some(n),
-            _ => None,
-        };
-        let limit = if size.is_some() {
+        let limit = if drawn.is_some() {
             None
         } else {
             self.max_train_samples
@@ -142,9 +192,9 @@ impl DataArguments {
         let (all, data) = self.read(&self.train_files()?, limit, &encoder, &mut classes)?;
         // What evaluation data names must be a class that was trained.
         classes.fixed |= !classes.names.is_empty();
-        let (train, eval, eval_data) = match (size, self.eval_files()?) {
-            (Some(size), _) => {
-                let (train, eval) = self.draw(&all, size, seed)?;
+        let (train, eval, eval_data) = match (drawn, self.eval_files()?) {
+            (Some(split), _) => {
+                let (train, eval) = self.draw(&all, split, seed)?;
                 (train, Some(eval), None)
             }
             (None, Some(files)) => {
@@ -215,7 +265,7 @@ impl DataArguments {
             note(format!("{} rows were left out:\n  {shown}", skipped.len()));
         }
         if out.is_empty() {
-            return Err(empty(&files, skipped.len() as u64));
+            return Err(empty(&files, skipped.len() as u64, skipped.first()));
         }
         Ok(out)
     }
@@ -253,14 +303,14 @@ impl DataArguments {
     }
 
     /// Draws the evaluation examples by the seed. Both parts keep the order of the files.
-    fn draw(&self, all: &Dataset, size: f64, seed: u64) -> Result<(Dataset, Dataset)> {
+    fn draw(&self, all: &Dataset, split: &EvalSplit, seed: u64) -> Result<(Dataset, Dataset)> {
         let n = all.len();
-        let wanted = if size < 1.0 {
-            (n as f64 * size).ceil()
-        } else {
-            size
+        let wanted = match split {
+            EvalSplit::Share(share) => (n as f64 * share).ceil() as usize,
+            EvalSplit::Count(count) => *count,
+            EvalSplit::Named(_) => 0,
         };
-        if wanted >= n as f64 {
+        if wanted >= n {
             let d = Diagnostic::error(
                 "data-argument",
                 format!("`eval_split` takes {wanted} of {n} examples and leaves none to train on"),
@@ -269,10 +319,7 @@ impl DataArguments {
         }
         let mut chosen = vec![false; n];
         // Not the order of the first epoch.
-        for i in epoch_order(n, seed, u64::MAX)
-            .into_iter()
-            .take(wanted as usize)
-        {
+        for i in epoch_order(n, seed, u64::MAX).into_iter().take(wanted) {
             chosen[i] = true;
         }
         let part = |of: bool, limit: Option<usize>| {
@@ -341,7 +388,7 @@ impl DataArguments {
         }
         let report = reading.report;
         if report.examples == 0 {
-            return Err(empty(files, report.skipped));
+            return Err(empty(files, report.skipped, report.reasons.first()));
         }
         if report.unlabelled == report.examples {
             return Err(Self::nothing_to_learn(files, &report));
@@ -355,14 +402,19 @@ impl DataArguments {
             .map(|f| f.display().to_string())
             .unwrap_or_default();
         let (message, help) = if report.not_found == report.examples {
-            let help = match &report.in_context {
-                Some(ids) => format!("in these texts its words are the tokens {ids:?}: give these ids (or those of them that are always the same) as `response_template`"),
+            let mut lacking = report.not_found().into_iter().filter(|(_, n, _)| *n > 0);
+            let (name, n, ids) = lacking.next().unwrap_or(("response", 0, None));
+            let help = match ids {
+                Some(ids) => format!("in these texts its words are the tokens {ids:?}: give these ids (or those of them that are always the same) as `{name}_template`"),
                 None => "it must stand in the text as it is written, and before the longest length is reached".to_owned(),
             };
-            (
-                "the response template is found in no example".to_owned(),
-                help,
-            )
+            let message = match lacking.next() {
+                Some((other, more, _)) => format!(
+                    "the {name} template is missing in {n} examples, and the {other} template in the other {more}"
+                ),
+                None => format!("the {name} template is found in no example"),
+            };
+            (message, help)
         } else {
             (
                 "no example has a token that is learned".to_owned(),
@@ -409,14 +461,14 @@ impl DataArguments {
                 let longest = self.max_length(tokenizer);
                 note(of(read.truncated, format!("were cut to {longest} tokens")));
             }
-            if read.not_found > 0 {
-                let ids = read.in_context.as_ref().map_or_else(String::new, |ids| {
+            for (name, n, ids) in read.not_found().into_iter().filter(|(_, n, _)| *n > 0) {
+                let ids = ids.map_or_else(String::new, |ids| {
                     format!("; its words are the tokens {ids:?} there")
                 });
                 note(of(
-                    read.not_found,
+                    n,
                     format!(
-                        "do not have the response template in their tokens, and nothing of them is learned{ids}"
+                        "do not have the {name} template in their tokens, and nothing of them is learned{ids}"
                     ),
                 ));
             }
@@ -487,6 +539,8 @@ impl Reading<'_> {
     fn settle(&mut self, o: &mut Outcome) -> std::result::Result<(), String> {
         if let Some(name) = &o.class {
             o.example.labels = Labels::Class(self.classes.id(name)?);
+        } else if let Labels::Class(id) = &o.example.labels {
+            self.classes.number(*id)?;
         }
         if let Labels::Values(v) = &o.example.labels {
             let width = *self.width.get_or_insert(v.len());
@@ -509,11 +563,16 @@ impl Reading<'_> {
         r.labels += labels;
         r.longest = r.longest.max(tokens);
         r.truncated += u64::from(o.truncated);
-        r.not_found += u64::from(o.not_found);
+        r.not_found += u64::from(o.not_found.is_some());
+        r.no_instruction += u64::from(o.not_found == Some(Marker::Instruction));
         r.unlabelled += u64::from(labels == 0);
         r.apart += u64::from(o.apart);
-        if r.in_context.is_none() {
-            r.in_context.clone_from(&o.in_context);
+        let seen = match o.not_found {
+            Some(Marker::Instruction) => &mut r.instruction_in_context,
+            Some(Marker::Response) | None => &mut r.in_context,
+        };
+        if seen.is_none() {
+            seen.clone_from(&o.in_context);
         }
         Ok(())
     }
@@ -604,18 +663,17 @@ fn bad_row(place: &str, reason: String) -> Error {
     )
 }
 
-fn empty(files: &[PathBuf], skipped: u64) -> Error {
-    let message = if skipped > 0 {
-        format!("all {skipped} rows are bad")
-    } else {
-        "the dataset has no rows".to_owned()
-    };
+fn empty(files: &[PathBuf], skipped: u64, first: Option<&String>) -> Error {
     let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
-    let d = Diagnostic::error("dataset-empty", message).at(names.join(", "));
-    Error::new(
-        ErrorKind::Train,
-        d.help("one JSON object a line: {\"input_ids\": [1, 2, 3]} or {\"text\": \"…\"}"),
-    )
+    let error = |message: String| Diagnostic::error("dataset-empty", message).at(names.join(", "));
+    let d = match first {
+        Some(first) => {
+            error(format!("all {skipped} rows are bad")).note(format!("the first is {first}"))
+        }
+        None => error("the dataset has no rows".to_owned())
+            .help("one JSON object a line: {\"input_ids\": [1, 2, 3]} or {\"text\": \"…\"}"),
+    };
+    Error::new(ErrorKind::Train, d)
 }
 
 /// How rows become examples.
@@ -643,10 +701,7 @@ impl Dataset {
             ..DataArguments::default()
         };
         let encoder = Encoder::new(&args, options.tokenizer, options.vocab)?;
-        let mut classes = Classes {
-            names: Vec::new(),
-            fixed: false,
-        };
+        let mut classes = Classes::default();
         let source = source::json_lines(path).map(|s| (path.display().to_string(), s));
         let files = [path.to_path_buf()];
         let (data, _) = args.collect(

@@ -13,7 +13,24 @@ pub struct CompletionMask {
     pub pad_id: Option<i64>,
 }
 
+/// One of the two templates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Marker {
+    Response,
+    Instruction,
+}
+
 impl CompletionMask {
+    /// The template that is missing in a sequence in which not everything was found.
+    pub(super) fn missing(&self, ids: &[i64]) -> Marker {
+        let label = |&id: &i64| if Some(id) == self.pad_id { IGNORE } else { id };
+        let labels: Vec<i64> = ids.iter().map(label).collect();
+        match matches(&labels, &self.response).next() {
+            Some(_) => Marker::Instruction,
+            None => Marker::Response,
+        }
+    }
+
     /// The labels of a sequence, and whether everything was found that had to be. Where not, every label is [`IGNORE`].
     ///
     /// Without an instruction template, what follows the last response template counts. With one, what follows each response template

@@ -26,6 +26,12 @@ impl<'a> Roles<'a> {
         self.get(role).is_some()
     }
 
+    /// The first of these roles whose column the row has, with nothing in it.
+    pub(super) fn null(&self, roles: &[&str]) -> Option<String> {
+        let null = |role: &&&str| self.row.get(self.column(role)).is_some_and(Value::is_null);
+        roles.iter().find(null).map(|role| self.missing(role))
+    }
+
     /// What the row lacks, in terms of its columns.
     pub(super) fn missing(&self, role: &str) -> String {
         let column = self.column(role);
@@ -85,6 +91,9 @@ impl<'a> Roles<'a> {
     pub(super) fn numbers(&self, role: &str) -> Found<Vec<f32>> {
         let numbers = match self.get(role) {
             Some(v) if number(v).is_some() => vec![v.clone()],
+            Some(v) if !matches!(v, Value::Array(_)) => self
+                .list(role)
+                .map_err(|_| self.wrong(role, "a finite number", v))?,
             _ => self.list(role)?,
         };
         let finite = |v: &Value| number(v).ok_or_else(|| self.wrong(role, "a finite number", v));
@@ -93,7 +102,9 @@ impl<'a> Roles<'a> {
 
     /// The role that labels have: `label`, or `labels` as datasets made for a trainer call it.
     pub(super) fn label_role(&self) -> &'static str {
-        if !self.has("label") && self.has("labels") {
+        let there = |role| self.row.contains_key(self.column(role));
+        let null = there("labels") && !there("label");
+        if !self.has("label") && (self.has("labels") || null) {
             "labels"
         } else {
             "label"
@@ -108,6 +119,9 @@ impl<'a> Roles<'a> {
             // A name first, so that classes may be named "0" and "1" in any order.
             if let Some(id) = names.and_then(|n| n.iter().position(|n| n == name)) {
                 return Ok(Class::Id(id as i64));
+            }
+            if name.trim().is_empty() {
+                return Err(format!("`{}` is empty", self.column(role)));
             }
             if integer(value).is_none() {
                 return Ok(Class::Name(name.clone()));
@@ -172,10 +186,15 @@ impl<'a> Roles<'a> {
         }
     }
 
-    /// The task of a row, by id or name.
-    pub(super) fn task(&self, names: Option<&[String]>) -> Found<Option<i64>> {
+    /// The task of a row, by id or name; `count` is the number of tasks, where it is known.
+    pub(super) fn task(
+        &self,
+        names: Option<&[String]>,
+        count: Option<usize>,
+    ) -> Found<Option<i64>> {
         let Some(value) = self.get("task_ids") else {
-            return Ok(None);
+            // Where tasks are counted, each row is of one.
+            return count.map_or(Ok(None), |_| Err(self.missing("task_ids")));
         };
         // One task a row, also where a dataset wraps it in a list.
         let value = match value {
@@ -186,8 +205,15 @@ impl<'a> Roles<'a> {
             .as_str()
             .and_then(|v| names?.iter().position(|n| n == v));
         match named.map(|n| n as i64).or_else(|| integer(value)) {
-            Some(id) if id >= 0 && names.is_none_or(|n| id < n.len() as i64) => Ok(Some(id)),
-            Some(id) => Err(format!("task {id} is outside the tasks")),
+            Some(id) => match names.map(<[String]>::len).into_iter().chain(count).min() {
+                Some(count) if id < 0 || id >= count as i64 => Err(format!(
+                    "`{}` is {id}, and ids of tasks are 0 to {}",
+                    self.column("task_ids"),
+                    count.saturating_sub(1)
+                )),
+                None if id < 0 => Err(self.wrong("task_ids", "the number of a task", value)),
+                _ => Ok(Some(id)),
+            },
             None if names.is_none() => Err(self.wrong(
                 "task_ids",
                 "the number of a task; names need `task_names`",

@@ -1,5 +1,7 @@
 //! Rows, roles and what is said about bad ones.
 
+mod files;
+
 use super::*;
 use crate::error::Result;
 use crate::text::Tokenizer;
@@ -82,6 +84,9 @@ fn bad_rows_say_where_and_what() {
         ("{\"input_ids\": []}", "no tokens"),
         ("{\"text\": \"a\"}", "needs a tokenizer"),
         ("{\"question\": \"a\"}", "this one has question"),
+        ("{\"text\": null}", "`text` is null"),
+        ("{\"id\": 1, \"messages\": null}", "`messages` is null"),
+        ("{\"input_ids\": null}", "`input_ids` is null"),
         ("not json", "not a JSON object"),
         ("{\"input_ids\": [1}", "not valid JSON"),
     ] {
@@ -116,7 +121,10 @@ fn skipped_rows_are_counted_and_named() {
     let e = load_as("rows.jsonl", "x\n", &json!({"on_bad_row": "skip"}), None)
         .unwrap_err()
         .to_string();
-    assert!(e.contains("all 1 rows are bad"), "{e}");
+    assert!(
+        e.contains("all 1 rows are bad") && e.contains("rows.jsonl, line 1: not a JSON object"),
+        "{e}"
+    );
 }
 
 #[test]
@@ -204,6 +212,43 @@ fn a_response_template_that_tokenizes_otherwise_is_named_with_its_ids() {
             .any(|n| n.contains("1 of 2 examples do not have the response template")),
         "{notes:?}"
     );
+}
+
+#[test]
+fn the_template_that_is_missing_is_the_one_that_is_named() {
+    let both = json!({"response_template": "Answer:", "instruction_template": "Q:"});
+    let rows = [
+        json!({"text": "Q: 2\nAnswer: 2"}),
+        json!({"text": "2\nAnswer: 2"}),
+        json!({"text": "Q: 2"}),
+    ];
+    let (loaded, notes) = load(&rows, &both).unwrap();
+    let r = &loaded.report.data;
+    assert_eq!((r.not_found, r.no_instruction), (2, 1));
+    for name in ["response", "instruction"] {
+        let want = format!("1 of 3 examples do not have the {name} template");
+        assert!(notes.iter().any(|n| n.contains(&want)), "{notes:?}");
+    }
+    let e = load(&rows[1..2], &both).unwrap_err().to_string();
+    assert!(
+        e.contains("the instruction template is found in no example"),
+        "{e}"
+    );
+    let space = json!({"response_template": "Answer:", "instruction_template": "Q: "});
+    let e = load(&rows[..1], &space).unwrap_err().to_string();
+    assert!(
+        e.contains("the instruction template is found") && e.contains("as `instruction_template`"),
+        "{e}"
+    );
+    // What the cut took away has no tokens that could be named.
+    for length in 2..5 {
+        let cut = json!({"response_template": "Answer:", "max_seq_length": length});
+        let e = load(&rows[..1], &cut).unwrap_err().to_string();
+        assert!(
+            e.contains("the response template is found in no example") && !e.contains("tokens ["),
+            "{length}: {e}"
+        );
+    }
 }
 
 #[test]
@@ -310,6 +355,64 @@ fn classes_come_by_id_by_name_or_in_the_order_in_which_they_occur() {
 }
 
 #[test]
+fn labels_are_all_names_or_all_numbers() {
+    let rows = |labels: &[Value]| -> Vec<Value> {
+        let row = |l: &Value| json!({"text": "a", "label": l});
+        labels.iter().map(row).collect()
+    };
+    let task = json!({"task": "classification"});
+    let skip = json!({"task": "classification", "on_bad_row": "skip"});
+    for (labels, want) in [
+        (
+            [json!("a"), json!(1), json!("b")],
+            "label is 1, but other labels are names: a",
+        ),
+        (
+            [json!("a"), json!("1"), json!("b")],
+            "label is 1, but other labels are names: a",
+        ),
+        (
+            [json!(1), json!("b"), json!(0)],
+            "label is \"b\", but other labels are numbers: 1",
+        ),
+        ([json!("a"), Value::Null, json!("b")], "`label` is null"),
+        ([json!("a"), json!(""), json!("b")], "`label` is empty"),
+        ([json!("a"), json!(["b"]), json!("b")], "not a class"),
+        ([json!(1), json!(0.5), json!(0)], "not a class"),
+    ] {
+        let rows = rows(&labels);
+        let e = load(&rows, &task).unwrap_err().to_string();
+        assert!(e.contains(want) && e.contains("rows.jsonl, line 2"), "{e}");
+        let (loaded, _) = load(&rows, &skip).unwrap();
+        let r = loaded.report.data;
+        assert_eq!((r.examples, r.skipped), (2, 1));
+        assert!(
+            r.reasons[0].contains(want) && r.reasons[0].contains("line 2"),
+            "{:?}",
+            r.reasons
+        );
+    }
+    let missing = [rows(&[json!("a")])[0].clone(), json!({"text": "a"})];
+    let e = load(&missing, &task).unwrap_err().to_string();
+    assert!(e.contains("no `label`") && e.contains("line 2"), "{e}");
+    let null = [json!({"text": "a", "labels": null})];
+    let e = load(&null, &task).unwrap_err().to_string();
+    assert!(e.contains("`labels` is null"), "{e}");
+    // The training data decides for the evaluation data too.
+    let dir = tempfile::tempdir().unwrap();
+    let eval = dir.path().join("eval.jsonl");
+    for (train, other) in [(json!("a"), json!(0)), (json!(0), json!("a"))] {
+        std::fs::write(&eval, rows(&[other])[0].to_string()).unwrap();
+        let options = json!({"task": "classification", "eval_data": eval});
+        let e = load(&rows(&[train]), &options).unwrap_err().to_string();
+        assert!(
+            e.contains("but other labels are") && e.contains("eval.jsonl, line 1"),
+            "{e}"
+        );
+    }
+}
+
+#[test]
 fn evaluation_data_has_the_classes_of_the_training_data() {
     let dir = tempfile::tempdir().unwrap();
     let eval = dir.path().join("eval.jsonl");
@@ -350,7 +453,7 @@ fn numbers_and_sets_of_classes_are_values() {
     assert!(
         values(json!("high"), regression())
             .unwrap_err()
-            .contains("`label` is \"high\"")
+            .contains("`label` is \"high\", not a finite number")
     );
     let named = || json!({"task": "multi-label", "label_names": ["x", "y", "z"]});
     assert_eq!(values(json!(["z", "x"]), named()), Ok(vec![1.0, 0.0, 1.0]));
@@ -422,79 +525,38 @@ fn tasks_have_numbers_or_names() {
         task(json!(5), json!({"task_names": ["i", "k"]}))
             .unwrap_err()
             .to_string()
-            .contains("outside the tasks")
+            .contains("rows.jsonl, line 1")
     );
-}
-
-#[test]
-fn tables_and_lists_have_places_and_faults_of_their_own() {
-    let skip = json!({"on_bad_row": "skip"});
-    let csv = "\u{feff}input_ids,note\n\"[1, 2]\",\"two\nlines\"\n\"[1, 2, 3]\"\n\"[4, 5]\",x\n";
-    let (loaded, _) = load_as("t.csv", csv, &skip, None).unwrap();
-    assert_eq!(loaded.train.lengths(), [2, 2]);
-    assert!(
-        loaded.report.data.reasons[0].contains("line 4: 1 values for the 2 columns"),
-        "{:?}",
-        loaded.report.data.reasons
-    );
-    let list = " [\n{\"input_ids\": [1, 2], \"s\": \"]},\\\"[\"},\n 7, {\"input_ids\": [3, 4]}]";
-    let (loaded, _) = load_as("l.json", list, &skip, None).unwrap();
-    assert_eq!(loaded.train.lengths(), [2, 2]);
-    assert!(
-        loaded.report.data.reasons[0].contains("row 2: not a JSON object"),
-        "{:?}",
-        loaded.report.data.reasons
-    );
-    let e = load_as("l.json", &list[..30], &skip, None)
-        .unwrap_err()
-        .to_string();
-    assert!(e.contains("is the file complete"), "{e}");
-    let e = load_as("t.csv", "a,a\n1,2\n", &skip, None)
-        .unwrap_err()
-        .to_string();
-    assert!(e.contains("two columns are named `a`"), "{e}");
-    let e = load_as("t.csv", b"text\n\xff\n", &json!({}), None)
+    let rows = [
+        json!({"input_ids": [1, 2], "task_ids": 1}),
+        json!({"input_ids": [1, 2], "task_ids": 2}),
+    ];
+    let lines = rows.map(|r| r.to_string()).join("\n");
+    let file = tempfile::NamedTempFile::with_suffix(".jsonl").unwrap();
+    std::fs::write(file.path(), lines).unwrap();
+    let count = |count, on_bad_row| DataArguments {
+        data: Some(Files::One(file.path().display().to_string())),
+        task_count: count,
+        on_bad_row,
+        ..DataArguments::default()
+    };
+    let load = |args: DataArguments| args.load(None, None, 0, &mut |_| {});
+    assert_eq!(load(count(None, OnBadRow::Error)).unwrap().train.len(), 2);
+    let e = load(count(Some(2), OnBadRow::Error))
         .unwrap_err()
         .to_string();
     assert!(
-        e.contains("`text` is not UTF-8") && e.contains("line 2"),
+        e.contains("`task_ids` is 2, and ids of tasks are 0 to 1") && e.contains("line 2"),
         "{e}"
     );
-    let e = load_as(
-        "t.parquet",
-        "version https://git-lfs.github.com/spec/v1",
-        &skip,
-        None,
-    )
-    .unwrap_err()
-    .to_string();
-    assert!(e.contains("not a readable Parquet file"), "{e}");
-    let e = load_as("t.jsonl.gz", "not gzip", &skip, None)
+    let skipped = load(count(Some(2), OnBadRow::Skip)).unwrap().report.data;
+    assert_eq!((skipped.examples, skipped.skipped), (1, 1));
+    std::fs::write(file.path(), "{\"input_ids\": [1, 2]}").unwrap();
+    assert_eq!(load(count(None, OnBadRow::Error)).unwrap().train.len(), 1);
+    let e = load(count(Some(2), OnBadRow::Error))
         .unwrap_err()
         .to_string();
-    assert!(e.contains("cannot read"), "{e}");
-    let e = load_as("t.txt", "x", &skip, None).unwrap_err().to_string();
-    assert!(e.contains("names of data files end in"), "{e}");
-}
-
-#[test]
-fn a_row_without_end_is_not_read_into_memory() {
-    let long = format!(
-        "{{\"input_ids\": [1, 2]}}\n{{\"x\": \"{}\"}}\n{{\"input_ids\": [3, 4]}}\n",
-        "y".repeat(1 << 21)
-    );
-    let (loaded, _) = load_as("rows.jsonl", &long, &json!({"on_bad_row": "skip"}), None).unwrap();
-    assert_eq!(loaded.train.len(), 2);
-    assert!(loaded.report.data.reasons[0].contains("line 2: longer than 1 MiB"));
-    let e = load_as(
-        "t.csv",
-        format!("a\n\"{}", "y".repeat(1 << 21)),
-        &json!({}),
-        None,
-    )
-    .unwrap_err()
-    .to_string();
-    assert!(e.contains("is a quote left open"), "{e}");
+    assert!(e.contains("no `task_ids`") && e.contains("line 1"), "{e}");
 }
 
 #[test]
@@ -514,6 +576,17 @@ fn arguments_that_make_no_sense_are_all_named() {
     ] {
         assert!(e.contains(want), "{want} in {e}");
     }
+    for size in [json!(1.0), json!(5.0), json!(0), json!(0.0), json!(-3)] {
+        let e = load(&[], &json!({"eval_split": size}))
+            .unwrap_err()
+            .to_string();
+        assert!(e.contains("`eval_split` is"), "{size}: {e}");
+    }
+    let rows = [1, 2, 3].map(|i| json!({"input_ids": [i, i]}));
+    for (size, count) in [(json!(1), 1), (json!(2), 2), (json!(0.5), 2)] {
+        let (loaded, _) = load(&rows, &json!({"eval_split": size})).unwrap();
+        assert_eq!(loaded.eval.unwrap().len(), count);
+    }
     let e = load(&[], &json!({"template": "{{ a"}))
         .unwrap_err()
         .to_string();
@@ -527,74 +600,6 @@ fn arguments_that_make_no_sense_are_all_named() {
         .unwrap_err()
         .to_string();
     assert!(e.contains("no data was given"), "{e}");
-}
-
-#[test]
-fn folders_say_which_of_their_files_are_meant() {
-    let dir = tempfile::tempdir().unwrap();
-    let put = |name: &str| {
-        let path = dir.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, "{\"input_ids\": [1, 2]}\n").unwrap();
-    };
-    let files = |folder: &str, options: Value| {
-        let mut args: DataArguments = serde_json::from_value(options).unwrap();
-        args.data = Some(Files::One(dir.path().join(folder).display().to_string()));
-        let read = |r: ReadReport| {
-            r.files
-                .iter()
-                .map(|f| {
-                    Path::new(f)
-                        .strip_prefix(dir.path())
-                        .unwrap()
-                        .display()
-                        .to_string()
-                })
-                .collect::<Vec<_>>()
-        };
-        args.load(None, None, 0, &mut |_| {})
-            .map(|l| (read(l.report.data), l.report.eval_data.map(read)))
-    };
-    put("plain/b.jsonl");
-    put("plain/a.jsonl");
-    put("plain/dataset_infos.json");
-    assert_eq!(
-        files("plain", json!({})).unwrap().0,
-        ["plain/a.jsonl", "plain/b.jsonl"]
-    );
-    put("split/data/train-00000-of-00002.jsonl");
-    put("split/data/train-00001-of-00002.jsonl");
-    put("split/data/dev.jsonl");
-    let (train, eval) = files("split", json!({"eval_split": "validation"})).unwrap();
-    assert_eq!(
-        (train.len(), eval.unwrap()),
-        (2, vec!["split/data/dev.jsonl".to_owned()])
-    );
-    put("folders/train/x.jsonl");
-    put("folders/test/x.jsonl");
-    assert_eq!(
-        files("folders", json!({"train_split": "test"})).unwrap().0,
-        ["folders/test/x.jsonl"]
-    );
-    put("two/main/a.jsonl");
-    put("two/socratic/a.jsonl");
-    assert!(
-        files("two", json!({}))
-            .unwrap_err()
-            .to_string()
-            .contains("several data sets")
-    );
-    std::fs::create_dir(dir.path().join("empty")).unwrap();
-    assert!(
-        files("empty", json!({}))
-            .unwrap_err()
-            .to_string()
-            .contains("no data files")
-    );
-    let e = files("plain/a.jsonl", json!({"eval_split": "test"}))
-        .unwrap_err()
-        .to_string();
-    assert!(e.contains("the data is no folder"), "{e}");
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use super::{Fault, Row};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
+use parquet::basic::Compression;
 use parquet::errors::ParquetError;
-use parquet::file::reader::SerializedFileReader;
+use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use serde_json::Value;
 use std::fs::File;
@@ -16,7 +18,16 @@ pub(super) fn rows(
     path: &Path,
 ) -> Result<impl Iterator<Item = std::result::Result<Row, Fault>> + use<>> {
     let path = path.to_path_buf();
-    let open = || SerializedFileReader::new(file).map(|r| RowIter::from_file_into(Box::new(r)));
+    let reader = guarded(|| SerializedFileReader::new(file)).map_err(|m| broken(&path, &m))?;
+    if let Some(compression) = unread(&reader) {
+        let message = format!(
+            "columns are compressed with {compression}, which is not read; Snappy, gzip, Zstandard and no compression are"
+        );
+        let d = Diagnostic::error("dataset-parquet", message).at(path.display().to_string());
+        let help = "write the file with one of these, as with `compression=\"zstd\"` of pandas and pyarrow";
+        return Err(Error::new(ErrorKind::Train, d.help(help)));
+    }
+    let open = || Ok(RowIter::from_file_into(Box::new(reader)));
     let mut rows = guarded(open).map_err(|m| broken(&path, &m))?;
     let (mut at, mut done) = (0, false);
     Ok(std::iter::from_fn(move || {
@@ -44,6 +55,21 @@ pub(super) fn rows(
             }),
         })
     }))
+}
+
+/// The first compression of a column that is not read.
+fn unread(reader: &SerializedFileReader<File>) -> Option<&'static str> {
+    let groups = reader.metadata().row_groups().iter();
+    let mut columns = groups.flat_map(RowGroupMetaData::columns);
+    columns.find_map(|c| match c.compression() {
+        Compression::UNCOMPRESSED
+        | Compression::SNAPPY
+        | Compression::GZIP(_)
+        | Compression::ZSTD(_) => None,
+        Compression::LZO => Some("LZO"),
+        Compression::BROTLI(_) => Some("Brotli"),
+        Compression::LZ4 | Compression::LZ4_RAW => Some("LZ4"),
+    })
 }
 
 /// Runs the decoder. It checks most of what it reads and indexes with the rest, so a damaged file can make it panic.
