@@ -154,7 +154,11 @@ fn bar(ui: &Ui, total: usize, what: &str) -> ProgressBar {
 /// The examples that are evaluated on: those set apart for it, or all.
 fn dataset(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<(Dataset, i64)> {
     let most = request.data.max_eval_samples;
-    let loaded = request.data.load(
+    let data = DataArguments {
+        task_count: train::task_count(request.args.select.active.as_deref()),
+        ..request.data.clone()
+    };
+    let loaded = data.load(
         prepared.tokenizer.as_ref(),
         train::vocabulary(&prepared.model),
         request.seed,

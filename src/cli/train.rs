@@ -5,7 +5,7 @@ use super::progress::Progress;
 use super::{Ui, attach, compile_options, exists, open, usage};
 use crate::adapters::folder::{WriteOptions, file};
 use crate::adapters::head::{Head, HeadConfig, HeadType};
-use crate::adapters::{AdapterStore, Meta};
+use crate::adapters::{AdapterStore, Meta, Setup};
 use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -304,11 +304,13 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
         let tokenizer = tokenizer(&request)?;
         let seed = job.training.data_seed.unwrap_or(job.training.seed);
         let vocabulary = prepared.vocabulary;
-        let loaded = job
-            .data
-            .load(tokenizer.as_ref(), vocabulary, seed, &mut |line| {
-                ui.note(&line);
-            })?;
+        let data = DataArguments {
+            task_count: task_count(cli.select.active.as_deref()),
+            ..job.data.clone()
+        };
+        let loaded = data.load(tokenizer.as_ref(), vocabulary, seed, &mut |line| {
+            ui.note(&line);
+        })?;
         prepared.give_head(&request, &loaded)?;
         let mut trainer = trainer(&cli, &request, &prepared, dataset_divisor(), ui)?;
         if job.job.dry_run {
@@ -427,7 +429,11 @@ impl Prepared {
         let config = request.job.job.head.clone().unwrap_or_default();
         let num_labels = match loaded.train.get(0)?.labels {
             Labels::Values(v) => v.len(),
-            _ if names.is_empty() => config.num_labels.max(largest_class(&loaded.train)?),
+            _ if names.is_empty() => {
+                let sets = [Some(&loaded.train), loaded.eval.as_ref()];
+                let mut most = sets.into_iter().flatten().map(largest_class);
+                most.try_fold(config.num_labels, |n, m| m.map(|m| n.max(m)))?
+            }
             _ => names.len(),
         };
         if self.model.model().graph.find(LOGITS).is_some() {
@@ -457,6 +463,12 @@ impl Prepared {
         self.head = Some(head);
         Ok(())
     }
+}
+
+/// How many tasks a setup chooses from by `task_ids`.
+pub(super) fn task_count(active: Option<&str>) -> Option<usize> {
+    let setup = active.and_then(|text| Setup::parse(text).ok())?;
+    setup.multi_tasks().iter().map(|tasks| tasks.len()).min()
 }
 
 /// Number of classes that the data has.
