@@ -85,16 +85,9 @@ impl Diagnostic {
 
     /// This finding, with the messages of others like it.
     pub(crate) fn with_more(&self, others: &[Self]) -> Self {
-        /// Messages that are shown.
-        const SHOWN: usize = 4;
         let mut out = self.clone();
-        let shown = others.iter().take(SHOWN);
-        out.notes
-            .extend(shown.map(|d| format!("also: {}", d.message)));
-        if others.len() > SHOWN {
-            out.notes
-                .push(format!("and {} more like these", others.len() - SHOWN));
-        }
+        let more = others.iter().map(|d| format!("also: {}", d.message));
+        out.notes.extend(more);
         out
     }
 }

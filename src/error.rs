@@ -149,10 +149,7 @@ mod tests {
         let seven = many(7);
         assert_eq!(seven.matches("error[").count(), 2, "{seven}");
         assert_eq!(seven.matches("another model's file").count(), 1, "{seven}");
-        assert!(
-            seven.contains("also: `w4` is") && seven.contains("and 2 more like these"),
-            "{seven}"
-        );
+        assert_eq!(seven.matches("also: `w").count(), 6, "{seven}");
         assert_eq!(many(2).matches("error[").count(), 3);
     }
 }
