@@ -207,11 +207,7 @@ impl Row<'_> {
     /// Output, loss and every gradient.
     fn gradients(&self, model: Verified, mode: Mode, wrong: &mut dyn FnMut(String)) {
         let output = &self.case.output;
-        let trainable: Vec<String> = AdapterStore::from_model(model.model())
-            .iter()
-            .filter(|(_, p)| p.trainable)
-            .map(|(n, _)| n.to_owned())
-            .collect();
+        let trainable: Vec<String> = AdapterStore::from_model(model.model()).trainable();
         let graph = training_graph(model, &self.loss, &trainable, Keep::Keep, mode).unwrap();
         let plan = Plan::compile(&graph, &CompileOptions::default()).unwrap();
         let out: Outputs = plan.run(&fitting(&self.feeds, &graph)).unwrap();

@@ -59,11 +59,7 @@ fn run(model: &Verified, feeds: &Feeds) -> Numbers {
 /// The output, the loss and the gradient of every parameter.
 fn step(model: Verified, loss: &str, mode: Mode, feeds: &Feeds) -> Numbers {
     let store = AdapterStore::from_model(model.model());
-    let wrt: Vec<String> = store
-        .iter()
-        .filter(|(_, p)| p.trainable)
-        .map(|(n, _)| n.to_owned())
-        .collect();
+    let wrt: Vec<String> = store.trainable();
     let loss = parse_loss(loss, Divisor::Labels);
     let graph = training_graph(model, &loss, &wrt, Outputs::Keep, mode).unwrap();
     let out = run(&graph, feeds);

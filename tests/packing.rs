@@ -69,11 +69,7 @@ impl Case {
             .unwrap()
             .model;
         let store = AdapterStore::from_model(model.model());
-        let names: Vec<String> = store
-            .iter()
-            .filter(|(_, p)| p.trainable)
-            .map(|(n, _)| n.to_owned())
-            .collect();
+        let names: Vec<String> = store.trainable();
         // An encoder without a head: its hidden state stands for logits.
         let encoder = arch.ends_with("bert");
         let loss = if encoder { "seq2seq" } else { "causal-lm" };

@@ -41,11 +41,7 @@ fn graph(arch: &str, file: &str, adapter: &str, loss: &str, mode: Mode) -> (Veri
 
 fn trained(model: Verified, loss: &str, mode: Mode) -> (Verified, Vec<String>) {
     let store = AdapterStore::from_model(model.model());
-    let names: Vec<String> = store
-        .iter()
-        .filter(|(_, p)| p.trainable)
-        .map(|(n, _)| n.to_owned())
-        .collect();
+    let names: Vec<String> = store.trainable();
     let loss = parse_loss(loss, onnx_graft::rewrite::passes::loss::Divisor::Labels);
     (
         training_graph(model, &loss, &names, Outputs::Drop, mode).unwrap(),

@@ -41,11 +41,7 @@ fn case(adapter: &str, mode: Mode) -> Case {
         .unwrap()
         .model;
     let store = AdapterStore::from_model(model.model());
-    let names: Vec<String> = store
-        .iter()
-        .filter(|(_, p)| p.trainable)
-        .map(|(n, _)| n.to_owned())
-        .collect();
+    let names: Vec<String> = store.trainable();
     let loss = parse_loss("causal-lm", Divisor::Labels);
     let graph = training_graph(model, &loss, &names, Outputs::Drop, mode).unwrap();
     let mut step = TrainStep::compile(&graph, &names, &CompileOptions::default()).unwrap();

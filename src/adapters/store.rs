@@ -87,6 +87,12 @@ impl AdapterStore {
         self.params.iter().map(|(k, p)| (&**k, p))
     }
 
+    /// Names of the parameters that are trained, in order.
+    pub fn trainable(&self) -> Vec<String> {
+        let trained = self.iter().filter(|(_, p)| p.trainable);
+        trained.map(|(name, _)| name.to_owned()).collect()
+    }
+
     /// A parameter.
     pub fn get(&self, name: &str) -> Option<&Param> {
         self.params.get(name)

@@ -105,11 +105,7 @@ fn with_loss(
     };
     let wrt: Vec<String> = if grad.is_empty() {
         let store = AdapterStore::from_model(model.model());
-        store
-            .iter()
-            .filter(|(_, p)| p.trainable)
-            .map(|(k, _)| k.to_owned())
-            .collect()
+        store.trainable()
     } else {
         grad.clone()
     };

@@ -146,11 +146,12 @@ struct Prepared {
     head: Option<Head>,
 }
 
-fn prepare(cli: &TrainArgs, request: &Request, ui: &Ui) -> Result<Prepared> {
+/// `rows`: whether the data is rows of the job's task.
+fn prepare(cli: &TrainArgs, request: &Request, rows: bool, ui: &Ui) -> Result<Prepared> {
     let mut base = open(&request.model, ui)?;
     let interface = attach::interface(cli.select.interface.as_deref(), &request.model, &base)?;
     let vocabulary = vocabulary(&base);
-    if !one_batch(request) {
+    if rows {
         let usual = request.job.job.loss.is_none();
         fits(&base, request.job.data.task, usual)?;
     }
@@ -180,15 +181,13 @@ fn prepare(cli: &TrainArgs, request: &Request, ui: &Ui) -> Result<Prepared> {
     })
 }
 
-/// Whether the data is one batch of tensors, which need not be of any task.
-fn one_batch(request: &Request) -> bool {
-    let files = request
-        .job
-        .data
-        .data
-        .as_ref()
-        .map_or_else(Vec::new, Files::list);
-    matches!(&*files, [one] if one.extension().is_some_and(|e| e == "safetensors"))
+/// The file of tensors, if the data is one batch of them, which need not be of any task.
+fn one_batch(job: &Job) -> Result<Option<PathBuf>> {
+    let files = job.data.data.as_ref().map_or_else(Vec::new, Files::list);
+    Ok(match &*files {
+        [one] if is_safetensors(one)? => Some(one.clone()),
+        _ => None,
+    })
 }
 
 /// That a graph can do a task.
@@ -278,19 +277,15 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
     let mut cli = args.clone();
     let request = request(&mut cli, ui)?;
     let job = &request.job;
-    let mut prepared = prepare(&cli, &request, ui)?;
+    let one_batch = one_batch(job)?;
+    let mut prepared = prepare(&cli, &request, one_batch.is_none(), ui)?;
     let resumes = matches!(
         job.training.resume_from_checkpoint,
         Some(Resume::Last(true) | Resume::From(_))
     );
     check_outputs(&request.output, &prepared.names, request.force || resumes)?;
-    let files = job.data.data.as_ref().map_or_else(Vec::new, Files::list);
-    let one_batch = match &*files {
-        [one] if is_safetensors(one)? => Some(one),
-        _ => None,
-    };
     let mut progress = Progress::new(ui);
-    let trainer = if let Some(file) = one_batch {
+    let trainer = if let Some(file) = &one_batch {
         if job.training.max_steps <= 0 {
             return Err(usage("one batch needs a number of steps", "--max-steps 5"));
         }

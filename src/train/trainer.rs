@@ -128,11 +128,7 @@ impl Trainer {
     ) -> Result<Trainer> {
         args.validate()?;
         let store = AdapterStore::from_model(model.model());
-        let names: Vec<String> = store
-            .iter()
-            .filter(|(_, p)| p.trainable)
-            .map(|(n, _)| n.to_owned())
-            .collect();
+        let names: Vec<String> = store.trainable();
         if names.is_empty() {
             return Err(nothing_to_train());
         }

@@ -10,6 +10,9 @@ use serde_json::{Map, Value as Json, json};
 use std::path::Path;
 use std::time::Instant;
 
+/// Number of steps of the whole run, among its conditions.
+const TOTAL: &str = "total_steps";
+
 impl Trainer {
     pub(super) fn save(&mut self, l: &mut Loop<'_, '_>) -> Result<()> {
         let Some(output) = l.output else {
@@ -102,7 +105,7 @@ impl Trainer {
         if let Json::Object(o) = json!(data.collate) {
             out.extend(o);
         }
-        out.insert("total_steps".into(), self.total.into());
+        out.insert(TOTAL.into(), self.total.into());
         out.insert("data".into(), data.train.fingerprint().into());
         let mut shapes = blake3::Hasher::new();
         for (name, p) in self.inner.params() {
@@ -138,15 +141,20 @@ impl Trainer {
             on_event(&Event::Warning { message })?;
             return Ok(None);
         };
-        let mut changed = found.changed(run);
         // A run may be prolonged: what is done stays, and the schedule is that of the longer run from here on.
-        if let [one] = &changed[..]
-            && one.starts_with("`total_steps`")
-            && self.total > found.progress.step
+        let mut shorter = run.clone();
+        if self.total > found.progress.step
+            && let Some(planned) = found.run.get(TOTAL)
         {
-            let message = format!("{one}: the learning rate follows the new number from here on");
-            on_event(&Event::Warning { message })?;
-            changed.clear();
+            shorter.insert(TOTAL.into(), planned.clone());
+        }
+        let mut changed = found.changed(run);
+        if found.changed(&shorter).is_empty() {
+            for change in changed.drain(..) {
+                let message =
+                    format!("{change}: the learning rate follows the new number from here on");
+                on_event(&Event::Warning { message })?;
+            }
         }
         if !changed.is_empty() {
             let d = Diagnostic::error(
