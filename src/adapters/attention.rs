@@ -243,16 +243,9 @@ pub(crate) fn copy(
     now: &dyn Fn(ValueId) -> Val,
 ) {
     for &n in nodes {
-        let node = graph.node(n);
-        let inputs: Vec<Option<Val>> = graph
-            .node_inputs(n)
-            .into_iter()
-            .map(|v| v.map(|v| map.get(&v).copied().unwrap_or_else(|| now(v))))
-            .collect();
-        let attrs: Vec<(&str, _)> = node.attrs.iter().map(|(k, a)| (&**k, a.clone())).collect();
-        let old = graph.node_outputs(n);
-        let new = b.node_n(node.op.clone(), &inputs, &attrs, old.len());
-        map.extend(old.into_iter().zip(new).filter_map(|(o, n)| Some((o?, n))));
+        let find = |v| map.get(&v).copied().unwrap_or_else(|| now(v));
+        let copies = b.copy_node(graph, n, find);
+        map.extend(copies);
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::attr::Attr;
 use super::graph::{Graph, GraphPort, NameTaken};
-use super::id::ValueId;
+use super::id::{NodeId, ValueId};
 use super::node::{Metadata, Node, OpId, OrderKey, Value};
 use super::tensor::TensorData;
 use super::types::{DType, Type};
@@ -277,6 +277,23 @@ impl Builder {
         };
         self.fragment.borrow_mut().nodes.push(node);
         outputs.into_iter().map(Val::New).collect()
+    }
+
+    /// A node of `graph` once more, which reads `find(v)` where the node reads `v`. Each output with its copy.
+    pub fn copy_node(
+        &self,
+        graph: &Graph,
+        node: NodeId,
+        find: impl Fn(ValueId) -> Val,
+    ) -> Vec<(ValueId, Val)> {
+        let inputs = graph.node_inputs(node).into_iter().map(|v| v.map(&find));
+        let inputs: Vec<Option<Val>> = inputs.collect();
+        let old = graph.node_outputs(node);
+        let node = graph.node(node);
+        let attrs: Vec<(&str, Attr)> = node.attrs.iter().map(|(k, a)| (&**k, a.clone())).collect();
+        let new = self.node_n(node.op.clone(), &inputs, &attrs, old.len());
+        let pairs = old.into_iter().zip(new);
+        pairs.filter_map(|(o, n)| Some((o?, n))).collect()
     }
 
     /// A new single-output node of `ai.onnx`.

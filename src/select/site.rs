@@ -301,16 +301,8 @@ impl NormSite {
                 .map_or(Val::Old(v), |(_, new)| *new)
         };
         for &n in &self.nodes {
-            let node = graph.node(n);
-            let inputs: Vec<Option<Val>> = graph
-                .node_inputs(n)
-                .into_iter()
-                .map(|v| v.map(|v| find(v, &map)))
-                .collect();
-            let attrs: Vec<(&str, _)> = node.attrs.iter().map(|(k, a)| (&**k, a.clone())).collect();
-            let old = graph.node_outputs(n);
-            let new = b.node_n(node.op.clone(), &inputs, &attrs, old.len());
-            map.extend(old.into_iter().zip(new).filter_map(|(o, n)| Some((o?, n))));
+            let copies = b.copy_node(graph, n, |v| find(v, &map));
+            map.extend(copies);
         }
         find(self.output, &map)
     }

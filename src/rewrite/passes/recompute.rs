@@ -9,7 +9,7 @@
 //! Run it on a training graph, behind the gradient and all fusions. Linear in the graph.
 
 use crate::diag::Diagnostic;
-use crate::ir::{Attr, Builder, DType, Graph, NodeId, Type, Use, Val, ValueId};
+use crate::ir::{Builder, DType, Graph, NodeId, Type, Use, Val, ValueId};
 use crate::ops::DRAWS_AS;
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -182,25 +182,17 @@ impl Forward {
         let mut copies: FxHashMap<ValueId, Val> = FxHashMap::default();
         let mut out = Vec::new();
         for n in nodes {
+            let find = |v| copies.get(&v).copied().unwrap_or(Val::Old(v));
+            let made = b.copy_node(g, n, find);
             let node = g.node(n);
-            let inputs: Vec<Option<Val>> = g
-                .node_inputs(n)
-                .into_iter()
-                .map(|v| v.map(|v| copies.get(&v).copied().unwrap_or(Val::Old(v))))
-                .collect();
-            let attrs: Vec<(&str, Attr)> =
-                node.attrs.iter().map(|(k, a)| (&**k, a.clone())).collect();
-            let outputs = g.node_outputs(n);
-            let made = b.node_n(node.op.clone(), &inputs, &attrs, outputs.len());
             if node.op.is_onnx("Dropout") {
                 let name = node.metadata.get(DRAWS_AS).unwrap_or(&node.name);
                 b.mark_last_node(DRAWS_AS, name);
             }
-            for (v, copy) in outputs.into_iter().zip(made) {
-                if let Some(v) = v.filter(|v| stage.contains(v)) {
-                    copies.insert(v, copy);
-                    out.push((v, copy));
-                }
+            let made = made.into_iter().filter(|(v, _)| stage.contains(v));
+            for (v, copy) in made {
+                copies.insert(v, copy);
+                out.push((v, copy));
             }
         }
         out
