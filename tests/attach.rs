@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Config, Setup, spec, stamp};
+use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Config, Setup, spec};
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract::stamp;
 use onnx_graft::ir::text;
 use onnx_graft::rewrite::Pipeline;
 use onnx_graft::rewrite::passes::{Attach, Strip};

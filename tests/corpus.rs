@@ -11,8 +11,9 @@ use onnx_graft::adapters::folder::read_safetensors;
 use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Route, Setup};
 use onnx_graft::api;
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract;
 use onnx_graft::ir::{DType, TensorData};
-use onnx_graft::rewrite::passes::gradient::{Outputs as Keep, gradient_name};
+use onnx_graft::rewrite::passes::gradient::Outputs as Keep;
 use onnx_graft::rewrite::passes::loss::{Divisor, Loss};
 use onnx_graft::runtime::{CompileOptions, Feeds, Outputs, Plan, Value, io};
 use onnx_graft::select::Interface;
@@ -224,7 +225,7 @@ impl Row<'_> {
         }
         self.limit("loss")
             .check("loss", &out["loss"], &self.reference["loss"], wrong);
-        let found: BTreeSet<String> = trainable.iter().map(|n| gradient_name(n)).collect();
+        let found: BTreeSet<String> = trainable.iter().map(|n| contract::grad(n)).collect();
         for (name, want) in &self.reference {
             if !name.starts_with("grad/") {
                 continue;

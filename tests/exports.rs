@@ -6,8 +6,9 @@
 use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Setup};
 use onnx_graft::api;
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract;
 use onnx_graft::ir::{AttrValue, Builder, DType, Dim, Model, OpId, TensorData, Type, Val};
-use onnx_graft::rewrite::passes::gradient::{Outputs, gradient_name};
+use onnx_graft::rewrite::passes::gradient::Outputs;
 use onnx_graft::rewrite::passes::loss::Divisor;
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, io};
 use onnx_graft::select::Interface;
@@ -63,7 +64,7 @@ fn step(model: Verified, loss: &str, mode: Mode, feeds: &Feeds) -> Numbers {
     let loss = parse_loss(loss, Divisor::Labels);
     let graph = training_graph(model, &loss, &wrt, Outputs::Keep, mode).unwrap();
     let out = run(&graph, feeds);
-    assert!(wrt.iter().all(|w| out.contains_key(&gradient_name(w))));
+    assert!(wrt.iter().all(|w| out.contains_key(&contract::grad(w))));
     out
 }
 

@@ -3,9 +3,10 @@
 #![cfg(feature = "train")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use onnx_graft::adapters::{AdapterStore, stamp};
+use onnx_graft::adapters::AdapterStore;
 use onnx_graft::api;
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract::stamp;
 use onnx_graft::runtime::{CompileOptions, Plan, io};
 use onnx_graft::select::Interface;
 use std::path::{Path, PathBuf};

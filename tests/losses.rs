@@ -4,9 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract;
 use onnx_graft::ir::{Builder, DType, Dim, Model, TensorData, Type};
 use onnx_graft::rewrite::passes::gradient::Outputs;
-use onnx_graft::rewrite::passes::loss::{Divisor, LABELS, NUM_ITEMS};
+use onnx_graft::rewrite::passes::loss::Divisor;
 use onnx_graft::runtime::{CompileOptions, Feeds, TrainStep, Value};
 use onnx_graft::train::{IGNORE, Mode, parse_loss, smoothed, training_graph};
 
@@ -143,9 +144,12 @@ fn check(case: &Case<'_>, items: f32, reference: &dyn Fn(&[[f64; CLASSES]]) -> f
             let step = TrainStep::compile(&graph, &wrt, &CompileOptions::default()).unwrap();
             let mut feeds = Feeds::new()
                 .with("hidden", Value::from_f32(&dims, hidden.clone()).unwrap())
-                .with(LABELS, case.labels.clone());
+                .with(contract::LABELS, case.labels.clone());
             if divisor == Divisor::Input {
-                feeds = feeds.with(NUM_ITEMS, Value::from_f32(&[], vec![2.0 * items]).unwrap());
+                feeds = feeds.with(
+                    contract::NUM_ITEMS,
+                    Value::from_f32(&[], vec![2.0 * items]).unwrap(),
+                );
             }
             let (found, gradients) = step.evaluate(&feeds, None).unwrap();
             let what = format!("{} {mode:?} {divisor:?}, tied: {tied}", case.name);

@@ -6,8 +6,8 @@
 use onnx_graft::adapters::AdapterStore;
 use onnx_graft::api;
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract;
 use onnx_graft::rewrite::passes::gradient::Outputs;
-use onnx_graft::rewrite::passes::loss::NUM_ITEMS;
 use onnx_graft::rewrite::{Pass, PassCx, PassError, Pipeline, Uses};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, TrainStep, Value};
 use onnx_graft::select::Interface;
@@ -87,7 +87,7 @@ impl Case {
 
     fn run(&self, b: &Batch) -> (f32, Vec<f32>) {
         let items = Value::from_f32(&[], vec![b.scored as f32]).unwrap();
-        let mut feeds: Feeds = b.feeds.clone().with(NUM_ITEMS, items);
+        let mut feeds: Feeds = b.feeds.clone().with(contract::NUM_ITEMS, items);
         feeds
             .0
             .retain(|k, _| self.step.plan().feeds().iter().any(|f| f.name == *k));

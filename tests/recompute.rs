@@ -6,10 +6,10 @@
 use onnx_graft::adapters::AdapterStore;
 use onnx_graft::api;
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract;
 use onnx_graft::ir::{DType, Fact};
 use onnx_graft::rewrite::Pipeline;
 use onnx_graft::rewrite::passes::gradient::Outputs;
-use onnx_graft::rewrite::passes::loss::LOSS;
 use onnx_graft::rewrite::passes::recompute::Recompute;
 use onnx_graft::runtime::{CompileOptions, Feeds, TrainStep, Value, io};
 use onnx_graft::select::Interface;
@@ -51,7 +51,7 @@ fn trained(model: Verified, loss: &str, mode: Mode) -> (Verified, Vec<String>) {
 
 fn recomputed(graph: &Verified, names: &[String]) -> Verified {
     let pass = Recompute {
-        loss: LOSS.to_owned(),
+        loss: contract::LOSS.to_owned(),
         wrt: names.to_vec(),
     };
     Pipeline::new().with(pass).run(graph.clone()).unwrap().model
@@ -61,7 +61,7 @@ fn recomputed(graph: &Verified, names: &[String]) -> Verified {
 fn kept(graph: &Verified) -> usize {
     let g = &graph.model().graph;
     let order = g.order().unwrap();
-    let end = g.producer(g.find(LOSS).unwrap()).unwrap().0;
+    let end = g.producer(g.find(contract::LOSS).unwrap()).unwrap().0;
     let end = order.iter().position(|n| *n == end).unwrap();
     let (before, after) = order.split_at(end + 1);
     let late: std::collections::BTreeSet<_> = after.iter().copied().collect();

@@ -7,8 +7,9 @@ use super::setup::{
 };
 use half::bf16;
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract;
 use onnx_graft::ir::{Builder, DType, Dim, Model, TensorData, Type, Val};
-use onnx_graft::rewrite::passes::gradient::{Outputs, gradient_name};
+use onnx_graft::rewrite::passes::gradient::Outputs;
 use onnx_graft::rewrite::passes::loss::Loss;
 use onnx_graft::runtime::cpu::gemm::Precision;
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value};
@@ -34,7 +35,7 @@ impl Planned {
         let loss = Loss::Named("loss".into());
         let graph = training_graph(model, &loss, &names, Outputs::Keep, Mode::Native).unwrap();
         let outputs = std::iter::once("y".to_owned())
-            .chain(names.iter().map(|n| gradient_name(n)))
+            .chain(names.iter().map(|n| contract::grad(n)))
             .collect();
         let options = CompileOptions {
             outputs: Some(outputs),

@@ -8,8 +8,8 @@
 //! A bias by relative position (T5) is computed again for the longer row of keys. As in the library, the added positions come first
 //! and move the keys away from the queries.
 
-use super::store::stamp;
 use crate::diag::Diagnostic;
+use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Fact, Graph, NodeId, Val, ValueId};
 use crate::select::{AttentionSite, LinearSite, QkvLayout};
 use rustc_hash::{FxHashMap, FxHashSet};

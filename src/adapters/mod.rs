@@ -33,7 +33,7 @@ pub use methods::MethodConfig;
 pub use naming::Route;
 pub use setup::Setup;
 pub use spec::Spec;
-pub use store::{AdapterStore, Loaded, Param, Weights, stamp};
+pub use store::{AdapterStore, Loaded, Param, Weights};
 
 pub(crate) use store::param_stamps;
 

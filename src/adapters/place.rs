@@ -2,8 +2,9 @@
 
 use super::attention::AttentionCore;
 use super::naming::{Route, Sublayer, scope};
-use super::sequence::{Longer, SEGMENTS};
-use super::store::stamp;
+use super::sequence::Longer;
+use crate::ir::contract;
+use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Fact, Graph, NodeId, OpId, TensorData, Use, Val, ValueId};
 use crate::select::{Layer, LinearSite, NormSite, Selection};
 use rustc_hash::FxHashMap;
@@ -335,7 +336,7 @@ impl<'a> BuildCx<'a> {
     pub fn mask(&self) -> Option<Val> {
         let v = self
             .graph
-            .find("attention_mask")
+            .find(contract::ATTENTION_MASK)
             .filter(|v| self.graph.is_input(*v))?;
         let rank = self
             .graph
@@ -348,7 +349,7 @@ impl<'a> BuildCx<'a> {
 
     /// Which example of a packed row each position belongs to, where rows are packed: the input `[batch, positions]`, 0 for padding.
     pub fn segments(&self) -> Option<Val> {
-        let input = self.graph.find(SEGMENTS);
+        let input = self.graph.find(contract::SEGMENT_IDS);
         let input = input.filter(|v| self.graph.is_input(*v))?;
         Some(Val::Old(input))
     }

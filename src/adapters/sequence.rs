@@ -6,11 +6,9 @@
 
 use super::attention::Facts;
 use crate::diag::Diagnostic;
+use crate::ir::contract;
 use crate::ir::{DType, Graph, NodeId, Sym, Use, ValueId};
 use rustc_hash::FxHashSet;
-
-/// Name of the graph input that numbers the examples of a packed row, `[batch, sequence]`; 0 is padding.
-pub const SEGMENTS: &str = "segment_ids";
 
 /// What grows with the sequence behind the embeddings.
 #[derive(Clone, Debug)]
@@ -95,7 +93,7 @@ impl Longer {
                 ))
                 .help("export the model without a cache (use_cache=False)"));
             }
-            if graph.name_of(v) == SEGMENTS && !reads_input(graph, &inside, v) {
+            if graph.name_of(v) == contract::SEGMENT_IDS && !reads_input(graph, &inside, v) {
                 return Err(refused(
                     "several examples share a row, and each would need the prompt in front".into(),
                 )

@@ -4,29 +4,10 @@ use super::naming::{belongs, modern, renamed};
 use super::param::decays;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ir::contract::stamp;
 use crate::ir::{DType, Metadata, Model, TensorData};
 use indexmap::IndexMap;
 use std::collections::BTreeSet;
-
-/// `metadata_props` keys of what adapters add to a model.
-pub mod stamp {
-    /// On nodes and initializers: the adapter's name.
-    pub const ADAPTER: &str = "onnx_graft.adapter";
-    /// On the node whose output takes the place of a value: that value's name.
-    pub const REPLACES: &str = "onnx_graft.replaces";
-    /// On the same node, where only some readers were moved: `node name/slot`, comma-separated.
-    pub const READERS: &str = "onnx_graft.readers";
-    /// On the same node: what kind of place it closes.
-    pub const PLACE: &str = "onnx_graft.place";
-    /// On the same node, where the length of outputs changes: their types in the base model, as JSON.
-    pub const OUTPUTS: &str = "onnx_graft.outputs";
-    /// On a parameter: `trainable`, `frozen`, or `idle` (the library calls it trained, but nothing reads it).
-    pub const PARAM: &str = "onnx_graft.param";
-    /// On a parameter: further names of it in files, comma-separated.
-    pub const ALIASES: &str = "onnx_graft.aliases";
-    /// On the model: what is attached, as JSON.
-    pub const MANIFEST: &str = "onnx_graft.manifest";
-}
 
 /// The module of what all places of an adapter share.
 const SHARED: &str = "shared_parameters.";

@@ -4,6 +4,7 @@
 use crate::adapters::docs::{Explained, Probe, explain};
 use crate::error::{Error, Result};
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::ir::{Builder, DType, Dim, Model, TensorData, Type, Val, ValueId};
 use crate::select::{Interface, Selection};
 use bytes::Bytes;
@@ -69,8 +70,8 @@ fn decoder() -> Model {
     let zeros = Bytes::from(vec![0u8; (HIDDEN * INNER * 4) as usize]);
     let m = Maker { b: &b, zeros };
     let axes = || vec![Dim::Symbol("batch".into()), Dim::Symbol("seq".into())];
-    let ids = b.graph_input("input_ids", Type::tensor(DType::Int64, axes()));
-    let mask = b.graph_input("attention_mask", Type::tensor(DType::Int64, axes()));
+    let ids = b.graph_input(contract::INPUT_IDS, Type::tensor(DType::Int64, axes()));
+    let mask = b.graph_input(contract::ATTENTION_MASK, Type::tensor(DType::Int64, axes()));
     b.set_scope("/model/embed_tokens");
     let table = m.weight("model.embed_tokens.weight", &[VOCABULARY, HIDDEN]);
     let mut x = b.op("Gather", &[table, ids], &[("axis", 0i64.into())]);
@@ -87,7 +88,7 @@ fn decoder() -> Model {
     let graph = b
         .finish_graph(
             "probe",
-            &[(logits, "logits", Type::tensor(DType::Float, dims))],
+            &[(logits, contract::LOGITS, Type::tensor(DType::Float, dims))],
         )
         .expect("invariant: names are unique");
     Model {

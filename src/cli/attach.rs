@@ -4,13 +4,14 @@ use super::args::{AdapterArgs, AttachArgs};
 use super::{ARGUMENTS, Ui, exists, keep, open, usage};
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
 use crate::adapters::head::Head;
-use crate::adapters::{Adapter, AdapterStore, Config, Setup, spec, stamp};
+use crate::adapters::{Adapter, AdapterStore, Config, Setup, spec};
 use crate::api::{self, Adapted};
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::contract;
+use crate::ir::contract::stamp;
 use crate::onnx::SaveOptions;
-use crate::rewrite::passes::head::LOGITS;
 use crate::select::{Interface, infer_interface};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -98,7 +99,7 @@ pub(super) fn attached(
     let mut adapted = api::attach(model, &interface, adapters, setup, seed, training)?;
     // A head that was trained with an adapter comes along with it, where the graph has none.
     if let Some(head) = saved_head(args, &names)?
-        && adapted.model.model().graph.find(LOGITS).is_none()
+        && adapted.model.model().graph.find(contract::LOGITS).is_none()
     {
         adapted.model = api::attach_head(adapted.model, head, seed, training)?;
     }

@@ -6,8 +6,8 @@ use super::{Ui, attach, compile_options, exists, train, usage, write_file};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{Generation, Prompt, Scored, full_sequence_adapters, generate, score};
+use crate::ir::contract;
 use crate::options;
-use crate::rewrite::passes::loss::LABELS;
 use crate::runtime::Plan;
 use crate::train::metrics::{Normalization, exact_match, final_number, same_final_number};
 use crate::train::{
@@ -371,7 +371,7 @@ fn answered(prepared: &Prepared, request: &Request, ui: &Ui) -> Result<Report> {
             .map(|&i| data.get(i).map(|e| vec![e]))
             .collect::<Result<_>>()?;
         let mut feeds = collator.collate(&rows)?.feeds;
-        let labels = feeds.0.shift_remove(LABELS).ok_or_else(|| {
+        let labels = feeds.0.shift_remove(contract::LABELS).ok_or_else(|| {
             let d = Diagnostic::error("eval-row", "the rows have no labels");
             Error::new(ErrorKind::Train, d.help("see --columns"))
         })?;

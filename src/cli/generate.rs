@@ -9,6 +9,7 @@ use crate::generate::{
     Settings, generate, generation_config, read_prompts,
 };
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::select::Selection;
 use crate::text::Tokenizer;
 use crate::train::Task;
@@ -31,10 +32,10 @@ pub(super) fn run(args: &GenerateArgs, ui: &Ui) -> Result<()> {
         ui,
     )?;
     let g = &prepared.model.model().graph;
-    if g.find("decoder_input_ids").is_none() {
+    if g.find(contract::DECODER_INPUT_IDS).is_none() {
         super::train::fits(&prepared.model, Task::CausalLm, true)?;
     }
-    if g.find("task_ids").is_some_and(|v| g.is_input(v)) {
+    if g.find(contract::TASK_IDS).is_some_and(|v| g.is_input(v)) {
         return Err(usage(
             "a `MultiTask` chooses the adapter of each sample, and a prompt says none",
             "--active NAME, with the adapter to generate with",

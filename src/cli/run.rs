@@ -5,8 +5,9 @@ use super::{Ui, attach, compile_options, exists, keep, open, usage};
 use crate::adapters::AdapterStore;
 use crate::error::Result;
 use crate::infer::Verified;
-use crate::rewrite::passes::gradient::{Outputs, gradient_name};
-use crate::rewrite::passes::loss::{Divisor, LABELS, LOSS, TARGET};
+use crate::ir::contract;
+use crate::rewrite::passes::gradient::Outputs;
+use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::{Feeds, Plan, io};
 use crate::train::{Mode, inference_graph, loss_graph, parse_loss, training_graph};
 use serde_json::json;
@@ -63,7 +64,7 @@ pub(super) fn run(args: &RunArgs, ui: &Ui) -> Result<()> {
         })
         .collect();
     let loss = results
-        .get(LOSS)
+        .get(contract::LOSS)
         .and_then(|v| v.to_f32().ok())
         .and_then(|v| v.first().copied());
     ui.result(
@@ -99,7 +100,7 @@ fn with_loss(
         return inference_graph(model, mode);
     };
     let loss = parse_loss(loss, Divisor::Labels);
-    wanted.push(LOSS.to_owned());
+    wanted.push(contract::LOSS.to_owned());
     let Some(grad) = &args.grad else {
         return loss_graph(model, &loss, mode);
     };
@@ -116,7 +117,7 @@ fn with_loss(
         ));
     }
     let reached = training_graph(model, &loss, &wrt, Outputs::Keep, mode)?;
-    wanted.extend(wrt.iter().map(|w| gradient_name(w)));
+    wanted.extend(wrt.iter().map(|w| contract::grad(w)));
     Ok(reached)
 }
 
@@ -129,7 +130,7 @@ fn feeds(plan: &Plan, tensors: Feeds) -> Feeds {
             .strip_prefix("input/")
             .filter(|p| known(p))
             .unwrap_or(&name);
-        let spare = [LABELS, TARGET].contains(&plain)
+        let spare = [contract::LABELS, contract::TARGET].contains(&plain)
             || name.starts_with("base/")
             || name.starts_with("adapted/");
         if known(plain) || !spare {

@@ -10,9 +10,9 @@ use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::ir::{DType, Fact};
 use crate::options;
-use crate::rewrite::passes::head::LOGITS;
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::io;
 use crate::select::Interface;
@@ -197,7 +197,9 @@ pub(super) fn fits(model: &Verified, task: Task, usual_loss: bool) -> Result<()>
         let d = Diagnostic::error("task", what);
         Err(Error::new(ErrorKind::Train, d.help(help)))
     };
-    let decodes = g.find("decoder_input_ids").is_some_and(|v| g.is_input(v));
+    let decodes = g
+        .find(contract::DECODER_INPUT_IDS)
+        .is_some_and(|v| g.is_input(v));
     if task == Task::Seq2seq && !decodes {
         return refused(
             "the task seq2seq needs an encoder-decoder: the graph has no input `decoder_input_ids`"
@@ -217,8 +219,8 @@ pub(super) fn fits(model: &Verified, task: Task, usual_loss: bool) -> Result<()>
     };
     let fact = model.fact(output);
     let width = fact.and_then(|f| f.size(-1));
-    let foreign =
-        g.name_of(output) != LOGITS && width.zip(vocabulary(model)).is_some_and(|(w, v)| w != v);
+    let foreign = g.name_of(output) != contract::LOGITS
+        && width.zip(vocabulary(model)).is_some_and(|(w, v)| w != v);
     let whole = fact.and_then(Fact::rank).is_some_and(|r| r < 3);
     if foreign || whole {
         let shape = fact
@@ -431,7 +433,7 @@ impl Prepared {
             }
             _ => names.len(),
         };
-        if self.model.model().graph.find(LOGITS).is_some() {
+        if self.model.model().graph.find(contract::LOGITS).is_some() {
             return Ok(());
         }
         let ids = names
@@ -576,7 +578,7 @@ fn tokenizer(request: &Request) -> Result<Option<Tokenizer>> {
 /// Rows of the table that `input_ids` looks up, if the graph has one.
 pub(super) fn vocabulary(model: &Verified) -> Option<i64> {
     let g = &model.model().graph;
-    let ids = g.find("input_ids")?;
+    let ids = g.find(contract::INPUT_IDS)?;
     g.uses(ids).into_iter().find_map(|u| {
         let table = g.input(u.node(), 0)?;
         let tensor = g

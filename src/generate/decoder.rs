@@ -4,30 +4,24 @@
 //! positions are counted for each row. So a row is computed exactly as it is alone.
 
 use super::failed;
-use crate::adapters::stamp;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::contract;
+use crate::ir::contract::stamp;
 use crate::ir::{DType, Dim, Model, OpId, Type};
 use crate::rewrite::Pipeline;
-use crate::rewrite::passes::cache::{
-    AddCache, PAST_MASK, POSITIONS, Part, attention_window, new_name, past_name,
-};
+use crate::rewrite::passes::cache::{AddCache, Part, attention_window, new_name, past_name};
 use crate::rewrite::passes::expand::Expand;
 use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseProducts};
-use crate::rewrite::passes::logits::{CHOSEN, ChooseLogits, logits};
+use crate::rewrite::passes::logits::{ChooseLogits, logits};
 use crate::runtime::cache::Grown;
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value};
 use crate::select::Selection;
 use std::sync::OnceLock;
 
-const IDS: &str = "input_ids";
-const MASK: &str = "attention_mask";
-const TARGET_IDS: &str = "decoder_input_ids";
 /// What it means that there is no cache.
 const WHOLE: &str = "the whole text is computed for every token";
-/// What stands in front of the names of a graph's own cache.
-const PAST: &str = "past_key_values.";
 
 /// How a model is prepared.
 #[derive(Clone, Debug, Default)]
@@ -172,7 +166,7 @@ impl Decoder {
             let grouped = OpId::new("com.microsoft", "GroupQueryAttention");
             let g = &out.model.model().graph;
             let counts = g.nodes().any(|n| g.node(n).op == grouped);
-            out.ragged &= fed(POSITIONS) && !counts;
+            out.ragged &= fed(contract::POSITION_IDS) && !counts;
             out.engine = Engine::Own { plan, parts: own };
         } else if let Some(selection) = selection
             && out.options.use_cache
@@ -230,7 +224,8 @@ impl Decoder {
     /// Whether the text has its own decoder.
     pub fn is_encoder_decoder(&self) -> bool {
         let g = &self.model.model().graph;
-        g.find(TARGET_IDS).is_some_and(|v| g.is_input(v))
+        g.find(contract::DECODER_INPUT_IDS)
+            .is_some_and(|v| g.is_input(v))
     }
 
     fn compile(&self, model: Verified) -> Result<Plan> {
@@ -246,8 +241,8 @@ impl Decoder {
         let g = &model.model().graph;
         let kept = |name: &str| {
             name == self.logits
-                || name.starts_with("present")
-                || name.starts_with("new_key_values.")
+                || name.starts_with(contract::PRESENT)
+                || name.starts_with(contract::NEW)
         };
         let names = g.outputs().iter().map(|p| g.name_of(p.value).to_owned());
         let options = CompileOptions {
@@ -270,10 +265,10 @@ impl Decoder {
         let mut out = Vec::new();
         for port in g.inputs() {
             let name = g.name_of(port.value);
-            let Some(rest) = name.strip_prefix(PAST) else {
+            let Some(rest) = name.strip_prefix(contract::PAST) else {
                 continue;
             };
-            let output = format!("present.{rest}");
+            let output = format!("{}{rest}", contract::PRESENT);
             if g.find(&output).is_none_or(|v| !g.is_output(v)) {
                 return Err(failed(
                     "cache",
@@ -471,7 +466,7 @@ impl<'d> Session<'d> {
                 }
                 let starts = self.starts(&new);
                 let mut feeds = self.feeds(step, &new, &starts)?;
-                feeds.insert(PAST_MASK, ints(&self.mask)?);
+                feeds.insert(contract::PAST_ATTENTION_MASK, ints(&self.mask)?);
                 for (i, grown) in self.grown.iter().enumerate() {
                     let part = Part::BOTH[i % 2];
                     feeds.insert(
@@ -505,8 +500,8 @@ impl<'d> Session<'d> {
         let starts = self.starts(new);
         let mut feeds = self.feeds(plan, new, &starts)?;
         self.extend_mask(new);
-        if feeds.0.contains_key(MASK) {
-            feeds.insert(MASK, ints(&self.mask)?);
+        if feeds.0.contains_key(contract::ATTENTION_MASK) {
+            feeds.insert(contract::ATTENTION_MASK, ints(&self.mask)?);
         }
         for (part, value) in parts.iter().zip(std::mem::take(&mut self.own)) {
             feeds.insert(&part.input, value);
@@ -553,19 +548,21 @@ impl<'d> Session<'d> {
         let mut feeds = Feeds::new();
         for spec in plan.feeds() {
             let value = match spec.name.as_str() {
-                IDS if !self.source.is_empty() => ints(&self.source)?,
-                MASK if !self.source.is_empty() => ints(&lengths(&self.source))?,
-                IDS | TARGET_IDS => ints(new)?,
-                MASK | "decoder_attention_mask" => ints(&lengths(new))?,
-                POSITIONS => {
+                contract::INPUT_IDS if !self.source.is_empty() => ints(&self.source)?,
+                contract::ATTENTION_MASK if !self.source.is_empty() => {
+                    ints(&lengths(&self.source))?
+                }
+                contract::INPUT_IDS | contract::DECODER_INPUT_IDS => ints(new)?,
+                contract::ATTENTION_MASK | contract::DECODER_ATTENTION_MASK => ints(&lengths(new))?,
+                contract::POSITION_IDS => {
                     let row = |(r, s): (&Vec<i64>, &usize)| (*s as i64..).take(r.len()).collect();
                     ints(&new.iter().zip(starts).map(row).collect::<Vec<_>>())?
                 }
-                "token_type_ids" => {
+                contract::TOKEN_TYPE_IDS => {
                     ints(&new.iter().map(|r| vec![0; r.len()]).collect::<Vec<_>>())?
                 }
                 // From the end: virtual tokens may stand in front.
-                CHOSEN => ints(
+                contract::LOGIT_POSITIONS => ints(
                     &new.iter()
                         .map(|r| vec![(r.len() as i64 - 1 - width).max(-width)])
                         .collect::<Vec<_>>(),

@@ -4,9 +4,10 @@ use super::failed;
 use crate::diag::Diagnostic;
 use crate::error::Result;
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseProducts};
-use crate::rewrite::passes::logits::{CHOSEN, ChooseLogits, logits};
+use crate::rewrite::passes::logits::{ChooseLogits, logits};
 use crate::runtime::{CompileOptions, Plan, Value};
 
 /// Sums over labelled tokens.
@@ -125,17 +126,17 @@ fn batch(plan: &Plan, name: &str, rows: &[Scored]) -> Result<TokenScores> {
     let mut feeds = crate::runtime::Feeds::new();
     for spec in plan.feeds() {
         let value = match spec.name.as_str() {
-            "input_ids" => fill(each(&<[i64]>::to_vec), width)?,
-            "attention_mask" => fill(each(&|r| vec![1; r.len()]), width)?,
-            "position_ids" => fill(each(&|r| (0..r.len() as i64).collect()), width)?,
-            "token_type_ids" => fill(each(&|r| vec![0; r.len()]), width)?,
-            "task_ids" => {
+            contract::INPUT_IDS => fill(each(&<[i64]>::to_vec), width)?,
+            contract::ATTENTION_MASK => fill(each(&|r| vec![1; r.len()]), width)?,
+            contract::POSITION_IDS => fill(each(&|r| (0..r.len() as i64).collect()), width)?,
+            contract::TOKEN_TYPE_IDS => fill(each(&|r| vec![0; r.len()]), width)?,
+            contract::TASK_IDS => {
                 let ids: Option<Vec<i64>> = rows.iter().map(|r| r.task_id).collect();
                 // Without one the plan says what is missing.
                 let Some(ids) = ids else { continue };
                 Value::from_i64(&[ids.len()], ids).map_err(|e| wrong(&e))?
             }
-            CHOSEN => {
+            contract::LOGIT_POSITIONS => {
                 let places = chosen
                     .iter()
                     .map(|c| c.iter().map(|p| p.0 - width as i64).collect());

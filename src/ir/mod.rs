@@ -6,6 +6,7 @@
 
 mod attr;
 mod build;
+pub mod contract;
 pub mod diff;
 mod graph;
 mod id;

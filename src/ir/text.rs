@@ -27,6 +27,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
+use super::contract::stamp;
 pub use parse::parse;
 
 use super::attr::AttrValue;
@@ -39,7 +40,6 @@ use super::types::{DType, Dim, Type, TypeKind};
 use std::fmt::{self, Write};
 
 /// `metadata_props` with this prefix are adapter stamps.
-const STAMP: &str = "onnx_graft.";
 
 /// The key under which a placeholder remembers its hash, in `External::entries`.
 const HASH: &str = "blake3";
@@ -405,7 +405,10 @@ impl Printer<'_, '_> {
     }
 
     fn stamps(&mut self, metadata: &Metadata) -> fmt::Result {
-        for (key, value) in metadata.iter().filter(|(k, _)| k.starts_with(STAMP)) {
+        for (key, value) in metadata
+            .iter()
+            .filter(|(k, _)| k.starts_with(stamp::PREFIX))
+        {
             self.out.write_str(" +")?;
             self.word(key)?;
             self.out.write_char('=')?;

@@ -269,7 +269,9 @@ fn split_bias(cx: &ExpandCx<'_>, slot: usize, bias: Val, sizes: &[i64]) -> Vec<V
         let mut out = Vec::new();
         for &n in sizes {
             let n = u64::try_from(n).ok()?;
-            let end = usize::try_from(t.dtype.bytes_for(n)?).ok()?.checked_add(at)?;
+            let end = usize::try_from(t.dtype.bytes_for(n)?)
+                .ok()?
+                .checked_add(at)?;
             if end > bytes.len() {
                 return None;
             }

@@ -114,7 +114,11 @@ fn grad_dropout(cx: &mut GradCx<'_>) -> Differentiated {
     let (b, g) = (cx.b, cx.grad()?);
     let dtype = cx.fact(0).dtype.unwrap_or(DType::Float);
     let keep = b.sub(b.scalar_of(1.0, dtype), ratio);
-    let dx = b.op("Where", &[mask, b.div(g, keep), b.scalar_of(0.0, dtype)], &[]);
+    let dx = b.op(
+        "Where",
+        &[mask, b.div(g, keep), b.scalar_of(0.0, dtype)],
+        &[],
+    );
     cx.set(0, dx);
     Ok(())
 }

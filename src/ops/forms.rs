@@ -4,8 +4,6 @@ use super::broadcast::sum_to;
 use super::{GradCx, GradError, InferCx, InferError, OpDef};
 use crate::ir::{Builder, DType, Fact, Sym, Val};
 
-pub(super) const OPS: &[OpDef] = &[];
-
 /// An axis counted from the front.
 pub(super) fn axis_of(axis: i64, rank: usize) -> Option<usize> {
     let at = if axis < 0 {

@@ -6,8 +6,6 @@ use super::OpDef;
 use super::forms::to;
 use crate::ir::{Builder, DType, OpId, Val};
 
-pub(super) const OPS: &[OpDef] = &[];
-
 /// `[b, s, n·d]` as `[b, n, s, d]`.
 pub(super) fn split_heads(b: &Builder, v: Val, heads: i64) -> Val {
     let v = b.reshape(v, b.ints(&[0, 0, heads, -1]));

@@ -5,12 +5,7 @@ use super::{GradCx, Gradient, InferCx, OpDef};
 use crate::ir::{AttrValue, DType, Sym};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx(
-        "OneHot",
-        (3, 3),
-        infer_one_hot,
-        Gradient::Missing,
-    ),
+    onnx("OneHot", (3, 3), infer_one_hot, Gradient::Missing),
     onnx("NonZero", (1, 1), infer_non_zero, Gradient::Zero),
     OpDef {
         domain: "",

@@ -11,7 +11,7 @@
 use crate::ir::{Builder, Fact, Graph, Node, NodeId, Sym, TensorData, Val, ValueId};
 use std::cell::Cell;
 
-pub use fused::{DOMAIN, DRAWS_AS};
+pub use fused::DOMAIN;
 
 /// What is known about an operator.
 #[derive(Clone, Copy, Debug)]
@@ -245,55 +245,84 @@ impl ExpandCx<'_> {
     }
 }
 
-macro_rules! ops {
-    ($($module:ident),* $(,)?) => {
-        $(mod $module;)*
-        /// Every known operator.
-        fn table() -> impl Iterator<Item = &'static OpDef> {
-            let all: &[&'static [OpDef]] = &[$($module::OPS),*];
-            all.to_vec().into_iter().flatten()
-        }
-    };
-}
+mod arithmetic;
+mod attention;
+mod attention_gqa;
+mod attention_ms;
+mod batch_norm;
+mod broadcast;
+mod cast;
+mod concat;
+mod constant;
+mod control;
+mod conv;
+mod cross_entropy;
+mod einsum;
+mod embed_norm;
+mod expand;
+mod forms;
+mod fused;
+mod gather;
+mod gelu;
+mod gemm;
+mod heads;
+mod indices;
+mod linear_maps;
+mod logic;
+mod matmul;
+mod norm;
+mod quant;
+mod reduce;
+mod reshape;
+mod rotary;
+mod scatter;
+mod select;
+mod skip_norm;
+mod slice;
+mod softmax;
+mod transpose;
+mod unary;
 
-ops! {
-    arithmetic,
-    attention,
-    attention_gqa,
-    attention_ms,
-    batch_norm,
-    broadcast,
-    cast,
-    concat,
-    constant,
-    control,
-    conv,
-    cross_entropy,
-    einsum,
-    embed_norm,
-    expand,
-    forms,
-    fused,
-    gather,
-    gelu,
-    gemm,
-    heads,
-    indices,
-    linear_maps,
-    logic,
-    matmul,
-    norm,
-    quant,
-    reduce,
-    reshape,
-    rotary,
-    scatter,
-    select,
-    skip_norm,
-    slice,
-    softmax,
-    transpose,
-    unary,
+/// Every known operator: the tables of all files.
+fn table() -> impl Iterator<Item = &'static OpDef> {
+    let files: &[&'static [OpDef]] = &[
+        arithmetic::OPS,
+        attention::OPS,
+        attention_gqa::OPS,
+        attention_ms::OPS,
+        batch_norm::OPS,
+        broadcast::OPS,
+        cast::OPS,
+        concat::OPS,
+        constant::OPS,
+        control::OPS,
+        conv::OPS,
+        cross_entropy::OPS,
+        einsum::OPS,
+        embed_norm::OPS,
+        expand::OPS,
+        fused::OPS,
+        gather::OPS,
+        gelu::OPS,
+        gemm::OPS,
+        indices::OPS,
+        linear_maps::OPS,
+        logic::OPS,
+        matmul::OPS,
+        norm::OPS,
+        quant::OPS,
+        reduce::OPS,
+        reshape::OPS,
+        rotary::OPS,
+        scatter::OPS,
+        select::OPS,
+        skip_norm::OPS,
+        slice::OPS,
+        softmax::OPS,
+        transpose::OPS,
+        unary::OPS,
+    ];
+    files.iter().flat_map(|ops| ops.iter())
 }
 
 mod support;

@@ -10,19 +10,12 @@ use crate::adapters::param::decays;
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::ir::{DType, TensorData};
 use indexmap::IndexMap;
 
 /// Vectors by name of their parameter.
 pub type Gradients = IndexMap<Box<str>, Vec<f32>>;
-
-/// Name of the graph output that is minimised.
-const LOSS: &str = "loss";
-
-/// Name of the graph output that is the gradient by a parameter.
-fn grad_name(param: &str) -> String {
-    format!("grad/{param}")
-}
 
 /// A trainable parameter with its optimizer state.
 #[derive(Clone, Debug)]
@@ -87,7 +80,7 @@ impl TrainStep {
                 )),
                 None => findings.push(unknown(model, name)),
             }
-            if g.find(&grad_name(name)).is_none() {
+            if g.find(&contract::grad(name)).is_none() {
                 findings.push(
                     Diagnostic::error("train-gradient", format!("no gradient reaches `{name}`"))
                         .help("freeze the parameter, or choose a loss that depends on it"),
@@ -97,8 +90,8 @@ impl TrainStep {
         if !findings.is_empty() {
             return Err(Error::many(ErrorKind::Train, findings));
         }
-        let mut outputs = vec![LOSS.to_owned()];
-        outputs.extend(params.iter().map(|p| grad_name(p)));
+        let mut outputs = vec![contract::LOSS.to_owned()];
+        outputs.extend(params.iter().map(|p| contract::grad(p)));
         let options = CompileOptions {
             outputs: Some(outputs),
             variables: params.to_vec(),
@@ -151,7 +144,7 @@ impl TrainStep {
             .next()
             .and_then(|(_, v)| v.to_f32().ok())
             .filter(|v| v.len() == 1)
-            .ok_or_else(|| fault(LOSS, "the loss is no scalar"))?[0];
+            .ok_or_else(|| fault(contract::LOSS, "the loss is no scalar"))?[0];
         let mut grads = IndexMap::new();
         for ((name, p), (_, g)) in self.params.iter().zip(values) {
             if g.dims() != p.dims {

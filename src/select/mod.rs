@@ -29,6 +29,7 @@ mod view;
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::contract::stamp;
 use crate::ir::{Graph, Model, NodeId, OpId};
 pub use explain::Explained;
 pub use infer::{Proposal, infer_interface};
@@ -103,10 +104,6 @@ const CORES: [(&str, &str); 4] = [
     ("com.microsoft", "MultiHeadAttention"),
 ];
 
-/// `metadata_props` key of nodes that stand for an operator which was replaced by its definition: that operator. Their names say
-/// nothing of modules, as they are made of its name.
-pub const DEFINITION: &str = "onnx_graft.definition";
-
 /// The operators of a model that swallow places which interfaces name. Expanding them into their definitions (a pass
 /// does that) before selecting makes these places values of the graph.
 pub fn hiding_operators(model: &Model) -> Vec<OpId> {
@@ -144,7 +141,7 @@ fn together(graph: &Graph, tree: &ModuleTree, a: NodeId, b: NodeId) -> bool {
     let sure = |n| {
         tree.of(n)
             .filter(|(_, w)| *w < Witness::Neighbours)
-            .filter(|_| !graph.node(n).metadata.contains_key(DEFINITION))
+            .filter(|_| !graph.node(n).metadata.contains_key(stamp::DEFINITION))
             .map(|m| m.0)
     };
     match (sure(a), sure(b)) {

@@ -3,9 +3,8 @@
 use super::data::{Example, IGNORE, Labels};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ir::contract;
 use crate::options::Options;
-use crate::rewrite::passes::loss::LABELS;
-use crate::rewrite::passes::pack::SEGMENTS;
 use crate::runtime::{Feeds, Value};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -241,17 +240,20 @@ impl Collator {
             row
         });
         let mut feeds = Feeds::new()
-            .with("input_ids", grid.fill(self.pad_id, ids.into_iter())?)
-            .with("attention_mask", grid.fill(0, ones.into_iter())?)
-            .with("position_ids", grid.fill(1, positions)?)
-            .with("token_type_ids", grid.fill(0, types.into_iter())?);
+            .with(
+                contract::INPUT_IDS,
+                grid.fill(self.pad_id, ids.into_iter())?,
+            )
+            .with(contract::ATTENTION_MASK, grid.fill(0, ones.into_iter())?)
+            .with(contract::POSITION_IDS, grid.fill(1, positions)?)
+            .with(contract::TOKEN_TYPE_IDS, grid.fill(0, types.into_iter())?);
         if self.packing {
             let segments = rows.iter().map(|row| {
                 let each = row.iter().enumerate();
                 each.flat_map(|(i, e)| vec![i as i64 + 1; e.input_ids.len()])
                     .collect()
             });
-            feeds = feeds.with(SEGMENTS, grid.fill(0, segments)?);
+            feeds = feeds.with(contract::SEGMENT_IDS, grid.fill(0, segments)?);
         }
         let examples: Vec<&Example> = rows.iter().flatten().collect();
         if let Some(tasks) = examples
@@ -259,7 +261,7 @@ impl Collator {
             .map(|e| e.task_id)
             .collect::<Option<Vec<i64>>>()
         {
-            feeds = feeds.with("task_ids", vector(tasks)?);
+            feeds = feeds.with(contract::TASK_IDS, vector(tasks)?);
         }
         let (feeds, items, scored) = self.labels(rows, &grid, feeds)?;
         Ok(Batch {
@@ -304,7 +306,7 @@ impl Collator {
                 out.push(joined);
             }
             return Ok((
-                feeds.with(LABELS, grid.fill(IGNORE, out.into_iter())?),
+                feeds.with(contract::LABELS, grid.fill(IGNORE, out.into_iter())?),
                 items,
                 scored,
             ));
@@ -334,7 +336,7 @@ impl Collator {
                     .collect::<Option<_>>()
                     .ok_or_else(mixed)?;
                 let n = classes.iter().filter(|&&c| c != IGNORE).count();
-                Ok((feeds.with(LABELS, vector(classes)?), n, n))
+                Ok((feeds.with(contract::LABELS, vector(classes)?), n, n))
             }
             Labels::Values(ref one) => {
                 let width = one.len();
@@ -351,7 +353,7 @@ impl Collator {
                 let labels = Value::from_f32(&[examples.len(), width], values)
                     .map_err(|e| failed(&e.to_string()))?;
                 let n = examples.len() * width;
-                Ok((feeds.with(LABELS, labels), n, n))
+                Ok((feeds.with(contract::LABELS, labels), n, n))
             }
         }
     }
@@ -382,9 +384,9 @@ impl Collator {
         let mask = grid.fill(0, targets.iter().map(|l| vec![1; l.len()]))?;
         let items = targets.iter().map(|l| count(l)).sum();
         let feeds = feeds
-            .with("decoder_input_ids", decoder)
-            .with("decoder_attention_mask", mask)
-            .with(LABELS, grid.fill(IGNORE, targets.into_iter())?);
+            .with(contract::DECODER_INPUT_IDS, decoder)
+            .with(contract::DECODER_ATTENTION_MASK, mask)
+            .with(contract::LABELS, grid.fill(IGNORE, targets.into_iter())?);
         Ok(Some((feeds, items, items)))
     }
 }

@@ -10,8 +10,9 @@ use super::trainer::batch;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::rewrite::passes::logits::logits;
-use crate::rewrite::passes::loss::{LABELS, LOSS, Loss, NUM_ITEMS, RowLoss};
+use crate::rewrite::passes::loss::{Loss, RowLoss};
 use crate::runtime::value::Floats;
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Trainable, Value};
 use indexmap::IndexMap;
@@ -72,7 +73,7 @@ impl Evaluator {
 
     fn compile(&self) -> Result<Plan> {
         let graph = loss_graph(self.model.clone(), &self.loss, self.mode)?;
-        let mut outputs = vec![LOSS.to_owned()];
+        let mut outputs = vec![contract::LOSS.to_owned()];
         if task(&self.loss).is_some() {
             outputs.push(answers_of(&graph)?);
         }
@@ -123,11 +124,11 @@ impl Evaluator {
             }
             let divisor =
                 Value::from_f32(&[], vec![b.scored as f32]).map_err(|e| failed(&e.to_string()))?;
-            let labels = b.feeds.0.get(LABELS).cloned();
-            let feeds = b.feeds.with(NUM_ITEMS, divisor);
+            let labels = b.feeds.0.get(contract::LABELS).cloned();
+            let feeds = b.feeds.with(contract::NUM_ITEMS, divisor);
             let out = run(plan, feeds, &values)?;
             let loss = out
-                .get(LOSS)
+                .get(contract::LOSS)
                 .and_then(|v| v.to_f32().ok()?.first().copied());
             let loss = loss.ok_or_else(|| failed("the loss is no scalar"))?;
             if let (Some(answers), Some(labels)) = (&mut answers, labels)
@@ -144,7 +145,7 @@ impl Evaluator {
             return Err(failed("no position of the evaluation data is labelled"));
         }
         let loss = sum / examples as f64;
-        let mut metrics = BTreeMap::from([("loss".to_owned(), loss)]);
+        let mut metrics = BTreeMap::from([(contract::LOSS.to_owned(), loss)]);
         if matches!(self.loss, Loss::CausalLm { .. } | Loss::Tokens { .. }) {
             metrics.insert("perplexity".to_owned(), loss.exp());
         }

@@ -3,10 +3,11 @@
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
 use crate::rewrite::passes::gradient::{GradientPass, Outputs};
-use crate::rewrite::passes::loss::{Divisor, LABELS, LOSS, Loss, NUM_ITEMS, RowLoss};
+use crate::rewrite::passes::loss::{Divisor, Loss, RowLoss};
 use crate::rewrite::passes::shapes::EarlyShapes;
 
 /// Which operators the step is made of.
@@ -99,7 +100,7 @@ pub fn training_graph(
     mode: Mode,
 ) -> Result<Verified> {
     let gradient = GradientPass {
-        loss: LOSS.to_owned(),
+        loss: contract::LOSS.to_owned(),
         wrt: wrt.to_vec(),
         outputs,
     };
@@ -131,13 +132,13 @@ fn fused_loss(model: &Verified, loss: &Loss) -> Option<FuseLoss> {
     let names = || g.outputs().iter().map(|p| g.name_of(p.value));
     let logits = logits
         .as_deref()
-        .or_else(|| names().find(|n| *n == "logits"))
+        .or_else(|| names().find(|n| *n == contract::LOGITS))
         .or_else(|| names().next())?;
     Some(FuseLoss {
         logits: logits.to_owned(),
-        labels: LABELS.to_owned(),
-        divisor: (*divisor == Divisor::Input).then(|| NUM_ITEMS.to_owned()),
-        loss: LOSS.to_owned(),
+        labels: contract::LABELS.to_owned(),
+        divisor: (*divisor == Divisor::Input).then(|| contract::NUM_ITEMS.to_owned()),
+        loss: contract::LOSS.to_owned(),
     })
 }
 

@@ -18,10 +18,11 @@ use crate::adapters::AdapterStore;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::ir::{DType, TensorData};
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::gradient::Outputs;
-use crate::rewrite::passes::loss::{Divisor, LOSS, Loss, NUM_ITEMS};
+use crate::rewrite::passes::loss::{Divisor, Loss};
 use crate::rewrite::passes::recompute::Recompute;
 use crate::runtime::{CompileOptions, Feeds, Plan, TrainStep, Trainable, Value};
 use serde_json::{Map, Value as Json};
@@ -145,7 +146,7 @@ impl Trainer {
         let mut graph = training_graph(model, loss, &names, Outputs::Drop, mode)?;
         if args.gradient_checkpointing {
             let recompute = Recompute {
-                loss: LOSS.to_owned(),
+                loss: contract::LOSS.to_owned(),
                 wrt: names.clone(),
             };
             graph = Pipeline::new().with(recompute).run(graph)?.model;
@@ -345,7 +346,7 @@ impl Trainer {
             positions = b.positions;
             let n = Value::from_f32(&[], vec![b.items.max(1) as f32])
                 .map_err(|e| failed(e.to_string()))?;
-            let feeds = self.fitting(b.feeds.with(NUM_ITEMS, n));
+            let feeds = self.fitting(b.feeds.with(contract::NUM_ITEMS, n));
             self.inner.evaluate(&feeds, Some(self.args.seed))?;
         }
         let trainable = self.trainable();
@@ -511,7 +512,7 @@ impl Trainer {
         for b in batches.iter().filter(|b| b.scored > 0) {
             let divisor =
                 Value::from_f32(&[], vec![items as f32]).map_err(|e| failed(e.to_string()))?;
-            feeds.push(self.fitting(b.feeds.clone().with(NUM_ITEMS, divisor)));
+            feeds.push(self.fitting(b.feeds.clone().with(contract::NUM_ITEMS, divisor)));
         }
         if feeds.is_empty() {
             // 0/0 in Hugging Face's Trainer: there is nothing to learn from.

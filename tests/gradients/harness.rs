@@ -1,9 +1,10 @@
 //! One operator, a loss, its gradient from the pass and from differences.
 
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract;
 use onnx_graft::ir::{Attr, Builder, DType, Dim, Model, OpId, TensorData, Type, Val};
 use onnx_graft::rewrite::Pipeline;
-use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs, gradient_name};
+use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value};
 
 /// An input of the operator.
@@ -256,7 +257,7 @@ pub(crate) fn check(case: &Case, known: bool) -> Result<(), String> {
     };
     let grads = run(None)?;
     for (w, (name, dims, _)) in base.iter().enumerate() {
-        let grad = &grads[&gradient_name(name)];
+        let grad = &grads[&contract::grad(name)];
         if grad.dims() != dims {
             return Err(format!(
                 "grad/{name} has shape {:?}, expected {dims:?}",

@@ -2,10 +2,11 @@
 
 use crate::harness::noise;
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract;
 use onnx_graft::ir::{DType, Graph, NodeId, ValueId};
 use onnx_graft::rewrite::Pipeline;
-use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs, gradient_name};
-use onnx_graft::rewrite::passes::loss::{Divisor, LOSS, Loss};
+use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs};
+use onnx_graft::rewrite::passes::loss::{Divisor, Loss, contract::LOSS};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value, io};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -68,7 +69,7 @@ fn check_on(file: &str, inputs: &str, loss: Loss, tolerance: f32) {
     let base = Verified::check(onnx_graft::onnx::open(&path).unwrap()).unwrap();
     let wrt = weights(&base.model().graph);
     let pass = GradientPass {
-        loss: LOSS.into(),
+        loss: contract::LOSS.into(),
         wrt: wrt.clone(),
         outputs: Outputs::Drop,
     };
@@ -95,7 +96,7 @@ fn check_on(file: &str, inputs: &str, loss: Loss, tolerance: f32) {
     }
     let grads = plan.run(&feeds).unwrap();
     for name in &wrt {
-        let grad = grads[&gradient_name(name)].to_f32().unwrap();
+        let grad = grads[&contract::grad(name)].to_f32().unwrap();
         assert!(grad.iter().all(|x| x.is_finite()), "{file}: grad/{name}");
         let tensor = g.value(g.find(name).unwrap()).tensor.as_ref().unwrap();
         let values = tensor.to_f32().unwrap();
@@ -110,7 +111,7 @@ fn check_on(file: &str, inputs: &str, loss: Loss, tolerance: f32) {
                     .map(|(x, d)| x + step * d / norm);
                 let value = Value::from_f32(&dims, moved.collect()).unwrap();
                 let out = plan.run(&feeds.clone().with(name, value)).unwrap();
-                out[LOSS].to_f32().unwrap()[0]
+                out[contract::LOSS].to_f32().unwrap()[0]
             };
             let want = (at(STEP) - at(-STEP)) / (2.0 * STEP);
             let found: f32 = grad.iter().zip(&direction).map(|(g, d)| g * d / norm).sum();

@@ -1,11 +1,12 @@
 //! The gradient and loss passes themselves: names, sharing, errors, divisors.
 
 use onnx_graft::infer::Verified;
+use onnx_graft::ir::contract;
 use onnx_graft::ir::{Builder, DType, Dim, Model, OpId, TensorData, Type, TypeKind, Val};
 use onnx_graft::onnx::to_bytes;
 use onnx_graft::rewrite::Pipeline;
 use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs};
-use onnx_graft::rewrite::passes::loss::{Divisor, Loss, NUM_ITEMS};
+use onnx_graft::rewrite::passes::loss::{Divisor, Loss};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value};
 
 fn floats(dims: &[i64]) -> Type {
@@ -234,7 +235,10 @@ fn causal(labels: [i64; 3], divisor: Divisor) -> (f32, Vec<f32>) {
             .with("x", Value::from_f32(&[1, 3, 4], vec![0.5; 12]).unwrap())
             .with("labels", Value::from_i64(&[1, 3], labels.to_vec()).unwrap());
         if divisor == Divisor::Input {
-            feeds.insert(NUM_ITEMS, Value::from_f32(&[], vec![8.0]).unwrap());
+            feeds.insert(
+                contract::NUM_ITEMS,
+                Value::from_f32(&[], vec![8.0]).unwrap(),
+            );
         }
         let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
         let out = plan.run(&feeds).unwrap();

@@ -9,9 +9,11 @@ use self::tasks::{Origin, Picker, no_batch, one_length};
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Tasks, wider};
 use crate::adapters::plan::{Part, Plan, plan};
-use crate::adapters::{Adapter, Param, Setup, param_stamps, stamp};
+use crate::adapters::{Adapter, Param, Setup, param_stamps};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
+use crate::ir::contract;
+use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Fact, Graph, Metadata, Use, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use crate::select::{LinearSite, Selection};
@@ -360,7 +362,7 @@ impl Writer<'_> {
         };
         let owner = &self.pass.adapters[first.adapter].name;
         let origin = Origin {
-            scope: self.fresh_scope("task_ids"),
+            scope: self.fresh_scope(contract::TASK_IDS),
             stamp: stamped(owner),
         };
         let picker = Picker::new(tasks.len(), rank, origin, cx)?;

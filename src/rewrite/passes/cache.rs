@@ -12,24 +12,20 @@
 
 use crate::adapters::attention::{AttentionCore, Step, copy};
 use crate::diag::Diagnostic;
+use crate::ir::contract;
 use crate::ir::{Builder, DType, Dim, Fact, Graph, InfoEntry, NodeId, Type, Use, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use crate::select::{AttentionSite, Selection};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-/// Graph input with 1 for every cached position that counts: `i64[batch, past_sequence]`.
-pub const PAST_MASK: &str = "past_attention_mask";
-/// Graph input with the position of every token: `i64[batch, sequence]`.
-pub const POSITIONS: &str = "position_ids";
-
 /// Name of the graph input with what is cached of an attention: `[batch, kv_heads, past_sequence, head]`.
 pub fn past_name(layer: usize, part: Part) -> String {
-    format!("past_key_values.{layer}.{}", part.name())
+    format!("{}{layer}.{}", contract::PAST, part.name())
 }
 
 /// Name of the graph output with what is to be appended to it: that of the new positions alone.
 pub fn new_name(layer: usize, part: Part) -> String {
-    format!("new_key_values.{layer}.{}", part.name())
+    format!("{}{layer}.{}", contract::NEW, part.name())
 }
 
 /// What is cached.
@@ -319,7 +315,10 @@ pub(super) fn declared(g: &Graph) -> Vec<ValueId> {
 fn entrance(cx: &mut PassCx<'_>) -> Result<ValueId, PassError> {
     let g = &cx.model().graph;
     let batch = batch_size(g);
-    let uses = if g.find(POSITIONS).is_some_and(|v| g.is_input(v)) {
+    let uses = if g
+        .find(contract::POSITION_IDS)
+        .is_some_and(|v| g.is_input(v))
+    {
         Vec::new()
     } else {
         position_uses(cx)?
@@ -328,14 +327,17 @@ fn entrance(cx: &mut PassCx<'_>) -> Result<ValueId, PassError> {
     let b = patch.builder();
     b.set_scope("cache");
     let dims = [batch.clone(), Dim::Symbol("past_sequence".into())];
-    let mask = b.graph_input(PAST_MASK, Type::tensor(DType::Int64, dims));
+    let mask = b.graph_input(
+        contract::PAST_ATTENTION_MASK,
+        Type::tensor(DType::Int64, dims),
+    );
     let mask = b.cast(mask, DType::Float);
     let hidden = b.mul(b.sub(b.scalar(1.0), mask), b.scalar(f32::MIN));
     let mask = b.unsqueeze(hidden, &[1, 2]);
     let mut redirects = Vec::new();
     if !uses.is_empty() {
         let dims = [batch, sequence_size(g)];
-        let positions = b.graph_input(POSITIONS, Type::tensor(DType::Int64, dims));
+        let positions = b.graph_input(contract::POSITION_IDS, Type::tensor(DType::Int64, dims));
         for found in &uses {
             let dtype = cx
                 .fact(found.start)
@@ -365,7 +367,7 @@ fn entrance(cx: &mut PassCx<'_>) -> Result<ValueId, PassError> {
 }
 
 fn input_dims(g: &Graph) -> Option<&[Dim]> {
-    let ids = g.find("input_ids")?;
+    let ids = g.find(contract::INPUT_IDS)?;
     g.inputs()
         .iter()
         .find(|p| p.value == ids)

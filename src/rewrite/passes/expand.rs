@@ -5,10 +5,10 @@
 
 use crate::diag::Diagnostic;
 use crate::infer::Facts;
+use crate::ir::contract::stamp;
 use crate::ir::{Fact, Graph, Metadata, NodeId, OpId, ValueId};
 use crate::ops::{Definition, ExpandCx, GradError, Gradient, lookup};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
-use crate::select::DEFINITION;
 
 /// Replaces operators by their definition, again and again until none of the chosen ones is left.
 #[derive(Clone, Debug)]
@@ -100,7 +100,7 @@ fn expand_node(
     let name = g.node(n).name.clone();
     let mut patch = cx.patch(format!("definition of {name}"), Some(n));
     patch.builder().set_scope(&scope(g, n));
-    let origin = (DEFINITION.into(), g.node(n).op.to_string().into());
+    let origin = (stamp::DEFINITION.into(), g.node(n).op.to_string().into());
     patch.builder().set_stamp(Metadata::from_iter([origin]));
     let dtype = g.output(n, 0).and_then(facts).and_then(|f| f.dtype);
     if let Some(ty) = dtype.filter(|t| t.is_float()) {

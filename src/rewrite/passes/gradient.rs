@@ -11,6 +11,7 @@ use super::expand::{definition, expand_nodes, scope};
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind};
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::ir::{DType, Dim, Fact, Graph, NodeId, Sym, TensorData, Type, TypeKind, Val, ValueId};
 use crate::ops::{GradCx, Gradient, lookup};
 use crate::rewrite::{Pass, PassCx, PassError, Patch};
@@ -45,11 +46,6 @@ pub enum Outputs {
     Keep,
     /// Only the loss and the gradients are outputs, so that nothing else need be kept.
     Drop,
-}
-
-/// Name of the graph output that holds the gradient of a value.
-pub fn gradient_name(value: &str) -> String {
-    format!("grad/{value}")
 }
 
 impl Pass for GradientPass {
@@ -175,10 +171,10 @@ impl GradientPass {
             let grad = if fresh {
                 grad
             } else {
-                patch.builder().set_scope(&gradient_name(name));
+                patch.builder().set_scope(&contract::grad(name));
                 patch.builder().unary("Identity", grad)
             };
-            patch.add_output(grad, &gradient_name(name), declared(g, verified, w));
+            patch.add_output(grad, &contract::grad(name), declared(g, verified, w));
         }
     }
 }
@@ -406,7 +402,7 @@ impl Backward<'_> {
             .map(|v| v.is_some_and(|v| self.route.origin[v.index()].is_some()))
             .collect();
         let b = self.patch.builder();
-        b.set_scope(&format!("grad/{}", scope(g, n)));
+        b.set_scope(&contract::grad(&scope(g, n)));
         let typed = outputs.iter().flatten().chain(inputs.iter().flatten());
         let float = typed
             .filter_map(|&v| self.verified.fact(v)?.dtype)

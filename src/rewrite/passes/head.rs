@@ -1,14 +1,13 @@
 //! Attaching a prediction head: `logits` from the hidden states that a base model gives.
 
 use crate::adapters::head::{COMPUTED, Head, Pooling, owner};
-use crate::adapters::{param_stamps, stamp};
+use crate::adapters::param_stamps;
 use crate::diag::Diagnostic;
+use crate::ir::contract;
+use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Dim, Graph, Metadata, OpId, Sym, TensorData, Type, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError};
 use rustc_hash::FxHashMap;
-
-/// Name of the output that a head adds.
-pub const LOGITS: &str = "logits";
 
 /// Adds a head behind the last hidden states.
 #[derive(Clone, Debug)]
@@ -63,7 +62,7 @@ impl Pass for AttachHead {
                 .build(b, read, get, |v| dropout(b, v, p, self.training))
         };
         let dims = [batch, Dim::Known(self.head.config.num_labels as i64)];
-        patch.add_output(logits, LOGITS, Some(Type::tensor(COMPUTED, dims)));
+        patch.add_output(logits, contract::LOGITS, Some(Type::tensor(COMPUTED, dims)));
         cx.commit(patch)?;
         Ok(())
     }
@@ -72,10 +71,10 @@ impl Pass for AttachHead {
 /// The hidden states, their width and how the batch is called.
 fn hidden_states(cx: &PassCx<'_>) -> Result<(ValueId, usize, Dim), Diagnostic> {
     let g = &cx.model().graph;
-    if g.find(LOGITS).is_some() {
+    if g.find(contract::LOGITS).is_some() {
         return Err(Diagnostic::error(
             "head",
-            format!("the graph has a value `{LOGITS}`: a head of its own"),
+            format!("the graph has a value `{contract::LOGITS}`: a head of its own"),
         )
         .help("train on that head's loss, or export the base model without a head"));
     }
@@ -124,7 +123,7 @@ fn named_dim(s: &Sym) -> Dim {
 /// `[batch, width]` at the last position that is attended to. A position that is attended to weighs its number, so that the largest is
 /// the last, wherever the padding is.
 fn last(b: &Builder, g: &Graph, hidden: Val) -> Result<Val, Diagnostic> {
-    let Some(mask) = g.find("attention_mask").filter(|v| g.is_input(*v)) else {
+    let Some(mask) = g.find(contract::ATTENTION_MASK).filter(|v| g.is_input(*v)) else {
         return Err(Diagnostic::error(
             "head",
             "`pooling` last needs the graph input `attention_mask`",

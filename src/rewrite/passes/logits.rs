@@ -2,11 +2,9 @@
 //! thrown away.
 
 use crate::diag::Diagnostic;
+use crate::ir::contract;
 use crate::ir::{DType, Dim, Graph, NodeId, Type, Use, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
-
-/// Graph input with the positions of each row whose logits are computed: `i64[batch, chosen]`. Negative ones count from the end.
-pub const CHOSEN: &str = "logit_positions";
 
 /// Cuts the hidden state in front of the head to the positions of the input `logit_positions`. The logits are `[batch, chosen,
 /// vocabulary]` afterwards.
@@ -39,7 +37,7 @@ impl Pass for ChooseLogits {
             .unwrap_or(Dim::Unknown);
         let chosen = Dim::Symbol("chosen".into());
         let ty = Type::tensor(DType::Int64, [batch.clone(), chosen.clone()]);
-        let positions = b.graph_input(CHOSEN, ty);
+        let positions = b.graph_input(contract::LOGIT_POSITIONS, ty);
         let places = b.unsqueeze(positions, &[2]);
         let rows = b.op(
             "GatherND",
@@ -70,13 +68,16 @@ pub fn logits(g: &Graph, name: Option<&str>) -> Result<ValueId, Diagnostic> {
     let find = |name: &str| g.outputs().iter().find(|p| g.name_of(p.value) == name);
     let port = match name {
         Some(name) => find(name),
-        None => find("logits").or_else(|| g.outputs().first()),
+        None => find(contract::LOGITS).or_else(|| g.outputs().first()),
     };
     port.map(|p| p.value).ok_or_else(|| {
         let names: Vec<&str> = g.outputs().iter().map(|p| g.name_of(p.value)).collect();
         Diagnostic::error(
             "logits",
-            format!("the graph has no output `{}`", name.unwrap_or("logits")),
+            format!(
+                "the graph has no output `{}`",
+                name.unwrap_or(contract::LOGITS)
+            ),
         )
         .help(format!("its outputs are: {}", names.join(", ")))
     })

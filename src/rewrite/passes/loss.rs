@@ -1,18 +1,10 @@
 //! Losses: what is differentiated, appended to a graph in standard operators.
 
-use crate::adapters::stamp;
 use crate::diag::{Diagnostic, nearest};
+use crate::ir::contract;
+use crate::ir::contract::stamp;
 use crate::ir::{Attr, Builder, DType, Dim, Fact, Graph, Sym, Type, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Patch};
-
-/// Name of the graph output that holds the loss.
-pub const LOSS: &str = "loss";
-/// Name of the graph input with the labels of [`Loss::CausalLm`].
-pub const LABELS: &str = "labels";
-/// Name of the graph input with the target of [`Loss::Mse`].
-pub const TARGET: &str = "target";
-/// Name of the graph input that a summed [`Loss::CausalLm`] is divided by.
-pub const NUM_ITEMS: &str = "num_items";
 
 /// A loss. As a pass it adds the scalar output `loss`, computed in `f32` (or `f64`, where the graph is).
 ///
@@ -86,21 +78,21 @@ impl Pass for Loss {
 
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
         let g = &cx.model().graph;
-        let named = matches!(self, Loss::Named(n) if n == LOSS);
-        if !named && g.find(LOSS).is_some() {
+        let named = matches!(self, Loss::Named(n) if n == contract::LOSS);
+        if !named && g.find(contract::LOSS).is_some() {
             let d = Diagnostic::error(
                 "loss-name",
-                format!("the graph has a value `{LOSS}` already"),
+                format!("the graph has a value `{contract::LOSS}` already"),
             );
             return Err(d
-                .help(format!("use it as the loss by name: `{LOSS}`"))
+                .help(format!("use it as the loss by name: `{contract::LOSS}`"))
                 .into());
         }
         let mut patch = cx.patch("loss", None);
-        patch.builder().set_scope(LOSS);
+        patch.builder().set_scope(contract::LOSS);
         match self {
             Loss::CausalLm { logits, divisor } => {
-                let v = output(g, logits.as_deref(), Some("logits"))?;
+                let v = output(g, logits.as_deref(), Some(contract::LOGITS))?;
                 tokens(cx, &mut patch, v, *divisor, true, 0.0)?;
             }
             Loss::Tokens {
@@ -108,7 +100,7 @@ impl Pass for Loss {
                 divisor,
                 smoothing,
             } => {
-                let v = output(g, None, Some("logits"))?;
+                let v = output(g, None, Some(contract::LOGITS))?;
                 tokens(cx, &mut patch, v, *divisor, *shift, *smoothing)?;
             }
             Loss::Rows {
@@ -116,7 +108,7 @@ impl Pass for Loss {
                 divisor,
                 smoothing,
             } => {
-                let v = output(g, None, Some("logits"))?;
+                let v = output(g, None, Some(contract::LOGITS))?;
                 rows(cx, &mut patch, v, *kind, *divisor, *smoothing)?;
             }
             Loss::Mse { output: name } => {
@@ -245,7 +237,12 @@ fn tokens(
         Some(d) => declared(&d[..2]),
         None => vec![Dim::Unknown, Dim::Unknown],
     };
-    let labels = graph_input(g, patch, LABELS, Type::tensor(DType::Int64, places))?;
+    let labels = graph_input(
+        g,
+        patch,
+        contract::LABELS,
+        Type::tensor(DType::Int64, places),
+    )?;
     let scores = if shift {
         b.slice(logits, 1, 0, -1)
     } else {
@@ -276,10 +273,10 @@ fn tokens(
     let next = b.reshape(next, b.ints(&[-1]));
     let mut loss = cross_entropy(b, scores, next, divisor, smoothing, wide(ty));
     if divisor == Divisor::Input {
-        let n = graph_input(g, patch, NUM_ITEMS, Type::tensor(wide(ty), []))?;
+        let n = graph_input(g, patch, contract::NUM_ITEMS, Type::tensor(wide(ty), []))?;
         loss = b.div(loss, n);
     }
-    patch.add_output(loss, LOSS, Some(Type::tensor(wide(ty), [])));
+    patch.add_output(loss, contract::LOSS, Some(Type::tensor(wide(ty), [])));
     Ok(())
 }
 
@@ -351,7 +348,7 @@ fn rows(
         RowLoss::Classification => Type::tensor(DType::Int64, dims[..1].to_vec()),
         RowLoss::MultiLabel | RowLoss::Regression => Type::tensor(wide(ty), dims),
     };
-    let labels = graph_input(g, patch, LABELS, labels)?;
+    let labels = graph_input(g, patch, contract::LABELS, labels)?;
     let x = widened(patch, logits, ty);
     let b = patch.builder();
     let each = match kind {
@@ -371,10 +368,10 @@ fn rows(
         (Some(each), Divisor::Labels) => b.reduce_mean(each, &[0, 1], false),
     };
     if divisor == Divisor::Input {
-        let n = graph_input(g, patch, NUM_ITEMS, Type::tensor(wide(ty), []))?;
+        let n = graph_input(g, patch, contract::NUM_ITEMS, Type::tensor(wide(ty), []))?;
         loss = b.div(loss, n);
     }
-    patch.add_output(loss, LOSS, Some(Type::tensor(wide(ty), [])));
+    patch.add_output(loss, contract::LOSS, Some(Type::tensor(wide(ty), [])));
     Ok(())
 }
 
@@ -409,7 +406,7 @@ fn mse(cx: &PassCx<'_>, patch: &mut Patch, out: ValueId) -> Result<(), Diagnosti
             exact: None,
         },
     };
-    let target = graph_input(&cx.model().graph, patch, TARGET, target)?;
+    let target = graph_input(&cx.model().graph, patch, contract::TARGET, target)?;
     let b = patch.builder();
     let diff = b.sub(widened(patch, out, ty), target);
     let loss = b.op(
@@ -417,7 +414,7 @@ fn mse(cx: &PassCx<'_>, patch: &mut Patch, out: ValueId) -> Result<(), Diagnosti
         &[b.mul(diff, diff)],
         &[("keepdims", 0i64.into())],
     );
-    patch.add_output(loss, LOSS, Some(Type::tensor(wide(ty), [])));
+    patch.add_output(loss, contract::LOSS, Some(Type::tensor(wide(ty), [])));
     Ok(())
 }
 
@@ -439,11 +436,11 @@ fn publish(cx: &PassCx<'_>, patch: &mut Patch, v: ValueId) -> Result<(), Diagnos
         ty,
         fact.dims.as_deref().map(declared).unwrap_or_default(),
     ));
-    if name != LOSS {
+    if name != contract::LOSS {
         let copy = b.unary("Identity", v);
-        patch.add_output(copy, LOSS, typed);
+        patch.add_output(copy, contract::LOSS, typed);
     } else if !g.is_output(v) {
-        patch.add_output(v.into(), LOSS, typed);
+        patch.add_output(v.into(), contract::LOSS, typed);
     }
     Ok(())
 }

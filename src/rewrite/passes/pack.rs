@@ -10,15 +10,11 @@
 
 use crate::adapters::attention::AttentionCore;
 use crate::diag::Diagnostic;
+use crate::ir::contract;
 use crate::ir::{AttrValue, DType, Dim, Fact, Graph, NodeId, TensorData, Type, Use, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Patch, Uses};
 use crate::select::Selection;
 use rustc_hash::{FxHashMap, FxHashSet};
-
-pub use crate::adapters::sequence::SEGMENTS;
-
-/// Name of the graph input with the position of each token in its example.
-pub const POSITIONS: &str = "position_ids";
 
 /// What is added to the score of a position of another segment. With another mask the sum may be infinite; a position sees its own
 /// segment, so a row always has a finite score where it had one before.
@@ -44,14 +40,18 @@ impl Pass for Pack {
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
         let before = cx.before();
         let g = &before.model().graph;
-        let input = g.find("input_ids").filter(|v| g.is_input(*v));
-        if input.is_none() || g.find("decoder_input_ids").is_some() {
+        let input = g.find(contract::INPUT_IDS).filter(|v| g.is_input(*v));
+        if input.is_none() || g.find(contract::DECODER_INPUT_IDS).is_some() {
             return Err(
                 refused("rows are packed in models that read one sequence of tokens").into(),
             );
         }
-        if g.find(SEGMENTS).is_some() {
-            return Err(refused(format!("the graph has a value `{SEGMENTS}` already")).into());
+        if g.find(contract::SEGMENT_IDS).is_some() {
+            return Err(refused(format!(
+                "the graph has a value `{}` already",
+                contract::SEGMENT_IDS
+            ))
+            .into());
         }
         let (cores, distances) = self.cores(cx, g)?;
         let positions = positions(cx, g, &distances)?;
@@ -63,9 +63,11 @@ impl Pass for Pack {
         let ty = Type::tensor(DType::Int64, dims);
         let mut patch = cx.patch("packing", None);
         patch.builder().set_scope("packing");
-        let segments = patch.builder().graph_input(SEGMENTS, ty.clone());
+        let segments = patch
+            .builder()
+            .graph_input(contract::SEGMENT_IDS, ty.clone());
         if !positions.is_empty() {
-            let ids = patch.builder().graph_input(POSITIONS, ty);
+            let ids = patch.builder().graph_input(contract::POSITION_IDS, ty);
             for Counted { value, from, uses } in positions {
                 let fact = cx.fact(value).cloned().unwrap_or_default();
                 let b = patch.builder();
@@ -219,7 +221,9 @@ fn positions(
     g: &Graph,
     distances: &FxHashSet<ValueId>,
 ) -> Result<Vec<Counted>, Diagnostic> {
-    if g.find(POSITIONS).is_some_and(|v| g.is_input(v)) {
+    if g.find(contract::POSITION_IDS)
+        .is_some_and(|v| g.is_input(v))
+    {
         return Ok(Vec::new());
     }
     let mut search = Search {

@@ -9,8 +9,8 @@
 //! Run it on a training graph, behind the gradient and all fusions. Linear in the graph.
 
 use crate::diag::Diagnostic;
+use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Graph, NodeId, Type, Use, Val, ValueId};
-use crate::ops::DRAWS_AS;
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -186,8 +186,8 @@ impl Forward {
             let made = b.copy_node(g, n, find);
             let node = g.node(n);
             if node.op.is_onnx("Dropout") {
-                let name = node.metadata.get(DRAWS_AS).unwrap_or(&node.name);
-                b.mark_last_node(DRAWS_AS, name);
+                let name = node.metadata.get(stamp::DRAWS_AS).unwrap_or(&node.name);
+                b.mark_last_node(stamp::DRAWS_AS, name);
             }
             let made = made.into_iter().filter(|(v, _)| stage.contains(v));
             for (v, copy) in made {

@@ -2,8 +2,9 @@
 
 use super::attach::manifest;
 use super::attached;
-use crate::adapters::{Setup, head, stamp};
+use crate::adapters::{Setup, head};
 use crate::diag::{Diagnostic, nearest};
+use crate::ir::contract::stamp;
 use crate::ir::{Graph, Metadata, NodeId, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use rustc_hash::{FxHashMap, FxHashSet};

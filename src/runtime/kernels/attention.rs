@@ -50,12 +50,14 @@ fn heads(cx: &Cx<'_>, x: Floats, heads: i64) -> KResult<Floats> {
     }
     let l = Layout::of(&dims, heads)?;
     let x = cx.dense(x)?;
-    x.view(|t| t.reshape((dims[0], l.seq, l.heads, l.dim))?.permute((0, 2, 1, 3)))
+    x.view(|t| {
+        t.reshape((dims[0], l.seq, l.heads, l.dim))?
+            .permute((0, 2, 1, 3))
+    })
 }
 
 fn last(x: &Floats) -> KResult<[usize; 4]> {
-    <[usize; 4]>::try_from(x.dims())
-        .map_err(|_| Fault(format!("{:?}, expected rank 4", x.dims())))
+    <[usize; 4]>::try_from(x.dims()).map_err(|_| Fault(format!("{:?}, expected rank 4", x.dims())))
 }
 
 fn attend(cx: &Cx<'_>, q: &Floats, k: &Floats, v: &Floats, s: &Scores<'_>) -> KResult<Floats> {
@@ -227,7 +229,11 @@ fn additive(cx: &Cx<'_>, v: Value, off: f32) -> KResult<Floats> {
     match super::plain(v)? {
         Value::Float(x) => Ok(x),
         Value::Host(h) => {
-            let data = h.ints()?.iter().map(|&x| if x != 0 { 0.0 } else { off }).collect();
+            let data = h
+                .ints()?
+                .iter()
+                .map(|&x| if x != 0 { 0.0 } else { off })
+                .collect();
             cx.floats(data, h.dims(), crate::ir::DType::Float)
         }
         Value::Weight(_) => Err("a weight converts to a tensor".into()),
@@ -269,9 +275,13 @@ impl Kernel for Standard {
             return Err("one number of keys for each batch entry is expected".into());
         }
         let mask = mask.map(|m| longer(cx, m, keys)).transpose()?;
-        let visible = |b: usize, i: usize| self.visible(valid.as_ref().map(|v| v[b]), past, seq, keys, i);
+        let visible =
+            |b: usize, i: usize| self.visible(valid.as_ref().map(|v| v[b]), past, seq, keys, i);
         let read = mask.as_ref().map(Floats::read);
-        let view = read.as_ref().map(super::super::value::FloatRead::view).transpose()?;
+        let view = read
+            .as_ref()
+            .map(super::super::value::FloatRead::view)
+            .transpose()?;
         let scores = Scores {
             scale: self.scale.unwrap_or(1.0 / (d as f32).sqrt()),
             softcap: self.softcap,
@@ -294,7 +304,14 @@ impl Kernel for Standard {
 impl Standard {
     /// The keys that query `i` sees. Its position is behind the keys of the past or, with a cache in place, it is one of the last valid
     /// ones, which may put it before the first key.
-    fn visible(&self, valid: Option<i64>, past: usize, seq: usize, keys: usize, i: usize) -> std::ops::Range<usize> {
+    fn visible(
+        &self,
+        valid: Option<i64>,
+        past: usize,
+        seq: usize,
+        keys: usize,
+        i: usize,
+    ) -> std::ops::Range<usize> {
         let known = valid.map_or(keys as i64, |v| v.clamp(0, keys as i64));
         let at = i as i64 + valid.map_or(past as i64, |v| v - seq as i64);
         let [before, behind] = self.window;
@@ -305,7 +322,11 @@ impl Standard {
         if behind >= 0 {
             to = to.min(at.saturating_add(behind).saturating_add(1));
         }
-        let from = if before >= 0 { at.saturating_sub(before).max(0) } else { 0 };
+        let from = if before >= 0 {
+            at.saturating_sub(before).max(0)
+        } else {
+            0
+        };
         from as usize..to.max(0) as usize
     }
 }
@@ -313,7 +334,9 @@ impl Standard {
 /// A mask whose last axis is shorter than the keys hides the rest.
 fn longer(cx: &Cx<'_>, mask: Floats, keys: usize) -> KResult<Floats> {
     let mut dims = mask.dims().to_vec();
-    let Some(n) = dims.last_mut() else { return Ok(mask) };
+    let Some(n) = dims.last_mut() else {
+        return Ok(mask);
+    };
     if *n == 1 || *n >= keys {
         return Ok(mask);
     }
@@ -322,7 +345,10 @@ fn longer(cx: &Cx<'_>, mask: Floats, keys: usize) -> KResult<Floats> {
     let mut rest = cx.alloc(count(&dims)?);
     rest.fill(f32::NEG_INFINITY);
     let rest = cx.floats(rest, &dims, mask.dtype())?;
-    super::to_floats(super::movement::concat(cx, vec![mask.into(), rest.into()], axis)?, 3)
+    super::to_floats(
+        super::movement::concat(cx, vec![mask.into(), rest.into()], axis)?,
+        3,
+    )
 }
 
 fn standard(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
@@ -337,10 +363,16 @@ fn standard(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     Ok(Box::new(Standard {
         heads,
         kv_heads: cx.int("kv_num_heads", heads),
-        scale: cx.node.attr("scale").and_then(crate::ir::AttrValue::as_float),
+        scale: cx
+            .node
+            .attr("scale")
+            .and_then(crate::ir::AttrValue::as_float),
         softcap: cx.float("softcap", 0.0),
         causal: cx.flag("is_causal"),
-        window: [cx.int("left_window_size", -1), cx.int("right_window_size", -1)],
+        window: [
+            cx.int("left_window_size", -1),
+            cx.int("right_window_size", -1),
+        ],
         keep: cx.wants(3).then_some(stage),
         wants_present: cx.wants(1) || cx.wants(2),
     }))
@@ -348,14 +380,21 @@ fn standard(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
 
 /// The scale of ONNX Runtime's operators: 0 or absent means the usual one.
 fn usual(scale: f32, dim: usize) -> f32 {
-    if scale == 0.0 { 1.0 / (dim as f32).sqrt() } else { scale }
+    if scale == 0.0 {
+        1.0 / (dim as f32).sqrt()
+    } else {
+        scale
+    }
 }
 
 /// The key mask of ONNX Runtime's operators as something to add to `[batch, heads, seq, keys]`.
 fn key_mask(cx: &Cx<'_>, v: Value, batch: usize, keys: usize, off: f32) -> KResult<Floats> {
     let (dims, ints) = (v.dims().to_vec(), v.to_ints()?);
     let fill = |keep: Vec<bool>, dims: &[usize]| {
-        let data = keep.into_iter().map(|k| if k { 0.0 } else { off }).collect();
+        let data = keep
+            .into_iter()
+            .map(|k| if k { 0.0 } else { off })
+            .collect();
         cx.floats(data, dims, crate::ir::DType::Float)
     };
     match *dims.as_slice() {
@@ -376,7 +415,9 @@ fn key_mask(cx: &Cx<'_>, v: Value, batch: usize, keys: usize, off: f32) -> KResu
         }
         [b, s, t] if t == keys => fill(ints.iter().map(|&x| x != 0).collect(), &[b, 1, s, t]),
         [b, h, s, t] if t == keys => fill(ints.iter().map(|&x| x != 0).collect(), &[b, h, s, t]),
-        _ => Err(Fault(format!("a mask of {dims:?} for {batch} x {keys} keys"))),
+        _ => Err(Fault(format!(
+            "a mask of {dims:?} for {batch} x {keys} keys"
+        ))),
     }
 }
 
@@ -401,9 +442,17 @@ struct Packed {
 impl Kernel for Packed {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
         let extra = ins.dense_opt(5, cx)?;
-        let past = if ins.has(4) { Some(ins.dense(4, cx)?) } else { None };
+        let past = if ins.has(4) {
+            Some(ins.dense(4, cx)?)
+        } else {
+            None
+        };
         let mask = if ins.has(3) { Some(ins.take(3)?) } else { None };
-        let bias = if ins.has(2) { Some(ins.floats(2)?) } else { None };
+        let bias = if ins.has(2) {
+            Some(ins.floats(2)?)
+        } else {
+            None
+        };
         let (w, x) = (ins.take(1)?, ins.take(0)?);
         let qkv = matmul(cx, x, w, 1.0)?;
         let qkv = match bias {
@@ -414,7 +463,10 @@ impl Kernel for Packed {
             return Err(Fault(format!("{:?}, expected rank 3", qkv.dims())));
         };
         let sizes: Vec<usize> = match &self.sizes {
-            Some(s) => s.iter().map(|&n| super::size_of(n)).collect::<KResult<_>>()?,
+            Some(s) => s
+                .iter()
+                .map(|&n| super::size_of(n))
+                .collect::<KResult<_>>()?,
             None => vec![width / 3; 3],
         };
         if sizes.len() != 3 || sizes.iter().sum::<usize>() != width {
@@ -439,7 +491,13 @@ impl Kernel for Packed {
             .map(|m| key_mask(cx, m, batch, keys, self.off))
             .transpose()?;
         let mask = joined(cx, mask, extra)?;
-        let y = scored(cx, (&q, &k, &v), mask, self.causal.then_some(before), self.scale)?;
+        let y = scored(
+            cx,
+            (&q, &k, &v),
+            mask,
+            self.causal.then_some(before),
+            self.scale,
+        )?;
         let mut outs = vec![Some(merged(cx, y)?.into())];
         if self.wants_present {
             let five = |x: Floats| -> KResult<Value> {
@@ -463,14 +521,17 @@ fn scored(
     let keys = last(k)?[2];
     let visible = |_: usize, i: usize| 0..causal.map_or(keys, |past| keys.min(i + past + 1));
     let read = mask.as_ref().map(Floats::read);
-    let view = read.as_ref().map(super::super::value::FloatRead::view).transpose()?;
+    let view = read
+        .as_ref()
+        .map(super::super::value::FloatRead::view)
+        .transpose()?;
     let rule = Scores {
         scale: usual(scale, last(q)?[3]),
         softcap: 0.0,
         visible: &visible,
         bias: view.as_ref(),
         sink: None,
-            keep: None,
+        keep: None,
     };
     attend(cx, q, k, v, &rule)
 }
@@ -517,7 +578,13 @@ impl Kernel for Multi {
             .map(|m| key_mask(cx, m, batch, keys, self.off))
             .transpose()?;
         let mask = joined(cx, mask, extra)?;
-        let y = scored(cx, (&q, &k, &v), mask, self.causal.then_some(before), self.scale)?;
+        let y = scored(
+            cx,
+            (&q, &k, &v),
+            mask,
+            self.causal.then_some(before),
+            self.scale,
+        )?;
         let mut outs = vec![Some(merged(cx, y)?.into())];
         if self.wants_present {
             outs.push(Some(cx.dense(k)?.into()));
@@ -531,7 +598,8 @@ impl Multi {
     fn parts(&self, cx: &Cx<'_>, ins: &mut Ins) -> KResult<[Floats; 3]> {
         let q = ins.floats(0)?;
         // Packed: [b, s, heads, 3, size], or k and v as [b, t, heads, 2, size].
-        let pick = |x: &Floats, i: usize| x.view(|t| t.narrow(3, i, 1)?.squeeze(3)?.permute((0, 2, 1, 3)));
+        let pick =
+            |x: &Floats, i: usize| x.view(|t| t.narrow(3, i, 1)?.squeeze(3)?.permute((0, 2, 1, 3)));
         if q.dims().len() == 5 {
             return Ok([pick(&q, 0)?, pick(&q, 1)?, pick(&q, 2)?]);
         }
@@ -540,18 +608,21 @@ impl Multi {
         if k.dims().len() == 5 {
             return Ok([q, pick(&k, 0)?, pick(&k, 1)?]);
         }
-        Ok([q, heads(cx, k, self.heads)?, heads(cx, ins.floats(2)?, self.heads)?])
+        Ok([
+            q,
+            heads(cx, k, self.heads)?,
+            heads(cx, ins.floats(2)?, self.heads)?,
+        ])
     }
-
 }
 
 /// Adds the part of the bias that begins at `from`.
-    fn biased(cx: &Cx<'_>, x: Floats, bias: Option<&Floats>, from: usize) -> KResult<Floats> {
-        let Some(bias) = bias else { return Ok(x) };
-        let [_, h, _, d] = last(&x)?;
-        let part = bias.view(|t| t.narrow(0, from, h * d)?.reshape((1, h, 1, d)))?;
-        super::binary::zip_floats(cx, x, part, &|x, b| x + b)
-    }
+fn biased(cx: &Cx<'_>, x: Floats, bias: Option<&Floats>, from: usize) -> KResult<Floats> {
+    let Some(bias) = bias else { return Ok(x) };
+    let [_, h, _, d] = last(&x)?;
+    let part = bias.view(|t| t.narrow(0, from, h * d)?.reshape((1, h, 1, d)))?;
+    super::binary::zip_floats(cx, x, part, &|x, b| x + b)
+}
 
 fn multi(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     if cx.wants(3) {
@@ -587,7 +658,9 @@ impl Kernel for Grouped {
             None => self.smooth.then(|| vec![0.0; heads]),
         };
         if sink.as_ref().is_some_and(|s| s.len() != heads) {
-            return Err(Fault(format!("sinks for another number of heads than {heads}")));
+            return Err(Fault(format!(
+                "sinks for another number of heads than {heads}"
+            )));
         }
         let extra = ins.dense_opt(10, cx)?;
         let positions = ins.ints_opt(9)?;
@@ -603,13 +676,22 @@ impl Kernel for Grouped {
         let (q, k, v) = self.parts(cx, &mut ins)?;
         let ([batch, _, seq, dim], kv) = (last(&q)?, last(&k)?[1]);
         if lens.len() != batch {
-            return Err(Fault(format!("{} lengths for {batch} batch entries", lens.len())));
+            return Err(Fault(format!(
+                "{} lengths for {batch} batch entries",
+                lens.len()
+            )));
         }
         let prompt = seq == total;
         // Keys in the cache, for each batch entry.
         let before: Vec<usize> = lens
             .iter()
-            .map(|&l| if prompt { Ok(0) } else { super::size_of(l + 1 - seq as i64) })
+            .map(|&l| {
+                if prompt {
+                    Ok(0)
+                } else {
+                    super::size_of(l + 1 - seq as i64)
+                }
+            })
             .collect::<KResult<_>>()?;
         let row = |b: usize, s: usize| match &positions {
             Some(p) => p.get(b * seq + s).map_or(0, |&p| p.max(0) as usize),
@@ -617,7 +699,10 @@ impl Kernel for Grouped {
         };
         let q = self.turned(cx, q, tables.as_ref(), &row)?;
         let k = self.turned(cx, k, tables.as_ref(), &row)?;
-        let room = past_k.as_ref().map_or(Ok(0), |p| last(p).map(|d| d[2]))?.max(total);
+        let room = past_k
+            .as_ref()
+            .map_or(Ok(0), |p| last(p).map(|d| d[2]))?
+            .max(total);
         let k = place(cx, past_k, k, (batch, kv, room), &before)?;
         let v = place(cx, past_v, v, (batch, kv, room), &before)?;
         let window = usize::try_from(self.window).unwrap_or(usize::MAX);
@@ -626,7 +711,10 @@ impl Kernel for Grouped {
             end.saturating_sub(window)..end
         };
         let read = extra.as_ref().map(Floats::read);
-        let view = read.as_ref().map(super::super::value::FloatRead::view).transpose()?;
+        let view = read
+            .as_ref()
+            .map(super::super::value::FloatRead::view)
+            .transpose()?;
         let rule = Scores {
             scale: usual(self.scale, dim),
             softcap: self.softcap,
@@ -636,7 +724,11 @@ impl Kernel for Grouped {
             keep: None,
         };
         let y = attend(cx, &q, &k, &v, &rule)?;
-        Ok(vec![Some(merged(cx, y)?.into()), Some(k.into()), Some(v.into())])
+        Ok(vec![
+            Some(merged(cx, y)?.into()),
+            Some(k.into()),
+            Some(v.into()),
+        ])
     }
 }
 
@@ -655,12 +747,17 @@ fn place(
     let read = new.read();
     let fresh = read.slice()?;
     let old_read = past.as_ref().map(Floats::read);
-    let old = old_read.as_ref().map(super::super::value::FloatRead::slice).transpose()?;
+    let old = old_read
+        .as_ref()
+        .map(super::super::value::FloatRead::slice)
+        .transpose()?;
     let kept = past.as_ref().map_or(0, |p| p.dims()[2]);
     for i in 0..batch * kv {
         let at = before[i / kv.max(1)];
         if at > kept || at + seq > room {
-            return Err(Fault(format!("{at} cached and {seq} new keys, {kept} and {room} places")));
+            return Err(Fault(format!(
+                "{at} cached and {seq} new keys, {kept} and {room} places"
+            )));
         }
         let block = &mut out[i * room * dim..(i + 1) * room * dim];
         if let Some(old) = old {
@@ -710,7 +807,14 @@ impl Grouped {
         let mut v = cx.buffer(x)?;
         let (c, s) = (cos.read(), sin.read());
         let layout = Layout::of(&dims, 0)?;
-        rotate(&mut v, layout, (c.slice()?, s.slice()?), half, self.interleaved, row);
+        rotate(
+            &mut v,
+            layout,
+            (c.slice()?, s.slice()?),
+            half,
+            self.interleaved,
+            row,
+        );
         cx.floats(v, &dims, dtype)
     }
 }

@@ -33,10 +33,16 @@ impl<F: Fn(f32, f32) -> f32 + Send + Sync> Kernel for Arith<F> {
         for i in 1..ins.len() {
             let next = plain(ins.take(i)?)?;
             acc = match (acc, next) {
-                (Value::Float(a), Value::Float(b)) => Value::Float(zip_floats(cx, a, b, &self.single)?),
+                (Value::Float(a), Value::Float(b)) => {
+                    Value::Float(zip_floats(cx, a, b, &self.single)?)
+                }
                 (Value::Host(a), Value::Host(b)) => Value::Host(self.hosts(&a, &b)?),
                 (a, b) => {
-                    return Err(Fault(format!("operands of type {} and {}", a.dtype(), b.dtype())));
+                    return Err(Fault(format!(
+                        "operands of type {} and {}",
+                        a.dtype(),
+                        b.dtype()
+                    )));
                 }
             };
         }
@@ -123,7 +129,9 @@ impl Kernel for Compare {
             (Value::Host(x), Value::Host(y)) => match (x.data(), y.data()) {
                 (Data::F64(p), Data::F64(q)) => {
                     let (p, q) = (View::dense(p, x.dims()), View::dense(q, y.dims()));
-                    walk::zip(&dims, &p, &q, &mut out, |x, y| u8::from((self.double)(x, y)));
+                    walk::zip(&dims, &p, &q, &mut out, |x, y| {
+                        u8::from((self.double)(x, y))
+                    });
                 }
                 _ => {
                     let (p, q) = (x.ints()?, y.ints()?);
@@ -132,7 +140,11 @@ impl Kernel for Compare {
                 }
             },
             _ => {
-                return Err(Fault(format!("operands of type {} and {}", a.dtype(), b.dtype())));
+                return Err(Fault(format!(
+                    "operands of type {} and {}",
+                    a.dtype(),
+                    b.dtype()
+                )));
             }
         }
         one(Host::from_bools(dims, out)?)
@@ -226,15 +238,27 @@ fn modulo(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     arith(
         |a, b| {
             let r = a % b;
-            if r != 0.0 && (r < 0.0) != (b < 0.0) { r + b } else { r }
+            if r != 0.0 && (r < 0.0) != (b < 0.0) {
+                r + b
+            } else {
+                r
+            }
         },
         |a, b| {
             let r = a % b;
-            if r != 0.0 && (r < 0.0) != (b < 0.0) { r + b } else { r }
+            if r != 0.0 && (r < 0.0) != (b < 0.0) {
+                r + b
+            } else {
+                r
+            }
         },
         |a, b| {
             let r = a.checked_rem(b)?;
-            Some(if r != 0 && (r < 0) != (b < 0) { r + b } else { r })
+            Some(if r != 0 && (r < 0) != (b < 0) {
+                r + b
+            } else {
+                r
+            })
         },
     )
 }
@@ -245,7 +269,14 @@ fn shift(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
         Some("LEFT") => arith(
             |a, _| a,
             |a, _| a,
-            |a, b| Some(u32::try_from(b).ok().and_then(|b| a.checked_shl(b)).unwrap_or(0)),
+            |a, b| {
+                Some(
+                    u32::try_from(b)
+                        .ok()
+                        .and_then(|b| a.checked_shl(b))
+                        .unwrap_or(0),
+                )
+            },
         ),
         Some("RIGHT") => arith(
             |a, _| a,
@@ -267,10 +298,18 @@ fn most(a: f32, b: f32) -> f32 {
 }
 
 pub(super) const KERNELS: &[Entry] = &[
-    ("", "Add", |_| arith(|a, b| a + b, |a, b| a + b, |a, b| Some(a.wrapping_add(b)))),
-    ("", "Sum", |_| arith(|a, b| a + b, |a, b| a + b, |a, b| Some(a.wrapping_add(b)))),
-    ("", "Sub", |_| arith(|a, b| a - b, |a, b| a - b, |a, b| Some(a.wrapping_sub(b)))),
-    ("", "Mul", |_| arith(|a, b| a * b, |a, b| a * b, |a, b| Some(a.wrapping_mul(b)))),
+    ("", "Add", |_| {
+        arith(|a, b| a + b, |a, b| a + b, |a, b| Some(a.wrapping_add(b)))
+    }),
+    ("", "Sum", |_| {
+        arith(|a, b| a + b, |a, b| a + b, |a, b| Some(a.wrapping_add(b)))
+    }),
+    ("", "Sub", |_| {
+        arith(|a, b| a - b, |a, b| a - b, |a, b| Some(a.wrapping_sub(b)))
+    }),
+    ("", "Mul", |_| {
+        arith(|a, b| a * b, |a, b| a * b, |a, b| Some(a.wrapping_mul(b)))
+    }),
     ("", "Div", |_| {
         arith(
             |a, b| a / b,
@@ -289,18 +328,36 @@ pub(super) const KERNELS: &[Entry] = &[
         )
     }),
     ("", "Pow", |_| Ok(Box::new(Pow))),
-    ("", "Equal", |_| compare(|a, b| a == b, |a, b| a == b, |a, b| a == b)),
-    ("", "Greater", |_| compare(|a, b| a > b, |a, b| a > b, |a, b| a > b)),
-    ("", "GreaterOrEqual", |_| compare(|a, b| a >= b, |a, b| a >= b, |a, b| a >= b)),
-    ("", "Less", |_| compare(|a, b| a < b, |a, b| a < b, |a, b| a < b)),
-    ("", "LessOrEqual", |_| compare(|a, b| a <= b, |a, b| a <= b, |a, b| a <= b)),
+    ("", "Equal", |_| {
+        compare(|a, b| a == b, |a, b| a == b, |a, b| a == b)
+    }),
+    ("", "Greater", |_| {
+        compare(|a, b| a > b, |a, b| a > b, |a, b| a > b)
+    }),
+    ("", "GreaterOrEqual", |_| {
+        compare(|a, b| a >= b, |a, b| a >= b, |a, b| a >= b)
+    }),
+    ("", "Less", |_| {
+        compare(|a, b| a < b, |a, b| a < b, |a, b| a < b)
+    }),
+    ("", "LessOrEqual", |_| {
+        compare(|a, b| a <= b, |a, b| a <= b, |a, b| a <= b)
+    }),
     ("", "And", |_| compare(no, no_wide, |a, b| a != 0 && b != 0)),
     ("", "Or", |_| compare(no, no_wide, |a, b| a != 0 || b != 0)),
-    ("", "Xor", |_| compare(no, no_wide, |a, b| (a != 0) != (b != 0))),
+    ("", "Xor", |_| {
+        compare(no, no_wide, |a, b| (a != 0) != (b != 0))
+    }),
     ("", "BitShift", shift),
-    ("", "BitwiseAnd", |_| arith(|a, _| a, |a, _| a, |a, b| Some(a & b))),
-    ("", "BitwiseXor", |_| arith(|a, _| a, |a, _| a, |a, b| Some(a ^ b))),
-    ("", "BitwiseOr", |_| arith(|a, _| a, |a, _| a, |a, b| Some(a | b))),
+    ("", "BitwiseAnd", |_| {
+        arith(|a, _| a, |a, _| a, |a, b| Some(a & b))
+    }),
+    ("", "BitwiseXor", |_| {
+        arith(|a, _| a, |a, _| a, |a, b| Some(a ^ b))
+    }),
+    ("", "BitwiseOr", |_| {
+        arith(|a, _| a, |a, _| a, |a, b| Some(a | b))
+    }),
 ];
 
 fn no(_: f32, _: f32) -> bool {

@@ -47,11 +47,19 @@ pub(crate) fn cast(cx: &Cx<'_>, v: Value, to: DType) -> KResult<Value> {
             Ok(Value::Host(Host::new(to, dims, Data::F64(data))?))
         }
         (Value::Float(x), DType::Bool) => {
-            let data = x.to_vec()?.into_iter().map(|x| u8::from(x != 0.0)).collect();
+            let data = x
+                .to_vec()?
+                .into_iter()
+                .map(|x| u8::from(x != 0.0))
+                .collect();
             Ok(Value::Host(Host::from_bools(dims, data)?))
         }
         (Value::Float(x), to) => {
-            let data = x.to_vec()?.into_iter().map(|x| saturate(to, f64::from(x))).collect();
+            let data = x
+                .to_vec()?
+                .into_iter()
+                .map(|x| saturate(to, f64::from(x)))
+                .collect();
             Ok(Value::Host(Host::from_ints(to, dims, data)?))
         }
         (Value::Host(h), DType::Float | DType::Float16 | DType::Bfloat16) => {
@@ -69,7 +77,9 @@ pub(crate) fn cast(cx: &Cx<'_>, v: Value, to: DType) -> KResult<Value> {
         }
         (Value::Host(h), to) => {
             let data = match h.data() {
-                Data::F64(v) if to == DType::Bool => v.iter().map(|&x| i64::from(x != 0.0)).collect(),
+                Data::F64(v) if to == DType::Bool => {
+                    v.iter().map(|&x| i64::from(x != 0.0)).collect()
+                }
                 Data::F64(v) => v.iter().map(|&x| saturate(to, x)).collect(),
                 _ => h.ints()?.into_owned(),
             };
@@ -84,7 +94,11 @@ pub(crate) fn on_device(cx: &Cx<'_>, x: Floats) -> KResult<Floats> {
     if cx.device.is_cpu() {
         return Ok(x);
     }
-    Ok(Floats::wrap(x.tensor().to_device(cx.device)?, x.dtype(), None))
+    Ok(Floats::wrap(
+        x.tensor().to_device(cx.device)?,
+        x.dtype(),
+        None,
+    ))
 }
 
 fn fill(h: &Host, out: &mut [f32]) -> KResult<()> {
@@ -92,7 +106,9 @@ fn fill(h: &Host, out: &mut [f32]) -> KResult<()> {
         Data::F64(v) => out.iter_mut().zip(v).for_each(|(o, &x)| *o = x as f32),
         Data::I64(v) => out.iter_mut().zip(v).for_each(|(o, &x)| *o = x as f32),
         Data::U8(v) if matches!(h.dtype(), DType::Int8 | DType::Int4) => {
-            out.iter_mut().zip(v).for_each(|(o, &x)| *o = f32::from(x as i8));
+            out.iter_mut()
+                .zip(v)
+                .for_each(|(o, &x)| *o = f32::from(x as i8));
         }
         Data::U8(v) => out.iter_mut().zip(v).for_each(|(o, &x)| *o = f32::from(x)),
         Data::F32(_) => return Err("f32 elements on the host".into()),

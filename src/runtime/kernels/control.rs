@@ -23,8 +23,16 @@ impl Kernel for If {
         let mut captures = ins.0.split_off(1);
         let first = if self.yes_first { &self.yes } else { &self.no };
         let second = captures.split_off(first.inputs.len().min(captures.len()));
-        let (yes, no) = if self.yes_first { (captures, second) } else { (second, captures) };
-        let outs = if test != 0 { run(&self.yes, cx, yes)? } else { run(&self.no, cx, no)? };
+        let (yes, no) = if self.yes_first {
+            (captures, second)
+        } else {
+            (second, captures)
+        };
+        let outs = if test != 0 {
+            run(&self.yes, cx, yes)?
+        } else {
+            run(&self.no, cx, no)?
+        };
         Ok(outs.into_iter().map(Some).collect())
     }
 
@@ -130,14 +138,20 @@ struct Scan {
 
 impl Kernel for Scan {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
-        let captures = ins.0.split_off((self.states + self.inputs).min(ins.0.len()));
+        let captures = ins
+            .0
+            .split_off((self.states + self.inputs).min(ins.0.len()));
         let sequences: Vec<Value> = ins.0.split_off(self.states).into_iter().flatten().collect();
         let mut state = ins.0;
         let mut axes = Vec::new();
         for (k, s) in sequences.iter().enumerate() {
             axes.push(axis_of(at(&self.in_axes, k), s.dims().len())?);
         }
-        let lengths: Vec<usize> = sequences.iter().zip(&axes).map(|(s, &a)| s.dims()[a]).collect();
+        let lengths: Vec<usize> = sequences
+            .iter()
+            .zip(&axes)
+            .map(|(s, &a)| s.dims()[a])
+            .collect();
         let n = lengths.first().copied().unwrap_or(0);
         if lengths.iter().any(|&l| l != n) {
             return Err(Fault(format!("sequences of lengths {lengths:?}")));
@@ -147,7 +161,11 @@ impl Kernel for Scan {
         for i in 0..n {
             let mut inputs = std::mem::take(&mut state);
             for (k, s) in sequences.iter().enumerate() {
-                let from = if at(&self.in_reversed, k) == 1 { n - 1 - i } else { i };
+                let from = if at(&self.in_reversed, k) == 1 {
+                    n - 1 - i
+                } else {
+                    i
+                };
                 let v = narrow(s, axes[k], from, 1)?;
                 let mut dims = v.dims().to_vec();
                 dims.remove(axes[k]);
@@ -212,8 +230,4 @@ fn scan(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     }))
 }
 
-pub(super) const KERNELS: &[Entry] = &[
-    ("", "If", if_),
-    ("", "Loop", loop_),
-    ("", "Scan", scan),
-];
+pub(super) const KERNELS: &[Entry] = &[("", "If", if_), ("", "Loop", loop_), ("", "Scan", scan)];

@@ -46,7 +46,9 @@ impl Conv {
         };
         let (stride, dilation) = (get(&self.strides, i, 1), get(&self.dilations, i, 1));
         if stride < 1 || dilation < 1 || kernel == 0 {
-            return Err(Fault(format!("stride {stride}, dilation {dilation}, kernel {kernel}")));
+            return Err(Fault(format!(
+                "stride {stride}, dilation {dilation}, kernel {kernel}"
+            )));
         }
         let reach = dilation * (kernel as i64 - 1) + 1;
         let same = (size as i64 + stride - 1) / stride;
@@ -61,7 +63,11 @@ impl Conv {
         Ok(Axis {
             size,
             kernel,
-            out: if room < 0 { 0 } else { (room / stride + 1) as usize },
+            out: if room < 0 {
+                0
+            } else {
+                (room / stride + 1) as usize
+            },
             stride: stride as usize,
             dilation: dilation as usize,
             before,
@@ -76,7 +82,9 @@ impl Kernel for Conv {
         let (dx, dw) = (x.dims().to_vec(), w.dims().to_vec());
         let bad = || Fault(format!("an input of {dx:?} and a kernel of {dw:?}"));
         let (batch, channels, filters) = match (dx.as_slice(), dw.as_slice()) {
-            ([n, c, ..], [m, ..]) if dx.len() == dw.len() && (3..=4).contains(&dx.len()) => (*n, *c, *m),
+            ([n, c, ..], [m, ..]) if dx.len() == dw.len() && (3..=4).contains(&dx.len()) => {
+                (*n, *c, *m)
+            }
             _ => return Err(bad()),
         };
         let groups = super::size_of(self.group)?;
@@ -88,7 +96,14 @@ impl Kernel for Conv {
         let first = if rank == 2 {
             self.axis(0, 2, dx[2], dw[2])?
         } else {
-            Axis { size: 1, kernel: 1, out: 1, stride: 1, dilation: 1, before: 0 }
+            Axis {
+                size: 1,
+                kernel: 1,
+                out: 1,
+                stride: 1,
+                dilation: 1,
+                before: 0,
+            }
         };
         let second = self.axis(rank - 1, rank, dx[rank + 1], dw[rank + 1])?;
         let mut dims = vec![batch, filters];
@@ -108,7 +123,13 @@ impl Kernel for Conv {
         for b in 0..batch {
             for g in 0..groups {
                 let from = (b * channels + g * per) * plane;
-                unfold(&src[from..from + per * plane], per, first, second, &mut columns);
+                unfold(
+                    &src[from..from + per * plane],
+                    per,
+                    first,
+                    second,
+                    &mut columns,
+                );
                 let weight = &kernel[g * share * depth..(g + 1) * share * depth];
                 let at = (b * filters + g * share) * area;
                 multiply(
@@ -126,7 +147,10 @@ impl Kernel for Conv {
             let read = bias.read();
             let bias = read.slice()?;
             if bias.len() != filters {
-                return Err(Fault(format!("a bias of {} for {filters} filters", bias.len())));
+                return Err(Fault(format!(
+                    "a bias of {} for {filters} filters",
+                    bias.len()
+                )));
             }
             if area > 0 {
                 for (i, plane) in out.chunks_mut(area).enumerate() {

@@ -3,7 +3,7 @@
 //! The mask is a function of the run's seed, the node's name and the element's index: independent of threads and device.
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, walk};
-use crate::ops::DRAWS_AS;
+use crate::ir::contract::stamp;
 use crate::runtime::value::{Host, KResult, Value};
 
 struct Dropout {
@@ -24,7 +24,11 @@ fn uniform(seed: u64, i: u64) -> f32 {
 
 impl Kernel for Dropout {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
-        let ratio = if ins.has(1) { ins.scalar(1)? } else { self.ratio };
+        let ratio = if ins.has(1) {
+            ins.scalar(1)?
+        } else {
+            self.ratio
+        };
         let training = ins.ints_opt(2)?.is_some_and(|v| v.first() == Some(&1));
         let x = ins.take(0)?;
         let dims = x.dims().to_vec();
@@ -32,14 +36,21 @@ impl Kernel for Dropout {
         let seed = match cx.random {
             Some(seed) if training && ratio > 0.0 => seed ^ self.key,
             _ => {
-                let mask = self.wants_mask.then(|| Host::from_bools(dims, vec![1; n])).transpose()?;
+                let mask = self
+                    .wants_mask
+                    .then(|| Host::from_bools(dims, vec![1; n]))
+                    .transpose()?;
                 return Ok(vec![Some(x), mask.map(Value::Host)]);
             }
         };
         let x = super::to_floats(x, 0)?;
         let dtype = x.dtype();
         let keep = |i: usize| uniform(seed, i as u64) >= ratio;
-        let scale = if ratio < 1.0 { 1.0 / (1.0 - ratio) } else { 0.0 };
+        let scale = if ratio < 1.0 {
+            1.0 / (1.0 - ratio)
+        } else {
+            0.0
+        };
         let mut v = cx.buffer(x)?;
         walk::rows(&mut v, walk::TASK.min(n.max(1)), |r, row| {
             let first = r * walk::TASK.min(n.max(1));
@@ -65,7 +76,11 @@ impl Kernel for Dropout {
 fn make(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     // FNV-1a: stable across builds, unlike the standard library's hash.
     let seed = cx.int("seed", 0).to_le_bytes();
-    let name = cx.node.metadata.get(DRAWS_AS).unwrap_or(&cx.node.name);
+    let name = cx
+        .node
+        .metadata
+        .get(stamp::DRAWS_AS)
+        .unwrap_or(&cx.node.name);
     let key = name
         .bytes()
         .chain(seed)

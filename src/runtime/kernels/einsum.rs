@@ -19,13 +19,20 @@ struct Term {
 impl Kernel for Einsum {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
         if ins.len() != self.inputs.len() {
-            return Err(Fault(format!("{} operands for {} terms", ins.len(), self.inputs.len())));
+            return Err(Fault(format!(
+                "{} operands for {} terms",
+                ins.len(),
+                self.inputs.len()
+            )));
         }
         let mut terms = Vec::new();
         for (i, axes) in self.inputs.iter().enumerate() {
             let x = to_floats(ins.take(i)?, i)?;
             if x.dims().len() != axes.len() {
-                return Err(Fault(format!("operand {i} of shape {:?} for {axes:?}", x.dims())));
+                return Err(Fault(format!(
+                    "operand {i} of shape {:?} for {axes:?}",
+                    x.dims()
+                )));
             }
             terms.push(Term {
                 x,
@@ -35,7 +42,8 @@ impl Kernel for Einsum {
         terms.reverse();
         let mut acc = terms.pop().ok_or("no operands")?;
         while let Some(next) = terms.pop() {
-            let later = |c: char| self.output.contains(&c) || terms.iter().any(|t| t.axes.contains(&c));
+            let later =
+                |c: char| self.output.contains(&c) || terms.iter().any(|t| t.axes.contains(&c));
             acc = pair(cx, acc, next, &later)?;
         }
         let acc = summed(cx, acc, &|c| self.output.contains(&c))?;
@@ -72,8 +80,18 @@ fn pair(cx: &Cx<'_>, a: Term, b: Term, later: &dyn Fn(char) -> bool) -> KResult<
     let a = summed(cx, a, &|c| later(c) || in_b.contains(&c))?;
     let b = summed(cx, b, &|c| later(c) || in_a.contains(&c))?;
     let shared = |c: &char| a.axes.contains(c) && b.axes.contains(c);
-    let batch: Vec<char> = a.axes.iter().copied().filter(|c| shared(c) && later(*c)).collect();
-    let inner: Vec<char> = a.axes.iter().copied().filter(|c| shared(c) && !later(*c)).collect();
+    let batch: Vec<char> = a
+        .axes
+        .iter()
+        .copied()
+        .filter(|c| shared(c) && later(*c))
+        .collect();
+    let inner: Vec<char> = a
+        .axes
+        .iter()
+        .copied()
+        .filter(|c| shared(c) && !later(*c))
+        .collect();
     let left: Vec<char> = a.axes.iter().copied().filter(|c| !shared(c)).collect();
     let right: Vec<char> = b.axes.iter().copied().filter(|c| !shared(c)).collect();
     let size = |c: &char| -> usize {
@@ -111,10 +129,16 @@ fn make(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
         .chars()
         .filter(|c| !c.is_whitespace())
         .collect();
-    let (left, right) = text.split_once("->").map_or((&*text, None), |(l, r)| (l, Some(r)));
+    let (left, right) = text
+        .split_once("->")
+        .map_or((&*text, None), |(l, r)| (l, Some(r)));
     let inputs: Vec<Vec<char>> = left.split(',').map(|t| t.chars().collect()).collect();
     let bad = || Fault(format!("equation = \"{text}\""));
-    let plain = |t: &[char]| t.iter().enumerate().all(|(i, c)| c.is_ascii_alphabetic() && !t[..i].contains(c));
+    let plain = |t: &[char]| {
+        t.iter()
+            .enumerate()
+            .all(|(i, c)| c.is_ascii_alphabetic() && !t[..i].contains(c))
+    };
     let output: Vec<char> = match right {
         Some(r) => r.chars().collect(),
         None => {

@@ -58,7 +58,12 @@ impl Kernel for Embed {
             Some((d, values)) if d == [batch, seq] => {
                 let values = values?;
                 (0..batch)
-                    .map(|b| values[b * seq..(b + 1) * seq].iter().filter(|&&x| x != 0).count() as i64)
+                    .map(|b| {
+                        values[b * seq..(b + 1) * seq]
+                            .iter()
+                            .filter(|&&x| x != 0)
+                            .count() as i64
+                    })
                     .collect()
             }
             _ => vec![0; batch],
@@ -74,7 +79,10 @@ fn add(table: Value, ids: &[i64], width: usize, sum: &mut [f32]) -> KResult<()> 
         return Err(Fault(format!("a table of {:?}", table.dims())));
     };
     if w != width || width == 0 || ids.len() * width != sum.len() {
-        return Err(Fault(format!("a table of {:?} for rows of {width}", table.dims())));
+        return Err(Fault(format!(
+            "a table of {:?} for rows of {width}",
+            table.dims()
+        )));
     }
     let mut row = vec![0.0; width];
     let held = match &table {

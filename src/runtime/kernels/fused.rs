@@ -9,8 +9,8 @@ use crate::runtime::cpu::activation::{self, Activation};
 use crate::runtime::cpu::attention::{self, Attention, AttentionGrads, Mask, MaskData};
 use crate::runtime::cpu::cross_entropy::{Head, linear_cross_entropy};
 use crate::runtime::cpu::gemm::{self, Mat, MatMut, Rhs, Term, WeightRef};
-use crate::runtime::cpu::rotary::{Rotary, rotary};
 use crate::runtime::cpu::norm::Rows;
+use crate::runtime::cpu::rotary::{Rotary, rotary};
 use crate::runtime::cpu::{Heads, KernelError, norm};
 use crate::runtime::value::{Fault, FloatRead, Floats, Host, KResult, Value, WeightBytes, count};
 
@@ -32,7 +32,10 @@ fn heads(cx: &Cx<'_>, x: Floats) -> KResult<Floats> {
         v.dims.len() == 4 && (v.strides[3] == 1 || v.dims[3] == 1)
     };
     if x.dims().len() != 4 {
-        return Err(Fault(format!("a tensor of heads has rank 4, not {}", x.dims().len())));
+        return Err(Fault(format!(
+            "a tensor of heads has rank 4, not {}",
+            x.dims().len()
+        )));
     }
     if dense { Ok(x) } else { cx.dense(x) }
 }
@@ -73,12 +76,21 @@ impl Kernel for RmsNorm {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
         let (x, w) = (ins.dense(0, cx)?, ins.dense(1, cx)?);
         let dims = x.dims().to_vec();
-        let Some((&cols, rows)) = dims.split_last() else { return Err("a norm of a scalar".into()) };
+        let Some((&cols, rows)) = dims.split_last() else {
+            return Err("a norm of a scalar".into());
+        };
         let (mut y, mut inv) = (cx.alloc(count(&dims)?), cx.alloc(count(rows)?));
         let (rx, rw) = (x.read(), w.read());
-        let of = Rows { x: rx.slice()?, cols, weight: Some(rw.slice()?) };
+        let of = Rows {
+            x: rx.slice()?,
+            cols,
+            weight: Some(rw.slice()?),
+        };
         norm::rms_norm(of, self.0, &mut y, &mut inv)?;
-        Ok(some([cx.floats(y, &dims, DType::Float)?, cx.floats(inv, rows, DType::Float)?]))
+        Ok(some([
+            cx.floats(y, &dims, DType::Float)?,
+            cx.floats(inv, rows, DType::Float)?,
+        ]))
     }
 }
 
@@ -88,13 +100,26 @@ struct RmsNormGrad {
 
 impl Kernel for RmsNormGrad {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
-        let (x, w, inv, g) = (ins.dense(0, cx)?, ins.dense(1, cx)?, ins.dense(2, cx)?, ins.dense(3, cx)?);
+        let (x, w, inv, g) = (
+            ins.dense(0, cx)?,
+            ins.dense(1, cx)?,
+            ins.dense(2, cx)?,
+            ins.dense(3, cx)?,
+        );
         let dims = x.dims().to_vec();
         let cols = dims.last().copied().unwrap_or(0);
         let mut dx = cx.alloc(count(&dims)?);
-        let mut dw = if self.weight { cx.alloc(cols) } else { Vec::new() };
+        let mut dw = if self.weight {
+            cx.alloc(cols)
+        } else {
+            Vec::new()
+        };
         let (rx, rw) = (x.read(), w.read());
-        let of = Rows { x: rx.slice()?, cols, weight: Some(rw.slice()?) };
+        let of = Rows {
+            x: rx.slice()?,
+            cols,
+            weight: Some(rw.slice()?),
+        };
         norm::rms_norm_backward(
             of,
             inv.read().slice()?,
@@ -104,7 +129,11 @@ impl Kernel for RmsNormGrad {
             self.weight.then_some(&mut dw[..]),
         )?;
         let dx = cx.floats(dx, &dims, DType::Float)?;
-        if self.weight { Ok(some([dx, cx.floats(dw, &[cols], DType::Float)?])) } else { Ok(some([dx])) }
+        if self.weight {
+            Ok(some([dx, cx.floats(dw, &[cols], DType::Float)?]))
+        } else {
+            Ok(some([dx]))
+        }
     }
 }
 
@@ -179,9 +208,15 @@ impl MaskValue {
             MaskValue::None => f(None),
             MaskValue::Add(m, dims) => {
                 let read = m.read();
-                f(Some(Mask { data: MaskData::Add(read.slice()?), dims: *dims }))
+                f(Some(Mask {
+                    data: MaskData::Add(read.slice()?),
+                    dims: *dims,
+                }))
             }
-            MaskValue::Keep(m, dims) => f(Some(Mask { data: MaskData::Keep(m.bytes()?), dims: *dims })),
+            MaskValue::Keep(m, dims) => f(Some(Mask {
+                data: MaskData::Keep(m.bytes()?),
+                dims: *dims,
+            })),
         }
     }
 }
@@ -219,7 +254,10 @@ impl Kernel for AttentionCore {
             let spec = self.spec([hq, hk, hv], mask);
             Ok(attention::forward(&spec, dq, dk, dv, &mut y, &mut lse)?)
         })?;
-        Ok(some([show(cx, y, out)?, cx.floats(lse, &rows, DType::Float)?]))
+        Ok(some([
+            show(cx, y, out)?,
+            cx.floats(lse, &rows, DType::Float)?,
+        ]))
     }
 }
 
@@ -227,7 +265,8 @@ struct AttentionGrad(AttentionCore);
 
 impl Kernel for AttentionGrad {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
-        let mut dense = |slot: usize| -> KResult<Floats> { by_position_dense(cx, ins.floats(slot)?) };
+        let mut dense =
+            |slot: usize| -> KResult<Floats> { by_position_dense(cx, ins.floats(slot)?) };
         let (q, k, v) = (dense(0)?, dense(1)?, dense(2)?);
         let (y, g) = (dense(4)?, dense(6)?);
         let lse = ins.dense(5, cx)?;
@@ -235,20 +274,41 @@ impl Kernel for AttentionGrad {
         let (rq, rk, rv, ry, rg) = (q.read(), k.read(), v.read(), y.read(), g.read());
         let ((dq, hq), (dk, hk), (dv, hv)) = (layout(&rq)?, layout(&rk)?, layout(&rv)?);
         let ((dy, _), (dg, _)) = (layout(&ry)?, layout(&rg)?);
-        let (mut gq, mut gk, mut gv) = (cx.alloc(size(hq)?), cx.alloc(size(hk)?), cx.alloc(size(hv)?));
-        let grads = AttentionGrads { dq: &mut gq, dk: &mut gk, dv: &mut gv };
+        let (mut gq, mut gk, mut gv) = (
+            cx.alloc(size(hq)?),
+            cx.alloc(size(hk)?),
+            cx.alloc(size(hv)?),
+        );
+        let grads = AttentionGrads {
+            dq: &mut gq,
+            dk: &mut gk,
+            dv: &mut gv,
+        };
         mask.with(|mask| {
             let spec = self.0.spec([hq, hk, hv], mask);
-            Ok(attention::backward(&spec, (dq, dk, dv), (dy, lse.read().slice()?), dg, grads)?)
+            Ok(attention::backward(
+                &spec,
+                (dq, dk, dv),
+                (dy, lse.read().slice()?),
+                dg,
+                grads,
+            )?)
         })?;
-        Ok(some([show(cx, gq, hq)?, show(cx, gk, hk)?, show(cx, gv, hv)?]))
+        Ok(some([
+            show(cx, gq, hq)?,
+            show(cx, gk, hk)?,
+            show(cx, gv, hv)?,
+        ]))
     }
 }
 
 /// The tensor kept position by position without gaps; copied if it is not.
 fn by_position_dense(cx: &Cx<'_>, x: Floats) -> KResult<Floats> {
     if x.dims().len() != 4 {
-        return Err(Fault(format!("a tensor of heads has rank 4, not {}", x.dims().len())));
+        return Err(Fault(format!(
+            "a tensor of heads has rank 4, not {}",
+            x.dims().len()
+        )));
     }
     let turned = x.view(|t| t.transpose(1, 2))?;
     drop(x);
@@ -298,7 +358,10 @@ impl Kernel for GatedGrad {
         let (mut da, mut db, mut dy) = (cx.buffer(a)?, cx.buffer(b)?, cx.buffer(g)?);
         activation::gated_backward_in_place(self.0, &mut da, &mut db, &mut dy)?;
         cx.pool.give(dy);
-        Ok(some([cx.floats(da, &dims, DType::Float)?, cx.floats(db, &dims, DType::Float)?]))
+        Ok(some([
+            cx.floats(da, &dims, DType::Float)?,
+            cx.floats(db, &dims, DType::Float)?,
+        ]))
     }
 }
 
@@ -310,7 +373,9 @@ pub(super) fn stored<'a>(w: &WeightBytes<'a>, dims: &[usize]) -> KResult<Option<
         DType::Bfloat16 => gemm::DType::Bf16,
         _ => return Ok(None),
     };
-    let &[mut rows, mut cols] = dims else { return Ok(None) };
+    let &[mut rows, mut cols] = dims else {
+        return Ok(None);
+    };
     if w.transposed {
         std::mem::swap(&mut rows, &mut cols);
     }
@@ -327,16 +392,30 @@ impl Kernel for LinearCrossEntropy {
         let h = ins.dense(0, cx)?;
         let w = ins.take(1)?;
         let labels = ins.host(2)?;
-        let divisor = if ins.has(3) { Some(ins.scalar(3)?) } else { None };
-        let &[batch, seq, width] = h.dims() else { return Err("hidden states have rank 3".into()) };
+        let divisor = if ins.has(3) {
+            Some(ins.scalar(3)?)
+        } else {
+            None
+        };
+        let &[batch, seq, width] = h.dims() else {
+            return Err("hidden states have rank 3".into());
+        };
         if labels.dims() != [batch, seq] {
-            return Err(Fault(format!("labels {:?} for hidden states {:?}", labels.dims(), h.dims())));
+            return Err(Fault(format!(
+                "labels {:?} for hidden states {:?}",
+                labels.dims(),
+                h.dims()
+            )));
         }
         let targets = self.targets(&labels.ints()?, seq);
         let counted = targets.iter().filter(|&&t| t != IGNORED).count();
         let divisor = divisor.unwrap_or(counted as f32);
         let scale = if counted == 0 { 0.0 } else { 1.0 / divisor };
-        let mut grad = if self.gradient { cx.alloc(targets.len() * width) } else { Vec::new() };
+        let mut grad = if self.gradient {
+            cx.alloc(targets.len() * width)
+        } else {
+            Vec::new()
+        };
         let out = self.gradient.then_some(&mut grad[..]);
         let read = h.read();
         let hidden = read.slice()?;
@@ -344,14 +423,24 @@ impl Kernel for LinearCrossEntropy {
             && let Some(bytes) = weight.matrix()
             && let Some(head) = stored(&bytes, weight.dims())?
         {
-            let head = Head { weight: Rhs::from(head), transposed: bytes.transposed, precision: cx.precision };
+            let head = Head {
+                weight: Rhs::from(head),
+                transposed: bytes.transposed,
+                precision: cx.precision,
+            };
             linear_cross_entropy(hidden, width, head, &targets, Some(scale), out)?
         } else {
             let w = cx.dense(to_floats(w, 1)?)?;
-            let &[rows, cols] = w.dims() else { return Err("the head is a matrix".into()) };
+            let &[rows, cols] = w.dims() else {
+                return Err("the head is a matrix".into());
+            };
             let read = w.read();
             let weight = Rhs::from(Mat::new(read.slice()?, rows, cols)?);
-            let head = Head { weight, transposed: false, precision: cx.precision };
+            let head = Head {
+                weight,
+                transposed: false,
+                precision: cx.precision,
+            };
             linear_cross_entropy(hidden, width, head, &targets, Some(scale), out)?
         };
         let mut value = cx.alloc(1);
@@ -372,7 +461,11 @@ impl LinearCrossEntropy {
     fn targets(&self, labels: &[i64], seq: usize) -> Vec<i64> {
         let mut out = Vec::with_capacity(labels.len());
         for row in labels.chunks(seq.max(1)) {
-            out.extend(row.iter().skip(1).map(|&l| if l == self.ignore { IGNORED } else { l }));
+            out.extend(
+                row.iter()
+                    .skip(1)
+                    .map(|&l| if l == self.ignore { IGNORED } else { l }),
+            );
             out.push(IGNORED);
         }
         out
@@ -393,7 +486,9 @@ impl Kernel for MatMulAdd {
         let dims = c.dims().to_vec();
         let mut out = cx.buffer(c)?;
         let (bd, ad) = (b.dims().to_vec(), a.dims().to_vec());
-        let (&[br, bc], Some(&last)) = (&bd[..], ad.last()) else { return Err("a product needs matrices".into()) };
+        let (&[br, bc], Some(&last)) = (&bd[..], ad.last()) else {
+            return Err("a product needs matrices".into());
+        };
         let n = if self.trans_b { br } else { bc };
         let rows = count(&ad)? / last.max(1);
         let m = count(&dims)?.checked_div(n).unwrap_or(0);
@@ -406,7 +501,10 @@ impl Kernel for MatMulAdd {
                 Value::Weight(w) => w.matrix(),
                 _ => None,
             };
-            let (rhs, turned): (Rhs<'_>, bool) = match weight.map(|w| stored(&w, &bd).map(|s| (s, w.transposed))).transpose()? {
+            let (rhs, turned): (Rhs<'_>, bool) = match weight
+                .map(|w| stored(&w, &bd).map(|s| (s, w.transposed)))
+                .transpose()?
+            {
                 Some((Some(w), turned)) => (w.into(), turned),
                 _ => {
                     flat = cx.dense(to_floats(b, 2)?)?;
@@ -428,23 +526,48 @@ impl Kernel for MatMulAdd {
 }
 
 fn attention_core(cx: &BuildCx<'_>) -> AttentionCore {
-    AttentionCore { scale: cx.float("scale", 1.0) }
+    AttentionCore {
+        scale: cx.float("scale", 1.0),
+    }
 }
 
 pub(super) const KERNELS: &[Entry] = &[
-    (OWN, "RMSNormalization", |cx| Ok(Box::new(RmsNorm(cx.float("epsilon", 1e-5))))),
-    (OWN, "RMSNormalizationGrad", |cx| Ok(Box::new(RmsNormGrad { weight: cx.wants(1) }))),
-    (OWN, "RotaryEmbedding", |cx| Ok(Box::new(RotaryEmbedding { inverse: cx.flag("inverse") }))),
+    (OWN, "RMSNormalization", |cx| {
+        Ok(Box::new(RmsNorm(cx.float("epsilon", 1e-5))))
+    }),
+    (OWN, "RMSNormalizationGrad", |cx| {
+        Ok(Box::new(RmsNormGrad {
+            weight: cx.wants(1),
+        }))
+    }),
+    (OWN, "RotaryEmbedding", |cx| {
+        Ok(Box::new(RotaryEmbedding {
+            inverse: cx.flag("inverse"),
+        }))
+    }),
     (OWN, "Attention", |cx| Ok(Box::new(attention_core(cx)))),
-    (OWN, "AttentionGrad", |cx| Ok(Box::new(AttentionGrad(attention_core(cx))))),
+    (OWN, "AttentionGrad", |cx| {
+        Ok(Box::new(AttentionGrad(attention_core(cx))))
+    }),
     (OWN, "Silu", |_| Ok(Box::new(Unary(Activation::Silu)))),
-    (OWN, "SiluGrad", |_| Ok(Box::new(UnaryGrad(Activation::Silu)))),
+    (OWN, "SiluGrad", |_| {
+        Ok(Box::new(UnaryGrad(Activation::Silu)))
+    }),
     (OWN, "SwiGLU", |_| Ok(Box::new(Gated(Activation::Silu)))),
-    (OWN, "SwiGLUGrad", |_| Ok(Box::new(GatedGrad(Activation::Silu)))),
+    (OWN, "SwiGLUGrad", |_| {
+        Ok(Box::new(GatedGrad(Activation::Silu)))
+    }),
     (OWN, "LinearCrossEntropy", |cx| {
-        Ok(Box::new(LinearCrossEntropy { ignore: cx.int("ignore_index", -100), gradient: cx.wants(1) }))
+        Ok(Box::new(LinearCrossEntropy {
+            ignore: cx.int("ignore_index", -100),
+            gradient: cx.wants(1),
+        }))
     }),
     (OWN, "MatMulAdd", |cx| {
-        Ok(Box::new(MatMulAdd { alpha: cx.float("alpha", 1.0), trans_a: cx.flag("transA"), trans_b: cx.flag("transB") }))
+        Ok(Box::new(MatMulAdd {
+            alpha: cx.float("alpha", 1.0),
+            trans_a: cx.flag("transA"),
+            trans_b: cx.flag("transB"),
+        }))
     }),
 ];

@@ -5,7 +5,11 @@ use crate::runtime::value::{Fault, KResult, Value, count, row_major};
 
 /// An index counted from the front.
 pub(crate) fn index_of(i: i64, size: usize) -> KResult<usize> {
-    let at = if i < 0 { i.saturating_add(size as i64) } else { i };
+    let at = if i < 0 {
+        i.saturating_add(size as i64)
+    } else {
+        i
+    };
     usize::try_from(at)
         .ok()
         .filter(|&a| a < size)
@@ -60,7 +64,11 @@ impl Kernel for GatherElements {
         let axis = axis_of(self.0, from.len())?;
         let dims = index.dims().to_vec();
         let fits = dims.len() == from.len()
-            && dims.iter().zip(&from).enumerate().all(|(i, (a, b))| i == axis || a <= b);
+            && dims
+                .iter()
+                .zip(&from)
+                .enumerate()
+                .all(|(i, (a, b))| i == axis || a <= b);
         if !fits {
             return Err(Fault(format!("indices {dims:?} into {from:?}")));
         }
@@ -118,7 +126,9 @@ impl Kernel for GatherND {
             at.push(offset);
         }
         one(each_kind!(cx, v, &dims, |src, out| {
-            walk::rows(out, inner, |i, o| o.copy_from_slice(&src[at[i]..at[i] + inner]));
+            walk::rows(out, inner, |i, o| {
+                o.copy_from_slice(&src[at[i]..at[i] + inner])
+            });
         }))
     }
 }

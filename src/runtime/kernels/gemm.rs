@@ -16,18 +16,29 @@ impl Kernel for Gemm {
             if v.dims().len() != 2 {
                 return Err(Fault(format!("a matrix of shape {:?}", v.dims())));
             }
-            if t { super::movement::permute(&v, &[1, 0], None) } else { Ok(v) }
+            if t {
+                super::movement::permute(&v, &[1, 0], None)
+            } else {
+                Ok(v)
+            }
         };
         let a = turn(ins.take(0)?, self.trans[0])?;
         let b = turn(ins.take(1)?, self.trans[1])?;
         let out = matmul(cx, a, b, self.alpha)?;
-        let c = if ins.has(2) { Some(ins.floats(2)?) } else { None };
+        let c = if ins.has(2) {
+            Some(ins.floats(2)?)
+        } else {
+            None
+        };
         let Some(c) = c.filter(|_| self.beta != 0.0) else {
             return super::one(out);
         };
         let (dims, dtype) = (out.dims().to_vec(), out.dtype());
         if walk::broadcast(&[&dims, c.dims()])? != dims {
-            return Err(Fault(format!("{:?} does not broadcast to {dims:?}", c.dims())));
+            return Err(Fault(format!(
+                "{:?} does not broadcast to {dims:?}",
+                c.dims()
+            )));
         }
         let mut v = cx.buffer(out)?;
         let beta = self.beta;

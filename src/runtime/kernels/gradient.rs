@@ -48,7 +48,9 @@ pub(crate) fn sum_to(cx: &Cx<'_>, x: Floats, want: &[usize]) -> KResult<Floats> 
             let mut sums = vec![0f64; o.len()];
             for r in 0..rows {
                 let part = &src[r * width + b * block..][..o.len()];
-                sums.iter_mut().zip(part).for_each(|(s, &x)| *s += f64::from(x));
+                sums.iter_mut()
+                    .zip(part)
+                    .for_each(|(s, &x)| *s += f64::from(x));
             }
             o.iter_mut().zip(sums).for_each(|(o, s)| *o = s as f32);
         });
@@ -89,16 +91,24 @@ impl Kernel for GatherGrad {
         let read = grad.read();
         let src = read.slice()?;
         if src.len() != count(&[outer, at.len(), inner])? {
-            return Err(Fault(format!("a gradient of {:?} for {dims:?}", grad.dims())));
+            return Err(Fault(format!(
+                "a gradient of {:?} for {dims:?}",
+                grad.dims()
+            )));
         }
         let mut out = cx.zeros(count(&dims)?);
         if inner > 0 && !at.is_empty() && len > 0 {
             let block = at.len() * inner;
-            out.par_chunks_mut(len * inner).zip(src.par_chunks(block)).for_each(|(o, g)| {
-                for (&i, g) in at.iter().zip(g.chunks(inner)) {
-                    o[i * inner..(i + 1) * inner].iter_mut().zip(g).for_each(|(o, g)| *o += g);
-                }
-            });
+            out.par_chunks_mut(len * inner)
+                .zip(src.par_chunks(block))
+                .for_each(|(o, g)| {
+                    for (&i, g) in at.iter().zip(g.chunks(inner)) {
+                        o[i * inner..(i + 1) * inner]
+                            .iter_mut()
+                            .zip(g)
+                            .for_each(|(o, g)| *o += g);
+                    }
+                });
         }
         cx.one(out, &dims, grad.dtype())
     }
@@ -121,7 +131,11 @@ impl Kernel for Scatter {
             let k = super::scatter::elements_add(self.axis);
             return k.run(cx, Ins(vec![Some(zeros), Some(index), Some(grad)]));
         }
-        let index = if self.batch == 0 { index } else { batched(&index, self.batch)? };
+        let index = if self.batch == 0 {
+            index
+        } else {
+            batched(&index, self.batch)?
+        };
         let k = super::scatter::nd_add();
         k.run(cx, Ins(vec![Some(zeros), Some(index), Some(grad)]))
     }
@@ -156,7 +170,9 @@ impl Kernel for SliceGrad {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
         let dims = shape(&ins, 1)?;
         let (starts, ends) = (ins.ints(2)?, ins.ints(3)?);
-        let axes = ins.ints_opt(4)?.unwrap_or_else(|| (0..starts.len() as i64).collect());
+        let axes = ins
+            .ints_opt(4)?
+            .unwrap_or_else(|| (0..starts.len() as i64).collect());
         let steps = ins.ints_opt(5)?.unwrap_or_else(|| vec![1; starts.len()]);
         if ends.len() != starts.len() || axes.len() != starts.len() || steps.len() != starts.len() {
             return Err("starts, ends, axes and steps differ in length".into());
@@ -170,7 +186,10 @@ impl Kernel for SliceGrad {
         }
         let found: Vec<usize> = at.iter().map(Vec::len).collect();
         if found != grad.dims() {
-            return Err(Fault(format!("a gradient of {:?}, expected {found:?}", grad.dims())));
+            return Err(Fault(format!(
+                "a gradient of {:?}, expected {found:?}",
+                grad.dims()
+            )));
         }
         let strides = row_major(&dims);
         let steps = row_major(&found);
@@ -204,7 +223,9 @@ fn nd(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
 
 pub(super) const KERNELS: &[Entry] = &[
     (OWN, "SumTo", |_| Ok(Box::new(SumTo))),
-    (OWN, "GatherGrad", |cx| Ok(Box::new(GatherGrad(cx.int("axis", 0))))),
+    (OWN, "GatherGrad", |cx| {
+        Ok(Box::new(GatherGrad(cx.int("axis", 0))))
+    }),
     (OWN, "GatherElementsGrad", |cx| {
         Ok(Box::new(Scatter {
             make: "elements",

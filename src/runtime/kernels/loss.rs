@@ -28,7 +28,10 @@ impl Kernel for Loss {
         let mut want = vec![batch];
         want.extend_from_slice(rest);
         if labels.dims() != want {
-            return Err(Fault(format!("labels of {:?}, expected {want:?}", labels.dims())));
+            return Err(Fault(format!(
+                "labels of {:?}, expected {want:?}",
+                labels.dims()
+            )));
         }
         let inner = count(rest)?;
         let read = scores.read();
@@ -83,8 +86,12 @@ fn log_softmax(x: &mut [f32], classes: usize, inner: usize) {
     super::walk::rows(x, block, |_, x| {
         for j in 0..inner {
             let at = |c: usize| c * inner + j;
-            let max = (0..classes).map(|c| x[at(c)]).fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = (0..classes).map(|c| f64::from((x[at(c)] - max).exp())).sum();
+            let max = (0..classes)
+                .map(|c| x[at(c)])
+                .fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = (0..classes)
+                .map(|c| f64::from((x[at(c)] - max).exp()))
+                .sum();
             let log = sum.ln() as f32;
             (0..classes).for_each(|c| x[at(c)] = (x[at(c)] - max) - log);
         }
@@ -100,7 +107,10 @@ fn make(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     };
     Ok(Box::new(Loss {
         reduction,
-        ignore: cx.node.attr("ignore_index").and_then(crate::ir::AttrValue::as_int),
+        ignore: cx
+            .node
+            .attr("ignore_index")
+            .and_then(crate::ir::AttrValue::as_int),
         wants_prob: cx.wants(1),
     }))
 }

@@ -83,7 +83,11 @@ fn stored(m: &Mat<'_>) -> Option<(bool, usize)> {
 
 /// A matrix for the product kernel, and whether it is the transpose of what is stored.
 fn operand<'a>(m: &Mat<'a>, (turned, stride): (bool, usize)) -> KResult<(cpu::Mat<'a>, bool)> {
-    let (rows, cols) = if turned { (m.cols, m.rows) } else { (m.rows, m.cols) };
+    let (rows, cols) = if turned {
+        (m.cols, m.rows)
+    } else {
+        (m.rows, m.cols)
+    };
     let mat = cpu::Mat::strided(m.data, rows, cols, stride)?;
     Ok((mat, turned))
 }
@@ -172,8 +176,16 @@ pub(crate) fn matmul(cx: &Cx<'_>, a: Value, b: Value, alpha: f32) -> KResult<Flo
     }
     let a_vec = da.len() == 1;
     let b_vec = db.len() == 1;
-    let a = if a_vec { super::shape::reshaped(cx, a, vec![1, da[0]])? } else { a };
-    let b = if b_vec { super::shape::reshaped(cx, b, vec![db[0], 1])? } else { b };
+    let a = if a_vec {
+        super::shape::reshaped(cx, a, vec![1, da[0]])?
+    } else {
+        a
+    };
+    let b = if b_vec {
+        super::shape::reshaped(cx, b, vec![db[0], 1])?
+    } else {
+        b
+    };
     let out = product(cx, a, b, alpha)?;
     if !a_vec && !b_vec {
         return Ok(out);
@@ -236,7 +248,15 @@ fn product(cx: &Cx<'_>, a: Value, b: Value, alpha: f32) -> KResult<Floats> {
             let b = to_floats(b, 1)?;
             let read = b.read();
             let v = read.view()?;
-            multiply(cx, &mut out, n, left, last_two(v.data, &db, &v.strides, 0), alpha, false)?;
+            multiply(
+                cx,
+                &mut out,
+                n,
+                left,
+                last_two(v.data, &db, &v.strides, 0),
+                alpha,
+                false,
+            )?;
         }
         drop(read);
         return cx.floats(out, &dims, dtype);
@@ -309,7 +329,11 @@ fn on_candle(a: &Floats, b: Floats, alpha: f32) -> KResult<Floats> {
     let dtype = a.dtype();
     let (x, y) = (a.tensor().contiguous()?, b.tensor().contiguous()?);
     let out = x.broadcast_matmul(&y)?;
-    let out = if alpha == 1.0 { out } else { out.affine(f64::from(alpha), 0.0)? };
+    let out = if alpha == 1.0 {
+        out
+    } else {
+        out.affine(f64::from(alpha), 0.0)?
+    };
     Ok(Floats::wrap(out, dtype, None))
 }
 
@@ -332,7 +356,11 @@ fn integers(a: &Value, b: &Value) -> KResult<Host> {
         return Err("a product of integer vectors".into());
     };
     if k != kb || !lb.is_empty() {
-        return Err(Fault(format!("a product of {:?} and {:?}", a.dims(), b.dims())));
+        return Err(Fault(format!(
+            "a product of {:?} and {:?}",
+            a.dims(),
+            b.dims()
+        )));
     }
     let (x, y) = (a.to_ints()?, b.to_ints()?);
     let rows = count(la)? * m;

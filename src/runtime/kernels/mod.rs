@@ -31,19 +31,64 @@ use std::sync::Arc;
 
 pub(crate) mod walk;
 
-macro_rules! kernels {
-    ($($module:ident),* $(,)?) => {
-        $(pub(crate) mod $module;)*
-        fn families() -> impl Iterator<Item = &'static Entry> {
-            let all: &[&'static [Entry]] = &[$($module::KERNELS),*];
-            all.to_vec().into_iter().flatten()
-        }
-    };
-}
+pub(crate) mod attention;
+pub(crate) mod binary;
+pub(crate) mod cast;
+pub(crate) mod control;
+pub(crate) mod conv;
+pub(crate) mod dropout;
+pub(crate) mod einsum;
+pub(crate) mod embed;
+pub(crate) mod fused;
+pub(crate) mod gather;
+pub(crate) mod gemm;
+pub(crate) mod gradient;
+pub(crate) mod loss;
+pub(crate) mod matmul;
+pub(crate) mod movement;
+pub(crate) mod norm;
+pub(crate) mod quant;
+pub(crate) mod reduce;
+pub(crate) mod rotary;
+pub(crate) mod scatter;
+pub(crate) mod sequence;
+pub(crate) mod shape;
+pub(crate) mod softmax;
+pub(crate) mod topk;
+pub(crate) mod unary;
+pub(crate) mod where_;
 
-kernels! {
-    attention, binary, cast, control, conv, dropout, einsum, embed, fused, gather, gemm, gradient, loss, matmul, movement, norm, quant, reduce,
-    rotary, scatter, sequence, shape, softmax, topk, unary, where_,
+/// The kernels of all files.
+fn families() -> impl Iterator<Item = &'static Entry> {
+    let files: &[&'static [Entry]] = &[
+        attention::KERNELS,
+        binary::KERNELS,
+        cast::KERNELS,
+        control::KERNELS,
+        conv::KERNELS,
+        dropout::KERNELS,
+        einsum::KERNELS,
+        embed::KERNELS,
+        fused::KERNELS,
+        gather::KERNELS,
+        gemm::KERNELS,
+        gradient::KERNELS,
+        loss::KERNELS,
+        matmul::KERNELS,
+        movement::KERNELS,
+        norm::KERNELS,
+        quant::KERNELS,
+        reduce::KERNELS,
+        rotary::KERNELS,
+        scatter::KERNELS,
+        sequence::KERNELS,
+        shape::KERNELS,
+        softmax::KERNELS,
+        topk::KERNELS,
+        unary::KERNELS,
+        where_::KERNELS,
+    ];
+    files.iter().flat_map(|kernels| kernels.iter())
 }
 
 /// The domain of this library's own operators.

@@ -56,12 +56,18 @@ impl Kernel for Transpose {
         let rank = v.dims().len();
         let perm: Vec<usize> = match &self.0 {
             None => (0..rank).rev().collect(),
-            Some(p) => p.iter().map(|&a| axis_of(a, rank)).collect::<KResult<_>>()?,
+            Some(p) => p
+                .iter()
+                .map(|&a| axis_of(a, rank))
+                .collect::<KResult<_>>()?,
         };
         let mut seen = vec![false; rank];
         perm.iter().for_each(|&p| seen[p] = true);
         if perm.len() != rank || seen.contains(&false) {
-            return Err(Fault(format!("perm {:?} for a tensor of rank {rank}", self.0)));
+            return Err(Fault(format!(
+                "perm {:?} for a tensor of rank {rank}",
+                self.0
+            )));
         }
         one(permute(&v, &perm, None)?)
     }
@@ -75,7 +81,9 @@ impl Kernel for Transpose {
 pub(crate) fn narrow(v: &Value, axis: usize, start: usize, len: usize) -> KResult<Value> {
     let size = v.dims()[axis];
     if start.checked_add(len).is_none_or(|end| end > size) {
-        return Err(Fault(format!("{start}..{start}+{len} of an axis of {size}")));
+        return Err(Fault(format!(
+            "{start}..{start}+{len} of an axis of {size}"
+        )));
     }
     if len == size {
         return Ok(v.clone());
@@ -172,7 +180,9 @@ pub(crate) fn positions(size: usize, start: i64, end: i64, step: i64) -> KResult
     let mut index = Vec::new();
     while if step > 0 { i < to } else { i > to } {
         index.push(i as usize);
-        let Some(next) = i.checked_add(step) else { break };
+        let Some(next) = i.checked_add(step) else {
+            break;
+        };
         i = next;
     }
     Ok(index)
@@ -197,10 +207,16 @@ pub(crate) fn concat(cx: &Cx<'_>, parts: Vec<Value>, axis: i64) -> KResult<Value
     for p in &parts {
         let d = p.dims();
         let fits = d.len() == dims.len()
-            && d.iter().zip(&dims).enumerate().all(|(i, (a, b))| i == axis || a == b)
+            && d.iter()
+                .zip(&dims)
+                .enumerate()
+                .all(|(i, (a, b))| i == axis || a == b)
             && p.dtype() == first.dtype();
         if !fits {
-            return Err(Fault(format!("{}{d:?} does not join along axis {axis}", p.dtype())));
+            return Err(Fault(format!(
+                "{}{d:?} does not join along axis {axis}",
+                p.dtype()
+            )));
         }
         dims[axis] += d[axis];
     }
@@ -221,7 +237,13 @@ pub(crate) fn concat(cx: &Cx<'_>, parts: Vec<Value>, axis: i64) -> KResult<Value
     }
     let hosts: Vec<&Host> = parts
         .iter()
-        .filter_map(|p| if let Value::Host(h) = p { Some(h) } else { None })
+        .filter_map(|p| {
+            if let Value::Host(h) = p {
+                Some(h)
+            } else {
+                None
+            }
+        })
         .collect();
     let dtype = first.dtype();
     let data = match hosts.first().map(|h| h.data()) {
@@ -386,11 +408,21 @@ impl Kernel for Pad {
             Some(p) => p.clone(),
             None => ins.ints(1)?,
         };
-        let fill = if ins.has(2) { ins.scalar(2)? } else { self.value };
+        let fill = if ins.has(2) {
+            ins.scalar(2)?
+        } else {
+            self.value
+        };
         let rank = ins.need(0)?.dims().len();
-        let axes = ins.ints_opt(3)?.unwrap_or_else(|| (0..rank as i64).collect());
+        let axes = ins
+            .ints_opt(3)?
+            .unwrap_or_else(|| (0..rank as i64).collect());
         if pads.len() != 2 * axes.len() {
-            return Err(Fault(format!("{} pads for {} axes", pads.len(), axes.len())));
+            return Err(Fault(format!(
+                "{} pads for {} axes",
+                pads.len(),
+                axes.len()
+            )));
         }
         let mut v = plain(ins.take(0)?)?;
         for (k, &a) in axes.iter().enumerate() {
@@ -408,7 +440,15 @@ impl Kernel for Pad {
 }
 
 impl Pad {
-    fn pad(&self, cx: &Cx<'_>, v: Value, axis: usize, lo: usize, hi: usize, fill: f32) -> KResult<Value> {
+    fn pad(
+        &self,
+        cx: &Cx<'_>,
+        v: Value,
+        axis: usize,
+        lo: usize,
+        hi: usize,
+        fill: f32,
+    ) -> KResult<Value> {
         let n = v.dims()[axis];
         if lo == 0 && hi == 0 {
             return Ok(v);
@@ -438,7 +478,11 @@ impl Pad {
             let n = count(&dims)?;
             Ok(match like {
                 Value::Host(h) => match h.data() {
-                    Data::F64(_) => Value::Host(Host::new(h.dtype(), dims, Data::F64(vec![f64::from(fill); n]))?),
+                    Data::F64(_) => Value::Host(Host::new(
+                        h.dtype(),
+                        dims,
+                        Data::F64(vec![f64::from(fill); n]),
+                    )?),
                     _ => Value::Host(Host::from_ints(h.dtype(), dims, vec![fill as i64; n])?),
                 },
                 like => {
@@ -473,7 +517,10 @@ struct Trilu(bool);
 
 impl Kernel for Trilu {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
-        let k = ins.ints_opt(1)?.and_then(|v| v.first().copied()).unwrap_or(0);
+        let k = ins
+            .ints_opt(1)?
+            .and_then(|v| v.first().copied())
+            .unwrap_or(0);
         let v = ins.take(0)?;
         let dims = v.dims().to_vec();
         let [.., rows, cols] = dims[..] else {
@@ -498,7 +545,9 @@ impl Kernel for Trilu {
 }
 
 pub(super) const KERNELS: &[Entry] = &[
-    ("", "Transpose", |cx| Ok(Box::new(Transpose(cx.ints("perm"))))),
+    ("", "Transpose", |cx| {
+        Ok(Box::new(Transpose(cx.ints("perm"))))
+    }),
     ("", "Slice", |cx| {
         Ok(Box::new(Slice {
             starts: cx.ints("starts"),
@@ -506,7 +555,9 @@ pub(super) const KERNELS: &[Entry] = &[
             axes: cx.ints("axes"),
         }))
     }),
-    ("", "Concat", |cx| Ok(Box::new(Concat(cx.need_int("axis")?)))),
+    ("", "Concat", |cx| {
+        Ok(Box::new(Concat(cx.need_int("axis")?)))
+    }),
     ("", "Split", |cx| {
         let parts = cx
             .node
@@ -521,5 +572,7 @@ pub(super) const KERNELS: &[Entry] = &[
     }),
     ("", "Tile", |_| Ok(Box::new(Tile))),
     ("", "Pad", pad),
-    ("", "Trilu", |cx| Ok(Box::new(Trilu(cx.int("upper", 1) != 0)))),
+    ("", "Trilu", |cx| {
+        Ok(Box::new(Trilu(cx.int("upper", 1) != 0)))
+    }),
 ];

@@ -45,7 +45,9 @@ impl Kernel for Norm {
                 .map(|i| stats(&v[i * width..(i + 1) * width], self.eps, self.centre))
                 .collect();
             let f = |g: fn(&(f32, f32)) -> f32| -> KResult<_> {
-                Ok(Some(cx.floats(all.iter().map(g).collect(), &kept, dtype)?.into()))
+                Ok(Some(
+                    cx.floats(all.iter().map(g).collect(), &kept, dtype)?.into(),
+                ))
             };
             // RMSNormalization has one output only; its statistics never get here.
             outs.push(f(|s| s.0)?);
@@ -58,7 +60,13 @@ impl Kernel for Norm {
 }
 
 impl Norm {
-    fn apply(&self, v: &mut [f32], width: usize, scale: &Floats, bias: Option<&Floats>) -> KResult<()> {
+    fn apply(
+        &self,
+        v: &mut [f32],
+        width: usize,
+        scale: &Floats,
+        bias: Option<&Floats>,
+    ) -> KResult<()> {
         let fits = |f: &Floats| f.tensor().elem_count() == width || f.tensor().elem_count() == 1;
         if !fits(scale) || bias.is_some_and(|b| !fits(b)) {
             return Err(Fault(format!(
@@ -106,7 +114,11 @@ impl Kernel for Skip {
     /// Output 0 is the normalized sum, output 3 the sum itself.
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
         let gamma = ins.dense(2, cx)?;
-        let beta = if self.norm.centre { ins.dense_opt(3, cx)? } else { None };
+        let beta = if self.norm.centre {
+            ins.dense_opt(3, cx)?
+        } else {
+            None
+        };
         let bias = ins.dense_opt(self.bias, cx)?;
         let skip = ins.floats(1)?;
         let x = ins.floats(0)?;

@@ -18,7 +18,11 @@ fn range(dtype: DType) -> KResult<(f32, f32)> {
         DType::Int16 => (-32768.0, 32767.0),
         DType::Uint4 => (0.0, 15.0),
         DType::Int4 => (-8.0, 7.0),
-        other => return Err(Fault(format!("{other} is no quantized type that is computed with"))),
+        other => {
+            return Err(Fault(format!(
+                "{other} is no quantized type that is computed with"
+            )));
+        }
     })
 }
 
@@ -112,7 +116,11 @@ impl Kernel for Dequantize {
         };
         let signed = matches!(x.dtype(), DType::Int8 | DType::Int4);
         let bytes = x.bytes().ok();
-        let wide = if bytes.is_some() { None } else { Some(x.ints()?) };
+        let wide = if bytes.is_some() {
+            None
+        } else {
+            Some(x.ints()?)
+        };
         let get = |i: usize| match (bytes, &wide) {
             (Some(b), _) if signed => i64::from(b[i] as i8),
             (Some(b), _) => i64::from(b[i]),
@@ -171,7 +179,9 @@ impl Kernel for Dynamic {
         let dims = x.dims().to_vec();
         let read = x.read();
         let src = read.slice()?;
-        let (lo, hi) = src.iter().fold((0f32, 0f32), |(a, b), &x| (a.min(x), b.max(x)));
+        let (lo, hi) = src
+            .iter()
+            .fold((0f32, 0f32), |(a, b), &x| (a.min(x), b.max(x)));
         let scale = (hi - lo) / 255.0;
         let step = if scale == 0.0 { 1.0 } else { scale };
         let zero = (-lo / step).round_ties_even().clamp(0.0, 255.0);
@@ -202,7 +212,10 @@ impl Bytes {
             Value::Weight(w) if w.bytes().is_some() => Ok(Bytes::File(w)),
             v => match plain(v)? {
                 Value::Host(h) => Ok(Bytes::Host(h)),
-                v => Err(Fault(format!("found {}, expected 8-bit integers", v.dtype()))),
+                v => Err(Fault(format!(
+                    "found {}, expected 8-bit integers",
+                    v.dtype()
+                ))),
             },
         }
     }
@@ -241,7 +254,13 @@ impl Kernel for MatMulInteger {
         if !(za.len() == 1 || za.len() == rows) || !(zb.len() == 1 || zb.len() == n) {
             return Err(Fault(format!("{} and {} zero points", za.len(), zb.len())));
         }
-        let wide = |b: u8, signed: bool| if signed { i32::from(b as i8) } else { i32::from(b) };
+        let wide = |b: u8, signed: bool| {
+            if signed {
+                i32::from(b as i8)
+            } else {
+                i32::from(b)
+            }
+        };
         let mut out = vec![0i64; rows * n];
         if n > 0 {
             out.par_chunks_mut(n).enumerate().for_each(|(i, o)| {
@@ -300,7 +319,8 @@ impl NBits {
             bits: size_of(cx.int("bits", 4))?,
             block: size_of(cx.need_int("block_size")?)?,
         };
-        if !matches!(it.bits, 2 | 4 | 8) || it.block == 0 || !(it.block * it.bits).is_multiple_of(8) {
+        if !matches!(it.bits, 2 | 4 | 8) || it.block == 0 || !(it.block * it.bits).is_multiple_of(8)
+        {
             return Err(Fault(format!("{} bits in blocks of {}", it.bits, it.block)));
         }
         Ok(it)
@@ -326,7 +346,11 @@ impl NBits {
             Zeros::Packed(v) => v.len() == self.n * self.zero_row(),
             Zeros::Middle(_) => true,
         };
-        if fits { Ok(zeros) } else { Err("the zero points do not fit K, N and block_size".into()) }
+        if fits {
+            Ok(zeros)
+        } else {
+            Err("the zero points do not fit K, N and block_size".into())
+        }
     }
 
     /// The i-th number of a packed row, from the low bits up.
@@ -399,14 +423,20 @@ impl Kernel for MatMulNBits {
         let mut panel = cx.alloc(block * w.k);
         for at in (0..w.n).step_by(block) {
             let part = block.min(w.n - at);
-            walk::rows(&mut panel[..part * w.k], w.k, |r, o| w.row(at + r, b, s, &zeros, o));
+            walk::rows(&mut panel[..part * w.k], w.k, |r, o| {
+                w.row(at + r, b, s, &zeros, o)
+            });
             let m = Mat::dense(&panel[..part * w.k], part, w.k).t();
             multiply(cx, &mut out[at..], w.n, a, m, 1.0, false)?;
         }
         cx.pool.give(panel);
         if let Some(bias) = bias {
             if bias.dims() != [w.n] {
-                return Err(Fault(format!("a bias of {:?} for N = {}", bias.dims(), w.n)));
+                return Err(Fault(format!(
+                    "a bias of {:?} for N = {}",
+                    bias.dims(),
+                    w.n
+                )));
             }
             walk::zip_in_place(&dims, &mut out, &bias.read().view()?, |x, b| x + b);
         }
@@ -455,25 +485,42 @@ impl Kernel for GatherBlocks {
             return Err(Fault(format!("a table of {:?}", data.dims())));
         };
         // `u8` holds several numbers a byte; 4-bit types have one an element.
-        let per = if dtype == DType::Uint8 { 8 / self.bits } else { 1 };
+        let per = if dtype == DType::Uint8 {
+            8 / self.bits
+        } else {
+            1
+        };
         let k = width * per;
         let blocks = k.div_ceil(self.block);
         if scales.dims() != [rows, blocks] {
-            return Err(Fault(format!("scales of {:?}, expected [{rows}, {blocks}]", scales.dims())));
+            return Err(Fault(format!(
+                "scales of {:?}, expected [{rows}, {blocks}]",
+                scales.dims()
+            )));
         }
         let table = Bytes::of(plain(data)?)?;
         let q = table.get()?;
         let signed = dtype == DType::Int4;
         let unpack = |row: &[u8], i: usize| -> f32 {
             if per == 1 {
-                return if signed { f32::from(row[i] as i8) } else { f32::from(row[i]) };
+                return if signed {
+                    f32::from(row[i] as i8)
+                } else {
+                    f32::from(row[i])
+                };
             }
             let bit = i * self.bits;
             f32::from(row[bit / 8] >> (bit % 8) & ((1u32 << self.bits) - 1) as u8)
         };
-        let middle = if dtype == DType::Uint8 { (1u32 << (self.bits - 1)) as f32 } else { 0.0 };
+        let middle = if dtype == DType::Uint8 {
+            (1u32 << (self.bits - 1)) as f32
+        } else {
+            0.0
+        };
         let zeros = zeros
-            .map(|z| -> KResult<(usize, Bytes)> { Ok((z.dims().last().copied().unwrap_or(0), Bytes::of(plain(z)?)?)) })
+            .map(|z| -> KResult<(usize, Bytes)> {
+                Ok((z.dims().last().copied().unwrap_or(0), Bytes::of(plain(z)?)?))
+            })
             .transpose()?;
         let zero = match &zeros {
             Some((w, z)) if w * per >= blocks && z.get()?.len() == rows * w => Some((*w, z.get()?)),
@@ -500,7 +547,10 @@ impl Kernel for GatherBlocks {
 }
 
 fn gather(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
-    let (bits, block) = (size_of(cx.int("bits", 4))?, size_of(cx.int("block_size", 128))?);
+    let (bits, block) = (
+        size_of(cx.int("bits", 4))?,
+        size_of(cx.int("block_size", 128))?,
+    );
     if cx.int("gather_axis", 0) != 0 || !matches!(cx.int("quantize_axis", 1), 1 | -1) {
         return Err("gather_axis 0 and quantize_axis 1 only".into());
     }
@@ -522,12 +572,18 @@ pub(super) const KERNELS: &[Entry] = &[
         Ok(Box::new(Quantize {
             axis: cx.int("axis", 1),
             block: cx.int("block_size", 0),
-            to: if to == DType::Undefined { DType::Uint8 } else { to },
+            to: if to == DType::Undefined {
+                DType::Uint8
+            } else {
+                to
+            },
         }))
     }),
     ("", "DynamicQuantizeLinear", |_| Ok(Box::new(Dynamic))),
     ("", "MatMulInteger", |_| Ok(Box::new(MatMulInteger))),
-    (MS, "MatMulNBits", |cx| Ok(Box::new(MatMulNBits(NBits::new(cx)?)))),
+    (MS, "MatMulNBits", |cx| {
+        Ok(Box::new(MatMulNBits(NBits::new(cx)?)))
+    }),
     (MS, "GatherBlockQuantized", gather),
     (OWN, "DequantizeNBits", |cx| {
         Ok(Box::new(DequantizeNBits(NBits::new(cx)?)))

@@ -32,8 +32,14 @@ impl Kind {
         match self {
             Kind::Sum => row.sum(),
             Kind::Mean => row.sum::<f64>() / n as f64,
-            Kind::Max => row.fold(f64::NEG_INFINITY, |a, x| if x > a || x.is_nan() { x } else { a }),
-            Kind::Min => row.fold(f64::INFINITY, |a, x| if x < a || x.is_nan() { x } else { a }),
+            Kind::Max => row.fold(
+                f64::NEG_INFINITY,
+                |a, x| if x > a || x.is_nan() { x } else { a },
+            ),
+            Kind::Min => row.fold(
+                f64::INFINITY,
+                |a, x| if x < a || x.is_nan() { x } else { a },
+            ),
             Kind::Prod => row.product(),
             Kind::L1 => row.map(f64::abs).sum(),
             Kind::L2 => row.map(|x| x * x).sum::<f64>().sqrt(),
@@ -101,7 +107,8 @@ impl Kernel for Reduce {
                     _ => ints(kind, w.iter().map(|i| v[at + i])),
                 });
                 let out = out.into_iter().collect::<Option<Vec<i64>>>();
-                let out = out.ok_or_else(|| Fault(format!("no such reduction of {}", h.dtype())))?;
+                let out =
+                    out.ok_or_else(|| Fault(format!("no such reduction of {}", h.dtype())))?;
                 one(Host::from_ints(h.dtype(), dims, out)?)
             }
             Value::Weight(_) => Err("a weight converts to a tensor".into()),
@@ -185,14 +192,22 @@ impl Reduce {
             // The first axes (bias gradients): rows are added up, a block of columns on each thread.
             let n: usize = from[..lead].iter().product();
             let width = out.len();
-            let scale = if self.kind == Kind::Mean { 1.0 / n as f64 } else { 1.0 };
+            let scale = if self.kind == Kind::Mean {
+                1.0 / n as f64
+            } else {
+                1.0
+            };
             out.par_chunks_mut(256).enumerate().for_each(|(b, o)| {
                 let mut sums = vec![0f64; o.len()];
                 for i in 0..n {
                     let r = &src[i * width + b * 256..][..o.len()];
-                    sums.iter_mut().zip(r).for_each(|(s, &x)| *s += f64::from(x));
+                    sums.iter_mut()
+                        .zip(r)
+                        .for_each(|(s, &x)| *s += f64::from(x));
                 }
-                o.iter_mut().zip(sums).for_each(|(o, s)| *o = (s * scale) as f32);
+                o.iter_mut()
+                    .zip(sums)
+                    .for_each(|(o, s)| *o = (s * scale) as f32);
             });
             return;
         }

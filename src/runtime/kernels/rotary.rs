@@ -35,7 +35,9 @@ impl Layout {
                     flat: true,
                 })
             }
-            _ => Err(Fault(format!("a tensor of shape {dims:?}, expected rank 3 or 4"))),
+            _ => Err(Fault(format!(
+                "a tensor of shape {dims:?}, expected rank 3 or 4"
+            ))),
         }
     }
 
@@ -90,7 +92,9 @@ struct Rotary {
 
 impl Kernel for Rotary {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
-        let positions = ins.get(self.slots[0]).map(|v| (v.dims().to_vec(), v.to_ints()));
+        let positions = ins
+            .get(self.slots[0])
+            .map(|v| (v.dims().to_vec(), v.to_ints()));
         let (cos, sin) = (ins.dense(self.slots[1], cx)?, ins.dense(self.slots[2], cx)?);
         let x = ins.floats(0)?;
         let (dims, dtype) = (x.dims().to_vec(), x.dtype());
@@ -110,9 +114,14 @@ impl Kernel for Rotary {
         {
             let (c, s) = (cos.read(), sin.read());
             let seq = layout.seq;
-            rotate(&mut v, layout, (c.slice()?, s.slice()?), half, self.interleaved, |b, s| {
-                rows[b * seq + s]
-            });
+            rotate(
+                &mut v,
+                layout,
+                (c.slice()?, s.slice()?),
+                half,
+                self.interleaved,
+                |b, s| rows[b * seq + s],
+            );
         }
         cx.one(v, &dims, dtype)
     }
@@ -125,7 +134,11 @@ impl Rotary {
             return self.heads;
         }
         let half = cos.dims().last().copied().unwrap_or(0);
-        let dim = if self.dim > 0 { self.dim as usize } else { 2 * half };
+        let dim = if self.dim > 0 {
+            self.dim as usize
+        } else {
+            2 * half
+        };
         dims[2].checked_div(dim).map_or(0, |n| n as i64)
     }
 }
@@ -147,18 +160,22 @@ fn rows(
                 [s, _] if s >= seq => 0,
                 _ => return Err(Fault(format!("tables of {tables:?} without positions"))),
             };
-            Ok((0..n).map(|i| i / seq.max(1) * per * seq + i % seq.max(1)).collect())
+            Ok((0..n)
+                .map(|i| i / seq.max(1) * per * seq + i % seq.max(1))
+                .collect())
         }
         Some((dims, values)) => {
             let values = values?;
             match *dims.as_slice() {
                 [1] | [] => {
                     let first = values.first().copied().unwrap_or(0);
-                    (0..n).map(|i| find(first + (i % seq.max(1)) as i64)).collect()
+                    (0..n)
+                        .map(|i| find(first + (i % seq.max(1)) as i64))
+                        .collect()
                 }
-                [b, s] if s == seq && (b == batch || b == 1) => {
-                    (0..n).map(|i| find(values[i % values.len().max(1)])).collect()
-                }
+                [b, s] if s == seq && (b == batch || b == 1) => (0..n)
+                    .map(|i| find(values[i % values.len().max(1)]))
+                    .collect(),
                 _ => Err(Fault(format!("positions of {dims:?} for {batch} x {seq}"))),
             }
         }

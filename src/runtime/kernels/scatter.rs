@@ -99,11 +99,21 @@ fn scatter(
                     write(r, &mut out, at, inner, q);
                     Data::F64(out)
                 }
-                _ => return Err(Fault(format!("data of {} and updates of {}", x.dtype(), u.dtype()))),
+                _ => {
+                    return Err(Fault(format!(
+                        "data of {} and updates of {}",
+                        x.dtype(),
+                        u.dtype()
+                    )));
+                }
             };
             Ok(Value::Host(Host::new(x.dtype(), dims, data)?))
         }
-        (x, u) => Err(Fault(format!("data of {} and updates of {}", x.dtype(), u.dtype()))),
+        (x, u) => Err(Fault(format!(
+            "data of {} and updates of {}",
+            x.dtype(),
+            u.dtype()
+        ))),
     }
 }
 
@@ -119,9 +129,15 @@ impl Kernel for ScatterND {
             return Err("indices without axes".into());
         };
         let mut want = lead.to_vec();
-        want.extend_from_slice(dims.get(k..).ok_or("the indices are longer than the rank")?);
+        want.extend_from_slice(
+            dims.get(k..)
+                .ok_or("the indices are longer than the rank")?,
+        );
         if updates.dims() != want {
-            return Err(Fault(format!("updates {:?}, expected {want:?}", updates.dims())));
+            return Err(Fault(format!(
+                "updates {:?}, expected {want:?}",
+                updates.dims()
+            )));
         }
         let strides = row_major(&dims);
         let tuples = index.ints()?;
@@ -151,7 +167,11 @@ impl Kernel for ScatterElements {
         let of = index.dims();
         let fits = of == updates.dims()
             && of.len() == dims.len()
-            && of.iter().zip(&dims).enumerate().all(|(i, (a, b))| i == axis || a <= b);
+            && of
+                .iter()
+                .zip(&dims)
+                .enumerate()
+                .all(|(i, (a, b))| i == axis || a <= b);
         if !fits {
             return Err(Fault(format!(
                 "indices {of:?} and updates {:?} into {dims:?}",
@@ -177,7 +197,9 @@ impl Kernel for ScatterElements {
 }
 
 pub(super) const KERNELS: &[Entry] = &[
-    ("", "ScatterND", |cx| Ok(Box::new(ScatterND(reduction(cx)?)))),
+    ("", "ScatterND", |cx| {
+        Ok(Box::new(ScatterND(reduction(cx)?)))
+    }),
     ("", "ScatterElements", |cx| {
         Ok(Box::new(ScatterElements(reduction(cx)?, cx.int("axis", 0))))
     }),

@@ -31,7 +31,9 @@ impl Kernel for Range {
             if n > LONGEST {
                 return Err(Fault(format!("{n} elements")));
             }
-            let data = (0..n as i64).map(|i| start.wrapping_add(i.wrapping_mul(step))).collect();
+            let data = (0..n as i64)
+                .map(|i| start.wrapping_add(i.wrapping_mul(step)))
+                .collect();
             return one(Host::from_ints(h.dtype(), vec![n as usize], data)?);
         }
         let (start, limit, step) = (ins.scalar(0)?, ins.scalar(1)?, ins.scalar(2)?);
@@ -41,7 +43,9 @@ impl Kernel for Range {
         }
         let n = n as usize;
         if dtype == DType::Double {
-            let data = (0..n).map(|i| f64::from(start) + i as f64 * f64::from(step)).collect();
+            let data = (0..n)
+                .map(|i| f64::from(start) + i as f64 * f64::from(step))
+                .collect();
             return one(Host::new(dtype, vec![n], Data::F64(data))?);
         }
         let data = (0..n).map(|i| start + i as f32 * step).collect();
@@ -55,7 +59,14 @@ struct CumSum {
 }
 
 impl CumSum {
-    fn go<T: Copy + Default>(&self, src: &[T], out: &mut [T], len: usize, inner: usize, add: fn(T, T) -> T) {
+    fn go<T: Copy + Default>(
+        &self,
+        src: &[T],
+        out: &mut [T],
+        len: usize,
+        inner: usize,
+        add: fn(T, T) -> T,
+    ) {
         if len == 0 || inner == 0 {
             return;
         }

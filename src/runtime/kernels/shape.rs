@@ -10,7 +10,10 @@ pub(crate) fn reshaped(cx: &Cx<'_>, v: Value, dims: Vec<usize>) -> KResult<Value
         return Ok(v);
     }
     if count(&dims)? != count(v.dims())? {
-        return Err(Fault(format!("{:?} does not fit the shape {dims:?}", v.dims())));
+        return Err(Fault(format!(
+            "{:?} does not fit the shape {dims:?}",
+            v.dims()
+        )));
     }
     match v {
         Value::Float(x) => {
@@ -66,7 +69,11 @@ fn target(dims: &[usize], want: &[i64], allow_zero: bool) -> KResult<Vec<usize>>
         let total = count(dims)?;
         out[i] = total.checked_div(rest).unwrap_or(0);
     }
-    if count(&out)? == count(dims)? { Ok(out) } else { Err(bad()) }
+    if count(&out)? == count(dims)? {
+        Ok(out)
+    } else {
+        Err(bad())
+    }
 }
 
 /// Axes from the second input (opset 13 and later) or the attribute.
@@ -108,7 +115,13 @@ fn inserted(dims: &[usize], axes: &[i64]) -> KResult<Vec<usize>> {
     let mut rest = dims.iter();
     Ok(at
         .into_iter()
-        .map(|new| if new { 1 } else { rest.next().copied().unwrap_or(1) })
+        .map(|new| {
+            if new {
+                1
+            } else {
+                rest.next().copied().unwrap_or(1)
+            }
+        })
         .collect())
 }
 
@@ -137,7 +150,10 @@ impl Kernel for Flatten {
         let axis = if self.0 < 0 { self.0 + rank } else { self.0 };
         let axis = size_of(axis)?;
         let (Some(a), Some(b)) = (v.dims().get(..axis), v.dims().get(axis..)) else {
-            return Err(Fault(format!("axis {} is outside a tensor of rank {rank}", self.0)));
+            return Err(Fault(format!(
+                "axis {} is outside a tensor of rank {rank}",
+                self.0
+            )));
         };
         let dims = vec![count(a)?, count(b)?];
         one(reshaped(cx, v, dims)?)
@@ -292,13 +308,23 @@ impl Kernel for Constant {
 
 fn constant(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     let attrs = &cx.node.attrs;
-    let value = ["value", "value_int", "value_ints", "value_float", "value_floats"]
-        .into_iter()
-        .find_map(|n| attrs.get(n));
+    let value = [
+        "value",
+        "value_int",
+        "value_ints",
+        "value_float",
+        "value_floats",
+    ]
+    .into_iter()
+    .find_map(|n| attrs.get(n));
     let value = match value.map(|a| &a.value) {
         Some(AttrValue::Tensor(t)) => {
             let w = Weight::new(t, &candle_core::Device::Cpu)?;
-            if t.stored_len() <= 64 * 1024 { w.value()? } else { Value::Weight(w) }
+            if t.stored_len() <= 64 * 1024 {
+                w.value()?
+            } else {
+                Value::Weight(w)
+            }
         }
         Some(AttrValue::Int(i)) => Value::from_i64(&[], vec![*i])?,
         Some(AttrValue::Ints(v)) => Value::from_i64(&[v.len()], v.clone())?,

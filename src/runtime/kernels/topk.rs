@@ -40,7 +40,10 @@ impl Kernel for TopK {
                 let src = h.ints()?;
                 let (at, index) = self.pick(outer, len, inner, k, |a, b| src[a].cmp(&src[b]));
                 let out: Vec<i64> = at.into_iter().map(|i| src[i]).collect();
-                (Value::Host(Host::from_ints(h.dtype(), to.clone(), out)?), index)
+                (
+                    Value::Host(Host::from_ints(h.dtype(), to.clone(), out)?),
+                    index,
+                )
             }
             v => return Err(Fault(format!("found {}", v.dtype()))),
         };

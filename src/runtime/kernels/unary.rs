@@ -12,7 +12,11 @@ struct Map<F> {
     int: Option<fn(i64) -> i64>,
 }
 
-fn map<F>(single: F, double: fn(f64) -> f64, int: Option<fn(i64) -> i64>) -> KResult<Box<dyn Kernel>>
+fn map<F>(
+    single: F,
+    double: fn(f64) -> f64,
+    int: Option<fn(i64) -> i64>,
+) -> KResult<Box<dyn Kernel>>
 where
     F: Fn(f32) -> f32 + Send + Sync + 'static,
 {
@@ -44,7 +48,11 @@ impl<F: Fn(f32) -> f32 + Send + Sync> Kernel for Map<F> {
                 let data = match (h.data(), self.int) {
                     (Data::F64(v), _) => Data::F64(v.iter().map(|&x| (self.double)(x)).collect()),
                     (_, Some(f)) => {
-                        let v = h.ints()?.iter().map(|&x| wrap_int(h.dtype(), f(x))).collect();
+                        let v = h
+                            .ints()?
+                            .iter()
+                            .map(|&x| wrap_int(h.dtype(), f(x)))
+                            .collect();
                         return one(Host::from_ints(h.dtype(), h.dims().to_vec(), v)?);
                     }
                     (_, None) => {
@@ -168,8 +176,16 @@ impl Kernel for Clip {
             let v = h.ints()?.iter().map(|&x| x.max(lo).min(hi)).collect();
             return one(Host::from_ints(h.dtype(), h.dims().to_vec(), v)?);
         }
-        let lo = if ins.has(1) { Some(ins.scalar(1)?) } else { self.0 };
-        let hi = if ins.has(2) { Some(ins.scalar(2)?) } else { self.1 };
+        let lo = if ins.has(1) {
+            Some(ins.scalar(1)?)
+        } else {
+            self.0
+        };
+        let hi = if ins.has(2) {
+            Some(ins.scalar(2)?)
+        } else {
+            self.1
+        };
         let (lo, hi) = (lo.unwrap_or(f32::MIN), hi.unwrap_or(f32::MAX));
         let x = ins.floats(0)?;
         let (dims, dtype) = (x.dims().to_vec(), x.dtype());
@@ -204,7 +220,9 @@ fn softplus(x: f32) -> f32 {
 
 pub(super) const KERNELS: &[Entry] = &[
     ("", "Neg", |_| map(|x| -x, |x| -x, Some(i64::wrapping_neg))),
-    ("", "Abs", |_| map(f32::abs, f64::abs, Some(i64::wrapping_abs))),
+    ("", "Abs", |_| {
+        map(f32::abs, f64::abs, Some(i64::wrapping_abs))
+    }),
     ("", "Sign", |_| map(sign, f64::signum, Some(i64::signum))),
     ("", "Sqrt", |_| map(f32::sqrt, f64::sqrt, None)),
     ("", "Reciprocal", |_| map(f32::recip, f64::recip, None)),
@@ -216,7 +234,9 @@ pub(super) const KERNELS: &[Entry] = &[
     ("", "Atan", |_| map(f32::atan, f64::atan, None)),
     ("", "Tanh", |_| map(f32::tanh, f64::tanh, None)),
     ("", "Erf", |_| map(erf_f32, erf_f64, None)),
-    ("", "Sigmoid", |_| map(sigmoid, |x| 1.0 / (1.0 + (-x).exp()), None)),
+    ("", "Sigmoid", |_| {
+        map(sigmoid, |x| 1.0 / (1.0 + (-x).exp()), None)
+    }),
     // NaN stays NaN.
     ("", "Relu", |_| {
         map(
@@ -271,7 +291,11 @@ pub(super) const KERNELS: &[Entry] = &[
     }),
     ("", "Swish", |cx| {
         let a = cx.float("alpha", 1.0);
-        map(move |x| x * sigmoid(a * x), |x| x / (1.0 + (-x).exp()), None)
+        map(
+            move |x| x * sigmoid(a * x),
+            |x| x / (1.0 + (-x).exp()),
+            None,
+        )
     }),
     ("", "Floor", |_| map(f32::floor, f64::floor, None)),
     ("", "Ceil", |_| map(f32::ceil, f64::ceil, None)),
@@ -283,7 +307,10 @@ pub(super) const KERNELS: &[Entry] = &[
     ("", "Not", |_| Ok(Box::new(Not))),
     ("", "IsNaN", |_| Ok(Box::new(Test(f64::is_nan)))),
     ("", "IsInf", |cx| {
-        let (neg, pos) = (cx.int("detect_negative", 1) != 0, cx.int("detect_positive", 1) != 0);
+        let (neg, pos) = (
+            cx.int("detect_negative", 1) != 0,
+            cx.int("detect_positive", 1) != 0,
+        );
         Ok(Box::new(Test(match (neg, pos) {
             (true, true) => f64::is_infinite,
             (true, false) => |x| x == f64::NEG_INFINITY,
@@ -301,17 +328,27 @@ pub(super) const KERNELS: &[Entry] = &[
     ("", "Atanh", |_| map(f32::atanh, f64::atanh, None)),
     ("", "Selu", |cx| {
         let (a, g) = (cx.float("alpha", 1.673_263_2), cx.float("gamma", 1.050_701));
-        map(move |x| g * if x > 0.0 { x } else { a * x.exp_m1() }, |x| x, None)
+        map(
+            move |x| g * if x > 0.0 { x } else { a * x.exp_m1() },
+            |x| x,
+            None,
+        )
     }),
     ("", "Celu", |cx| {
         let a = cx.float("alpha", 1.0);
-        map(move |x| x.max(0.0) + (a * (x / a).exp_m1()).min(0.0), |x| x, None)
+        map(
+            move |x| x.max(0.0) + (a * (x / a).exp_m1()).min(0.0),
+            |x| x,
+            None,
+        )
     }),
     ("", "ThresholdedRelu", |cx| {
         let a = cx.float("alpha", 1.0);
         map(move |x| if x > a { x } else { 0.0 }, |x| x, None)
     }),
-    (MS, "Gelu", |_| map(gelu_erf, |x| f64::from(gelu_erf(x as f32)), None)),
+    (MS, "Gelu", |_| {
+        map(gelu_erf, |x| f64::from(gelu_erf(x as f32)), None)
+    }),
     (MS, "BiasGelu", |_| Ok(Box::new(BiasGelu { tanh: false }))),
     (MS, "FastGelu", |_| Ok(Box::new(BiasGelu { tanh: true }))),
     (MS, "QuickGelu", quick_gelu),

@@ -1,10 +1,10 @@
 //! What is attached to a model, as its metadata says it: the adapters, setups that bind them together, and inputs that came with them.
 
 use super::Attach;
-use super::tasks::TASK_IDS;
-use crate::adapters::stamp;
 use crate::diag::Diagnostic;
 use crate::ir::Model;
+use crate::ir::contract;
+use crate::ir::contract::stamp;
 use serde_json::{Map, Value};
 
 pub(super) fn check_names(names: &[&str], model: &Model) -> Result<(), Diagnostic> {
@@ -64,7 +64,7 @@ pub(super) fn manifest(model: &Model, pass: &Attach) -> String {
     if !pass.setup.multi_tasks().is_empty() {
         setups.push(pass.setup.to_json());
         if inputs.is_empty() {
-            inputs.push(TASK_IDS.into());
+            inputs.push(contract::TASK_IDS.into());
         }
     }
     let mut out = Map::new();

@@ -1,7 +1,7 @@
 //! Types of graph outputs whose length an adapter changes.
 
 use crate::adapters::sequence::Longer;
-use crate::adapters::stamp;
+use crate::ir::contract::stamp;
 use crate::ir::{DType, Dim, Graph, Type, TypeKind};
 use crate::rewrite::{PassCx, PassError, Patch};
 use serde_json::{Map, Value, json};

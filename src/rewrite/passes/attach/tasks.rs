@@ -2,10 +2,8 @@
 
 use crate::adapters::place::{BuildCx, Place};
 use crate::diag::Diagnostic;
+use crate::ir::contract;
 use crate::ir::{DType, Dim, Metadata, Spot, Type, Val};
-
-/// Name of the graph input: the library's argument of a forward pass.
-pub(super) const TASK_IDS: &str = "task_ids";
 
 /// Takes each sample's value from those of all tasks.
 pub(super) struct Picker {
@@ -31,7 +29,7 @@ impl Origin {
         make: impl FnOnce() -> Result<Val, Diagnostic>,
     ) -> Result<Val, Diagnostic> {
         let b = cx.b;
-        let owner = cx.owner.replace(TASK_IDS.to_owned());
+        let owner = cx.owner.replace(contract::TASK_IDS.to_owned());
         let scope = b.set_scope(&self.scope);
         b.set_stamp(self.stamp.clone());
         b.set_spot(Some(Spot::Front));
@@ -99,7 +97,7 @@ impl Picker {
 /// The graph input `[batch]`: a new one, or the one that adapters attached before have made.
 fn input(cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
     let g = cx.graph;
-    if let Some(v) = g.find(TASK_IDS) {
+    if let Some(v) = g.find(contract::TASK_IDS) {
         let ty = g
             .inputs()
             .iter()
@@ -113,7 +111,7 @@ fn input(cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
         } else {
             Err(Diagnostic::error(
                 "task-ids",
-                format!("the model has a value `{TASK_IDS}` that is no input i64[batch]"),
+                format!("the model has a value `task_ids` that is no input i64[batch]"),
             )
             .help("rename it: the tasks of a `MultiTask` are told by an input of this name"))
         };
@@ -123,7 +121,7 @@ fn input(cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
         .iter()
         .find_map(|p| p.ty.as_ref()?.dims()?.first().cloned());
     let ty = Type::tensor(DType::Int64, vec![batch.unwrap_or(Dim::Unknown)]);
-    Ok(cx.b.graph_input(TASK_IDS, ty))
+    Ok(cx.b.graph_input(contract::TASK_IDS, ty))
 }
 
 pub(super) fn one_length(place: &Place<'_>) -> Diagnostic {
