@@ -1,7 +1,7 @@
 //! Expressions and shape rules that several operators share. No operator of its own.
 
 use super::broadcast::sum_to;
-use super::{GradCx, GradError, InferCx, InferError, OpDef};
+use super::{GradCx, GradError, InferCx, InferError};
 use crate::ir::{Builder, DType, Fact, Sym, Val};
 
 /// An axis counted from the front.

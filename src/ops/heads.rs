@@ -2,7 +2,6 @@
 //!
 //! The expressions have the form that the native pipeline fuses again. No operator of its own.
 
-use super::OpDef;
 use super::forms::to;
 use crate::ir::{Builder, DType, OpId, Val};
 

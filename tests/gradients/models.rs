@@ -6,7 +6,7 @@ use onnx_graft::ir::contract;
 use onnx_graft::ir::{DType, Graph, NodeId, ValueId};
 use onnx_graft::rewrite::Pipeline;
 use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs};
-use onnx_graft::rewrite::passes::loss::{Divisor, Loss, contract::LOSS};
+use onnx_graft::rewrite::passes::loss::{Divisor, Loss};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value, io};
 use std::collections::BTreeSet;
 use std::path::Path;

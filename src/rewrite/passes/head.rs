@@ -74,7 +74,10 @@ fn hidden_states(cx: &PassCx<'_>) -> Result<(ValueId, usize, Dim), Diagnostic> {
     if g.find(contract::LOGITS).is_some() {
         return Err(Diagnostic::error(
             "head",
-            format!("the graph has a value `{contract::LOGITS}`: a head of its own"),
+            format!(
+                "the graph has a value `{}`: a head of its own",
+                contract::LOGITS
+            ),
         )
         .help("train on that head's loss, or export the base model without a head"));
     }

@@ -82,10 +82,10 @@ impl Pass for Loss {
         if !named && g.find(contract::LOSS).is_some() {
             let d = Diagnostic::error(
                 "loss-name",
-                format!("the graph has a value `{contract::LOSS}` already"),
+                format!("the graph has a value `{}` already", contract::LOSS),
             );
             return Err(d
-                .help(format!("use it as the loss by name: `{contract::LOSS}`"))
+                .help(format!("use it as the loss by name: `{}`", contract::LOSS))
                 .into());
         }
         let mut patch = cx.patch("loss", None);
