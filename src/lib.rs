@@ -138,6 +138,12 @@ pub mod text;
 #[cfg(feature = "train")]
 pub mod train;
 
+#[cfg(test)]
+extern crate self as onnx_graft;
+#[cfg(test)]
+#[path = "../tests/unit/mod.rs"]
+mod unit;
+
 /// Decisions that had alternatives, with their reasons. No code.
 pub mod design {
     #[doc = include_str!("design/0001-vertices-and-edges.md")]

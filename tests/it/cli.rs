@@ -1,94 +1,9 @@
 //! The binary: every command on a fixture in a folder of its own, what it prints where, its exit codes, and what it leaves behind.
 
+use super::desk::{Desk, stderr};
 use super::support::fixture;
 use serde_json::Value as Json;
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Output};
-use tempfile::TempDir;
-
-/// A folder with a model and its interface.
-struct Desk {
-    folder: TempDir,
-}
-
-impl Desk {
-    fn with(model: &str) -> Desk {
-        let folder = tempfile::tempdir().unwrap();
-        fs::copy(fixture(model), folder.path().join("model.onnx")).unwrap();
-        let arch = fixture(model).parent().unwrap().to_owned();
-        for file in ["interface.json", "inputs.safetensors"] {
-            fs::copy(arch.join(file), folder.path().join(file)).unwrap();
-        }
-        Desk { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_rewrite"))
-            .args(args)
-            .current_dir(self.folder.path())
-            .output()
-            .unwrap()
-    }
-
-    /// Exit 0; what is on stdout.
-    fn ok(&self, args: &[&str]) -> String {
-        let out = self.command(args);
-        assert!(out.status.success(), "{args:?}\n{}", stderr(&out));
-        String::from_utf8(out.stdout).unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Json {
-        let out = self.ok(&[args, &["--json"]].concat());
-        serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: {e}\n{out}"))
-    }
-
-    /// Exit 1, nothing on stdout, and no file made or changed; the message.
-    fn fails(&self, args: &[&str]) -> String {
-        let before = self.files();
-        let out = self.command(args);
-        let message = stderr(&out);
-        assert_eq!(out.status.code(), Some(1), "{args:?}\n{message}");
-        assert!(out.stdout.is_empty(), "{args:?}");
-        assert!(message.contains("error["), "{args:?}\n{message}");
-        assert!(!message.contains("panicked"), "{args:?}\n{message}");
-        assert!(self.files() == before, "{args:?} left something behind");
-        message
-    }
-
-    fn attached(adapter: &str) -> Desk {
-        let desk = Desk::with("qwen3/model.onnx");
-        desk.ok(&["-i", "interface.json", "-a", adapter, "model.onnx"]);
-        desk
-    }
-
-    /// Every file below the folder, with its bytes.
-    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
-        let mut folders = vec![self.folder.path().to_owned()];
-        let mut found = BTreeMap::new();
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    found.insert(path.clone(), Vec::new());
-                    folders.push(path);
-                } else {
-                    found.insert(path.clone(), fs::read(&path).unwrap());
-                }
-            }
-        }
-        found
-    }
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
 
 fn contains(text: &str, parts: &[&str]) {
     for part in parts {

@@ -1,69 +1,30 @@
-//! The integration tests: what a caller of the library and a user of the binary see.
+//! The command as a user runs it, and the fixtures. One binary, which links once.
 //!
-//! They are one binary, which links once. A test that needs what the library keeps to itself does not belong here.
+//! What the library keeps to itself is tested from inside: `tests/unit`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stderr,
-    reason = "helpers of tests"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
-mod attach;
 #[cfg(feature = "cli")]
 mod cli;
-#[cfg(feature = "train")]
-mod corpus;
-#[cfg(feature = "train")]
-mod data;
-#[cfg(feature = "train")]
-mod exports;
+#[cfg(feature = "cli")]
+mod desk;
+#[cfg(feature = "cli")]
+mod eject;
 mod fixtures;
-mod fuse;
-#[cfg(feature = "train")]
+#[cfg(feature = "cli")]
 mod generate;
-mod golden;
-#[cfg(feature = "runtime")]
-mod gradients;
-mod growth;
-#[cfg(feature = "train")]
-mod head;
-#[cfg(feature = "hub")]
+#[cfg(feature = "cli")]
 mod hub;
-mod infer;
-#[cfg(feature = "train")]
-mod invertible;
-mod laws;
 #[cfg(feature = "cli")]
 mod learn;
-#[cfg(feature = "train")]
-mod losses;
-#[cfg(feature = "train")]
-mod merge;
-#[cfg(feature = "train")]
-mod multi_task;
-#[cfg(feature = "train")]
-mod packing;
-#[cfg(feature = "train")]
-mod recompute;
 #[cfg(feature = "cli")]
 mod resume;
-mod roundtrip;
-#[cfg(feature = "runtime")]
-mod runtime;
-mod select;
-mod support;
 #[cfg(feature = "cli")]
 mod tasks;
-#[cfg(feature = "train")]
-mod train_loop;
-#[cfg(feature = "train")]
-mod train_step;
-#[cfg(feature = "train")]
-mod training_truth;
-#[cfg(feature = "train")]
-mod watch;
 
-#[expect(dead_code, reason = "shared with benches")]
-#[path = "../../benches/synth.rs"]
-mod synth;
+#[cfg_attr(
+    feature = "hub",
+    expect(dead_code, reason = "shared with the tests inside the library")
+)]
+#[path = "../support/mod.rs"]
+mod support;

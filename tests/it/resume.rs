@@ -1,10 +1,10 @@
 //! A run that is stopped and goes on is the run that was never stopped.
 
 use super::support::fixture;
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// A run with dropout, accumulation, shuffling, several epochs and evaluations in between.
 fn command(out: &Path, steps: u32, more: &[&str]) -> Command {
@@ -153,19 +153,33 @@ fn another_run_is_not_gone_on_with() {
     assert!(text.contains("`weight_decay` was 0.0, is 0.1"), "{text}");
 }
 
-/// Steps whose checkpoints were seen while the process ran.
-fn watch(child: &mut Child, out: &Path, until: Duration) -> u64 {
-    let started = Instant::now();
+/// What can be seen of a run from outside: the names in its folder, and how long its log is.
+fn sight(out: &Path) -> (Vec<OsString>, u64) {
+    let entries = fs::read_dir(out).into_iter().flatten().flatten();
+    let mut names: Vec<OsString> = entries.map(|e| e.file_name()).collect();
+    names.sort();
+    let log = fs::metadata(out.join("log.jsonl"));
+    (names, log.map_or(0, |m| m.len()))
+}
+
+/// Looks on until the run has changed this often or has ended; the last step whose checkpoint was seen.
+fn watch(child: &mut Child, out: &Path, mut changes: u32) -> u64 {
+    let mut before = sight(out);
     let mut last = checkpoints(out).last().copied().unwrap_or(0);
-    while started.elapsed() < until && child.try_wait().unwrap().is_none() {
+    while changes > 0 && child.try_wait().unwrap().is_none() {
         assert!(!half_written(out), "a checkpoint appears as a whole");
         last = last.max(checkpoints(out).last().copied().unwrap_or(0));
+        let now = sight(out);
+        if now != before {
+            changes -= 1;
+        }
+        before = now;
         std::thread::yield_now();
     }
     last
 }
 
-/// Kills at instants spread over the run. `ONNX_GRAFT_KILLS` asks for more.
+/// Kills after one change of the folder or many, in the midst of a checkpoint or between two. `ONNX_GRAFT_KILLS` asks for more.
 #[test]
 fn killing_loses_at_most_the_steps_since_the_last_checkpoint() {
     const STEPS: u32 = 30;
@@ -174,18 +188,16 @@ fn killing_loses_at_most_the_steps_since_the_last_checkpoint() {
         .and_then(|n| n.parse().ok())
         .unwrap_or(20);
     let whole = tempfile::tempdir().unwrap();
-    let started = Instant::now();
     run(whole.path(), STEPS, &[]);
-    let length = started.elapsed();
     let mut out = tempfile::tempdir().unwrap();
     let (mut done, mut finished) = (0, 0);
     while done < kills {
         let mut child = command(out.path(), STEPS, &["--resume", "--force"])
             .spawn()
             .unwrap();
-        // A different part of the run each time, the last one included.
-        let part = f64::from((done * 7 + 3) % 20) / 18.0;
-        let seen = watch(&mut child, out.path(), length.mul_f64(part));
+        // A different part of the run each time; a whole one has some thirty changes.
+        let changes = 1 + (done * 7 + 3) % 20 * 2;
+        let seen = watch(&mut child, out.path(), changes);
         let ended = child.try_wait().unwrap();
         let _ = child.kill();
         let end = child.wait_with_output().unwrap();

@@ -1,54 +1,58 @@
 //! Tasks from end to end: what training measures is what `eval` measures, and a graph that cannot do a task says so first.
 
+use super::desk::{Desk, stderr};
+use super::support::fixture;
 use serde_json::{Value as Json, json};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use tempfile::TempDir;
+use std::path::PathBuf;
+use std::process::Output;
 
-fn fixture(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(path);
-    path.display().to_string()
-}
+/// Rows to train and to evaluate on.
+struct Rows(Desk);
 
-struct Desk(TempDir);
-
-impl Desk {
-    fn with(rows: &str) -> Desk {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
-        Desk(folder)
+impl Rows {
+    fn new(rows: &str) -> Rows {
+        let desk = Desk::new();
+        desk.write("rows.jsonl", rows);
+        Rows(desk)
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.0.path(name)
+    }
+
+    fn with<T>(
+        &self,
+        command: &str,
+        model: &str,
+        args: &[&str],
+        act: fn(&Desk, &[&str]) -> T,
+    ) -> T {
+        let [model, tokenizer] = [model, "tokenizer/tokenizer.json"].map(fixture);
+        let [model, tokenizer] = [&model, &tokenizer].map(|p| p.to_str().unwrap());
+        let own = [
+            command,
+            model,
+            "--data",
+            "rows.jsonl",
+            "--tokenizer",
+            tokenizer,
+        ];
+        act(&self.0, &[&own[..], args].concat())
     }
 
     fn run(&self, command: &str, model: &str, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_rewrite"))
-            .args([command, &fixture(model), "--data", "rows.jsonl"])
-            .args(["--tokenizer", &fixture("tokenizer/tokenizer.json")])
-            .args(args)
-            .current_dir(self.0.path())
-            .output()
-            .unwrap()
+        self.with(command, model, args, Desk::command)
     }
 
     fn json(&self, command: &str, model: &str, args: &[&str]) -> Json {
-        let out = self.run(command, model, &[args, &["--json"]].concat());
-        assert!(out.status.success(), "{}", text(&out.stderr));
-        serde_json::from_slice(&out.stdout).unwrap()
+        self.with(command, model, args, Desk::json)
     }
 
     /// One error, and nothing written.
     fn fails(&self, command: &str, model: &str, args: &[&str]) -> String {
-        let out = self.run(command, model, args);
-        let message = text(&out.stderr);
-        assert_eq!(out.status.code(), Some(1), "{message}");
+        let message = self.with(command, model, args, Desk::fails);
         assert_eq!(message.matches("error[").count(), 1, "{message}");
-        assert!(!self.path("out").exists(), "{message}");
         message
     }
 
@@ -60,10 +64,6 @@ impl Desk {
             .map(|l| serde_json::from_str::<Json>(l).unwrap());
         lines.rfind(|l| l["event"] == "evaluate").unwrap()["metrics"].clone()
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[track_caller]
@@ -93,8 +93,8 @@ const RUN: [&str; 10] = [
 
 /// Trains on all rows, evaluates on the same, and again with `eval`.
 #[track_caller]
-fn measures(rows: &str, model: &str, adapter: &str, task: &str, names: &[&str]) -> Desk {
-    let desk = Desk::with(rows);
+fn measures(rows: &str, model: &str, adapter: &str, task: &str, names: &[&str]) -> Rows {
+    let desk = Rows::new(rows);
     let own = [
         "--task",
         task,
@@ -188,7 +188,7 @@ fn numbers() {
 #[test]
 fn targets() {
     let rows = "{\"source\": \"the cat sat\", \"target\": \"a dog\"}\n{\"source\": \"a dog\", \"target\": \"the cat sat on\"}\n";
-    let desk = Desk::with(rows);
+    let desk = Rows::new(rows);
     let model = "t5/model.onnx";
     let own = [
         "--task",
@@ -221,7 +221,7 @@ fn targets() {
 
 #[test]
 fn a_graph_that_cannot_do_the_task_says_so_first() {
-    let desk = Desk::with("{\"text\": \"the cat sat\", \"source\": \"a\", \"target\": \"b\"}\n");
+    let desk = Rows::new("{\"text\": \"the cat sat\", \"source\": \"a\", \"target\": \"b\"}\n");
     let run = &RUN[..4];
     let hidden = "`last_hidden_state` is [batch, sequence, 32], expected [batch, tokens, 48]";
     for command in ["train", "eval"] {
@@ -263,12 +263,12 @@ fn a_graph_that_cannot_do_the_task_says_so_first() {
 
 #[test]
 fn a_repeated_flag_is_called_that() {
-    let desk = Desk::with("");
+    let desk = Rows::new("");
     let out = desk.run(
         "train",
         "qwen3/model.onnx",
         &["--max-steps", "1", "--max-steps", "2"],
     );
     assert_eq!(out.status.code(), Some(2));
-    assert!(text(&out.stderr).contains("'--max-steps <N>' cannot be used multiple times"));
+    assert!(stderr(&out).contains("'--max-steps <N>' cannot be used multiple times"));
 }

@@ -1,7 +1,7 @@
 //! Golden snapshots: what an interface selects, which parameters an adapter has, and how the graph changes.
 //!
 //! A case is `tests/golden/<case>.json`; its snapshots are `tests/golden/snapshots/<case>.<view>.snap`. Regenerate them with
-//! `INSTA_UPDATE=always cargo test --test it golden`, read the difference, and commit it with its cause.
+//! `INSTA_UPDATE=always cargo test --lib golden`, read the difference, and commit it with its cause.
 
 use onnx_graft::adapters::{AdapterStore, Setup, spec};
 use onnx_graft::api;

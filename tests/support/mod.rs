@@ -1,4 +1,7 @@
-//! What many tests need.
+//! What the tests of the library and those of the command share.
+
+#[cfg(feature = "hub")]
+pub(crate) mod hub;
 
 use std::path::{Path, PathBuf};
 

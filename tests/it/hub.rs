@@ -1,89 +1,89 @@
 //! `rewrite hub` as a user runs it.
 
-use super::Desk;
-use super::server::{COMMIT, TOKEN};
+use super::desk::{Desk, stderr};
+use super::support::fixture;
+use super::support::hub::{COMMIT, Server, TOKEN};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
-impl Desk {
-    fn rewrite(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_rewrite"))
-            .args(args)
-            .current_dir(self.home.path())
-            .env("HF_ENDPOINT", &self.server.url)
-            .env("HF_HOME", self.home.path())
-            .env("HF_TOKEN", TOKEN)
-            .env_remove("HF_HUB_CACHE")
-            .env_remove("HF_HUB_OFFLINE")
-            .env_remove("TRANSFORMERS_OFFLINE")
-            .output()
-            .unwrap()
+/// A folder, and a hub with these files that the command there talks to.
+fn desk(files: &[(&str, &[u8], bool)]) -> (Desk, Server) {
+    let (mut desk, server) = (Desk::new(), Server::new(files));
+    let home = desk.folder().display().to_string();
+    for (name, value) in [
+        ("HF_ENDPOINT", Some(server.url.clone())),
+        ("HF_HOME", Some(home)),
+        ("HF_TOKEN", Some(TOKEN.to_owned())),
+        ("HF_HUB_CACHE", None),
+        ("HF_HUB_OFFLINE", None),
+        ("TRANSFORMERS_OFFLINE", None),
+    ] {
+        desk.env(name, value);
     }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let out = self.rewrite(args);
-        let (text, said) = (
-            String::from_utf8_lossy(&out.stdout),
-            String::from_utf8_lossy(&out.stderr),
-        );
-        assert!(out.status.success(), "{args:?}\n{said}");
-        assert!(!text.contains(TOKEN) && !said.contains(TOKEN));
-        text.into_owned()
-    }
+    (desk, server)
 }
 
-fn adapter() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/qwen3/plugin/lora_qv")
+/// Exit 0, and the token is nowhere to be seen; what is on stdout.
+fn ok(desk: &Desk, args: &[&str]) -> String {
+    let out = desk.command(args);
+    let (text, said) = (String::from_utf8_lossy(&out.stdout), stderr(&out));
+    assert!(out.status.success(), "{args:?}\n{said}");
+    assert!(!text.contains(TOKEN) && !said.contains(TOKEN));
+    text.into_owned()
 }
 
 #[test]
 fn pull_prints_where_files_are() {
-    let desk = Desk::new(&[
+    let (desk, _server) = desk(&[
         ("a.json", b"{}", false),
         ("main/train.jsonl", b"{}\n", false),
     ]);
-    let text = desk.ok(&["hub", "pull", "org/repo:main", "-vv"]);
+    let text = ok(&desk, &["hub", "pull", "org/repo:main", "-vv"]);
     assert_eq!(
         text.trim(),
-        desk.repo()
+        desk.path("hub/models--org--repo")
             .join(format!("snapshots/{COMMIT}/main/train.jsonl"))
             .display()
             .to_string()
     );
-    let text = desk.ok(&[
-        "hub",
-        "pull",
-        "org/repo",
-        "--exclude",
-        "main/",
-        "-o",
-        "out",
-        "--json",
-    ]);
+    let text = ok(
+        &desk,
+        &[
+            "hub",
+            "pull",
+            "org/repo",
+            "--exclude",
+            "main/",
+            "-o",
+            "out",
+            "--json",
+        ],
+    );
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(
         (&json["commit"], &json["folder"]),
         (&COMMIT.into(), &"out".into())
     );
-    assert!(desk.home.path().join("out/a.json").exists());
-    let text = desk.ok(&["hub", "pull", "org/repo", "--list"]);
+    assert!(desk.folder().join("out/a.json").exists());
+    let text = ok(&desk, &["hub", "pull", "org/repo", "--list"]);
     assert!(text.contains("main/train.jsonl"));
-    let text = desk.ok(&[
-        "hub",
-        "pull",
-        "org/repo",
-        "--repo-type",
-        "dataset",
-        "--revision",
-        COMMIT,
-    ]);
+    let text = ok(
+        &desk,
+        &[
+            "hub",
+            "pull",
+            "org/repo",
+            "--repo-type",
+            "dataset",
+            "--revision",
+            COMMIT,
+        ],
+    );
     assert!(text.contains("datasets--org--repo"));
 }
 
 #[test]
 fn bad_requests_end_with_one_and_leave_nothing() {
-    let desk = Desk::new(&[("a.json", b"{}", false)]);
+    let (desk, _server) = desk(&[("a.json", b"{}", false)]);
     for (args, says) in [
         (&["hub", "pull", "org/none", "-vv"][..], "hub-repo"),
         (&["hub", "pull", "org/repo:b.json"], "did you mean `a.json`"),
@@ -91,19 +91,19 @@ fn bad_requests_end_with_one_and_leave_nothing() {
         (&["hub", "pull", "org/repo@nope"], "hub-revision"),
         (&["hub", "push", "nope", "org/repo"], "cannot be read"),
     ] {
-        let out = desk.rewrite(args);
+        let out = desk.command(args);
         let said = String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.code(), Some(1), "{args:?}");
         assert!(said.contains(says) && !said.contains(TOKEN), "{said}");
         assert!(out.stdout.is_empty());
     }
-    assert!(!desk.home.path().join("hub").exists());
+    assert!(!desk.folder().join("hub").exists());
 }
 
 #[test]
 fn a_pushed_adapter_has_a_card_of_its_training() {
-    let desk = Desk::new(&[]);
-    let out = desk.home.path().join("out");
+    let (desk, server) = desk(&[]);
+    let out = desk.folder().join("out");
     let folder = out.join("lora");
     fs::create_dir_all(&folder).unwrap();
     for name in [
@@ -111,7 +111,11 @@ fn a_pushed_adapter_has_a_card_of_its_training() {
         "adapter_interface.json",
         "pytorch_adapter.bin",
     ] {
-        fs::copy(adapter().join(name), folder.join(name)).unwrap();
+        fs::copy(
+            fixture("qwen3/plugin/lora_qv").join(name),
+            folder.join(name),
+        )
+        .unwrap();
     }
     let run = serde_json::json!({
         "job": {"learning_rate": 1e-3, "seed": 42, "resume_from_checkpoint": "/home/me/x", "data": "hub:datasets/openai/gsm8k:main", "output_dir": "/home/me"},
@@ -132,7 +136,7 @@ fn a_pushed_adapter_has_a_card_of_its_training() {
         "--license",
         "mit",
     ];
-    let card = desk.ok(&[&args[..], &["--dry-run"]].concat());
+    let card = ok(&desk, &[&args[..], &["--dry-run"]].concat());
     for part in [
         "base_model: Qwen/Qwen3-0.6B",
         "- openai/gsm8k",
@@ -144,11 +148,11 @@ fn a_pushed_adapter_has_a_card_of_its_training() {
         assert!(card.contains(part), "{part}\n{card}");
     }
     assert!(!card.contains("/home/me"), "no paths of this machine");
-    assert!(desk.server.seen("").is_empty(), "nothing is sent");
+    assert!(server.seen("").is_empty(), "nothing is sent");
 
-    let text = desk.ok(&[&args[..], &["--create", "-vv"]].concat());
+    let text = ok(&desk, &[&args[..], &["--create", "-vv"]].concat());
     assert!(text.contains(&format!("commit {COMMIT}")));
-    let state = desk.server.state.lock().unwrap();
+    let state = server.state.lock().unwrap();
     let paths: Vec<&str> = state.commits[0]
         .iter()
         .filter_map(|l| l["value"]["path"].as_str())

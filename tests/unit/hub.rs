@@ -1,15 +1,11 @@
 //! The Hub's client against a server on this machine: what is asked, what is believed, where things land, and what nobody gets to see.
 
-#[cfg(feature = "cli")]
-mod cli;
-mod server;
-
+use super::support::hub::{COMMIT, Fault, Server, TOKEN, git_sha1, sha256};
 use onnx_graft::hub::{
     Hub, HubOptions, Kind, Pulled, PushFile, PushOptions, Reference, Select, Source, Token, Want,
     folder,
 };
 use onnx_graft::{Error, Result};
-use server::{COMMIT, Fault, Server, TOKEN, git_sha1, sha256};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

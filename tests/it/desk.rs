@@ -1,0 +1,119 @@
+//! The command at work in a folder of its own.
+
+use super::support::fixture;
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// A folder to run the command in. It is gone with the test.
+pub(crate) struct Desk {
+    folder: TempDir,
+    env: Vec<(&'static str, Option<String>)>,
+}
+
+impl Desk {
+    /// An empty folder.
+    pub(crate) fn new() -> Desk {
+        Desk {
+            folder: tempfile::tempdir().unwrap(),
+            env: Vec::new(),
+        }
+    }
+
+    /// A folder with a model, its interface, and inputs for it.
+    pub(crate) fn with(model: &str) -> Desk {
+        let desk = Desk::new();
+        fs::copy(fixture(model), desk.path("model.onnx")).unwrap();
+        let arch = fixture(model).parent().unwrap().to_owned();
+        for file in ["interface.json", "inputs.safetensors"] {
+            fs::copy(arch.join(file), desk.path(file)).unwrap();
+        }
+        desk
+    }
+
+    /// The same of Qwen3, with a fresh adapter attached to it.
+    pub(crate) fn attached(adapter: &str) -> Desk {
+        let desk = Desk::with("qwen3/model.onnx");
+        desk.ok(&["-i", "interface.json", "-a", adapter, "model.onnx"]);
+        desk
+    }
+
+    /// Sets a variable for the commands to come, or takes it away.
+    pub(crate) fn env(&mut self, name: &'static str, value: Option<String>) {
+        self.env.push((name, value));
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rewrite"));
+        command.args(args).current_dir(self.folder());
+        for (name, value) in &self.env {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.output().unwrap()
+    }
+
+    /// Exit 0; what is on stdout.
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
+        let out = self.command(args);
+        assert!(out.status.success(), "{args:?}\n{}", stderr(&out));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    pub(crate) fn json(&self, args: &[&str]) -> Json {
+        let out = self.ok(&[args, &["--json"]].concat());
+        serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: {e}\n{out}"))
+    }
+
+    /// Exit 1, nothing on stdout, and no file made or changed; the message.
+    pub(crate) fn fails(&self, args: &[&str]) -> String {
+        let before = self.files();
+        let out = self.command(args);
+        let message = stderr(&out);
+        assert_eq!(out.status.code(), Some(1), "{args:?}\n{message}");
+        assert!(out.stdout.is_empty(), "{args:?}");
+        assert!(message.contains("error["), "{args:?}\n{message}");
+        assert!(!message.contains("panicked"), "{args:?}\n{message}");
+        assert!(self.files() == before, "{args:?} left something behind");
+        message
+    }
+
+    /// Every file below the folder, with its bytes.
+    pub(crate) fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut folders = vec![self.folder().to_owned()];
+        let mut found = BTreeMap::new();
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    found.insert(path.clone(), Vec::new());
+                    folders.push(path);
+                } else {
+                    found.insert(path.clone(), fs::read(&path).unwrap());
+                }
+            }
+        }
+        found
+    }
+}
+
+pub(crate) fn stderr(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}

@@ -1,0 +1,60 @@
+//! Tests of what the library keeps to itself. They are compiled into it, and see everything.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests"
+)]
+
+mod attach;
+#[cfg(feature = "train")]
+mod corpus;
+#[cfg(feature = "train")]
+mod data;
+#[cfg(feature = "train")]
+mod exports;
+mod fuse;
+#[cfg(feature = "train")]
+mod generate;
+mod golden;
+#[cfg(feature = "runtime")]
+mod gradients;
+mod growth;
+#[cfg(feature = "train")]
+mod head;
+#[cfg(feature = "hub")]
+mod hub;
+mod infer;
+#[cfg(feature = "train")]
+mod invertible;
+mod laws;
+#[cfg(feature = "train")]
+mod losses;
+#[cfg(feature = "train")]
+mod merge;
+#[cfg(feature = "train")]
+mod multi_task;
+#[cfg(feature = "train")]
+mod packing;
+#[cfg(feature = "train")]
+mod recompute;
+mod roundtrip;
+#[cfg(feature = "runtime")]
+mod runtime;
+mod select;
+#[cfg(feature = "train")]
+mod train_loop;
+#[cfg(feature = "train")]
+mod train_step;
+#[cfg(feature = "train")]
+mod training_truth;
+#[cfg(feature = "train")]
+mod watch;
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[expect(dead_code, reason = "shared with benches")]
+#[path = "../../benches/synth.rs"]
+mod synth;
