@@ -125,6 +125,8 @@ pub mod generate;
 pub mod hub;
 pub mod infer;
 pub mod ir;
+#[cfg(feature = "train")]
+pub mod job;
 pub mod onnx;
 pub mod ops;
 #[cfg(feature = "train")]

@@ -63,9 +63,16 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             ],
         ),
         (
-            "cli",
+            "job",
             &[
                 "api", "train", "generate", "hub", "options", "text", "runtime", "rewrite",
+                "adapters", "select", "infer", "ir", "onnx",
+            ],
+        ),
+        (
+            "cli",
+            &[
+                "job", "api", "train", "generate", "hub", "options", "text", "runtime", "rewrite",
                 "adapters", "select", "infer", "ir", "onnx",
             ],
         ),

@@ -62,7 +62,7 @@ pub fn parse(text: &str) -> Result<Spec> {
 }
 
 /// The part before the first `=` is a name, if that `=` is not inside brackets.
-fn split(text: &str) -> (Option<&str>, &str) {
+pub(crate) fn split(text: &str) -> (Option<&str>, &str) {
     match text.split_once('=') {
         Some((name, spec)) if !name.contains('[') => (Some(name.trim()), spec.trim()),
         _ => (None, text.trim()),

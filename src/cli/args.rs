@@ -7,11 +7,11 @@
 
 use super::flags::Flags;
 use crate::generate::GenerationArguments;
-use crate::train::{
-    CollateArguments, DataArguments, EvalArguments, JobArguments, TrainingArguments,
-};
+use crate::job::{AdapterSettings, Dtype, JobArguments, ModelSettings};
+use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
 
 /// Adapters for any exported Transformer: selects layers of an ONNX graph, splices adapters in, runs and trains them.
 #[derive(Debug, Parser)]
@@ -60,6 +60,40 @@ pub(crate) struct ExecArgs {
     pub(crate) threads: Option<usize>,
 }
 
+impl ExecArgs {
+    /// How a graph is executed.
+    pub(crate) fn settings(&self) -> ModelSettings {
+        ModelSettings {
+            device: self.device.clone(),
+            dtype: self.dtype(),
+            threads: self.threads,
+            ..ModelSettings::default()
+        }
+    }
+
+    fn dtype(&self) -> Dtype {
+        match self.dtype {
+            DTypeArg::F32 => Dtype::F32,
+            DTypeArg::Bf16 => Dtype::Bf16,
+            DTypeArg::F16 => Dtype::F16,
+        }
+    }
+
+    /// Names the settings that were given. What is the default stands back behind a job file.
+    pub(crate) fn name(&self, flags: &mut Map<String, Value>) {
+        let usual = ModelSettings::default();
+        if self.device != usual.device {
+            flags.insert("device".into(), json!(self.device));
+        }
+        if self.dtype() != usual.dtype {
+            flags.insert("dtype".into(), json!(self.dtype()));
+        }
+        if let Some(threads) = self.threads {
+            flags.insert("threads".into(), threads.into());
+        }
+    }
+}
+
 /// Element type of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DTypeArg {
@@ -82,6 +116,48 @@ pub(crate) struct AdapterArgs {
     /// says which adapter each sample has. Without it all are active, one behind the other
     #[arg(long, value_name = "SETUP")]
     pub(crate) active: Option<String>,
+}
+
+impl AdapterArgs {
+    /// The interface and the adapters.
+    pub(crate) fn settings(&self) -> AdapterSettings {
+        AdapterSettings {
+            interface: self.interface.clone(),
+            adapters: self.adapters.clone(),
+            active: self.active.clone(),
+        }
+    }
+
+    /// Names the settings that were given.
+    pub(crate) fn name(&self, flags: &mut Map<String, Value>) {
+        if let Some(interface) = &self.interface {
+            flags.insert("interface".into(), json!(interface));
+        }
+        if !self.adapters.is_empty() {
+            flags.insert("adapter".into(), json!(self.adapters));
+        }
+        if let Some(active) = &self.active {
+            flags.insert("active".into(), json!(active));
+        }
+    }
+}
+
+/// Names what is given beside a model that generates.
+pub(crate) fn name_beside(
+    flags: &mut Map<String, Value>,
+    stop_strings: &[String],
+    tokenizer: Option<&Path>,
+    portable: bool,
+) {
+    if !stop_strings.is_empty() {
+        flags.insert("stop_strings".into(), json!(stop_strings));
+    }
+    if let Some(tokenizer) = tokenizer {
+        flags.insert("tokenizer".into(), json!(tokenizer.display().to_string()));
+    }
+    if portable {
+        flags.insert("portable".into(), json!(true));
+    }
 }
 
 /// The main job.

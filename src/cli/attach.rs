@@ -1,142 +1,18 @@
 //! The main job, and merging.
 
 use super::args::{AdapterArgs, AttachArgs};
-use super::{ARGUMENTS, Ui, exists, keep, open, usage};
+use super::{Ui, exists, keep, open, usage};
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
-use crate::adapters::head::Head;
-use crate::adapters::{Adapter, AdapterStore, Config, Setup, spec};
+use crate::adapters::{AdapterStore, spec};
 use crate::api::{self, Adapted};
-use crate::diag::{Diagnostic, Severity};
-use crate::error::{Error, ErrorKind, Result};
+use crate::diag::Severity;
+use crate::error::{Error, Result};
 use crate::infer::Verified;
-use crate::ir::contract;
 use crate::ir::contract::stamp;
 use crate::onnx::SaveOptions;
-use crate::select::{Interface, infer_interface};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// The interface named on the command line, or the one of the model beside it, or of the graph.
-pub(super) fn interface(name: Option<&str>, path: &Path, model: &Verified) -> Result<Interface> {
-    if let Some(name) = name {
-        return Interface::resolve(name);
-    }
-    if let Some(found) = Interface::detect(path)? {
-        return Ok(found);
-    }
-    infer_interface(model).map(|p| p.interface).map_err(|e| {
-        let d = Diagnostic::error("interface-unknown", "no interface was given, and none could be found")
-            .help("give one: --interface qwen3, or --interface adapter_interface.json (`rewrite interface list`)");
-        Error::new(ErrorKind::Interface, d).with_source(e)
-    })
-}
-
-/// The adapters named on the command line; the first method of the interface, without any.
-fn adapters(args: &AdapterArgs, interface: &Interface) -> Result<Vec<Adapter>> {
-    if args.adapters.is_empty() {
-        let (name, config) = default_adapter(interface)?;
-        return Ok(vec![Adapter::fresh(name, config)]);
-    }
-    args.adapters
-        .iter()
-        .map(|text| spec::parse(text)?.load())
-        .collect()
-}
-
-/// The first method that the interface lists.
-fn default_adapter(interface: &Interface) -> Result<(String, Config)> {
-    let family = interface
-        .fields
-        .adapter_methods
-        .first()
-        .map_or("bottleneck", |m| m.as_str());
-    let identifier = match family {
-        "bottleneck" => "seq_bn",
-        "reft" => "loreft",
-        "invertible" => "seq_bn_inv",
-        other => other,
-    };
-    Ok((identifier.to_owned(), Config::parse(identifier)?))
-}
-
-fn setup(args: &AdapterArgs, adapters: &[Adapter]) -> Result<Setup> {
-    let names: Vec<&str> = adapters.iter().map(|a| &*a.name).collect();
-    let Some(text) = &args.active else {
-        return Ok(api::stacked(names.into_iter().map(str::to_owned)));
-    };
-    let checked = |s: Setup| s.check(&names).map(|()| s);
-    let wrong = |d: Diagnostic| {
-        Error::new(
-            ErrorKind::Invalid,
-            Diagnostic {
-                code: ARGUMENTS,
-                ..d
-            },
-        )
-    };
-    Setup::parse(text).and_then(checked).map_err(|d| {
-        wrong(Diagnostic {
-            message: format!("--active: {}", d.message),
-            ..d
-        })
-    })
-}
-
-/// Attaches what the arguments say.
-pub(super) fn attached(
-    model: Verified,
-    path: &Path,
-    args: &AdapterArgs,
-    seed: u64,
-    training: bool,
-    ui: &Ui,
-) -> Result<Adapted> {
-    let interface = interface(args.interface.as_deref(), path, &model)?;
-    let adapters = adapters(args, &interface)?;
-    let setup = setup(args, &adapters)?;
-    let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
-    let mut adapted = api::attach(model, &interface, adapters, setup, seed, training)?;
-    // A head that was trained with an adapter comes along with it, where the graph has none.
-    if let Some(head) = saved_head(args, &names)?
-        && adapted.model.model().graph.find(contract::LOGITS).is_none()
-    {
-        adapted.model = api::attach_head(adapted.model, head, seed, training)?;
-    }
-    ui.warnings(
-        adapted
-            .warnings
-            .iter()
-            .filter(|d| d.severity == Severity::Warning),
-    );
-    Ok(adapted)
-}
-
-/// Names of the classes of the head that the adapters' folders hold, in the order of their ids.
-pub(super) fn saved_classes(args: &AdapterArgs) -> Result<Option<Vec<String>>> {
-    let names: Vec<String> = args.adapters.clone();
-    let ids = saved_head(args, &names)?.and_then(|h| h.config.label2id);
-    Ok(ids.map(|ids| {
-        let mut names: Vec<(i64, String)> = ids.into_iter().map(|(n, i)| (i, n)).collect();
-        names.sort_unstable();
-        names.into_iter().map(|(_, n)| n).collect()
-    }))
-}
-
-/// The head in the folder of the first adapter that has one.
-fn saved_head(args: &AdapterArgs, names: &[String]) -> Result<Option<Head>> {
-    for (text, name) in args.adapters.iter().zip(names) {
-        let folder = text.split_once('=').map_or(text.as_str(), |(_, spec)| spec);
-        for place in [text.as_str(), folder] {
-            if Path::new(place).is_dir()
-                && let Some(head) = Head::read(Path::new(place), Some(name))?
-            {
-                return Ok(Some(head));
-            }
-        }
-    }
-    Ok(None)
-}
 
 /// Where the main job writes.
 struct Targets {
@@ -169,10 +45,11 @@ pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
         ));
     };
     let model = open(input, ui)?;
-    let interface = interface(args.select.interface.as_deref(), input, &model)?;
-    let adapters = adapters(&args.select, &interface)?;
+    let select = args.select.settings();
+    let interface = select.interface(input, &model)?;
+    let adapters = select.load(&interface)?;
     let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
-    let setup = setup(&args.select, &adapters)?;
+    let setup = select.setup(&adapters)?;
     let before = args.dry_run.then(|| model.clone());
     let adapted = api::attach(model, &interface, adapters, setup.clone(), args.seed, false)?;
     ui.warnings(
@@ -368,7 +245,8 @@ pub(super) fn merge(
         ));
     }
     let model = open(path, ui)?;
-    let interface = interface(args.interface.as_deref(), path, &model)?;
+    let select = args.settings();
+    let interface = select.interface(path, &model)?;
     let (model, opened) = api::opened(model, false)?;
     ui.warnings(&opened);
     let fold = if reset {
@@ -376,7 +254,7 @@ pub(super) fn merge(
     } else {
         crate::train::merge
     };
-    let merged = fold(&model, &interface, adapters(args, &interface)?)?;
+    let merged = fold(&model, &interface, select.load(&interface)?)?;
     let saved = crate::onnx::save(
         &merged,
         output,

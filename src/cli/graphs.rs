@@ -101,11 +101,7 @@ pub(super) fn verify(args: &VerifyArgs, ui: &Ui) -> Result<()> {
         match args.engine {
             Engine::Candle => {
                 let plan = Plan::compile(m, &compile_options(&args.exec)?)?;
-                let mut feeds = inputs.clone();
-                feeds
-                    .0
-                    .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
-                plan.run(&feeds)
+                plan.run(&inputs.clone().for_plan(&plan))
             }
             Engine::Tract => crate::runtime::tract::run(m, path, &inputs),
         }

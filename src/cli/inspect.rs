@@ -1,6 +1,6 @@
 //! `rewrite inspect` and `rewrite interface`.
 
-use super::{Ui, attach, exists, keep, open, stdout};
+use super::{Ui, exists, keep, open, stdout};
 use crate::api;
 use crate::error::Result;
 use crate::select::{Inspection, Interface, infer_interface};
@@ -13,7 +13,7 @@ pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<(
     let Some(name) = interface else {
         return ui.result(&json!(inspection), || inspection.to_string());
     };
-    let interface = attach::interface(Some(name), path, &model)?;
+    let interface = Interface::resolve(name)?;
     let (model, opened) = api::opened(model, false)?;
     ui.warnings(&opened);
     let selection = interface.select(&model)?;

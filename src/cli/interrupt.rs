@@ -5,10 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A flag that the signals set.
-pub(super) fn flag() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&flag);
+/// Lets the signals set a flag.
+pub(super) fn watch(flag: &Arc<AtomicBool>) -> Result<()> {
+    let seen = Arc::clone(flag);
     let handler = move || {
         if seen.swap(true, Ordering::Relaxed) {
             // The usual code of a process that a signal ended.
@@ -22,6 +21,5 @@ pub(super) fn flag() -> Result<Arc<AtomicBool>> {
             "cannot be handled",
             std::io::Error::other(e),
         )
-    })?;
-    Ok(flag)
+    })
 }

@@ -16,8 +16,9 @@ mod run;
 mod train;
 
 use crate::diag::{Diagnostic, Severity, nearest};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::infer::Verified;
+use crate::job::{ARGUMENTS, Event, exists, keep, usage, write_file};
 use args::{Cli, Command, ExecArgs, InterfaceCommand};
 use clap::{CommandFactory, Parser};
 use std::io::{IsTerminal, Write};
@@ -176,6 +177,16 @@ impl Ui {
         }
     }
 
+    /// A line for what a job says.
+    fn event(&self, event: &Event) {
+        match event {
+            Event::Note(line) => self.note(line),
+            Event::Warning(finding) => self.warnings([finding]),
+            Event::Detail(line) if self.verbose > 0 => self.note(line),
+            _ => {}
+        }
+    }
+
     /// Whether progress bars make sense.
     fn progress(&self) -> bool {
         !self.quiet && !self.json && std::io::stderr().is_terminal()
@@ -191,79 +202,9 @@ fn open(path: &Path, ui: &Ui) -> Result<Verified> {
     Ok(verified)
 }
 
-/// Writes a file under a temporary name and renames it.
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|e| Error::io(path, "cannot write", e))
-}
-
-/// The code of findings about the arguments.
-const ARGUMENTS: &str = "arguments";
-
-/// An error about the arguments: the process ends with 2.
-fn usage(message: impl Into<String>, help: &str) -> Error {
-    Error::new(
-        ErrorKind::Invalid,
-        Diagnostic::error(ARGUMENTS, message).help(help),
-    )
-}
-
-/// The error of an output that is there and must not be replaced.
-fn exists(path: &Path) -> Error {
-    let d = Diagnostic::error("exists", format!("{} exists", path.display()));
-    Error::new(
-        ErrorKind::Io,
-        d.help("give --force to replace it, or write elsewhere"),
-    )
-}
-
-/// Refuses an output that is one of the inputs: inputs are never modified.
-fn keep<'a>(output: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
-    let Ok(there) = output.canonicalize() else {
-        return Ok(());
-    };
-    let same = inputs
-        .into_iter()
-        .any(|i| i.canonicalize().is_ok_and(|i| i == there));
-    if !same {
-        return Ok(());
-    }
-    let d = Diagnostic::error("input-kept", format!("{} is an input", output.display()));
-    Err(Error::new(
-        ErrorKind::Io,
-        d.help("inputs are never modified: choose another output"),
-    ))
-}
-
 /// Compile options of a command that executes.
 fn compile_options(exec: &ExecArgs) -> Result<crate::runtime::CompileOptions> {
-    use crate::runtime::cpu::gemm::Precision;
-    use args::DTypeArg;
-    let precision = match exec.dtype {
-        DTypeArg::F32 => Precision::F32,
-        DTypeArg::Bf16 => Precision::Bf16,
-        DTypeArg::F16 => {
-            return Err(usage(
-                "products are computed in f32 or bf16, not in f16",
-                "--dtype bf16; weights of any float type are read as they are",
-            ));
-        }
-    };
-    Ok(crate::runtime::CompileOptions {
-        precision,
-        device: crate::runtime::device(&exec.device)?,
-        threads: exec.threads,
-        ..crate::runtime::CompileOptions::default()
-    })
+    exec.settings().compile_options()
 }
 
 /// What the global options say; used by tests of the parser.

@@ -1,7 +1,8 @@
 //! How a run looks on a terminal: a bar where there is one, plain lines where there is not.
 
 use super::Ui;
-use crate::train::{Evaluation, Event, LogEntry, StepReport};
+use crate::job::{self, TrainReport};
+use crate::train::{EvalEntry, Event, LogEntry, StepReport};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::{Duration, Instant};
 
@@ -14,12 +15,6 @@ pub(super) struct Progress<'a> {
     before: u64,
     started: Instant,
     tokens: usize,
-    /// Loss of the first step.
-    pub(super) first: f64,
-    /// Loss of the last step.
-    pub(super) last: f64,
-    /// Loss of every step.
-    pub(super) losses: Vec<f64>,
 }
 
 /// Whether a terminal can move its cursor, and somebody sits before it.
@@ -47,14 +42,11 @@ impl<'a> Progress<'a> {
             before: 0,
             started: Instant::now(),
             tokens: 0,
-            first: f64::NAN,
-            last: f64::NAN,
-            losses: Vec::new(),
         }
     }
 
     /// Tokens a second so far.
-    pub(super) fn rate(&self) -> f64 {
+    fn rate(&self) -> f64 {
         self.tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
     }
 
@@ -96,16 +88,11 @@ impl<'a> Progress<'a> {
                 self.plain(&format!("step {step}: wrote {}{best}", path.display()));
             }
             Event::Warning { message } => self.line(&format!("warning: {message}")),
-            Event::End { .. } => {}
+            Event::End { .. } => self.bar.finish_and_clear(),
         }
     }
 
     fn step(&mut self, r: &StepReport) {
-        if self.losses.is_empty() {
-            self.first = r.loss;
-        }
-        self.last = r.loss;
-        self.losses.push(r.loss);
         self.tokens += r.tokens;
         self.bar.set_position(r.step);
         self.bar.set_message(format!(
@@ -131,21 +118,86 @@ impl<'a> Progress<'a> {
             self.ui.note(text);
         }
     }
+}
 
-    pub(super) fn finish(&self) {
-        self.bar.finish_and_clear();
+/// One line about a whole training.
+pub(super) fn summary(report: &TrainReport) -> String {
+    let (steps, first, last) = (report.steps, report.first_loss, report.last_loss);
+    if report.losses.is_empty() {
+        return format!("{steps} steps were done before; nothing is left to do");
+    }
+    format!(
+        "{steps} steps: loss {first:.4} → {last:.4}{}",
+        speed(report.tokens_per_second).replace("  ", ", ")
+    )
+}
+
+/// A bar for work of a known size; everything else that a job says is a line.
+pub(super) struct Bar<'a> {
+    ui: &'a Ui,
+    bar: Option<ProgressBar>,
+}
+
+impl<'a> Bar<'a> {
+    pub(super) fn new(ui: &'a Ui) -> Self {
+        Bar { ui, bar: None }
     }
 
-    /// One line about the whole run.
-    pub(super) fn summary(&self, steps: u64) -> String {
-        let (first, last) = (self.first, self.last);
-        if self.losses.is_empty() {
-            return format!("{steps} steps were done before; nothing is left to do");
+    pub(super) fn event(&mut self, event: &job::Event) {
+        let job::Event::Progress { what, done, total } = event else {
+            return self.ui.event(event);
+        };
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = if self.ui.progress() {
+                ProgressBar::new(*total as u64)
+            } else {
+                ProgressBar::hidden()
+            };
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}  {eta} left");
+            if let Ok(style) = style {
+                bar.set_style(style);
+            }
+            bar.set_message(*what);
+            bar
+        });
+        bar.set_position(*done as u64);
+        if done == total {
+            bar.finish_and_clear();
+            self.bar = None;
         }
-        format!(
-            "{steps} steps: loss {first:.4} → {last:.4}{}",
-            speed(self.rate()).replace("  ", ", ")
-        )
+    }
+}
+
+/// A sign that texts are being generated; everything else that a job says is a line.
+pub(super) struct Spinner<'a> {
+    ui: &'a Ui,
+    bar: ProgressBar,
+    pieces: usize,
+}
+
+impl<'a> Spinner<'a> {
+    pub(super) fn new(ui: &'a Ui, shown: bool) -> Self {
+        let bar = if ui.progress() && shown {
+            ProgressBar::new_spinner()
+        } else {
+            ProgressBar::hidden()
+        };
+        Spinner { ui, bar, pieces: 0 }
+    }
+
+    pub(super) fn event(&mut self, event: &job::Event) {
+        match event {
+            job::Event::Progress { done, total, .. } if done == total => {
+                self.bar.finish_and_clear();
+            }
+            job::Event::Progress { .. } => self.bar.enable_steady_tick(Duration::from_millis(200)),
+            job::Event::Text { .. } => {
+                self.pieces += 1;
+                let pieces = self.pieces;
+                self.bar.set_message(format!("{pieces} pieces of text"));
+            }
+            other => self.ui.event(other),
+        }
     }
 }
 
@@ -190,7 +242,7 @@ fn short(t: Duration) -> String {
     }
 }
 
-fn evaluated(e: &Evaluation) -> String {
+fn evaluated(e: &EvalEntry) -> String {
     let metrics: Vec<String> = e
         .metrics
         .iter()

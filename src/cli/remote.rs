@@ -3,40 +3,16 @@
 
 use super::Ui;
 use crate::error::Result;
-use crate::hub::{Want, resolve};
-use serde_json::{Map, Value};
+use crate::job::{fetched, wanted};
 use std::ffi::OsString;
-use std::path::PathBuf;
 
-/// What the value of a flag, or of a job's field, stands for; `None` for text.
-fn wanted(flag: &str) -> Option<Want> {
+/// The name of the setting that a flag gives.
+fn setting(flag: &str) -> String {
     match flag {
-        "-i" | "--interface" | "interface" => Some(Want::Interface),
-        "-a" | "--adapter" | "adapter" => Some(Want::Adapter),
-        "--tokenizer" | "tokenizer" => Some(Want::Tokenizer),
-        "--data" | "--eval-data" | "data" | "eval_data" => Some(Want::Data),
-        "model" => Some(Want::Model),
-        _ => None,
+        "-i" => "interface".to_owned(),
+        "-a" => "adapter".to_owned(),
+        long => long.trim_start_matches("--").replace('-', "_"),
     }
-}
-
-/// The files that a value stands for; `NAME=hub:…` keeps its name.
-fn fetched(value: &str, want: Want, ui: &Ui) -> Result<Option<Vec<String>>> {
-    let (name, reference) = match value.split_once('=') {
-        Some((name, rest)) if rest.starts_with("hub:") && want == Want::Adapter => {
-            (format!("{name}="), rest)
-        }
-        _ => (String::new(), value),
-    };
-    let mut last = String::new();
-    let found = resolve(reference, want, &mut |t| {
-        if t.file != last {
-            t.file.clone_into(&mut last);
-            ui.note(&format!("pulling {}", t.file));
-        }
-    })?;
-    let shown = |p: PathBuf| format!("{name}{}", p.display());
-    Ok(found.map(|paths| paths.into_iter().map(shown).collect()))
 }
 
 /// The command line with what it refers to on this machine. The `hub` command has its own ways, and texts stay what they are.
@@ -64,8 +40,11 @@ pub(super) fn arguments(given: Vec<OsString>, ui: &Ui) -> Result<Vec<OsString>> 
             (None, Some(flag)) => (flag, text),
             (None, None) => ("model".to_owned(), text),
         };
-        let found = match wanted(&flag) {
-            Some(want) => fetched(value, want, ui)?,
+        let found = match wanted(&setting(&flag)) {
+            Some(want) => fetched(value, want, &mut |event| {
+                ui.event(event);
+                Ok(())
+            })?,
             None => None,
         };
         let Some(paths) = found else {
@@ -83,33 +62,6 @@ pub(super) fn arguments(given: Vec<OsString>, ui: &Ui) -> Result<Vec<OsString>> 
         }
     }
     Ok(out)
-}
-
-/// The fields of a job with what they refer to on this machine.
-pub(super) fn job(options: &mut Map<String, Value>, ui: &Ui) -> Result<()> {
-    for (field, value) in options.iter_mut() {
-        if let Some(want) = wanted(field) {
-            local(value, want, ui)?;
-        }
-    }
-    Ok(())
-}
-
-fn local(value: &mut Value, want: Want, ui: &Ui) -> Result<()> {
-    match value {
-        Value::String(text) => {
-            if let Some(paths) = fetched(text, want, ui)? {
-                *value = match &paths[..] {
-                    [one] => Value::String(one.clone()),
-                    many => many.iter().cloned().map(Value::String).collect(),
-                };
-            }
-            Ok(())
-        }
-        Value::Array(list) => list.iter_mut().try_for_each(|v| local(v, want, ui)),
-        Value::Object(map) => map.values_mut().try_for_each(|v| local(v, want, ui)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! `rewrite run`.
 
 use super::args::RunArgs;
-use super::{Ui, attach, compile_options, exists, keep, open, usage};
+use super::{Ui, compile_options, exists, keep, open, usage};
 use crate::adapters::AdapterStore;
 use crate::error::Result;
 use crate::infer::Verified;
 use crate::ir::contract;
+use crate::job::Event;
 use crate::rewrite::passes::gradient::Outputs;
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::{Feeds, Plan, io};
@@ -20,7 +21,13 @@ pub(super) fn run(args: &RunArgs, ui: &Ui) -> Result<()> {
     keep(&args.outputs, [&*args.inputs, &*args.model])?;
     let mut model = open(&args.model, ui)?;
     if !args.select.adapters.is_empty() {
-        model = attach::attached(model, &args.model, &args.select, args.seed, false, ui)?.model;
+        let events = &mut |event: &Event| {
+            ui.event(event);
+            Ok(())
+        };
+        let select = args.select.settings();
+        let adapted = select.attach(model, &args.model, args.seed, false, events)?;
+        model = adapted.model;
     }
     let tensors = io::read(&args.inputs)?;
     let names: Vec<String> = model

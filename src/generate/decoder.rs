@@ -18,6 +18,7 @@ use crate::rewrite::passes::logits::{ChooseLogits, logits};
 use crate::runtime::cache::Grown;
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value};
 use crate::select::Selection;
+use serde::Serialize;
 use std::sync::OnceLock;
 
 /// What it means that there is no cache.
@@ -39,7 +40,8 @@ pub struct DecoderOptions {
 }
 
 /// What is kept from step to step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Memory {
     /// Nothing: the whole text is computed for every token.
     None,

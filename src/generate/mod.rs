@@ -16,7 +16,7 @@ mod text;
 pub use args::{GenerationArguments, Ids, generation_config};
 pub use decoder::{Decoder, DecoderOptions, Logits, Memory, Session, full_sequence_adapters};
 pub use prompts::{Message, PromptText, read_prompts};
-pub use run::{FinishReason, Generation, OnPiece, Prompt, Settings, generate};
+pub use run::{FinishReason, Generated, OnPiece, Prompt, Settings, generate};
 pub use sample::{Processors, draw, greedy, uniform};
 pub use score::{Scored, TokenScores, score};
 pub use text::Pieces;

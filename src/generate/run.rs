@@ -41,7 +41,7 @@ pub enum FinishReason {
 
 /// A generated text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Generation {
+pub struct Generated {
     /// Index of the prompt.
     pub prompt: usize,
     /// Which of the prompt's texts.
@@ -66,12 +66,12 @@ pub fn generate(
     prompts: &[Prompt],
     settings: &Settings,
     on_piece: OnPiece<'_>,
-) -> Result<Vec<Generation>> {
+) -> Result<Vec<Generated>> {
     let args = &settings.args;
     args.validate()?;
     check(prompts, settings, tokenizer)?;
     let copies = args.num_return_sequences;
-    let mut out: Vec<Option<Generation>> = vec![None; prompts.len() * copies];
+    let mut out: Vec<Option<Generated>> = vec![None; prompts.len() * copies];
     for batch in batches(decoder, prompts, copies, args.batch_size) {
         let made = one_batch(decoder, tokenizer, prompts, &batch, settings, on_piece)?;
         for (index, generation) in batch.into_iter().zip(made) {
@@ -153,7 +153,7 @@ fn one_batch(
     batch: &[usize],
     settings: &Settings,
     on_piece: OnPiece<'_>,
-) -> Result<Vec<Generation>> {
+) -> Result<Vec<Generated>> {
     let args = &settings.args;
     let copies = args.num_return_sequences;
     let processors = Processors::new(args, &settings.eos);
@@ -195,7 +195,7 @@ fn one_batch(
         }
         logits = session.step(&next)?;
     }
-    let done = |r: Growing<'_>| Generation {
+    let done = |r: Growing<'_>| Generated {
         prompt: r.index / copies,
         sequence: r.index % copies,
         prompt_tokens: r.prompt.len(),

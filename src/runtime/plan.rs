@@ -84,6 +84,14 @@ impl Feeds {
         self.0.insert(name.to_owned(), value);
     }
 
+    /// Without the values that a plan does not read.
+    #[must_use]
+    pub fn for_plan(mut self, plan: &Plan) -> Self {
+        self.0
+            .retain(|name, _| plan.feeds.iter().any(|f| f.name == *name));
+        self
+    }
+
     /// The same values under their plain names: files may say `input/NAME`.
     #[must_use]
     pub fn plain(self) -> Self {

@@ -5,7 +5,7 @@
 //! of every other file. The folder is put together under another name and renamed when all of it is on the disk, so that a folder of
 //! this name is complete, or was damaged later, which the hashes show.
 
-use super::event::{Evaluation, LogEntry};
+use super::event::{EvalEntry, LogEntry};
 use crate::adapters::folder::{read_safetensors, to_safetensors};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -74,7 +74,7 @@ impl Progress {
     }
 
     /// Adds an evaluation under Hugging Face's keys.
-    pub(super) fn evaluated(&mut self, e: &Evaluation) {
+    pub(super) fn evaluated(&mut self, e: &EvalEntry) {
         let mut entry = Map::from_iter([("epoch".to_owned(), e.epoch.into())]);
         entry.extend(
             e.metrics

@@ -4,7 +4,7 @@ use super::answers::Answers;
 use super::batch::{Collator, Sampler};
 use super::data::{Dataset, Task};
 use super::eval_args::Metric;
-use super::event::{Evaluation, Event, OnEvent};
+use super::event::{EvalEntry, Event, OnEvent};
 use super::graph::{Mode, loss_graph};
 use super::trainer::batch;
 use crate::diag::Diagnostic;
@@ -95,7 +95,7 @@ impl Evaluator {
         size: usize,
         packed: Option<usize>,
         on_event: OnEvent<'_>,
-    ) -> Result<Evaluation> {
+    ) -> Result<EvalEntry> {
         let plan = match self.plan.take() {
             Some(plan) => plan,
             None => self.compile()?,
@@ -159,7 +159,7 @@ impl Evaluator {
                 }
             }
         }
-        Ok(Evaluation {
+        Ok(EvalEntry {
             step: 0,
             epoch: 0.0,
             metrics,
@@ -181,10 +181,8 @@ fn values(params: &IndexMap<Box<str>, Trainable>) -> Result<Feeds> {
     Ok(out)
 }
 
-fn run(plan: &Plan, mut feeds: Feeds, params: &Feeds) -> Result<Outputs> {
-    feeds
-        .0
-        .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
+fn run(plan: &Plan, feeds: Feeds, params: &Feeds) -> Result<Outputs> {
+    let mut feeds = feeds.for_plan(plan);
     feeds
         .0
         .extend(params.0.iter().map(|(k, v)| (k.clone(), v.clone())));

@@ -42,7 +42,7 @@ pub struct LogEntry {
 
 /// What an evaluation found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Evaluation {
+pub struct EvalEntry {
     /// Optimizer steps done before it; 0 outside training.
     pub step: u64,
     /// Epochs done before it.
@@ -97,7 +97,7 @@ pub enum Event {
         total: usize,
     },
     /// After an evaluation.
-    Evaluate(Evaluation),
+    Evaluate(EvalEntry),
     /// After a checkpoint was written.
     Save {
         /// Optimizer steps done.

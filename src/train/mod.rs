@@ -11,7 +11,6 @@ mod eval_args;
 mod evaluate;
 mod event;
 mod graph;
-mod job;
 mod merge;
 pub mod metrics;
 mod optimizer;
@@ -23,6 +22,7 @@ pub use answers::Answers;
 pub use args::{Interval, Resume, SaveStrategy, TrainingArguments};
 pub use batch::{Batch, CollateArguments, Collator, PaddingSide, Rows, Sampler, epoch_order};
 pub use compare::{Comparison, compare, generate_inputs};
+pub(crate) use data::is_template_file;
 pub use data::{
     AssistantLoss, AssistantTurn, CompletionMask, DataArguments, DataReport, Dataset, EvalSplit,
     Example, Files, IGNORE, Labels, Loaded, OnBadRow, ReadOptions, ReadReport, Side, Task,
@@ -30,10 +30,10 @@ pub use data::{
 };
 pub use dry::DryRun;
 pub use eval_args::{EvalArguments, F1Average, Metric};
-pub use event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
+pub use event::{EvalEntry, Event, LogEntry, OnEvent, StepReport, Stop};
 pub use graph::{Mode, inference_graph, loss_graph, parse_loss, smoothed, training_graph};
-pub use job::{AdapterSpecs, Job, JobArguments, ReportTo, markdown as job_markdown};
 pub use merge::{merge, reset};
 pub use optimizer::Optim;
 pub use schedule::{Schedule, ScheduleOptions};
 pub use trainer::{Output, TrainData, Trainer, dataset_divisor};
+pub use watch::ReportTo;

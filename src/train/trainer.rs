@@ -11,7 +11,7 @@ use super::checkpoint::{self, Progress};
 use super::data::{Dataset, Example};
 use super::dry::DryRun;
 use super::evaluate::Evaluator;
-use super::event::{Evaluation, Event, LogEntry, OnEvent, StepReport, Stop};
+use super::event::{EvalEntry, Event, LogEntry, OnEvent, StepReport, Stop};
 use super::graph::{Mode, nothing_to_train, training_graph};
 use super::optimizer::update;
 use crate::adapters::AdapterStore;
@@ -268,7 +268,7 @@ impl Trainer {
 
     /// Trains on one batch at every step, `max_steps` times.
     pub fn train_on(&mut self, feeds: &Feeds, on_event: OnEvent<'_>) -> Result<()> {
-        let feeds = [self.fitting(feeds.clone())];
+        let feeds = [feeds.clone().for_plan(self.plan())];
         self.total = u64::try_from(self.args.max_steps).unwrap_or(0).max(1);
         on_event(&self.begin(1, None))?;
         let started = Instant::now();
@@ -278,14 +278,6 @@ impl Trainer {
             on_event(&Event::Step(report))?;
         }
         on_event(&self.end(Stop::Finished, 0, started))
-    }
-
-    /// Without values that the graph does not read.
-    fn fitting(&self, mut feeds: Feeds) -> Feeds {
-        feeds
-            .0
-            .retain(|k, _| self.plan().feeds().iter().any(|f| f.name == *k));
-        feeds
     }
 
     fn begin(&self, examples: usize, resumed_from: Option<u64>) -> Event {
@@ -346,7 +338,7 @@ impl Trainer {
             positions = b.positions;
             let n = Value::from_f32(&[], vec![b.items.max(1) as f32])
                 .map_err(|e| failed(e.to_string()))?;
-            let feeds = self.fitting(b.feeds.with(contract::NUM_ITEMS, n));
+            let feeds = b.feeds.with(contract::NUM_ITEMS, n).for_plan(self.plan());
             self.inner.evaluate(&feeds, Some(self.args.seed))?;
         }
         let trainable = self.trainable();
@@ -512,7 +504,8 @@ impl Trainer {
         for b in batches.iter().filter(|b| b.scored > 0) {
             let divisor =
                 Value::from_f32(&[], vec![items as f32]).map_err(|e| failed(e.to_string()))?;
-            feeds.push(self.fitting(b.feeds.clone().with(contract::NUM_ITEMS, divisor)));
+            let all = b.feeds.clone().with(contract::NUM_ITEMS, divisor);
+            feeds.push(all.for_plan(self.plan()));
         }
         if feeds.is_empty() {
             // 0/0 in Hugging Face's Trainer: there is nothing to learn from.
@@ -649,7 +642,7 @@ impl Trainer {
             l.data.pack(),
             l.on_event,
         )?;
-        let found = Evaluation {
+        let found = EvalEntry {
             step: self.progress.step,
             epoch,
             ..found
@@ -695,7 +688,7 @@ impl Trainer {
     }
 
     /// Loss and other measures on data, with the parameters as they are.
-    pub fn evaluate_on(&mut self, data: &TrainData<'_>, dataset: &Dataset) -> Result<Evaluation> {
+    pub fn evaluate_on(&mut self, data: &TrainData<'_>, dataset: &Dataset) -> Result<EvalEntry> {
         let size = self.args.per_device_eval_batch_size;
         let collator = Collator {
             packing: false,

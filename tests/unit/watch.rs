@@ -1,7 +1,7 @@
 //! What a run leaves behind: the log, the record and the report, TensorBoard's file; also when it was interrupted.
 
 use onnx_graft::train::watch::{Watchers, file};
-use onnx_graft::train::{Evaluation, Event, LogEntry, ReportTo, StepReport, Stop};
+use onnx_graft::train::{EvalEntry, Event, LogEntry, ReportTo, StepReport, Stop};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -29,7 +29,7 @@ fn log(step: u64, loss: f64) -> Event {
 }
 
 fn evaluate(step: u64) -> Event {
-    Event::Evaluate(Evaluation {
+    Event::Evaluate(EvalEntry {
         step,
         epoch: 0.5,
         metrics: [

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Files or folders of data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -26,14 +26,6 @@ impl Files {
         match self {
             Files::One(one) => vec![PathBuf::from(one)],
             Files::Many(many) => many.iter().map(PathBuf::from).collect(),
-        }
-    }
-
-    fn beside(&mut self, folder: &Path) {
-        let join = |path: &mut String| *path = folder.join(&*path).to_string_lossy().into_owned();
-        match self {
-            Files::One(one) => join(one),
-            Files::Many(many) => many.iter_mut().for_each(join),
         }
     }
 }
@@ -255,19 +247,6 @@ pub(super) const ROLES: [&str; 14] = [
 ];
 
 impl DataArguments {
-    /// Makes every path relative to a folder.
-    pub fn beside(&mut self, folder: &Path) {
-        for files in [&mut self.data, &mut self.eval_data].into_iter().flatten() {
-            files.beside(folder);
-        }
-        if let Some(dir) = &mut self.cache_dir {
-            *dir = folder.join(&*dir).to_string_lossy().into_owned();
-        }
-        if let Some(template) = self.chat_template.as_mut().filter(|t| is_file(t)) {
-            *template = folder.join(&*template).to_string_lossy().into_owned();
-        }
-    }
-
     /// The longest sequence in tokens.
     pub fn max_length(&self, tokenizer: Option<&Tokenizer>) -> usize {
         let limit = tokenizer.and_then(Tokenizer::max_length).unwrap_or(2048);
@@ -391,6 +370,6 @@ impl DataArguments {
 }
 
 /// Whether a chat template is given as a file: it names one, and a template has braces.
-pub(super) fn is_file(template: &str) -> bool {
+pub(crate) fn is_file(template: &str) -> bool {
     !template.contains(['{', '\n'])
 }

@@ -17,6 +17,7 @@ mod source;
 mod tests;
 mod tokens;
 
+pub(crate) use args::is_file as is_template_file;
 pub use args::{
     AssistantLoss, AssistantTurn, DataArguments, EvalSplit, Files, OnBadRow, Side, Task, TokenRef,
     Tokens,

@@ -603,18 +603,7 @@ fn arguments_that_make_no_sense_are_all_named() {
 }
 
 #[test]
-fn paths_and_flags_of_a_job_are_understood() {
-    let mut args: DataArguments =
-        serde_json::from_value(json!({"data": ["a.jsonl", "/b.jsonl"], "eval_data": "c", "chat_template": "t.jinja", "pad_token": 3})).unwrap();
-    args.beside(Path::new("job"));
-    assert_eq!(
-        args.data.unwrap().list(),
-        [Path::new("job/a.jsonl"), Path::new("/b.jsonl")]
-    );
-    assert_eq!(
-        (args.chat_template.as_deref(), args.pad_token),
-        (Some("job/t.jinja"), Some(TokenRef::Id(3)))
-    );
+fn flags_of_a_job_are_understood() {
     let fields = crate::options::fields::<DataArguments>();
     let parse = |name: &str, text: &str| {
         fields

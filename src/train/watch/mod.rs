@@ -12,8 +12,9 @@ pub use report::html;
 pub use tensorboard::EventFile;
 
 use super::event::Event;
-use super::job::ReportTo;
 use crate::error::{Error, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -29,6 +30,18 @@ pub mod file {
     pub const RUN: &str = "run.json";
     /// The folder of TensorBoard's files.
     pub const RUNS: &str = "runs";
+}
+
+/// A watcher of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportTo {
+    /// `log.jsonl`: one event a line.
+    Jsonl,
+    /// An event file for TensorBoard.
+    Tensorboard,
+    /// `report.html`: curves, the job and its results in one file.
+    Html,
 }
 
 /// The watchers of a run, all fed with the same events.

@@ -92,7 +92,7 @@ fn cut_paths(value: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::event::{Evaluation, LogEntry, Stop};
+    use crate::train::event::{EvalEntry, LogEntry, Stop};
 
     #[test]
     fn a_record_of_events_is_the_record_of_their_log() {
@@ -117,7 +117,7 @@ mod tests {
                 grad_norm: 1.0,
                 tokens_per_second: 10.0,
             }),
-            Event::Evaluate(Evaluation {
+            Event::Evaluate(EvalEntry {
                 step: 1,
                 epoch: 0.5,
                 metrics: [("loss".to_owned(), 2.0)].into(),

@@ -1,22 +1,24 @@
 //! A fine-tuning job: one JSON object that holds what to train, on what, and how. Every field is also a flag of `rewrite train`.
 
-use super::args::TrainingArguments;
-use super::batch::CollateArguments;
-use super::data::DataArguments;
 use crate::adapters::head::HeadConfig;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::{self, Kind, OptionField, Options};
+#[cfg(test)]
+use crate::options::Kind;
+use crate::options::{self, OptionField, Options};
+use crate::train::{CollateArguments, DataArguments, ReportTo, TrainingArguments};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+#[cfg(test)]
+use serde_json::json;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The adapters of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum AdapterSpecs {
+pub(crate) enum AdapterSpecs {
     /// The first method that the interface lists.
     #[default]
     Default,
@@ -30,7 +32,7 @@ pub enum AdapterSpecs {
 
 impl AdapterSpecs {
     /// Each as `SPEC` or `NAME=SPEC`.
-    pub fn list(&self) -> Vec<String> {
+    pub(crate) fn list(&self) -> Vec<String> {
         match self {
             AdapterSpecs::Default => Vec::new(),
             AdapterSpecs::One(s) => vec![s.clone()],
@@ -40,23 +42,11 @@ impl AdapterSpecs {
     }
 }
 
-/// A watcher of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ReportTo {
-    /// `log.jsonl`: one event a line.
-    Jsonl,
-    /// An event file for TensorBoard.
-    Tensorboard,
-    /// `report.html`: curves, the job and its results in one file.
-    Html,
-}
-
 /// Which model, which adapters, and where results go. Paths in a job file are relative to the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "options of the field")]
-pub struct JobArguments {
+pub(crate) struct JobArguments {
     /// The ONNX file.
     pub model: Option<String>,
     /// An `adapter_interface.json`, or the name of a built-in one; without it, config.json beside the model decides, or the graph.
@@ -122,9 +112,9 @@ impl Default for JobArguments {
 
 impl Options for JobArguments {}
 
-/// A whole job.
+/// All settings of a training job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Job {
+pub(crate) struct JobSettings {
     /// Which model, which adapters, where to.
     #[serde(flatten)]
     pub job: JobArguments,
@@ -139,12 +129,12 @@ pub struct Job {
     pub training: TrainingArguments,
 }
 
-impl Job {
+impl JobSettings {
     /// The options of a job file, under their own names.
     ///
     /// # Errors
     /// A file that cannot be read, or holds no job: see [`read`](Self::read).
-    pub fn open(path: &Path) -> Result<Map<String, Value>> {
+    pub(super) fn open(path: &Path) -> Result<Map<String, Value>> {
         let text =
             std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read the job", e))?;
         let place = path.display().to_string();
@@ -178,7 +168,7 @@ impl Job {
     ///
     /// # Errors
     /// Names that no option has, values that do not fit, and combinations that make no sense; all names together.
-    pub fn read(mut options: Map<String, Value>) -> Result<Job> {
+    pub(super) fn read(mut options: Map<String, Value>) -> Result<JobSettings> {
         let job = options::take::<JobArguments>(&mut options);
         let data = options::take::<DataArguments>(&mut options);
         let collate = options::take::<CollateArguments>(&mut options);
@@ -196,7 +186,7 @@ impl Job {
                 d.help("leave it out to pad to the longest"),
             ));
         }
-        Ok(Job {
+        Ok(JobSettings {
             job: options::read(job)?,
             data: options::read(data)?,
             collate,
@@ -205,7 +195,7 @@ impl Job {
     }
 
     /// All options, in order.
-    pub fn fields() -> Vec<OptionField> {
+    pub(super) fn fields() -> Vec<OptionField> {
         let mut all = options::fields::<JobArguments>();
         all.extend(options::fields::<DataArguments>());
         all.extend(options::fields::<CollateArguments>());
@@ -214,7 +204,8 @@ impl Job {
     }
 
     /// The JSON schema of a job file.
-    pub fn schema() -> Value {
+    #[cfg(test)]
+    fn schema() -> Value {
         let mut properties = Map::from_iter([("$schema".to_owned(), json!({"type": "string"}))]);
         let mut defs = Map::new();
         let parts = [
@@ -257,7 +248,8 @@ fn word(v: &Value) -> &'static str {
 }
 
 /// All options of a job as a document in Markdown: what each is, its default, and its flag.
-pub fn markdown() -> String {
+#[cfg(test)]
+fn markdown() -> String {
     let mut out = String::from(
         "# Options of a fine-tuning job\n\n`rewrite train job.json` reads them from a JSON object, under these names; `job.schema.json` is its \
          schema. Each is also a flag, in kebab case (`per_device_train_batch_size` is `--per-device-train-batch-size`), and a flag stands \
@@ -315,14 +307,14 @@ mod tests {
     fn generated_files_are_fresh() {
         fresh(
             "job.schema.json",
-            &(serde_json::to_string_pretty(&Job::schema()).unwrap() + "\n"),
+            &(serde_json::to_string_pretty(&JobSettings::schema()).unwrap() + "\n"),
         );
         fresh("job.md", &markdown());
     }
 
     #[test]
     fn every_option_is_explained_and_of_one_name() {
-        let fields = Job::fields();
+        let fields = JobSettings::fields();
         let mut names: Vec<&str> = fields.iter().map(|f| f.name.as_str()).collect();
         names.sort_unstable();
         let before = names.len();
@@ -340,7 +332,8 @@ mod tests {
     fn jobs_of_the_repository_are_jobs() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/jobs");
         for entry in fs::read_dir(folder).unwrap() {
-            let job = Job::read(Job::open(&entry.unwrap().path()).unwrap()).unwrap();
+            let job =
+                JobSettings::read(JobSettings::open(&entry.unwrap().path()).unwrap()).unwrap();
             job.training.validate().unwrap();
             assert!(job.job.model.is_some());
         }
@@ -372,11 +365,11 @@ mod tests {
             ("[]", "found a list"),
         ] {
             fs::write(&path, text).unwrap();
-            let e = Job::open(&path).unwrap_err().to_string();
+            let e = JobSettings::open(&path).unwrap_err().to_string();
             assert!(e.contains(want) && e.contains("job.json"), "{e}");
         }
         fs::write(&path, r#"{"$schema": "s", "evaluation_strategy": "steps"}"#).unwrap();
-        let options = Job::open(&path).unwrap();
+        let options = JobSettings::open(&path).unwrap();
         assert_eq!(options.keys().collect::<Vec<_>>(), ["eval_strategy"]);
     }
 
@@ -385,7 +378,7 @@ mod tests {
         let Value::Object(o) = json!({"learning_rat": 1e-4, "modle": "m.onnx"}) else {
             unreachable!()
         };
-        let e = Job::read(o).unwrap_err().to_string();
+        let e = JobSettings::read(o).unwrap_err().to_string();
         assert!(
             e.contains("did you mean `learning_rate`") && e.contains("did you mean `model`"),
             "{e}"

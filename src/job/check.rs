@@ -1,0 +1,153 @@
+//! What is refused before work begins: settings that are missing, outputs that are there, graphs that cannot do a task.
+
+use crate::adapters::folder::file;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::ir::{DType, Fact, contract};
+use crate::rewrite::passes::logits::logits;
+use crate::train::Task;
+use std::io::Write;
+use std::path::Path;
+
+/// The code of findings about what a job was asked for.
+pub(crate) const ARGUMENTS: &str = "arguments";
+
+/// An error about what a job was asked for.
+pub(crate) fn usage(message: impl Into<String>, help: &str) -> Error {
+    Error::new(
+        ErrorKind::Invalid,
+        Diagnostic::error(ARGUMENTS, message).help(help),
+    )
+}
+
+/// The error of an output that is there and must not be replaced.
+pub(crate) fn exists(path: &Path) -> Error {
+    let d = Diagnostic::error("exists", format!("{} exists", path.display()));
+    Error::new(
+        ErrorKind::Io,
+        d.help("give --force to replace it, or write elsewhere"),
+    )
+}
+
+/// Refuses an output that is one of the inputs: inputs are never modified.
+pub(crate) fn keep<'a>(output: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    let Ok(there) = output.canonicalize() else {
+        return Ok(());
+    };
+    let same = inputs
+        .into_iter()
+        .any(|i| i.canonicalize().is_ok_and(|i| i == there));
+    if !same {
+        return Ok(());
+    }
+    let d = Diagnostic::error("input-kept", format!("{} is an input", output.display()));
+    Err(Error::new(
+        ErrorKind::Io,
+        d.help("inputs are never modified: choose another output"),
+    ))
+}
+
+/// Writes a file under a temporary name and renames it.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|e| Error::io(path, "cannot write", e))
+}
+
+/// Refuses a folder of results that is a file, or that holds one of the adapters already.
+pub(super) fn check_outputs(output: &Path, names: &[String], force: bool) -> Result<()> {
+    if output.exists() && !output.is_dir() {
+        return Err(usage(
+            format!("{} is not a folder", output.display()),
+            "--output-dir takes a folder; it is made when it is missing",
+        ));
+    }
+    let there = names
+        .iter()
+        .map(|n| output.join(n))
+        .find(|f| f.join(file::CONFIG).exists());
+    match there {
+        Some(there) if !force => Err(exists(&there)),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a graph that cannot do a task.
+pub(super) fn fits(model: &Verified, task: Task, usual_loss: bool) -> Result<()> {
+    let g = &model.model().graph;
+    let refused = |what: String, help: &str| {
+        let d = Diagnostic::error("task", what);
+        Err(Error::new(ErrorKind::Train, d.help(help)))
+    };
+    let decodes = g
+        .find(contract::DECODER_INPUT_IDS)
+        .is_some_and(|v| g.is_input(v));
+    if task == Task::Seq2seq && !decodes {
+        return refused(
+            "the task seq2seq needs an encoder-decoder: the graph has no input `decoder_input_ids`"
+                .into(),
+            "a decoder learns completions with the task causal-lm: columns `prompt` and `completion`",
+        );
+    }
+    if task == Task::CausalLm && usual_loss && decodes {
+        return refused(
+            "the task causal-lm needs a decoder; this graph is an encoder-decoder: it has the input `decoder_input_ids`".into(),
+            "--task seq2seq",
+        );
+    }
+    let output = logits(g, None).ok();
+    let Some(output) = output.filter(|_| task == Task::CausalLm && usual_loss) else {
+        return Ok(());
+    };
+    let fact = model.fact(output);
+    let width = fact.and_then(|f| f.size(-1));
+    let words = vocabulary(model);
+    let foreign =
+        g.name_of(output) != contract::LOGITS && width.zip(words).is_some_and(|(w, v)| w != v);
+    let whole = fact.and_then(Fact::rank).is_some_and(|r| r < 3);
+    if foreign || whole {
+        let shape = fact
+            .and_then(|f| f.dims.as_ref())
+            .map_or_else(String::new, |dims| {
+                let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
+                format!("[{}]", dims.join(", "))
+            });
+        let words = words.map_or_else(|| "vocabulary".to_owned(), |v| v.to_string());
+        let what = format!(
+            "the graph has no logits of tokens: its output `{}` is {shape}, expected [batch, tokens, {words}]",
+            g.name_of(output)
+        );
+        return refused(
+            what,
+            "export the model with its language-model head, or choose another task: --task classification, regression, …",
+        );
+    }
+    Ok(())
+}
+
+/// Rows of the table that `input_ids` looks up, if the graph has one.
+pub(super) fn vocabulary(model: &Verified) -> Option<i64> {
+    let g = &model.model().graph;
+    let ids = g.find(contract::INPUT_IDS)?;
+    g.uses(ids).into_iter().find_map(|u| {
+        let table = g.input(u.node(), 0)?;
+        let tensor = g
+            .value(table)
+            .tensor
+            .as_ref()
+            .filter(|t| t.dtype.is_float() || t.dtype == DType::Uint8)?;
+        let looked_up = g.node(u.node()).op.is_onnx("Gather");
+        looked_up
+            .then(|| tensor.dims.first().map(|&d| d as i64))
+            .flatten()
+    })
+}

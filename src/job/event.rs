@@ -1,0 +1,78 @@
+//! What a job says while it goes on. Whoever calls it decides what is shown.
+
+use crate::diag::{Diagnostic, Severity};
+use crate::error::Result;
+use crate::train;
+
+/// Something that a job says.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A line about what is done.
+    Note(String),
+    /// A finding that does not stop the job.
+    Warning(Diagnostic),
+    /// A line for those who want to know more.
+    Detail(String),
+    /// An event of the training: a step, an entry of the log, an evaluation, a checkpoint.
+    Training(train::Event),
+    /// The steps begin: from here on, a stop that is asked for leaves a checkpoint.
+    Stoppable,
+    /// How far work of a known size is.
+    Progress {
+        /// What is counted: `rows` or `texts`.
+        what: &'static str,
+        /// Number of those done.
+        done: usize,
+        /// Number of all.
+        total: usize,
+    },
+    /// A piece of generated text.
+    Text {
+        /// Index of the text among all results.
+        index: usize,
+        /// What is new.
+        piece: String,
+    },
+    /// How far the transfer of a file from or to the Hub is.
+    Transfer {
+        /// Path of the file in its repository.
+        file: String,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all, where that is known.
+        total: Option<u64>,
+    },
+    /// An adapter was pushed to the Hub.
+    #[cfg(feature = "hub")]
+    Pushed(crate::hub::Pushed),
+}
+
+/// Receives events. An error ends the job.
+pub type OnEvent<'a> = &'a mut dyn FnMut(&Event) -> Result<()>;
+
+/// Says a line.
+pub(super) fn note(events: OnEvent<'_>, line: impl Into<String>) -> Result<()> {
+    events(&Event::Note(line.into()))
+}
+
+/// Says how far work is.
+pub(super) fn progress(
+    events: OnEvent<'_>,
+    what: &'static str,
+    done: usize,
+    total: usize,
+) -> Result<()> {
+    events(&Event::Progress { what, done, total })
+}
+
+/// Says the warnings among findings.
+pub(super) fn warn<'a>(
+    events: OnEvent<'_>,
+    findings: impl IntoIterator<Item = &'a Diagnostic>,
+) -> Result<()> {
+    findings
+        .into_iter()
+        .filter(|d| d.severity == Severity::Warning)
+        .try_for_each(|d| events(&Event::Warning(d.clone())))
+}

@@ -1,0 +1,182 @@
+//! Generation: a model, adapters and prompts become texts.
+
+use super::check::{fits, usage};
+use super::event::{Event, OnEvent, progress};
+use super::model::{ModelFiles, ModelSettings};
+use super::prepared::Prepared;
+use super::request::{Purpose, Request};
+use crate::error::Result;
+use crate::generate::{Generated, GenerationArguments, Memory, PromptText, generate, read_prompts};
+use crate::ir::contract;
+use crate::options::{self, Options, fields};
+use crate::train::Task;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Texts from a model: what `rewrite generate` does, as a call.
+///
+/// Settings are those of the command's flags, under their names in snake case. Of a job file, the model, its interface and its
+/// tokenizer are read; adapters are named here.
+///
+/// ```
+/// use onnx_graft::job::Generation;
+///
+/// let report = Generation::open("fixtures/skill/model.onnx")?
+///     .prompt("Question: Tom has 3 apples . Tom buys 4 apples . how many apples has Tom now ? Answer:")
+///     .set("max_new_tokens", 2)
+///     .run(&mut |_| Ok(()))?;
+/// assert_eq!(report.results[0].ids.len(), 2);
+/// # Ok::<(), onnx_graft::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Generation {
+    request: Request,
+    prompts: Vec<String>,
+}
+
+/// What was generated.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct GenerationReport {
+    /// The texts: for each prompt as many as asked for, one behind the other.
+    pub results: Vec<Generated>,
+    /// Number of new tokens.
+    pub new_tokens: usize,
+    /// New tokens in a second.
+    pub tokens_per_second: f64,
+    /// Where keys and values were kept.
+    pub cache: Memory,
+    /// Whether there was a tokenizer: results have tokens only, without it.
+    #[serde(skip)]
+    pub readable: bool,
+}
+
+/// What is asked of a generation besides its model and how it generates.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct PromptSettings {
+    /// File of prompts, one a line; or JSON lines with `prompt`, `messages` or `input_ids` in a file named .jsonl.
+    prompts: Option<String>,
+    /// Prompts are what a user says, in the form of the model's chat template.
+    chat: bool,
+    /// Texts are generated one after the other, so that each comes as a whole.
+    one_by_one: bool,
+}
+
+impl Options for PromptSettings {}
+
+impl Generation {
+    /// A generation with an ONNX file, or with the model of a job file.
+    ///
+    /// # Errors
+    /// A job file that cannot be read, or holds no job.
+    pub fn open(file: impl Into<PathBuf>) -> Result<Generation> {
+        let generation = Generation::new(Request::new(file));
+        generation.request.job_file()?;
+        Ok(generation)
+    }
+
+    /// The generation of a request.
+    pub fn new(request: Request) -> Generation {
+        Generation {
+            request,
+            prompts: Vec::new(),
+        }
+    }
+
+    /// Adds a prompt.
+    #[must_use]
+    pub fn prompt(mut self, text: impl Into<String>) -> Generation {
+        self.prompts.push(text.into());
+        self
+    }
+
+    /// Sets something by its name.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: impl Into<Value>) -> Generation {
+        self.request = self.request.set(name, value);
+        self
+    }
+
+    /// Generates. New text comes as [`Event::Text`] while it is made.
+    ///
+    /// # Errors
+    /// Settings that do not fit, files that cannot be read, a graph that has no logits of tokens, and what `events` returns.
+    pub fn run(&self, events: OnEvent<'_>) -> Result<GenerationReport> {
+        let resolved = self.request.resolve(Purpose::Generate, events)?;
+        resolved.check_names(&[
+            fields::<ModelSettings>(),
+            fields::<PromptSettings>(),
+            fields::<GenerationArguments>(),
+        ])?;
+        let asked: PromptSettings = resolved.read()?;
+        let model = resolved.model_settings()?;
+        let texts = self.texts(&asked)?;
+        let given = options::take::<GenerationArguments>(&mut resolved.settings.clone());
+        let files = ModelFiles::at(&resolved.model);
+        let mut prepared = Prepared::open(files, &model, given, events)?;
+        check_graph(&prepared)?;
+        let many = texts.len() * prepared.settings.args.num_return_sequences > 1;
+        if asked.one_by_one && many {
+            prepared.settings.args.batch_size = 1;
+        }
+        let prompts = prepared.encode(&texts, asked.chat)?;
+        let decoder = prepared.decoder(&model, events)?;
+        let started = Instant::now();
+        let total = prompts.len() * prepared.settings.args.num_return_sequences;
+        progress(events, "texts", 0, total)?;
+        let results = generate(
+            &decoder,
+            prepared.tokenizer.as_ref(),
+            &prompts,
+            &prepared.settings,
+            &mut |index, piece| {
+                let piece = piece.to_owned();
+                events(&Event::Text { index, piece })
+            },
+        )?;
+        progress(events, "texts", total, total)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let new_tokens: usize = results.iter().map(|t| t.ids.len()).sum();
+        Ok(GenerationReport {
+            results,
+            new_tokens,
+            tokens_per_second: new_tokens as f64 / seconds.max(1e-9),
+            cache: decoder.memory(),
+            readable: prepared.tokenizer.is_some(),
+        })
+    }
+
+    fn texts(&self, asked: &PromptSettings) -> Result<Vec<PromptText>> {
+        let mut texts: Vec<PromptText> =
+            self.prompts.iter().cloned().map(PromptText::Text).collect();
+        if let Some(path) = &asked.prompts {
+            texts.extend(read_prompts(Path::new(path))?);
+        }
+        if texts.is_empty() {
+            return Err(usage(
+                "no prompt was given",
+                "--prompt TEXT, or --prompts FILE",
+            ));
+        }
+        Ok(texts)
+    }
+}
+
+/// Refuses a graph that cannot go on with a text.
+fn check_graph(prepared: &Prepared) -> Result<()> {
+    let g = &prepared.model.model().graph;
+    if g.find(contract::DECODER_INPUT_IDS).is_none() {
+        fits(&prepared.model, Task::CausalLm, true)?;
+    }
+    if g.find(contract::TASK_IDS).is_some_and(|v| g.is_input(v)) {
+        return Err(usage(
+            "a `MultiTask` chooses the adapter of each sample, and a prompt says none",
+            "--active NAME, with the adapter to generate with",
+        ));
+    }
+    Ok(())
+}

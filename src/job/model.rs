@@ -1,0 +1,208 @@
+//! A model with the files that stand beside it, and what a job says of them.
+
+use super::attach::AdapterSettings;
+use super::check::usage;
+use super::event::{Event, OnEvent, note};
+use super::settings::AdapterSpecs;
+use crate::api;
+use crate::error::Result;
+use crate::infer::Verified;
+use crate::options::Options;
+use crate::runtime::CompileOptions;
+use crate::runtime::cpu::gemm::Precision;
+use crate::text::Tokenizer;
+use crate::train::Mode;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Element type of activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Dtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// Operands of products rounded to bfloat16.
+    Bf16,
+    /// Refused: products are not computed in it.
+    F16,
+}
+
+/// What every job says of its model: adapters, tokenizer, and how the graph is executed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ModelSettings {
+    /// An `adapter_interface.json`, or the name of a built-in one; without it, config.json beside the model decides, or the graph.
+    pub(crate) interface: Option<String>,
+    /// The adapters: `SPEC`, `NAME=SPEC`, a list of them, or an object of specs by name.
+    pub(crate) adapter: AdapterSpecs,
+    /// Which adapters are active and how they are composed.
+    pub(crate) active: Option<String>,
+    /// tokenizer.json or its folder; the one beside the model without it.
+    pub(crate) tokenizer: Option<String>,
+    /// Where to compute: cpu; cuda or cuda:N in a build with CUDA.
+    pub(crate) device: String,
+    /// Element type of activations.
+    pub(crate) dtype: Dtype,
+    /// Number of threads (default: all cores).
+    pub(crate) threads: Option<usize>,
+    /// Runs the graph as it was exported, without fused kernels.
+    pub(crate) portable: bool,
+}
+
+impl Options for ModelSettings {}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        ModelSettings {
+            interface: None,
+            adapter: AdapterSpecs::Default,
+            active: None,
+            tokenizer: None,
+            device: "cpu".to_owned(),
+            dtype: Dtype::F32,
+            threads: None,
+            portable: false,
+        }
+    }
+}
+
+impl ModelSettings {
+    /// The interface and the adapters.
+    pub(super) fn adapters(&self) -> AdapterSettings {
+        AdapterSettings {
+            interface: self.interface.clone(),
+            adapters: self.adapter.list(),
+            active: self.active.clone(),
+        }
+    }
+
+    /// Which operators a graph is made of.
+    pub(super) fn mode(&self) -> Mode {
+        if self.portable {
+            Mode::Portable
+        } else {
+            Mode::Native
+        }
+    }
+
+    /// How a graph is compiled.
+    pub(crate) fn compile_options(&self) -> Result<CompileOptions> {
+        let precision = match self.dtype {
+            Dtype::F32 => Precision::F32,
+            Dtype::Bf16 => Precision::Bf16,
+            Dtype::F16 => {
+                return Err(usage(
+                    "products are computed in f32 or bf16, not in f16",
+                    "--dtype bf16; weights of any float type are read as they are",
+                ));
+            }
+        };
+        Ok(CompileOptions {
+            precision,
+            device: crate::runtime::device(&self.device)?,
+            threads: self.threads,
+            ..CompileOptions::default()
+        })
+    }
+}
+
+/// A model file, and the files beside it.
+#[derive(Clone, Debug)]
+pub(super) struct ModelFiles {
+    pub(super) path: PathBuf,
+    /// What `config.json` says of the text model; null where there is none.
+    config: Value,
+}
+
+impl ModelFiles {
+    /// The files of a model. Those that are missing say nothing.
+    pub(super) fn at(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path.with_file_name("config.json")).unwrap_or_default();
+        let config: Value = serde_json::from_str(&text).unwrap_or_default();
+        // A text model inside another one has its own part.
+        let config = match config.get("text_config") {
+            Some(inner) => inner.clone(),
+            None => config,
+        };
+        ModelFiles {
+            path: path.to_owned(),
+            config,
+        }
+    }
+
+    /// Reads and verifies the model.
+    pub(super) fn open(&self, events: OnEvent<'_>) -> Result<Verified> {
+        let model = api::open(&self.path)?;
+        for finding in model.warnings() {
+            events(&Event::Detail(finding.to_string()))?;
+        }
+        Ok(model)
+    }
+
+    /// The tokenizer that is named, or the one beside the model.
+    pub(super) fn tokenizer(&self, named: Option<&str>) -> Result<Option<Tokenizer>> {
+        let beside = self.path.with_file_name("tokenizer.json");
+        match named {
+            Some(path) => Tokenizer::open(Path::new(path)).map(Some),
+            None if beside.exists() => Tokenizer::open(&beside).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn size(&self, name: &str) -> Option<usize> {
+        usize::try_from(self.config[name].as_u64()?).ok()
+    }
+
+    /// Number of positions that the model was made for.
+    pub(super) fn positions(&self) -> Option<usize> {
+        ["max_position_embeddings", "n_positions", "n_ctx"]
+            .iter()
+            .find_map(|name| self.size(name))
+    }
+
+    /// Ends rows where the positions of the model end, unless a longer length was asked for.
+    pub(super) fn within_positions(
+        &self,
+        length: &mut Option<usize>,
+        events: OnEvent<'_>,
+    ) -> Result<()> {
+        /// The usual length.
+        const USUAL: usize = 2048;
+        let Some(most) = self.positions() else {
+            return Ok(());
+        };
+        match *length {
+            None if most < USUAL => *length = Some(most),
+            Some(asked) if asked > most => note(
+                events,
+                format!(
+                    "warning: `max_seq_length` is {asked}, and the model was made for {most} positions; longer rows may fail"
+                ),
+            )?,
+            None | Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Names of the classes in the order of their ids.
+    pub(super) fn classes(&self) -> Option<Vec<String>> {
+        let ids = self.config["label2id"].as_object()?;
+        let ids = ids
+            .iter()
+            .filter_map(|(n, i)| Some((n.clone(), i.as_i64()?)));
+        Some(super::attach::in_order(ids))
+    }
+
+    /// Number of heads of keys and values, and the size of one.
+    pub(super) fn cache_size(&self) -> Option<[usize; 2]> {
+        let heads = self
+            .size("num_key_value_heads")
+            .or(self.size("num_attention_heads"))
+            .or(self.size("n_head"))?;
+        let divided = || Some(self.size("hidden_size")? / self.size("num_attention_heads")?.max(1));
+        Some([heads, self.size("head_dim").or_else(divided)?])
+    }
+}

@@ -1,0 +1,143 @@
+//! A model that is ready to be evaluated, or to go on with a text.
+
+use super::attach::AdapterSettings;
+use super::event::{Event, OnEvent, note, warn};
+use super::model::{ModelFiles, ModelSettings};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::generate::{
+    Decoder, DecoderOptions, GenerationArguments, Message, Prompt, PromptText, Settings,
+    generation_config,
+};
+use crate::infer::Verified;
+use crate::select::Selection;
+use crate::text::Tokenizer;
+use serde_json::{Map, Value, json};
+
+/// A model with its adapters, its tokenizer, and how it generates.
+pub(super) struct Prepared {
+    pub(super) files: ModelFiles,
+    pub(super) model: Verified,
+    /// What the interface selected before adapters were attached; `None` where no interface is known.
+    selection: Option<Selection>,
+    pub(super) tokenizer: Option<Tokenizer>,
+    pub(super) settings: Settings,
+}
+
+impl Prepared {
+    /// Reads a model and what stands beside it, and attaches the adapters that are named. `generation` stands over the model's own
+    /// `generation_config.json`.
+    pub(super) fn open(
+        files: ModelFiles,
+        model: &ModelSettings,
+        generation: Map<String, Value>,
+        events: OnEvent<'_>,
+    ) -> Result<Self> {
+        let arguments = arguments(&files, generation, events)?;
+        let tokenizer = files.tokenizer(model.tokenizer.as_deref())?;
+        let base = files.open(events)?;
+        let (model, selection) = adapted(base, &files, &model.adapters(), events)?;
+        let settings = Settings::new(arguments, tokenizer.as_ref(), files.positions());
+        Ok(Prepared {
+            files,
+            model,
+            selection,
+            tokenizer,
+            settings,
+        })
+    }
+
+    /// Prompts as tokens. With `chat`, a text is what a user says.
+    pub(super) fn encode(&self, texts: &[PromptText], chat: bool) -> Result<Vec<Prompt>> {
+        let tokenizer = self.tokenizer.as_ref();
+        let said = |text: &str| {
+            vec![Message {
+                role: "user".into(),
+                content: text.to_owned(),
+            }]
+        };
+        let encode = |text: &PromptText| match text {
+            PromptText::Ids(ids) => Ok(Prompt { ids: ids.clone() }),
+            PromptText::Text(text) if chat => conversation(&said(text), tokenizer),
+            PromptText::Text(text) => Prompt::new(text, true, tokenizer),
+            PromptText::Messages(messages) => conversation(messages, tokenizer),
+        };
+        texts.iter().map(encode).collect()
+    }
+
+    /// The decoder of the model, compiled as the settings say.
+    pub(super) fn decoder(&self, model: &ModelSettings, events: OnEvent<'_>) -> Result<Decoder> {
+        let args = &self.settings.args;
+        let options = DecoderOptions {
+            use_cache: args.use_cache,
+            portable: model.portable,
+            decoder_start_token_id: args.decoder_start_token_id,
+            cache_size: self.files.cache_size(),
+            compile: model.compile_options()?,
+        };
+        let decoder = Decoder::new(self.model.clone(), self.selection.as_ref(), options)?;
+        warn(events, decoder.warnings())?;
+        Ok(decoder)
+    }
+}
+
+/// How to generate: what the model's files say, with what is given over it.
+fn arguments(
+    files: &ModelFiles,
+    given: Map<String, Value>,
+    events: OnEvent<'_>,
+) -> Result<GenerationArguments> {
+    let (config, warnings) = generation_config(&files.path)?;
+    let of_sampling =
+        ["temperature", "top_k", "top_p", "min_p"].map(|field| (field, given.contains_key(field)));
+    let arguments = GenerationArguments::over(&config, given)?;
+    arguments.validate()?;
+    warn(events, &warnings)?;
+    for (field, given) in of_sampling {
+        if given && !arguments.do_sample {
+            let flag = field.replace('_', "-");
+            let line = format!("warning: --{flag} has no effect without --do-sample");
+            note(events, line)?;
+        }
+    }
+    Ok(arguments)
+}
+
+fn adapted(
+    model: Verified,
+    files: &ModelFiles,
+    adapters: &AdapterSettings,
+    events: OnEvent<'_>,
+) -> Result<(Verified, Option<Selection>)> {
+    if !adapters.adapters.is_empty() {
+        let adapted = adapters.attach(model, &files.path, 42, false, events)?;
+        return Ok((adapted.model, Some(adapted.selection)));
+    }
+    let found = adapters.interface(&files.path, &model);
+    match found.and_then(|i| i.select(&model)) {
+        Ok(selection) => Ok((model, Some(selection))),
+        Err(e) if adapters.interface.is_some() => Err(e),
+        Err(e) => {
+            let line = format!("the layers are not known, nothing is cached: {e}");
+            events(&Event::Detail(line))?;
+            Ok((model, None))
+        }
+    }
+}
+
+/// A conversation in the form of the model's chat template.
+fn conversation(messages: &[Message], tokenizer: Option<&Tokenizer>) -> Result<Prompt> {
+    let Some(tokenizer) = tokenizer else {
+        let d = Diagnostic::error(
+            "tokenizer-missing",
+            "a conversation needs a tokenizer and its chat template",
+        );
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            d.help("put tokenizer.json and tokenizer_config.json beside the model"),
+        ));
+    };
+    let said = |m: &Message| json!({ "role": m.role, "content": m.content });
+    let messages: Vec<Value> = messages.iter().map(said).collect();
+    Prompt::new(&tokenizer.chat(&messages, true)?, false, Some(tokenizer))
+}

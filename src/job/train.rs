@@ -1,0 +1,436 @@
+//! A training job: a model, adapters and data become adapter folders.
+
+use super::attach::AdapterSettings;
+use super::check::{check_outputs, fits, usage, vocabulary};
+use super::event::{Event, OnEvent, note};
+use super::head::choose_head;
+use super::model::{ModelFiles, ModelSettings};
+use super::report::{Tally, TrainReport};
+use super::request::{Purpose, Request};
+use super::settings::JobSettings;
+use crate::adapters::folder::WriteOptions;
+use crate::adapters::head::Head;
+use crate::adapters::{AdapterStore, Meta};
+use crate::api;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::rewrite::passes::loss::Divisor;
+use crate::runtime::cpu::gemm::Precision;
+use crate::runtime::io;
+use crate::select::Interface;
+use crate::train::watch::Watchers;
+use crate::train::{
+    DataArguments, Files, Loaded, Output, Resume, Stop, Task, TrainData, Trainer, dataset_divisor,
+    parse_loss, smoothed,
+};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// A training job: what `rewrite train` does, as a call.
+///
+/// A job file is one JSON object; `schemas/job.md` explains its settings. Each may also be set by name, over the file.
+///
+/// ```
+/// use onnx_graft::job::{Event, Job};
+///
+/// # let out = tempfile::tempdir().unwrap();
+/// # let out = out.path().join("out");
+/// let report = Job::open("fixtures/jobs/gsm8k-qwen3.json")?
+///     .set("output_dir", out.to_str().unwrap())
+///     .set("max_steps", 1)
+///     .run(&mut |event| {
+///         if let Event::Note(line) = event {
+///             eprintln!("{line}");
+///         }
+///         Ok(())
+///     })?;
+/// assert_eq!(report.steps, 1);
+/// assert_eq!(report.adapters, [out.join("qwen-math-adapter")]);
+/// assert!(out.join("qwen-math-adapter/adapter_config.json").exists());
+/// # Ok::<(), onnx_graft::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Job {
+    request: Request,
+    stop: Option<Arc<AtomicBool>>,
+}
+
+impl Job {
+    /// The job of a file. The name of an ONNX file makes a job for it that has no other settings yet.
+    ///
+    /// # Errors
+    /// A job file that cannot be read, or holds no job; everything that is wrong with it is said.
+    pub fn open(file: impl Into<PathBuf>) -> Result<Job> {
+        let job = Job::new(Request::new(file));
+        job.request.job_file()?;
+        Ok(job)
+    }
+
+    /// The job of a request.
+    pub fn new(request: Request) -> Job {
+        Job {
+            request,
+            stop: None,
+        }
+    }
+
+    /// Puts a setting over the file, by its name there.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: impl Into<Value>) -> Job {
+        self.request = self.request.set(name, value);
+        self
+    }
+
+    /// Ends the training after the current step, with a checkpoint, once the flag is set.
+    #[must_use]
+    pub fn stop_on(mut self, flag: Arc<AtomicBool>) -> Job {
+        self.stop = Some(flag);
+        self
+    }
+
+    /// Trains, and writes the adapters. With the setting `dry_run`, says what the run would be.
+    ///
+    /// # Errors
+    /// Settings that do not fit, a model or data that cannot be read, a graph that cannot do the task, outputs that are there already,
+    /// a training that fails or is stopped, and what `events` returns.
+    pub fn run(&self, events: OnEvent<'_>) -> Result<TrainReport> {
+        let run = Run::resolve(&self.request, events)?;
+        run.train(self.stop.as_ref(), events)
+    }
+}
+
+/// A job that is understood.
+struct Run {
+    settings: JobSettings,
+    files: ModelFiles,
+    model: ModelSettings,
+    adapters: AdapterSettings,
+    output: PathBuf,
+}
+
+/// What is being trained, and what its folders need.
+struct Subject {
+    model: Verified,
+    names: Vec<String>,
+    interface: Interface,
+    meta: Meta,
+    vocabulary: Option<i64>,
+    head: Option<Head>,
+}
+
+impl Run {
+    fn resolve(request: &Request, events: OnEvent<'_>) -> Result<Run> {
+        let resolved = request.resolve(Purpose::Train, events)?;
+        let mut all = resolved.settings.clone();
+        // Not in a file: `bf16` says it there.
+        all.shift_remove("dtype");
+        let mut settings = JobSettings::read(all)?;
+        let model = resolved.model_settings()?;
+        settings.job.model = Some(resolved.model.display().to_string());
+        let files = ModelFiles::at(&resolved.model);
+        files.within_positions(&mut settings.data.max_seq_length, events)?;
+        let Some(output) = settings.job.output_dir.as_deref().map(PathBuf::from) else {
+            return Err(usage("no output folder was given", "--output-dir out"));
+        };
+        if settings.data.data.is_none() {
+            return Err(usage("no data was given", "--data train.jsonl"));
+        }
+        if settings.job.push_to_hub && cfg!(not(feature = "hub")) {
+            let d = Diagnostic::error("hub-missing", "`push_to_hub` is set");
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                d.help("build with the feature `hub`"),
+            ));
+        }
+        Ok(Run {
+            adapters: model.adapters(),
+            settings,
+            files,
+            model,
+            output,
+        })
+    }
+
+    fn train(&self, stop: Option<&Arc<AtomicBool>>, events: OnEvent<'_>) -> Result<TrainReport> {
+        let one_batch = self.one_batch()?;
+        let mut subject = self.prepare(one_batch.is_none(), events)?;
+        let training = &self.settings.training;
+        let resumes = matches!(
+            training.resume_from_checkpoint,
+            Some(Resume::Last(true) | Resume::From(_))
+        );
+        let force = self.settings.job.overwrite_output_dir || resumes;
+        check_outputs(&self.output, &subject.names, force)?;
+        let mut tally = Tally::new();
+        let trainer = if let Some(file) = &one_batch {
+            if training.max_steps <= 0 {
+                return Err(usage("one batch needs a number of steps", "--max-steps 5"));
+            }
+            let mut trainer = self.trainer(&subject, Divisor::Labels, events)?;
+            trainer.train_on(&io::read(file)?.plain(), &mut |e| {
+                tally.event(e);
+                events(&Event::Training(e.clone()))
+            })?;
+            trainer
+        } else {
+            let loaded = self.load(&subject, events)?;
+            self.give_head(&mut subject, &loaded)?;
+            let mut trainer = self.trainer(&subject, dataset_divisor(), events)?;
+            if self.settings.job.dry_run {
+                let found = trainer.dry_run(&self.train_data(&loaded))?;
+                return Ok(TrainReport {
+                    dry_run: Some(found),
+                    ..tally.report()
+                });
+            }
+            if let Some(stop) = stop {
+                trainer.stop_on(Arc::clone(stop));
+            }
+            self.on_data(&mut trainer, &subject, &loaded, &mut tally, events)?;
+            trainer
+        };
+        let mut report = tally.report();
+        report.steps = trainer.steps();
+        report.best_step = trainer.progress().best_step;
+        report.best_metric = trainer.progress().best_metric;
+        report.adapters = subject.save(&trainer.store(), &self.output, true)?;
+        if self.settings.job.push_to_hub {
+            self.push(&report.adapters, events)?;
+        }
+        Ok(report)
+    }
+
+    /// The file of tensors, if the data is one batch of them, which need not be of any task.
+    fn one_batch(&self) -> Result<Option<PathBuf>> {
+        let data = self.settings.data.data.as_ref();
+        let files = data.map_or_else(Vec::new, Files::list);
+        Ok(match &*files {
+            [one] if is_safetensors(one)? => Some(one.clone()),
+            _ => None,
+        })
+    }
+
+    /// `rows`: whether the data is rows of the job's task.
+    fn prepare(&self, rows: bool, events: OnEvent<'_>) -> Result<Subject> {
+        let settings = &self.settings;
+        let path = &self.files.path;
+        let mut base = self.files.open(events)?;
+        let interface = self.adapters.interface(path, &base)?;
+        let vocabulary = vocabulary(&base);
+        if rows {
+            fits(&base, settings.data.task, settings.job.loss.is_none())?;
+        }
+        if settings.collate.packing {
+            base = api::pack(base, &interface)?;
+        }
+        let seed = settings.training.seed;
+        let adapted = self.adapters.attach(base, path, seed, true, events)?;
+        let names = api::manifest(&adapted.model)?.into_iter().map(|a| a.0);
+        Ok(Subject {
+            names: names.collect(),
+            meta: api::meta(path, &interface, &adapted.selection),
+            model: adapted.model,
+            interface,
+            vocabulary,
+            head: None,
+        })
+    }
+
+    fn load(&self, subject: &Subject, events: OnEvent<'_>) -> Result<Loaded> {
+        let settings = &self.settings;
+        let tokenizer = self.files.tokenizer(settings.job.tokenizer.as_deref())?;
+        let seed = settings
+            .training
+            .data_seed
+            .unwrap_or(settings.training.seed);
+        let data = DataArguments {
+            task_count: self.adapters.task_count(),
+            ..settings.data.clone()
+        };
+        let mut heard = Ok(());
+        let loaded = data.load(tokenizer.as_ref(), subject.vocabulary, seed, &mut |line| {
+            if heard.is_ok() {
+                heard = note(events, line);
+            }
+        })?;
+        heard.map(|()| loaded)
+    }
+
+    /// Adds a head for a task of whole examples, where the graph has none.
+    fn give_head(&self, subject: &mut Subject, loaded: &Loaded) -> Result<()> {
+        let settings = &self.settings;
+        let config = settings.job.head.clone().unwrap_or_default();
+        let (model, name) = (&subject.model, &subject.names[0]);
+        let Some(head) = choose_head(model, name, settings.data.task, config, loaded)? else {
+            return Ok(());
+        };
+        let seed = settings.training.seed;
+        subject.model = api::attach_head(model.clone(), head.clone(), seed, true)?;
+        subject.head = Some(head);
+        Ok(())
+    }
+
+    fn trainer(&self, subject: &Subject, divisor: Divisor, events: OnEvent<'_>) -> Result<Trainer> {
+        let JobSettings {
+            job,
+            data,
+            training,
+            ..
+        } = &self.settings;
+        let name = job.loss.as_deref().unwrap_or_else(|| usual_loss(data.task));
+        let loss = smoothed(parse_loss(name, divisor), training.label_smoothing_factor);
+        let mut options = self.model.compile_options()?;
+        if training.bf16 {
+            options.precision = Precision::Bf16;
+        }
+        let model = subject.model.clone();
+        let trainer = Trainer::new(model, &loss, training.clone(), self.model.mode(), &options)?;
+        let (count, names) = (trainer.trainable(), subject.names.join(", "));
+        note(events, format!("training {count} parameters of {names}"))?;
+        Ok(trainer)
+    }
+
+    fn train_data<'a>(&self, loaded: &'a Loaded) -> TrainData<'a> {
+        TrainData {
+            train: &loaded.train,
+            eval: loaded.eval.as_ref(),
+            collate: self.settings.collate,
+            pad_id: loaded.pad_id,
+            decoder_start: loaded.pad_id,
+            max_length: loaded.max_length,
+        }
+    }
+
+    /// Trains on the job's datasets.
+    fn on_data(
+        &self,
+        trainer: &mut Trainer,
+        subject: &Subject,
+        loaded: &Loaded,
+        tally: &mut Tally,
+        events: OnEvent<'_>,
+    ) -> Result<()> {
+        let data = self.train_data(loaded);
+        let save =
+            |store: &AdapterStore, folder: &Path| subject.save(store, folder, false).map(|_| ());
+        let output = Output {
+            folder: &self.output,
+            save: &save,
+        };
+        trainer.check(&data)?;
+        events(&Event::Stoppable)?;
+        let report_to = &self.settings.job.report_to;
+        let mut watchers = Watchers::open(&self.output, report_to, json!(self.settings))?;
+        watchers.describe(loaded.report.lines(), subject.summary()?);
+        let stop = trainer.train(&data, Some(&output), &mut |e| {
+            tally.event(e);
+            events(&Event::Training(e.clone()))?;
+            watchers.event(e)
+        })?;
+        watchers.close()?;
+        if stop == Stop::Interrupted {
+            let message = format!(
+                "stopped after step {}; a checkpoint was written",
+                trainer.steps()
+            );
+            let d = Diagnostic::error("interrupted", message);
+            return Err(Error::new(ErrorKind::Train, d.help("go on with --resume")));
+        }
+        Ok(())
+    }
+
+    /// Pushes the adapters, each to its repository: `hub_model_id`, or the name of the output folder; with the adapter's name behind it
+    /// where there are several.
+    #[cfg(feature = "hub")]
+    fn push(&self, written: &[PathBuf], events: OnEvent<'_>) -> Result<()> {
+        let job = &self.settings.job;
+        let named = self.output.file_name();
+        let named = named.map(|n| n.to_string_lossy().into_owned());
+        let Some(repo) = job.hub_model_id.clone().or(named) else {
+            return Err(usage("no repository to push to", "--hub-model-id org/name"));
+        };
+        for folder in written {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            let repo = if written.len() > 1 {
+                format!("{repo}-{name}")
+            } else {
+                repo.clone()
+            };
+            let push = super::push::Push {
+                folder: folder.clone(),
+                repo,
+                create: true,
+                private: job.hub_private_repo,
+                ..super::push::Push::default()
+            };
+            let pushed = push.run(events)?;
+            events(&Event::Pushed(pushed))?;
+        }
+        Ok(())
+    }
+
+    #[cfg(not(feature = "hub"))]
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "the Hub is a feature"
+    )]
+    fn push(&self, _: &[PathBuf], _: OnEvent<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Subject {
+    /// The adapters' summary table.
+    fn summary(&self) -> Result<String> {
+        let setup = api::stacked(self.names.iter().cloned());
+        Ok(api::summary(&self.model, &setup)?.table())
+    }
+
+    /// Writes the adapters into a folder.
+    fn save(&self, store: &AdapterStore, folder: &Path, force: bool) -> Result<Vec<PathBuf>> {
+        let mut written = Vec::new();
+        for name in &self.names {
+            let at = folder.join(name);
+            let (model, meta) = (&self.model, self.meta.clone());
+            let saved = api::folder(model, &store.of(name), name, &self.interface, meta)?;
+            let options = WriteOptions {
+                force,
+                ..WriteOptions::default()
+            };
+            saved.write(&at, options)?;
+            if let Some(head) = self.head.as_ref().filter(|h| h.name == *name) {
+                head.write(&at, store, &self.meta, force)?;
+            }
+            written.push(at);
+        }
+        Ok(written)
+    }
+}
+
+/// What is minimised, where the job does not say it.
+fn usual_loss(task: Task) -> &'static str {
+    match task {
+        Task::CausalLm => "causal-lm",
+        Task::Seq2seq => "seq2seq",
+        Task::Classification => "classification",
+        Task::Regression => "regression",
+        Task::MultiLabel => "multi-label",
+    }
+}
+
+/// Whether a file is safetensors: a header length, then a JSON object. JSON lines begin with the object.
+fn is_safetensors(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
+    let mut head = [0u8; 9];
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, "cannot open the data", e))?;
+    let read = std::io::Read::read(&mut std::io::BufReader::new(file), &mut head).unwrap_or(0);
+    Ok(read == 9
+        && head[8] == b'{'
+        && u64::from_le_bytes(head[..8].try_into().unwrap_or_default()) < 1 << 32)
+}
