@@ -139,6 +139,7 @@ fn modules_import_downwards_only() {
 fn only_the_runtime_knows_candle_and_only_the_cli_knows_clap() {
     let owners = [
         ("candle_core", &["runtime"][..]),
+        ("onnx_graft_kernels", &["runtime"]),
         ("clap", &["cli"]),
         ("prost", &["onnx"]),
         ("petgraph", &["ir"]),

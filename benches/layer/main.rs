@@ -17,7 +17,8 @@ mod setup;
 mod tape;
 mod wired;
 
-use onnx_graft::runtime::cpu::gemm::Precision;
+use onnx_graft::runtime::Precision;
+use onnx_graft_kernels::gemm;
 use setup::{Fixture, Gradients};
 use std::process::Command;
 use std::time::Instant;
@@ -33,10 +34,10 @@ type Variant = (&'static str, fn(&'static Fixture) -> Box<dyn Layer>);
 const VARIANTS: &[Variant] = &[
     ("candle tape", |fixture| Box::new(tape::Tape::new(fixture))),
     ("kernels f32", |fixture| {
-        Box::new(wired::Wired::new(fixture, Precision::F32))
+        Box::new(wired::Wired::new(fixture, gemm::Precision::F32))
     }),
     ("kernels bf16", |fixture| {
-        Box::new(wired::Wired::new(fixture, Precision::Bf16))
+        Box::new(wired::Wired::new(fixture, gemm::Precision::Bf16))
     }),
     ("plan f32", |fixture| {
         Box::new(planned::Planned::new(fixture, Precision::F32))

@@ -1,6 +1,6 @@
 //! Throughput of single products: ours against the `gemm` crate.
 
-use onnx_graft::runtime::cpu::gemm::{Mat, MatMut, Term, gemm};
+use onnx_graft_kernels::gemm::{Mat, MatMut, Precision, Term, gemm};
 use std::time::{Duration, Instant};
 
 struct Case {
@@ -100,7 +100,8 @@ fn run_ours(case: &Case, a: &[f32], b: &[f32], c: &mut [f32]) {
         trans_b,
         ..Term::new(a, b)
     };
-    gemm(term, false, MatMut::new(c, m, n).expect("sizes")).expect("sizes");
+    let c = MatMut::new(c, m, n).expect("sizes");
+    gemm(Precision::F32, &[term], false, c).expect("sizes");
 }
 
 fn run_crate(case: &Case, a: &[f32], b: &[f32], c: &mut [f32]) {

@@ -11,8 +11,7 @@ use onnx_graft::ir::contract;
 use onnx_graft::ir::{Builder, DType, Dim, Model, TensorData, Type, Val};
 use onnx_graft::rewrite::passes::gradient::Outputs;
 use onnx_graft::rewrite::passes::loss::Loss;
-use onnx_graft::runtime::cpu::gemm::Precision;
-use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value};
+use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Precision, Value};
 use onnx_graft::train::{Mode, training_graph};
 
 pub struct Planned {

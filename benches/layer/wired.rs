@@ -6,15 +6,16 @@ use super::setup::{
     TOKENS,
 };
 use half::bf16;
-use onnx_graft::runtime::cpu::activation::{Activation, gated, gated_backward_in_place};
-use onnx_graft::runtime::cpu::attention::{self, Attention, AttentionGrads};
-use onnx_graft::runtime::cpu::gemm::{
-    DType, Mat, MatMut, Precision, Term, WeightRef, gemm, gemm_sum_in,
-};
-use onnx_graft::runtime::cpu::norm::{Rows, rms_norm, rms_norm_backward};
-use onnx_graft::runtime::cpu::pool::Pool;
-use onnx_graft::runtime::cpu::rotary::{Rotary, rotary_in_place};
-use onnx_graft::runtime::cpu::{Heads, Result};
+use onnx_graft_kernels::activation::{Activation, gated, gated_backward_in_place};
+use onnx_graft_kernels::attention::{self, Attention, AttentionGrads};
+use onnx_graft_kernels::gemm::{Mat, MatMut, Precision, Term, WeightRef, gemm};
+use onnx_graft_kernels::norm::{Rows, rms_norm, rms_norm_backward};
+use onnx_graft_kernels::pool::Pool;
+use onnx_graft_kernels::rotary::{Rotary, rotary_in_place};
+use onnx_graft_kernels::{DType, Heads, Result};
+
+/// The products with the small matrices.
+const F32: Precision = Precision::F32;
 
 pub struct Wired {
     fixture: &'static Fixture,
@@ -65,7 +66,7 @@ impl Wired {
     }
 
     fn sum(&self, terms: &[Term<'_>], accumulate: bool, c: MatMut<'_>) -> Result<()> {
-        gemm_sum_in(self.precision, terms, accumulate, c)
+        gemm(self.precision, terms, accumulate, c)
     }
 
     /// `y (=|+=) x · weight + SCALE · x · a · b`.
@@ -77,7 +78,12 @@ impl Wired {
             Mat::new(&linear.a, linear.inputs, RANK)?,
             Mat::new(&linear.b, RANK, linear.outputs)?,
         );
-        gemm(Term::new(x, a), false, MatMut::new(&mut low, TOKENS, RANK)?)?;
+        gemm(
+            F32,
+            &[Term::new(x, a)],
+            false,
+            MatMut::new(&mut low, TOKENS, RANK)?,
+        )?;
         let update = Term::new(Mat::new(&low, TOKENS, RANK)?, b).scaled(SCALE);
         self.sum(
             &[Term::new(x, weight), update],
@@ -95,7 +101,7 @@ impl Wired {
         let term = Term::new(Mat::new(dy, TOKENS, linear.outputs)?, b)
             .trans_b()
             .scaled(SCALE);
-        gemm(term, false, MatMut::new(&mut dlow, TOKENS, RANK)?)?;
+        gemm(F32, &[term], false, MatMut::new(&mut dlow, TOKENS, RANK)?)?;
         Ok(dlow)
     }
 
@@ -128,13 +134,14 @@ impl Wired {
         let (mut da, mut db) = (vec![0.0; inputs * RANK], vec![0.0; RANK * outputs]);
         let dlow_mat = Mat::new(&dlow, TOKENS, RANK)?;
         let term = Term::new(Mat::new(x, TOKENS, inputs)?, dlow_mat).trans_a();
-        gemm(term, false, MatMut::new(&mut da, inputs, RANK)?)?;
+        gemm(F32, &[term], false, MatMut::new(&mut da, inputs, RANK)?)?;
         let term = Term::new(
             Mat::new(&low.low, TOKENS, RANK)?,
             Mat::new(dy, TOKENS, outputs)?,
         );
         gemm(
-            term.trans_a().scaled(SCALE),
+            F32,
+            &[term.trans_a().scaled(SCALE)],
             false,
             MatMut::new(&mut db, RANK, outputs)?,
         )?;
@@ -162,6 +169,7 @@ impl Wired {
             cos,
             sin,
             rows: SEQ,
+            positions: None,
             width: HEAD / 2,
             dim: HEAD,
             interleaved: false,

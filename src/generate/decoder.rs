@@ -333,7 +333,7 @@ impl Decoder {
             let size = b.data.iter().fold(1f32, |m, x| m.max(x.abs()));
             // Sums in another order, or operands in bfloat16.
             let allowed = size
-                * if self.options.compile.precision == crate::runtime::cpu::gemm::Precision::F32 {
+                * if self.options.compile.precision == crate::runtime::Precision::F32 {
                     1e-3
                 } else {
                     1e-1

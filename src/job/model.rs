@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::infer::Verified;
 use crate::options::Options;
 use crate::runtime::CompileOptions;
-use crate::runtime::cpu::gemm::Precision;
+use crate::runtime::Precision;
 use crate::text::Tokenizer;
 use crate::train::Mode;
 use schemars::JsonSchema;

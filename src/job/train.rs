@@ -16,7 +16,7 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::rewrite::passes::loss::Divisor;
-use crate::runtime::cpu::gemm::Precision;
+use crate::runtime::Precision;
 use crate::runtime::io;
 use crate::select::Interface;
 use crate::train::watch::Watchers;

@@ -1,6 +1,5 @@
 //! From instructions to a program: what is needed, which kernels, what folds, where values live.
 
-use super::cpu::pool::Pool;
 use super::exec::{Program, Source, Step};
 use super::kernels::{self, BuildCx, Cx, Ins, Kernel};
 use super::lower::{Instr, Lowered, Vid};
@@ -8,6 +7,8 @@ use super::value::{Value, Weight};
 use crate::diag::Diagnostic;
 use crate::ir::Node;
 use candle_core::Device;
+use onnx_graft_kernels::gemm::Precision;
+use onnx_graft_kernels::pool::Pool;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
@@ -225,7 +226,7 @@ fn fold(
         pool: setup.pool,
         device: setup.device,
         random: None,
-        precision: crate::runtime::cpu::gemm::Precision::F32,
+        precision: Precision::F32,
     };
     // An error here is one at run time, too, unless the node is never reached.
     let outs = kernel.run(&cx, Ins(constants)).ok()?;

@@ -65,7 +65,7 @@ fn value(t: &TensorView<'_>) -> KResult<Value> {
         return Ok(Value::Host(Host::new(dtype, dims, Data::F64(v))?));
     }
     if dtype.is_float() {
-        let mut out = vec![0.0; super::value::count(&dims)?];
+        let mut out = vec![0.0; super::walk::count(&dims)?];
         widen(dtype, b, &mut out)?;
         return Ok(Value::Float(Floats::new(out, &dims, dtype, None)?));
     }

@@ -1,8 +1,7 @@
 //! Plans: a graph prepared for execution.
 
 use super::compile::{Setup, compile};
-use super::cpu::gemm::Precision;
-use super::cpu::pool::Pool;
+use super::device::{Device, Precision};
 use super::exec::Program;
 use super::kernels::Cx;
 use super::lower::Lowerer;
@@ -11,8 +10,8 @@ use crate::diag::{Diagnostic, Severity, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{DType, Dim, Type, TypeKind};
-use candle_core::Device;
 use indexmap::IndexMap;
+use onnx_graft_kernels::pool::Pool;
 use rustc_hash::FxHashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -108,9 +107,9 @@ pub struct Plan {
     program: Program,
     feeds: Vec<FeedSpec>,
     outputs: Vec<String>,
-    device: Device,
+    device: candle_core::Device,
     pool: Arc<Pool>,
-    precision: Precision,
+    precision: onnx_graft_kernels::gemm::Precision,
     threads: Option<rayon::ThreadPool>,
 }
 
@@ -162,8 +161,9 @@ impl Plan {
             .filter_map(|n| find(n, "the variable"))
             .collect();
         let pool = Arc::new(Pool::default());
+        let device = options.device.open()?;
         let setup = Setup {
-            device: &options.device,
+            device: &device,
             pool: &pool,
         };
         let mut code = code;
@@ -184,19 +184,18 @@ impl Plan {
         }
         let mut specs = Vec::with_capacity(feeds.len());
         for (v, ty) in feeds {
-            let default = match code.tensors[v]
-                .map(|t| Weight::new(t, &options.device).and_then(|w| w.value()))
-            {
-                None => None,
-                Some(Ok(v)) => Some(v),
-                Some(Err(e)) => {
-                    findings.push(Diagnostic::error(
-                        "compile-constant",
-                        format!("`{}`: {e}", code.names[v]),
-                    ));
-                    None
-                }
-            };
+            let default =
+                match code.tensors[v].map(|t| Weight::new(t, &device).and_then(|w| w.value())) {
+                    None => None,
+                    Some(Ok(v)) => Some(v),
+                    Some(Err(e)) => {
+                        findings.push(Diagnostic::error(
+                            "compile-constant",
+                            format!("`{}`: {e}", code.names[v]),
+                        ));
+                        None
+                    }
+                };
             specs.push(FeedSpec {
                 name: code.names[v].clone().into_owned(),
                 ty,
@@ -223,9 +222,9 @@ impl Plan {
             program,
             feeds: specs,
             outputs,
-            device: options.device.clone(),
+            device,
             pool,
-            precision: options.precision,
+            precision: options.precision.of_kernels(),
             threads: threads(options.threads)?,
         })
     }

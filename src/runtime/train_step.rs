@@ -1,9 +1,9 @@
-//! One optimizer step: loss and gradients from the graph, clipping, `AdamW` on the trainable parameters.
+//! One optimizer step: loss and gradients from the graph, clipping, and an update of the trainable parameters.
 //!
 //! The gradient is part of the graph: a rewrite appended the outputs `loss` and `grad/NAME`. Only the parameters named here are ever
 //! written; the base weights stay slices of the mapped file.
 
-use super::cpu::adamw::{AdamW, adamw, clip_scale, global_norm};
+use super::adamw::{clip_scale, global_norm};
 use super::plan::{CompileOptions, Feeds, Plan};
 use super::value::{Floats, Value};
 use crate::adapters::param::decays;
@@ -191,32 +191,8 @@ impl TrainStep {
         Ok(loss)
     }
 
-    /// Clips the accumulated gradients by their global norm and applies `AdamW`; then the gradients are zero.
-    /// Parameters that weight decay does not concern take the step without it.
-    pub fn apply(&mut self, optimizer: &AdamW, max_norm: Option<f64>) -> Result<StepReport> {
-        let plain = AdamW {
-            weight_decay: 0.0,
-            ..*optimizer
-        };
-        self.apply_with(max_norm, &mut |name, p, step| {
-            p.first.resize(p.value.len(), 0.0);
-            p.second.resize(p.value.len(), 0.0);
-            let options = if p.decays { optimizer } else { &plain };
-            adamw(
-                options,
-                step.number,
-                &mut p.value,
-                step.grad,
-                step.clip,
-                &mut p.first,
-                &mut p.second,
-            )
-            .map_err(|e| fault(name, &e.to_string()))
-        })
-    }
-
     /// Clips the accumulated gradients by their global norm and lets `update` change each parameter; then the gradients are zero.
-    pub fn apply_with(
+    pub fn apply(
         &mut self,
         max_norm: Option<f64>,
         update: &mut dyn FnMut(&str, &mut Trainable, Gradient<'_>) -> Result<()>,

@@ -3,7 +3,7 @@
 use super::args::TrainingArguments;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::cpu::adamw::{AdamW, adamw};
+use crate::runtime::adamw::{AdamW, adamw};
 use crate::runtime::{Gradient, Trainable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

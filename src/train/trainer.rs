@@ -234,11 +234,9 @@ impl Trainer {
         }
         let learning_rate = self.rate();
         let args = &self.args;
-        let done = self
-            .inner
-            .apply_with(Some(args.max_grad_norm), &mut |_, p, g| {
-                update(args, learning_rate, p, g)
-            })?;
+        let done = self.inner.apply(Some(args.max_grad_norm), &mut |_, p, g| {
+            update(args, learning_rate, p, g)
+        })?;
         self.progress.step += 1;
         self.progress.updates = done.step;
         self.progress.tokens += tokens as u64;

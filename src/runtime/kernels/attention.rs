@@ -4,9 +4,10 @@
 
 use super::matmul::{Mat, matmul, multiply};
 use super::rotary::{Layout, rotate};
-use super::softmax::softmax_row;
-use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs, walk};
-use crate::runtime::value::{Fault, Floats, KResult, Value, View, count};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs};
+use crate::runtime::value::{Fault, Floats, KResult, Value};
+use crate::runtime::walk::{self, View, count};
+use onnx_graft_kernels::softmax::softmax_row;
 use rayon::prelude::*;
 
 /// Shape of an attention.
@@ -196,13 +197,10 @@ fn head(
 
 /// The softmax of a row and one more score, which is left out.
 fn sunk_row(row: &mut [f32], sink: f32) {
-    let max = row.iter().copied().fold(sink, f32::max);
-    let mut sum = (sink - max).exp();
-    for x in row.iter_mut() {
-        *x = (*x - max).exp();
-        sum += *x;
-    }
-    row.iter_mut().for_each(|x| *x /= sum);
+    let lse = softmax_row(row);
+    // What the others get when the sink takes its part: a sigmoid.
+    let share = 1.0 / (1.0 + (sink - lse).exp());
+    row.iter_mut().for_each(|x| *x *= share);
 }
 
 /// `[b, h, s, d]` as `[b, s, h·d]`.
@@ -280,7 +278,7 @@ impl Kernel for Standard {
         let read = mask.as_ref().map(Floats::read);
         let view = read
             .as_ref()
-            .map(super::super::value::FloatRead::view)
+            .map(crate::runtime::value::FloatRead::view)
             .transpose()?;
         let scores = Scores {
             scale: self.scale.unwrap_or(1.0 / (d as f32).sqrt()),
@@ -523,7 +521,7 @@ fn scored(
     let read = mask.as_ref().map(Floats::read);
     let view = read
         .as_ref()
-        .map(super::super::value::FloatRead::view)
+        .map(crate::runtime::value::FloatRead::view)
         .transpose()?;
     let rule = Scores {
         scale: usual(scale, last(q)?[3]),
@@ -713,7 +711,7 @@ impl Kernel for Grouped {
         let read = extra.as_ref().map(Floats::read);
         let view = read
             .as_ref()
-            .map(super::super::value::FloatRead::view)
+            .map(crate::runtime::value::FloatRead::view)
             .transpose()?;
         let rule = Scores {
             scale: usual(self.scale, dim),
@@ -749,7 +747,7 @@ fn place(
     let old_read = past.as_ref().map(Floats::read);
     let old = old_read
         .as_ref()
-        .map(super::super::value::FloatRead::slice)
+        .map(crate::runtime::value::FloatRead::slice)
         .transpose()?;
     let kept = past.as_ref().map_or(0, |p| p.dims()[2]);
     for i in 0..batch * kv {
@@ -806,15 +804,12 @@ impl Grouped {
         let dtype = x.dtype();
         let mut v = cx.buffer(x)?;
         let (c, s) = (cos.read(), sin.read());
+        let positions: Vec<usize> = (0..dims[0])
+            .flat_map(|b| (0..dims[2]).map(move |s| row(b, s)))
+            .collect();
         let layout = Layout::of(&dims, 0)?;
-        rotate(
-            &mut v,
-            layout,
-            (c.slice()?, s.slice()?),
-            half,
-            self.interleaved,
-            row,
-        );
+        let tables = (c.slice()?, s.slice()?);
+        rotate(&mut v, layout, tables, half, self.interleaved, &positions)?;
         cx.floats(v, &dims, dtype)
     }
 }

@@ -1,8 +1,9 @@
 //! Element-wise operators of two and more operands, with broadcasting. A dying operand of the result's shape is overwritten.
 
-use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, one, plain, to_floats, walk};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, one, plain, to_floats};
 use crate::ir::DType;
-use crate::runtime::value::{Data, Fault, Floats, Host, KResult, Value, View, wrap_int};
+use crate::runtime::value::{Data, Fault, Floats, Host, KResult, Value, wrap_int};
+use crate::runtime::walk::{self, View};
 
 /// An arithmetic function for each kind of element.
 struct Arith<F> {
@@ -53,7 +54,7 @@ impl<F: Fn(f32, f32) -> f32 + Send + Sync> Kernel for Arith<F> {
 impl<F> Arith<F> {
     fn hosts(&self, a: &Host, b: &Host) -> KResult<Host> {
         let dims = walk::broadcast(&[a.dims(), b.dims()])?;
-        let n = crate::runtime::value::count(&dims)?;
+        let n = crate::runtime::walk::count(&dims)?;
         if let (Data::F64(x), Data::F64(y)) = (a.data(), b.data()) {
             let mut out = vec![0.0; n];
             let (x, y) = (View::dense(x, a.dims()), View::dense(y, b.dims()));
@@ -101,7 +102,7 @@ pub(crate) fn zip_floats(
             Err(back) => b = back,
         }
     }
-    let mut out = cx.alloc(crate::runtime::value::count(&dims)?);
+    let mut out = cx.alloc(crate::runtime::walk::count(&dims)?);
     walk::zip(&dims, &a.read().view()?, &b.read().view()?, &mut out, f);
     cx.floats(out, &dims, dtype)
 }
@@ -117,7 +118,7 @@ impl Kernel for Compare {
     fn run(&self, _: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
         let (a, b) = (plain(ins.take(0)?)?, plain(ins.take(1)?)?);
         let dims = walk::broadcast(&[a.dims(), b.dims()])?;
-        let mut out = vec![0u8; crate::runtime::value::count(&dims)?];
+        let mut out = vec![0u8; crate::runtime::walk::count(&dims)?];
         match (&a, &b) {
             (Value::Float(x), Value::Float(y)) => walk::zip(
                 &dims,
@@ -203,7 +204,7 @@ impl Kernel for Pow {
 
 fn pow_host(x: &Host, y: &Value) -> KResult<Host> {
     let dims = walk::broadcast(&[x.dims(), y.dims()])?;
-    let n = crate::runtime::value::count(&dims)?;
+    let n = crate::runtime::walk::count(&dims)?;
     let wide = |v: &Value| -> KResult<Vec<f64>> {
         Ok(match v {
             Value::Host(h) => match h.data() {

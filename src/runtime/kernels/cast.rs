@@ -1,8 +1,9 @@
 //! `Cast`, `CastLike`.
 
-use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, one, plain, walk};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, one, plain};
 use crate::ir::DType;
 use crate::runtime::value::{Data, Fault, Floats, Host, KResult, Value};
+use crate::runtime::walk;
 use half::{bf16, f16};
 
 /// `None`: the type of the second input.

@@ -2,7 +2,8 @@
 
 use super::matmul::{Mat, multiply};
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs};
-use crate::runtime::value::{Fault, KResult, count};
+use crate::runtime::value::{Fault, KResult};
+use crate::runtime::walk::{self, count};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Auto {
@@ -169,7 +170,7 @@ fn unfold(src: &[f32], channels: usize, a: Axis, b: Axis, out: &mut [f32]) {
         return;
     }
     let per = a.kernel * b.kernel;
-    super::walk::rows(&mut out[..channels * per * area], area, |r, row| {
+    walk::rows(&mut out[..channels * per * area], area, |r, row| {
         let (c, k) = (r / per, r % per);
         let (ka, kb) = (k / b.kernel, k % b.kernel);
         for (o, x) in row.iter_mut().enumerate() {

@@ -2,9 +2,10 @@
 //!
 //! The mask is a function of the run's seed, the node's name and the element's index: independent of threads and device.
 
-use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, walk};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs};
 use crate::ir::contract::stamp;
 use crate::runtime::value::{Host, KResult, Value};
+use crate::runtime::walk;
 
 struct Dropout {
     /// Hash of the node's name and its `seed` attribute.
@@ -32,7 +33,7 @@ impl Kernel for Dropout {
         let training = ins.ints_opt(2)?.is_some_and(|v| v.first() == Some(&1));
         let x = ins.take(0)?;
         let dims = x.dims().to_vec();
-        let n = crate::runtime::value::count(&dims)?;
+        let n = crate::runtime::walk::count(&dims)?;
         let seed = match cx.random {
             Some(seed) if training && ratio > 0.0 => seed ^ self.key,
             _ => {

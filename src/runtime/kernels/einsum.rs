@@ -2,7 +2,8 @@
 
 use super::matmul::matmul;
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, one, to_floats};
-use crate::runtime::value::{Fault, Floats, KResult, Value, count};
+use crate::runtime::value::{Fault, Floats, KResult, Value};
+use crate::runtime::walk::count;
 
 /// Subscripts; an ellipsis is not supported.
 struct Einsum {

@@ -2,7 +2,9 @@
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs};
 use crate::ir::DType;
-use crate::runtime::value::{Fault, Host, KResult, Value, count};
+use crate::runtime::value::{Fault, Host, KResult, Value};
+use crate::runtime::walk::count;
+use onnx_graft_kernels::norm::{LayerNorm, layer_norm};
 
 /// `(ids, segments?, words, positions, segment table?, gamma, beta, mask?, position ids?) -> (y, mask index, sum?)`.
 struct Embed {
@@ -47,12 +49,14 @@ impl Kernel for Embed {
             copy.copy_from_slice(&sum);
             outs[2] = Some(cx.floats(copy, &dims, DType::Float)?.into());
         }
-        super::walk::rows(&mut sum, width, |_, row| {
-            let (mean, inv) = super::norm::stats(row, self.eps, true);
-            for ((x, g), b) in row.iter_mut().zip(g).zip(b) {
-                *x = (*x - mean) * inv * g + b;
-            }
-        });
+        let norm = LayerNorm {
+            cols: width,
+            weight: Some(g),
+            bias: Some(b),
+            eps: self.eps,
+            center: true,
+        };
+        layer_norm(&mut sum, &norm, None)?;
         outs[0] = Some(cx.floats(sum, &dims, DType::Float)?.into());
         let counts = match mask {
             Some((d, values)) if d == [batch, seq] => {

@@ -1,24 +1,19 @@
-//! The operators that the native pipeline fuses to, on the kernels of [`cpu`](crate::runtime::cpu).
+//! The operators that the native pipeline fuses to, on the kernels of the crate `onnx-graft-kernels`.
 //!
 //! Tensors of heads are kept as `[batch, seq, heads, dim]` in memory and shown as `[batch, heads, seq, dim]`, so that the transposes
 //! around an attention core are views.
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, OWN, Outs, plain, to_floats};
 use crate::ir::DType;
-use crate::runtime::cpu::activation::{self, Activation};
-use crate::runtime::cpu::attention::{self, Attention, AttentionGrads, Mask, MaskData};
-use crate::runtime::cpu::cross_entropy::{Head, linear_cross_entropy};
-use crate::runtime::cpu::gemm::{self, Mat, MatMut, Rhs, Term, WeightRef};
-use crate::runtime::cpu::norm::Rows;
-use crate::runtime::cpu::rotary::{Rotary, rotary};
-use crate::runtime::cpu::{Heads, KernelError, norm};
-use crate::runtime::value::{Fault, FloatRead, Floats, Host, KResult, Value, WeightBytes, count};
-
-impl From<KernelError> for Fault {
-    fn from(e: KernelError) -> Self {
-        Fault(e.to_string())
-    }
-}
+use crate::runtime::value::{Fault, FloatRead, Floats, Host, KResult, Value, WeightBytes};
+use crate::runtime::walk::count;
+use onnx_graft_kernels::Heads;
+use onnx_graft_kernels::activation::{self, Activation};
+use onnx_graft_kernels::attention::{self, Attention, AttentionGrads, Mask, MaskData};
+use onnx_graft_kernels::cross_entropy::{Head, IGNORE, linear_cross_entropy};
+use onnx_graft_kernels::gemm::{Mat, MatMut, Rhs, Term, WeightRef, gemm};
+use onnx_graft_kernels::norm::{self, Rows};
+use onnx_graft_kernels::rotary::{Rotary, rotary};
 
 fn some(values: impl IntoIterator<Item = Floats>) -> Outs {
     values.into_iter().map(|v| Some(Value::Float(v))).collect()
@@ -156,6 +151,7 @@ impl Kernel for RotaryEmbedding {
             cos: rc.slice()?,
             sin: rs.slice()?,
             rows: rows(&cos),
+            positions: None,
             width: from.dim,
             dim: from.dim,
             interleaved: false,
@@ -319,10 +315,11 @@ struct Unary(Activation);
 
 impl Kernel for Unary {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
-        let x = ins.dense(0, cx)?;
-        let mut y = cx.alloc(count(x.dims())?);
-        activation::forward(self.0, x.read().slice()?, &mut y)?;
-        cx.one(y, x.dims(), DType::Float)
+        let x = ins.floats(0)?;
+        let dims = x.dims().to_vec();
+        let mut y = cx.buffer(x)?;
+        activation::forward(self.0, &mut y);
+        cx.one(y, &dims, DType::Float)
     }
 }
 
@@ -367,11 +364,8 @@ impl Kernel for GatedGrad {
 
 /// A stored matrix as the right side of a product.
 pub(super) fn stored<'a>(w: &WeightBytes<'a>, dims: &[usize]) -> KResult<Option<WeightRef<'a>>> {
-    let dtype = match w.dtype {
-        DType::Float => gemm::DType::F32,
-        DType::Float16 => gemm::DType::F16,
-        DType::Bfloat16 => gemm::DType::Bf16,
-        _ => return Ok(None),
+    let Some(dtype) = crate::runtime::value::stored(w.dtype) else {
+        return Ok(None);
     };
     let &[mut rows, mut cols] = dims else {
         return Ok(None);
@@ -408,7 +402,7 @@ impl Kernel for LinearCrossEntropy {
             )));
         }
         let targets = self.targets(&labels.ints()?, seq);
-        let counted = targets.iter().filter(|&&t| t != IGNORED).count();
+        let counted = targets.iter().filter(|&&t| t != IGNORE).count();
         let divisor = divisor.unwrap_or(counted as f32);
         let scale = if counted == 0 { 0.0 } else { 1.0 / divisor };
         let mut grad = if self.gradient {
@@ -428,7 +422,7 @@ impl Kernel for LinearCrossEntropy {
                 transposed: bytes.transposed,
                 precision: cx.precision,
             };
-            linear_cross_entropy(hidden, width, head, &targets, Some(scale), out)?
+            linear_cross_entropy(hidden, width, head, &targets, scale, out)?
         } else {
             let w = cx.dense(to_floats(w, 1)?)?;
             let &[rows, cols] = w.dims() else {
@@ -441,10 +435,10 @@ impl Kernel for LinearCrossEntropy {
                 transposed: false,
                 precision: cx.precision,
             };
-            linear_cross_entropy(hidden, width, head, &targets, Some(scale), out)?
+            linear_cross_entropy(hidden, width, head, &targets, scale, out)?
         };
         let mut value = cx.alloc(1);
-        value[0] = (loss.sum / f64::from(divisor)) as f32;
+        value[0] = (loss / f64::from(divisor)) as f32;
         let mut outs = vec![cx.floats(value, &[], DType::Float)?];
         if self.gradient {
             outs.push(cx.floats(grad, &[batch, seq, width], DType::Float)?);
@@ -452,9 +446,6 @@ impl Kernel for LinearCrossEntropy {
         Ok(some(outs))
     }
 }
-
-/// What the kernel takes for a row without label.
-const IGNORED: i64 = -100;
 
 impl LinearCrossEntropy {
     /// The label of the next position for each position.
@@ -464,9 +455,9 @@ impl LinearCrossEntropy {
             out.extend(
                 row.iter()
                     .skip(1)
-                    .map(|&l| if l == self.ignore { IGNORED } else { l }),
+                    .map(|&l| if l == self.ignore { IGNORE } else { l }),
             );
-            out.push(IGNORED);
+            out.push(IGNORE);
         }
         out
     }
@@ -519,7 +510,7 @@ impl Kernel for MatMulAdd {
             if self.trans_b != turned {
                 term = term.trans_b();
             }
-            gemm::gemm_sum_in(cx.precision, &[term], true, MatMut::new(&mut out, m, n)?)?;
+            gemm(cx.precision, &[term], true, MatMut::new(&mut out, m, n)?)?;
         }
         cx.one(out, &dims, DType::Float)
     }

@@ -1,7 +1,8 @@
 //! `Gather`, `GatherElements`, `GatherND`. An index outside the axis is an error.
 
-use super::{Cx, Entry, Ins, Kernel, Outs, axis_of, each_kind, one, walk};
-use crate::runtime::value::{Fault, KResult, Value, count, row_major};
+use super::{Cx, Entry, Ins, Kernel, Outs, axis_of, each_kind, one};
+use crate::runtime::value::{Fault, KResult, Value};
+use crate::runtime::walk::{self, count, row_major};
 
 /// An index counted from the front.
 pub(crate) fn index_of(i: i64, size: usize) -> KResult<usize> {

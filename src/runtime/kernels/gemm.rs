@@ -1,8 +1,9 @@
 //! `Gemm(a, b, c?)`: `alpha * a'·b' + beta * c`.
 
 use super::matmul::matmul;
-use super::{Cx, Entry, Ins, Kernel, Outs, walk};
+use super::{Cx, Entry, Ins, Kernel, Outs};
 use crate::runtime::value::{Fault, KResult, Value};
+use crate::runtime::walk;
 
 struct Gemm {
     alpha: f32,
@@ -16,11 +17,7 @@ impl Kernel for Gemm {
             if v.dims().len() != 2 {
                 return Err(Fault(format!("a matrix of shape {:?}", v.dims())));
             }
-            if t {
-                super::movement::permute(&v, &[1, 0], None)
-            } else {
-                Ok(v)
-            }
+            if t { v.permuted(&[1, 0]) } else { Ok(v) }
         };
         let a = turn(ins.take(0)?, self.trans[0])?;
         let b = turn(ins.take(1)?, self.trans[1])?;

@@ -1,8 +1,9 @@
 //! Our own operators of the backward pass: adjoints of broadcasting, slicing and gathering, for shapes known only at run time.
 
 use super::gather::index_of;
-use super::{BuildCx, Cx, Entry, Ins, Kernel, OWN, Outs, axis_of, one, size_of, walk};
-use crate::runtime::value::{Fault, Floats, KResult, Value, count, row_major};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, OWN, Outs, axis_of, one, size_of};
+use crate::runtime::value::{Fault, Floats, KResult, Value};
+use crate::runtime::walk::{self, count, row_major};
 use rayon::prelude::*;
 
 /// `SumTo(x, shape)`: the adjoint of `Expand`.

@@ -1,7 +1,9 @@
 //! `SoftmaxCrossEntropyLoss(scores, labels, weights?) -> (loss, log_prob?)`, opset 12 and 13; classes on axis 1.
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs};
-use crate::runtime::value::{Fault, KResult, count};
+use crate::runtime::value::{Fault, KResult};
+use crate::runtime::walk::{self, count};
+use onnx_graft_kernels::softmax::log_softmax_row;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Reduction {
@@ -82,18 +84,18 @@ impl Kernel for Loss {
 
 /// Log softmax over axis 1 of `[batch, classes, inner]`.
 fn log_softmax(x: &mut [f32], classes: usize, inner: usize) {
-    let block = classes * inner;
-    super::walk::rows(x, block, |_, x| {
+    if inner == 1 {
+        walk::rows(x, classes, |_, row| log_softmax_row(row));
+        return;
+    }
+    walk::rows(x, classes * inner, |_, x| {
+        let mut row = vec![0.0; classes];
         for j in 0..inner {
-            let at = |c: usize| c * inner + j;
-            let max = (0..classes)
-                .map(|c| x[at(c)])
-                .fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = (0..classes)
-                .map(|c| f64::from((x[at(c)] - max).exp()))
-                .sum();
-            let log = sum.ln() as f32;
-            (0..classes).for_each(|c| x[at(c)] = (x[at(c)] - max) - log);
+            let column = x.iter().skip(j).step_by(inner);
+            row.iter_mut().zip(column).for_each(|(to, x)| *to = *x);
+            log_softmax_row(&mut row);
+            let column = x.iter_mut().skip(j).step_by(inner);
+            column.zip(&row).for_each(|(to, x)| *to = *x);
         }
     });
 }

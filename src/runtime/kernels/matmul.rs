@@ -1,9 +1,10 @@
 //! Matrix products. Frozen weights are multiplied straight from the mapped file; operands of any stride are multiplied in place.
 
-use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs, one, plain, to_floats, walk};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs, one, plain, to_floats};
 use crate::ir::DType;
-use crate::runtime::cpu::gemm as cpu;
-use crate::runtime::value::{Fault, Floats, Host, KResult, Value, WeightBytes, count, row_major};
+use crate::runtime::value::{Fault, Floats, Host, KResult, Value, WeightBytes};
+use crate::runtime::walk::{self, count, row_major};
+use onnx_graft_kernels::gemm as product;
 use rayon::prelude::*;
 
 /// A strided matrix.
@@ -82,13 +83,13 @@ fn stored(m: &Mat<'_>) -> Option<(bool, usize)> {
 }
 
 /// A matrix for the product kernel, and whether it is the transpose of what is stored.
-fn operand<'a>(m: &Mat<'a>, (turned, stride): (bool, usize)) -> KResult<(cpu::Mat<'a>, bool)> {
+fn operand<'a>(m: &Mat<'a>, (turned, stride): (bool, usize)) -> KResult<(product::Mat<'a>, bool)> {
     let (rows, cols) = if turned {
         (m.cols, m.rows)
     } else {
         (m.rows, m.cols)
     };
-    let mat = cpu::Mat::strided(m.data, rows, cols, stride)?;
+    let mat = product::Mat::strided(m.data, rows, cols, stride)?;
     Ok((mat, turned))
 }
 
@@ -115,15 +116,15 @@ pub(crate) fn multiply(
     let shape = |m: &Mat<'_>| stored(m).ok_or_else(|| Fault("a matrix by rows or columns".into()));
     let (left, turn_a) = operand(&a, shape(&a)?)?;
     let (right, turn_b) = operand(&b, shape(&b)?)?;
-    let mut term = cpu::Term::new(left, right).scaled(alpha);
+    let mut term = product::Term::new(left, right).scaled(alpha);
     if turn_a {
         term = term.trans_a();
     }
     if turn_b {
         term = term.trans_b();
     }
-    let c = cpu::MatMut::strided(out, m, n, stride)?;
-    cpu::gemm_sum_in(cx.precision, &[term], add, c)?;
+    let c = product::MatMut::strided(out, m, n, stride)?;
+    product::gemm(cx.precision, &[term], add, c)?;
     for c in copies {
         cx.pool.give(c);
     }
@@ -148,15 +149,15 @@ pub(crate) fn multiply_weight(
     let shape = stored(&a).ok_or("a matrix by rows or columns")?;
     let (left, turned) = operand(&a, shape)?;
     let right = super::fused::stored(&w, &[a.cols, n])?.ok_or("a weight of f32, f16 or bf16")?;
-    let mut term = cpu::Term::new(left, right).scaled(alpha);
+    let mut term = product::Term::new(left, right).scaled(alpha);
     if turned {
         term = term.trans_a();
     }
     if w.transposed {
         term = term.trans_b();
     }
-    let c = cpu::MatMut::strided(out, a.rows, n, n)?;
-    cpu::gemm_sum_in(cx.precision, &[term], add, c)?;
+    let c = product::MatMut::strided(out, a.rows, n, n)?;
+    product::gemm(cx.precision, &[term], add, c)?;
     cx.pool.give(copy);
     Ok(())
 }
@@ -400,7 +401,7 @@ impl FusedMatMul {
         if trans {
             perm.swap(rank - 2, rank - 1);
         }
-        super::movement::permute(&v, &perm, None)
+        v.permuted(&perm)
     }
 }
 

@@ -22,14 +22,13 @@
     reason = "loops over zipped slices read as what they do"
 )]
 
-use super::cpu::gemm::Precision;
-use super::cpu::pool::Pool;
 use super::value::{Data, Fault, Floats, Host, KResult, Value};
+use super::walk;
 use crate::ir::{AttrValue, DType, Node};
 use candle_core::Device;
+use onnx_graft_kernels::gemm::Precision;
+use onnx_graft_kernels::pool::Pool;
 use std::sync::Arc;
-
-pub(crate) mod walk;
 
 pub(crate) mod attention;
 pub(crate) mod binary;
@@ -408,7 +407,7 @@ pub(crate) fn size_of(n: i64) -> KResult<usize> {
 macro_rules! each_kind {
     ($cx:expr, $value:expr, $dims:expr, |$src:ident, $out:ident| $body:expr) => {{
         let dims: &[usize] = $dims;
-        let len = $crate::runtime::value::count(dims)?;
+        let len = $crate::runtime::walk::count(dims)?;
         match $crate::runtime::kernels::plain($value)? {
             $crate::runtime::value::Value::Float(x) => {
                 let x = $cx.dense(x)?;

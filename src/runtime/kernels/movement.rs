@@ -1,52 +1,10 @@
 //! Operators that move elements: transposes, slices, concatenation.
 
-use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, axis_of, each_kind, one, plain, size_of, walk};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, axis_of, each_kind, one, plain, size_of};
 use crate::ir::AttrValue;
-use crate::runtime::value::{Data, Fault, Host, KResult, Value, View, count, row_major};
+use crate::runtime::value::{Data, Fault, Host, KResult, Value};
+use crate::runtime::walk::{self, View, count, row_major};
 use rayon::prelude::*;
-
-/// The value with permuted axes. Floats and weights become views.
-pub(crate) fn permute(v: &Value, perm: &[usize], _: Option<()>) -> KResult<Value> {
-    if perm.iter().enumerate().all(|(i, &p)| i == p) {
-        return Ok(v.clone());
-    }
-    match v {
-        Value::Float(x) => Ok(Value::Float(x.view(|t| t.permute(perm))?)),
-        Value::Weight(w) => Ok(Value::Weight(w.permuted(perm))),
-        Value::Host(h) => {
-            let dims: Vec<usize> = perm.iter().map(|&p| h.dims()[p]).collect();
-            let old = row_major(h.dims());
-            let strides: Vec<usize> = perm.iter().map(|&p| old[p]).collect();
-            strided(h, &dims, 0, &strides).map(Value::Host)
-        }
-    }
-}
-
-/// A strided part of a host tensor, copied.
-fn strided(h: &Host, dims: &[usize], offset: usize, strides: &[usize]) -> KResult<Host> {
-    fn go<T: Copy + Default + Send + Sync>(
-        v: &[T],
-        dims: &[usize],
-        offset: usize,
-        strides: &[usize],
-    ) -> KResult<Vec<T>> {
-        let mut out = vec![T::default(); count(dims)?];
-        let view = View {
-            data: v.get(offset..).unwrap_or_default(),
-            dims: dims.into(),
-            strides: strides.into(),
-        };
-        walk::copy(&view, &mut out);
-        Ok(out)
-    }
-    let data = match h.data() {
-        Data::I64(v) => Data::I64(go(v, dims, offset, strides)?),
-        Data::U8(v) => Data::U8(go(v, dims, offset, strides)?),
-        Data::F64(v) => Data::F64(go(v, dims, offset, strides)?),
-        Data::F32(v) => Data::F32(go(v, dims, offset, strides)?),
-    };
-    Host::new(h.dtype(), dims.to_vec(), data)
-}
 
 struct Transpose(Option<Vec<i64>>);
 
@@ -69,7 +27,7 @@ impl Kernel for Transpose {
                 self.0
             )));
         }
-        one(permute(&v, &perm, None)?)
+        one(v.permuted(&perm)?)
     }
 
     fn is_view(&self) -> bool {
@@ -94,7 +52,8 @@ pub(crate) fn narrow(v: &Value, axis: usize, start: usize, len: usize) -> KResul
             let strides = row_major(h.dims());
             let mut dims = h.dims().to_vec();
             dims[axis] = len;
-            strided(&h, &dims, start * strides[axis], &strides).map(Value::Host)
+            h.strided(dims, start * strides[axis], &strides)
+                .map(Value::Host)
         }
         Value::Weight(_) => Err("a weight converts to a tensor".into()),
     }

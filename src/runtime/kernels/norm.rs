@@ -1,23 +1,10 @@
 //! Normalizations over the last axes, and ONNX Runtime's fusions of them with the residual sum.
 
-use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs, axis_of, walk};
-use crate::runtime::value::{Fault, Floats, KResult, count};
-
-/// Statistics of a row: mean (0 for the root mean square form) and reciprocal deviation.
-pub(crate) fn stats(row: &[f32], eps: f32, centre: bool) -> (f32, f32) {
-    let n = row.len().max(1) as f64;
-    let mean = if centre {
-        row.iter().map(|&x| f64::from(x)).sum::<f64>() / n
-    } else {
-        0.0
-    };
-    let var = row
-        .iter()
-        .map(|&x| (f64::from(x) - mean) * (f64::from(x) - mean))
-        .sum::<f64>()
-        / n;
-    (mean as f32, (1.0 / (var + f64::from(eps)).sqrt()) as f32)
-}
+use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs, axis_of};
+use crate::runtime::value::{Fault, Floats, KResult};
+use crate::runtime::walk::{self, count};
+use onnx_graft_kernels::norm::{LayerNorm, layer_norm};
+use std::borrow::Cow;
 
 struct Norm {
     axis: i64,
@@ -41,31 +28,35 @@ impl Kernel for Norm {
             let mut kept = dims[..axis].to_vec();
             kept.resize(dims.len(), 1);
             let rows = count(&dims[..axis])?;
-            let all: Vec<(f32, f32)> = (0..rows)
-                .map(|i| stats(&v[i * width..(i + 1) * width], self.eps, self.centre))
-                .collect();
-            let f = |g: fn(&(f32, f32)) -> f32| -> KResult<_> {
-                Ok(Some(
-                    cx.floats(all.iter().map(g).collect(), &kept, dtype)?.into(),
-                ))
-            };
+            let (mut mean, mut inv) = (cx.zeros(rows), cx.zeros(rows));
+            self.apply(
+                &mut v,
+                width,
+                &scale,
+                bias.as_ref(),
+                Some((&mut mean, &mut inv)),
+            )?;
             // RMSNormalization has one output only; its statistics never get here.
-            outs.push(f(|s| s.0)?);
-            outs.push(f(|s| s.1)?);
+            for stat in [mean, inv] {
+                outs.push(Some(cx.floats(stat, &kept, dtype)?.into()));
+            }
+        } else {
+            self.apply(&mut v, width, &scale, bias.as_ref(), None)?;
         }
-        self.apply(&mut v, width, &scale, bias.as_ref())?;
         outs[0] = Some(cx.floats(v, &dims, dtype)?.into());
         Ok(outs)
     }
 }
 
 impl Norm {
+    /// Normalizes rows in place; `stats` receives the mean and the reciprocal deviation of each.
     fn apply(
         &self,
         v: &mut [f32],
         width: usize,
         scale: &Floats,
         bias: Option<&Floats>,
+        stats: Option<(&mut [f32], &mut [f32])>,
     ) -> KResult<()> {
         let fits = |f: &Floats| f.tensor().elem_count() == width || f.tensor().elem_count() == 1;
         if !fits(scale) || bias.is_some_and(|b| !fits(b)) {
@@ -74,32 +65,35 @@ impl Norm {
                 scale.dims()
             )));
         }
-        let read = scale.read();
-        let g = read.slice()?;
-        let bias = bias.map(Floats::read);
-        let b = match &bias {
-            Some(r) => r.slice()?,
-            None => &[],
-        };
-        let at = |s: &[f32], i: usize| if s.len() == 1 { s[0] } else { s[i] };
-        walk::rows(v, width, |_, row| {
-            let (mean, inv) = stats(row, self.eps, self.centre);
-            if g.len() == row.len() && b.len() == row.len() {
-                for ((x, g), b) in row.iter_mut().zip(g).zip(b) {
-                    *x = (*x - mean) * inv * g + b;
-                }
-            } else if g.len() == row.len() && b.is_empty() {
-                for (x, g) in row.iter_mut().zip(g) {
-                    *x = (*x - mean) * inv * g;
-                }
-            } else {
-                for (i, x) in row.iter_mut().enumerate() {
-                    let b = if b.is_empty() { 0.0 } else { at(b, i) };
-                    *x = (*x - mean) * inv * at(g, i) + b;
-                }
+        if v.is_empty() {
+            // Rows of no elements have no variance.
+            if let Some((_, inv)) = stats {
+                inv.fill(1.0 / self.eps.sqrt());
             }
-        });
-        Ok(())
+            return Ok(());
+        }
+        let (scale, bias) = (scale.read(), bias.map(Floats::read));
+        let weight = each_column(scale.slice()?, width);
+        let bias = match &bias {
+            Some(b) => Some(each_column(b.slice()?, width)),
+            None => None,
+        };
+        let norm = LayerNorm {
+            cols: width,
+            weight: Some(&weight),
+            bias: bias.as_deref(),
+            eps: self.eps,
+            center: self.centre,
+        };
+        Ok(layer_norm(v, &norm, stats)?)
+    }
+}
+
+/// One value per column; a single one serves all.
+fn each_column(values: &[f32], width: usize) -> Cow<'_, [f32]> {
+    match *values {
+        [value] if width != 1 => Cow::Owned(vec![value; width]),
+        _ => Cow::Borrowed(values),
     }
 }
 
@@ -141,7 +135,8 @@ impl Kernel for Skip {
             copy.copy_from_slice(&sum);
             outs[3] = Some(cx.floats(copy, &dims, dtype)?.into());
         }
-        self.norm.apply(&mut sum, width, &gamma, beta.as_ref())?;
+        self.norm
+            .apply(&mut sum, width, &gamma, beta.as_ref(), None)?;
         outs[0] = Some(cx.floats(sum, &dims, dtype)?.into());
         Ok(outs)
     }

@@ -1,9 +1,10 @@
 //! Quantized operators: integers in, exact integer sums, floats out. Weights stay quantized; a panel at a time is widened.
 
 use super::matmul::{Mat, multiply};
-use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, OWN, Outs, axis_of, one, plain, size_of, walk};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, OWN, Outs, axis_of, one, plain, size_of};
 use crate::ir::DType;
-use crate::runtime::value::{Fault, Floats, Host, KResult, Value, count};
+use crate::runtime::value::{Fault, Floats, Host, KResult, Value};
+use crate::runtime::walk::{self, count};
 use rayon::prelude::*;
 
 /// Elements of a weight that are widened at a time.

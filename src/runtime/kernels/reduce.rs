@@ -2,7 +2,8 @@
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, axis_of, one, plain};
 use crate::ir::DType;
-use crate::runtime::value::{Data, Fault, Host, KResult, Value, count, row_major, wrap_int};
+use crate::runtime::value::{Data, Fault, Host, KResult, Value, wrap_int};
+use crate::runtime::walk::{self, count, row_major};
 use rayon::prelude::*;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -176,10 +177,10 @@ impl Reduce {
                 let r = &src[i * n..(i + 1) * n];
                 kind.row(r.iter().map(|&x| f64::from(x)), n) as f32
             };
-            if src.len() <= 2 * super::walk::TASK {
+            if src.len() <= 2 * walk::TASK {
                 out.iter_mut().enumerate().for_each(|(i, o)| *o = row(i));
             } else {
-                let least = (super::walk::TASK / n.max(1)).max(1);
+                let least = (walk::TASK / n.max(1)).max(1);
                 out.par_iter_mut()
                     .with_min_len(least)
                     .enumerate()

@@ -1,7 +1,10 @@
 //! Rotary position embeddings: `RotaryEmbedding` of ONNX (opset 23) and of ONNX Runtime.
 
-use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs, walk};
-use crate::runtime::value::{Fault, Floats, KResult, count};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs};
+use crate::runtime::value::{Fault, Floats, KResult};
+use crate::runtime::walk::count;
+use onnx_graft_kernels::Heads;
+use onnx_graft_kernels::rotary::{Rotary as Tables, rotary_in_place};
 
 /// Where vectors of heads are in a dense tensor.
 #[derive(Clone, Copy)]
@@ -41,45 +44,39 @@ impl Layout {
         }
     }
 
-    /// Batch entry and position of the i-th vector.
-    fn place(self, i: usize) -> (usize, usize) {
+    /// Where the vectors of `batch` entries are.
+    fn vectors(self, batch: usize) -> Heads {
         if self.flat {
-            let t = i / self.heads;
-            (t / self.seq, t % self.seq)
+            Heads::bshd(batch, self.seq, self.heads, self.dim)
         } else {
-            (i / (self.heads * self.seq), i % self.seq)
+            Heads::bhsd(batch, self.seq, self.heads, self.dim)
         }
     }
 }
 
-/// Turns the first `2 · half` elements of every vector; `row` gives the row of the tables for a batch entry and a position.
+/// Turns the first `2 · half` elements of every vector; `positions` are the rows of the tables for each batch entry and position.
 pub(crate) fn rotate(
     x: &mut [f32],
     layout: Layout,
     (cos, sin): (&[f32], &[f32]),
     half: usize,
     interleaved: bool,
-    row: impl Fn(usize, usize) -> usize + Sync,
-) {
-    walk::rows(x, layout.dim, |i, v| {
-        let (b, s) = layout.place(i);
-        let at = row(b, s) * half;
-        let (c, n) = (&cos[at..at + half], &sin[at..at + half]);
-        if interleaved {
-            for (j, pair) in v[..2 * half].chunks_mut(2).enumerate() {
-                let (p, q) = (pair[0], pair[1]);
-                pair[0] = p * c[j] - q * n[j];
-                pair[1] = p * n[j] + q * c[j];
-            }
-        } else {
-            let (first, rest) = v.split_at_mut(half);
-            for j in 0..half {
-                let (p, q) = (first[j], rest[j]);
-                first[j] = p * c[j] - q * n[j];
-                rest[j] = p * n[j] + q * c[j];
-            }
-        }
-    });
+    positions: &[usize],
+) -> KResult<()> {
+    let Some(rows) = cos.len().checked_div(half) else {
+        return Ok(());
+    };
+    let tables = Tables {
+        cos,
+        sin,
+        rows,
+        positions: Some(positions),
+        width: half,
+        dim: 2 * half,
+        interleaved,
+    };
+    let batch = positions.len() / layout.seq.max(1);
+    Ok(rotary_in_place(x, layout.vectors(batch), &tables, false)?)
 }
 
 struct Rotary {
@@ -113,15 +110,8 @@ impl Kernel for Rotary {
         let mut v = cx.buffer(x)?;
         {
             let (c, s) = (cos.read(), sin.read());
-            let seq = layout.seq;
-            rotate(
-                &mut v,
-                layout,
-                (c.slice()?, s.slice()?),
-                half,
-                self.interleaved,
-                |b, s| rows[b * seq + s],
-            );
+            let tables = (c.slice()?, s.slice()?);
+            rotate(&mut v, layout, tables, half, self.interleaved, &rows)?;
         }
         cx.one(v, &dims, dtype)
     }

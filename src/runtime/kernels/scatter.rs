@@ -2,7 +2,8 @@
 
 use super::gather::index_of;
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, axis_of, one, plain};
-use crate::runtime::value::{Data, Fault, Host, KResult, Value, count, row_major};
+use crate::runtime::value::{Data, Fault, Host, KResult, Value};
+use crate::runtime::walk::{count, row_major};
 
 #[derive(Clone, Copy)]
 enum Reduction {

@@ -2,7 +2,8 @@
 
 use super::{Cx, Entry, Ins, Kernel, Outs, axis_of, one, plain, size_of};
 use crate::ir::DType;
-use crate::runtime::value::{Data, Fault, Host, KResult, Value, View, count};
+use crate::runtime::value::{Data, Fault, Host, KResult, Value};
+use crate::runtime::walk::{View, count};
 
 /// Lengths above this are a mistake in the graph, not a sequence.
 const LONGEST: f64 = 1e10;

@@ -2,7 +2,8 @@
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, axis_of, one, plain, size_of};
 use crate::ir::{AttrValue, DType, TensorData};
-use crate::runtime::value::{Data, Fault, Floats, Host, KResult, Value, Weight, count};
+use crate::runtime::value::{Data, Fault, Floats, Host, KResult, Value, Weight};
+use crate::runtime::walk::{self, count};
 
 /// The value in another shape of the same size; a view wherever the layout allows.
 pub(crate) fn reshaped(cx: &Cx<'_>, v: Value, dims: Vec<usize>) -> KResult<Value> {
@@ -226,7 +227,7 @@ impl Kernel for Expand {
 }
 
 pub(crate) fn expanded(cx: &Cx<'_>, v: Value, want: &[usize]) -> KResult<Value> {
-    let dims = super::walk::broadcast(&[v.dims(), want])?;
+    let dims = walk::broadcast(&[v.dims(), want])?;
     if v.dims() == dims {
         return Ok(v);
     }
@@ -235,14 +236,14 @@ pub(crate) fn expanded(cx: &Cx<'_>, v: Value, want: &[usize]) -> KResult<Value> 
         v => {
             let from = v.dims().to_vec();
             Ok(super::each_kind!(cx, v, &dims, |src, out| {
-                let view = crate::runtime::value::View::dense(src, &from);
-                let strides = super::walk::broadcast_strides(&from, &view.strides, &dims);
-                let view = crate::runtime::value::View {
+                let view = crate::runtime::walk::View::dense(src, &from);
+                let strides = walk::broadcast_strides(&from, &view.strides, &dims);
+                let view = crate::runtime::walk::View {
                     data: src,
                     dims: dims.as_slice().into(),
                     strides: strides.into(),
                 };
-                super::walk::copy(&view, out);
+                walk::copy(&view, out);
             }))
         }
     }

@@ -1,7 +1,9 @@
 //! `Softmax`, `LogSoftmax`.
 
-use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, axis_of, one, walk};
-use crate::runtime::value::{Floats, KResult, Value, count};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, axis_of, one};
+use crate::runtime::value::{Floats, KResult, Value};
+use crate::runtime::walk::{self, count};
+use onnx_graft_kernels::softmax::{log_softmax_row, softmax_row};
 
 struct Softmax {
     axis: i64,
@@ -11,23 +13,10 @@ struct Softmax {
 }
 
 /// The softmax of a row, in place. A row of `-inf` alone gives NaN, as the definition does.
-pub(crate) fn softmax_row(row: &mut [f32]) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for x in row.iter_mut() {
-        *x = (*x - max).exp();
-        sum += *x;
+fn defined_row(row: &mut [f32]) {
+    if softmax_row(row) == f32::NEG_INFINITY {
+        row.fill(f32::NAN);
     }
-    let r = 1.0 / sum;
-    row.iter_mut().for_each(|x| *x *= r);
-}
-
-fn log_softmax_row(row: &mut [f32]) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f32 = row.iter().map(|x| (x - max).exp()).sum();
-    // Two subtractions: the sum of the two would lose the logarithm beside a large maximum.
-    let log = sum.ln();
-    row.iter_mut().for_each(|x| *x = (*x - max) - log);
 }
 
 impl Kernel for Softmax {
@@ -50,7 +39,7 @@ impl Kernel for Softmax {
         drop(x);
         let to = turned.dims().to_vec();
         let y = self.rows(cx, turned, &to, dims[axis])?;
-        one(super::movement::permute(&Value::Float(y), &perm, None)?)
+        one(Value::Float(y).permuted(&perm)?)
     }
 }
 
@@ -61,7 +50,7 @@ impl Softmax {
         if self.log {
             walk::rows(&mut v, width, |_, r| log_softmax_row(r));
         } else {
-            walk::rows(&mut v, width, |_, r| softmax_row(r));
+            walk::rows(&mut v, width, |_, r| defined_row(r));
         }
         cx.floats(v, dims, dtype)
     }

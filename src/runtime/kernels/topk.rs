@@ -2,7 +2,8 @@
 
 use super::{Cx, Entry, Ins, Kernel, Outs, axis_of, plain};
 use crate::ir::DType;
-use crate::runtime::value::{Fault, Host, KResult, Value, count};
+use crate::runtime::value::{Fault, Host, KResult, Value};
+use crate::runtime::walk::count;
 use std::cmp::Ordering;
 
 struct TopK {

@@ -1,8 +1,9 @@
 //! Element-wise operators of one operand. They overwrite an operand that dies here.
 
-use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs, one, plain, walk};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs, one, plain};
 use crate::ir::DType;
 use crate::runtime::value::{Data, Fault, Host, KResult, Value, wrap_int};
+use crate::runtime::walk;
 use candle_core::cpu::erf::{erf_f32, erf_f64};
 
 /// An element-wise function for each kind of element it is defined on.
@@ -78,7 +79,7 @@ impl Kernel for Test {
                 let x = cx.dense(x)?;
                 let read = x.read();
                 let mut out = vec![0u8; x.tensor().elem_count()];
-                let view = crate::runtime::value::View::dense(read.slice()?, &dims);
+                let view = crate::runtime::walk::View::dense(read.slice()?, &dims);
                 walk::map(&view, &mut out, |x| u8::from((self.0)(f64::from(x))));
                 out
             }

@@ -1,7 +1,8 @@
 //! `Where(condition, x, y)`.
 
-use super::{Cx, Entry, Ins, Kernel, Outs, one, plain, walk};
-use crate::runtime::value::{Data, Fault, Host, KResult, Value, View, count};
+use super::{Cx, Entry, Ins, Kernel, Outs, one, plain};
+use crate::runtime::value::{Data, Fault, Host, KResult, Value};
+use crate::runtime::walk::{self, View, count};
 
 pub(crate) struct Where;
 

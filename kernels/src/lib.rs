@@ -1,37 +1,43 @@
-//! Compute kernels for the CPU, as functions on slices.
+//! Compute kernels for running and training Transformers on the CPU, as functions on slices.
 //!
 //! Every public function checks its sizes and answers with a [`KernelError`]; none panics, none allocates per element. The kernels
 //! know nothing about graphs, tensors or devices. They run on the current rayon pool, on as many threads as the size is worth.
 //!
 //! Results do not depend on the number of threads: each output element is computed by one task, and a reduction over rows sums
-//! fixed blocks in a fixed order. They may depend on the instruction set, which is probed at run time ([`Isa`]).
+//! fixed blocks in a fixed order. They may depend on the instruction set, which is probed at run time: AVX-512, AVX2 or what the
+//! compiler may assume, and for products in bfloat16 AMX tiles or the AVX-512 dot product. Inside, it is an argument, so that the tests
+//! force every one that the machine has.
+//!
+//! ```
+//! use onnx_graft_kernels::gemm::{Mat, MatMut, Precision, Term, gemm};
+//!
+//! let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0]);
+//! let mut c = [0.0; 2];
+//! let product = Term::new(Mat::new(&a, 2, 2)?, Mat::new(&b, 2, 1)?);
+//! gemm(Precision::F32, &[product], false, MatMut::new(&mut c, 2, 1)?)?;
+//! assert_eq!(c, [17.0, 39.0]);
+//! # Ok::<(), onnx_graft_kernels::KernelError>(())
+//! ```
 
 mod scratch;
 #[macro_use]
+mod isa;
 mod simd;
 
 pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
-pub mod elementwise;
 pub mod gemm;
-#[cfg(target_arch = "x86_64")]
-mod gemm_avx512;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod gemm_bf16;
-#[cfg(target_arch = "x86_64")]
-mod gemm_blocked;
-mod gemm_packed;
 mod heads;
-mod matrix;
 pub mod norm;
 pub mod pool;
 pub mod rotary;
 pub mod softmax;
+mod widen;
 
 pub use heads::Heads;
-pub use simd::Isa;
+pub use widen::{DType, widen};
 
 /// What a kernel refuses to compute.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -140,4 +146,4 @@ pub(crate) fn rows_of(what: &'static str, len: usize, width: usize) -> Result<us
 }
 
 #[cfg(test)]
-pub(crate) mod testing;
+mod testing;

@@ -1,8 +1,44 @@
-//! Loops over strided, broadcast operands: axes are collapsed once, rows are handed to the threads.
+//! Strided views, and loops over them with broadcasting: axes are collapsed once, rows are handed to the threads.
 
-use crate::runtime::value::Fault;
-use crate::runtime::value::{KResult, View};
+use super::fault::{Fault, KResult};
 use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// A strided view of elements.
+#[derive(Clone, Debug)]
+pub(crate) struct View<'a, T> {
+    pub(crate) data: &'a [T],
+    pub(crate) dims: Cow<'a, [usize]>,
+    pub(crate) strides: Cow<'a, [usize]>,
+}
+
+impl<'a, T> View<'a, T> {
+    /// A row-major view.
+    pub(crate) fn dense(data: &'a [T], dims: &'a [usize]) -> Self {
+        View {
+            data,
+            dims: Cow::Borrowed(dims),
+            strides: Cow::Owned(row_major(dims)),
+        }
+    }
+}
+
+/// Row-major strides.
+pub(crate) fn row_major(dims: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1usize; dims.len()];
+    for i in (0..dims.len().saturating_sub(1)).rev() {
+        strides[i] = strides[i + 1].saturating_mul(dims[i + 1].max(1));
+    }
+    strides
+}
+
+/// Number of elements; an error when it cannot be held in memory.
+pub(crate) fn count(dims: &[usize]) -> KResult<usize> {
+    dims.iter()
+        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .filter(|&n| n <= isize::MAX as usize / 8)
+        .ok_or_else(|| Fault(format!("a tensor of shape {dims:?} does not fit in memory")))
+}
 
 /// Elements that one task computes: enough to be worth a thread.
 pub(crate) const TASK: usize = 16 * 1024;

@@ -4,8 +4,8 @@
 //! Keys that are hidden from all rows of a block are left out, in whole panels. A row from which all keys are hidden by added values still
 //! has probabilities, those of the scores alone, so its block needs every key.
 
-use super::super::gemm::PANEL;
 use super::{Attention, Mask, MaskData};
+use crate::gemm::block::PANEL;
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -4,10 +4,12 @@
     reason = "tiles of C are written through a pointer by several tasks; the checked door is `gemm`"
 )]
 
-use super::gemm::{KC, RawA, RawB, RawC, RawTerm};
-use super::gemm_avx512::{self as avx512, MR, NR, THIN};
-use super::matrix::{DType, widen};
-use super::scratch::with_scratch;
+use super::avx512;
+use super::block::{KC, MR, NR, THIN};
+use super::raw::{RawA, RawB, RawC, RawTerm};
+use crate::DType;
+use crate::scratch::with_scratch;
+use crate::widen::widen_all;
 use rayon::prelude::*;
 
 /// Packed elements of A kept at once.
@@ -18,7 +20,7 @@ const DEEPEST: usize = 16 * KC;
 /// Chooses between the narrow kernels and the blocked one.
 ///
 /// # Safety
-/// As for [`run`]; AVX-512 must be present.
+/// The views must lie in readable memory, C in writable memory that nobody else touches; AVX-512 must be present.
 pub(super) unsafe fn run_avx512(
     terms: &[RawTerm],
     m: usize,
@@ -28,13 +30,13 @@ pub(super) unsafe fn run_avx512(
     parallel: bool,
 ) {
     if n > 2 * THIN || m <= MR {
-        // SAFETY: the caller's contract.
+        // SAFETY: the caller vouches for the views, for C, and for AVX-512.
         unsafe { blocked(terms, m, n, c, accumulate, parallel) };
         return;
     }
     let mut accumulate = accumulate;
     for &term in terms.iter().filter(|term| term.k > 0) {
-        // SAFETY: the caller's contract.
+        // SAFETY: the caller vouches for the views of each term, for C, and for AVX-512; alignment is checked where it is asked for.
         unsafe {
             if term.a.cs == 1 {
                 narrow(term, m, n, c, accumulate, parallel);
@@ -105,7 +107,7 @@ unsafe fn pack_lines(b: RawB, k: usize, n: usize, padded: usize, lines: &mut [f3
         for (j, line) in lines.chunks_exact_mut(padded).enumerate().take(n) {
             let stored = b.ptr.wrapping_add(j * b.cs * size);
             // SAFETY: column j is stored as k consecutive elements.
-            widen(
+            widen_all(
                 b.dtype,
                 unsafe { std::slice::from_raw_parts(stored, k * size) },
                 &mut line[..k],
@@ -117,7 +119,7 @@ unsafe fn pack_lines(b: RawB, k: usize, n: usize, padded: usize, lines: &mut [f3
     for at in 0..k {
         let stored = b.ptr.wrapping_add(at * b.rs * size);
         // SAFETY: row `at` is stored as n consecutive elements.
-        widen(
+        widen_all(
             b.dtype,
             unsafe { std::slice::from_raw_parts(stored, n * size) },
             &mut row[..n],
@@ -183,7 +185,7 @@ unsafe fn blocked(
     let depth: usize = terms.iter().map(|term| term.k).sum();
     if depth > DEEPEST {
         let mut accumulate = accumulate;
-        for term in terms.iter().flat_map(|term| slices(*term, DEEPEST)) {
+        for term in terms.iter().flat_map(|term| term.slices(DEEPEST)) {
             // SAFETY: a part of the depth of one product.
             unsafe { blocked(&[term], m, n, c, accumulate, parallel) };
             accumulate = true;
@@ -207,28 +209,13 @@ unsafe fn blocked(
         };
         let panels = rows.div_ceil(MR);
         with_scratch(panels * MR * depth, |packed| {
-            // SAFETY: the caller's contract, for these rows.
+            // SAFETY: these rows of A and C are part of what the caller vouches for; `packed` has room for all panels.
             unsafe {
                 pack_left(&terms, rows, packed, parallel);
                 multiply_packed(&terms, rows, n, packed, c, accumulate, parallel);
             }
         });
     }
-}
-
-/// Splits the depth of a product into slices of at most `step`.
-pub(super) fn slices(term: RawTerm, step: usize) -> impl Iterator<Item = RawTerm> {
-    (0..term.k).step_by(step).map(move |k0| {
-        let (mut a, mut b) = (term.a, term.b);
-        a.ptr = a.ptr.wrapping_add(k0 * a.cs);
-        b.ptr = b.ptr.wrapping_add(k0 * b.rs * b.dtype.size());
-        RawTerm {
-            alpha: term.alpha,
-            a,
-            b,
-            k: step.min(term.k - k0),
-        }
-    })
 }
 
 /// Splits the depth of all terms into blocks: `(term, first depth, depth, depth before it over all terms)`.
@@ -244,6 +231,9 @@ fn depth_blocks(terms: &[RawTerm]) -> impl Iterator<Item = (&RawTerm, usize, usi
 }
 
 /// Packs the left sides: for each depth block, all panels; block at `before * MR * panels`.
+///
+/// # Safety
+/// The left sides must have `rows` readable rows; AVX-512 must be present; `packed` must hold the panels of all blocks.
 unsafe fn pack_left(terms: &[RawTerm], rows: usize, packed: &mut [f32], parallel: bool) {
     let panels = rows.div_ceil(MR);
     let out = RawC {
@@ -269,6 +259,9 @@ unsafe fn pack_left(terms: &[RawTerm], rows: usize, packed: &mut [f32], parallel
 }
 
 /// Runs the tasks of one block of rows.
+///
+/// # Safety
+/// As for [`run_avx512`]; `packed` must hold what [`pack_left`] made of these terms and rows.
 unsafe fn multiply_packed(
     terms: &[RawTerm],
     rows: usize,

@@ -12,8 +12,9 @@
     reason = "loops of constant length over register arrays"
 )]
 
-use super::gemm::{RawA, RawB};
-use super::matrix::DType;
+use super::block::{MR, NR, THIN};
+use super::raw::{RawA, RawB};
+use crate::DType;
 use std::arch::x86_64::{
     __m512, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm256_maskz_loadu_epi16, _mm512_add_ps,
     _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
@@ -23,16 +24,10 @@ use std::arch::x86_64::{
     _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
-/// Rows of the register tile.
-pub(super) const MR: usize = 12;
-/// Columns of the register tile: two vectors.
-pub(super) const NR: usize = 32;
 /// Depth steps by which the left panel is fetched before its use.
 const AHEAD: usize = 16;
 /// Stored rows by which a right operand is fetched before it is packed.
 const ROWS_AHEAD: usize = 6;
-/// Columns the narrow kernel computes at once.
-pub(super) const THIN: usize = 8;
 
 pub(super) const F32: u8 = 0;
 pub(super) const F16: u8 = 1;
@@ -54,7 +49,7 @@ pub(super) fn mask(lanes: usize) -> __mmask16 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) unsafe fn load<const D: u8>(ptr: *const u8, mask: __mmask16) -> __m512 {
-    // SAFETY: the caller's contract; masked-off lanes are not accessed.
+    // SAFETY: the caller vouches for the masked lanes; the others are not accessed.
     unsafe {
         match D {
             F32 => _mm512_maskz_loadu_ps(mask, ptr.cast()),
@@ -170,7 +165,7 @@ pub(super) unsafe fn pack_a(a: RawA, i0: usize, rows: usize, k0: usize, kc: usiz
 /// The block must lie inside the view; `dst` must hold `nc.div_ceil(NR) * NR * kc` elements that nobody else touches.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) unsafe fn pack_b(b: RawB, k0: usize, kc: usize, j0: usize, nc: usize, dst: *mut f32) {
-    // SAFETY: the caller's contract.
+    // SAFETY: the caller vouches for the block and for `dst`; the elements are of the type that is read.
     unsafe {
         match b.dtype {
             DType::F32 => pack_b_typed::<F32>(b, k0, kc, j0, nc, dst),
@@ -180,6 +175,10 @@ pub(super) unsafe fn pack_b(b: RawB, k0: usize, kc: usize, j0: usize, nc: usize,
     }
 }
 
+/// [`pack_b`] for elements of type `D`.
+///
+/// # Safety
+/// As for [`pack_b`], of which the elements must be of type `D`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn pack_b_typed<const D: u8>(
     b: RawB,
@@ -227,6 +226,10 @@ unsafe fn pack_b_typed<const D: u8>(
 }
 
 /// One register tile: `M` rows and `V` vectors of columns, the last one masked.
+///
+/// # Safety
+/// `a` and `b` must hold panels of depth `kc`; `c` must hold `M` rows of `V` vectors, of the last one the masked lanes, which nobody else
+/// touches.
 #[expect(clippy::too_many_arguments, reason = "the operands of one tile")]
 #[target_feature(enable = "avx512f")]
 unsafe fn tile<const M: usize, const V: usize>(
@@ -340,6 +343,9 @@ pub(super) unsafe fn multiply(block: Block, a: *const f32, b: *const f32, c: *mu
 }
 
 /// `R` rows of A times [`THIN`] packed lines of B, as dot products over `k`; line `j` of B starts at `j * padded`.
+///
+/// # Safety
+/// `a` must hold `R` rows of `k` elements, `b` [`THIN`] lines of `padded` elements, `k` rounded up to whole vectors at least.
 #[target_feature(enable = "avx512f")]
 unsafe fn dots<const R: usize>(
     a: *const f32,

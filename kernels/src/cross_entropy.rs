@@ -1,12 +1,13 @@
-//! Cross-entropy, plain and fused with the output projection.
+//! Cross-entropy, fused with the output projection.
 //!
-//! `torch.nn.functional.cross_entropy`, mean over the labels that are not [`IGNORE`]. The fused form multiplies only labelled rows, in
-//! chunks, so that no `[rows, vocabulary]` tensor exists; the head is frozen.
+//! `torch.nn.functional.cross_entropy` of the labels that are not [`IGNORE`]. Only labelled rows are multiplied, in chunks, so that no
+//! `[rows, vocabulary]` tensor exists; the head is frozen.
 
-use super::gemm::{Mat, MatMut, Precision, Rhs, Term, gemm_sum_in};
-use super::scratch::with_scratch;
-use super::softmax::{exponentials_row, scale_row, sum_of_exponentials};
-use super::{KernelError, Result, check_dim, check_len, product};
+use crate::gemm::{Mat, MatMut, Precision, Rhs, Term, gemm_on};
+use crate::isa::Isa;
+use crate::scratch::with_scratch;
+use crate::softmax::{exponentials_row, scale_row, sum_of_exponentials};
+use crate::{KernelError, Result, check_dim, check_len, product};
 use rayon::prelude::*;
 
 /// The label of a position that does not count.
@@ -14,26 +15,6 @@ pub const IGNORE: i64 = -100;
 
 /// Logits of a chunk.
 const CHUNK: usize = 1 << 24;
-
-/// A summed loss.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Loss {
-    /// Sum of `-ln p(label)` over the labels that count.
-    pub sum: f64,
-    /// How many count.
-    pub count: usize,
-}
-
-impl Loss {
-    /// The mean; 0 if nothing counts.
-    pub fn mean(&self) -> f64 {
-        if self.count == 0 {
-            0.0
-        } else {
-            self.sum / self.count as f64
-        }
-    }
-}
 
 /// Labels as vocabulary rows, `None` where ignored.
 fn targets(labels: &[i64], vocabulary: usize) -> Result<Vec<Option<usize>>> {
@@ -51,62 +32,16 @@ fn targets(labels: &[i64], vocabulary: usize) -> Result<Vec<Option<usize>>> {
         .collect()
 }
 
-/// Loss of `logits`, `[labels.len(), vocabulary]`; with `grad`, also `scale * d sum / d logits`, zero on ignored rows.
-///
-/// For the gradient of the mean, `scale` is `1 / count`.
-pub fn cross_entropy(
-    logits: &[f32],
-    vocabulary: usize,
-    labels: &[i64],
-    scale: f32,
-    grad: Option<&mut [f32]>,
-) -> Result<Loss> {
-    check_len(
-        "logits",
-        logits.len(),
-        product("logits", &[labels.len(), vocabulary])?,
-    )?;
-    let targets = targets(labels, vocabulary)?;
-    let count = targets.iter().flatten().count();
-    if vocabulary == 0 {
-        return Ok(Loss { sum: 0.0, count });
-    }
-    let losses: Vec<f64> = if let Some(grad) = grad {
-        check_len("gradient of the logits", grad.len(), logits.len())?;
-        let rows = grad
-            .par_chunks_mut(vocabulary)
-            .zip(logits.par_chunks(vocabulary));
-        rows.zip(&targets)
-            .map(|((grad, logits), target)| {
-                let Some(target) = *target else {
-                    grad.fill(0.0);
-                    return 0.0;
-                };
-                grad.copy_from_slice(logits);
-                row_gradient(grad, target, scale)
-            })
-            .collect()
-    } else {
-        let rows = logits.par_chunks(vocabulary).zip(&targets);
-        rows.map(|(logits, target)| target.map_or(0.0, |target| row_loss(logits, target)))
-            .collect()
-    };
-    Ok(Loss {
-        sum: losses.iter().sum(),
-        count,
-    })
-}
-
-fn row_loss(row: &[f32], target: usize) -> f64 {
-    let (max, sum) = sum_of_exponentials(row);
+fn row_loss(isa: Isa, row: &[f32], target: usize) -> f64 {
+    let (max, sum) = sum_of_exponentials(isa, row);
     loss(max, sum, row[target])
 }
 
 /// The loss of one row, which it overwrites with `scale * (softmax - onehot)`.
-fn row_gradient(row: &mut [f32], target: usize, scale: f32) -> f64 {
+fn row_gradient(isa: Isa, row: &mut [f32], target: usize, scale: f32) -> f64 {
     let wanted = row[target];
-    let (max, sum) = exponentials_row(row);
-    scale_row(row, scale / sum);
+    let (max, sum) = exponentials_row(isa, row);
+    scale_row(isa, row, scale / sum);
     row[target] -= scale;
     loss(max, sum, wanted)
 }
@@ -138,27 +73,38 @@ impl Head<'_> {
     }
 
     /// `out = x · weight`, or `x · weightᵀ` if `turned`.
-    fn multiply(&self, x: Mat<'_>, turned: bool, out: MatMut<'_>) -> Result<()> {
+    fn multiply(&self, isa: Isa, x: Mat<'_>, turned: bool, out: MatMut<'_>) -> Result<()> {
         let term = Term {
             trans_b: self.transposed != turned,
             ..Term::new(x, self.weight)
         };
-        gemm_sum_in(self.precision, &[term], false, out)
+        gemm_on(isa, self.precision, &[term], false, out)
     }
 }
 
-/// Loss of `hidden · head`, without the logits; with `grad`, also `scale * d sum / d hidden`, `[rows, width]`, zero on ignored rows.
+/// Summed loss of `hidden · head` over the labels that count, without the logits; with `grad`, also `scale * d sum / d hidden`,
+/// `[rows, width]`, zero on ignored rows.
 ///
-/// `hidden` is `[labels.len(), width]`. A `scale` of `None` means `1 / count`, the gradient of the mean. Memory beside the operands:
-/// one chunk of logits.
+/// `hidden` is `[labels.len(), width]`. Memory beside the operands: one chunk of logits.
 pub fn linear_cross_entropy(
     hidden: &[f32],
     width: usize,
     head: Head<'_>,
     labels: &[i64],
-    scale: Option<f32>,
+    scale: f32,
+    grad: Option<&mut [f32]>,
+) -> Result<f64> {
+    loss_on(Isa::detect(), (hidden, width), head, labels, scale, grad)
+}
+
+fn loss_on(
+    isa: Isa,
+    (hidden, width): (&[f32], usize),
+    head: Head<'_>,
+    labels: &[i64],
+    scale: f32,
     mut grad: Option<&mut [f32]>,
-) -> Result<Loss> {
+) -> Result<f64> {
     check_len(
         "hidden states",
         hidden.len(),
@@ -177,7 +123,6 @@ pub fn linear_cross_entropy(
         .filter_map(|(row, target)| target.map(|target| (row, target)))
         .collect();
     let count = labelled.len();
-    let scale = scale.unwrap_or(1.0 / count.max(1) as f32);
     if let Some(grad) = grad.as_deref_mut() {
         grad.fill(0.0);
     }
@@ -186,13 +131,14 @@ pub fn linear_cross_entropy(
     let step = count.div_ceil(count.div_ceil(most).max(1)).max(1);
     let mut sum = 0.0;
     for chunk in labelled.chunks(step) {
-        sum += chunk_loss(hidden, head, chunk, scale, grad.as_deref_mut())?;
+        sum += chunk_loss(isa, hidden, head, chunk, scale, grad.as_deref_mut())?;
     }
-    Ok(Loss { sum, count })
+    Ok(sum)
 }
 
 /// One chunk of labelled rows: gather, multiply, loss, multiply back, scatter.
 fn chunk_loss(
+    isa: Isa,
     hidden: &[f32],
     head: Head<'_>,
     chunk: &[(usize, usize)],
@@ -207,6 +153,7 @@ fn chunk_loss(
             out.copy_from_slice(&hidden[row * width..][..width]);
         }
         head.multiply(
+            isa,
             Mat::new(packed, n, width)?,
             false,
             MatMut::new(logits, n, vocabulary)?,
@@ -216,14 +163,15 @@ fn chunk_loss(
             .zip(chunk)
             .map(|(row, &(_, target))| {
                 if want_grad {
-                    row_gradient(row, target, scale)
+                    row_gradient(isa, row, target, scale)
                 } else {
-                    row_loss(row, target)
+                    row_loss(isa, row, target)
                 }
             })
             .collect();
         if let Some(grad) = grad {
             head.multiply(
+                isa,
                 Mat::new(logits, n, vocabulary)?,
                 true,
                 MatMut::new(packed, n, width)?,
@@ -239,8 +187,9 @@ fn chunk_loss(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::cpu::gemm::{DType, WeightRef};
-    use crate::runtime::cpu::testing::{close, gradient, values, wide};
+    use crate::DType;
+    use crate::gemm::WeightRef;
+    use crate::testing::{close, gradient, values, wide};
 
     fn naive(logits: &[f64], vocabulary: usize, labels: &[i64]) -> f64 {
         let rows = logits.chunks(vocabulary).zip(labels);
@@ -249,23 +198,6 @@ mod tests {
                 row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[label as usize]
             })
             .sum()
-    }
-
-    #[test]
-    fn loss_and_gradient_of_logits() {
-        let (labels, vocabulary) = ([3, IGNORE, 0, 36], 37);
-        let logits: Vec<f32> = values(4 * vocabulary, 1).iter().map(|v| v * 4.0).collect();
-        let wanted = naive(&wide(&logits), vocabulary, &labels);
-        let mut grad = vec![9.0; logits.len()];
-        for grad in [None, Some(&mut grad[..])] {
-            let loss = cross_entropy(&logits, vocabulary, &labels, 0.5, grad).unwrap();
-            assert_eq!(loss.count, 3);
-            assert!((loss.sum - wanted).abs() < 1e-5 && (loss.mean() - wanted / 3.0).abs() < 1e-5);
-        }
-        let wanted = gradient(&wide(&logits), |x| 0.5 * naive(x, vocabulary, &labels));
-        // Two roundings of probabilities below 1.
-        close(&grad, &wanted, 1e-6);
-        assert_eq!(grad[vocabulary..2 * vocabulary], [0.0; 37]);
     }
 
     #[test]
@@ -312,29 +244,34 @@ mod tests {
                     .collect();
                 naive(&logits, vocabulary, &labels)
             };
-            let mut grad = vec![9.0; hidden.len()];
-            let loss =
-                linear_cross_entropy(&hidden, width, head, &labels, None, Some(&mut grad)).unwrap();
-            assert_eq!(loss.count, 3);
-            assert!((loss.sum - composed(&wide(&hidden))).abs() < 1e-5);
-            close(
-                &grad,
-                &gradient(&wide(&hidden), |x| composed(x) / 3.0),
-                2e-6,
-            );
-            let only = linear_cross_entropy(&hidden, width, head, &labels, None, None).unwrap();
-            assert!((only.sum - loss.sum).abs() < 1e-5);
+            let third = 1.0 / 3.0;
+            let wanted = gradient(&wide(&hidden), |x| composed(x) / 3.0);
+            for isa in Isa::all() {
+                let mut grad = vec![9.0; hidden.len()];
+                let hidden_in = (&hidden[..], width);
+                let loss = loss_on(isa, hidden_in, head, &labels, third, Some(&mut grad)).unwrap();
+                assert!((loss - composed(&wide(&hidden))).abs() < 1e-5);
+                close(&grad, &wanted, 2e-6);
+                assert_eq!(grad[..width], [0.0; 9]);
+                let only = loss_on(isa, hidden_in, head, &labels, third, None).unwrap();
+                assert!((only - loss).abs() < 1e-5);
+            }
         }
     }
 
     #[test]
     fn nothing_labelled_is_no_loss_and_wrong_labels_are_errors() {
-        let logits = [0.0; 6];
-        let mut grad = [1.0; 6];
-        let loss = cross_entropy(&logits, 3, &[IGNORE; 2], 1.0, Some(&mut grad)).unwrap();
-        assert_eq!((loss.mean(), grad), (0.0, [0.0; 6]));
+        let (hidden, weight) = ([1.0; 4], [1.0; 6]);
+        let head = Head {
+            weight: Mat::new(&weight, 2, 3).unwrap().into(),
+            transposed: false,
+            precision: Precision::F32,
+        };
+        let mut grad = [1.0; 4];
+        let loss = linear_cross_entropy(&hidden, 2, head, &[IGNORE; 2], 1.0, Some(&mut grad));
+        assert_eq!((loss, grad), (Ok(0.0), [0.0; 4]));
         for label in [3, -1] {
-            let wrong = cross_entropy(&logits, 3, &[0, label], 1.0, None);
+            let wrong = linear_cross_entropy(&hidden, 2, head, &[0, label], 1.0, None);
             assert_eq!(
                 wrong,
                 Err(KernelError::Index {
@@ -344,6 +281,6 @@ mod tests {
                 })
             );
         }
-        assert!(cross_entropy(&logits, 4, &[0, 0], 1.0, None).is_err());
+        assert!(linear_cross_entropy(&hidden, 3, head, &[0, 0], 1.0, None).is_err());
     }
 }

@@ -1,96 +1,23 @@
-//! Instruction sets, and how one loop is compiled for several of them.
+//! Pieces of vectorised loops: fused sums, folds over lanes, the exponential.
 //!
-//! A kernel's inner loop is an ordinary generic function `body::<FMA>(...)`, marked `#[inline(always)]`. [`multiversion!`] compiles it
-//! once per instruction set and picks the best one the CPU has.
-
-use std::sync::OnceLock;
-
-/// The instruction set the kernels use on this machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
-    /// AVX-512 with the F, BW, VL and DQ parts, and FMA.
-    Avx512,
-    /// AVX2 and FMA.
-    Avx2,
-    /// Whatever the compiler may assume.
-    Portable,
-}
-
-impl Isa {
-    /// The best instruction set of this CPU; probed once.
-    pub fn detect() -> Self {
-        static ISA: OnceLock<Isa> = OnceLock::new();
-        *ISA.get_or_init(probe)
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn probe() -> Isa {
-    let fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    let wide = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512dq");
-    match (fma, wide) {
-        (true, true) => Isa::Avx512,
-        (true, false) => Isa::Avx2,
-        (false, _) => Isa::Portable,
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn probe() -> Isa {
-    Isa::Portable
-}
-
-/// Defines `fn name(args)` that runs `body::<FMA>(args)` compiled for the best instruction set.
-macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
-        $(#[$meta])*
-        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-                fn wide($($arg: $ty),*) $(-> $ret)? {
-                    $body::<true>($($arg),*)
-                }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? {
-                    $body::<true>($($arg),*)
-                }
-                match $crate::runtime::cpu::Isa::detect() {
-                    // SAFETY: `detect` has seen every feature that `wide` is compiled with.
-                    $crate::runtime::cpu::Isa::Avx512 => return unsafe { wide($($arg),*) },
-                    // SAFETY: `detect` has seen AVX2 and FMA.
-                    $crate::runtime::cpu::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::runtime::cpu::Isa::Portable => {}
-                }
-            }
-            $body::<false>($($arg),*)
-        }
-    };
-}
+//! All of them are inlined into loops that [`multiversion!`](crate::isa) compiles for an instruction set.
+#![expect(
+    clippy::inline_always,
+    reason = "must be compiled with the features of the caller"
+)]
 
 /// `a * b + c`, fused if the code around it is compiled with FMA.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "must be compiled with the features of its caller"
-)]
-pub(super) fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+pub(crate) fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// Lanes of the accumulators that replace a running sum.
-pub(super) const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 
 /// Sums accumulator lanes pairwise, in a fixed order.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "must be compiled with the features of its caller"
-)]
-pub(super) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+pub(crate) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
     let mut lanes = lanes;
     let mut half = LANES / 2;
     while half > 0 {
@@ -104,11 +31,7 @@ pub(super) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
 
 /// Folds a row with `f(accumulator, value)` in lanes that are summed at the end; the tail goes to the first lanes.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "must be compiled with the features of its caller"
-)]
-pub(super) fn fold(a: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn fold(a: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let (chunks, rest) = a.as_chunks::<LANES>();
     let mut lanes = [0.0; LANES];
     for a in chunks {
@@ -122,13 +45,26 @@ pub(super) fn fold(a: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     sum_lanes(lanes)
 }
 
+/// [`fold`] in double precision, without the widened row.
+#[inline(always)]
+pub(crate) fn fold_wide(a: &[f32], f: impl Fn(f64, f64) -> f64) -> f64 {
+    const WIDE: usize = LANES / 2;
+    let (chunks, rest) = a.as_chunks::<WIDE>();
+    let mut lanes = [0.0; WIDE];
+    for a in chunks {
+        for (lane, &a) in lanes.iter_mut().zip(a) {
+            *lane = f(*lane, f64::from(a));
+        }
+    }
+    for (lane, &a) in lanes.iter_mut().zip(rest) {
+        *lane = f(*lane, f64::from(a));
+    }
+    lanes.iter().sum()
+}
+
 /// [`fold`] over two rows.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "must be compiled with the features of its caller"
-)]
-pub(super) fn fold2(a: &[f32], b: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f32 {
+pub(crate) fn fold2(a: &[f32], b: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut lanes = [0.0; LANES];
     for (a, b) in a.iter().zip(b) {
@@ -144,11 +80,7 @@ pub(super) fn fold2(a: &[f32], b: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f
 
 /// [`fold`] over three rows.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "must be compiled with the features of its caller"
-)]
-pub(super) fn fold3(a: &[f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32, f32) -> f32) -> f32 {
+pub(crate) fn fold3(a: &[f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32, f32) -> f32) -> f32 {
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
     let (c, c_rest) = c.as_chunks::<LANES>();
@@ -168,7 +100,7 @@ pub(super) fn fold3(a: &[f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32, f
 ///
 /// Cody and Waite's reduction to `|r| <= ln 2 / 2`, then a polynomial.
 #[inline(always)]
-pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
+pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     /// Adding it rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -205,21 +137,13 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
 
 /// The larger of both; the second if the first is NaN. Compiles to one instruction.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "must be compiled with the features of its caller"
-)]
-pub(super) fn larger(a: f32, b: f32) -> f32 {
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
 /// The largest value of a row, negative infinity if there is none.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "must be compiled with the features of its caller"
-)]
-pub(super) fn largest(row: &[f32]) -> f32 {
+pub(crate) fn largest(row: &[f32]) -> f32 {
     let (chunks, rest) = row.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
@@ -241,14 +165,11 @@ mod tests {
     )]
 
     use super::*;
+    use crate::isa::Isa;
 
     multiversion! { fn exps(x: &[f32], y: &mut [f32]) = exps_body }
 
     #[inline(always)]
-    #[expect(
-        clippy::inline_always,
-        reason = "must be compiled with the features of its caller"
-    )]
     fn exps_body<const FMA: bool>(x: &[f32], y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = exp::<FMA>(x);
@@ -258,9 +179,9 @@ mod tests {
     #[test]
     fn exp_is_within_two_units() {
         let x: Vec<f32> = (0..20_000).map(|i| i as f32 * 0.008_77 - 86.7).collect();
-        for run in [exps, exps_body::<false>] {
+        for isa in Isa::all() {
             let mut y = vec![0.0; x.len()];
-            run(&x, &mut y);
+            exps(isa, &x, &mut y);
             for (&x, &y) in x.iter().zip(&y) {
                 let exact = f64::from(x).exp();
                 if exact > f64::from(f32::MAX) {
@@ -287,9 +208,9 @@ mod tests {
             0.0,
             -0.0,
         ];
-        for run in [exps, exps_body::<false>] {
+        for isa in Isa::all() {
             let mut y = [7.0; 7];
-            run(&x, &mut y);
+            exps(isa, &x, &mut y);
             assert_eq!(y[..4], [0.0, 0.0, 0.0, f32::INFINITY]);
             assert!(y[4].is_nan());
             assert_eq!(y[5..], [1.0, 1.0]);

@@ -16,7 +16,7 @@ thread_local! {
 }
 
 /// Runs `work` on `len` elements of initialised but arbitrary contents, aligned to a cache line.
-pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     let wanted = len + ALIGN;
     let mut buffer = take(wanted);
     if buffer.len() < wanted {

@@ -1,6 +1,6 @@
 //! Where the vectors of a multi-head tensor lie.
 
-use super::{KernelError, Result};
+use crate::{KernelError, Result};
 
 /// Vectors `[batch, seq, heads, dim]` in any order of the first three axes: the vector of `(b, s, h)` starts at
 /// `b * batch_step + s * seq_step + h * head_step` and is contiguous.
@@ -52,12 +52,12 @@ impl Heads {
     }
 
     /// Number of vectors.
-    pub(super) fn vectors(&self) -> usize {
+    pub(crate) fn vectors(&self) -> usize {
         self.batch * self.seq * self.heads
     }
 
     /// First element of the vector of `(b, s, h)`.
-    pub(super) fn at(&self, b: usize, s: usize, h: usize) -> usize {
+    pub(crate) fn at(&self, b: usize, s: usize, h: usize) -> usize {
         b * self.batch_step + s * self.seq_step + h * self.head_step
     }
 
@@ -70,7 +70,7 @@ impl Heads {
     }
 
     /// Checks that every vector lies inside `len` elements.
-    pub(super) fn check(&self, what: &'static str, len: usize) -> Result<()> {
+    pub(crate) fn check(&self, what: &'static str, len: usize) -> Result<()> {
         let count = self
             .axes()
             .iter()
@@ -97,7 +97,7 @@ impl Heads {
     }
 
     /// [`Heads::check`], and that no two vectors overlap: needed where several tasks write.
-    pub(super) fn check_mut(&self, what: &'static str, len: usize) -> Result<()> {
+    pub(crate) fn check_mut(&self, what: &'static str, len: usize) -> Result<()> {
         self.check(what, len)?;
         let mut axes = self.axes();
         axes.sort_unstable();

@@ -11,8 +11,9 @@
     reason = "loop bodies must be compiled with the features of their caller"
 )]
 
-use super::simd::madd;
-use super::{Heads, Result, check_dim, check_len, is_large, product};
+use crate::isa::Isa;
+use crate::simd::madd;
+use crate::{Heads, KernelError, Result, check_dim, check_len, is_large, product};
 use rayon::prelude::*;
 
 /// Cosines and sines by position.
@@ -22,8 +23,10 @@ pub struct Rotary<'a> {
     pub cos: &'a [f32],
     /// Sines, `[rows, width]`.
     pub sin: &'a [f32],
-    /// Table rows: one per position of a sequence, or one per position of each sequence of the batch.
+    /// Table rows: without `positions` one per position of a sequence, or one per position of each sequence of the batch.
     pub rows: usize,
+    /// Table row of each position of each sequence, `[batch, seq]`.
+    pub positions: Option<&'a [usize]>,
     /// Entries of a table row: one per pair, or one per element (`dim`).
     pub width: usize,
     /// Leading elements of a vector that are rotated; the others stay.
@@ -39,9 +42,19 @@ pub fn rotary_in_place(
     tables: &Rotary<'_>,
     inverse: bool,
 ) -> Result<()> {
+    rotary_in_place_on(Isa::detect(), x, heads, tables, inverse)
+}
+
+fn rotary_in_place_on(
+    isa: Isa,
+    x: &mut [f32],
+    heads: Heads,
+    tables: &Rotary<'_>,
+    inverse: bool,
+) -> Result<()> {
     heads.check_mut("vectors", x.len())?;
     tables.check(heads)?;
-    run(None, x, heads, tables, inverse);
+    run(isa, None, x, (heads, tables), inverse);
     Ok(())
 }
 
@@ -65,7 +78,7 @@ pub fn rotary(
     ] {
         check_dim(what, found, expected)?;
     }
-    run(Some((x, from)), y, to, tables, inverse);
+    run(Isa::detect(), Some((x, from)), y, (to, tables), inverse);
     Ok(())
 }
 
@@ -74,12 +87,18 @@ impl Rotary<'_> {
         let entries = product("rotary table", &[self.rows, self.width])?;
         check_len("cosines", self.cos.len(), entries)?;
         check_len("sines", self.sin.len(), entries)?;
-        if self.rows != heads.seq {
-            check_dim(
-                "rows of the rotary table",
-                self.rows,
-                product("positions", &[heads.batch, heads.seq])?,
-            )?;
+        let all = product("positions", &[heads.batch, heads.seq])?;
+        if let Some(positions) = self.positions {
+            check_len("positions", positions.len(), all)?;
+            if let Some(&position) = positions.iter().find(|row| **row >= self.rows) {
+                return Err(KernelError::Index {
+                    what: "position",
+                    index: position as i64,
+                    bound: self.rows,
+                });
+            }
+        } else if self.rows != heads.seq {
+            check_dim("rows of the rotary table", self.rows, all)?;
         }
         if self.dim > heads.dim || !self.dim.is_multiple_of(2) {
             check_dim("rotated elements", self.dim, heads.dim / 2 * 2)?;
@@ -95,14 +114,24 @@ impl Rotary<'_> {
 struct Out(*mut f32);
 // SAFETY: tasks write disjoint vectors, which `Heads::check_mut` has established.
 unsafe impl Send for Out {}
-// SAFETY: as above.
+// SAFETY: as for `Send`: no vector is shared by two tasks.
 unsafe impl Sync for Out {}
 
-fn run(x: Option<(&[f32], Heads)>, y: &mut [f32], to: Heads, tables: &Rotary<'_>, inverse: bool) {
+fn run(
+    isa: Isa,
+    x: Option<(&[f32], Heads)>,
+    y: &mut [f32],
+    (to, tables): (Heads, &Rotary<'_>),
+    inverse: bool,
+) {
     let out = Out(y.as_mut_ptr());
     let position = |index: usize| {
         let (b, s) = (index / to.seq, index % to.seq);
-        let row = if tables.rows == to.seq { s } else { index };
+        let row = match tables.positions {
+            Some(positions) => positions[index],
+            None if tables.rows == to.seq => s,
+            None => index,
+        };
         let turn = Turn {
             cos: &tables.cos[row * tables.width..][..tables.width],
             sin: &tables.sin[row * tables.width..][..tables.width],
@@ -117,7 +146,7 @@ fn run(x: Option<(&[f32], Heads)>, y: &mut [f32], to: Heads, tables: &Rotary<'_>
             if let Some((x, from)) = x {
                 vector.copy_from_slice(&x[from.at(b, s, h)..][..from.dim]);
             }
-            rotate(&turn, vector);
+            rotate(isa, &turn, vector);
         }
     };
     if to.vectors() == 0 {
@@ -125,7 +154,7 @@ fn run(x: Option<(&[f32], Heads)>, y: &mut [f32], to: Heads, tables: &Rotary<'_>
     }
     let positions = to.batch * to.seq;
     if is_large(to.vectors() * to.dim) {
-        let least = super::rows_per_task(to.heads * to.dim);
+        let least = crate::rows_per_task(to.heads * to.dim);
         (0..positions)
             .into_par_iter()
             .with_min_len(least)
@@ -181,7 +210,7 @@ fn swap<T>(inverse: bool, a: T, b: T) -> (T, T) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::cpu::testing::{close, dot, gradient, values, wide};
+    use crate::testing::{close, dot, gradient, values, wide};
 
     /// `[b, s, h, d]` dense.
     fn naive(x: &[f64], heads: Heads, t: &Rotary<'_>) -> Vec<f64> {
@@ -228,23 +257,28 @@ mod tests {
                 cos: &cos,
                 sin: &sin,
                 rows,
+                positions: None,
                 width,
                 dim,
                 interleaved,
             };
+            for isa in Isa::all() {
+                let mut y = x.clone();
+                rotary_in_place_on(isa, &mut y, heads, &tables, false).unwrap();
+                // One product and one sum of values below 1.
+                close(&y, &naive(&wide(&x), heads, &tables), 3e-7);
+
+                let mut dx = dy.clone();
+                rotary_in_place_on(isa, &mut dx, heads, &tables, true).unwrap();
+                close(
+                    &dx,
+                    &gradient(&wide(&x), |x| dot(&naive(x, heads, &tables), &wide(&dy))),
+                    3e-7,
+                );
+            }
+
             let mut y = x.clone();
             rotary_in_place(&mut y, heads, &tables, false).unwrap();
-            // One product and one sum of values below 1.
-            close(&y, &naive(&wide(&x), heads, &tables), 3e-7);
-
-            let mut dx = dy.clone();
-            rotary_in_place(&mut dx, heads, &tables, true).unwrap();
-            close(
-                &dx,
-                &gradient(&wide(&x), |x| dot(&naive(x, heads, &tables), &wide(&dy))),
-                3e-7,
-            );
-
             let mut moved = vec![0.0; 120];
             rotary(
                 &x,
@@ -264,12 +298,51 @@ mod tests {
     }
 
     #[test]
+    fn positions_choose_rows_of_the_tables() {
+        let heads = Heads::bhsd(2, 2, 3, 4);
+        let (cos, sin) = (values(5 * 2, 1), values(5 * 2, 2));
+        let positions = [4, 0, 2, 2];
+        let pick = |table: &[f32]| -> Vec<f32> {
+            let rows = positions.iter().flat_map(|&p| &table[2 * p..][..2]);
+            rows.copied().collect()
+        };
+        let tables = Rotary {
+            cos: &cos,
+            sin: &sin,
+            rows: 5,
+            positions: Some(&positions),
+            width: 2,
+            dim: 4,
+            interleaved: false,
+        };
+        let (picked_cos, picked_sin) = (pick(&cos), pick(&sin));
+        let picked = Rotary {
+            cos: &picked_cos,
+            sin: &picked_sin,
+            rows: 4,
+            positions: None,
+            ..tables
+        };
+        let (mut x, mut y) = (values(48, 3), values(48, 3));
+        rotary_in_place(&mut x, heads, &tables, false).unwrap();
+        rotary_in_place(&mut y, heads, &picked, false).unwrap();
+        assert_eq!(x, y);
+        let outside = Rotary {
+            positions: Some(&[0, 5, 0, 0]),
+            ..tables
+        };
+        let wrong = rotary_in_place(&mut x, heads, &outside, false);
+        assert!(matches!(wrong, Err(KernelError::Index { index: 5, .. })));
+    }
+
+    #[test]
     fn sizes_are_checked() {
         let t = [0.0; 12];
         let tables = Rotary {
             cos: &t,
             sin: &t,
             rows: 3,
+            positions: None,
             width: 4,
             dim: 8,
             interleaved: false,

@@ -1,5 +1,10 @@
+use super::block::{KC, PANEL};
+use super::packed::{multiply_on_thread, pack, packed_len};
+use super::raw::{RawA, RawB};
 use super::*;
-use crate::runtime::cpu::testing::{close, values};
+use crate::isa::Level;
+use crate::testing::{close, values};
+use crate::{DType, KernelError};
 use half::{bf16, f16};
 
 /// Sums of K products of values below 1 in f32 round by less than K * 2^-24 each way; 1e-5 leaves a factor for K <= 600.
@@ -23,12 +28,9 @@ fn naive(
     c
 }
 
-fn isas() -> Vec<Isa> {
-    if Isa::detect() == Isa::Avx512 {
-        vec![Isa::Avx512, Isa::Portable]
-    } else {
-        vec![Isa::Portable]
-    }
+/// The product in single precision.
+fn single(isa: Isa, terms: &[Term<'_>], accumulate: bool, c: MatMut<'_>) -> Result<()> {
+    gemm_on(isa, Precision::F32, terms, accumulate, c)
 }
 
 fn stored(dtype: DType, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
@@ -65,7 +67,7 @@ fn every_layout_and_edge() {
         (40, 3, 70),
         (5, 100, 8),
     ];
-    for isa in isas() {
+    for isa in Isa::all() {
         for (m, n, k) in shapes {
             for flags in 0..8 {
                 let (ta, tb, accumulate) = (flags & 1 == 1, flags & 2 == 2, flags & 4 == 4);
@@ -83,7 +85,7 @@ fn every_layout_and_edge() {
                     b: Mat::strided(&b, br, bc, bc + pad).unwrap().into(),
                     trans_b: tb,
                 };
-                gemm_sum_on(isa, &[term], accumulate, MatMut::new(&mut c, m, n).unwrap()).unwrap();
+                single(isa, &[term], accumulate, MatMut::new(&mut c, m, n).unwrap()).unwrap();
                 let at = |i: usize, x: usize| {
                     if ta {
                         a[x * (ac + pad) + i]
@@ -113,7 +115,7 @@ fn every_layout_and_edge() {
 fn stored_weights_at_odd_addresses() {
     let (m, n, k) = (14, 35, 19);
     let a = values(m * k, 1);
-    for isa in isas() {
+    for isa in Isa::all() {
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
             for tb in [false, true] {
                 for n in [n, 5] {
@@ -123,7 +125,7 @@ fn stored_weights_at_odd_addresses() {
                     let term = Term::new(Mat::new(&a, m, k).unwrap(), weight);
                     let term = if tb { term.trans_b() } else { term };
                     let mut c = vec![f32::NAN; m * n];
-                    gemm_sum_on(isa, &[term], false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
+                    single(isa, &[term], false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
                     let bt = |x: usize, j: usize| {
                         if tb {
                             exact[j * k + x]
@@ -147,7 +149,7 @@ fn a_sum_of_products_is_one_pass() {
         values(m * rank, 3),
         values(rank * n, 4),
     );
-    for isa in isas() {
+    for isa in Isa::all() {
         let mut c = vec![f32::NAN; m * n];
         let terms = [
             Term::new(Mat::new(&x, m, k).unwrap(), Mat::new(&w, k, n).unwrap()),
@@ -157,7 +159,7 @@ fn a_sum_of_products_is_one_pass() {
             )
             .scaled(2.0),
         ];
-        gemm_sum_on(isa, &terms, false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
+        single(isa, &terms, false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
         let base = naive(|i, y| x[i * k + y], |y, j| w[y * n + j], m, n, k);
         let low = naive(|i, y| u[i * rank + y], |y, j| v[y * n + j], m, n, rank);
         let wanted: Vec<f64> = base.iter().zip(&low).map(|(a, b)| a + 2.0 * b).collect();
@@ -177,7 +179,13 @@ fn large_enough_for_threads_gives_the_bits_of_one() {
         let mut c = vec![0.0; m * n];
         pool.install(|| {
             let term = Term::new(Mat::new(&a, m, k).unwrap(), Mat::new(&b, k, n).unwrap());
-            gemm(term, false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
+            gemm(
+                Precision::F32,
+                &[term],
+                false,
+                MatMut::new(&mut c, m, n).unwrap(),
+            )
+            .unwrap();
         });
         c
     };
@@ -192,35 +200,6 @@ fn large_enough_for_threads_gives_the_bits_of_one() {
 }
 
 #[test]
-fn batches() {
-    let batch = Batch {
-        count: 3,
-        m: 5,
-        n: 18,
-        k: 7,
-        a_step: 35,
-        b_step: 0,
-        trans_a: false,
-        trans_b: true,
-    };
-    let (a, b) = (values(3 * 35, 1), values(18 * 7, 2));
-    let mut c = vec![0.0; 3 * 90];
-    gemm_batched(batch, 1.0, &a, &b, false, &mut c).unwrap();
-    for i in 0..3 {
-        let wanted = naive(|r, x| a[i * 35 + r * 7 + x], |x, j| b[j * 7 + x], 5, 18, 7);
-        close(&c[i * 90..][..90], &wanted, TOLERANCE);
-    }
-    let short = gemm_batched(Batch { b_step: 1, ..batch }, 1.0, &a, &b, false, &mut c);
-    assert!(matches!(
-        short,
-        Err(KernelError::Length {
-            what: "right batch",
-            ..
-        })
-    ));
-}
-
-#[test]
 fn sizes_are_checked() {
     let a = [0.0; 6];
     assert!(Mat::new(&a, 2, 4).is_err());
@@ -228,7 +207,12 @@ fn sizes_are_checked() {
     assert!(Mat::new(&a, usize::MAX, 2).is_err());
     let mut c = [1.0; 4];
     let term = Term::new(Mat::new(&a, 2, 3).unwrap(), Mat::new(&a, 2, 3).unwrap());
-    let wrong = gemm(term, false, MatMut::new(&mut c, 2, 2).unwrap());
+    let wrong = gemm(
+        Precision::F32,
+        &[term],
+        false,
+        MatMut::new(&mut c, 2, 2).unwrap(),
+    );
     assert_eq!(
         wrong,
         Err(KernelError::Dim {
@@ -237,12 +221,22 @@ fn sizes_are_checked() {
             expected: 3
         })
     );
-    gemm_sum(&[], false, MatMut::new(&mut c, 2, 2).unwrap()).unwrap();
+    gemm(
+        Precision::F32,
+        &[],
+        false,
+        MatMut::new(&mut c, 2, 2).unwrap(),
+    )
+    .unwrap();
     assert!(c.iter().all(|&x| x == 0.0));
 }
 
 #[test]
 fn bf16_rounds_operands_only() {
+    let units = Isa::with_units();
+    if units.is_empty() {
+        eprintln!("skipped: this machine multiplies bfloat16 in `f32`");
+    }
     let shapes = [
         (32, 32, 32),
         (8, 33, 5),
@@ -275,29 +269,68 @@ fn bf16_rounds_operands_only() {
                     b: weight.into(),
                     trans_b: tb,
                 };
-                let mut c = start.clone();
-                let out = MatMut::new(&mut c, m, n).unwrap();
-                gemm_sum_in(Precision::Bf16, &[term], accumulate, out).unwrap();
-                // The operands are bfloat16 already and 0.5 is exact, so only the sums round.
-                close(&c, &wanted, TOLERANCE);
+                for &isa in &units {
+                    let mut c = start.clone();
+                    let out = MatMut::new(&mut c, m, n).unwrap();
+                    gemm_on(isa, Precision::Bf16, &[term], accumulate, out).unwrap();
+                    // The operands are bfloat16 already and 0.5 is exact, so only the sums round.
+                    close(&c, &wanted, TOLERANCE);
+                }
             }
         }
     }
+}
+
+/// Operands that are no bfloat16 show that the unit is used, and that it rounds to nearest.
+#[test]
+fn bf16_rounds_to_nearest() {
+    let (m, n, k) = (16, 48, 64);
+    let (a, b) = (values(m * k, 1), values(k * n, 2));
+    let round = |x: f32| bf16::from_f32(x).to_f32();
+    let wanted = naive(
+        |i, x| round(a[i * k + x]),
+        |x, j| round(b[x * n + j]),
+        m,
+        n,
+        k,
+    );
+    for isa in Isa::with_units() {
+        let mut c = vec![f32::NAN; m * n];
+        let term = Term::new(Mat::new(&a, m, k).unwrap(), Mat::new(&b, k, n).unwrap());
+        let out = MatMut::new(&mut c, m, n).unwrap();
+        gemm_on(isa, Precision::Bf16, &[term], false, out).unwrap();
+        close(&c, &wanted, TOLERANCE);
+    }
+}
+
+#[test]
+fn without_a_unit_bf16_is_f32() {
+    let (m, n, k) = (16, 48, 64);
+    let (a, b) = (values(m * k, 1), values(k * n, 2));
+    let isa = Isa::all()[0];
+    assert_eq!(isa.level(), Level::Portable);
+    let product = |precision| {
+        let mut c = vec![f32::NAN; m * n];
+        let term = Term::new(Mat::new(&a, m, k).unwrap(), Mat::new(&b, k, n).unwrap());
+        let out = MatMut::new(&mut c, m, n).unwrap();
+        gemm_on(isa, precision, &[term], false, out).unwrap();
+        c
+    };
+    assert_eq!(product(Precision::Bf16), product(Precision::F32));
 }
 
 #[test]
 fn deep_products_are_sliced() {
     let (m, n, k) = (2, 3, 17 * KC);
     let (a, b) = (values(m * k, 1), values(k * n, 2));
-    let mut c = vec![0.0; m * n];
-    let term = Term::new(Mat::new(&a, m, k).unwrap(), Mat::new(&b, k, n).unwrap());
-    gemm(term, false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
-    // K is 15 times that of the other tests.
-    close(
-        &c,
-        &naive(|i, x| a[i * k + x], |x, j| b[x * n + j], m, n, k),
-        15.0 * TOLERANCE,
-    );
+    let wanted = naive(|i, x| a[i * k + x], |x, j| b[x * n + j], m, n, k);
+    for isa in Isa::all() {
+        let mut c = vec![0.0; m * n];
+        let term = Term::new(Mat::new(&a, m, k).unwrap(), Mat::new(&b, k, n).unwrap());
+        single(isa, &[term], false, MatMut::new(&mut c, m, n).unwrap()).unwrap();
+        // K is 15 times that of the other tests.
+        close(&c, &wanted, 15.0 * TOLERANCE);
+    }
 }
 
 #[test]
@@ -305,7 +338,7 @@ fn a_part_of_a_packed_operand_is_that_part() {
     // Deeper than one packed block; parts begin inside of it, and with its second one.
     let (m, n, k) = (14, 70, KC + 90);
     let (a, b) = (values(m * k, 1), values(k * n, 2));
-    for isa in isas() {
+    for isa in Isa::all() {
         let mut space = vec![0.0; packed_len(k, n)];
         let view = RawB::new(DType::F32, b.as_ptr().cast(), n, false);
         // SAFETY: a dense `[k, n]` matrix.

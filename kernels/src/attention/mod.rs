@@ -16,10 +16,12 @@
 )]
 
 use self::spans::{Spans, clipped, placed};
-use super::gemm::{DType, Packed, RawA, RawB, RawC, multiply_on_thread, pack, packed_len};
-use super::scratch::with_scratch;
-use super::softmax::{dot_row, exp_row, softmax_row};
-use super::{Heads, Isa, KernelError, Result, check_dim, check_len, product};
+use crate::gemm::packed::{Packed, multiply_on_thread, pack, packed_len};
+use crate::gemm::raw::{RawA, RawB, RawC};
+use crate::isa::Isa;
+use crate::scratch::with_scratch;
+use crate::softmax::{dot_row, exp_row, softmax_row_on};
+use crate::{DType, Heads, KernelError, Result, check_dim, check_len, product};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -87,6 +89,16 @@ pub fn forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) -> Result<()> {
+    forward_on(Isa::detect(), spec, (q, k, v), out, lse)
+}
+
+fn forward_on(
+    isa: Isa,
+    spec: &Attention<'_>,
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    out: &mut [f32],
+    lse: &mut [f32],
+) -> Result<()> {
     spec.check(q, k, v, lse.len())?;
     spec.out.check_mut("attention result", out.len())?;
     let (seq, group) = (spec.q.seq, spec.group());
@@ -105,13 +117,24 @@ pub fn forward(
         .for_each(|(task, lse)| {
             let (batch, kv) = (task / spec.k.heads, task % spec.k.heads);
             // SAFETY: the views were checked; heads of different tasks do not overlap.
-            unsafe { forward_task(spec, &spans, (batch, kv), (q, k, v), out, lse) };
+            unsafe { forward_task(isa, spec, &spans, (batch, kv), (q, k, v), out, lse) };
         });
     Ok(())
 }
 
 /// Gradients of [`forward`] from its operands, its result and `lse`, given the gradient `dout` in the layout of `out`.
 pub fn backward(
+    spec: &Attention<'_>,
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    (out, lse): (&[f32], &[f32]),
+    dout: &[f32],
+    grads: AttentionGrads<'_>,
+) -> Result<()> {
+    backward_on(Isa::detect(), spec, (q, k, v), (out, lse), dout, grads)
+}
+
+fn backward_on(
+    isa: Isa,
     spec: &Attention<'_>,
     (q, k, v): (&[f32], &[f32], &[f32]),
     (out, lse): (&[f32], &[f32]),
@@ -145,7 +168,7 @@ pub fn backward(
         .for_each(|task| {
             let (batch, kv) = (task / spec.k.heads, task % spec.k.heads);
             // SAFETY: the views were checked; heads of different tasks do not overlap.
-            unsafe { backward_task(spec, &spans, (batch, kv), saved, grads) };
+            unsafe { backward_task(isa, spec, &spans, (batch, kv), saved, grads) };
         });
     Ok(())
 }
@@ -300,6 +323,7 @@ fn result(at: Heads, c: RawC, (batch, seq, head): (usize, usize, usize)) -> RawC
 /// # Safety
 /// The views must have been checked; nobody else touches these heads of `out`.
 unsafe fn forward_task(
+    isa: Isa,
     spec: &Attention<'_>,
     spans: &Spans,
     (batch, kv): (usize, usize),
@@ -308,7 +332,7 @@ unsafe fn forward_task(
     lse: &mut [f32],
 ) {
     let (keys, dim, value_dim) = (spec.k.seq, spec.q.dim, spec.v.dim);
-    let (isa, rows) = (Isa::detect(), spec.rows());
+    let rows = spec.rows();
     let sizes = [
         packed_len(dim, keys),
         packed_len(keys, value_dim),
@@ -317,7 +341,7 @@ unsafe fn forward_task(
     with_scratch(sizes.iter().sum(), |space| {
         let (k_space, space) = space.split_at_mut(sizes[0]);
         let (v_space, scores) = space.split_at_mut(sizes[1]);
-        // SAFETY: checked views.
+        // SAFETY: `Attention::check` found all vectors of the head inside of the slices, which outlive the packed operand.
         let k_packed = unsafe {
             pack(
                 isa,
@@ -327,7 +351,7 @@ unsafe fn forward_task(
                 k_space,
             )
         };
-        // SAFETY: checked views.
+        // SAFETY: `Attention::check` found all vectors of the head inside of the slices, which outlive the packed operand.
         let v_packed = unsafe {
             pack(
                 isa,
@@ -368,7 +392,7 @@ unsafe fn forward_task(
                 {
                     let visible = clipped(seen, spec.visible(r0 + i));
                     spec.mask_row((batch, r0 + i, head), seen, &mut row[..visible]);
-                    *lse = softmax_row(&mut row[..visible]);
+                    *lse = softmax_row_on(isa, &mut row[..visible]);
                     row[visible..width].fill(0.0);
                 }
                 let to = result(spec.out, out, at);
@@ -391,7 +415,7 @@ unsafe fn mix(
     c: RawC,
 ) {
     if spans.is_empty() {
-        // SAFETY: the caller's contract.
+        // SAFETY: the rows of C are what the caller lets us write.
         unsafe { zero(c, m, n) };
     }
     for (column, keys) in placed(spans) {
@@ -401,7 +425,7 @@ unsafe fn mix(
             cs: 1,
         };
         let b = b.part(keys.start, 0);
-        // SAFETY: the caller's contract.
+        // SAFETY: the spans lie inside of A and B, and the caller vouches for A, B and C.
         unsafe { multiply_on_thread((m, n, keys.len()), 1.0, a, &b, c, column > 0) };
     }
 }
@@ -432,6 +456,7 @@ struct Shared<'a> {
 /// # Safety
 /// The views must have been checked; nobody else touches these heads of the gradients.
 unsafe fn backward_task(
+    isa: Isa,
     spec: &Attention<'_>,
     spans: &Spans,
     (batch, kv): (usize, usize),
@@ -439,7 +464,7 @@ unsafe fn backward_task(
     grads: [RawC; 3],
 ) {
     let (keys, dim, value_dim) = (spec.k.seq, spec.q.dim, spec.v.dim);
-    let (isa, rows, head0) = (Isa::detect(), spec.rows(), (batch, 0, kv));
+    let (rows, head0) = (spec.rows(), (batch, 0, kv));
     // SAFETY: these heads belong to this task.
     unsafe {
         zero(result(spec.k, grads[1], head0), keys, dim);
@@ -453,7 +478,7 @@ unsafe fn backward_task(
     with_scratch(sizes.iter().sum(), |space| {
         let (k_turned, space) = space.split_at_mut(sizes[0]);
         let (k, v_turned) = space.split_at_mut(sizes[1]);
-        // SAFETY: checked views.
+        // SAFETY: `Attention::check` found all vectors of the head inside of the slices, which outlive the packed operand.
         let shared = unsafe {
             Shared {
                 k_turned: pack(
@@ -481,8 +506,8 @@ unsafe fn backward_task(
                     kv,
                     seen: spans.of(batch, head, block),
                 };
-                // SAFETY: the caller's contract.
-                unsafe { backward_block(spec, &at, saved, &shared, grads) };
+                // SAFETY: these rows belong to the heads that the caller vouches for.
+                unsafe { backward_block(isa, spec, &at, saved, &shared, grads) };
             }
         }
     });
@@ -504,6 +529,7 @@ struct Block<'a> {
 /// # Safety
 /// As for [`backward_task`].
 unsafe fn backward_block(
+    isa: Isa,
     spec: &Attention<'_>,
     block: &Block<'_>,
     saved: Saved<'_>,
@@ -518,7 +544,7 @@ unsafe fn backward_block(
     } = *block;
     let (batch, r0, head) = at;
     let (keys, dim, value_dim) = (spec.k.seq, spec.q.dim, spec.v.dim);
-    let (width, isa) = (clipped(seen, keys), Isa::detect());
+    let width = clipped(seen, keys);
     let sizes = [
         m * keys,
         m * keys,
@@ -550,13 +576,20 @@ unsafe fn backward_block(
             let (row, visible) = (r0 + i, clipped(seen, spec.visible(r0 + i)));
             let from = spec.out.at(batch, row, head);
             let vector = from..from + value_dim;
-            let delta = dot_row(&saved.out[vector.clone()], &saved.dout[vector]);
+            let delta = dot_row(isa, &saved.out[vector.clone()], &saved.dout[vector]);
             spec.mask_row((batch, row, head), seen, &mut probs[..visible]);
             exp_row(
+                isa,
                 &mut probs[..visible],
                 saved.lse[(batch * spec.q.heads + head) * spec.q.seq + row],
             );
-            score_gradient(&probs[..visible], delta, spec.scale, &mut grad[..visible]);
+            score_gradient(
+                isa,
+                &probs[..visible],
+                delta,
+                spec.scale,
+                &mut grad[..visible],
+            );
             probs[visible..width].fill(0.0);
             grad[visible..width].fill(0.0);
         }

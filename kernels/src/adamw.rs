@@ -11,7 +11,8 @@
     reason = "loop bodies must be compiled with the features of their caller"
 )]
 
-use super::{CHUNK, Result, check_len};
+use crate::isa::Isa;
+use crate::{CHUNK, Result, check_len};
 use rayon::prelude::*;
 
 /// Hyperparameters, in `f64` as torch keeps them.
@@ -64,6 +65,25 @@ pub fn adamw(
     first: &mut [f32],
     second: &mut [f32],
 ) -> Result<()> {
+    let state = (first, second);
+    adamw_on(
+        Isa::detect(),
+        options,
+        step,
+        param,
+        (grad, grad_scale),
+        state,
+    )
+}
+
+fn adamw_on(
+    isa: Isa,
+    options: &AdamW,
+    step: u32,
+    param: &mut [f32],
+    (grad, grad_scale): (&[f32], f32),
+    (first, second): (&mut [f32], &mut [f32]),
+) -> Result<()> {
     check_len("gradient", grad.len(), param.len())?;
     check_len("first moment", first.len(), param.len())?;
     check_len("second moment", second.len(), param.len())?;
@@ -90,7 +110,9 @@ pub fn adamw(
                 .par_chunks_mut(CHUNK)
                 .zip(second.par_chunks_mut(CHUNK)),
         )
-        .for_each(|((param, grad), (first, second))| update(scalars, param, grad, first, second));
+        .for_each(|((param, grad), (first, second))| {
+            update(isa, scalars, param, grad, first, second)
+        });
     Ok(())
 }
 
@@ -213,34 +235,28 @@ mod tests {
 
     #[test]
     fn three_steps_have_the_bits_of_torch() {
-        let mut param: Vec<f32> = (0..20)
-            .map(|i| ((i * 37 + 11) % 29 - 14) as f32 / 8.0)
-            .collect();
-        let (mut first, mut second) = ([0.0; 20], [0.0; 20]);
-        let options = AdamW {
-            lr: 0.03,
-            weight_decay: 0.1,
-            ..AdamW::default()
-        };
-        for step in 1..=3 {
-            let grad: Vec<f32> = (0..20)
-                .map(|i| ((i * 13 + step * 5) % 23 - 11) as f32 / 16.0)
+        for isa in Isa::all() {
+            let mut param: Vec<f32> = (0..20)
+                .map(|i| ((i * 37 + 11) % 29 - 14) as f32 / 8.0)
                 .collect();
-            adamw(
-                &options,
-                step as u32,
-                &mut param,
-                &grad,
-                1.0,
-                &mut first,
-                &mut second,
-            )
-            .unwrap();
+            let (mut first, mut second) = ([0.0; 20], [0.0; 20]);
+            let options = AdamW {
+                lr: 0.03,
+                weight_decay: 0.1,
+                ..AdamW::default()
+            };
+            for step in 1..=3 {
+                let grad: Vec<f32> = (0..20)
+                    .map(|i| ((i * 13 + step * 5) % 23 - 11) as f32 / 16.0)
+                    .collect();
+                let state = (&mut first[..], &mut second[..]);
+                adamw_on(isa, &options, step as u32, &mut param, (&grad, 1.0), state).unwrap();
+            }
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&first), FIRST, "{isa:?}");
+            assert_eq!(bits(&second), SECOND, "{isa:?}");
+            assert_eq!(bits(&param), PARAM, "{isa:?}");
         }
-        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&first), FIRST);
-        assert_eq!(bits(&second), SECOND);
-        assert_eq!(bits(&param), PARAM);
     }
 
     #[test]

@@ -1,29 +1,7 @@
-//! Matrices, stored weights and the products of them: what [`gemm`](super::gemm) takes.
+//! Matrices, stored weights and the products of them: what [`gemm`](super::gemm()) takes.
 
-use super::gemm::{RawA, RawB, RawTerm};
-use super::{KernelError, Result, check_dim, check_len, product};
-use half::{bf16, f16};
-
-/// Element type of a stored weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DType {
-    /// IEEE single precision.
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// The upper half of a single.
-    Bf16,
-}
-
-impl DType {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        match self {
-            DType::F32 => 4,
-            DType::F16 | DType::Bf16 => 2,
-        }
-    }
-}
+use super::raw::{RawA, RawB, RawTerm};
+use crate::{DType, KernelError, Result, check_dim, check_len, product};
 
 /// A row-major `f32` matrix, possibly part of a wider one.
 #[derive(Clone, Copy, Debug)]
@@ -55,16 +33,6 @@ impl<'a> Mat<'a> {
             cols,
             stride,
         })
-    }
-
-    /// Rows as stored.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Columns as stored.
-    pub fn cols(&self) -> usize {
-        self.cols
     }
 }
 
@@ -152,58 +120,6 @@ impl<'a> WeightRef<'a> {
             cols,
         })
     }
-
-    /// Element type.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// Rows as stored.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Columns as stored.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Widens rows `from..from + out.len() / cols` into `out`.
-    pub fn read_rows(&self, from: usize, out: &mut [f32]) -> Result<()> {
-        let start = product("weight", &[from, self.cols])?;
-        let end = start + out.len();
-        if end > self.rows * self.cols {
-            return Err(KernelError::Length {
-                what: "weight rows",
-                found: self.rows * self.cols,
-                expected: end,
-            });
-        }
-        let size = self.dtype.size();
-        widen(self.dtype, &self.bytes[start * size..end * size], out);
-        Ok(())
-    }
-}
-
-/// Converts little-endian `bytes` to `f32`; the lengths agree.
-pub(super) fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
-    match dtype {
-        DType::F32 => {
-            for (out, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *out = f32::from_le_bytes(*b);
-            }
-        }
-        DType::F16 => {
-            for (out, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *out = f16::from_le_bytes(*b).to_f32();
-            }
-        }
-        DType::Bf16 => {
-            for (out, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *out = bf16::from_le_bytes(*b).to_f32();
-            }
-        }
-    }
 }
 
 /// A right operand.
@@ -229,7 +145,7 @@ impl<'a> From<WeightRef<'a>> for Rhs<'a> {
 
 impl Rhs<'_> {
     /// Rows and columns as stored.
-    pub fn dims(&self) -> (usize, usize) {
+    pub(crate) fn dims(&self) -> (usize, usize) {
         match self {
             Rhs::Mat(mat) => (mat.rows, mat.cols),
             Rhs::Weight(weight) => (weight.rows, weight.cols),

@@ -1,22 +1,21 @@
 //! Right operands packed once for many products on one thread, as attention needs them.
 #![expect(unsafe_code, reason = "raw strided views; the callers check them")]
 
-use super::Isa;
-use super::gemm::{KC, RawA, RawB, RawC, crate_gemm};
 #[cfg(target_arch = "x86_64")]
-use super::gemm_avx512::{self as avx512, MR, NR};
+use super::avx512;
+use super::block::PANEL;
 #[cfg(target_arch = "x86_64")]
-use super::scratch::with_scratch;
-
-/// Columns of a panel: a part of a packed operand begins at a multiple of it.
+use super::block::{KC, MR, NR};
+use super::portable::crate_gemm;
+use super::raw::{RawA, RawB, RawC};
+use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
-pub(super) const PANEL: usize = NR;
-/// Columns that are taken or left together.
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) const PANEL: usize = 32;
+use crate::isa::Level;
+#[cfg(target_arch = "x86_64")]
+use crate::scratch::with_scratch;
 
 /// A right operand prepared for many products on one thread.
-pub(super) enum Packed<'a> {
+pub(crate) enum Packed<'a> {
     /// Packed panels for depth blocks, each over all columns.
     #[cfg(target_arch = "x86_64")]
     Panels {
@@ -33,7 +32,7 @@ pub(super) enum Packed<'a> {
 
 impl Packed<'_> {
     /// The part from row `depth` and column `column` on, a multiple of [`PANEL`].
-    pub(super) fn part(&self, depth: usize, column: usize) -> Packed<'_> {
+    pub(crate) fn part(&self, depth: usize, column: usize) -> Packed<'_> {
         debug_assert!(column.is_multiple_of(PANEL), "parts begin with a panel");
         match *self {
             #[cfg(target_arch = "x86_64")]
@@ -52,7 +51,7 @@ impl Packed<'_> {
 }
 
 /// Elements of scratch that [`pack`] needs for a `[k, n]` operand.
-pub(super) fn packed_len(k: usize, n: usize) -> usize {
+pub(crate) fn packed_len(k: usize, n: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
     return k * n.next_multiple_of(NR);
     #[cfg(not(target_arch = "x86_64"))]
@@ -62,10 +61,10 @@ pub(super) fn packed_len(k: usize, n: usize) -> usize {
 /// Prepares `b` (`[k, n]`) in `space`.
 ///
 /// # Safety
-/// The view must be readable as long as the result is used.
-pub(super) unsafe fn pack(isa: Isa, b: RawB, k: usize, n: usize, space: &mut [f32]) -> Packed<'_> {
+/// The view must be of aligned `f32` and readable as long as the result is used.
+pub(crate) unsafe fn pack(isa: Isa, b: RawB, k: usize, n: usize, space: &mut [f32]) -> Packed<'_> {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.level() == Level::Avx512 {
         let width = n.next_multiple_of(NR);
         let space = &mut space[..k * width];
         for k0 in (0..k).step_by(KC) {
@@ -94,8 +93,8 @@ pub(super) unsafe fn pack(isa: Isa, b: RawB, k: usize, n: usize, space: &mut [f3
 /// `C[m, n] (=|+=) alpha · A[m, k] · B` on this thread; `n` and `k` may be less than what was packed.
 ///
 /// # Safety
-/// The views must lie in readable memory, C in writable memory that nobody else touches; B must have `k` rows and `n` columns.
-pub(super) unsafe fn multiply_on_thread(
+/// A must lie in readable memory, C in writable memory that nobody else touches; B must have `k` rows and `n` columns.
+pub(crate) unsafe fn multiply_on_thread(
     (m, n, k): (usize, usize, usize),
     alpha: f32,
     a: RawA,
@@ -147,7 +146,7 @@ pub(super) unsafe fn multiply_on_thread(
                 }
             });
         }
-        // SAFETY: the caller's contract; attention operands are aligned `f32`.
+        // SAFETY: the caller vouches for the views; B was given as aligned `f32`.
         Packed::View(b, _) => unsafe { crate_gemm((m, n, k), alpha, a, b, c, accumulate, false) },
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::runtime::cpu::testing::{close, dot, gradient, values, wide};
+use crate::testing::{close, dot, gradient, values, wide};
 
 /// A few roundings of sums of about 20 products of values below 1.
 const TOLERANCE: f64 = 3e-6;
@@ -71,7 +71,8 @@ fn gather(x: &[f32], from: Heads) -> Vec<f32> {
         .collect()
 }
 
-/// Runs forward and backward in the layouts of `spec` and compares with the naive form and its finite differences.
+/// Runs forward and backward in the layouts of `spec` with every instruction set, and compares with the naive form and its finite
+/// differences.
 fn check(spec: &Attention<'_>) {
     let sizes = [spec.q, spec.k, spec.v].map(|at| at.vectors() * at.dim);
     let dense = [
@@ -79,44 +80,40 @@ fn check(spec: &Attention<'_>) {
         values(sizes[1], 2),
         values(sizes[2], 3),
     ];
+    let [wq, wk, wv] = [0, 1, 2].map(|i| wide(&dense[i]));
+    let out_len = spec.out.vectors() * spec.out.dim;
+    let dout = values(out_len, 4);
+    let exact = wide(&dout);
+    let loss = |q: &[f64], k: &[f64], v: &[f64]| dot(&naive(spec, q, k, v), &exact);
+    let wanted = [
+        naive(spec, &wq, &wk, &wv),
+        gradient(&wq, |q| loss(q, &wk, &wv)),
+        gradient(&wk, |k| loss(&wq, k, &wv)),
+        gradient(&wv, |v| loss(&wq, &wk, v)),
+    ];
     let [q, k, v] =
         [(0, spec.q), (1, spec.k), (2, spec.v)].map(|(i, at)| spread(&dense[i], at, 2 * sizes[i]));
-    let out_len = spec.out.vectors() * spec.out.dim;
-    let (mut out, mut lse) = (vec![0.0; 2 * out_len], vec![0.0; spec.out.vectors()]);
-    forward(spec, &q, &k, &v, &mut out, &mut lse).unwrap();
-    let [wq, wk, wv] = [0, 1, 2].map(|i| wide(&dense[i]));
-    close(
-        &gather(&out, spec.out),
-        &naive(spec, &wq, &wk, &wv),
-        TOLERANCE,
-    );
-
-    let dout = values(out_len, 4);
-    let spread_dout = spread(&dout, spec.out, 2 * out_len);
-    let [mut dq, mut dk, mut dv] = sizes.map(|len| vec![f32::NAN; 2 * len]);
-    let grads = AttentionGrads {
-        dq: &mut dq,
-        dk: &mut dk,
-        dv: &mut dv,
-    };
-    backward(spec, (&q, &k, &v), (&out, &lse), &spread_dout, grads).unwrap();
-    let dout = wide(&dout);
-    let loss = |q: &[f64], k: &[f64], v: &[f64]| dot(&naive(spec, q, k, v), &dout);
-    close(
-        &gather(&dq, spec.q),
-        &gradient(&wq, |q| loss(q, &wk, &wv)),
-        TOLERANCE,
-    );
-    close(
-        &gather(&dk, spec.k),
-        &gradient(&wk, |k| loss(&wq, k, &wv)),
-        TOLERANCE,
-    );
-    close(
-        &gather(&dv, spec.v),
-        &gradient(&wv, |v| loss(&wq, &wk, v)),
-        TOLERANCE,
-    );
+    let dout = spread(&dout, spec.out, 2 * out_len);
+    for isa in Isa::all() {
+        let (mut out, mut lse) = (vec![0.0; 2 * out_len], vec![0.0; spec.out.vectors()]);
+        forward_on(isa, spec, (&q, &k, &v), &mut out, &mut lse).unwrap();
+        let [mut dq, mut dk, mut dv] = sizes.map(|len| vec![f32::NAN; 2 * len]);
+        let grads = AttentionGrads {
+            dq: &mut dq,
+            dk: &mut dk,
+            dv: &mut dv,
+        };
+        backward_on(isa, spec, (&q, &k, &v), (&out, &lse), &dout, grads).unwrap();
+        let found = [
+            gather(&out, spec.out),
+            gather(&dq, spec.q),
+            gather(&dk, spec.k),
+            gather(&dv, spec.v),
+        ];
+        for (found, wanted) in found.iter().zip(&wanted) {
+            close(found, wanted, TOLERANCE);
+        }
+    }
 }
 
 fn spec(b: usize, (s, t): (usize, usize), (h, kv): (usize, usize), d: usize) -> Attention<'static> {
