@@ -64,15 +64,6 @@ impl AttrValue {
         }
     }
 
-    /// The list of floats, if this is one.
-    pub fn as_floats(&self) -> Option<&[f32]> {
-        if let AttrValue::Floats(v) = self {
-            Some(v)
-        } else {
-            None
-        }
-    }
-
     /// The string, if this is one in UTF-8.
     pub fn as_str(&self) -> Option<&str> {
         if let AttrValue::String(s) = self {

@@ -39,8 +39,6 @@ use super::tensor::{Payload, TensorData, Typed, f16_to_f32};
 use super::types::{DType, Dim, Type, TypeKind};
 use std::fmt::{self, Write};
 
-/// `metadata_props` with this prefix are adapter stamps.
-
 /// The key under which a placeholder remembers its hash, in `External::entries`.
 const HASH: &str = "blake3";
 

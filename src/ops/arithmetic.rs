@@ -3,26 +3,25 @@
 //! Gradients: equal entries of `Max` and `Min` share the gradient evenly, as in torch. `Pow` with a constant exponent is
 //! differentiated in the form that is defined at zero; where the exponent is 0 the gradient of the base is 0.
 
-use super::broadcast::unbroadcast;
-use super::support::{Differentiated, Inferred, MANY, no_gradient, onnx, wrong};
-use super::{GradCx, GradError, Gradient, InferCx, OpDef};
+use super::kit::{Differentiated, Inferred, MANY, no_gradient, wrong};
+use super::{GradCx, GradError, InferCx, OpDef};
 use crate::ir::{DType, Sym, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("Add", (2, 2), infer, Gradient::Rule(grad_add)),
-    onnx("Sub", (2, 2), infer, Gradient::Rule(grad_sub)),
-    onnx("Mul", (2, 2), infer, Gradient::Rule(grad_mul)),
-    onnx("Div", (2, 2), infer, Gradient::Rule(grad_div)),
-    onnx("Mod", (2, 2), infer, Gradient::Rule(grad_mod)),
-    onnx("BitShift", (2, 2), infer, Gradient::Zero),
-    onnx("BitwiseAnd", (2, 2), infer, Gradient::Zero),
-    onnx("BitwiseOr", (2, 2), infer, Gradient::Zero),
-    onnx("BitwiseXor", (2, 2), infer, Gradient::Zero),
-    onnx("Pow", (2, 2), infer_pow, Gradient::Rule(grad_pow)),
-    onnx("Sum", (1, MANY), infer, Gradient::Rule(grad_sum)),
-    onnx("Mean", (1, MANY), infer, Gradient::Rule(grad_mean)),
-    onnx("Max", (1, MANY), infer, Gradient::Rule(grad_extreme)),
-    onnx("Min", (1, MANY), infer, Gradient::Rule(grad_extreme)),
+    OpDef::new("Add", 2..=2, infer).gradient(grad_add),
+    OpDef::new("Sub", 2..=2, infer).gradient(grad_sub),
+    OpDef::new("Mul", 2..=2, infer).gradient(grad_mul),
+    OpDef::new("Div", 2..=2, infer).gradient(grad_div),
+    OpDef::new("Mod", 2..=2, infer).gradient(grad_mod),
+    OpDef::new("BitShift", 2..=2, infer).zero(),
+    OpDef::new("BitwiseAnd", 2..=2, infer).zero(),
+    OpDef::new("BitwiseOr", 2..=2, infer).zero(),
+    OpDef::new("BitwiseXor", 2..=2, infer).zero(),
+    OpDef::new("Pow", 2..=2, infer_pow).gradient(grad_pow),
+    OpDef::new("Sum", 1..=MANY, infer).gradient(grad_sum),
+    OpDef::new("Mean", 1..=MANY, infer).gradient(grad_mean),
+    OpDef::new("Max", 1..=MANY, infer).gradient(grad_extreme),
+    OpDef::new("Min", 1..=MANY, infer).gradient(grad_extreme),
 ];
 
 fn infer(cx: &mut InferCx<'_>) -> Inferred {
@@ -130,11 +129,11 @@ fn grad_mean(cx: &mut GradCx<'_>) -> Differentiated {
 fn grad_sub(cx: &mut GradCx<'_>) -> Differentiated {
     let g = cx.grad()?;
     if cx.wants(0) {
-        cx.set(0, unbroadcast(cx, g, 0)?);
+        cx.set(0, cx.unbroadcast(0, g)?);
     }
     if cx.wants(1) {
         // Summed first: the negation is then of the smaller tensor.
-        let summed = unbroadcast(cx, g, 1)?;
+        let summed = cx.unbroadcast(1, g)?;
         cx.set(1, cx.b.neg(summed));
     }
     Ok(())
@@ -259,7 +258,7 @@ fn each(
     for slot in 0..cx.node().input_count() {
         if cx.wants(slot) {
             let g = full(cx, slot)?;
-            cx.set(slot, unbroadcast(cx, g, slot)?);
+            cx.set(slot, cx.unbroadcast(slot, g)?);
         }
     }
     Ok(())

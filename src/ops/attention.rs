@@ -3,19 +3,17 @@
 //! The definition is the operator's own, with the order of the corrected specification (soft cap before the mask) and its rule for
 //! rows that are masked as a whole: they attend to nothing.
 
-use super::forms::{dtype, fact, put, same};
-use super::heads::{Core, Window, bias_of, length, merge_heads, repeat_heads, split_heads};
-use super::{ExpandCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::heads::{
+    Core, Window, bias_of, count, length, merge_heads, repeat_heads, split_heads,
+};
+use super::kit::infer::same_size;
+use super::kit::{Defined, Inferred, no_gradient, wrong};
+use super::{ExpandCx, GradError, InferCx, InferError, OpDef};
 use crate::ir::{DType, Sym, Val};
 
-pub(super) const OPS: &[OpDef] = &[OpDef {
-    domain: "",
-    name: "Attention",
-    inputs: (3, 7),
-    outputs: (1, 4),
-    infer,
-    gradient: Gradient::Expand(expand),
-}];
+pub(super) const OPS: &[OpDef] = &[OpDef::new("Attention", 3..=7, infer)
+    .outputs(1..=4)
+    .defined_by(expand)];
 
 /// `[b, n, s, d]` of an operand, where it is known.
 pub(super) fn heads_of(
@@ -34,31 +32,29 @@ pub(super) fn heads_of(
                 .unwrap_or_else(|| cx.unknown());
             Ok(Some([b.clone(), Sym::from(heads), s.clone(), width]))
         }
-        [_, _, _] => Err(InferError(format!(
+        [_, _, _] => wrong(format!(
             "input {slot} has rank 3, which needs the number of heads"
-        ))),
+        )),
         other => {
             let rank = other.len();
-            Err(InferError(format!(
-                "input {slot} has rank {rank}, expected 3 or 4"
-            )))
+            wrong(format!("input {slot} has rank {rank}, expected 3 or 4"))
         }
     }
 }
 
-fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer(cx: &mut InferCx<'_>) -> Inferred {
     let (nq, nk) = (
         cx.node.int("q_num_heads", 0),
         cx.node.int("kv_num_heads", 0),
     );
-    let ty = dtype(cx, 0);
+    let ty = cx.dtype(0);
     let (q, k, v) = (
         heads_of(cx, 0, nq)?,
         heads_of(cx, 1, nk)?,
         heads_of(cx, 2, nk)?,
     );
     if let (Some(q), Some(k)) = (&q, &k) {
-        same(&q[3], &k[3], "the head widths of query and key")?;
+        same_size(&q[3], &k[3], "the head widths of query and key")?;
     }
     let flat = cx.dims(0).map(<[_]>::len) == Some(3);
     let total = |slot: usize, own: &Sym| match cx.input(slot) {
@@ -89,17 +85,17 @@ fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
         let [batch, heads, rows, _] = q;
         vec![batch, heads, rows, k[2].clone()]
     });
-    put(cx, 0, fact(ty, y));
-    put(cx, 1, fact(ty, pk));
-    put(cx, 2, fact(ty, pv));
-    put(cx, 3, fact(ty, scores));
+    cx.set(0, ty, y);
+    cx.set(1, ty, pk);
+    cx.set(2, ty, pv);
+    cx.set(3, ty, scores);
     Ok(())
 }
 
-fn expand(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
+fn expand(cx: &ExpandCx<'_>) -> Defined {
     let (b, node) = (cx.b, cx.node());
     let flat = cx.rank(0)? == 3;
-    let ty = cx.fact(0).dtype.unwrap_or(DType::Float);
+    let ty = cx.float(0);
     let heads = |slot: usize, attr: &str| -> Result<i64, GradError> {
         let known = if flat {
             Some(node.int(attr, 0)).filter(|&n| n > 0)
@@ -117,9 +113,7 @@ fn expand(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
     };
     let (dq, dv) = (width(0, nq)?, width(2, nk)?);
     if nk <= 0 || nq % nk != 0 {
-        return Err(GradError(format!(
-            "{nq} query heads do not share {nk} key heads"
-        )));
+        return no_gradient(format!("{nq} query heads do not share {nk} key heads"));
     }
     let operand = |slot: usize, n: i64| -> Result<Val, GradError> {
         let x = cx.input(slot)?;
@@ -195,7 +189,7 @@ fn biases(
         out.push(bias_of(b, allowed, ty, f32::NEG_INFINITY));
     }
     if let Some(n) = cached {
-        let keys = super::heads::count(b, length(b, k, 2));
+        let keys = count(b, length(b, k, 2));
         let allowed = b.op("Less", &[keys, n], &[]);
         out.push(bias_of(b, allowed, ty, f32::NEG_INFINITY));
     }

@@ -5,22 +5,18 @@
 //! first (its rows begin at position 0, right-padded); otherwise the rows stand behind the `seqlens_k + 1 - s` keys that the cache
 //! holds for this row of the batch. What stands behind the valid keys of a row, in the output and in the cache, is not specified.
 
-use super::forms::{dtype, fact, put};
-use super::heads::{
+use super::kit::heads::{
     Core, Rotary, Window, bias_of, count, length, merge_heads, repeat_heads, split_heads,
     split_last,
 };
-use super::{ExpandCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::{Defined, Differentiated, Inferred, MS, no_gradient, wrong};
+use super::{ExpandCx, GradError, InferCx, OpDef};
 use crate::ir::{AttrValue, DType, Sym, Val};
 
-pub(super) const OPS: &[OpDef] = &[OpDef {
-    domain: "com.microsoft",
-    name: "GroupQueryAttention",
-    inputs: (7, 14),
-    outputs: (1, 4),
-    infer,
-    gradient: Gradient::Expand(expand),
-}];
+pub(super) const OPS: &[OpDef] = &[OpDef::new("GroupQueryAttention", 7..=14, infer)
+    .in_domain(MS)
+    .outputs(1..=4)
+    .defined_by(expand)];
 
 /// Width of a head: packed, the last axis holds query, key and value heads.
 fn head_width(hidden: Option<i64>, packed: bool, heads: i64, groups: i64) -> Option<i64> {
@@ -32,15 +28,15 @@ fn head_width(hidden: Option<i64>, packed: bool, heads: i64, groups: i64) -> Opt
     hidden?.checked_div(all)
 }
 
-fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer(cx: &mut InferCx<'_>) -> Inferred {
     let (heads, groups) = (cx.node.int("num_heads", 0), cx.node.int("kv_num_heads", 0));
     if heads <= 0 || groups <= 0 || heads % groups != 0 {
-        return Err(InferError(format!(
+        return wrong(format!(
             "{heads} query heads do not share {groups} key heads"
-        )));
+        ));
     }
     let packed = cx.input(1).is_none();
-    let ty = dtype(cx, 0);
+    let ty = cx.dtype(0);
     let hidden = cx.input(0).and_then(|f| f.size(-1));
     let width = head_width(hidden, packed, heads, groups);
     let (y, cache) = match cx.dims(0) {
@@ -60,9 +56,9 @@ fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
         }
         _ => (None, None),
     };
-    put(cx, 0, fact(ty, y));
-    put(cx, 1, fact(ty, cache.clone()));
-    put(cx, 2, fact(ty, cache));
+    cx.set(0, ty, y);
+    cx.set(1, ty, cache.clone());
+    cx.set(2, ty, cache);
     Ok(())
 }
 
@@ -76,10 +72,10 @@ struct Places {
     before: Val,
 }
 
-fn expand(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
+fn expand(cx: &ExpandCx<'_>) -> Defined {
     let (b, node) = (cx.b, cx.node());
     refuse(cx)?;
-    let ty = cx.fact(0).dtype.unwrap_or(DType::Float);
+    let ty = cx.float(0);
     let (heads, groups) = (node.int("num_heads", 0), node.int("kv_num_heads", 0));
     let packed = cx.optional(1).is_none();
     let width = head_width(cx.fact(0).size(-1), packed, heads, groups)
@@ -134,15 +130,15 @@ fn expand(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
     Ok(vec![Some(merge_heads(b, done.y)), Some(k), Some(v)])
 }
 
-fn refuse(cx: &ExpandCx<'_>) -> Result<(), GradError> {
+fn refuse(cx: &ExpandCx<'_>) -> Differentiated {
     if cx.node().int("smooth_softmax", 0) > 0 {
-        return Err(GradError("no definition with smooth_softmax = 1".into()));
+        return no_gradient("no definition with smooth_softmax = 1");
     }
     match [(11, "head_sink"), (12, "k_scale"), (13, "v_scale")]
         .into_iter()
         .find(|&(slot, _)| cx.optional(slot).is_some())
     {
-        Some((_, name)) => Err(GradError(format!("no definition with {name}"))),
+        Some((_, name)) => no_gradient(format!("no definition with {name}")),
         None => Ok(()),
     }
 }

@@ -4,28 +4,22 @@
 //! operands (`MultiHeadAttention`), padding masks as lengths, `[b, t]` or `[b, s, t]`, additive biases, causality and a cache. What
 //! only decoding uses (beam search, a shared cache buffer) has no definition.
 
-use super::forms::{dtype, fact, put};
-use super::heads::{Core, Window, bias_of, count, length, merge_heads, split_heads, split_last};
-use super::{ExpandCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::heads::{
+    Core, Window, bias_of, count, length, merge_heads, split_heads, split_last,
+};
+use super::kit::{Defined, Differentiated, Inferred, MS, no_gradient, wrong};
+use super::{ExpandCx, GradError, InferCx, OpDef};
 use crate::ir::{AttrValue, DType, Sym, TensorData, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef {
-        domain: "com.microsoft",
-        name: "Attention",
-        inputs: (2, 7),
-        outputs: (1, 2),
-        infer: infer_attention,
-        gradient: Gradient::Expand(expand_attention),
-    },
-    OpDef {
-        domain: "com.microsoft",
-        name: "MultiHeadAttention",
-        inputs: (1, 10),
-        outputs: (1, 4),
-        infer: infer_multi,
-        gradient: Gradient::Expand(expand_multi),
-    },
+    OpDef::new("Attention", 2..=7, infer_attention)
+        .in_domain(MS)
+        .outputs(1..=2)
+        .defined_by(expand_attention),
+    OpDef::new("MultiHeadAttention", 1..=10, infer_multi)
+        .in_domain(MS)
+        .outputs(1..=4)
+        .defined_by(expand_multi),
 ];
 
 // ---- Attention ---------------------------------------------------------------------------------------------------------------
@@ -39,14 +33,14 @@ fn hidden_sizes(listed: Option<&[i64]>, total: Option<i64>) -> Option<[i64; 3]> 
     }
 }
 
-fn infer_attention(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer_attention(cx: &mut InferCx<'_>) -> Inferred {
     let heads = cx.node.int("num_heads", 0);
     if heads <= 0 {
-        return Err(InferError("num_heads is missing".into()));
+        return wrong("num_heads is missing");
     }
     let total = cx.input(1).and_then(|f| f.size(-1));
     let sizes = hidden_sizes(cx.node.ints("qkv_hidden_sizes"), total);
-    let ty = dtype(cx, 0);
+    let ty = cx.dtype(0);
     let value = sizes.map_or_else(|| cx.unknown(), |s| Sym::from(s[2]));
     let y = cx.dims(0).map(|d| {
         let mut d = d.to_vec();
@@ -63,15 +57,15 @@ fn infer_attention(cx: &mut InferCx<'_>) -> Result<(), InferError> {
         let width = sizes.map_or_else(|| cx.unknown(), |s| Sym::from(s[1] / heads));
         vec![Sym::from(2), d[0].clone(), Sym::from(heads), keys, width]
     });
-    put(cx, 0, fact(ty, y));
-    put(cx, 1, fact(ty, present));
+    cx.set(0, ty, y);
+    cx.set(1, ty, present);
     Ok(())
 }
 
-fn expand_attention(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
+fn expand_attention(cx: &ExpandCx<'_>) -> Defined {
     let (b, node) = (cx.b, cx.node());
     refuse_attrs(cx, &["do_rotary", "past_present_share_buffer"])?;
-    let ty = cx.fact(0).dtype.unwrap_or(DType::Float);
+    let ty = cx.float(0);
     let heads = node.int("num_heads", 0);
     let sizes = hidden_sizes(node.ints("qkv_hidden_sizes"), cx.fact(1).size(-1))
         .filter(|s| heads > 0 && s.iter().all(|n| n % heads == 0))
@@ -104,9 +98,9 @@ fn expand_attention(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
 }
 
 /// Attributes that the definitions do not cover.
-fn refuse_attrs(cx: &ExpandCx<'_>, names: &[&str]) -> Result<(), GradError> {
+fn refuse_attrs(cx: &ExpandCx<'_>, names: &[&str]) -> Differentiated {
     match names.iter().find(|n| cx.node().int(n, 0) != 0) {
-        Some(n) => Err(GradError(format!("no definition with {n} = 1"))),
+        Some(n) => no_gradient(format!("no definition with {n} = 1")),
         None => Ok(()),
     }
 }
@@ -149,16 +143,16 @@ fn padding(
                 .zip(entries)
                 .is_none_or(|(x, m)| x.first() == m.first());
             if !lengths {
-                return Err(GradError(
-                    "no definition for a mask of starts and ends, only of lengths [batch]".into(),
-                ));
+                return no_gradient(
+                    "no definition for a mask of starts and ends, only of lengths [batch]",
+                );
             }
             let ends = b.unsqueeze(b.cast(mask, DType::Int64), &[1, 2, 3]);
             b.op("Less", &[count(b, keys), ends], &[])
         }
         2 => b.cast(b.unsqueeze(mask, &[1, 2]), DType::Bool),
         3 => b.cast(b.unsqueeze(mask, &[1]), DType::Bool),
-        r => return Err(GradError(format!("no definition for a mask of rank {r}"))),
+        r => return no_gradient(format!("no definition for a mask of rank {r}")),
     };
     Ok(bias_of(b, allowed, ty, forbidden))
 }
@@ -188,12 +182,12 @@ fn packing(query: Option<usize>, key: Option<usize>) -> Option<Packing> {
     }
 }
 
-fn infer_multi(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer_multi(cx: &mut InferCx<'_>) -> Inferred {
     let heads = Sym::from(cx.node.int("num_heads", 0));
-    let ty = dtype(cx, 0);
+    let ty = cx.dtype(0);
     let way = packing(cx.dims(0).map(<[_]>::len), cx.dims(1).map(<[_]>::len));
     let (Some(way), Some(q)) = (way, cx.dims(0).map(<[_]>::to_vec)) else {
-        put(cx, 0, fact(ty, None));
+        cx.set(0, ty, None);
         return Ok(());
     };
     let at = |slot: usize, i: usize| cx.dims(slot).and_then(|d| d.get(i)).cloned();
@@ -220,19 +214,19 @@ fn infer_multi(cx: &mut InferCx<'_>) -> Result<(), InferError> {
         vec![q[0].clone(), heads.clone(), q[1].clone(), total.clone()],
     );
     for (slot, dims) in [y, pk, pv, qk].into_iter().enumerate() {
-        put(cx, slot, fact(ty, Some(dims)));
+        cx.set(slot, ty, Some(dims));
     }
     Ok(())
 }
 
-fn expand_multi(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
+fn expand_multi(cx: &ExpandCx<'_>) -> Defined {
     let (b, node) = (cx.b, cx.node());
-    let ty = cx.fact(0).dtype.unwrap_or(DType::Float);
+    let ty = cx.float(0);
     let heads = node.int("num_heads", 0);
     if let Some(slot) = [8, 9].into_iter().find(|&s| cx.optional(s).is_some()) {
-        return Err(GradError(format!(
+        return no_gradient(format!(
             "no definition with input {slot}, which only decoding uses"
-        )));
+        ));
     }
     let unknown = || GradError("the shapes of query and key are unknown or not supported".into());
     let way = packing(cx.fact(0).rank(), cx.fact(1).rank()).ok_or_else(unknown)?;

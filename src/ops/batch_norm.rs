@@ -1,33 +1,28 @@
 //! `BatchNormalization` (7, 9, 14, 15) at inference: `(x - mean)·scale/√(var + ε) + bias` over axis 1. Training mode is not differentiated.
 
-use super::forms::{float, infer_like, like, put, rank, refuse};
-use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::infer::same_as_input;
+use super::kit::{Differentiated, Inferred, no_gradient};
+use super::{GradCx, InferCx, OpDef};
 use crate::ir::Val;
 
-pub(super) const OPS: &[OpDef] = &[OpDef {
-    domain: "",
-    name: "BatchNormalization",
-    inputs: (5, 5),
-    outputs: (1, 5),
-    infer,
-    gradient: Gradient::Rule(gradient),
-}];
+pub(super) const OPS: &[OpDef] = &[OpDef::new("BatchNormalization", 5..=5, infer)
+    .outputs(1..=5)
+    .gradient(gradient)];
 
-fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    infer_like(cx)?;
+fn infer(cx: &mut InferCx<'_>) -> Inferred {
+    same_as_input(cx)?;
     for slot in 1..cx.outputs.len() {
-        let statistics = like(cx, 3);
-        put(cx, slot, statistics);
+        cx.set_like(slot, 3);
     }
     Ok(())
 }
 
-fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
     if cx.node().int("training_mode", 0) != 0 {
-        return Err(GradError("no rule in training mode".into()));
+        return no_gradient("no rule in training mode");
     }
-    refuse(cx, &[3, 4], "fixed statistics")?;
-    let (b, rank) = (cx.b, rank(cx, 0)? as i64);
+    cx.refuse(&[3, 4], "fixed statistics")?;
+    let (b, rank) = (cx.b, cx.rank(0)? as i64);
     let spread: Vec<i64> = (1..rank - 1).collect();
     // [c] as [c, 1, …], to be broadcast along axis 1.
     let along = |v: Val| {
@@ -37,7 +32,7 @@ fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
             b.unsqueeze(v, &spread)
         }
     };
-    let (g, ty) = (cx.grad()?, float(cx, 0));
+    let (g, ty) = (cx.grad()?, cx.float(0));
     let epsilon = b.scalar_of(cx.node().float("epsilon", 1e-5), ty);
     let inverse = b.unary("Reciprocal", b.unary("Sqrt", b.add(cx.input(4)?, epsilon)));
     let axes: Vec<i64> = (0..rank).filter(|&a| a != 1).collect();

@@ -1,31 +1,17 @@
 //! `Cast`, `CastLike`, `Identity`, `Dropout`: the values stay, the type may change.
 
-use super::support::{Differentiated, Inferred, no_gradient, onnx, same_as_input, wrong};
-use super::{GradCx, Gradient, InferCx, OpDef};
+use super::kit::infer::same_as_input;
+use super::kit::{Differentiated, Inferred, no_gradient, wrong};
+use super::{GradCx, InferCx, OpDef};
 use crate::ir::{AttrValue, DType, Fact};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("Cast", (1, 1), infer_cast, Gradient::Rule(grad_cast)),
-    onnx(
-        "CastLike",
-        (2, 2),
-        infer_cast_like,
-        Gradient::Rule(grad_cast),
-    ),
-    onnx(
-        "Identity",
-        (1, 1),
-        infer_identity,
-        Gradient::Rule(grad_identity),
-    ),
-    OpDef {
-        domain: "",
-        name: "Dropout",
-        inputs: (1, 3),
-        outputs: (1, 2),
-        infer: infer_dropout,
-        gradient: Gradient::Rule(grad_dropout),
-    },
+    OpDef::new("Cast", 1..=1, infer_cast).gradient(grad_cast),
+    OpDef::new("CastLike", 2..=2, infer_cast_like).gradient(grad_cast),
+    OpDef::new("Identity", 1..=1, infer_identity).gradient(grad_identity),
+    OpDef::new("Dropout", 1..=3, infer_dropout)
+        .outputs(1..=2)
+        .gradient(grad_dropout),
 ];
 
 fn infer_cast(cx: &mut InferCx<'_>) -> Inferred {
@@ -112,7 +98,7 @@ fn grad_dropout(cx: &mut GradCx<'_>) -> Differentiated {
         return no_gradient("Dropout is in training mode, without its ratio or its mask");
     };
     let (b, g) = (cx.b, cx.grad()?);
-    let dtype = cx.fact(0).dtype.unwrap_or(DType::Float);
+    let dtype = cx.float(0);
     let keep = b.sub(b.scalar_of(1.0, dtype), ratio);
     let dx = b.op(
         "Where",

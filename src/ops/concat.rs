@@ -1,26 +1,15 @@
 //! `Concat` and `Split`, which undo each other.
 
-use super::support::{
-    Differentiated, Inferred, MANY, as_size, normal_axis, onnx, shape_text, wrong,
-};
-use super::{GradCx, Gradient, InferCx, InferError, OpDef};
+use super::kit::infer::{normal_axis, shape_text};
+use super::kit::{Differentiated, Inferred, MANY, no_gradient, wrong};
+use super::{GradCx, GradError, InferCx, InferError, OpDef};
 use crate::ir::{OpId, Sym, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx(
-        "Concat",
-        (1, MANY),
-        infer_concat,
-        Gradient::Rule(grad_concat),
-    ),
-    OpDef {
-        domain: "",
-        name: "Split",
-        inputs: (1, 2),
-        outputs: (1, MANY),
-        infer: infer_split,
-        gradient: Gradient::Rule(grad_split),
-    },
+    OpDef::new("Concat", 1..=MANY, infer_concat).gradient(grad_concat),
+    OpDef::new("Split", 1..=2, infer_split)
+        .outputs(1..=MANY)
+        .gradient(grad_split),
 ];
 
 fn infer_concat(cx: &mut InferCx<'_>) -> Inferred {
@@ -121,7 +110,7 @@ fn grad_concat(cx: &mut GradCx<'_>) -> Differentiated {
 }
 
 /// The size of one axis of an input, as a vector of one element.
-fn axis_size(cx: &GradCx<'_>, slot: usize, axis: i64) -> Result<Val, super::GradError> {
+fn axis_size(cx: &GradCx<'_>, slot: usize, axis: i64) -> Result<Val, GradError> {
     if let Some(n) = cx.fact(slot).size(axis) {
         return Ok(cx.b.ints(&[n]));
     }
@@ -182,7 +171,7 @@ fn split_sizes(cx: &InferCx<'_>, dim: &Sym, parts: usize) -> Result<Vec<Sym>, In
         if let Some(n) = sizes.iter().filter_map(Sym::as_const).find(|n| *n < 0) {
             return wrong(format!("a size of {n}"));
         }
-        return Ok(sizes.iter().map(|s| as_size(cx, s)).collect());
+        return Ok(sizes.iter().map(|s| cx.as_size(s)).collect());
     }
     let n = cx.node.int("num_outputs", parts as i64);
     if n != parts as i64 {
@@ -218,9 +207,7 @@ fn grad_split(cx: &mut GradCx<'_>) -> Differentiated {
             (Some(g), _) => g,
             (None, Some(v)) => cx.zeros_like(*v),
             (None, None) => {
-                return super::support::no_gradient(format!(
-                    "output {slot} has no name, its size is not known"
-                ));
+                return no_gradient(format!("output {slot} has no name, its size is not known"));
             }
         };
         parts.push(part);

@@ -1,15 +1,16 @@
 //! `Constant`, `ConstantOfShape`, `Range`, `Shape`, `Size`: values that do not depend on the elements of a tensor.
 
-use super::support::{Inferred, MAX_INTS, as_size, onnx, product, tensor_fact, wrong};
-use super::{Gradient, InferCx, OpDef};
+use super::kit::infer::{MAX_INTS, fact, product, tensor_fact};
+use super::kit::{Inferred, wrong};
+use super::{InferCx, OpDef};
 use crate::ir::{AttrValue, DType, Fact, Sym, TensorData};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("Constant", (0, 0), infer_constant, Gradient::Zero),
-    onnx("ConstantOfShape", (1, 1), infer_of_shape, Gradient::Zero),
-    onnx("Range", (3, 3), infer_range, Gradient::Zero),
-    onnx("Shape", (1, 1), infer_shape, Gradient::Zero),
-    onnx("Size", (1, 1), infer_size, Gradient::Zero),
+    OpDef::new("Constant", 0..=0, infer_constant).zero(),
+    OpDef::new("ConstantOfShape", 1..=1, infer_of_shape).zero(),
+    OpDef::new("Range", 3..=3, infer_range).zero(),
+    OpDef::new("Shape", 1..=1, infer_shape).zero(),
+    OpDef::new("Size", 1..=1, infer_size).zero(),
 ];
 
 fn infer_constant(cx: &mut InferCx<'_>) -> Inferred {
@@ -29,7 +30,7 @@ fn infer_constant(cx: &mut InferCx<'_>) -> Inferred {
     };
     let vector = |n: usize| Some(vec![Sym::from(n as i64)]);
     let scalar = || Some(Vec::new());
-    let fact = match value {
+    let found = match value {
         AttrValue::Tensor(t) => tensor_fact(t),
         AttrValue::Int(n) => Fact {
             dtype: Some(DType::Int64),
@@ -41,10 +42,10 @@ fn infer_constant(cx: &mut InferCx<'_>) -> Inferred {
             dims: vector(v.len()),
             ints: (v.len() <= MAX_INTS).then(|| v.iter().copied().map(Sym::from).collect()),
         },
-        AttrValue::Float(_) => typed(DType::Float, scalar()),
-        AttrValue::Floats(v) => typed(DType::Float, vector(v.len())),
-        AttrValue::String(_) => typed(DType::String, scalar()),
-        AttrValue::Strings(v) => typed(DType::String, vector(v.len())),
+        AttrValue::Float(_) => fact(Some(DType::Float), scalar()),
+        AttrValue::Floats(v) => fact(Some(DType::Float), vector(v.len())),
+        AttrValue::String(_) => fact(Some(DType::String), scalar()),
+        AttrValue::Strings(v) => fact(Some(DType::String), vector(v.len())),
         AttrValue::Other(_) => Fact::default(),
         AttrValue::Graph(_)
         | AttrValue::Graphs(_)
@@ -53,16 +54,8 @@ fn infer_constant(cx: &mut InferCx<'_>) -> Inferred {
             return wrong("the `value` attribute is of the wrong kind");
         }
     };
-    cx.outputs[0] = fact;
+    cx.outputs[0] = found;
     Ok(())
-}
-
-fn typed(dtype: DType, dims: Option<Vec<Sym>>) -> Fact {
-    Fact {
-        dtype: Some(dtype),
-        dims,
-        ints: None,
-    }
 }
 
 fn infer_of_shape(cx: &mut InferCx<'_>) -> Inferred {
@@ -80,7 +73,7 @@ fn infer_of_shape(cx: &mut InferCx<'_>) -> Inferred {
     {
         return wrong(format!("a size of {n}"));
     }
-    let dims: Option<Vec<Sym>> = shape.map(|v| v.iter().map(|s| as_size(cx, s)).collect());
+    let dims: Option<Vec<Sym>> = shape.map(|v| v.iter().map(|s| cx.as_size(s)).collect());
     let ints = value.and_then(TensorData::to_i64).and_then(|v| {
         let n = match dims.as_deref()? {
             [] => 1,

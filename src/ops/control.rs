@@ -1,28 +1,14 @@
 //! `If`, `Loop`, `Scan`: types through their subgraphs. There is no gradient through control flow.
 
-use super::support::{Inferred, MANY, normal_axis, wrong};
-use super::{Gradient, InferCx, InferError, OpDef};
+use super::kit::infer::{fact, normal_axis};
+use super::kit::{Inferred, MANY, wrong};
+use super::{InferCx, InferError, OpDef};
 use crate::ir::{DType, Fact, Sym};
 
-const fn control(
-    name: &'static str,
-    inputs: (usize, usize),
-    infer: super::support::Infer,
-) -> OpDef {
-    OpDef {
-        domain: "",
-        name,
-        inputs,
-        outputs: (0, MANY),
-        infer,
-        gradient: Gradient::Missing,
-    }
-}
-
 pub(super) const OPS: &[OpDef] = &[
-    control("If", (1, 1), infer_if),
-    control("Loop", (2, MANY), infer_loop),
-    control("Scan", (1, MANY), infer_scan),
+    OpDef::new("If", 1..=1, infer_if).outputs(0..=MANY),
+    OpDef::new("Loop", 2..=MANY, infer_loop).outputs(0..=MANY),
+    OpDef::new("Scan", 1..=MANY, infer_scan).outputs(0..=MANY),
 ];
 
 /// What holds for both facts.
@@ -92,11 +78,7 @@ fn shape_only(f: Option<&Fact>) -> Fact {
 }
 
 fn forget_sizes(cx: &InferCx<'_>, f: &Fact) -> Fact {
-    Fact {
-        dtype: f.dtype,
-        dims: f.dims.as_ref().map(|d| cx.unknown_dims(d.len())),
-        ints: None,
-    }
+    fact(f.dtype, f.dims.as_ref().map(|d| cx.unknown_dims(d.len())))
 }
 
 /// Facts of the carried values, and of all outputs of the body.
@@ -175,14 +157,6 @@ fn same_known(a: &Fact, b: &Fact) -> bool {
         }
 }
 
-fn scalar(dtype: DType) -> Fact {
-    Fact {
-        dtype: Some(dtype),
-        dims: Some(Vec::new()),
-        ints: None,
-    }
-}
-
 fn infer_loop(cx: &mut InferCx<'_>) -> Inferred {
     let carried = cx.inputs.len() - 2;
     if cx.outputs.len() < carried {
@@ -192,22 +166,17 @@ fn infer_loop(cx: &mut InferCx<'_>) -> Inferred {
         ));
     }
     let initial: Vec<Fact> = (0..carried).map(|i| shape_only(cx.input(i + 2))).collect();
-    let before = [scalar(DType::Int64), scalar(DType::Bool)];
+    let before = [DType::Int64, DType::Bool].map(|ty| fact(Some(ty), Some(Vec::new())));
     let Some((mut facts, body)) = iterate(cx, &before, &initial, &[], 1)? else {
         return Ok(());
     };
     let steps = cx.unknown();
     for out in body.iter().skip(1 + carried) {
-        facts.push(Fact {
-            dtype: out.dtype,
-            dims: out
-                .dims
-                .as_ref()
-                .map(|d| [std::slice::from_ref(&steps), d].concat()),
-            ints: None,
-        });
+        let dims = out.dims.as_ref();
+        let dims = dims.map(|d| [std::slice::from_ref(&steps), d].concat());
+        facts.push(fact(out.dtype, dims));
     }
-    put(cx, facts)
+    set_all(cx, facts)
 }
 
 fn infer_scan(cx: &mut InferCx<'_>) -> Inferred {
@@ -248,11 +217,11 @@ fn infer_scan(cx: &mut InferCx<'_>) -> Inferred {
         }
         facts.push(f);
     }
-    put(cx, facts)
+    set_all(cx, facts)
 }
 
 /// The outputs; trailing ones may be left out by the node.
-fn put(cx: &mut InferCx<'_>, facts: Vec<Fact>) -> Inferred {
+fn set_all(cx: &mut InferCx<'_>, facts: Vec<Fact>) -> Inferred {
     if cx.outputs.len() > facts.len() {
         return wrong(format!(
             "{} outputs, the body gives {}",

@@ -3,47 +3,19 @@
 //! With respect to the input the gradient is a transposed convolution; with respect to the weight it is a convolution in which batch
 //! and channels change places, and strides and dilations with them.
 
-use super::forms::{dtype, fact, put, same};
-use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::infer::same_size;
+use super::kit::{Differentiated, Inferred, wrong};
+use super::{GradCx, GradError, InferCx, InferError, OpDef};
 use crate::ir::{Attr, Node, Sym, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    def("Conv", (2, 3), 1, infer_conv, Gradient::Rule(gradient)),
-    def(
-        "ConvTranspose",
-        (2, 3),
-        1,
-        infer_transposed,
-        Gradient::Missing,
-    ),
-    def("MaxPool", (1, 1), 2, infer_pool, Gradient::Missing),
-    def("AveragePool", (1, 1), 1, infer_pool, Gradient::Missing),
-    def(
-        "GlobalAveragePool",
-        (1, 1),
-        1,
-        infer_global,
-        Gradient::Rule(grad_global),
-    ),
-    def("GlobalMaxPool", (1, 1), 1, infer_global, Gradient::Missing),
+    OpDef::new("Conv", 2..=3, infer_conv).gradient(gradient),
+    OpDef::new("ConvTranspose", 2..=3, infer_transposed),
+    OpDef::new("MaxPool", 1..=1, infer_pool).outputs(1..=2),
+    OpDef::new("AveragePool", 1..=1, infer_pool),
+    OpDef::new("GlobalAveragePool", 1..=1, infer_global).gradient(grad_global),
+    OpDef::new("GlobalMaxPool", 1..=1, infer_global),
 ];
-
-const fn def(
-    name: &'static str,
-    inputs: (usize, usize),
-    outputs: usize,
-    infer: fn(&mut InferCx<'_>) -> Result<(), InferError>,
-    gradient: Gradient,
-) -> OpDef {
-    OpDef {
-        domain: "",
-        name,
-        inputs,
-        outputs: (1, outputs),
-        infer,
-        gradient,
-    }
-}
 
 /// Attributes that all of them share, for `n` spatial axes.
 struct Window {
@@ -68,9 +40,7 @@ impl Window {
             Some(v) if v.len() == len => Ok(v.to_vec()),
             Some(v) => {
                 let found = v.len();
-                Err(InferError(format!(
-                    "{name} has {found} entries, expected {len}"
-                )))
+                wrong(format!("{name} has {found} entries, expected {len}"))
             }
         };
         let pads = match node.str("auto_pad") {
@@ -78,11 +48,11 @@ impl Window {
             Some("VALID") => Pads::Given(vec![0; 2 * n]),
             Some("SAME_UPPER") => Pads::Same { lower: false },
             Some("SAME_LOWER") => Pads::Same { lower: true },
-            Some(other) => return Err(InferError(format!("auto_pad = {other:?}"))),
+            Some(other) => return wrong(format!("auto_pad = {other:?}")),
         };
         let (strides, dilations) = (list("strides", n, 1)?, list("dilations", n, 1)?);
         if strides.iter().chain(&dilations).any(|&x| x < 1) {
-            return Err(InferError("strides and dilations must be positive".into()));
+            return wrong("strides and dilations must be positive");
         }
         Ok(Window {
             kernel,
@@ -160,9 +130,7 @@ fn kernel(node: &Node, weight: Option<&[Sym]>, n: usize) -> Result<Vec<Option<i6
     if let Some(k) = node.ints("kernel_shape") {
         if k.len() != n {
             let found = k.len();
-            return Err(InferError(format!(
-                "kernel_shape has {found} entries, expected {n}"
-            )));
+            return wrong(format!("kernel_shape has {found} entries, expected {n}"));
         }
         return Ok(k.iter().copied().map(Some).collect());
     }
@@ -172,10 +140,10 @@ fn kernel(node: &Node, weight: Option<&[Sym]>, n: usize) -> Result<Vec<Option<i6
     })
 }
 
-fn infer_conv(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    let ty = dtype(cx, 0);
+fn infer_conv(cx: &mut InferCx<'_>) -> Inferred {
+    let ty = cx.dtype(0);
     let Some([batch, channels, space @ ..]) = cx.dims(0) else {
-        put(cx, 0, fact(ty, None));
+        cx.set(0, ty, None);
         return Ok(());
     };
     let weight = cx.dims(1);
@@ -183,7 +151,7 @@ fn infer_conv(cx: &mut InferCx<'_>) -> Result<(), InferError> {
     if let Some([_, per_group, ..]) = weight {
         let all = per_group.mul(&Sym::from(cx.node.int("group", 1)));
         if let Some(all) = all {
-            same(channels, &all, "channels of input and weight")?;
+            same_size(channels, &all, "channels of input and weight")?;
         }
     }
     let mut dims = vec![
@@ -199,14 +167,14 @@ fn infer_conv(cx: &mut InferCx<'_>) -> Result<(), InferError> {
             .enumerate()
             .map(|(i, s)| window.out(cx, i, s, false)),
     );
-    put(cx, 0, fact(ty, Some(dims)));
+    cx.set(0, ty, Some(dims));
     Ok(())
 }
 
-fn infer_transposed(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    let ty = dtype(cx, 0);
+fn infer_transposed(cx: &mut InferCx<'_>) -> Inferred {
+    let ty = cx.dtype(0);
     let (Some([batch, _, space @ ..]), Some(weight)) = (cx.dims(0), cx.dims(1)) else {
-        put(cx, 0, fact(ty, None));
+        cx.set(0, ty, None);
         return Ok(());
     };
     let n = space.len();
@@ -245,14 +213,14 @@ fn infer_transposed(cx: &mut InferCx<'_>) -> Result<(), InferError> {
             .enumerate()
             .map(|(i, s)| size(i, s).unwrap_or_else(|| cx.unknown())),
     );
-    put(cx, 0, fact(ty, Some(dims)));
+    cx.set(0, ty, Some(dims));
     Ok(())
 }
 
-fn infer_pool(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    let ty = dtype(cx, 0);
+fn infer_pool(cx: &mut InferCx<'_>) -> Inferred {
+    let ty = cx.dtype(0);
     let Some([batch, channels, space @ ..]) = cx.dims(0) else {
-        put(cx, 0, fact(ty, None));
+        cx.set(0, ty, None);
         return Ok(());
     };
     let window = Window::read(cx.node, kernel(cx.node, None, space.len())?)?;
@@ -264,39 +232,38 @@ fn infer_pool(cx: &mut InferCx<'_>) -> Result<(), InferError> {
             .enumerate()
             .map(|(i, s)| window.out(cx, i, s, ceil)),
     );
-    put(cx, 0, fact(ty, Some(dims.clone())));
-    put(cx, 1, fact(Some(crate::ir::DType::Int64), Some(dims)));
+    cx.set(0, ty, Some(dims.clone()));
+    cx.set(1, Some(crate::ir::DType::Int64), Some(dims));
     Ok(())
 }
 
-fn infer_global(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer_global(cx: &mut InferCx<'_>) -> Inferred {
     let dims = cx.dims(0).map(|d| {
         let mut d = d.to_vec();
         d.iter_mut().skip(2).for_each(|s| *s = Sym::from(1));
         d
     });
-    put(cx, 0, fact(dtype(cx, 0), dims));
+    cx.set(0, cx.dtype(0), dims);
     Ok(())
 }
 
-fn grad_global(cx: &mut GradCx<'_>) -> Result<(), GradError> {
-    let (b, rank) = (cx.b, super::forms::rank(cx, 0)? as i64);
+fn grad_global(cx: &mut GradCx<'_>) -> Differentiated {
+    let (b, rank) = (cx.b, cx.rank(0)? as i64);
     let shape = b.shape(cx.input(0)?);
     let space = b.slice(shape, 0, 2, rank);
     let count = b.op("ReduceProd", &[space], &[("keepdims", 0i64.into())]);
-    let count = b.cast(count, super::forms::float(cx, 0));
+    let count = b.cast(count, cx.float(0));
     let each = b.div(cx.grad()?, count);
     cx.set(0, b.op("Expand", &[each, shape], &[]));
     Ok(())
 }
 
-fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
-    let x = super::forms::dims(cx, 0)?;
-    let w = super::forms::dims(cx, 1)?;
+fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
+    let x = cx.dims(0)?;
+    let w = cx.dims(1)?;
     let n = x.len().saturating_sub(2);
-    let refuse = |e: InferError| GradError(e.0);
-    let kernel = kernel(cx.node(), Some(&w), n).map_err(refuse)?;
-    let window = Window::read(cx.node(), kernel).map_err(refuse)?;
+    let kernel = kernel(cx.node(), Some(&w), n)?;
+    let window = Window::read(cx.node(), kernel)?;
     let mut pads = vec![0; 2 * n];
     for i in 0..n {
         let known = x[i + 2].as_const();

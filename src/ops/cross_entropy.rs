@@ -1,34 +1,29 @@
 //! `SoftmaxCrossEntropyLoss` (12, 13): `-log softmax(scores)[label]` over axis 1, weighted, with an ignored label, and reduced.
 
-use super::forms::{dtype, fact, float, like, put, refuse, to};
-use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::grad::convert;
+use super::kit::{Differentiated, Inferred, wrong};
+use super::{GradCx, GradError, InferCx, OpDef};
 use crate::ir::{DType, Val};
 
-pub(super) const OPS: &[OpDef] = &[OpDef {
-    domain: "",
-    name: "SoftmaxCrossEntropyLoss",
-    inputs: (2, 3),
-    outputs: (1, 2),
-    infer,
-    gradient: Gradient::Rule(gradient),
-}];
+pub(super) const OPS: &[OpDef] = &[OpDef::new("SoftmaxCrossEntropyLoss", 2..=3, infer)
+    .outputs(1..=2)
+    .gradient(gradient)];
 
-fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer(cx: &mut InferCx<'_>) -> Inferred {
     let dims = match cx.node.str("reduction") {
         Some("none") => cx.dims(1).map(<[_]>::to_vec),
         None | Some("mean" | "sum") => Some(Vec::new()),
-        Some(other) => return Err(InferError(format!("reduction = {other:?}"))),
+        Some(other) => return wrong(format!("reduction = {other:?}")),
     };
-    put(cx, 0, fact(dtype(cx, 0), dims));
-    let log_prob = like(cx, 0);
-    put(cx, 1, log_prob);
+    cx.set(0, cx.dtype(0), dims);
+    cx.set_like(1, 0);
     Ok(())
 }
 
 /// The gradient is `(softmax - onehot)·f`, where `f` is the label's weight times the incoming gradient, divided by the sum of weights
 /// for the mean, and zero at ignored labels. When all labels are ignored the mean is 0/0, and the gradient zero, as in torch.
-fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
-    refuse(cx, &[2], "the class weights")?;
+fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
+    cx.refuse(&[2], "the class weights")?;
     let b = cx.b;
     let scores = cx.input(0)?;
     let log_prob = match cx.output(1) {
@@ -52,9 +47,9 @@ fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
 }
 
 fn loss_gradient(cx: &GradCx<'_>, p: Val, g: Val) -> Result<Val, GradError> {
-    let (b, ty) = (cx.b, float(cx, 0));
+    let (b, ty) = (cx.b, cx.float(0));
     let label_type = cx.fact(1).dtype.unwrap_or(DType::Int64);
-    let labels = to(b, cx.input(1)?, label_type, DType::Int64);
+    let labels = convert(b, cx.input(1)?, label_type, DType::Int64);
     let ignored = cx.node().attr("ignore_index").is_some();
     let (labels, counted) = if ignored {
         let index = b.int(cx.node().int("ignore_index", -100));

@@ -4,12 +4,13 @@
 //! summed over: the gradient is the same along it, by `Expand`. Repeated indices in one term and `...` over different ranks have no
 //! rule.
 
-use super::support::{Differentiated, Inferred, MANY, OWN, no_gradient, onnx, shape_text, wrong};
-use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::infer::shape_text;
+use super::kit::{DOMAIN, Differentiated, Inferred, MANY, no_gradient, wrong};
+use super::{GradCx, GradError, InferCx, InferError, OpDef};
 use crate::ir::{Sym, Val};
 use std::collections::BTreeMap;
 
-pub(super) const OPS: &[OpDef] = &[onnx("Einsum", (1, MANY), infer, Gradient::Rule(gradient))];
+pub(super) const OPS: &[OpDef] = &[OpDef::new("Einsum", 1..=MANY, infer).gradient(gradient)];
 
 /// An index: a letter, or the ellipsis, which stands for several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -211,7 +212,7 @@ fn operand(cx: &GradCx<'_>, eq: &Equation, slot: usize) -> Result<Val, GradError
         return Ok(g);
     }
     let shape = cx.input_shape(slot)?;
-    Ok(cx.b.op_in(OWN, "SumTo", &[g, shape], &[]))
+    Ok(cx.b.op_in(DOMAIN, "SumTo", &[g, shape], &[]))
 }
 
 /// Whether an index that is summed has size 1 in another term and not in this one.

@@ -1,23 +1,19 @@
 //! `com.microsoft::EmbedLayerNormalization` (1): the sum of word, position and segment embeddings, normalised. Its second output is
 //! the number of ones of the mask in each row, its third the sum before the norm.
 
-use super::forms::{fact, put};
-use super::heads::{count, length};
+use super::kit::heads::{count, length};
+use super::kit::{Defined, Inferred, MS};
 use super::skip_norm::Norm;
-use super::{ExpandCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::{ExpandCx, InferCx, OpDef};
 use crate::ir::{DType, TensorData, Val};
 
-pub(super) const OPS: &[OpDef] = &[OpDef {
-    domain: "com.microsoft",
-    name: "EmbedLayerNormalization",
-    inputs: (7, 9),
-    outputs: (1, 3),
-    infer,
-    gradient: Gradient::Expand(expand),
-}];
+pub(super) const OPS: &[OpDef] = &[OpDef::new("EmbedLayerNormalization", 7..=9, infer)
+    .in_domain(MS)
+    .outputs(1..=3)
+    .defined_by(expand)];
 
-fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    let ty = super::forms::dtype(cx, 2);
+fn infer(cx: &mut InferCx<'_>) -> Inferred {
+    let ty = cx.dtype(2);
     let width = cx.dims(2).and_then(|d| d.last()).cloned();
     let dims = cx.dims(0).zip(width).map(|(ids, width)| {
         let mut d = ids.to_vec();
@@ -25,13 +21,13 @@ fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
         d
     });
     let batch = cx.dims(0).and_then(|d| d.first()).cloned();
-    put(cx, 0, fact(ty, dims.clone()));
-    put(cx, 1, fact(Some(DType::Int32), batch.map(|b| vec![b])));
-    put(cx, 2, fact(ty, dims));
+    cx.set(0, ty, dims.clone());
+    cx.set(1, Some(DType::Int32), batch.map(|b| vec![b]));
+    cx.set(2, ty, dims);
     Ok(())
 }
 
-fn expand(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
+fn expand(cx: &ExpandCx<'_>) -> Defined {
     let b = cx.b;
     let ids = cx.input(0)?;
     let rows = |table: Val, at: Val| b.op("Gather", &[table, at], &[("axis", 0i64.into())]);

@@ -1,20 +1,20 @@
 //! `Expand` and `Tile`: repeated elements; their gradients sum over the repetitions.
 
-use super::broadcast::unbroadcast;
-use super::support::{Differentiated, Inferred, MAX_INTS, as_size, onnx, wrong};
-use super::{GradCx, Gradient, InferCx, OpDef};
+use super::kit::infer::MAX_INTS;
+use super::kit::{Differentiated, Inferred, no_gradient, wrong};
+use super::{GradCx, InferCx, OpDef};
 use crate::ir::{DType, Sym, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("Expand", (2, 2), infer_expand, Gradient::Rule(grad_expand)),
-    onnx("Tile", (2, 2), infer_tile, Gradient::Rule(grad_tile)),
+    OpDef::new("Expand", 2..=2, infer_expand).gradient(grad_expand),
+    OpDef::new("Tile", 2..=2, infer_tile).gradient(grad_tile),
 ];
 
 fn infer_expand(cx: &mut InferCx<'_>) -> Inferred {
     cx.expect_dtype(1, &[DType::Int64])?;
     let dtype = cx.dtype(0);
     let shape: Option<Vec<Sym>> = match (cx.ints(1), cx.len_of(1)) {
-        (Some(v), _) => Some(v.iter().map(|s| as_size(cx, s)).collect()),
+        (Some(v), _) => Some(v.iter().map(|s| cx.as_size(s)).collect()),
         (None, Some(n)) => Some(cx.unknown_dims(n)),
         (None, None) => None,
     };
@@ -41,7 +41,7 @@ fn infer_expand(cx: &mut InferCx<'_>) -> Inferred {
 fn grad_expand(cx: &mut GradCx<'_>) -> Differentiated {
     if cx.wants(0) {
         let g = cx.grad()?;
-        cx.set(0, unbroadcast(cx, g, 0)?);
+        cx.set(0, cx.unbroadcast(0, g)?);
     }
     Ok(())
 }
@@ -86,7 +86,7 @@ fn grad_tile(cx: &mut GradCx<'_>) -> Differentiated {
     }
     let (b, g) = (cx.b, cx.grad()?);
     let Some(rank) = cx.fact(0).rank().or(cx.out_fact(0).rank()) else {
-        return super::support::no_gradient("the rank of the input is not known");
+        return no_gradient("the rank of the input is not known");
     };
     let sizes: Option<Vec<i64>> = (0..rank as i64).map(|a| cx.fact(0).size(a)).collect();
     let shape: Val = if let (Some(r), Some(d)) = (cx.const_ints(1), sizes) {

@@ -12,175 +12,75 @@
 //! | `LinearCrossEntropy{ignore_index}` | `h[b, s, d]`, `w[d, v]`, `labels[b, s]`, `divisor?` → `loss`, `dh[b, s, d]` | mean (or sum / divisor) cross entropy of `h[:, :-1]·w` against `labels[:, 1:]`, and its gradient; logits are never kept and unlabelled rows are never multiplied |
 //! | `MatMulAdd{alpha, transA, transB}` | `c`, `a`, `b` → `y` | `c + alpha·op(a)·op(b)`, `b` of rank 2 |
 
-use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
-use crate::ir::{DType, Fact, OpId};
-
-/// The domain of the operators that only our own runtime knows.
-pub const DOMAIN: &str = "onnx_graft";
-
-const fn op(
-    name: &'static str,
-    inputs: (usize, usize),
-    outputs: (usize, usize),
-    infer: fn(&mut InferCx<'_>) -> Result<(), InferError>,
-    gradient: Gradient,
-) -> OpDef {
-    OpDef {
-        domain: DOMAIN,
-        name,
-        inputs,
-        outputs,
-        infer,
-        gradient,
-    }
-}
+use super::kit::infer::same_as_input;
+use super::kit::{DOMAIN, Differentiated, Inferred, no_gradient};
+use super::{GradCx, InferCx, OpDef};
+use crate::ir::{DType, OpId};
+use std::ops::RangeInclusive;
 
 pub(super) const OPS: &[OpDef] = &[
-    op(
-        "RMSNormalization",
-        (2, 2),
-        (1, 2),
-        infer_rms,
-        Gradient::Rule(grad_rms),
-    ),
-    op(
-        "RMSNormalizationGrad",
-        (4, 4),
-        (1, 2),
-        |cx| like(cx, &[0, 1]),
-        Gradient::Missing,
-    ),
-    op(
-        "RotaryEmbedding",
-        (3, 3),
-        (1, 1),
-        |cx| like(cx, &[0]),
-        Gradient::Rule(grad_rotary),
-    ),
-    op(
-        "Attention",
-        (3, 4),
-        (1, 2),
-        infer_attention,
-        Gradient::Rule(grad_attention),
-    ),
-    op(
-        "AttentionGrad",
-        (7, 7),
-        (1, 3),
-        |cx| like(cx, &[0, 1, 2]),
-        Gradient::Missing,
-    ),
-    op(
-        "Silu",
-        (1, 1),
-        (1, 1),
-        |cx| like(cx, &[0]),
-        Gradient::Rule(grad_silu),
-    ),
-    op(
-        "SiluGrad",
-        (2, 2),
-        (1, 1),
-        |cx| like(cx, &[0]),
-        Gradient::Missing,
-    ),
-    op(
-        "SwiGLU",
-        (2, 2),
-        (1, 1),
-        |cx| like(cx, &[0]),
-        Gradient::Rule(grad_swiglu),
-    ),
-    op(
-        "SwiGLUGrad",
-        (3, 3),
-        (2, 2),
-        |cx| like(cx, &[0, 1]),
-        Gradient::Missing,
-    ),
-    op(
-        "LinearCrossEntropy",
-        (3, 4),
-        (1, 2),
-        infer_lce,
-        Gradient::Rule(grad_lce),
-    ),
-    op(
-        "MatMulAdd",
-        (3, 3),
-        (1, 1),
-        |cx| like(cx, &[0]),
-        Gradient::Missing,
-    ),
+    own("RMSNormalization", 2..=2, 1..=2, infer_rms).gradient(grad_rms),
+    own("RMSNormalizationGrad", 4..=4, 1..=2, |cx| like(cx, &[0, 1])),
+    own("RotaryEmbedding", 3..=3, 1..=1, same_as_input).gradient(grad_rotary),
+    own("Attention", 3..=4, 1..=2, infer_attention).gradient(grad_attention),
+    own("AttentionGrad", 7..=7, 1..=3, |cx| like(cx, &[0, 1, 2])),
+    own("Silu", 1..=1, 1..=1, same_as_input).gradient(grad_silu),
+    own("SiluGrad", 2..=2, 1..=1, same_as_input),
+    own("SwiGLU", 2..=2, 1..=1, same_as_input).gradient(grad_swiglu),
+    own("SwiGLUGrad", 3..=3, 2..=2, |cx| like(cx, &[0, 1])),
+    own("LinearCrossEntropy", 3..=4, 1..=2, infer_lce).gradient(grad_lce),
+    own("MatMulAdd", 3..=3, 1..=1, same_as_input),
 ];
 
+const fn own(
+    name: &'static str,
+    inputs: RangeInclusive<usize>,
+    outputs: RangeInclusive<usize>,
+    infer: fn(&mut InferCx<'_>) -> Inferred,
+) -> OpDef {
+    OpDef::new(name, inputs, infer)
+        .in_domain(DOMAIN)
+        .outputs(outputs)
+}
+
 /// Each output has the type and shape of the input of the given slot.
-fn like(cx: &mut InferCx<'_>, slots: &[usize]) -> Result<(), InferError> {
+fn like(cx: &mut InferCx<'_>, slots: &[usize]) -> Inferred {
     for (out, &slot) in slots.iter().enumerate() {
-        let fact = cx.input(slot).map(|f| Fact {
-            dtype: f.dtype,
-            dims: f.dims.clone(),
-            ints: None,
-        });
-        if let (Some(o), Some(f)) = (cx.outputs.get_mut(out), fact) {
-            *o = f;
-        }
+        cx.set_like(out, slot);
     }
     Ok(())
 }
 
-fn infer_rms(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    like(cx, &[0])?;
+/// Notes the statistics of the rows of the first input: one `f32` for each.
+fn set_rows(cx: &mut InferCx<'_>, slot: usize) {
     let rows = cx
         .dims(0)
         .and_then(|d| d.split_last())
         .map(|(_, rows)| rows.to_vec());
-    if let Some(o) = cx.outputs.get_mut(1) {
-        *o = Fact {
-            dtype: Some(DType::Float),
-            dims: rows,
-            ints: None,
-        };
-    }
+    cx.set(slot, Some(DType::Float), rows);
+}
+
+fn infer_rms(cx: &mut InferCx<'_>) -> Inferred {
+    cx.set_like(0, 0);
+    set_rows(cx, 1);
     Ok(())
 }
 
-fn infer_attention(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    like(cx, &[0])?;
+fn infer_attention(cx: &mut InferCx<'_>) -> Inferred {
+    cx.set_like(0, 0);
     let width = cx.dims(2).and_then(|d| d.last().cloned());
-    let rows = cx
-        .dims(0)
-        .and_then(|d| d.split_last())
-        .map(|(_, rows)| rows.to_vec());
     if let (Some(dims), Some(width)) = (cx.outputs[0].dims.as_mut(), width)
         && let Some(last) = dims.last_mut()
     {
         *last = width;
     }
-    if let Some(o) = cx.outputs.get_mut(1) {
-        *o = Fact {
-            dtype: Some(DType::Float),
-            dims: rows,
-            ints: None,
-        };
-    }
+    set_rows(cx, 1);
     Ok(())
 }
 
-fn infer_lce(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    let hidden = cx.input(0).map(|f| Fact {
-        ints: None,
-        ..f.clone()
-    });
-    cx.outputs[0] = Fact {
-        dtype: Some(DType::Float),
-        dims: Some(Vec::new()),
-        ints: None,
-    };
-    if let (Some(o), Some(f)) = (cx.outputs.get_mut(1), hidden) {
-        *o = f;
-    }
+fn infer_lce(cx: &mut InferCx<'_>) -> Inferred {
+    cx.set(0, Some(DType::Float), Some(Vec::new()));
+    cx.set_like(1, 0);
     Ok(())
 }
 
@@ -188,16 +88,16 @@ fn graft(name: &str) -> OpId {
     OpId::new(DOMAIN, name)
 }
 
-fn frozen(cx: &GradCx<'_>, slots: &[usize]) -> Result<(), GradError> {
+fn frozen(cx: &GradCx<'_>, slots: &[usize]) -> Differentiated {
     match slots.iter().find(|&&s| cx.wants(s)) {
-        Some(s) => Err(GradError(format!(
+        Some(s) => no_gradient(format!(
             "input {s} of this fused operator has no gradient; run the unfused graph"
-        ))),
+        )),
         None => Ok(()),
     }
 }
 
-fn grad_rms(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn grad_rms(cx: &mut GradCx<'_>) -> Differentiated {
     let ins = [cx.input(0)?, cx.input(1)?, cx.output(1)?, cx.grad()?].map(Some);
     let outs = cx.b.node_n(
         graft("RMSNormalizationGrad"),
@@ -211,7 +111,7 @@ fn grad_rms(cx: &mut GradCx<'_>) -> Result<(), GradError> {
     Ok(())
 }
 
-fn grad_rotary(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn grad_rotary(cx: &mut GradCx<'_>) -> Differentiated {
     frozen(cx, &[1, 2])?;
     let inverse = 1 - cx.node().int("inverse", 0);
     let ins = [cx.grad()?, cx.input(1)?, cx.input(2)?].map(Some);
@@ -225,7 +125,7 @@ fn grad_rotary(cx: &mut GradCx<'_>) -> Result<(), GradError> {
     Ok(())
 }
 
-fn grad_attention(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn grad_attention(cx: &mut GradCx<'_>) -> Differentiated {
     frozen(cx, &[3])?;
     let scale = cx.node().float("scale", 1.0);
     let mask = cx.input(3).ok();
@@ -251,14 +151,14 @@ fn grad_attention(cx: &mut GradCx<'_>) -> Result<(), GradError> {
     Ok(())
 }
 
-fn grad_silu(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn grad_silu(cx: &mut GradCx<'_>) -> Differentiated {
     let out =
         cx.b.op_in(DOMAIN, "SiluGrad", &[cx.input(0)?, cx.grad()?], &[]);
     cx.set(0, out);
     Ok(())
 }
 
-fn grad_swiglu(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn grad_swiglu(cx: &mut GradCx<'_>) -> Differentiated {
     let ins = [cx.input(0)?, cx.input(1)?, cx.grad()?].map(Some);
     let outs = cx.b.node_n(graft("SwiGLUGrad"), &ins, &[], 2);
     cx.set(0, outs[0]);
@@ -266,7 +166,7 @@ fn grad_swiglu(cx: &mut GradCx<'_>) -> Result<(), GradError> {
     Ok(())
 }
 
-fn grad_lce(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn grad_lce(cx: &mut GradCx<'_>) -> Differentiated {
     frozen(cx, &[1])?;
     let dh = cx.output(1)?;
     let out = cx.b.mul(dh, cx.grad()?);

@@ -8,39 +8,21 @@
 //! Where one known index is taken (pooling at the first position) the gradient is a `Pad`; where opset and form allow it, the gradients of
 //! the other two are `ScatterElements` and `ScatterND` with `reduction = "add"`.
 
-use super::slice::{infer_shaped, pad_zeros};
-use super::support::{Differentiated, Inferred, OWN, normal_axis, onnx, own, wrong};
-use super::{GradCx, Gradient, InferCx, OpDef};
+use super::kit::infer::{normal_axis, shaped_by};
+use super::kit::{DOMAIN, Differentiated, Inferred, wrong};
+use super::{GradCx, InferCx, OpDef};
 use crate::ir::{DType, Sym, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("Gather", (2, 2), infer_gather, Gradient::Rule(grad_gather)),
-    onnx(
-        "GatherElements",
-        (2, 2),
-        infer_elements,
-        Gradient::Rule(grad_elements),
-    ),
-    onnx("GatherND", (2, 2), infer_nd, Gradient::Rule(grad_nd)),
-    own("GatherGrad", (3, 3), infer_scattered, Gradient::Missing),
-    own(
-        "GatherElementsGrad",
-        (3, 3),
-        infer_scattered,
-        Gradient::Missing,
-    ),
-    own("GatherNDGrad", (3, 3), infer_scattered, Gradient::Missing),
+    OpDef::new("Gather", 2..=2, infer_gather).gradient(grad_gather),
+    OpDef::new("GatherElements", 2..=2, infer_elements).gradient(grad_elements),
+    OpDef::new("GatherND", 2..=2, infer_nd).gradient(grad_nd),
+    OpDef::new("GatherGrad", 3..=3, |cx| shaped_by(cx, 2)).in_domain(DOMAIN),
+    OpDef::new("GatherElementsGrad", 3..=3, |cx| shaped_by(cx, 2)).in_domain(DOMAIN),
+    OpDef::new("GatherNDGrad", 3..=3, |cx| shaped_by(cx, 2)).in_domain(DOMAIN),
 ];
 
 const INDEX: &[DType] = &[DType::Int32, DType::Int64];
-
-/// Input 2 is the shape.
-fn infer_scattered(cx: &mut InferCx<'_>) -> Inferred {
-    cx.inputs.swap(1, 2);
-    let out = infer_shaped(cx);
-    cx.inputs.swap(1, 2);
-    out
-}
 
 fn infer_gather(cx: &mut InferCx<'_>) -> Inferred {
     cx.expect_dtype(1, INDEX)?;
@@ -93,10 +75,10 @@ fn grad_gather(cx: &mut GradCx<'_>) -> Differentiated {
         } else {
             g
         };
-        pad_zeros(cx, g, &pads)
+        cx.pad_zeros(g, &pads)
     } else {
         let inputs = [g, cx.input(1)?, cx.input_shape(0)?];
-        cx.b.op_in(OWN, "GatherGrad", &inputs, &[("axis", axis.into())])
+        cx.b.op_in(DOMAIN, "GatherGrad", &inputs, &[("axis", axis.into())])
     };
     cx.set(0, back);
     Ok(())
@@ -146,7 +128,12 @@ fn grad_elements(cx: &mut GradCx<'_>) -> Differentiated {
         cx.b.op("ScatterElements", &[zeros, index, g], &attrs)
     } else {
         let inputs = [g, index, cx.input_shape(0)?];
-        cx.b.op_in(OWN, "GatherElementsGrad", &inputs, &[("axis", axis.into())])
+        cx.b.op_in(
+            DOMAIN,
+            "GatherElementsGrad",
+            &inputs,
+            &[("axis", axis.into())],
+        )
     };
     cx.set(0, back);
     Ok(())
@@ -197,7 +184,7 @@ fn grad_nd(cx: &mut GradCx<'_>) -> Differentiated {
     } else {
         let inputs = [g, index, cx.input_shape(0)?];
         let attrs = [("batch_dims", batch.into())];
-        cx.b.op_in(OWN, "GatherNDGrad", &inputs, &attrs)
+        cx.b.op_in(DOMAIN, "GatherNDGrad", &inputs, &attrs)
     };
     cx.set(0, back);
     Ok(())

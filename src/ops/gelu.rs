@@ -1,51 +1,29 @@
 //! `Gelu` (20) and the activations of `com.microsoft`: `Gelu`, `BiasGelu` (`gelu(x + bias)`), `FastGelu` (`tanh` form, optional bias)
 //! and `QuickGelu` (`x·σ(alpha·x)`).
 
-use super::forms::{float, infer_like};
-use super::{ExpandCx, GradCx, GradError, Gradient, OpDef};
+use super::kit::infer::same_as_input;
+use super::kit::{Defined, Differentiated, MS, no_gradient};
+use super::{ExpandCx, GradCx, OpDef};
 use crate::ir::{Builder, DType, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    def("", "Gelu", (1, 1), gelu),
-    def("com.microsoft", "Gelu", (1, 1), gelu),
-    composite("BiasGelu", (2, 2), |cx| biased(cx, "none")),
-    composite("FastGelu", (1, 2), |cx| biased(cx, "tanh")),
-    def("com.microsoft", "QuickGelu", (1, 1), quick_gelu),
+    OpDef::new("Gelu", 1..=1, same_as_input).gradient(gelu),
+    OpDef::new("Gelu", 1..=1, same_as_input)
+        .in_domain(MS)
+        .gradient(gelu),
+    OpDef::new("BiasGelu", 2..=2, same_as_input)
+        .in_domain(MS)
+        .defined_by(|cx| biased(cx, "none")),
+    OpDef::new("FastGelu", 1..=2, same_as_input)
+        .in_domain(MS)
+        .defined_by(|cx| biased(cx, "tanh")),
+    OpDef::new("QuickGelu", 1..=1, same_as_input)
+        .in_domain(MS)
+        .gradient(quick_gelu),
 ];
 
-const fn def(
-    domain: &'static str,
-    name: &'static str,
-    inputs: (usize, usize),
-    rule: fn(&mut GradCx<'_>) -> Result<(), GradError>,
-) -> OpDef {
-    OpDef {
-        domain,
-        name,
-        inputs,
-        outputs: (1, 1),
-        infer: infer_like,
-        gradient: Gradient::Rule(rule),
-    }
-}
-
-const fn composite(
-    name: &'static str,
-    inputs: (usize, usize),
-    definition: super::Definition,
-) -> OpDef {
-    OpDef {
-        domain: "com.microsoft",
-        name,
-        inputs,
-        outputs: (1, 1),
-        infer: infer_like,
-        gradient: Gradient::Expand(definition),
-    }
-}
-
 /// `gelu(x + bias)`: the sum is a value again, which is what a projection makes.
-fn biased(cx: &ExpandCx<'_>, approximate: &str) -> Result<Vec<Option<Val>>, GradError> {
+fn biased(cx: &ExpandCx<'_>, approximate: &str) -> Defined {
     let b = cx.b;
     let x = match cx.optional(1) {
         Some(bias) => b.add(cx.input(0)?, bias),
@@ -56,9 +34,9 @@ fn biased(cx: &ExpandCx<'_>, approximate: &str) -> Result<Vec<Option<Val>>, Grad
         return Ok(vec![Some(b.op("Gelu", &[x], &attrs))]);
     }
     if approximate == "none" {
-        return Ok(vec![Some(b.op_in("com.microsoft", "Gelu", &[x], &[]))]);
+        return Ok(vec![Some(b.op_in(MS, "Gelu", &[x], &[]))]);
     }
-    let ty = cx.fact(0).dtype.unwrap_or(DType::Float);
+    let ty = cx.float(0);
     let c = |v: f32| b.scalar_of(v, ty);
     let cube = b.mul(b.mul(x, x), x);
     let inner = b.mul(b.add(x, b.mul(cube, c(0.044_715))), c(SQRT_2_OVER_PI));
@@ -94,17 +72,17 @@ fn tanh_slope(b: &Builder, x: Val, ty: DType) -> Val {
     b.add(half, b.mul(b.mul(x, bump), inner_slope))
 }
 
-fn gelu(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn gelu(cx: &mut GradCx<'_>) -> Differentiated {
     let slope = match cx.node().str("approximate") {
         None | Some("none") => erf_slope,
         Some("tanh") => tanh_slope,
-        Some(other) => return Err(GradError(format!("approximate = {other:?}"))),
+        Some(other) => return no_gradient(format!("approximate = {other:?}")),
     };
     through(cx, slope)
 }
 
 /// With `σ = σ(a·x)`: `σ + a·x·σ·(1 - σ)`.
-fn quick_gelu(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn quick_gelu(cx: &mut GradCx<'_>) -> Differentiated {
     let alpha = cx.node().float("alpha", 1.702);
     through(cx, |b, x, ty| {
         let c = |v: f32| b.scalar_of(v, ty);
@@ -115,11 +93,8 @@ fn quick_gelu(cx: &mut GradCx<'_>) -> Result<(), GradError> {
 }
 
 /// `g·slope(x)`.
-fn through(
-    cx: &mut GradCx<'_>,
-    slope: impl Fn(&Builder, Val, DType) -> Val,
-) -> Result<(), GradError> {
-    let ty = float(cx, 0);
+fn through(cx: &mut GradCx<'_>, slope: impl Fn(&Builder, Val, DType) -> Val) -> Differentiated {
+    let ty = cx.float(0);
     if cx.wants(0) {
         let dx = cx.b.mul(cx.grad()?, slope(cx.b, cx.input(0)?, ty));
         cx.set(0, dx);

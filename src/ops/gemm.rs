@@ -1,17 +1,11 @@
 //! `Gemm` (7, 9, 11, 13): `alpha·op(a)·op(b) + beta·c` for matrices `a` and `b`; `c` is broadcast to the product, and may be absent.
 
-use super::forms::{axis_of, dtype, fact, put, same, unbroadcast};
-use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::infer::same_size;
+use super::kit::{Differentiated, Inferred, wrong};
+use super::{GradCx, InferCx, InferError, OpDef};
 use crate::ir::{Sym, Val};
 
-pub(super) const OPS: &[OpDef] = &[OpDef {
-    domain: "",
-    name: "Gemm",
-    inputs: (2, 3),
-    outputs: (1, 1),
-    infer,
-    gradient: Gradient::Rule(gradient),
-}];
+pub(super) const OPS: &[OpDef] = &[OpDef::new("Gemm", 2..=3, infer).gradient(gradient)];
 
 /// Rows and columns of `op(x)`.
 fn matrix(cx: &InferCx<'_>, slot: usize, trans: &str) -> Result<Option<[Sym; 2]>, InferError> {
@@ -20,9 +14,9 @@ fn matrix(cx: &InferCx<'_>, slot: usize, trans: &str) -> Result<Option<[Sym; 2]>
     };
     let [rows, columns] = dims else {
         let found = dims.len();
-        return Err(InferError(format!(
+        return wrong(format!(
             "input {slot} must be a matrix, it has rank {found}"
-        )));
+        ));
     };
     Ok(Some(if cx.node.int(trans, 0) != 0 {
         [columns.clone(), rows.clone()]
@@ -31,20 +25,20 @@ fn matrix(cx: &InferCx<'_>, slot: usize, trans: &str) -> Result<Option<[Sym; 2]>
     }))
 }
 
-fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer(cx: &mut InferCx<'_>) -> Inferred {
     let (a, b) = (matrix(cx, 0, "transA")?, matrix(cx, 1, "transB")?);
     let (rows, depth) = a.map_or((None, None), |[m, k]| (Some(m), Some(k)));
     let (depth_b, columns) = b.map_or((None, None), |[k, n]| (Some(k), Some(n)));
     if let (Some(a), Some(b)) = (&depth, &depth_b) {
-        same(a, b, "the sizes that are multiplied")?;
+        same_size(a, b, "the sizes that are multiplied")?;
     }
     let side = |s: Option<Sym>| s.unwrap_or_else(|| cx.unknown());
     let dims = vec![side(rows), side(columns)];
-    put(cx, 0, fact(dtype(cx, 0), Some(dims)));
+    cx.set(0, cx.dtype(0), Some(dims));
     Ok(())
 }
 
-fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
     let node = cx.node();
     let (alpha, beta) = (node.float("alpha", 1.0), node.float("beta", 1.0));
     let (ta, tb) = (node.int("transA", 0) != 0, node.int("transB", 0) != 0);
@@ -79,13 +73,11 @@ fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
         cx.set(1, d);
     }
     if cx.wants(2) {
-        let side = |slot: usize, transposed: bool| {
-            let dims = cx.fact(slot).dims?;
-            let at = axis_of(i64::from(transposed), 2)?;
-            dims.get(at).cloned()
-        };
-        let full = [side(0, ta), side(1, !tb)];
-        let d = unbroadcast(cx, 2, cx.b.scale(g, beta), &full)?;
+        let side = |slot: usize, at: usize| cx.fact(slot).dims?.get(at).cloned();
+        let full: Option<Vec<Sym>> = [side(0, usize::from(ta)), side(1, usize::from(!tb))]
+            .into_iter()
+            .collect();
+        let d = cx.sum_to_input(2, cx.b.scale(g, beta), full.as_deref())?;
         cx.set(2, d);
     }
     Ok(())

@@ -1,20 +1,16 @@
 //! `OneHot`, `NonZero` and `TopK`: operators around indices. The gradient of `TopK` goes to the places that were taken.
 
-use super::support::{Differentiated, Inferred, normal_axis, onnx, wrong};
-use super::{GradCx, Gradient, InferCx, OpDef};
+use super::kit::infer::normal_axis;
+use super::kit::{Differentiated, Inferred, wrong};
+use super::{GradCx, InferCx, OpDef};
 use crate::ir::{AttrValue, DType, Sym};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("OneHot", (3, 3), infer_one_hot, Gradient::Missing),
-    onnx("NonZero", (1, 1), infer_non_zero, Gradient::Zero),
-    OpDef {
-        domain: "",
-        name: "TopK",
-        inputs: (1, 2),
-        outputs: (2, 2),
-        infer: infer_top_k,
-        gradient: Gradient::Rule(grad_top_k),
-    },
+    OpDef::new("OneHot", 3..=3, infer_one_hot),
+    OpDef::new("NonZero", 1..=1, infer_non_zero).zero(),
+    OpDef::new("TopK", 1..=2, infer_top_k)
+        .outputs(2..=2)
+        .gradient(grad_top_k),
 ];
 
 fn infer_one_hot(cx: &mut InferCx<'_>) -> Inferred {

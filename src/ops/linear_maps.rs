@@ -1,15 +1,14 @@
 //! `Trilu`, `CumSum` and `Pad`: linear maps whose gradient is an operator of the same kind.
 
-use super::support::{
-    Differentiated, Inferred, as_size, no_gradient, normal_axes, onnx, same_as_input, wrong,
-};
-use super::{GradCx, Gradient, InferCx, InferError, OpDef};
+use super::kit::infer::{normal_axes, normal_axis, same_as_input};
+use super::kit::{Differentiated, Inferred, no_gradient, wrong};
+use super::{GradCx, InferCx, InferError, OpDef};
 use crate::ir::{Attr, OpId, Sym, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("Trilu", (1, 2), infer_trilu, Gradient::Rule(grad_trilu)),
-    onnx("CumSum", (2, 2), infer_cumsum, Gradient::Rule(grad_cumsum)),
-    onnx("Pad", (1, 4), infer_pad, Gradient::Rule(grad_pad)),
+    OpDef::new("Trilu", 1..=2, infer_trilu).gradient(grad_trilu),
+    OpDef::new("CumSum", 2..=2, infer_cumsum).gradient(grad_cumsum),
+    OpDef::new("Pad", 1..=4, infer_pad).gradient(grad_pad),
 ];
 
 fn infer_trilu(cx: &mut InferCx<'_>) -> Inferred {
@@ -34,7 +33,7 @@ fn grad_trilu(cx: &mut GradCx<'_>) -> Differentiated {
 
 fn infer_cumsum(cx: &mut InferCx<'_>) -> Inferred {
     if let (Some(r), Some([axis])) = (cx.rank(0), cx.const_ints(1).as_deref()) {
-        super::support::normal_axis(*axis, r)?;
+        normal_axis(*axis, r)?;
     }
     same_as_input(cx)
 }
@@ -88,7 +87,7 @@ fn padded(cx: &InferCx<'_>, dims: &[Sym]) -> Result<Vec<Sym>, InferError> {
                 return wrong(format!("pads make axis {a} of size {}", dims[a]));
             }
             Some(d) if !d.symbols().any(|s| s.contains('#')) => d,
-            Some(d) => as_size(cx, &d),
+            Some(d) => cx.as_size(&d),
             None => cx.unknown(),
         };
     }

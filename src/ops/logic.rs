@@ -1,21 +1,21 @@
 //! Comparisons, logic, and the tests for NaN and infinity: their outputs are booleans.
 
-use super::support::{Inferred, onnx, wrong};
-use super::{Gradient, InferCx, OpDef};
+use super::kit::{Inferred, wrong};
+use super::{InferCx, OpDef};
 use crate::ir::{DType, Sym};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("Equal", (2, 2), infer_comparison, Gradient::Zero),
-    onnx("Greater", (2, 2), infer_comparison, Gradient::Zero),
-    onnx("GreaterOrEqual", (2, 2), infer_comparison, Gradient::Zero),
-    onnx("Less", (2, 2), infer_comparison, Gradient::Zero),
-    onnx("LessOrEqual", (2, 2), infer_comparison, Gradient::Zero),
-    onnx("And", (2, 2), infer_logic, Gradient::Zero),
-    onnx("Or", (2, 2), infer_logic, Gradient::Zero),
-    onnx("Xor", (2, 2), infer_logic, Gradient::Zero),
-    onnx("Not", (1, 1), infer_logic, Gradient::Zero),
-    onnx("IsNaN", (1, 1), infer_test, Gradient::Zero),
-    onnx("IsInf", (1, 1), infer_test, Gradient::Zero),
+    OpDef::new("Equal", 2..=2, infer_comparison).zero(),
+    OpDef::new("Greater", 2..=2, infer_comparison).zero(),
+    OpDef::new("GreaterOrEqual", 2..=2, infer_comparison).zero(),
+    OpDef::new("Less", 2..=2, infer_comparison).zero(),
+    OpDef::new("LessOrEqual", 2..=2, infer_comparison).zero(),
+    OpDef::new("And", 2..=2, infer_logic).zero(),
+    OpDef::new("Or", 2..=2, infer_logic).zero(),
+    OpDef::new("Xor", 2..=2, infer_logic).zero(),
+    OpDef::new("Not", 1..=1, infer_logic).zero(),
+    OpDef::new("IsNaN", 1..=1, infer_test).zero(),
+    OpDef::new("IsInf", 1..=1, infer_test).zero(),
 ];
 
 fn infer_comparison(cx: &mut InferCx<'_>) -> Inferred {

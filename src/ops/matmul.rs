@@ -4,39 +4,30 @@
 //! transposition into the product, so a frozen weight is never copied. With respect to a matrix `w` shared by a batch, the leading
 //! axes of `x` and `g` are flattened, so that the sum over the batch is part of one product.
 
-use super::forms::{dtype, fact, put, rank, rows, same, swap_last, unbroadcast};
-use super::{ExpandCx, GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::grad::{rows, swap_last};
+use super::kit::infer::same_size;
+use super::kit::{Defined, Differentiated, Inferred, MS, wrong};
+use super::{ExpandCx, GradCx, GradError, InferCx, InferError, OpDef};
 use crate::ir::{Sym, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef {
-        domain: "",
-        name: "MatMul",
-        inputs: (2, 2),
-        outputs: (1, 1),
-        infer: |cx| {
-            let (a, b) = (cx.dims(0).map(<[_]>::to_vec), cx.dims(1).map(<[_]>::to_vec));
-            infer(cx, a, b)
-        },
-        gradient: Gradient::Rule(gradient),
-    },
-    OpDef {
-        domain: "com.microsoft",
-        name: "FusedMatMul",
-        inputs: (2, 2),
-        outputs: (1, 1),
-        infer: infer_fused,
-        gradient: Gradient::Expand(expand_fused),
-    },
+    OpDef::new("MatMul", 2..=2, |cx| {
+        let (a, b) = (cx.dims(0).map(<[_]>::to_vec), cx.dims(1).map(<[_]>::to_vec));
+        infer(cx, a, b)
+    })
+    .gradient(gradient),
+    OpDef::new("FusedMatMul", 2..=2, infer_fused)
+        .in_domain(MS)
+        .defined_by(expand_fused),
 ];
 
-fn infer(cx: &mut InferCx<'_>, a: Option<Vec<Sym>>, b: Option<Vec<Sym>>) -> Result<(), InferError> {
-    let ty = dtype(cx, 0).or(dtype(cx, 1));
+fn infer(cx: &mut InferCx<'_>, a: Option<Vec<Sym>>, b: Option<Vec<Sym>>) -> Inferred {
+    let ty = cx.dtype(0).or(cx.dtype(1));
     let dims = match (a, b) {
         (Some(a), Some(b)) => Some(product(cx, a, b)?),
         _ => None,
     };
-    put(cx, 0, fact(ty, dims));
+    cx.set(0, ty, dims);
     Ok(())
 }
 
@@ -47,7 +38,7 @@ pub(super) fn product(
     mut b: Vec<Sym>,
 ) -> Result<Vec<Sym>, InferError> {
     if a.is_empty() || b.is_empty() {
-        return Err(InferError("an operand is a scalar".into()));
+        return wrong("an operand is a scalar");
     }
     let (row, column) = (a.len() > 1, b.len() > 1);
     if !row {
@@ -57,7 +48,7 @@ pub(super) fn product(
         b.push(Sym::from(1));
     }
     let (ra, rb) = (a.len(), b.len());
-    same(&a[ra - 1], &b[rb - 2], "the sizes that are multiplied")?;
+    same_size(&a[ra - 1], &b[rb - 2], "the sizes that are multiplied")?;
     let mut dims = cx.broadcast(&a[..ra - 2], &b[..rb - 2])?;
     dims.extend(row.then(|| a[ra - 2].clone()));
     dims.extend(column.then(|| b[rb - 1].clone()));
@@ -88,14 +79,14 @@ fn permutation(rank: usize, batch: bool, last: bool) -> Option<Vec<i64>> {
     Some(perm)
 }
 
-fn infer_fused(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer_fused(cx: &mut InferCx<'_>) -> Inferred {
     let on = |name: &str| cx.node.int(name, 0) != 0;
     let a = transposed(cx.dims(0), on("transBatchA"), on("transA"));
     let b = transposed(cx.dims(1), on("transBatchB"), on("transB"));
     infer(cx, a, b)
 }
 
-fn expand_fused(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
+fn expand_fused(cx: &ExpandCx<'_>) -> Defined {
     let side = |slot: usize, batch: &str, last: &str| -> Result<Val, GradError> {
         let (batch, last) = (cx.node().int(batch, 0) != 0, cx.node().int(last, 0) != 0);
         Ok(match permutation(cx.rank(slot)?, batch, last) {
@@ -111,8 +102,8 @@ fn expand_fused(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
     Ok(vec![Some(cx.b.scale(y, cx.node().float("alpha", 1.0)))])
 }
 
-fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
-    let (ra, rb) = (rank(cx, 0)?, rank(cx, 1)?);
+fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
+    let (ra, rb) = (cx.rank(0)?, cx.rank(1)?);
     let (mut a, mut w, mut g) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
     // A vector is a matrix of one row (left) or one column (right); the axis is missing in the product too.
     if rb == 1 {
@@ -129,7 +120,7 @@ fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
             (1, 0..=2) => cx.b.squeeze(da, &[0]),
             (1, _) => column_sum(cx, da, 0)?,
             (_, 0..=2) => da,
-            _ => unbroadcast(cx, 0, da, &full(cx, 0, 1))?,
+            _ => cx.sum_to_input(0, da, full(cx, 0, 1).as_deref())?,
         };
         cx.set(0, da);
     }
@@ -148,7 +139,7 @@ fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
         let dw = match rb {
             1 => cx.b.squeeze(dw, &[1]),
             2 => dw,
-            _ => unbroadcast(cx, 1, dw, &full(cx, 1, 0))?,
+            _ => cx.sum_to_input(1, dw, full(cx, 1, 0).as_deref())?,
         };
         cx.set(1, dw);
     }
@@ -156,14 +147,15 @@ fn gradient(cx: &mut GradCx<'_>) -> Result<(), GradError> {
 }
 
 /// The shape of an operand's gradient before it is summed to the operand's shape: batch axes of both, then the operand's own two.
-fn full(cx: &GradCx<'_>, slot: usize, other: usize) -> Vec<Option<Sym>> {
+/// `None` where a batch axis is not known.
+fn full(cx: &GradCx<'_>, slot: usize, other: usize) -> Option<Vec<Sym>> {
     let (own, other) = (
         cx.fact(slot).dims.unwrap_or_default(),
         cx.fact(other).dims.unwrap_or_default(),
     );
     let (batch, own_batch) = (other.len().saturating_sub(2), own.len().saturating_sub(2));
     let rank = batch.max(own_batch);
-    let mut dims: Vec<Option<Sym>> = (0..rank)
+    let mut dims: Vec<Sym> = (0..rank)
         .map(|i| {
             let mine = (i + own_batch).checked_sub(rank).map(|j| &own[j]);
             let its = (i + batch).checked_sub(rank).map(|j| &other[j]);
@@ -174,9 +166,9 @@ fn full(cx: &GradCx<'_>, slot: usize, other: usize) -> Vec<Option<Sym>> {
                 (a, b) => a.or(b).cloned(),
             }
         })
-        .collect();
-    dims.extend(own[own_batch..].iter().cloned().map(Some));
-    dims
+        .collect::<Option<_>>()?;
+    dims.extend_from_slice(&own[own_batch..]);
+    Some(dims)
 }
 
 /// `[..., 1, k]` summed to `[k]`.

@@ -11,7 +11,9 @@
 use crate::ir::{Builder, Fact, Graph, Node, NodeId, Sym, TensorData, Val, ValueId};
 use std::cell::Cell;
 
-pub use fused::DOMAIN;
+pub use kit::DOMAIN;
+pub(crate) use kit::MS;
+pub(crate) use kit::infer::{shape_text, tensor_fact};
 
 /// What is known about an operator.
 #[derive(Clone, Copy, Debug)]
@@ -250,7 +252,6 @@ mod attention;
 mod attention_gqa;
 mod attention_ms;
 mod batch_norm;
-mod broadcast;
 mod cast;
 mod concat;
 mod constant;
@@ -260,13 +261,12 @@ mod cross_entropy;
 mod einsum;
 mod embed_norm;
 mod expand;
-mod forms;
 mod fused;
 mod gather;
 mod gelu;
 mod gemm;
-mod heads;
 mod indices;
+mod kit;
 mod linear_maps;
 mod logic;
 mod matmul;
@@ -280,6 +280,7 @@ mod select;
 mod skip_norm;
 mod slice;
 mod softmax;
+mod sum_to;
 mod transpose;
 mod unary;
 
@@ -291,7 +292,6 @@ fn table() -> impl Iterator<Item = &'static OpDef> {
         attention_gqa::OPS,
         attention_ms::OPS,
         batch_norm::OPS,
-        broadcast::OPS,
         cast::OPS,
         concat::OPS,
         constant::OPS,
@@ -319,14 +319,13 @@ fn table() -> impl Iterator<Item = &'static OpDef> {
         skip_norm::OPS,
         slice::OPS,
         softmax::OPS,
+        sum_to::OPS,
         transpose::OPS,
         unary::OPS,
     ];
     files.iter().flat_map(|ops| ops.iter())
 }
 
-mod support;
-pub(crate) use support::{shape_text, tensor_fact};
 #[cfg(test)]
 mod testing;
 

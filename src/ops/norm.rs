@@ -3,48 +3,32 @@
 //!
 //! Gradients recompute the statistics from `x`, in `f32` for narrower types (`stash_type` 1): a norm keeps nothing but its input.
 
-use super::forms::{
-    axis_of, checked_axis, dtype, fact, float, infer_like, put, rank, to, unbroadcast, wide,
-};
-use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::grad::{convert, widened};
+use super::kit::infer::{normal_axis, same_as_input};
+use super::kit::{Differentiated, Inferred, MS, no_gradient};
+use super::{GradCx, GradError, InferCx, OpDef};
 use crate::ir::{DType, Sym, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    def("", "LayerNormalization", (2, 3), (1, 3), true),
-    def("", "RMSNormalization", (2, 2), (1, 1), false),
-    def("", "SimplifiedLayerNormalization", (2, 2), (1, 2), false),
-    def(
-        "com.microsoft",
-        "SimplifiedLayerNormalization",
-        (2, 2),
-        (1, 2),
-        false,
-    ),
+    OpDef::new("LayerNormalization", 2..=3, infer)
+        .outputs(1..=3)
+        .gradient(layer_norm),
+    OpDef::new("RMSNormalization", 2..=2, infer).gradient(rms_norm),
+    OpDef::new("SimplifiedLayerNormalization", 2..=2, infer)
+        .outputs(1..=2)
+        .gradient(rms_norm),
+    OpDef::new("SimplifiedLayerNormalization", 2..=2, infer)
+        .in_domain(MS)
+        .outputs(1..=2)
+        .gradient(rms_norm),
 ];
 
-const fn def(
-    domain: &'static str,
-    name: &'static str,
-    inputs: (usize, usize),
-    outputs: (usize, usize),
-    centered: bool,
-) -> OpDef {
-    OpDef {
-        domain,
-        name,
-        inputs,
-        outputs,
-        infer,
-        gradient: Gradient::Rule(if centered { layer_norm } else { rms_norm }),
-    }
-}
-
-fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    infer_like(cx)?;
+fn infer(cx: &mut InferCx<'_>) -> Inferred {
+    same_as_input(cx)?;
     let axis = cx.node.int("axis", -1);
     let statistics = match cx.dims(0) {
         Some(dims) => {
-            let first = checked_axis(axis, dims.len())?;
+            let first = normal_axis(axis, dims.len())?;
             let mut dims = dims.to_vec();
             dims[first..].fill(Sym::from(1));
             Some(dims)
@@ -54,10 +38,10 @@ fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
     let ty = if cx.node.int("stash_type", 1) == 1 {
         Some(DType::Float)
     } else {
-        dtype(cx, 0)
+        cx.dtype(0)
     };
     for slot in 1..cx.outputs.len() {
-        put(cx, slot, fact(ty, statistics.clone()));
+        cx.set(slot, ty, statistics.clone());
     }
     Ok(())
 }
@@ -76,20 +60,19 @@ struct Norm {
 impl Norm {
     fn read(cx: &GradCx<'_>) -> Result<Norm, GradError> {
         if cx.grads.iter().skip(1).any(Option::is_some) {
-            return Err(GradError(
-                "a gradient arrives at the statistics, not only at the normalised output".into(),
-            ));
+            return no_gradient(
+                "a gradient arrives at the statistics, not only at the normalised output",
+            );
         }
-        let (rank, axis) = (rank(cx, 0)?, cx.node().int("axis", -1));
-        let first = axis_of(axis, rank)
-            .ok_or_else(|| GradError(format!("axis {axis} of a tensor of rank {rank}")))?;
-        let narrow = float(cx, 0);
-        let wide = wide(narrow, cx.node().int("stash_type", 1));
+        let (rank, axis) = (cx.rank(0)?, cx.node().int("axis", -1));
+        let first = normal_axis(axis, rank)?;
+        let narrow = cx.float(0);
+        let wide = widened(narrow, cx.node().int("stash_type", 1));
         let b = cx.b;
         Ok(Norm {
-            x: to(b, cx.input(0)?, narrow, wide),
-            scale: to(b, cx.input(1)?, float(cx, 1), wide),
-            g: to(b, cx.grad()?, narrow, wide),
+            x: convert(b, cx.input(0)?, narrow, wide),
+            scale: convert(b, cx.input(1)?, cx.float(1), wide),
+            g: convert(b, cx.grad()?, narrow, wide),
             axes: (first as i64 - rank as i64..0).collect(),
             leading: first,
             narrow,
@@ -108,25 +91,23 @@ impl Norm {
     /// Gradient of a parameter that was broadcast over the leading axes.
     fn parameter(&self, cx: &GradCx<'_>, slot: usize, g: Val) -> Result<Val, GradError> {
         let dims = cx.fact(0).dims.unwrap_or_default();
-        let sum = if rank(cx, slot)? <= dims.len() - self.leading {
+        let sum = if cx.rank(slot)? <= dims.len() - self.leading {
             let axes: Vec<i64> = (0..self.leading as i64).collect();
             let sum = if axes.is_empty() {
                 g
             } else {
                 cx.b.reduce_sum(g, &axes, false)
             };
-            let rest: Vec<Option<Sym>> = dims[self.leading..].iter().cloned().map(Some).collect();
-            unbroadcast(cx, slot, sum, &rest)?
+            cx.sum_to_input(slot, sum, Some(&dims[self.leading..]))?
         } else {
-            let full: Vec<Option<Sym>> = dims.into_iter().map(Some).collect();
-            unbroadcast(cx, slot, g, &full)?
+            cx.sum_to_input(slot, g, Some(&dims))?
         };
-        Ok(to(cx.b, sum, self.wide, float(cx, slot)))
+        Ok(convert(cx.b, sum, self.wide, cx.float(slot)))
     }
 }
 
 /// `dx = s·(h - mean(h) - x̂·mean(h·x̂))` with `h = g·scale`, `x̂ = (x - mean(x))·s`.
-fn layer_norm(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn layer_norm(cx: &mut GradCx<'_>) -> Differentiated {
     let n = Norm::read(cx)?;
     let b = cx.b;
     if cx.wants(0) || cx.wants(1) {
@@ -138,7 +119,7 @@ fn layer_norm(cx: &mut GradCx<'_>) -> Result<(), GradError> {
             let mean = b.reduce_mean(h, &n.axes, true);
             let along = b.reduce_mean(b.mul(h, normal), &n.axes, true);
             let d = b.sub(b.sub(h, mean), b.mul(normal, along));
-            let dx = to(b, b.mul(d, s), n.wide, n.narrow);
+            let dx = convert(b, b.mul(d, s), n.wide, n.narrow);
             cx.set(0, dx);
         }
         if cx.wants(1) {
@@ -154,7 +135,7 @@ fn layer_norm(cx: &mut GradCx<'_>) -> Result<(), GradError> {
 }
 
 /// `dx = s·(h - x̂·mean(h·x̂))` with `h = g·scale`, `x̂ = x·s`.
-fn rms_norm(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn rms_norm(cx: &mut GradCx<'_>) -> Differentiated {
     let n = Norm::read(cx)?;
     let b = cx.b;
     let s = n.inverse_deviation(cx, n.x);
@@ -163,7 +144,7 @@ fn rms_norm(cx: &mut GradCx<'_>) -> Result<(), GradError> {
         let h = b.mul(n.g, n.scale);
         let along = b.reduce_mean(b.mul(h, normal), &n.axes, true);
         let d = b.sub(h, b.mul(normal, along));
-        let dx = to(b, b.mul(d, s), n.wide, n.narrow);
+        let dx = convert(b, b.mul(d, s), n.wide, n.narrow);
         cx.set(0, dx);
     }
     if cx.wants(1) {

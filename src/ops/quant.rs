@@ -10,91 +10,30 @@
 //! from `B[n, block, byte]` from the low bits up. `z` is `2^(bits - 1)` unless given: packed like `B`, each row filled up to a byte, or
 //! already of the type of `scales`.
 
-use super::forms::{checked_axis, dtype, fact, float, infer_like, put, refuse, rows, same};
-use super::{DOMAIN, ExpandCx, GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::grad::{convert, rows};
+use super::kit::infer::{normal_axis, same_as_input, same_size};
+use super::kit::{DOMAIN, Defined, Differentiated, Inferred, MS, no_gradient, wrong};
+use super::{ExpandCx, GradCx, InferCx, OpDef};
 use crate::ir::{Attr, AttrValue, Builder, DType, OpId, Sym, TensorData, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    def(
-        "",
-        "QuantizeLinear",
-        (2, 3),
-        1,
-        infer_quantize,
-        Gradient::Missing,
-    ),
-    def(
-        "",
-        "DequantizeLinear",
-        (2, 3),
-        1,
-        infer_dequantize,
-        Gradient::Missing,
-    ),
-    def(
-        "",
-        "DynamicQuantizeLinear",
-        (1, 1),
-        3,
-        infer_dynamic,
-        Gradient::Missing,
-    ),
-    def(
-        "",
-        "MatMulInteger",
-        (2, 4),
-        1,
-        infer_integer,
-        Gradient::Zero,
-    ),
-    def(
-        "com.microsoft",
-        "MatMulNBits",
-        (3, 6),
-        1,
-        infer_nbits,
-        Gradient::Rule(grad_nbits),
-    ),
-    def(
-        "com.microsoft",
-        "GatherBlockQuantized",
-        (3, 4),
-        1,
-        infer_gather,
-        Gradient::Missing,
-    ),
-    def(
-        DOMAIN,
-        "DequantizeNBits",
-        (2, 3),
-        1,
-        infer_weight,
-        Gradient::Expand(expand_weight),
-    ),
+    OpDef::new("QuantizeLinear", 2..=3, infer_quantize),
+    OpDef::new("DequantizeLinear", 2..=3, infer_dequantize),
+    OpDef::new("DynamicQuantizeLinear", 1..=1, infer_dynamic).outputs(3..=3),
+    OpDef::new("MatMulInteger", 2..=4, infer_integer).zero(),
+    OpDef::new("MatMulNBits", 3..=6, infer_nbits)
+        .in_domain(MS)
+        .gradient(grad_nbits),
+    OpDef::new("GatherBlockQuantized", 3..=4, infer_gather).in_domain(MS),
+    OpDef::new("DequantizeNBits", 2..=3, infer_weight)
+        .in_domain(DOMAIN)
+        .defined_by(expand_weight),
 ];
 
-const fn def(
-    domain: &'static str,
-    name: &'static str,
-    inputs: (usize, usize),
-    outputs: usize,
-    infer: fn(&mut InferCx<'_>) -> Result<(), InferError>,
-    gradient: Gradient,
-) -> OpDef {
-    OpDef {
-        domain,
-        name,
-        inputs,
-        outputs: (outputs, outputs),
-        infer,
-        gradient,
-    }
-}
-
-fn infer_quantize(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    infer_like(cx)?;
+fn infer_quantize(cx: &mut InferCx<'_>) -> Inferred {
+    same_as_input(cx)?;
     let named = DType::from_code(cx.node.int("output_dtype", 0) as i32);
-    let ty = match (dtype(cx, 2), named) {
+    let ty = match (cx.dtype(2), named) {
         (Some(zero), _) => Some(zero),
         (None, Some(named)) if named != DType::Undefined => Some(named),
         _ if cx.input(2).is_none() => Some(DType::Uint8),
@@ -104,24 +43,24 @@ fn infer_quantize(cx: &mut InferCx<'_>) -> Result<(), InferError> {
     Ok(())
 }
 
-fn infer_dequantize(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    infer_like(cx)?;
+fn infer_dequantize(cx: &mut InferCx<'_>) -> Inferred {
+    same_as_input(cx)?;
     let named = DType::from_code(cx.node.int("output_dtype", 0) as i32);
     cx.outputs[0].dtype = named
         .filter(|&t| t != DType::Undefined)
-        .or_else(|| dtype(cx, 1));
+        .or_else(|| cx.dtype(1));
     Ok(())
 }
 
-fn infer_dynamic(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    infer_like(cx)?;
+fn infer_dynamic(cx: &mut InferCx<'_>) -> Inferred {
+    same_as_input(cx)?;
     cx.outputs[0].dtype = Some(DType::Uint8);
-    put(cx, 1, fact(Some(DType::Float), Some(Vec::new())));
-    put(cx, 2, fact(Some(DType::Uint8), Some(Vec::new())));
+    cx.set(1, Some(DType::Float), Some(Vec::new()));
+    cx.set(2, Some(DType::Uint8), Some(Vec::new()));
     Ok(())
 }
 
-fn infer_integer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer_integer(cx: &mut InferCx<'_>) -> Inferred {
     let shapes = cx
         .dims(0)
         .map(<[_]>::to_vec)
@@ -130,36 +69,34 @@ fn infer_integer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
         Some((a, b)) => Some(super::matmul::product(cx, a, b)?),
         None => None,
     };
-    put(cx, 0, fact(Some(DType::Int32), dims));
+    cx.set(0, Some(DType::Int32), dims);
     Ok(())
 }
 
-fn infer_nbits(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer_nbits(cx: &mut InferCx<'_>) -> Inferred {
     let (k, n) = (cx.node.int("K", 0), cx.node.int("N", 0));
     let dims = match cx.dims(0) {
         Some(d) => {
             let mut d = d.to_vec();
             let Some(last) = d.last_mut() else {
-                return Err(InferError("input 0 is a scalar".into()));
+                return wrong("input 0 is a scalar");
             };
-            same(last, &Sym::from(k), "the width of the input and K")?;
+            same_size(last, &Sym::from(k), "the width of the input and K")?;
             *last = Sym::from(n);
             Some(d)
         }
         None => None,
     };
-    put(cx, 0, fact(dtype(cx, 0), dims));
+    cx.set(0, cx.dtype(0), dims);
     Ok(())
 }
 
 /// `dA = g·W`.
-fn grad_nbits(cx: &mut GradCx<'_>) -> Result<(), GradError> {
-    refuse(cx, &[1, 2, 3, 4], "quantized weights")?;
+fn grad_nbits(cx: &mut GradCx<'_>) -> Differentiated {
+    cx.refuse(&[1, 2, 3, 4], "quantized weights")?;
     let (b, node) = (cx.b, cx.node());
     if cx.input(4).is_ok() {
-        return Err(GradError(
-            "no rule for weights in groups of another order (g_idx)".into(),
-        ));
+        return no_gradient("no rule for weights in groups of another order (g_idx)");
     }
     if cx.wants(0) {
         let names = ["K", "N", "bits", "block_size"];
@@ -172,8 +109,8 @@ fn grad_nbits(cx: &mut GradCx<'_>) -> Result<(), GradError> {
         let mut ins = vec![Some(cx.input(1)?), Some(cx.input(2)?)];
         ins.extend(cx.input(3).ok().map(Some));
         let w = b.node_n(OpId::new(DOMAIN, "DequantizeNBits"), &ins, &attrs, 1)[0];
-        let (narrow, wide) = (float(cx, 2), float(cx, 0));
-        let w = super::forms::to(b, w, narrow, wide);
+        let (narrow, wide) = (cx.float(2), cx.float(0));
+        let w = convert(b, w, narrow, wide);
         cx.set(0, b.matmul(cx.grad()?, w));
     }
     if cx.wants(5) {
@@ -184,12 +121,12 @@ fn grad_nbits(cx: &mut GradCx<'_>) -> Result<(), GradError> {
     Ok(())
 }
 
-fn infer_weight(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer_weight(cx: &mut InferCx<'_>) -> Inferred {
     let dims = vec![
         Sym::from(cx.node.int("N", 0)),
         Sym::from(cx.node.int("K", 0)),
     ];
-    put(cx, 0, fact(dtype(cx, 1), Some(dims)));
+    cx.set(0, cx.dtype(1), Some(dims));
     Ok(())
 }
 
@@ -219,17 +156,17 @@ fn unpack(b: &Builder, v: Val, bits: i64, ty: DType) -> Val {
     b.cast(b.reshape(all, b.ints(&[0, -1])), ty)
 }
 
-fn expand_weight(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
+fn expand_weight(cx: &ExpandCx<'_>) -> Defined {
     let (b, node) = (cx.b, cx.node());
     let (k, n) = (node.int("K", 0), node.int("N", 0));
     let (bits, block) = (node.int("bits", 4), node.int("block_size", 0));
     if ![2, 4, 8].contains(&bits) || block < 16 || k < 1 || n < 1 {
-        return Err(GradError(format!(
+        return no_gradient(format!(
             "K = {k}, N = {n}, bits = {bits}, block_size = {block}"
-        )));
+        ));
     }
     let blocks = k.saturating_add(block - 1) / block;
-    let ty = cx.fact(1).dtype.unwrap_or(DType::Float);
+    let ty = cx.float(1);
     let q = unpack(b, b.reshape(cx.input(0)?, b.ints(&[n, -1])), bits, ty);
     let q = b.reshape(q, b.ints(&[n, blocks, block]));
     let zero = match cx.optional(2) {
@@ -247,13 +184,13 @@ fn expand_weight(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
 }
 
 /// `data` gathered along `gather_axis` and dequantized: sub-byte elements in `u8` count as many as they are.
-fn infer_gather(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer_gather(cx: &mut InferCx<'_>) -> Inferred {
     let dims = match (cx.dims(0), cx.dims(1)) {
         (Some(data), Some(indices)) => {
-            let at = checked_axis(cx.node.int("gather_axis", 0), data.len())?;
-            let quantized = checked_axis(cx.node.int("quantize_axis", 1), data.len())?;
+            let at = normal_axis(cx.node.int("gather_axis", 0), data.len())?;
+            let quantized = normal_axis(cx.node.int("quantize_axis", 1), data.len())?;
             let mut data = data.to_vec();
-            if dtype(cx, 0) == Some(DType::Uint8) {
+            if cx.dtype(0) == Some(DType::Uint8) {
                 let bits = cx
                     .node
                     .attr("bits")
@@ -270,6 +207,6 @@ fn infer_gather(cx: &mut InferCx<'_>) -> Result<(), InferError> {
         }
         _ => None,
     };
-    put(cx, 0, fact(dtype(cx, 2), dims));
+    cx.set(0, cx.dtype(2), dims);
     Ok(())
 }

@@ -3,16 +3,17 @@
 //! Gradients: equal extremes of `ReduceMax` and `ReduceMin` share the gradient evenly, as `torch.amax` does; `ReduceL2` is 0 at 0;
 //! `ReduceProd` is exact with zeros among the factors; `ReduceLogSumExp` is 0 where all inputs are -inf.
 
-use super::support::{Axes, Differentiated, Inferred, normal_axes, normal_axis, onnx};
-use super::{GradCx, GradError, Gradient, InferCx, OpDef};
+use super::kit::infer::{Axes, normal_axes, normal_axis};
+use super::kit::{Differentiated, Inferred};
+use super::{GradCx, GradError, InferCx, OpDef};
 use crate::ir::{Attr, OpId, Sym, Val};
 
 const fn reduction(name: &'static str) -> OpDef {
-    onnx(name, (1, 2), infer, Gradient::Rule(gradient))
+    OpDef::new(name, 1..=2, infer).gradient(gradient)
 }
 
 const fn arg(name: &'static str) -> OpDef {
-    onnx(name, (1, 1), infer_arg, Gradient::Zero)
+    OpDef::new(name, 1..=1, infer_arg).zero()
 }
 
 pub(super) const OPS: &[OpDef] = &[

@@ -1,21 +1,15 @@
 //! `Reshape`, `Flatten`, `Squeeze`, `Unsqueeze`: the same elements in another shape. All gradients are reshapes back.
 
-use super::support::{
-    Axes, Differentiated, Inferred, normal_axes, normal_axis, onnx, product, shape_text, wrong,
-};
-use super::{GradCx, Gradient, InferCx, InferError, OpDef};
+use super::kit::infer::{Axes, normal_axes, normal_axis, product, shape_text};
+use super::kit::{Differentiated, Inferred, wrong};
+use super::{GradCx, InferCx, InferError, OpDef};
 use crate::ir::{DType, Sym};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("Reshape", (2, 2), infer_reshape, Gradient::Rule(gradient)),
-    onnx("Flatten", (1, 1), infer_flatten, Gradient::Rule(gradient)),
-    onnx("Squeeze", (1, 2), infer_squeeze, Gradient::Rule(gradient)),
-    onnx(
-        "Unsqueeze",
-        (1, 2),
-        infer_unsqueeze,
-        Gradient::Rule(gradient),
-    ),
+    OpDef::new("Reshape", 2..=2, infer_reshape).gradient(gradient),
+    OpDef::new("Flatten", 1..=1, infer_flatten).gradient(gradient),
+    OpDef::new("Squeeze", 1..=2, infer_squeeze).gradient(gradient),
+    OpDef::new("Unsqueeze", 1..=2, infer_unsqueeze).gradient(gradient),
 ];
 
 fn infer_reshape(cx: &mut InferCx<'_>) -> Inferred {

@@ -1,36 +1,20 @@
 //! `RotaryEmbedding` (23) and `com.microsoft::RotaryEmbedding` (1): each pair of a head's elements turned by an angle that depends on
 //! the position. `[b, n, s, d]`, or `[b, s, n·d]`.
 
-use super::forms::infer_like;
-use super::heads::{Rotary, count, length, merge_heads, split_heads};
-use super::{ExpandCx, GradError, Gradient, OpDef};
+use super::kit::heads::{Rotary, count, length, merge_heads, split_heads};
+use super::kit::infer::same_as_input;
+use super::kit::{Defined, MS, no_gradient};
+use super::{ExpandCx, GradError, OpDef};
 use crate::ir::{DType, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef {
-        domain: "",
-        name: "RotaryEmbedding",
-        inputs: (3, 4),
-        outputs: (1, 1),
-        infer: infer_like,
-        gradient: Gradient::Expand(|cx| expand(cx, 1, 2, Some(3))),
-    },
-    OpDef {
-        domain: "com.microsoft",
-        name: "RotaryEmbedding",
-        inputs: (4, 4),
-        outputs: (1, 1),
-        infer: infer_like,
-        gradient: Gradient::Expand(|cx| expand(cx, 2, 3, Some(1))),
-    },
+    OpDef::new("RotaryEmbedding", 3..=4, same_as_input).defined_by(|cx| expand(cx, 1, 2, Some(3))),
+    OpDef::new("RotaryEmbedding", 4..=4, same_as_input)
+        .in_domain(MS)
+        .defined_by(|cx| expand(cx, 2, 3, Some(1))),
 ];
 
-fn expand(
-    cx: &ExpandCx<'_>,
-    cos: usize,
-    sin: usize,
-    positions: Option<usize>,
-) -> Result<Vec<Option<Val>>, GradError> {
+fn expand(cx: &ExpandCx<'_>, cos: usize, sin: usize, positions: Option<usize>) -> Defined {
     let (b, node, x) = (cx.b, cx.node(), cx.input(0)?);
     let (rank, table) = (cx.rank(0)?, cx.fact(cos));
     let known = table.size(-1);
@@ -42,7 +26,7 @@ fn expand(
         (n, _) if n > 0 => n,
         // Without a number of heads the table spans whole heads.
         (_, Some(hidden)) if half > 0 => hidden / (2 * half),
-        _ => return Err(GradError("the number of heads is unknown".into())),
+        _ => return no_gradient("the number of heads is unknown"),
     };
     let width = match rank {
         4 => cx.fact(0).size(3),
@@ -73,7 +57,7 @@ fn expand(
     Ok(vec![Some(match rank {
         4 => turn.apply(b, x),
         3 => merge_heads(b, turn.apply(b, split_heads(b, x, heads))),
-        r => return Err(GradError(format!("input 0 has rank {r}, expected 3 or 4"))),
+        r => return no_gradient(format!("input 0 has rank {r}, expected 3 or 4")),
     })])
 }
 

@@ -1,18 +1,14 @@
 //! `ScatterElements` and `ScatterND`. With `reduction = "none"` the data's gradient is zero where it was overwritten; with `"add"` both
 //! gradients pass; the other reductions have no rule.
 
-use super::support::{Differentiated, Inferred, MAX_INTS, no_gradient, onnx, wrong};
-use super::{GradCx, Gradient, InferCx, OpDef};
+use super::kit::infer::MAX_INTS;
+use super::kit::{Differentiated, Inferred, no_gradient, wrong};
+use super::{GradCx, InferCx, OpDef};
 use crate::ir::{DType, Sym};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx(
-        "ScatterElements",
-        (3, 3),
-        infer_elements,
-        Gradient::Rule(gradient),
-    ),
-    onnx("ScatterND", (3, 3), infer_nd, Gradient::Rule(gradient)),
+    OpDef::new("ScatterElements", 3..=3, infer_elements).gradient(gradient),
+    OpDef::new("ScatterND", 3..=3, infer_nd).gradient(gradient),
 ];
 
 fn infer_elements(cx: &mut InferCx<'_>) -> Inferred {

@@ -1,14 +1,13 @@
 //! `Where` and `Clip`. The gradient of `Where` selects as well, so that a NaN or infinity in the branch not taken does not leak;
 //! `Clip` passes the gradient between its bounds, bounds included, and none to the bounds.
 
-use super::broadcast::unbroadcast;
-use super::support::{Differentiated, Inferred, onnx};
-use super::{GradCx, Gradient, InferCx, OpDef};
+use super::kit::{Differentiated, Inferred};
+use super::{GradCx, InferCx, OpDef};
 use crate::ir::{DType, Sym};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("Where", (3, 3), infer_where, Gradient::Rule(grad_where)),
-    onnx("Clip", (1, 3), infer_clip, Gradient::Rule(grad_clip)),
+    OpDef::new("Where", 3..=3, infer_where).gradient(grad_where),
+    OpDef::new("Clip", 1..=3, infer_clip).gradient(grad_clip),
 ];
 
 fn infer_where(cx: &mut InferCx<'_>) -> Inferred {
@@ -54,11 +53,11 @@ fn grad_where(cx: &mut GradCx<'_>) -> Differentiated {
     let zero = cx.scalar(0.0);
     if cx.wants(1) {
         let taken = cx.b.op("Where", &[cond, g, zero], &[]);
-        cx.set(1, unbroadcast(cx, taken, 1)?);
+        cx.set(1, cx.unbroadcast(1, taken)?);
     }
     if cx.wants(2) {
         let taken = cx.b.op("Where", &[cond, zero, g], &[]);
-        cx.set(2, unbroadcast(cx, taken, 2)?);
+        cx.set(2, cx.unbroadcast(2, taken)?);
     }
     Ok(())
 }

@@ -1,31 +1,25 @@
 //! `com.microsoft::SkipLayerNormalization` and `SkipSimplifiedLayerNormalization`: `norm(x + skip + bias)`, with the sum as fourth
 //! output. They are defined by an addition and a norm.
 
-use super::forms::{fact, infer_like, like, put};
-use super::{ExpandCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::grad::{convert, widened};
+use super::kit::infer::same_as_input;
+use super::kit::{Defined, Inferred, MS};
+use super::{ExpandCx, InferCx, OpDef};
 use crate::ir::{Builder, DType, Fact, OpId, Sym, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef {
-        domain: "com.microsoft",
-        name: "SkipLayerNormalization",
-        inputs: (3, 5),
-        outputs: (1, 4),
-        infer,
-        gradient: Gradient::Expand(|cx| expand(cx, true)),
-    },
-    OpDef {
-        domain: "com.microsoft",
-        name: "SkipSimplifiedLayerNormalization",
-        inputs: (3, 4),
-        outputs: (1, 4),
-        infer,
-        gradient: Gradient::Expand(|cx| expand(cx, false)),
-    },
+    OpDef::new("SkipLayerNormalization", 3..=5, infer)
+        .in_domain(MS)
+        .outputs(1..=4)
+        .defined_by(|cx| expand(cx, true)),
+    OpDef::new("SkipSimplifiedLayerNormalization", 3..=4, infer)
+        .in_domain(MS)
+        .outputs(1..=4)
+        .defined_by(|cx| expand(cx, false)),
 ];
 
-fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
-    infer_like(cx)?;
+fn infer(cx: &mut InferCx<'_>) -> Inferred {
+    same_as_input(cx)?;
     let statistics = cx.dims(0).map(|d| {
         let mut d = d.to_vec();
         if let Some(last) = d.last_mut() {
@@ -33,14 +27,13 @@ fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
         }
         d
     });
-    put(cx, 1, fact(Some(DType::Float), statistics.clone()));
-    put(cx, 2, fact(Some(DType::Float), statistics));
-    let sum = like(cx, 0);
-    put(cx, 3, sum);
+    cx.set(1, Some(DType::Float), statistics.clone());
+    cx.set(2, Some(DType::Float), statistics);
+    cx.set_like(3, 0);
     Ok(())
 }
 
-fn expand(cx: &ExpandCx<'_>, centered: bool) -> Result<Vec<Option<Val>>, GradError> {
+fn expand(cx: &ExpandCx<'_>, centered: bool) -> Defined {
     let b = cx.b;
     let (beta, bias) = if centered {
         (cx.optional(3), cx.optional(4))
@@ -105,14 +98,14 @@ impl Norm {
             return vec![at(0), at(1), at(2)];
         }
         // In f32 also for narrower types, as the fused operator computes it.
-        let wide = super::forms::wide(ty, 1);
-        let x = super::forms::to(b, x, ty, wide);
+        let wide = widened(ty, 1);
+        let x = convert(b, x, ty, wide);
         let mean = self.centered.then(|| b.reduce_mean(x, &[-1], true));
         let x = mean.map_or(x, |m| b.sub(x, m));
         let square = b.reduce_mean(b.mul(x, x), &[-1], true);
         let root = b.unary("Sqrt", b.add(square, b.scalar_of(self.epsilon, wide)));
         let inverse = b.unary("Reciprocal", root);
-        let normal = super::forms::to(b, b.mul(x, inverse), wide, ty);
+        let normal = convert(b, b.mul(x, inverse), wide, ty);
         let y = b.mul(normal, self.scale);
         let y = self.beta.map_or(y, |beta| b.add(y, beta));
         vec![Some(y), mean, Some(inverse)]

@@ -4,13 +4,14 @@
 //! `grad` written where `Slice(dx, starts, ends, axes, steps)` reads: bounds count from the end when negative and are clamped, exactly
 //! as `Slice-13` says.
 
-use super::support::{Differentiated, Inferred, OWN, as_size, normal_axes, onnx, own, wrong};
-use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::infer::{normal_axes, shaped_by};
+use super::kit::{DOMAIN, Differentiated, Inferred, wrong};
+use super::{GradCx, GradError, InferCx, InferError, OpDef};
 use crate::ir::{OpId, Sym, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    onnx("Slice", (1, 5), infer, Gradient::Rule(gradient)),
-    own("SliceGrad", (4, 6), infer_shaped, Gradient::Missing),
+    OpDef::new("Slice", 1..=5, infer).gradient(gradient),
+    OpDef::new("SliceGrad", 4..=6, |cx| shaped_by(cx, 1)).in_domain(DOMAIN),
 ];
 
 /// A slice of one axis.
@@ -20,16 +21,6 @@ struct Cut {
     start: Option<Sym>,
     end: Option<Sym>,
     step: Option<i64>,
-}
-
-/// Output of the first input's type, in the shape that input 1 gives.
-pub(super) fn infer_shaped(cx: &mut InferCx<'_>) -> Inferred {
-    let dtype = cx.dtype(0);
-    let dims = cx
-        .ints_or_unknown(1)
-        .map(|v| v.iter().map(|s| as_size(cx, s)).collect());
-    cx.set(0, dtype, dims);
-    Ok(())
 }
 
 /// The slices of a node, from inputs or (before opset 10) attributes; `None` if it is not known which axes they are of.
@@ -224,7 +215,7 @@ fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
     }
     let g = cx.grad()?;
     let back = match static_pads(cx) {
-        Some(pads) => pad_zeros(cx, g, &pads),
+        Some(pads) => cx.pad_zeros(g, &pads),
         None => slice_grad(cx, g)?,
     };
     cx.set(0, back);
@@ -274,14 +265,6 @@ fn static_pads(cx: &GradCx<'_>) -> Option<Vec<i64>> {
     Some(pads)
 }
 
-/// `Pad` with zeros; begin and end of every axis, in ONNX's order.
-pub(super) fn pad_zeros(cx: &GradCx<'_>, g: Val, pads: &[i64]) -> Val {
-    if pads.iter().all(|p| *p == 0) {
-        return g;
-    }
-    cx.b.op("Pad", &[g, cx.b.ints(pads)], &[])
-}
-
 fn slice_grad(cx: &GradCx<'_>, g: Val) -> Result<Val, GradError> {
     let shape = cx.input_shape(0)?;
     let bound = |slot: usize, name: &str| match cx.node().ints(name) {
@@ -299,7 +282,7 @@ fn slice_grad(cx: &GradCx<'_>, g: Val) -> Result<Val, GradError> {
     while inputs.last().is_some_and(Option::is_none) {
         inputs.pop();
     }
-    Ok(cx.b.node_n(OpId::new(OWN, "SliceGrad"), &inputs, &[], 1)[0])
+    Ok(cx.b.node_n(OpId::new(DOMAIN, "SliceGrad"), &inputs, &[], 1)[0])
 }
 
 #[cfg(test)]

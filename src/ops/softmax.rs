@@ -1,29 +1,22 @@
 //! `Softmax` and `LogSoftmax` (1, 11, 13). From opset 13 on they normalise one axis; before, all axes from `axis` (1 unless said) on,
 //! taken together.
 
-use super::forms::{axis_of, infer_like, rank};
-use super::{GradCx, GradError, Gradient, InferCx, InferError, OpDef};
+use super::kit::infer::{normal_axis, same_as_input};
+use super::kit::{Differentiated, Inferred, no_gradient};
+use super::{GradCx, GradError, InferCx, OpDef};
 use crate::ir::{Use, Val};
 
-pub(super) const OPS: &[OpDef] = &[def("Softmax", softmax), def("LogSoftmax", log_softmax)];
+pub(super) const OPS: &[OpDef] = &[
+    OpDef::new("Softmax", 1..=1, infer).gradient(softmax),
+    OpDef::new("LogSoftmax", 1..=1, infer).gradient(log_softmax),
+];
 
-const fn def(name: &'static str, rule: fn(&mut GradCx<'_>) -> Result<(), GradError>) -> OpDef {
-    OpDef {
-        domain: "",
-        name,
-        inputs: (1, 1),
-        outputs: (1, 1),
-        infer,
-        gradient: Gradient::Rule(rule),
-    }
-}
-
-fn infer(cx: &mut InferCx<'_>) -> Result<(), InferError> {
+fn infer(cx: &mut InferCx<'_>) -> Inferred {
     let default = if cx.opset < 13 { 1 } else { -1 };
     if let Some(dims) = cx.dims(0) {
-        super::forms::checked_axis(cx.node.int("axis", default), dims.len())?;
+        normal_axis(cx.node.int("axis", default), dims.len())?;
     }
-    infer_like(cx)
+    same_as_input(cx)
 }
 
 /// The axes that are normalised together.
@@ -31,9 +24,9 @@ fn axes(cx: &GradCx<'_>) -> Result<Vec<i64>, GradError> {
     if cx.b.opset() >= 13 {
         return Ok(vec![cx.node().int("axis", -1)]);
     }
-    let rank = rank(cx, 0)?;
+    let rank = cx.rank(0)?;
     let axis = cx.node().int("axis", 1);
-    let first = axis_of(axis, rank).ok_or_else(|| GradError(format!("no axis {axis}")))?;
+    let first = normal_axis(axis, rank).or_else(|_| no_gradient(format!("no axis {axis}")))?;
     Ok((first as i64..rank as i64).collect())
 }
 
@@ -41,7 +34,7 @@ fn axes(cx: &GradCx<'_>) -> Result<Vec<i64>, GradError> {
 ///
 /// A row that is masked as a whole is NaN; graphs that expect it test the output with `IsNaN` and replace such rows. There the rule
 /// takes zero for NaN, so that the gradient of the row is zero and not NaN.
-fn softmax(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn softmax(cx: &mut GradCx<'_>) -> Differentiated {
     let axes = axes(cx)?;
     let (y, g) = (guarded(cx, cx.output(0)?), cx.grad()?);
     let gy = cx.b.mul(g, y);
@@ -59,7 +52,7 @@ fn guarded(cx: &GradCx<'_>, y: Val) -> Val {
     });
     match tested {
         Some(nan) => {
-            let zero = cx.b.scalar_of(0.0, super::forms::float(cx, 0));
+            let zero = cx.b.scalar_of(0.0, cx.float(0));
             cx.b.op("Where", &[nan.into(), zero, y], &[])
         }
         None => y,
@@ -67,7 +60,7 @@ fn guarded(cx: &GradCx<'_>, y: Val) -> Val {
 }
 
 /// `dx = g - exp(y)·Σ g`.
-fn log_softmax(cx: &mut GradCx<'_>) -> Result<(), GradError> {
+fn log_softmax(cx: &mut GradCx<'_>) -> Differentiated {
     let axes = axes(cx)?;
     let (y, g) = (cx.output(0)?, cx.grad()?);
     let total = cx.b.reduce_sum(g, &axes, true);

@@ -1,9 +1,10 @@
 //! `Transpose`.
 
-use super::support::{Differentiated, Inferred, normal_axes, onnx, wrong};
-use super::{GradCx, Gradient, InferCx, OpDef};
+use super::kit::infer::normal_axes;
+use super::kit::{Differentiated, Inferred, wrong};
+use super::{GradCx, InferCx, OpDef};
 
-pub(super) const OPS: &[OpDef] = &[onnx("Transpose", (1, 1), infer, Gradient::Rule(gradient))];
+pub(super) const OPS: &[OpDef] = &[OpDef::new("Transpose", 1..=1, infer).gradient(gradient)];
 
 fn infer(cx: &mut InferCx<'_>) -> Inferred {
     let dtype = cx.dtype(0);

@@ -3,20 +3,24 @@
 //! Gradients use the output where that is enough, so that the input need not be kept. Kinks: `relu'(0) = 0`, `abs'(0) = 0`; a
 //! piecewise function takes the derivative of its right-hand piece where its formula says `x >= 0`.
 
-use super::support::{Inferred, onnx, same_as_input, wrong};
-use super::{GradCx, Gradient, InferCx, OpDef};
+use super::kit::infer::same_as_input;
+use super::kit::{Differentiated, Inferred, wrong};
+use super::{GradCx, InferCx, OpDef};
 use crate::ir::{DType, Val};
 
-macro_rules! unary {
-    ($($name:literal => $gradient:expr),* $(,)?) => {
-        &[$(onnx($name, (1, 1), infer, $gradient)),*]
-    };
+const fn unary(name: &'static str, rule: fn(&mut GradCx<'_>) -> Differentiated) -> OpDef {
+    OpDef::new(name, 1..=1, infer).gradient(rule)
+}
+
+/// A function that is constant between its steps.
+const fn step(name: &'static str) -> OpDef {
+    OpDef::new(name, 1..=1, infer).zero()
 }
 
 /// A gradient as a function of context, incoming gradient, input and output.
 macro_rules! rule {
     (|$cx:ident, $g:ident, $x:ident, $y:ident| $body:expr) => {
-        Gradient::Rule(|cx| {
+        |cx: &mut GradCx<'_>| {
             if !cx.wants(0) {
                 return Ok(());
             }
@@ -25,102 +29,190 @@ macro_rules! rule {
             let result: Val = $body;
             cx.set(0, result);
             Ok(())
-        })
+        }
     };
 }
 
-pub(super) const OPS: &[OpDef] = unary! {
-    "Neg" => rule!(|cx, g, _x, _y| cx.b.neg(g)),
-    "Abs" => rule!(|cx, g, x, _y| cx.b.mul(g, cx.b.unary("Sign", x))),
-    "Sign" => Gradient::Zero,
-    "Floor" => Gradient::Zero,
-    "Ceil" => Gradient::Zero,
-    "Round" => Gradient::Zero,
-    "Sqrt" => rule!(|cx, g, _x, y| cx.b.div(cx.scaled(g, 0.5), y)),
-    "Reciprocal" => rule!(|cx, g, _x, y| cx.b.neg(cx.b.mul(g, cx.b.mul(y, y)))),
-    "Exp" => rule!(|cx, g, _x, y| cx.b.mul(g, y)),
-    "Log" => rule!(|cx, g, x, _y| cx.b.div(g, x)),
-    "Erf" => rule!(|cx, g, x, _y| {
-        let bell = cx.b.unary("Exp", cx.b.neg(cx.b.mul(x, x)));
-        cx.b.mul(g, cx.scaled(bell, std::f32::consts::FRAC_2_SQRT_PI))
-    }),
-    "Tanh" => rule!(|cx, g, _x, y| cx.b.mul(g, one_minus_square(cx, y))),
-    "Sigmoid" => rule!(|cx, g, _x, y| cx.b.mul(g, cx.b.mul(y, one_minus(cx, y)))),
-    "Relu" => rule!(|cx, g, _x, y| cx.keep_where(greater(cx, y, 0.0), g)),
-    "LeakyRelu" => rule!(|cx, g, x, _y| {
-        let slope = cx.node().float("alpha", 0.01);
-        choose(cx, greater(cx, x, 0.0), g, cx.scaled(g, slope))
-    }),
-    "ThresholdedRelu" => rule!(|cx, g, x, _y| {
-        let alpha = cx.node().float("alpha", 1.0);
-        cx.keep_where(greater(cx, x, alpha), g)
-    }),
+pub(super) const OPS: &[OpDef] = &[
+    unary("Neg", rule!(|cx, g, _x, _y| cx.b.neg(g))),
+    unary(
+        "Abs",
+        rule!(|cx, g, x, _y| cx.b.mul(g, cx.b.unary("Sign", x))),
+    ),
+    step("Sign"),
+    step("Floor"),
+    step("Ceil"),
+    step("Round"),
+    unary("Sqrt", rule!(|cx, g, _x, y| cx.b.div(cx.scaled(g, 0.5), y))),
+    unary(
+        "Reciprocal",
+        rule!(|cx, g, _x, y| cx.b.neg(cx.b.mul(g, cx.b.mul(y, y)))),
+    ),
+    unary("Exp", rule!(|cx, g, _x, y| cx.b.mul(g, y))),
+    unary("Log", rule!(|cx, g, x, _y| cx.b.div(g, x))),
+    unary(
+        "Erf",
+        rule!(|cx, g, x, _y| {
+            let bell = cx.b.unary("Exp", cx.b.neg(cx.b.mul(x, x)));
+            cx.b.mul(g, cx.scaled(bell, std::f32::consts::FRAC_2_SQRT_PI))
+        }),
+    ),
+    unary(
+        "Tanh",
+        rule!(|cx, g, _x, y| cx.b.mul(g, one_minus_square(cx, y))),
+    ),
+    unary(
+        "Sigmoid",
+        rule!(|cx, g, _x, y| cx.b.mul(g, cx.b.mul(y, one_minus(cx, y)))),
+    ),
+    unary(
+        "Relu",
+        rule!(|cx, g, _x, y| cx.keep_where(greater(cx, y, 0.0), g)),
+    ),
+    unary(
+        "LeakyRelu",
+        rule!(|cx, g, x, _y| {
+            let slope = cx.node().float("alpha", 0.01);
+            choose(cx, greater(cx, x, 0.0), g, cx.scaled(g, slope))
+        }),
+    ),
+    unary(
+        "ThresholdedRelu",
+        rule!(|cx, g, x, _y| {
+            let alpha = cx.node().float("alpha", 1.0);
+            cx.keep_where(greater(cx, x, alpha), g)
+        }),
+    ),
     // Below zero y = alpha·(eˣ - 1), so that y' = y + alpha.
-    "Elu" => rule!(|cx, g, x, y| {
-        let alpha = cx.node().float("alpha", 1.0);
-        let below = cx.b.mul(g, cx.b.add(y, cx.scalar(alpha)));
-        choose(cx, greater(cx, x, 0.0), g, below)
-    }),
-    "Selu" => rule!(|cx, g, x, y| {
-        let alpha = cx.node().float("alpha", 1.673_263_2);
-        let gamma = cx.node().float("gamma", 1.050_701);
-        let below = cx.b.mul(g, cx.b.add(y, cx.scalar(alpha * gamma)));
-        choose(cx, greater(cx, x, 0.0), cx.scaled(g, gamma), below)
-    }),
+    unary(
+        "Elu",
+        rule!(|cx, g, x, y| {
+            let alpha = cx.node().float("alpha", 1.0);
+            let below = cx.b.mul(g, cx.b.add(y, cx.scalar(alpha)));
+            choose(cx, greater(cx, x, 0.0), g, below)
+        }),
+    ),
+    unary(
+        "Selu",
+        rule!(|cx, g, x, y| {
+            let alpha = cx.node().float("alpha", 1.673_263_2);
+            let gamma = cx.node().float("gamma", 1.050_701);
+            let below = cx.b.mul(g, cx.b.add(y, cx.scalar(alpha * gamma)));
+            choose(cx, greater(cx, x, 0.0), cx.scaled(g, gamma), below)
+        }),
+    ),
     // Below zero y = alpha·(e^(x/alpha) - 1), so that y' = y/alpha + 1.
-    "Celu" => rule!(|cx, g, x, y| {
-        let alpha = cx.node().float("alpha", 1.0);
-        let slope = cx.b.add(cx.scaled(y, 1.0 / alpha), cx.scalar(1.0));
-        choose(cx, greater(cx, x, 0.0), g, cx.b.mul(g, slope))
-    }),
-    "Softplus" => rule!(|cx, g, x, _y| cx.b.mul(g, cx.b.unary("Sigmoid", x))),
-    "Softsign" => rule!(|cx, g, x, _y| {
-        let d = cx.b.add(cx.b.unary("Abs", x), cx.scalar(1.0));
-        cx.b.div(g, cx.b.mul(d, d))
-    }),
-    "HardSigmoid" => rule!(|cx, g, _x, y| {
-        let inside = cx.b.op("And", &[greater(cx, y, 0.0), less(cx, y, 1.0)], &[]);
-        cx.keep_where(inside, cx.scaled(g, cx.node().float("alpha", 0.2)))
-    }),
+    unary(
+        "Celu",
+        rule!(|cx, g, x, y| {
+            let alpha = cx.node().float("alpha", 1.0);
+            let slope = cx.b.add(cx.scaled(y, 1.0 / alpha), cx.scalar(1.0));
+            choose(cx, greater(cx, x, 0.0), g, cx.b.mul(g, slope))
+        }),
+    ),
+    unary(
+        "Softplus",
+        rule!(|cx, g, x, _y| cx.b.mul(g, cx.b.unary("Sigmoid", x))),
+    ),
+    unary(
+        "Softsign",
+        rule!(|cx, g, x, _y| {
+            let d = cx.b.add(cx.b.unary("Abs", x), cx.scalar(1.0));
+            cx.b.div(g, cx.b.mul(d, d))
+        }),
+    ),
+    unary(
+        "HardSigmoid",
+        rule!(|cx, g, _x, y| {
+            let inside =
+                cx.b.op("And", &[greater(cx, y, 0.0), less(cx, y, 1.0)], &[]);
+            cx.keep_where(inside, cx.scaled(g, cx.node().float("alpha", 0.2)))
+        }),
+    ),
     // y = x·clip(x/6 + 1/2, 0, 1)
-    "HardSwish" => rule!(|cx, g, x, _y| {
-        let slope = cx.b.add(cx.scaled(x, 1.0 / 3.0), cx.scalar(0.5));
-        let inner = choose(cx, less(cx, x, 3.0), cx.b.mul(g, slope), g);
-        cx.keep_where(greater(cx, x, -3.0), inner)
-    }),
+    unary(
+        "HardSwish",
+        rule!(|cx, g, x, _y| {
+            let slope = cx.b.add(cx.scaled(x, 1.0 / 3.0), cx.scalar(0.5));
+            let inner = choose(cx, less(cx, x, 3.0), cx.b.mul(g, slope), g);
+            cx.keep_where(greater(cx, x, -3.0), inner)
+        }),
+    ),
     // y = x·t, t = tanh(softplus(x)); y' = t + x·σ(x)·(1 - t²)
-    "Mish" => rule!(|cx, g, x, _y| {
-        let t = cx.b.unary("Tanh", cx.b.unary("Softplus", x));
-        let inner = cx.b.mul(cx.b.mul(x, cx.b.unary("Sigmoid", x)), one_minus_square(cx, t));
-        cx.b.mul(g, cx.b.add(t, inner))
-    }),
+    unary(
+        "Mish",
+        rule!(|cx, g, x, _y| {
+            let t = cx.b.unary("Tanh", cx.b.unary("Softplus", x));
+            let inner = cx.b.mul(
+                cx.b.mul(x, cx.b.unary("Sigmoid", x)),
+                one_minus_square(cx, t),
+            );
+            cx.b.mul(g, cx.b.add(t, inner))
+        }),
+    ),
     // y = x·s, s = σ(alpha·x); y' = s + alpha·y·(1 - s)
-    "Swish" => rule!(|cx, g, x, y| {
-        let alpha = cx.node().float("alpha", 1.0);
-        let s = cx.b.unary("Sigmoid", cx.scaled(x, alpha));
-        let inner = cx.scaled(cx.b.mul(y, one_minus(cx, s)), alpha);
-        cx.b.mul(g, cx.b.add(s, inner))
-    }),
-    "Sin" => rule!(|cx, g, x, _y| cx.b.mul(g, cx.b.unary("Cos", x))),
-    "Cos" => rule!(|cx, g, x, _y| cx.b.neg(cx.b.mul(g, cx.b.unary("Sin", x)))),
-    "Tan" => rule!(|cx, g, _x, y| cx.b.mul(g, cx.b.add(cx.b.mul(y, y), cx.scalar(1.0)))),
-    "Asin" => rule!(|cx, g, x, _y| cx.b.div(g, cx.b.unary("Sqrt", one_minus_square(cx, x)))),
-    "Acos" => rule!(|cx, g, x, _y| {
-        cx.b.neg(cx.b.div(g, cx.b.unary("Sqrt", one_minus_square(cx, x))))
-    }),
-    "Atan" => rule!(|cx, g, x, _y| cx.b.div(g, cx.b.add(cx.b.mul(x, x), cx.scalar(1.0)))),
-    "Sinh" => rule!(|cx, g, x, _y| cx.b.mul(g, cx.b.unary("Cosh", x))),
-    "Cosh" => rule!(|cx, g, x, _y| cx.b.mul(g, cx.b.unary("Sinh", x))),
-    "Asinh" => rule!(|cx, g, x, _y| {
-        let d = cx.b.add(cx.b.mul(x, x), cx.scalar(1.0));
-        cx.b.div(g, cx.b.unary("Sqrt", d))
-    }),
-    "Acosh" => rule!(|cx, g, x, _y| {
-        let d = cx.b.sub(cx.b.mul(x, x), cx.scalar(1.0));
-        cx.b.div(g, cx.b.unary("Sqrt", d))
-    }),
-    "Atanh" => rule!(|cx, g, x, _y| cx.b.div(g, one_minus_square(cx, x))),
-};
+    unary(
+        "Swish",
+        rule!(|cx, g, x, y| {
+            let alpha = cx.node().float("alpha", 1.0);
+            let s = cx.b.unary("Sigmoid", cx.scaled(x, alpha));
+            let inner = cx.scaled(cx.b.mul(y, one_minus(cx, s)), alpha);
+            cx.b.mul(g, cx.b.add(s, inner))
+        }),
+    ),
+    unary(
+        "Sin",
+        rule!(|cx, g, x, _y| cx.b.mul(g, cx.b.unary("Cos", x))),
+    ),
+    unary(
+        "Cos",
+        rule!(|cx, g, x, _y| cx.b.neg(cx.b.mul(g, cx.b.unary("Sin", x)))),
+    ),
+    unary(
+        "Tan",
+        rule!(|cx, g, _x, y| cx.b.mul(g, cx.b.add(cx.b.mul(y, y), cx.scalar(1.0)))),
+    ),
+    unary(
+        "Asin",
+        rule!(|cx, g, x, _y| cx.b.div(g, cx.b.unary("Sqrt", one_minus_square(cx, x)))),
+    ),
+    unary(
+        "Acos",
+        rule!(|cx, g, x, _y| {
+            cx.b.neg(cx.b.div(g, cx.b.unary("Sqrt", one_minus_square(cx, x))))
+        }),
+    ),
+    unary(
+        "Atan",
+        rule!(|cx, g, x, _y| cx.b.div(g, cx.b.add(cx.b.mul(x, x), cx.scalar(1.0)))),
+    ),
+    unary(
+        "Sinh",
+        rule!(|cx, g, x, _y| cx.b.mul(g, cx.b.unary("Cosh", x))),
+    ),
+    unary(
+        "Cosh",
+        rule!(|cx, g, x, _y| cx.b.mul(g, cx.b.unary("Sinh", x))),
+    ),
+    unary(
+        "Asinh",
+        rule!(|cx, g, x, _y| {
+            let d = cx.b.add(cx.b.mul(x, x), cx.scalar(1.0));
+            cx.b.div(g, cx.b.unary("Sqrt", d))
+        }),
+    ),
+    unary(
+        "Acosh",
+        rule!(|cx, g, x, _y| {
+            let d = cx.b.sub(cx.b.mul(x, x), cx.scalar(1.0));
+            cx.b.div(g, cx.b.unary("Sqrt", d))
+        }),
+    ),
+    unary(
+        "Atanh",
+        rule!(|cx, g, x, _y| cx.b.div(g, one_minus_square(cx, x))),
+    ),
+];
 
 /// Functions whose input may be an integer, too.
 const ANY_NUMBER: [&str; 4] = ["Neg", "Abs", "Sign", "Relu"];

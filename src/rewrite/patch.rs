@@ -48,11 +48,6 @@ enum Edit {
         value: ValueId,
         tensor: TensorData,
     },
-    NodeMetadata {
-        node: NodeId,
-        key: Box<str>,
-        value: Option<Box<str>>,
-    },
     ModelMetadata {
         key: Box<str>,
         value: Option<Box<str>>,
@@ -197,15 +192,6 @@ impl Patch {
     /// Replaces the constant of an initializer.
     pub fn set_tensor(&mut self, value: ValueId, tensor: TensorData) {
         self.edits.push(Edit::SetTensor { value, tensor });
-    }
-
-    /// Sets or removes a `metadata_props` entry of a node.
-    pub fn node_metadata(&mut self, node: NodeId, key: &str, value: Option<&str>) {
-        self.edits.push(Edit::NodeMetadata {
-            node,
-            key: key.into(),
-            value: value.map(Into::into),
-        });
     }
 
     /// Sets or removes a `metadata_props` entry of the model.
@@ -375,9 +361,6 @@ impl Patch {
                 Edit::RemoveValue(v)
                 | Edit::SetTensor { value: v, .. }
                 | Edit::OutputType { value: v, .. } => live(*v)?,
-                Edit::NodeMetadata { node, .. } => {
-                    g.get_node(*node).ok_or_else(stale)?;
-                }
                 Edit::AddOutput { .. }
                 | Edit::Forget(_)
                 | Edit::Rename { .. }
@@ -521,11 +504,6 @@ fn apply_edit(
         Edit::SetTensor { value, tensor } => {
             if let Some(v) = g.value_mut(value) {
                 v.tensor = Some(tensor);
-            }
-        }
-        Edit::NodeMetadata { node, key, value } => {
-            if let Some(n) = g.node_mut(node) {
-                set(&mut n.metadata, key, value);
             }
         }
         Edit::ModelMetadata { key, value } => set(&mut model.metadata, key, value),

@@ -4,15 +4,26 @@ use super::super::attr::{Attr, AttrValue};
 use super::super::node::{Metadata, OpId};
 use super::super::tensor::{External, Payload, TensorData, Typed, f32_to_bf16, f32_to_f16};
 use super::super::types::{DType, Dim, Type, TypeKind};
-use super::parse::{Port, wrong};
 use super::{HASH, bare_len, word_len};
-use crate::error::{Error, Result};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use indexmap::IndexMap;
 use std::sync::Arc;
 
 /// Elements that `fill`, `iota` and `seed` may make.
 const MAX_MADE: u64 = 1 << 24;
+
+/// A port of a signature: name and type.
+pub(super) type Port = (Box<str>, Option<Type>);
+
+/// A line that is not understood.
+pub(super) fn wrong(line: usize, message: impl Into<String>) -> Error {
+    Error::new(
+        ErrorKind::Decode,
+        Diagnostic::error("graph-text", message).at(format!("line {line}")),
+    )
+}
 
 /// The unread rest of a line.
 #[derive(Clone, Copy)]

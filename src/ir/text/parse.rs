@@ -6,9 +6,8 @@ use super::super::id::ValueId;
 use super::super::model::{Function, Model};
 use super::super::node::{Metadata, Node, Value};
 use super::super::types::Type;
-use super::cursor::Cursor;
-use crate::diag::Diagnostic;
-use crate::error::{Error, ErrorKind, Result};
+use super::cursor::{Cursor, Port, wrong};
+use crate::error::Result;
 use bytes::Bytes;
 use indexmap::IndexMap;
 use std::iter::Peekable;
@@ -73,16 +72,6 @@ struct Parser<'t> {
     last: usize,
     top: Frame,
     around: Vec<Frame>,
-}
-
-/// A port of a signature: name and type.
-pub(super) type Port = (Box<str>, Option<Type>);
-
-pub(super) fn wrong(line: usize, message: impl Into<String>) -> Error {
-    Error::new(
-        ErrorKind::Decode,
-        Diagnostic::error("graph-text", message).at(format!("line {line}")),
-    )
 }
 
 impl<'t> Parser<'t> {

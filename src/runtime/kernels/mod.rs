@@ -93,7 +93,7 @@ fn families() -> impl Iterator<Item = &'static Entry> {
 /// The domain of this library's own operators.
 pub(crate) const OWN: &str = crate::ops::DOMAIN;
 /// The domain of ONNX Runtime's operators.
-pub(crate) const MS: &str = "com.microsoft";
+pub(crate) const MS: &str = crate::ops::MS;
 
 /// Executes one node.
 pub(crate) trait Kernel: Send + Sync {

@@ -1,24 +1,24 @@
 //! What attention operators of all domains share: heads, rotations, masks and the core, as expressions of standard operators.
 //!
-//! The expressions have the form that the native pipeline fuses again. No operator of its own.
+//! The expressions have the form that the native pipeline fuses again.
 
-use super::forms::to;
+use super::grad::convert;
 use crate::ir::{Builder, DType, OpId, Val};
 
 /// `[b, s, n·d]` as `[b, n, s, d]`.
-pub(super) fn split_heads(b: &Builder, v: Val, heads: i64) -> Val {
+pub(in crate::ops) fn split_heads(b: &Builder, v: Val, heads: i64) -> Val {
     let v = b.reshape(v, b.ints(&[0, 0, heads, -1]));
     b.transpose(v, &[0, 2, 1, 3])
 }
 
 /// `[b, n, s, d]` as `[b, s, n·d]`.
-pub(super) fn merge_heads(b: &Builder, v: Val) -> Val {
+pub(in crate::ops) fn merge_heads(b: &Builder, v: Val) -> Val {
     let v = b.transpose(v, &[0, 2, 1, 3]);
     b.reshape(v, b.ints(&[0, 0, -1]))
 }
 
 /// Each key or value head `times` in a row: `[b, n, s, d]` as `[b, n·times, s, d]`.
-pub(super) fn repeat_heads(b: &Builder, v: Val, heads: i64, times: i64, width: i64) -> Val {
+pub(in crate::ops) fn repeat_heads(b: &Builder, v: Val, heads: i64, times: i64, width: i64) -> Val {
     if times == 1 {
         return v;
     }
@@ -28,7 +28,7 @@ pub(super) fn repeat_heads(b: &Builder, v: Val, heads: i64, times: i64, width: i
 }
 
 /// One size of a value, as a scalar.
-pub(super) fn length(b: &Builder, v: Val, axis: i64) -> Val {
+pub(in crate::ops) fn length(b: &Builder, v: Val, axis: i64) -> Val {
     b.op(
         "Gather",
         &[b.shape(v), b.int(axis)],
@@ -37,12 +37,12 @@ pub(super) fn length(b: &Builder, v: Val, axis: i64) -> Val {
 }
 
 /// `0, 1, … n - 1`.
-pub(super) fn count(b: &Builder, n: Val) -> Val {
+pub(in crate::ops) fn count(b: &Builder, n: Val) -> Val {
     b.op("Range", &[b.int(0), n, b.int(1)], &[])
 }
 
 /// Parts of the last axis.
-pub(super) fn split_last(b: &Builder, v: Val, sizes: &[i64]) -> Vec<Val> {
+pub(in crate::ops) fn split_last(b: &Builder, v: Val, sizes: &[i64]) -> Vec<Val> {
     let ins = [Some(v), Some(b.ints(sizes))];
     b.node_n(
         OpId::onnx("Split"),
@@ -54,22 +54,22 @@ pub(super) fn split_last(b: &Builder, v: Val, sizes: &[i64]) -> Vec<Val> {
 
 /// A rotary embedding.
 #[derive(Clone, Copy)]
-pub(super) struct Rotary {
+pub(in crate::ops) struct Rotary {
     /// Cosines, `[b or 1, s, half]`.
-    pub(super) cos: Val,
+    pub(in crate::ops) cos: Val,
     /// Sines of the same shape.
-    pub(super) sin: Val,
+    pub(in crate::ops) sin: Val,
     /// Half of the width that is rotated; the rest of each head passes.
-    pub(super) half: i64,
+    pub(in crate::ops) half: i64,
     /// Width of a head, where it is known.
-    pub(super) width: Option<i64>,
+    pub(in crate::ops) width: Option<i64>,
     /// Whether pairs are neighbours (`x₀, x₁`) or lie half a width apart.
-    pub(super) interleaved: bool,
+    pub(in crate::ops) interleaved: bool,
 }
 
 impl Rotary {
     /// Rotates `[b, n, s, d]`.
-    pub(super) fn apply(&self, b: &Builder, x: Val) -> Val {
+    pub(in crate::ops) fn apply(&self, b: &Builder, x: Val) -> Val {
         let (half, full) = (self.half, 2 * self.half);
         if self.width == Some(full) {
             return self.rotate(b, x);
@@ -105,22 +105,22 @@ impl Rotary {
 }
 
 /// An additive bias from what may be attended to.
-pub(super) fn bias_of(b: &Builder, allowed: Val, ty: DType, forbidden: f32) -> Val {
+pub(in crate::ops) fn bias_of(b: &Builder, allowed: Val, ty: DType, forbidden: f32) -> Val {
     let (zero, low) = (b.scalar_of(0.0, ty), b.scalar_of(forbidden, ty));
     b.op("Where", &[allowed, zero, low], &[])
 }
 
 /// Which keys a query may attend to by position. The query in row `i` stands at position `i + offset`.
-pub(super) struct Window {
+pub(in crate::ops) struct Window {
     /// Position of the first query: a scalar, or `[b, 1, 1, 1]`.
-    pub(super) offset: Option<Val>,
+    pub(in crate::ops) offset: Option<Val>,
     /// How many keys are seen, the query's own included; all of them when it is not positive.
-    pub(super) left: i64,
+    pub(in crate::ops) left: i64,
 }
 
 impl Window {
     /// `[s, t]`, or `[b, 1, s, t]`: whether key `j` stands at or before query `i`, and not too far before.
-    pub(super) fn allowed(&self, b: &Builder, queries: Val, keys: Val) -> Val {
+    pub(in crate::ops) fn allowed(&self, b: &Builder, queries: Val, keys: Val) -> Val {
         let rows = b.unsqueeze(count(b, queries), &[1]);
         let rows = self.offset.map_or(rows, |o| b.add(rows, o));
         let columns = b.unsqueeze(count(b, keys), &[0]);
@@ -135,29 +135,29 @@ impl Window {
 }
 
 /// The core: `softmax(softcap(scale·q·kᵀ) + biases)·v` over `[b, n, s, d]`.
-pub(super) struct Core {
-    pub(super) scale: f32,
+pub(in crate::ops) struct Core {
+    pub(in crate::ops) scale: f32,
     /// `c·tanh(x/c)`, when positive.
-    pub(super) softcap: f32,
+    pub(in crate::ops) softcap: f32,
     /// Additive biases, each broadcast to `[b, n, s, t]`.
-    pub(super) biases: Vec<Val>,
+    pub(in crate::ops) biases: Vec<Val>,
     /// Element type of the operands.
-    pub(super) ty: DType,
+    pub(in crate::ops) ty: DType,
     /// Element type of the softmax.
-    pub(super) precise: DType,
+    pub(in crate::ops) precise: DType,
     /// Whether a row may be masked as a whole, which then attends to nothing.
-    pub(super) guard: bool,
+    pub(in crate::ops) guard: bool,
 }
 
 /// The output of the core and its stages.
-pub(super) struct Attended {
-    pub(super) y: Val,
+pub(in crate::ops) struct Attended {
+    pub(in crate::ops) y: Val,
     /// Scaled products; after the soft cap; with biases; after the softmax.
-    pub(super) stages: [Val; 4],
+    pub(in crate::ops) stages: [Val; 4],
 }
 
 impl Core {
-    pub(super) fn build(&self, b: &Builder, q: Val, k: Val, v: Val) -> Attended {
+    pub(in crate::ops) fn build(&self, b: &Builder, q: Val, k: Val, v: Val) -> Attended {
         let c = |x: f32| b.scalar_of(x, self.ty);
         let product = b.matmul(q, b.transpose(k, &[0, 1, 3, 2]));
         let scaled = b.mul(product, c(self.scale));
@@ -170,7 +170,7 @@ impl Core {
         // Masks first: their sum is small where they do not depend on the head.
         let bias = self.biases.iter().copied().reduce(|x, y| b.add(x, y));
         let biased = bias.map_or(capped, |m| b.add(capped, m));
-        let scores = to(b, biased, self.ty, self.precise);
+        let scores = convert(b, biased, self.ty, self.precise);
         let p = b.op("Softmax", &[scores], &[("axis", (-1i64).into())]);
         let p = if self.guard {
             let nan = b.unary("IsNaN", p);
@@ -178,7 +178,7 @@ impl Core {
         } else {
             p
         };
-        let p = to(b, p, self.precise, self.ty);
+        let p = convert(b, p, self.precise, self.ty);
         Attended {
             y: b.matmul(p, v),
             stages: [scaled, capped, biased, p],
