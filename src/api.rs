@@ -1,9 +1,8 @@
 //! The jobs of the command line, one call each.
 
-use crate::adapters::config::UnknownKeys;
 use crate::adapters::folder::{AdapterFolder, Meta};
 use crate::adapters::head::Head;
-use crate::adapters::methods::MethodConfig;
+use crate::adapters::manifest::Manifest;
 use crate::adapters::summary::Summary;
 use crate::adapters::{Adapter, AdapterStore, Config, Setup};
 use crate::diag::Diagnostic;
@@ -21,11 +20,10 @@ use std::path::Path;
 
 #[cfg(feature = "runtime")]
 mod eject;
-mod probe;
 
+pub use crate::adapters::docs::{explain as method, markdown as methods_markdown};
 #[cfg(feature = "runtime")]
 pub use eject::eject_prefix_tuning;
-pub use probe::{method, methods_markdown};
 
 /// Maps a model and verifies it.
 ///
@@ -100,7 +98,7 @@ pub fn attach(
     training: bool,
 ) -> Result<Adapted> {
     let mut methods = adapters.iter().flat_map(|a| a.config.methods());
-    let cores = methods.any(MethodConfig::opens_attention);
+    let cores = methods.any(|m| m.opens_attention());
     let (model, expanded) = opened(model, cores)?;
     let selection = interface.select(&model)?;
     let mut warnings = selection.misses.clone();
@@ -193,27 +191,9 @@ pub fn strip(model: Verified, adapter: Option<&str>) -> Result<Verified> {
 
 /// The adapters of a rewritten model, from its manifest: names, configurations and how they were integrated.
 pub fn manifest(model: &Verified) -> Result<Vec<(String, Config)>> {
-    let Some(text) = model.model().metadata.get(stamp::MANIFEST) else {
-        return Ok(Vec::new());
-    };
-    let bad = |m: String| {
-        Error::new(
-            ErrorKind::Method,
-            Diagnostic::error("manifest", m).at(stamp::MANIFEST),
-        )
-    };
-    let json: serde_json::Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
-    let entries = json["adapters"].as_array().cloned().unwrap_or_default();
-    let read = |e: serde_json::Value| -> Result<(String, Config)> {
-        let name = e["name"]
-            .as_str()
-            .ok_or_else(|| bad("an adapter has no name".into()))?;
-        Ok((
-            name.to_owned(),
-            Config::from_dict(&e["config"], UnknownKeys::Keep)?,
-        ))
-    };
-    entries.into_iter().map(read).collect()
+    let manifest = Manifest::read(model.model()).map_err(|d| Error::new(ErrorKind::Method, d))?;
+    let entries = manifest.adapters.iter();
+    entries.map(|e| Ok((e.name.clone(), e.config()?))).collect()
 }
 
 /// The library's summary table of a rewritten model.

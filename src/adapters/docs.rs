@@ -3,13 +3,14 @@
 use super::config::{chunks, expansion};
 use super::methods::MethodConfig;
 use super::{Config, identifiers};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
 mod parameters;
 
-pub use parameters::{ParamDoc, PlaceDoc, Probe};
+use parameters::Example;
+pub use parameters::{ParamDoc, PlaceDoc};
 
 /// One field of a configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,15 +57,25 @@ pub struct Explained {
 
 /// Explains an identifier or a configuration string.
 ///
+/// ```
+/// let known = onnx_graft::adapters::docs::explain("mam")?;
+/// assert!(known.text().contains("prefix_tuning"));
+/// # Ok::<(), onnx_graft::Error>(())
+/// ```
+///
 /// # Errors
 /// An identifier or a field that is not known, with the nearest one.
-pub fn explain(text: &str, probe: &Probe<'_>) -> Result<Explained> {
+pub fn explain(text: &str) -> Result<Explained> {
+    explain_in(&Example::new()?, text)
+}
+
+fn explain_in(example: &Example, text: &str) -> Result<Explained> {
     let text = text.trim();
     let config = Config::parse(text)?;
     let written = chunks(text);
     let members = config.methods().iter().enumerate().map(|(i, method)| {
         let identifier = written.get(i).map_or_else(String::new, |t| (*t).to_owned());
-        describe(identifier, method, probe)
+        describe(identifier, method, example)
     });
     Ok(Explained {
         text: text.to_owned(),
@@ -74,7 +85,7 @@ pub fn explain(text: &str, probe: &Probe<'_>) -> Result<Explained> {
     })
 }
 
-fn describe(identifier: String, method: &MethodConfig, probe: &Probe<'_>) -> Result<MethodDoc> {
+fn describe(identifier: String, method: &MethodConfig, example: &Example) -> Result<MethodDoc> {
     let dict = match method.to_dict() {
         Value::Object(map) => map,
         _ => Map::new(),
@@ -86,11 +97,10 @@ fn describe(identifier: String, method: &MethodConfig, probe: &Probe<'_>) -> Res
             .unwrap_or_default()
             .replace('\n', " ")
     };
-    let asked = parameters::ask(method, probe);
-    let (places, parameters) = asked.map_err(|d| Error::new(ErrorKind::Method, d))?;
+    let (places, parameters) = example.ask(method)?;
     Ok(MethodDoc {
         identifier,
-        architecture: method.architecture().unwrap_or("bottleneck"),
+        architecture: method.name(),
         about: head(method.source()),
         places,
         merges: method.merges(),
@@ -215,17 +225,18 @@ impl Explained {
     }
 }
 
-/// All methods as one Markdown document; `explain` explains an identifier.
+/// All methods as one Markdown document: `schemas/methods.md`.
 ///
 /// # Errors
-/// Those of `explain`.
-pub fn markdown(explain: &dyn Fn(&str) -> Result<Explained>) -> Result<String> {
+/// Never, with the methods that there are.
+pub fn markdown() -> Result<String> {
+    let example = Example::new()?;
     let mut out = String::from(
         "# Adapter methods\n\nGenerated from the code; a test keeps it fresh.\n\n| identifier | architecture | attaches at | merges | config id |\n|---|---|---|---|---|\n",
     );
     let (mut docs, mut others) = (Vec::new(), Vec::new());
     for name in identifiers() {
-        let known = explain(name)?;
+        let known = explain_in(&example, name)?;
         if known.stands_for.is_some() {
             others.push(known);
             continue;
@@ -362,7 +373,7 @@ mod tests {
 
     #[test]
     fn generated_files_are_fresh() {
-        fresh("methods.md", &crate::api::methods_markdown().unwrap());
+        fresh("methods.md", &markdown().unwrap());
         let text = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
         fresh("adapter_config.schema.json", &text);
     }
@@ -370,7 +381,7 @@ mod tests {
     #[test]
     fn every_field_and_parameter_is_explained() {
         for name in identifiers() {
-            let known = crate::api::method(name).unwrap();
+            let known = explain(name).unwrap();
             let text = known.text();
             assert_eq!(
                 known.stands_for.is_some(),
@@ -401,7 +412,7 @@ mod tests {
     #[test]
     fn shapes_are_told_in_symbols() {
         let lines = |text: &str| -> Vec<String> {
-            let known = crate::api::method(text).unwrap();
+            let known = explain(text).unwrap();
             let all = known.members.iter().flat_map(|m| &m.parameters);
             all.map(|p| {
                 format!(
@@ -433,7 +444,7 @@ mod tests {
                 format!("{shared}.lora_B [out, r] U(±√(6/r)) frozen all places"),
             ]
         );
-        let typo = crate::api::method("seq_bm").unwrap_err().to_string();
+        let typo = explain("seq_bm").unwrap_err().to_string();
         assert!(typo.contains("nearest one is `seq_bn`"), "{typo}");
     }
 }

@@ -96,6 +96,17 @@ impl AdapterFolder {
     /// [`ErrorKind::Io`] when a file is missing, [`ErrorKind::Method`] when the configuration is not understood,
     /// [`ErrorKind::Decode`] when the weights are not.
     pub fn read(folder: &Path) -> Result<AdapterFolder> {
+        Self::read_with(folder, &|dict| Config::from_dict(dict, UnknownKeys::Keep))
+    }
+
+    /// Reads a folder whose configuration `config` makes from its dictionary: that of a method of another crate.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read), and those of `config`.
+    pub fn read_with(
+        folder: &Path,
+        config: &dyn Fn(&Value) -> Result<Config>,
+    ) -> Result<AdapterFolder> {
         let path = folder.join(file::CONFIG);
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
         let at = |e: Error| e.within(path.display().to_string());
@@ -110,9 +121,9 @@ impl AdapterFolder {
         }
         let name = take_text(&mut top, "name").unwrap_or_else(|| "default".into());
         let version = take_text(&mut top, "version");
-        let mut config = top.shift_remove("config").unwrap_or_default();
-        let notes = correct(&mut config, version.as_deref());
-        let config = Config::from_dict(&config, UnknownKeys::Keep).map_err(at)?;
+        let mut dict = top.shift_remove("config").unwrap_or_default();
+        let notes = correct(&mut dict, version.as_deref());
+        let config = config(&dict).map_err(at)?;
         let meta = Meta {
             hidden_size: top.shift_remove("hidden_size").and_then(|v| v.as_u64()),
             model_class: take_text(&mut top, "model_class").unwrap_or_default(),

@@ -8,7 +8,7 @@ use super::folder::{
     Meta, VERSION, object, read_file, read_safetensors, to_safetensors, write_files,
 };
 use super::methods::act;
-use super::param::{Init, ParamSpec};
+use super::param::{Init, ParamSpec, Size};
 use super::{AdapterStore, Param, torch};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -131,22 +131,24 @@ impl HeadConfig {
 
     /// The parameters of the head `name` on a model of this width.
     pub fn params(&self, name: &str, width: usize) -> Vec<ParamSpec> {
+        let width = Size::new("d", width);
+        let labels = Size::new("num_labels", self.num_labels);
         let mut out = Vec::new();
         for (l, at) in self.linears().enumerate() {
             let rows = if l + 1 == self.layers {
-                self.num_labels
+                &labels
             } else {
-                width
+                &width
             };
             out.push(ParamSpec::new(
                 format!("heads.{name}.{at}.weight"),
-                [rows, width],
+                &[rows, &width],
                 Init::bert(),
             ));
             if self.bias {
                 out.push(ParamSpec::new(
                     format!("heads.{name}.{at}.bias"),
-                    [rows],
+                    &[rows],
                     Init::Zeros,
                 ));
             }
@@ -294,12 +296,13 @@ impl Head {
         let mut found = Vec::new();
         let mut out = Vec::new();
         for spec in self.config.params(&self.name, width) {
-            let dims: Vec<u64> = spec.dims.iter().map(|&d| d as u64).collect();
+            let sizes = spec.dims();
+            let dims: Vec<u64> = sizes.iter().map(|&d| d as u64).collect();
             let tensor = match &self.weights {
                 None => {
                     let values = spec
                         .init
-                        .values(&spec.dims, seed, &spec.suffix, graph)
+                        .values(&sizes, seed, &spec.suffix, graph)
                         .unwrap_or_default();
                     TensorData::from_f32(dims, &values)
                 }

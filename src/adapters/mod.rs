@@ -12,6 +12,7 @@ pub mod docs;
 pub mod folder;
 pub mod head;
 mod layers;
+pub(crate) mod manifest;
 pub mod methods;
 pub mod naming;
 pub mod param;
@@ -35,7 +36,11 @@ pub use setup::Setup;
 pub use spec::Spec;
 pub use store::{AdapterStore, Loaded, Param, Weights};
 
+pub(crate) use manifest::whole_row_adapters;
 pub(crate) use store::param_stamps;
+
+use crate::error::Result;
+use crate::select::{Family, Interface};
 
 /// An adapter to be attached: fresh, or with the weights of a file.
 #[derive(Clone, Debug)]
@@ -53,6 +58,27 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// A fresh adapter of the first family of methods that an interface lists, named like its configuration.
+    ///
+    /// # Errors
+    /// A family that is not known.
+    pub fn default_of(interface: &Interface) -> Result<Self> {
+        let listed = interface.fields.adapter_methods.first();
+        let family = match listed {
+            None => Some(Family::Bottleneck),
+            Some(word) => Family::of(word),
+        };
+        let presets = || MethodConfig::presets().map(|p| (p.name, (p.make)()));
+        let found = presets().find(|(_, m)| family.is_some() && m.family() == family);
+        match (found, listed) {
+            (Some((name, method)), _) => Ok(Adapter::fresh(name, Config::One(method))),
+            (None, word) => {
+                let name = word.map_or("", |w| w.as_str());
+                Ok(Adapter::fresh(name, Config::parse(name)?))
+            }
+        }
+    }
+
     /// A fresh adapter with initial values.
     pub fn fresh(name: impl Into<String>, config: Config) -> Self {
         Adapter {

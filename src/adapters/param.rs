@@ -6,7 +6,75 @@
 
 use crate::ir::{Graph, TensorData, ValueId};
 use crate::select::Layout;
+use std::borrow::Cow;
 use std::f64::consts::TAU;
+use std::fmt;
+
+/// A size: a number, and the name that people have for it, from which documentation is printed.
+///
+/// ```
+/// use onnx_graft::adapters::param::Size;
+/// let (heads, width) = (Size::new("heads", 12), Size::new("head_size", 64));
+/// let both = heads.times(&width).times(&Size::from(2));
+/// assert_eq!((both.get(), both.to_string()), (1536, "heads·head_size·2".to_owned()));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Size {
+    number: usize,
+    name: Cow<'static, str>,
+}
+
+impl Size {
+    /// A size of this name.
+    pub fn new(name: impl Into<Cow<'static, str>>, number: usize) -> Self {
+        Size {
+            number,
+            name: name.into(),
+        }
+    }
+
+    /// The number.
+    pub fn get(&self) -> usize {
+        self.number
+    }
+
+    /// The product with another size.
+    #[must_use]
+    pub fn times(&self, other: &Size) -> Size {
+        match (self.is_one(), other.is_one()) {
+            (_, true) => self.clone(),
+            (true, false) => other.clone(),
+            (false, false) => Size::new(
+                format!("{self}·{other}"),
+                self.number.saturating_mul(other.number),
+            ),
+        }
+    }
+
+    /// The quotient by another size, which must not be 0, rounded down.
+    #[must_use]
+    pub fn over(&self, other: &Size) -> Size {
+        let number = self.number / other.number.max(1);
+        Size::new(format!("{self}/{other}"), number)
+    }
+
+    /// Whether it is the number 1, whatever the model and the configuration are.
+    fn is_one(&self) -> bool {
+        self.name == "1"
+    }
+}
+
+impl From<usize> for Size {
+    fn from(number: usize) -> Self {
+        Size::new(number.to_string(), number)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
 
 /// One parameter that a method asks for at a place.
 #[derive(Clone, Debug)]
@@ -14,7 +82,7 @@ pub struct ParamSpec {
     /// Name inside its module: `lora_A`, `adapter_down.0.weight`.
     pub suffix: String,
     /// Shape, as the library stores it.
-    pub dims: Vec<usize>,
+    pub shape: Vec<Size>,
     /// Initial values.
     pub init: Init,
     /// Whether training changes it.
@@ -29,10 +97,10 @@ pub struct ParamSpec {
 
 impl ParamSpec {
     /// A trainable parameter.
-    pub fn new(suffix: impl Into<String>, dims: impl Into<Vec<usize>>, init: Init) -> Self {
+    pub fn new(suffix: impl Into<String>, shape: &[&Size], init: Init) -> Self {
         ParamSpec {
             suffix: suffix.into(),
-            dims: dims.into(),
+            shape: shape.iter().copied().cloned().collect(),
             init,
             trainable: true,
             idle: false,
@@ -70,9 +138,9 @@ impl ParamSpec {
         self
     }
 
-    /// Number of elements.
-    pub fn count(&self) -> usize {
-        self.dims.iter().product()
+    /// The shape in numbers.
+    pub fn dims(&self) -> Vec<usize> {
+        self.shape.iter().map(Size::get).collect()
     }
 }
 
@@ -98,6 +166,21 @@ pub enum Init {
         /// The bound.
         bound: f64,
     },
+    /// `kaiming_uniform_(a=√5)`, torch's default of a linear's weight, and of its bias.
+    Linear {
+        /// Width of what the linear reads.
+        fan_in: Size,
+    },
+    /// `kaiming_uniform_(a=0)`.
+    Kaiming {
+        /// Width of what the linear reads.
+        fan_in: Size,
+    },
+    /// `xavier_normal_`.
+    Xavier {
+        /// Sum of the widths of what is read and what is made.
+        fans: usize,
+    },
     /// A diagonal matrix with this diagonal.
     Diagonal {
         /// The diagonal.
@@ -122,24 +205,24 @@ pub enum Init {
 }
 
 impl Init {
-    /// `kaiming_uniform_(a=√5)`, torch's default of a linear's weight, and of its bias.
-    pub fn linear(fan_in: usize) -> Init {
-        Init::Uniform {
-            bound: 1.0 / (fan_in.max(1) as f64).sqrt(),
+    /// [`Linear`](Init::Linear) of this width.
+    pub fn linear(fan_in: &Size) -> Init {
+        Init::Linear {
+            fan_in: fan_in.clone(),
         }
     }
 
-    /// `kaiming_uniform_(a=0)`.
-    pub fn kaiming(fan_in: usize) -> Init {
-        Init::Uniform {
-            bound: (6.0 / fan_in.max(1) as f64).sqrt(),
+    /// [`Kaiming`](Init::Kaiming) of this width.
+    pub fn kaiming(fan_in: &Size) -> Init {
+        Init::Kaiming {
+            fan_in: fan_in.clone(),
         }
     }
 
-    /// `xavier_normal_`.
-    pub fn xavier(fan_in: usize, fan_out: usize) -> Init {
-        Init::Normal {
-            std: (2.0 / (fan_in + fan_out).max(1) as f64).sqrt(),
+    /// [`Xavier`](Init::Xavier) of these widths.
+    pub fn xavier(fan_in: &Size, fan_out: &Size) -> Init {
+        Init::Xavier {
+            fans: fan_in.get() + fan_out.get(),
         }
     }
 
@@ -155,15 +238,20 @@ impl Init {
         Some(match self {
             Init::Zeros => vec![0.0; n],
             Init::Ones => vec![1.0; n],
-            Init::Normal { std } => random.normals(n).map(|x| (x * std) as f32).collect(),
+            Init::Normal { std } => random.normal_values(n, *std),
+            Init::Xavier { fans } => random.normal_values(n, (2.0 / (*fans).max(1) as f64).sqrt()),
             Init::TruncatedNormal { std } => {
                 let inside = |x: &f64| x.abs() <= 2.0;
                 let draws = random.endless_normals().filter(inside).take(n);
                 draws.map(|x| (x * std) as f32).collect()
             }
-            Init::Uniform { bound } => (0..n)
-                .map(|_| ((2.0 * random.unit() - 1.0) * bound) as f32)
-                .collect(),
+            Init::Uniform { bound } => random.uniform_values(n, *bound),
+            Init::Linear { fan_in } => {
+                random.uniform_values(n, 1.0 / (fan_in.get().max(1) as f64).sqrt())
+            }
+            Init::Kaiming { fan_in } => {
+                random.uniform_values(n, (6.0 / fan_in.get().max(1) as f64).sqrt())
+            }
             Init::Diagonal { value } => diagonal(dims, *value),
             Init::NegativeIdentity => diagonal(dims, -1.0),
             Init::Orthogonal { columns } => orthogonal(*dims.first()?, *columns, &mut random),
@@ -173,6 +261,25 @@ impl Init {
                 d_out,
             } => row_norms(graph.get_value(*weight)?.tensor.as_ref()?, *layout, *d_out)?,
         })
+    }
+}
+
+impl fmt::Display for Init {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Init::Zeros => f.write_str("0"),
+            Init::Ones => f.write_str("1"),
+            Init::Normal { std } => write!(f, "N(0, {std}²)"),
+            Init::TruncatedNormal { std } => write!(f, "N(0, {std}²), cut at ±{}", 2.0 * std),
+            Init::Uniform { bound } => write!(f, "U(±{bound})"),
+            Init::Linear { fan_in } => write!(f, "U(±1/√{fan_in})"),
+            Init::Kaiming { fan_in } => write!(f, "U(±√(6/{fan_in}))"),
+            Init::Xavier { .. } => f.write_str("Xavier normal"),
+            Init::Diagonal { value } => write!(f, "{value} on the diagonal"),
+            Init::NegativeIdentity => f.write_str("-1 on the diagonal"),
+            Init::Orthogonal { .. } => f.write_str("a random orthogonal matrix"),
+            Init::RowNorms { .. } => f.write_str("norms of the weight's rows"),
+        }
     }
 }
 
@@ -300,6 +407,15 @@ impl Random {
     fn normals(&mut self, n: usize) -> impl Iterator<Item = f64> + '_ {
         self.endless_normals().take(n)
     }
+
+    fn normal_values(&mut self, n: usize, std: f64) -> Vec<f32> {
+        self.normals(n).map(|x| (x * std) as f32).collect()
+    }
+
+    fn uniform_values(&mut self, n: usize, bound: f64) -> Vec<f32> {
+        let one = |_| ((2.0 * self.unit() - 1.0) * bound) as f32;
+        (0..n).map(one).collect()
+    }
 }
 
 #[cfg(test)]
@@ -332,9 +448,9 @@ mod tests {
         let dims = [200, 200];
         let cases = [
             (Init::bert(), 0.02),
-            (Init::linear(48), 1.0 / 48f64.sqrt() / 3f64.sqrt()),
-            (Init::kaiming(6), 1.0 / 3f64.sqrt()),
-            (Init::xavier(10, 6), (2.0f64 / 16.0).sqrt()),
+            (Init::linear(&48.into()), 1.0 / 48f64.sqrt() / 3f64.sqrt()),
+            (Init::kaiming(&6.into()), 1.0 / 3f64.sqrt()),
+            (Init::xavier(&10.into(), &6.into()), (2.0f64 / 16.0).sqrt()),
             // A normal cut at two deviations has 0.8796 of the deviation.
             (Init::TruncatedNormal { std: 0.01 }, 0.01 * 0.8796),
         ];

@@ -1,6 +1,7 @@
 //! Places: where a method attaches, what flows there, and what a method needs to build its nodes.
 
 use super::attention::AttentionCore;
+use super::methods::detail::Detail;
 use super::naming::{Route, Sublayer, scope};
 use super::sequence::Longer;
 use crate::ir::contract;
@@ -40,27 +41,8 @@ pub struct Place<'s> {
     pub location: &'static str,
     /// What stands before the parameters' own names: `model.layers.0.self_attn.q_proj.loras.NAME`.
     pub scope: String,
-    /// Width of what flows, where the method needs it and the site does not say it.
-    pub width: Option<usize>,
-    /// For a fused projection: widths of the q, k and v columns.
-    pub fused: Option<[usize; 3]>,
-    /// For VeRA: the greatest output and input width of the adapter's linears, which its shared matrices have.
-    pub vera: Option<[usize; 2]>,
-    /// For parameters that are made for several places together.
-    pub pool: Option<Pool>,
-}
-
-/// Parameters that several places have together, each place a part of them.
-#[derive(Clone, Debug)]
-pub struct Pool {
-    /// Which part is the place's.
-    pub index: usize,
-    /// Number of parts.
-    pub parts: usize,
-    /// All scopes under which the library stores the parameters; the first one is their name.
-    pub scopes: Arc<[String]>,
-    /// Scope of the place's own parameters.
-    pub own: String,
+    /// What the method knows besides.
+    pub detail: Detail,
 }
 
 /// What a place is.
@@ -117,19 +99,28 @@ impl Surroundings<'_, '_> {
     }
 }
 
-impl Place<'_> {
-    /// Order of places at one value: a linear's own adapters, then the sublayer's, then the layer's.
-    pub fn rank(&self) -> u8 {
-        match self.at {
-            At::Embeddings(_) => 0,
-            At::Sequence(_) => 6,
-            At::Mask(_) => 7,
-            At::Linear(_) => 1,
-            At::Sublayer(_) => 2,
-            At::Layer(_) => 3,
-            At::HeadInput(_) => 4,
-            At::Attention(_) => 5,
+impl<'s> Place<'s> {
+    /// A place without details.
+    pub fn new(
+        at: At<'s>,
+        layer: Option<usize>,
+        location: &'static str,
+        scope: impl Into<String>,
+    ) -> Self {
+        Place {
+            at,
+            layer,
+            location,
+            scope: scope.into(),
+            detail: Detail::None,
         }
+    }
+
+    /// The same place with a detail.
+    #[must_use]
+    pub fn with(mut self, detail: Detail) -> Self {
+        self.detail = detail;
+        self
     }
 
     /// The value that the place replaces.
@@ -151,11 +142,12 @@ impl Place<'_> {
         match &self.at {
             At::Linear(site) => Some(site.anchor),
             At::Sublayer(site) => site.stream.and_then(producer).or(Some(site.anchor)),
-            At::Layer(layer) => producer(layer.output),
-            At::Embeddings(value) | At::Mask(value) => producer(*value),
-            At::HeadInput(site) => producer(site.input),
-            At::Attention(core) => producer(core.output),
-            At::Sequence(longer) => producer(longer.embedded),
+            At::Layer(_)
+            | At::Embeddings(_)
+            | At::HeadInput(_)
+            | At::Sequence(_)
+            | At::Mask(_)
+            | At::Attention(_) => producer(self.target()),
         }
     }
 
@@ -173,18 +165,81 @@ impl Place<'_> {
         }
     }
 
-    /// The kind of place, for the stamp that `strip` reads.
-    pub fn kind(&self) -> &'static str {
+    /// What is to be known of places like this one.
+    pub fn kind(&self) -> Kind {
         match self.at {
-            At::Linear(_) => "linear",
-            At::Sublayer(_) => "sublayer",
-            At::Layer(_) => "layer",
-            At::Embeddings(_) => "embeddings",
-            At::HeadInput(_) => "head",
-            At::Attention(_) => "attention",
-            At::Sequence(_) => "sequence",
-            At::Mask(_) => "mask",
+            At::Embeddings(_) => Kind::EMBEDDINGS,
+            At::Linear(_) => Kind::LINEAR,
+            At::Sublayer(_) => Kind::SUBLAYER,
+            At::Layer(_) => Kind::LAYER,
+            At::HeadInput(_) => Kind::HEAD,
+            At::Attention(_) => Kind::ATTENTION,
+            At::Sequence(_) => Kind::SEQUENCE,
+            At::Mask(_) => Kind::MASK,
         }
+    }
+}
+
+/// A kind of place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Its name, in the stamp that `strip` reads.
+    pub name: &'static str,
+    /// What places of the kind are, for people.
+    pub about: &'static str,
+    /// Order of places at one value: a linear's own adapters, then the sublayer's, then the layer's.
+    pub rank: u8,
+    /// Whether adapters compose here. ReFT and invertible adapters do not in the library: the first one of the setup is the one.
+    pub composes: bool,
+}
+
+impl Kind {
+    const EMBEDDINGS: Kind = Kind::new(0, "embeddings", "output of the embeddings", false);
+    const LINEAR: Kind = Kind::new(1, "linear", "outputs of linears", true);
+    const SUBLAYER: Kind = Kind::new(
+        2,
+        "sublayer",
+        "outputs of attention or feed-forward blocks",
+        true,
+    );
+    const LAYER: Kind = Kind::new(3, "layer", "outputs of layers", false);
+    const HEAD: Kind = Kind::new(4, "head", "input of the head", false);
+    const ATTENTION: Kind = Kind::new(5, "attention", "attentions: keys and values", true);
+    const SEQUENCE: Kind = Kind::new(6, "sequence", "embedded sequence, which grows", false);
+    const MASK: Kind = Kind::new(7, "mask", "masks, opened for the prompt", false);
+
+    /// What has no place of its own, and grows along with another place.
+    pub const GROWN: Kind = Kind::new(
+        8,
+        "grown",
+        "inputs and sizes that grow with the sequence",
+        false,
+    );
+
+    const ALL: [Kind; 9] = [
+        Kind::EMBEDDINGS,
+        Kind::LINEAR,
+        Kind::SUBLAYER,
+        Kind::LAYER,
+        Kind::HEAD,
+        Kind::ATTENTION,
+        Kind::SEQUENCE,
+        Kind::MASK,
+        Kind::GROWN,
+    ];
+
+    const fn new(rank: u8, name: &'static str, about: &'static str, composes: bool) -> Kind {
+        Kind {
+            name,
+            about,
+            rank,
+            composes,
+        }
+    }
+
+    /// The kind of this name.
+    pub fn of(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|k| k.name == name)
     }
 }
 

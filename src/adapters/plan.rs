@@ -1,12 +1,12 @@
 //! From configurations and a selection to places, parameters and values: everything that attaching and merging decide before they
 //! write anything.
 
+use super::Adapter;
 use super::methods::MethodConfig;
 use super::naming::scope;
 use super::param::{ParamSpec, decays};
 use super::place::{Place, Surroundings};
 use super::store::{AdapterStore, Loaded, Param};
-use super::{Adapter, Route};
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, Fact, Graph, TensorData, ValueId};
@@ -58,6 +58,7 @@ pub fn plan<'s>(
     for (index, adapter) in adapters.iter().enumerate() {
         check_name(&adapter.name)?;
         let begin = out.parts.len();
+        let mut notes = Vec::new();
         let mut store = AdapterStore::default();
         for method in adapter.config.methods() {
             if let Some(finding) = super::layers::beyond(method, selection) {
@@ -71,14 +72,14 @@ pub fn plan<'s>(
                     ..finding
                 });
             }
-            let parts = member(
+            let (parts, said) = member(
                 index, adapter, method, selection, graph, facts, seed, &mut store,
             )
             .map_err(|e| e.within(format!("adapter `{}`", adapter.name)))?;
             out.parts.extend(parts);
+            notes.extend(said);
         }
-        let parts = &out.parts[begin..];
-        if parts.is_empty() {
+        if out.parts.len() == begin {
             return Err(Error::new(
                 ErrorKind::Method,
                 Diagnostic::error(
@@ -88,7 +89,7 @@ pub fn plan<'s>(
                 .help("check which parts it names (attn_matrices, …_lora, …_adapter, leave_out) against `rewrite inspect`"),
             ));
         }
-        out.notes.extend(compatibilities(adapter, parts, selection));
+        out.notes.extend(notes);
         out.notes.extend(other_base(adapter, selection));
         let loaded = match &adapter.weights {
             None => None,
@@ -115,14 +116,12 @@ const LARGEST: usize = 1 << 30;
 
 /// A parameter that a mistyped size made enormous is refused before anything is allocated.
 fn bounded(name: &str, spec: &ParamSpec) -> std::result::Result<(), Diagnostic> {
-    let count = spec.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let dims = spec.dims();
+    let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
     if count.is_some_and(|n| n <= LARGEST) {
         return Ok(());
     }
-    let what = format!(
-        "`{name}` would have the shape {:?}, more than {LARGEST} elements",
-        spec.dims
-    );
+    let what = format!("`{name}` would have the shape {dims:?}, more than {LARGEST} elements");
     Err(Diagnostic::error("param-size", what)
         .help("check the sizes in the configuration: `r`, `reduction_factor`, …"))
 }
@@ -154,7 +153,7 @@ fn member<'s>(
     facts: &'s dyn Fn(ValueId) -> Option<Fact>,
     seed: u64,
     store: &mut AdapterStore,
-) -> Result<Vec<Part<'s>>> {
+) -> Result<(Vec<Part<'s>>, Vec<Diagnostic>)> {
     let wrong = |d: Diagnostic| Error::new(ErrorKind::Method, d);
     let base = &*selection.base_prefix;
     let has = |scope: &str| {
@@ -174,6 +173,7 @@ fn member<'s>(
         facts,
     };
     let places = method.places(&around).map_err(wrong)?;
+    let notes = method.notes(&around, &places);
     let seeding = Seeding {
         seed,
         own: method.seed().filter(|s| *s != 0),
@@ -234,7 +234,7 @@ fn member<'s>(
             shared: shared.clone(),
         });
     }
-    Ok(parts)
+    Ok((parts, notes))
 }
 
 /// Where initial values come from.
@@ -261,7 +261,7 @@ fn initial(
     name: &str,
     graph: &Graph,
 ) -> Result<TensorData, Diagnostic> {
-    let Some(values) = spec.init.values(&spec.dims, seed, stream, graph) else {
+    let Some(values) = spec.init.values(&spec.dims(), seed, stream, graph) else {
         return Err(Diagnostic::error(
             "initial-value",
             format!("the initial value of `{name}` is taken from a base weight that is not stored as floats"),
@@ -279,7 +279,7 @@ fn placeholder(spec: &ParamSpec, dtype: DType) -> TensorData {
 }
 
 fn dims(spec: &ParamSpec) -> Box<[u64]> {
-    spec.dims.iter().map(|d| *d as u64).collect()
+    spec.shape.iter().map(|d| d.get() as u64).collect()
 }
 
 /// A warning where the file names another base model.
@@ -294,53 +294,4 @@ fn other_base(adapter: &Adapter, selection: &Selection) -> Option<Diagnostic> {
         .note(format!("its file says {recorded}, this model is {here}"))
         .help("modules or shapes differ; where its parameters fit, it is attached all the same")
     })
-}
-
-/// What the user should know about how saved adapters compute.
-fn compatibilities(
-    adapter: &Adapter,
-    parts: &[Part<'_>],
-    selection: &Selection,
-) -> Vec<Diagnostic> {
-    let mut out = Vec::new();
-    let reads_norm = |m: &MethodConfig| matches!(m, MethodConfig::Bottleneck(b) if b.original_ln_before && !b.is_parallel);
-    let post_norm = selection
-        .layers
-        .iter()
-        .any(|l| l.ln_1.is_some() || l.ln_2.is_some());
-    let one_stack = selection.layers.iter().all(|l| l.stack == 0);
-    if adapter.route.binds_norms_late()
-        && one_stack
-        && selection.layers.len() > 1
-        && post_norm
-        && parts.iter().any(|p| reads_norm(p.method))
-    {
-        out.push(
-            Diagnostic::warning(
-                "compat-last-norm",
-                format!("`{}` applies the last layer's norm in every layer, as the Adapters library does through an interface", adapter.name),
-            )
-            .help("the library's own class for this model uses each layer's norm; its files do the same here"),
-        );
-    }
-    let swapped = adapter.route.swaps_feed_forward();
-    let feed_forward =
-        |p: &Part<'_>| matches!(p.place.location, "intermediate_lora" | "output_lora");
-    if swapped && parts.iter().any(feed_forward) {
-        out.push(Diagnostic::warning(
-            "compat-swapped-feed-forward",
-            format!("`{}`: intermediate_lora is the down projection and output_lora the up projection, as in the library's own class for this model", adapter.name),
-        ));
-    }
-    let ignored_o = |m: &MethodConfig| matches!(m, MethodConfig::Lora(l) if l.selfattn_lora && l.attn_matrices.iter().any(|x| x == "o"));
-    if adapter.route == Route::Plugin
-        && adapter.weights.is_none()
-        && parts.iter().any(|p| ignored_o(p.method))
-    {
-        out.push(Diagnostic::warning(
-            "beyond-library",
-            format!("`{}` adapts `o`, which the Adapters library does not: it would ignore these parameters", adapter.name),
-        ));
-    }
-    out
 }

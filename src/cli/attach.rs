@@ -3,6 +3,7 @@
 use super::args::{AdapterArgs, AttachArgs};
 use super::{Ui, exists, keep, open, usage};
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
+use crate::adapters::place::Kind;
 use crate::adapters::{AdapterStore, spec};
 use crate::api::{self, Adapted};
 use crate::diag::Severity;
@@ -188,27 +189,11 @@ fn places(model: &Verified) -> (usize, Vec<serde_json::Value>) {
         count += 1;
         let adapter = get(stamp::ADAPTER).unwrap_or_default();
         // What has no kind grows along with another place.
-        let kind = get(stamp::PLACE).unwrap_or("grown");
+        let kind = get(stamp::PLACE).unwrap_or(Kind::GROWN.name);
         *kinds.entry((adapter, kind)).or_default() += 1;
     }
     let row = |((adapter, kind), n): ((&str, &str), usize)| json!({ "adapter": adapter, "kind": kind, "places": n });
     (count, kinds.into_iter().map(row).collect())
-}
-
-/// A kind of place, in words.
-fn kind_text(kind: &str) -> &str {
-    match kind {
-        "linear" => "outputs of linears",
-        "sublayer" => "outputs of attention or feed-forward blocks",
-        "layer" => "outputs of layers",
-        "embeddings" => "output of the embeddings",
-        "head" => "input of the head",
-        "attention" => "attentions: keys and values",
-        "sequence" => "embedded sequence, which grows",
-        "mask" => "masks, opened for the prompt",
-        "grown" => "inputs and sizes that grow with the sequence",
-        other => other,
-    }
 }
 
 fn lines(selected: &serde_json::Value) -> String {
@@ -221,7 +206,11 @@ fn lines(selected: &serde_json::Value) -> String {
         for k in kinds {
             let [adapter, kind] =
                 [&k["adapter"], &k["kind"]].map(|v| v.as_str().unwrap_or_default());
-            text += &format!("  {adapter}: {} {}\n", k["places"], kind_text(kind));
+            text += &format!(
+                "  {adapter}: {} {}\n",
+                k["places"],
+                Kind::of(kind).map_or(kind, |k| k.about)
+            );
         }
     }
     for (field, at) in selected["first_layer"].as_object().into_iter().flatten() {

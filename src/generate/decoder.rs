@@ -4,12 +4,12 @@
 //! positions are counted for each row. So a row is computed exactly as it is alone.
 
 use super::failed;
+use crate::adapters::whole_row_adapters;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
-use crate::ir::contract::stamp;
-use crate::ir::{DType, Dim, Model, OpId, Type};
+use crate::ir::{DType, Dim, OpId, Type};
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::cache::{AddCache, Part, attention_window, new_name, past_name};
 use crate::rewrite::passes::expand::Expand;
@@ -109,30 +109,6 @@ impl Logits {
     }
 }
 
-/// Adapters of a model whose effect on a position depends on the whole sequence, so that neither a cache nor filled-up rows give what
-/// the sequence alone gives: interventions at positions counted from the end, gates that are a mean over positions, virtual tokens.
-pub fn full_sequence_adapters(model: &Model) -> Vec<String> {
-    let text = model.metadata.get(stamp::MANIFEST).map_or("{}", |m| &**m);
-    let manifest: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
-    let entries = manifest["adapters"].as_array().cloned().unwrap_or_default();
-    let concerned = entries.iter().filter(|e| depends(&e["config"]));
-    concerned
-        .map(|e| e["name"].as_str().unwrap_or_default().to_owned())
-        .collect()
-}
-
-fn depends(config: &serde_json::Value) -> bool {
-    match config {
-        serde_json::Value::Object(fields) => fields.iter().any(|(key, value)| match key.as_str() {
-            "architecture" => value == "reft" || value == "prompt_tuning",
-            "use_gating" => value == true,
-            _ => depends(value),
-        }),
-        serde_json::Value::Array(items) => items.iter().any(depends),
-        _ => false,
-    }
-}
-
 impl Decoder {
     /// Prepares a model. `selection` says where its attentions are; without it, or where the graph does not allow it, the whole text
     /// is computed for every token, and [`warnings`](Self::warnings) says why.
@@ -144,7 +120,7 @@ impl Decoder {
         let g = &model.model().graph;
         let id = logits(g, None).map_err(|d| Error::new(ErrorKind::Run, d))?;
         let logits = g.name_of(id).to_owned();
-        let full = full_sequence_adapters(model.model());
+        let full = whole_row_adapters(model.model())?;
         let chosen = Pipeline::new()
             .with(ChooseLogits {
                 logits: Some(logits.clone()),

@@ -14,7 +14,7 @@ mod score;
 mod text;
 
 pub use args::{GenerationArguments, Ids, generation_config};
-pub use decoder::{Decoder, DecoderOptions, Logits, Memory, Session, full_sequence_adapters};
+pub use decoder::{Decoder, DecoderOptions, Logits, Memory, Session};
 pub use prompts::{Message, PromptText, read_prompts};
 pub use run::{FinishReason, Generated, OnPiece, Prompt, Settings, generate};
 pub use sample::{Processors, draw, greedy, uniform};

@@ -3,7 +3,7 @@
 use super::check::ARGUMENTS;
 use super::event::{OnEvent, warn};
 use crate::adapters::head::Head;
-use crate::adapters::{Adapter, Config, Setup, spec};
+use crate::adapters::{Adapter, Setup, spec};
 use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -42,8 +42,7 @@ impl AdapterSettings {
     /// The adapters that are named; the first method of the interface, without any.
     pub(crate) fn load(&self, interface: &Interface) -> Result<Vec<Adapter>> {
         if self.adapters.is_empty() {
-            let (name, config) = default_adapter(interface)?;
-            return Ok(vec![Adapter::fresh(name, config)]);
+            return Ok(vec![Adapter::default_of(interface)?]);
         }
         self.adapters
             .iter()
@@ -126,20 +125,4 @@ pub(super) fn in_order(ids: impl Iterator<Item = (String, i64)>) -> Vec<String> 
     let mut names: Vec<(i64, String)> = ids.map(|(name, id)| (id, name)).collect();
     names.sort_unstable();
     names.into_iter().map(|(_, name)| name).collect()
-}
-
-/// The first method that the interface lists.
-fn default_adapter(interface: &Interface) -> Result<(String, Config)> {
-    let family = interface
-        .fields
-        .adapter_methods
-        .first()
-        .map_or("bottleneck", |m| m.as_str());
-    let identifier = match family {
-        "bottleneck" => "seq_bn",
-        "reft" => "loreft",
-        "invertible" => "seq_bn_inv",
-        other => other,
-    };
-    Ok((identifier.to_owned(), Config::parse(identifier)?))
 }

@@ -6,11 +6,10 @@ use super::event::{OnEvent, note, progress};
 use super::model::{ModelFiles, ModelSettings};
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
+use crate::adapters::whole_row_adapters;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::generate::{
-    Generated, GenerationArguments, Prompt, Scored, full_sequence_adapters, generate, score,
-};
+use crate::generate::{Generated, GenerationArguments, Prompt, Scored, generate, score};
 use crate::ir::contract;
 use crate::options::{self, Options, fields};
 use crate::rewrite::passes::logits::logits;
@@ -240,7 +239,7 @@ impl Run {
         let (data, _) = self.dataset(&self.data, events)?;
         let rows = data.len();
         // What depends on the whole row is computed for rows of one length only: one by one.
-        let alone = !full_sequence_adapters(model.model()).is_empty();
+        let alone = !whole_row_adapters(model.model())?.is_empty();
         let size = if alone {
             1
         } else {

@@ -1,5 +1,6 @@
 //! Validation of interface files, with line and column of every finding.
 
+use super::family::Family;
 use super::interface::{Fields, SCHEMA_VERSION};
 use super::position::Positions;
 use crate::diag::{Diagnostic, nearest};
@@ -51,16 +52,6 @@ const WRAPPER: [&str; 5] = [
 
 /// What `graph` may have as keys besides field names.
 const GRAPH_EXTRA: [&str; 3] = ["layer", "layer.output", "output_embeddings"];
-
-const METHODS: [&str; 7] = [
-    "bottleneck",
-    "lora",
-    "reft",
-    "prompt_tuning",
-    "invertible",
-    "prefix_tuning",
-    "mtl_lora",
-];
 
 pub(super) struct Check<'a> {
     pub(super) source: &'a str,
@@ -196,15 +187,16 @@ impl Check<'_> {
     }
 
     fn methods(&mut self, path: &str, list: &[Value]) {
+        let methods = Family::ALL.map(Family::name);
         for m in list.iter().filter_map(Value::as_str) {
-            if !METHODS.contains(&m) {
+            if Family::of(m).is_none() {
                 let mut d = Diagnostic::error("interface-method", format!("unknown method `{m}`"))
                     .at(self.at(path));
-                if let Some(near) = nearest(m, METHODS) {
+                if let Some(near) = nearest(m, methods) {
                     d = d.note(format!("nearest: {near}"));
                 }
                 self.found
-                    .push(d.help(format!("methods are {}", METHODS.join(", "))));
+                    .push(d.help(format!("methods are {}", methods.join(", "))));
             }
         }
     }

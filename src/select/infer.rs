@@ -1,5 +1,6 @@
 //! An interface proposed from a graph alone: structure says what each linear and norm does, the module tree says what it is called.
 
+use super::family::Family;
 use super::interface::{Fields, Interface, PerStack, SCHEMA_VERSION};
 use super::linear::Linears;
 use super::modules::{ModuleId, ModuleTree, ROOT, Witness};
@@ -125,9 +126,7 @@ impl Namer<'_> {
             }
         };
         let fields = Fields {
-            adapter_methods: ["bottleneck", "lora", "reft", "invertible"]
-                .map(str::to_owned)
-                .to_vec(),
+            adapter_methods: Family::PLAIN.map(|f| f.name().to_owned()).to_vec(),
             attn_k_proj: per_stack("attn_k_proj"),
             attn_o_proj: per_stack("attn_o_proj"),
             attn_q_proj: per_stack("attn_q_proj"),

@@ -2,7 +2,12 @@
 //! the configuration hash, and the string form `lora[r=8]|seq_bn`.
 
 pub mod json;
+pub(super) mod keys;
 mod literal;
+
+pub use keys::UnknownKeys;
+
+use keys::unknown_key;
 
 use super::methods::{MethodConfig, Preset};
 use crate::diag::{Diagnostic, nearest};
@@ -19,15 +24,6 @@ pub enum Config {
     One(MethodConfig),
     /// `ConfigUnion`: all members work together, each at its own places.
     Union(Vec<MethodConfig>),
-}
-
-/// How to treat keys that the configuration's type does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnknownKeys {
-    /// An error: somebody wrote this by hand.
-    Refuse,
-    /// They are kept and written back: another version of the library wrote this.
-    Keep,
 }
 
 /// The identifiers of AdapterHub that older versions used, and what they mean now.
@@ -81,7 +77,7 @@ impl Config {
     /// `architecture` as the library's summary shows it: `bottleneck` where the key is absent.
     pub fn architecture(&self) -> &'static str {
         match self {
-            Config::One(m) => m.architecture().unwrap_or("bottleneck"),
+            Config::One(m) => m.name(),
             Config::Union(_) => "union",
         }
     }
@@ -93,7 +89,7 @@ impl Config {
             Config::Union(members) => {
                 let mut map = Map::new();
                 map.insert("architecture".into(), "union".into());
-                let members = members.iter().map(MethodConfig::to_dict).collect();
+                let members = members.iter().map(|m| m.to_dict()).collect();
                 map.insert("configs".into(), Value::Array(members));
                 Value::Object(map)
             }
@@ -307,22 +303,6 @@ fn override_fields(preset: &Preset, pairs: Map<String, Value>) -> Result<MethodC
     MethodConfig::from_dict(&Value::Object(dict), UnknownKeys::Refuse)
 }
 
-pub(crate) fn unknown_key<'a>(
-    key: &str,
-    of: &str,
-    known: impl Iterator<Item = &'a str> + Clone,
-) -> Error {
-    let mut d = Diagnostic::error("config-key", format!("`{of}` has no field `{key}`"));
-    if let Some(near) = nearest(key, known.clone()) {
-        d = d.note(format!("the nearest one is `{near}`"));
-    }
-    let all: Vec<&str> = known.collect();
-    Error::new(
-        ErrorKind::Method,
-        d.help(format!("its fields are {}", all.join(", "))),
-    )
-}
-
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Method, Diagnostic::error("config", message))
 }
@@ -378,8 +358,8 @@ fn union_conflicts(members: &[MethodConfig]) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     for (i, a) in members.iter().enumerate() {
         for b in &members[i + 1..] {
-            if a.architecture() == b.architecture() && !a.disjoint(b) {
-                let what = a.architecture().unwrap_or("bottleneck");
+            if a.name() == b.name() && !a.disjoint(b) {
+                let what = a.name();
                 found.push(
                     Diagnostic::error("union", format!("two members of this union are {what}"))
                         .help("members of one architecture must be at different places, or leave layers out"),

@@ -9,12 +9,14 @@
 //!
 //! A learned gate, where there is one, takes the place of `alpha/r` (of `alpha` in (IA)³).
 
-use super::{Fold, Merged, Method, Preset, preset, torch_dtype};
-use crate::adapters::param::{Init, ParamSpec};
+use super::detail::{Columns, Detail, Greatest};
+use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, torch_dtype};
+use crate::adapters::Route;
+use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::diag::Diagnostic;
 use crate::ir::{DType, TensorData, Val};
-use crate::select::{AttentionSite, Layer, Layout, LinearSite, QkvLayout, WeightForm};
+use crate::select::{AttentionSite, Family, Layer, Layout, LinearSite, QkvLayout, WeightForm};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
@@ -160,11 +162,15 @@ impl Lora {
         self.alpha.as_f64().unwrap_or(1.0) as f32
     }
 
-    fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         match self.form() {
             Form::Scale => self.alpha(),
             Form::LowRank | Form::Vera => self.alpha() / self.r as f32,
         }
+    }
+
+    pub(super) fn rank(&self) -> Size {
+        Size::new("r", self.r)
     }
 
     fn wants(&self, letter: &str) -> bool {
@@ -175,12 +181,12 @@ impl Lora {
         &self,
         a: &'s AttentionSite,
         around: &Surroundings<'_, 's>,
-        add: &mut impl FnMut(&'s LinearSite, Option<[usize; 3]>),
+        add: &mut impl FnMut(&'s LinearSite, Detail),
     ) {
         let separate = [("q", &a.q), ("k", &a.k), ("v", &a.v)];
         for (_, site) in separate.into_iter().filter(|(m, _)| self.wants(m)) {
             if let Some(site) = site {
-                add(site, None);
+                add(site, Detail::None);
             }
         }
         if let Some(site) = &a.qkv
@@ -192,7 +198,7 @@ impl Lora {
                 // The library cuts into thirds whatever the order of the columns is.
                 Some(QkvLayout::Interleaved) | None => [third, third, site.d_out - 2 * third],
             };
-            add(site, Some(widths));
+            add(site, Detail::Columns(Columns(widths)));
         }
         if let Some(site) = &a.o
             && self.wants("o")
@@ -200,7 +206,7 @@ impl Lora {
             // Files of the library may name `o`, and have no parameters for it.
             let scope = around.scope(&site.path, "loras");
             if around.has.is_none_or(|has| has(&scope)) {
-                add(site, None);
+                add(site, Detail::None);
             }
         }
     }
@@ -219,7 +225,7 @@ impl Lora {
     }
 
     /// Initial values of `A` and `B` of these fan-ins.
-    fn inits(&self, fan_a: usize, fan_b: usize) -> (Init, Init) {
+    fn inits(&self, fan_a: &Size, fan_b: &Size) -> (Init, Init) {
         match &*self.init_weights {
             "bert" => (Init::bert(), Init::bert()),
             "ia3" => (Init::Ones, Init::Ones),
@@ -230,7 +236,7 @@ impl Lora {
 
     /// Widths of the blocks of a place that are adapted, with the columns in front of each; one block for a separate linear.
     fn blocks(&self, place: &Place<'_>, d_out: usize) -> Vec<Block> {
-        let Some(widths) = place.fused else {
+        let Some(widths) = place.detail.columns() else {
             return vec![Block {
                 width: d_out,
                 on: true,
@@ -254,7 +260,7 @@ impl Lora {
         cx: &BuildCx<'_>,
     ) -> Val {
         let stored = p.get("lora_B");
-        if place.fused.is_none() {
+        if place.detail.columns().is_none() {
             return stored;
         }
         let blocks = self.blocks(place, site.d_out);
@@ -274,7 +280,10 @@ impl Lora {
             Form::LowRank => vec![self.full_b(place, site, p, cx), p.get("lora_A")],
             Form::Scale => Vec::new(),
             Form::Vera => {
-                let [d_out, d_in] = place.vera.unwrap_or([site.d_out, site.d_in]);
+                let Greatest { d_out, d_in } = place.detail.greatest().unwrap_or(Greatest {
+                    d_out: site.d_out,
+                    d_in: site.d_in,
+                });
                 let cut = |v: Val, axis: i64, have: usize, want: usize| {
                     if have == want {
                         v
@@ -325,7 +334,7 @@ impl Lora {
             Some(g) => b.mul(l, g),
             None => b.scale(l, self.alpha()),
         };
-        if place.fused.is_none() {
+        if place.detail.columns().is_none() {
             return scaled(b.squeeze(stored, &[1]));
         }
         // Rows of `[enabled, out]`, weighted by the gates (or alpha) and summed; ones elsewhere.
@@ -447,8 +456,20 @@ pub(super) fn site<'p>(place: &'p Place<'_>) -> Result<&'p LinearSite, Diagnosti
         .ok_or_else(|| Diagnostic::error("place", "LoRA adapts linears only"))
 }
 
-impl Method for Lora {
-    const ARCHITECTURE: Option<&'static str> = Some("lora");
+/// What is to be known where the library takes the feed-forward block's linears for each other.
+pub(super) fn swapped(around: &Surroundings<'_, '_>, places: &[Place<'_>]) -> Option<Diagnostic> {
+    let concerned = |p: &Place<'_>| matches!(p.location, "intermediate_lora" | "output_lora");
+    (around.route.swaps_feed_forward() && places.iter().any(concerned)).then(|| {
+        Diagnostic::warning(
+            "compat-swapped-feed-forward",
+            format!("`{}`: intermediate_lora is the down projection and output_lora the up projection, as in the library's own class for this model", around.name),
+        )
+    })
+}
+
+impl Known for Lora {
+    const NAME: &'static str = "lora";
+    const SOURCE: &'static str = include_str!("lora.rs");
 
     fn presets() -> Vec<Preset> {
         vec![
@@ -460,8 +481,30 @@ impl Method for Lora {
         ]
     }
 
+    fn family(&self) -> Family {
+        Family::Lora
+    }
+
     fn extra(&self) -> &Map<String, Value> {
         &self.extra
+    }
+
+    fn disjoint(&self, other: &Self) -> bool {
+        !self.leave_out.is_empty() || !other.leave_out.is_empty()
+    }
+}
+
+impl Method for Lora {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn to_dict(&self) -> Value {
+        dict(self)
+    }
+
+    fn reads_whole_rows(&self) -> Option<&'static str> {
+        self.use_gating.then_some(GATE)
     }
 
     fn validate(&self) -> Result<(), Diagnostic> {
@@ -505,10 +548,6 @@ impl Method for Lora {
         torch_dtype(self.dtype.as_deref()).map(|_| ())
     }
 
-    fn disjoint(&self, other: &Self) -> bool {
-        !self.leave_out.is_empty() || !other.leave_out.is_empty()
-    }
-
     fn merges(&self) -> bool {
         !self.use_gating
     }
@@ -527,22 +566,17 @@ impl Method for Lora {
             if self.leave_out.contains(&layer.index) {
                 continue;
             }
-            let mut push = |site: &'s LinearSite, fused, location| {
-                out.extend(site.calls().map(|call| Place {
-                    at: At::Linear(call),
-                    layer: Some(layer.index),
-                    location,
-                    scope: around.scope(&site.path, "loras"),
-                    width: None,
-                    fused,
-                    vera: None,
-                    pool: None,
+            let mut push = |site: &'s LinearSite, detail: Detail, location| {
+                let scope = around.scope(&site.path, "loras");
+                out.extend(site.calls().map(|call| {
+                    let place = Place::new(At::Linear(call), Some(layer.index), location, &*scope);
+                    place.with(detail.clone())
                 }));
             };
             if self.selfattn_lora {
                 for a in layer.self_attn.iter().chain(&layer.cross_attn) {
-                    self.attention(a, around, &mut |site, fused| {
-                        push(site, fused, "selfattn_lora");
+                    self.attention(a, around, &mut |site, detail| {
+                        push(site, detail, "selfattn_lora");
                     });
                 }
             }
@@ -552,12 +586,12 @@ impl Method for Lora {
                 (self.output_lora, output, "output_lora"),
             ] {
                 if let (true, Some(site)) = (on, site) {
-                    push(site, None, location);
+                    push(site, Detail::None, location);
                 }
             }
         }
         if self.form() == Form::Vera {
-            if let Some(place) = out.iter().find(|p| p.fused.is_some()) {
+            if let Some(place) = out.iter().find(|p| p.detail.columns().is_some()) {
                 return Err(Diagnostic::error(
                     "vera-fused",
                     "VeRA shares its matrices between linears of one shape",
@@ -572,57 +606,75 @@ impl Method for Lora {
                     .max()
                     .unwrap_or(0)
             };
-            let sizes = [max(|s| s.d_out), max(|s| s.d_in)];
+            let greatest = Greatest {
+                d_out: max(|s| s.d_out),
+                d_in: max(|s| s.d_in),
+            };
             for place in &mut out {
-                place.vera = Some(sizes);
+                place.detail = Detail::Greatest(greatest);
             }
         }
         Ok(out)
     }
 
     fn shared(&self, places: &[Place<'_>]) -> Result<Vec<ParamSpec>, Diagnostic> {
-        let sizes = places.iter().find_map(|p| p.vera);
-        let (Form::Vera, Some([d_out, d_in])) = (self.form(), sizes) else {
+        let greatest = places.iter().find_map(|p| p.detail.greatest());
+        let (Form::Vera, Some(Greatest { d_out, d_in })) = (self.form(), greatest) else {
             return Ok(Vec::new());
         };
-        let (a, b) = self.inits(d_in, self.r);
+        let (d_in, d_out) = (&Size::new("in", d_in), &Size::new("out", d_out));
+        let r = &self.rank();
+        let (a, b) = self.inits(d_in, r);
         Ok(vec![
-            ParamSpec::new("lora_A", [self.r, d_in], a).frozen(),
-            ParamSpec::new("lora_B", [d_out, self.r], b).frozen(),
+            ParamSpec::new("lora_A", &[r, d_in], a).frozen(),
+            ParamSpec::new("lora_B", &[d_out, r], b).frozen(),
         ])
+    }
+
+    fn notes(&self, around: &Surroundings<'_, '_>, places: &[Place<'_>]) -> Vec<Diagnostic> {
+        let name = around.name;
+        let mut out: Vec<Diagnostic> = swapped(around, places).into_iter().collect();
+        let fresh = *around.route == Route::Plugin && around.has.is_none();
+        if fresh && !places.is_empty() && self.selfattn_lora && self.wants("o") {
+            out.push(Diagnostic::warning(
+                "beyond-library",
+                format!("`{name}` adapts `o`, which the Adapters library does not: it would ignore these parameters"),
+            ));
+        }
+        out
     }
 
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
         let site = site(place)?;
         let blocks = self.blocks(place, site.d_out);
         let enabled: Vec<&Block> = blocks.iter().filter(|k| k.on).collect();
-        let (h, width) = (
-            enabled.len(),
-            enabled.iter().map(|k| k.width).sum::<usize>(),
-        );
-        let (a, b) = self.inits(site.d_in, self.r);
+        let adapted = enabled.iter().map(|k| k.width).sum();
+        let (d_in, d_out) = (&Size::new("in", site.d_in), &Size::new("out", site.d_out));
+        let (r, h, one) = (&self.rank(), &Size::from(enabled.len()), &Size::from(1));
+        let width = &Size::new("out", adapted);
+        let (a, b) = self.inits(d_in, r);
         let diagonal = |n: &Option<Number>| Init::Diagonal {
             value: n.as_ref().and_then(Number::as_f64).unwrap_or(0.0) as f32,
         };
         let mut out = match self.form() {
             Form::LowRank => vec![
-                ParamSpec::new("lora_A", [self.r * h, site.d_in], a),
-                ParamSpec::new("lora_B", [width, self.r], b),
+                ParamSpec::new("lora_A", &[&r.times(h), d_in], a),
+                ParamSpec::new("lora_B", &[width, r], b),
             ],
-            Form::Scale => vec![ParamSpec::new("lora_B", [width, 1], b)],
+            Form::Scale => vec![ParamSpec::new("lora_B", &[width, one], b)],
             Form::Vera => vec![
-                ParamSpec::new("vera_D", [self.r, self.r], diagonal(&self.vera_d)),
-                ParamSpec::new("vera_B", [site.d_out, site.d_out], diagonal(&self.vera_b)),
+                ParamSpec::new("vera_D", &[r, r], diagonal(&self.vera_d)),
+                ParamSpec::new("vera_B", &[d_out, d_out], diagonal(&self.vera_b)),
             ],
         };
         if self.use_gating {
-            out.push(ParamSpec::new("gate.weight", [h, site.d_in], Init::bert()));
-            out.push(ParamSpec::new("gate.bias", [h], Init::linear(site.d_in)));
+            out.push(ParamSpec::new("gate.weight", &[h, d_in], Init::bert()));
+            out.push(ParamSpec::new("gate.bias", &[h], Init::linear(d_in)));
         }
         if self.dora() {
             out.push(ParamSpec::new(
                 "m.weight",
-                [site.d_out, 1],
+                &[d_out, one],
                 Init::RowNorms {
                     weight: site.weight.value,
                     layout: site.weight.layout,
@@ -653,7 +705,7 @@ impl Method for Lora {
         }
         // In a stack the second adapter reads what the first one made.
         let x = cx.dropout(cx.up(state.delta.unwrap_or(state.x)), self.dropout);
-        let fused = place.fused.is_some();
+        let fused = place.detail.columns().is_some();
         let mut factors = self.factors(place, site, p, cx);
         let mut z = x;
         if let (true, Some(gate)) = (fused, gate)

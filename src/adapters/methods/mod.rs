@@ -3,8 +3,12 @@
 //! A method sees a [`Place`] (a linear, a sublayer, a layer's output, the embeddings) and says which parameters it has there and how
 //! they change what flows. It never sees weights as numbers, a runtime, or other adapters: what flows is a [`State`], which a
 //! composition may cut, copy and join between the steps of its children.
+//!
+//! [`Method`] is what every method says of itself, also one of another crate ([`MethodConfig::Custom`]); [`Known`] is what those of
+//! this folder say besides, so that they can be read from files and strings.
 
 pub mod bottleneck;
+pub mod detail;
 pub mod lora;
 pub mod mtl_lora;
 pub mod prefix_tuning;
@@ -12,19 +16,21 @@ pub mod prompt_tuning;
 pub mod reft;
 
 pub(crate) mod act;
-mod invertible;
-mod phm;
+mod read;
 
-use super::config::{UnknownKeys, unknown_key};
+use super::config::keys::UnknownKeys;
 use super::param::ParamSpec;
 use super::place::{BuildCx, Params, Place, State, Surroundings, Tasks};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, Val};
+use crate::select::Family;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::fmt::Debug;
+use std::ops::Deref;
+use std::sync::Arc;
 
 /// A named default configuration.
 #[derive(Clone, Copy, Debug)]
@@ -54,18 +60,18 @@ pub enum Fold {
     Out,
 }
 
-/// An adapter method: the type is its configuration, with AdapterHub's field names.
-pub trait Method:
-    Clone + PartialEq + Debug + Serialize + DeserializeOwned + schemars::JsonSchema + 'static
-{
-    /// The value of `architecture`; bottlenecks have no such key.
-    const ARCHITECTURE: Option<&'static str>;
+/// An adapter method: a value of the type is one configuration of it.
+pub trait Method: Debug + Send + Sync {
+    /// Its name, which its configurations carry as `architecture`.
+    fn name(&self) -> &'static str;
 
-    /// Identifiers and their defaults.
-    fn presets() -> Vec<Preset>;
+    /// The value of `architecture` in its dictionary.
+    fn architecture(&self) -> Option<&'static str> {
+        Some(self.name())
+    }
 
-    /// Keys that the type does not have.
-    fn extra(&self) -> &Map<String, Value>;
+    /// The dictionary form of the configuration: the library's `to_dict`.
+    fn to_dict(&self) -> Value;
 
     /// Values that cannot work.
     fn validate(&self) -> Result<(), Diagnostic> {
@@ -74,11 +80,6 @@ pub trait Method:
 
     /// Whether it can be folded into the base weights.
     fn merges(&self) -> bool {
-        false
-    }
-
-    /// Whether two configurations of this method can be in one union.
-    fn disjoint(&self, _other: &Self) -> bool {
         false
     }
 
@@ -97,10 +98,14 @@ pub trait Method:
         false
     }
 
-    /// Where it attaches, in model order.
-    fn places<'s>(&self, _around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
-        Err(unavailable::<Self>())
+    /// Why its effect on a position depends on the whole sequence, where it does: then neither a cache of earlier positions nor rows
+    /// that are filled up give what the sequence alone gives.
+    fn reads_whole_rows(&self) -> Option<&'static str> {
+        None
     }
+
+    /// Where it attaches, in model order.
+    fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic>;
 
     /// Where it also attaches in models that have such a place, for people: AdapterHub's location key, and what is there.
     fn elsewhere(&self) -> Vec<(&'static str, &'static str)> {
@@ -113,25 +118,79 @@ pub trait Method:
     }
 
     /// Parameters of one place.
-    fn params(&self, _place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
-        Ok(Vec::new())
+    fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic>;
+
+    /// Notes on how this configuration computes at its places, where people may expect something else.
+    fn notes(&self, _around: &Surroundings<'_, '_>, _places: &[Place<'_>]) -> Vec<Diagnostic> {
+        Vec::new()
     }
 
     /// Applies the adapter to what flows.
     fn step(
         &self,
-        _place: &Place<'_>,
-        _state: State,
-        _p: &Params<'_>,
-        _cx: &BuildCx<'_>,
-    ) -> Result<State, Diagnostic> {
-        Err(unavailable::<Self>())
-    }
+        place: &Place<'_>,
+        state: State,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<State, Diagnostic>;
 
     /// Parameters that the tasks of a `MultiTask` setup have together, by their names inside the module: AdapterHub's
     /// `share_parameters`.
     fn task_shared(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// Ends the place, after the last step: the value that replaces what the place had, in the base model's element type.
+    fn close(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Val, Diagnostic>;
+
+    /// The base weight and bias with the adapter folded in, or taken out of a weight that it was folded into.
+    fn merge(
+        &self,
+        _place: &Place<'_>,
+        _p: &Params<'_>,
+        _cx: &BuildCx<'_>,
+        _fold: Fold,
+    ) -> Result<Merged, Diagnostic> {
+        let name = self.name();
+        Err(Diagnostic::error(
+            "merge",
+            format!("`{name}` has no form that could be folded into the base weights"),
+        )
+        .help("keep the adapter attached"))
+    }
+}
+
+/// A method of this library: the type is its configuration, with AdapterHub's field names.
+pub trait Known:
+    Method + Clone + PartialEq + Serialize + DeserializeOwned + schemars::JsonSchema + 'static
+{
+    /// Its [`name`](Method::name).
+    const NAME: &'static str;
+
+    /// Its file, whose head documents it.
+    const SOURCE: &'static str;
+
+    /// Whether dictionaries carry the name as `architecture`.
+    const KEYED: bool = true;
+
+    /// Identifiers and their defaults.
+    fn presets() -> Vec<Preset>;
+
+    /// What interfaces call its family.
+    fn family(&self) -> Family;
+
+    /// Keys that the type does not have.
+    fn extra(&self) -> &Map<String, Value>;
+
+    /// Whether two configurations of this method can be in one union.
+    fn disjoint(&self, _other: &Self) -> bool {
+        false
     }
 
     /// Applies several adapters of this method at once, to each sample its own. `None` where the method cannot: then each is applied
@@ -144,42 +203,6 @@ pub trait Method:
     ) -> Result<Option<State>, Diagnostic> {
         Ok(None)
     }
-
-    /// Ends the place, after the last step: the value that replaces what the place had, in the base model's element type.
-    fn close(
-        &self,
-        _place: &Place<'_>,
-        _state: State,
-        _p: &Params<'_>,
-        _cx: &BuildCx<'_>,
-    ) -> Result<Val, Diagnostic> {
-        Err(unavailable::<Self>())
-    }
-
-    /// The base weight and bias with the adapter folded in, or taken out of a weight that it was folded into.
-    fn merge(
-        &self,
-        _place: &Place<'_>,
-        _p: &Params<'_>,
-        _cx: &BuildCx<'_>,
-        _fold: Fold,
-    ) -> Result<Merged, Diagnostic> {
-        let name = Self::ARCHITECTURE.unwrap_or("bottleneck");
-        Err(Diagnostic::error(
-            "merge",
-            format!("`{name}` has no form that could be folded into the base weights"),
-        )
-        .help("keep the adapter attached"))
-    }
-}
-
-fn unavailable<M: Method>() -> Diagnostic {
-    let name = M::ARCHITECTURE.unwrap_or("bottleneck");
-    Diagnostic::error(
-        "method-unavailable",
-        format!("`{name}` cannot be attached by this version"),
-    )
-    .help("its configuration can be read, written and hashed")
 }
 
 /// A preset of any method.
@@ -189,11 +212,13 @@ fn preset(name: &'static str, make: fn() -> MethodConfig) -> Preset {
 
 macro_rules! methods {
     ($($module:ident::$name:ident),* $(,)?) => {
-        /// The configuration of one method.
-        #[derive(Clone, Debug, PartialEq)]
+        /// The configuration of one method. What it says is said by [`Method`], which it stands for.
+        #[derive(Clone, Debug)]
         #[expect(missing_docs, reason = "the configuration types are documented")]
         pub enum MethodConfig {
-            $($name($module::$name)),*
+            $($name($module::$name),)*
+            /// A method of another crate.
+            Custom(Arc<dyn Method>),
         }
 
         $(impl From<$module::$name> for MethodConfig {
@@ -202,30 +227,51 @@ macro_rules! methods {
             }
         })*
 
+        impl Deref for MethodConfig {
+            type Target = dyn Method;
+
+            fn deref(&self) -> &Self::Target {
+                match self {
+                    $(MethodConfig::$name(m) => m,)*
+                    MethodConfig::Custom(m) => &**m,
+                }
+            }
+        }
+
+        impl PartialEq for MethodConfig {
+            fn eq(&self, other: &Self) -> bool {
+                match (self, other) {
+                    $((MethodConfig::$name(a), MethodConfig::$name(b)) => a == b,)*
+                    (MethodConfig::Custom(a), MethodConfig::Custom(b)) => {
+                        a.name() == b.name() && a.to_dict() == b.to_dict()
+                    }
+                    _ => false,
+                }
+            }
+        }
+
         impl MethodConfig {
             /// All identifiers.
             pub fn presets() -> impl Iterator<Item = Preset> {
-                [$(<$module::$name as Method>::presets()),*].into_iter().flatten()
+                [$(<$module::$name as Known>::presets()),*].into_iter().flatten()
             }
 
-            /// The value of `architecture`; `None` for bottlenecks.
-            pub fn architecture(&self) -> Option<&'static str> {
-                match self { $(MethodConfig::$name(_) => $module::$name::ARCHITECTURE),* }
-            }
-
-            /// The dictionary that the library's `to_dict` gives.
-            pub fn to_dict(&self) -> Value {
-                let value = match self { $(MethodConfig::$name(m) => serde_json::to_value(m)),* };
-                value.unwrap_or(Value::Null)
+            /// Values of `architecture` that this library knows.
+            fn architectures() -> impl Iterator<Item = &'static str> {
+                let all = [$(<$module::$name as Known>::KEYED.then_some(<$module::$name as Known>::NAME)),*];
+                all.into_iter().flatten()
             }
 
             /// Reads the dictionary form; `architecture` decides the type.
+            ///
+            /// # Errors
+            /// An architecture that is not known, or fields that the type does not have or take.
             pub fn from_dict(value: &Value, unknown: UnknownKeys) -> Result<Self> {
                 let architecture = value.get("architecture").and_then(Value::as_str);
-                $(if architecture == $module::$name::ARCHITECTURE {
-                    return read::<$module::$name>(value, unknown).map(MethodConfig::$name);
+                $(if architecture == <$module::$name as Known>::KEYED.then_some(<$module::$name as Known>::NAME) {
+                    return read::read::<$module::$name>(value, unknown).map(MethodConfig::$name);
                 })*
-                let known: Vec<&str> = [$($module::$name::ARCHITECTURE),*].into_iter().flatten().collect();
+                let known: Vec<&str> = Self::architectures().collect();
                 let found = architecture.unwrap_or_default();
                 Err(Error::new(
                     ErrorKind::Method,
@@ -234,104 +280,51 @@ macro_rules! methods {
                 ))
             }
 
-            /// Keys that the type does not have.
-            pub fn extra(&self) -> &Map<String, Value> {
-                match self { $(MethodConfig::$name(m) => m.extra()),* }
-            }
-
-            /// Values that cannot work.
-            pub fn validate(&self) -> Result<(), Diagnostic> {
-                match self { $(MethodConfig::$name(m) => m.validate()),* }
-            }
-
-            /// Whether it can be folded into the base weights.
-            pub fn merges(&self) -> bool {
-                match self { $(MethodConfig::$name(m) => m.merges()),* }
+            /// What interfaces call its family; `None` for a method of another crate.
+            pub(crate) fn family(&self) -> Option<Family> {
+                match self {
+                    $(MethodConfig::$name(m) => Some(m.family()),)*
+                    MethodConfig::Custom(_) => None,
+                }
             }
 
             /// The method's file, whose head documents it.
             pub(crate) fn source(&self) -> &'static str {
-                match self { $(MethodConfig::$name(_) => include_str!(concat!(stringify!($module), ".rs"))),* }
+                match self {
+                    $(MethodConfig::$name(_) => <$module::$name as Known>::SOURCE,)*
+                    MethodConfig::Custom(_) => "",
+                }
             }
 
             /// The JSON Schema of its fields.
             pub(crate) fn schema(&self) -> Value {
-                let schema = match self { $(MethodConfig::$name(_) => schemars::schema_for!($module::$name)),* };
-                schema.to_value()
+                match self {
+                    $(MethodConfig::$name(_) => schemars::schema_for!($module::$name).to_value(),)*
+                    MethodConfig::Custom(_) => Value::Null,
+                }
             }
 
             /// Whether two configurations can be in one union.
             pub(crate) fn disjoint(&self, other: &Self) -> bool {
                 match (self, other) {
                     $((MethodConfig::$name(a), MethodConfig::$name(b)) => a.disjoint(b),)*
+                    (MethodConfig::Custom(a), MethodConfig::Custom(b)) => a.name() != b.name(),
                     _ => true,
                 }
-            }
-
-            /// Whether it works inside the core of attentions, which a fused operator hides.
-            pub fn opens_attention(&self) -> bool {
-                match self { $(MethodConfig::$name(m) => m.opens_attention()),* }
-            }
-
-            /// `init_weights_seed`.
-            pub(crate) fn seed(&self) -> Option<i64> {
-                match self { $(MethodConfig::$name(m) => m.seed()),* }
-            }
-
-            /// Element type of the parameters.
-            pub(crate) fn dtype(&self) -> Result<DType, Diagnostic> {
-                match self { $(MethodConfig::$name(m) => m.dtype()),* }
-            }
-
-            /// Where it attaches, in model order.
-            pub(crate) fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
-                match self { $(MethodConfig::$name(m) => m.places(around)),* }
-            }
-
-            /// Where it also attaches in models that have such a place.
-            pub(crate) fn elsewhere(&self) -> Vec<(&'static str, &'static str)> {
-                match self { $(MethodConfig::$name(m) => m.elsewhere()),* }
-            }
-
-            /// Parameters that all its places share.
-            pub(crate) fn shared(&self, places: &[Place<'_>]) -> Result<Vec<ParamSpec>, Diagnostic> {
-                match self { $(MethodConfig::$name(m) => m.shared(places)),* }
-            }
-
-            /// Parameters of one place.
-            pub(crate) fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
-                match self { $(MethodConfig::$name(m) => m.params(place)),* }
-            }
-
-            pub(crate) fn step(&self, place: &Place<'_>, state: State, p: &Params<'_>, cx: &BuildCx<'_>) -> Result<State, Diagnostic> {
-                match self { $(MethodConfig::$name(m) => m.step(place, state, p, cx)),* }
-            }
-
-            /// Parameters that the tasks of a `MultiTask` setup have together.
-            pub(crate) fn task_shared(&self) -> &'static [&'static str] {
-                match self { $(MethodConfig::$name(m) => m.task_shared()),* }
             }
 
             /// Applies several configurations of one method at once; `None` where they are of several, or the method cannot.
             pub(crate) fn step_tasks(configs: &[&Self], state: State, tasks: &Tasks<'_>, cx: &BuildCx<'_>) -> Result<Option<State>, Diagnostic> {
                 match configs.first() {
-                    None => Ok(None),
+                    None | Some(MethodConfig::Custom(_)) => Ok(None),
                     $(Some(MethodConfig::$name(_)) => {
                         let same: Option<Vec<_>> = configs
                             .iter()
                             .map(|c| if let MethodConfig::$name(m) = c { Some(m) } else { None })
                             .collect();
-                        same.map_or(Ok(None), |all| <$module::$name as Method>::step_tasks(&all, state, tasks, cx))
+                        same.map_or(Ok(None), |all| <$module::$name as Known>::step_tasks(&all, state, tasks, cx))
                     })*
                 }
-            }
-
-            pub(crate) fn close(&self, place: &Place<'_>, state: State, p: &Params<'_>, cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
-                match self { $(MethodConfig::$name(m) => m.close(place, state, p, cx)),* }
-            }
-
-            pub(crate) fn merge(&self, place: &Place<'_>, p: &Params<'_>, cx: &BuildCx<'_>, fold: Fold) -> Result<Merged, Diagnostic> {
-                match self { $(MethodConfig::$name(m) => m.merge(place, p, cx, fold)),* }
             }
         }
     };
@@ -346,111 +339,22 @@ methods! {
     prompt_tuning::PromptTuning,
 }
 
-fn read<M: Method>(value: &Value, unknown: UnknownKeys) -> Result<M> {
-    let mut value = value.clone();
-    // The library writes no `architecture` for bottlenecks, but some tools write null.
-    if M::ARCHITECTURE.is_none()
-        && let Value::Object(map) = &mut value
-    {
-        map.shift_remove("architecture");
-    }
-    let method: M = serde_json::from_value(value.clone()).map_err(|e| {
-        let found = wrong_fields::<M>(&value);
-        if found.is_empty() {
-            let finding = Diagnostic::error("config-value", e.to_string());
-            return Error::new(ErrorKind::Method, finding);
+impl MethodConfig {
+    /// Whether a dictionary is of a method that this library knows.
+    pub(crate) fn knows(dict: &Value) -> bool {
+        match dict["architecture"].as_str() {
+            None => true,
+            Some(name) => Self::architectures().any(|a| a == name),
         }
-        Error::many(ErrorKind::Method, found)
-    })?;
-    if unknown == UnknownKeys::Refuse
-        && let Some(key) = method.extra().keys().next()
-    {
-        let all = match serde_json::to_value(&method) {
-            Ok(Value::Object(map)) => map,
-            _ => Map::new(),
-        };
-        let known: Vec<&str> = all
-            .keys()
-            .filter(|k| !method.extra().contains_key(*k))
-            .map(String::as_str)
-            .collect();
-        let of = M::ARCHITECTURE.unwrap_or("bottleneck");
-        return Err(unknown_key(key, of, known.iter().copied()));
     }
-    Ok(method)
 }
 
-/// The fields whose values have the wrong type: each is put alone into a configuration that is right.
-fn wrong_fields<M: Method>(value: &Value) -> Vec<Diagnostic> {
-    let right = M::presets().first().map(|p| (p.make)().to_dict());
-    let (Value::Object(fields), Some(Value::Object(right))) = (value, right) else {
-        return Vec::new();
-    };
-    let schema = schemars::schema_for!(M).to_value();
-    let mut found = Vec::new();
-    for (name, v) in fields {
-        let mut alone = right.clone();
-        alone.insert(name.clone(), v.clone());
-        if serde_json::from_value::<M>(Value::Object(alone)).is_ok() {
-            continue;
-        }
-        let property = &schema["properties"][name];
-        let finding = Diagnostic::error("config-value", format!("`{name}` is {v}"));
-        let about = property["description"].as_str().unwrap_or_default();
-        let finding = match about.lines().next() {
-            Some(line) => finding.note(line.to_owned()),
-            None => finding,
-        };
-        found.push(finding.help(match wanted(property, &schema, 0) {
-            Some(text) => format!("it takes {text}"),
-            None => "`rewrite adapter show METHOD` lists the fields with their defaults".to_owned(),
-        }));
-    }
-    found
-}
+/// The reason of gates for [`Method::reads_whole_rows`].
+const GATE: &str = "a gate is the mean over all positions of a row";
 
-/// What a field takes, by its schema, in the words of a configuration string.
-fn wanted(property: &Value, schema: &Value, depth: usize) -> Option<String> {
-    const MAX_DEPTH: usize = 4;
-    if depth > MAX_DEPTH {
-        return None;
-    }
-    let inner = |p: &Value| wanted(p, schema, depth + 1);
-    if let Some(target) = property["$ref"].as_str() {
-        return inner(schema.pointer(target.strip_prefix('#')?)?);
-    }
-    if let Some(all) = property["anyOf"]
-        .as_array()
-        .or(property["oneOf"].as_array())
-    {
-        let all: Option<Vec<String>> = all.iter().map(inner).collect();
-        return all.map(|a| a.join(", or "));
-    }
-    if let Some(all) = property["type"].as_array() {
-        let one = |t: &Value| {
-            let mut p = property.clone();
-            p["type"] = t.clone();
-            inner(&p)
-        };
-        let all: Option<Vec<String>> = all.iter().map(one).collect();
-        return all.map(|a| a.join(", or "));
-    }
-    Some(match property["type"].as_str()? {
-        "integer" => match property["minimum"].as_i64() {
-            Some(least) => format!("a whole number, {least} or more"),
-            None => "a whole number".into(),
-        },
-        "number" => "a number".into(),
-        "boolean" => "True or False".into(),
-        "string" => "a text in quotes".into(),
-        "null" => "None".into(),
-        "array" => match inner(&property["items"]) {
-            Some(items) => format!("a list, each of it {items}"),
-            None => "a list".into(),
-        },
-        "object" => "a map such as {'0': 8, 'default': 16}".into(),
-        _ => return None,
-    })
+/// A configuration type as the dictionary that it is written as.
+fn dict(config: &impl Serialize) -> Value {
+    serde_json::to_value(config).unwrap_or(Value::Null)
 }
 
 /// `dtype` of a configuration: a torch name, or none for `f32`.

@@ -5,14 +5,15 @@
 //! of a prefix are never masked, carry no position and no rotation. Gate: keys and values times `mean σ(W·x + b)` over the positions
 //! of what enters the attention.
 
-use super::{Method, Preset, act, preset};
+use super::detail::{Detail, Pool};
+use super::{GATE, Known, Method, Preset, act, dict, preset};
 use crate::adapters::attention::{AttentionCore, HeadAxis, RelativeBias, Step, copy};
 use crate::adapters::naming::{Route, scope};
-use crate::adapters::param::{Init, ParamSpec};
-use crate::adapters::place::{At, BuildCx, Params, Place, Pool, State, Surroundings};
+use crate::adapters::param::{Init, ParamSpec, Size};
+use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::diag::Diagnostic;
 use crate::ir::{Builder, DType, Val};
-use crate::select::{AttentionSite, Layer};
+use crate::select::{AttentionSite, Family, Layer};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -73,8 +74,9 @@ impl Default for PrefixTuning {
     }
 }
 
-impl Method for PrefixTuning {
-    const ARCHITECTURE: Option<&'static str> = Some("prefix_tuning");
+impl Known for PrefixTuning {
+    const NAME: &'static str = "prefix_tuning";
+    const SOURCE: &'static str = include_str!("prefix_tuning.rs");
 
     fn presets() -> Vec<Preset> {
         vec![
@@ -89,8 +91,26 @@ impl Method for PrefixTuning {
         ]
     }
 
+    fn family(&self) -> Family {
+        Family::PrefixTuning
+    }
+
     fn extra(&self) -> &Map<String, Value> {
         &self.extra
+    }
+}
+
+impl Method for PrefixTuning {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn to_dict(&self) -> Value {
+        dict(self)
+    }
+
+    fn reads_whole_rows(&self) -> Option<&'static str> {
+        self.use_gating.then_some(GATE)
     }
 
     fn validate(&self) -> Result<(), Diagnostic> {
@@ -149,54 +169,49 @@ impl Method for PrefixTuning {
         for f in found {
             let layers = &numbers[f.location];
             let core = Arc::new(AttentionCore::find(f.site, around.graph, around.facts)?);
-            let place = |at| Place {
-                at,
-                layer: Some(f.layer.index),
-                location: f.location,
-                scope: format!("{}.{}", pooled(&f.module, around), f.location),
+            let scope = format!("{}.{}", pooled(&f.module, around), f.location);
+            let pool = Pool {
+                index: layers
+                    .iter()
+                    .position(|l| *l == f.layer.index)
+                    .unwrap_or_default(),
+                parts: layers.len(),
                 width: Some(around.selection.hidden_size).filter(|d| *d > 0),
-                fused: None,
-                vera: None,
-                pool: Some(Pool {
-                    index: layers
-                        .iter()
-                        .position(|l| *l == f.layer.index)
-                        .unwrap_or_default(),
-                    parts: layers.len(),
-                    scopes: homes
-                        .iter()
-                        .map(|h| format!("{h}.{}", f.location))
-                        .collect(),
-                    own: around.scope(&f.module, "prefix_gates"),
-                }),
+                scopes: homes
+                    .iter()
+                    .map(|h| format!("{h}.{}", f.location))
+                    .collect(),
+                own: around.scope(&f.module, "prefix_gates"),
             };
-            out.push(place(At::Attention(core)));
+            let at = At::Attention(core);
+            let place = Place::new(at, Some(f.layer.index), f.location, scope);
+            out.push(place.with(Detail::Pool(pool)));
         }
         Ok(out)
     }
 
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
         let (core, pool) = parts(place)?;
-        let width = place.width.unwrap_or(core.width);
-        let row = pool.parts * 2 * core.kv_heads * core.head;
+        let d = &Size::new("d", pool.width.unwrap_or(core.width));
+        let length = &Size::new("prefix_length", self.prefix_length);
+        let row = &Size::new("layers", pool.parts)
+            .times(&Size::new("kv_heads", core.kv_heads))
+            .times(&Size::new("head_size", core.head))
+            .times(&Size::from(2));
+        let start = Init::Normal { std: 1.0 };
         let mut out = if self.flat {
-            vec![ParamSpec::new(
-                FLAT,
-                [self.prefix_length * row],
-                Init::Normal { std: 1.0 },
-            )]
+            vec![ParamSpec::new(FLAT, &[&length.times(row)], start)]
         } else {
-            let inner = self.bottleneck_size;
-            let first = Init::linear(width);
+            let inner = &Size::new("bottleneck_size", self.bottleneck_size);
+            let first = Init::linear(d);
             let second = Init::linear(inner);
             let [table, w1, b1, w2, b2] = Self::NETWORK;
-            let start = Init::Normal { std: 1.0 };
             vec![
-                ParamSpec::new(table, [self.prefix_length, width], start),
-                ParamSpec::new(w1, [inner, width], first.clone()),
-                ParamSpec::new(b1, [inner], first),
-                ParamSpec::new(w2, [row, inner], second.clone()),
-                ParamSpec::new(b2, [row], second),
+                ParamSpec::new(table, &[length, d], start),
+                ParamSpec::new(w1, &[inner, d], first.clone()),
+                ParamSpec::new(b1, &[inner], first),
+                ParamSpec::new(w2, &[row, inner], second.clone()),
+                ParamSpec::new(b2, &[row], second),
             ]
         };
         for spec in &mut out {
@@ -204,9 +219,10 @@ impl Method for PrefixTuning {
         }
         if self.use_gating {
             let own = std::slice::from_ref(&pool.own);
+            let (n, d) = (&Size::from(self.gates()), &Size::new("d", core.width));
             let gates = [
-                ParamSpec::new("weight", [self.gates(), core.width], Init::bert()),
-                ParamSpec::new("bias", [self.gates()], Init::linear(core.width)),
+                ParamSpec::new("weight", &[n, d], Init::bert()),
+                ParamSpec::new("bias", &[n], Init::linear(d)),
             ];
             out.extend(gates.map(|g| g.within(own)));
         }
@@ -332,7 +348,7 @@ fn homes(all: &[Found<'_>], around: &Surroundings<'_, '_>) -> Vec<String> {
 }
 
 fn parts<'p>(place: &'p Place<'_>) -> Result<(&'p AttentionCore, &'p Pool), Diagnostic> {
-    match (&place.at, &place.pool) {
+    match (&place.at, place.detail.pool()) {
         (At::Attention(core), Some(pool)) => Ok((core, pool)),
         _ => Err(Diagnostic::error(
             "place",

@@ -4,13 +4,15 @@
 //! that follows has `P` positions more, its outputs too. The prompt is always attended to; positions that the model counts behind the
 //! embeddings (rotary ones) count it, positions inside the embeddings do not.
 
-use super::{Method, Preset, preset};
+use super::detail::Detail;
+use super::{Known, Method, Preset, dict, preset};
 use crate::adapters::attention::{AttentionCore, copy};
-use crate::adapters::param::{Init, ParamSpec};
+use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::adapters::sequence::{Longer, Meaning, alike};
 use crate::diag::{Diagnostic, nearest};
 use crate::ir::{Spot, Val, ValueId};
+use crate::select::Family;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -51,15 +53,34 @@ impl Default for PromptTuning {
     }
 }
 
-impl Method for PromptTuning {
-    const ARCHITECTURE: Option<&'static str> = Some("prompt_tuning");
+impl Known for PromptTuning {
+    const NAME: &'static str = "prompt_tuning";
+    const SOURCE: &'static str = include_str!("prompt_tuning.rs");
 
     fn presets() -> Vec<Preset> {
         vec![preset("prompt_tuning", || Self::default().into())]
     }
 
+    fn family(&self) -> Family {
+        Family::PromptTuning
+    }
+
     fn extra(&self) -> &Map<String, Value> {
         &self.extra
+    }
+}
+
+impl Method for PromptTuning {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn to_dict(&self) -> Value {
+        dict(self)
+    }
+
+    fn reads_whole_rows(&self) -> Option<&'static str> {
+        Some("a prompt stands in front of the sequence")
     }
 
     fn validate(&self) -> Result<(), Diagnostic> {
@@ -124,26 +145,20 @@ impl Method for PromptTuning {
         let longer = Longer::find(around.graph, around.facts, site.output, hidden)
             .map_err(|d| d.at(site.path.to_string()))?;
         let base = &around.selection.base_prefix;
-        let place = |at| Place {
-            at,
-            layer: None,
-            location: LOCATION,
-            scope: around.scope(&format!("{base}prompt_tuning"), "prompt_tunings"),
-            width: Some(longer.width),
-            fused: None,
-            vera: None,
-            pool: None,
-        };
+        let scope = around.scope(&format!("{base}prompt_tuning"), "prompt_tunings");
+        let detail = Detail::Width(longer.width);
+        let place = |at| Place::new(at, None, LOCATION, &*scope).with(detail.clone());
         let mut out = vec![place(At::Sequence(Arc::new(longer.clone())))];
         out.extend(masks(around).into_iter().map(|m| place(At::Mask(m))));
         Ok(out)
     }
 
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
-        let dims = [self.prompt_length, place.width.unwrap_or_default()];
+        let length = Size::new("prompt_length", self.prompt_length);
+        let d = Size::new("d", place.detail.width().unwrap_or_default());
         Ok(vec![ParamSpec::new(
             WEIGHT,
-            dims,
+            &[&length, &d],
             Init::Uniform { bound: 0.5 },
         )])
     }

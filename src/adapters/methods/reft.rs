@@ -7,12 +7,13 @@
 //! `R = (base·Q)ᵀ`, where the columns of `Q` come from a product of Householder reflections of the parameter (torch's
 //! `parametrizations.orthogonal`), each times the integer part of the parameter's diagonal.
 
-use super::{Method, Preset, act, preset, torch_dtype};
-use crate::adapters::param::{Init, ParamSpec};
+use super::detail::Detail;
+use super::{Known, Method, Preset, act, dict, preset, torch_dtype};
+use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::diag::Diagnostic;
 use crate::ir::{DType, TensorData, Val};
-use crate::select::Layer;
+use crate::select::{Family, Layer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -117,8 +118,9 @@ impl Reft {
     }
 }
 
-impl Method for Reft {
-    const ARCHITECTURE: Option<&'static str> = Some("reft");
+impl Known for Reft {
+    const NAME: &'static str = "reft";
+    const SOURCE: &'static str = include_str!("reft.rs");
 
     fn presets() -> Vec<Preset> {
         vec![
@@ -128,8 +130,26 @@ impl Method for Reft {
         ]
     }
 
+    fn family(&self) -> Family {
+        Family::Reft
+    }
+
     fn extra(&self) -> &Map<String, Value> {
         &self.extra
+    }
+}
+
+impl Method for Reft {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn to_dict(&self) -> Value {
+        dict(self)
+    }
+
+    fn reads_whole_rows(&self) -> Option<&'static str> {
+        Some("positions are counted from the end of the text")
     }
 
     fn validate(&self) -> Result<(), Diagnostic> {
@@ -189,41 +209,38 @@ impl Method for Reft {
         }
         let layers = around.selection.layers.iter().filter(|l| wanted(l));
         Ok(layers
-            .map(|layer| Place {
-                layer: Some(layer.index),
-                location: "output_reft",
-                scope: around.scope(&format!("{}.reft_layer", layer.path), "refts"),
-                width: Some(width),
-                fused: None,
-                vera: None,
-                pool: None,
-                at: At::Layer(layer),
+            .map(|layer| {
+                let scope = around.scope(&format!("{}.reft_layer", layer.path), "refts");
+                let place = Place::new(At::Layer(layer), Some(layer.index), "output_reft", scope);
+                place.with(Detail::Width(width))
             })
             .collect())
     }
 
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
-        let (d, r) = (place.width.unwrap_or_default(), self.r);
+        let d = &Size::new("d", place.detail.width().unwrap_or_default());
+        let r = &Size::new("r", self.r);
         let mut out = Vec::new();
         for unit in 0..self.units() {
             let name = |inner: &str| format!("units.{unit}.{inner}");
             let mut specs = vec![
-                ParamSpec::new(name("learned_source.weight"), [r, d], Init::linear(d)),
-                ParamSpec::new(name("learned_source.bias"), [r], Init::linear(d)),
+                ParamSpec::new(name("learned_source.weight"), &[r, d], Init::linear(d)),
+                ParamSpec::new(name("learned_source.bias"), &[r], Init::linear(d)),
             ];
             if self.orthogonality {
                 specs.push(ParamSpec::new(
                     name(ORIGINAL),
-                    [r, d],
+                    &[r, d],
                     Init::NegativeIdentity,
                 ));
                 specs.push(
-                    ParamSpec::new(name(BASE), [d, d], Init::Orthogonal { columns: r }).frozen(),
+                    ParamSpec::new(name(BASE), &[d, d], Init::Orthogonal { columns: self.r })
+                        .frozen(),
                 );
             } else {
                 specs.push(ParamSpec::new(
                     name("projection.weight"),
-                    [r, d],
+                    &[r, d],
                     Init::linear(d),
                 ));
             }
@@ -328,7 +345,7 @@ impl Reft {
     /// `base·Q·diag(int(diagonal))`: orthonormal columns, `[d, r]`.
     fn columns(&self, name: &str, place: &Place<'_>, p: &Params<'_>, cx: &BuildCx<'_>) -> Val {
         let b = cx.b;
-        let (d, r) = (place.width.unwrap_or_default(), self.r);
+        let (d, r) = (place.detail.width().unwrap_or_default(), self.r);
         let x = b.transpose(p.get(&format!("{name}.{ORIGINAL}")), &[1, 0]);
         let identity = cx.once(&format!("identity {d} {r}"), || {
             let values: Vec<f32> = (0..d * r)

@@ -3,25 +3,24 @@
 //! Nodes stand right behind the node they serve. Everything added is stamped in `metadata_props`, so that [`Strip`](super::Strip) finds
 //! it in a file as well. Linear in the size of the graph.
 
-use self::manifest::{check_names, manifest};
+use self::compose::{Composer, Site, Used, closed, stamped};
+use self::manifest::{check_names, extended};
 use self::outputs::{declare_outputs, forget_shapes};
-use self::tasks::{Origin, Picker, no_batch, one_length};
-use crate::adapters::methods::MethodConfig;
-use crate::adapters::place::{At, BuildCx, Params, Place, State, Tasks, wider};
+use crate::adapters::manifest::Manifest;
+use crate::adapters::place::{At, BuildCx, Place, State};
 use crate::adapters::plan::{Part, Plan, plan};
-use crate::adapters::{Adapter, Param, Setup, param_stamps};
+use crate::adapters::{Adapter, Setup};
 use crate::diag::Diagnostic;
-use crate::error::{Error, ErrorKind};
-use crate::ir::contract;
 use crate::ir::contract::stamp;
-use crate::ir::{Builder, DType, Fact, Graph, Metadata, Use, Val, ValueId};
+use crate::ir::{Builder, DType, Fact, Graph, Use, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use crate::select::{LinearSite, Selection};
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-pub(super) mod manifest;
+mod compose;
+mod manifest;
 pub(super) mod outputs;
 mod tasks;
 
@@ -60,7 +59,8 @@ impl Pass for Attach {
 
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
         let names: Vec<&str> = self.adapters.iter().map(|a| &*a.name).collect();
-        check_names(&names, cx.model())?;
+        let there = Manifest::read(cx.model())?;
+        check_names(&names, &there)?;
         self.setup.check(&names)?;
         let before = cx.before();
         let facts = |v: ValueId| before.fact(v).cloned();
@@ -95,11 +95,14 @@ impl Pass for Attach {
         let groups = grouped(&parts, graph)?;
         let mut writer = Writer {
             pass: self,
-            params: store.iter().collect(),
+            composer: Composer {
+                adapters: &self.adapters,
+                params: store.iter().collect(),
+                values: FxHashMap::default(),
+                scopes: RefCell::default(),
+            },
             current: current_values(graph),
-            values: FxHashMap::default(),
             once: RefCell::default(),
-            scopes: RefCell::default(),
         };
         for group in groups.values() {
             writer.write(group, cx)?;
@@ -111,7 +114,7 @@ impl Pass for Attach {
         for longer in longer {
             declare_outputs(longer, cx)?;
         }
-        let manifest = manifest(cx.model(), self);
+        let manifest = extended(there, self).text();
         let mut patch = cx.patch("manifest", None);
         patch.model_metadata(stamp::MANIFEST, Some(&manifest));
         cx.commit(patch)?;
@@ -139,7 +142,9 @@ fn grouped<'p, 's>(
         let at = graph
             .producer(target)
             .map_or(0, |(n, _)| position[n.index()]);
-        let group = groups.entry((at, part.place.rank(), target)).or_default();
+        let group = groups
+            .entry((at, part.place.kind().rank, target))
+            .or_default();
         if let Some(other) = group.iter().find(|p| p.adapter == part.adapter) {
             return Err(Diagnostic::error(
                 "union-place",
@@ -180,15 +185,11 @@ fn current_values(graph: &Graph) -> FxHashMap<ValueId, ValueId> {
 
 struct Writer<'w> {
     pass: &'w Attach,
-    params: FxHashMap<&'w str, &'w Param>,
+    composer: Composer<'w>,
     /// What stands for a value of the base model by now.
     current: FxHashMap<ValueId, ValueId>,
-    /// Parameters that are in the graph.
-    values: FxHashMap<String, ValueId>,
     /// Values that several places use: masks and the like.
     once: RefCell<BTreeMap<String, Val>>,
-    /// How often a scope was used for names.
-    scopes: RefCell<FxHashMap<String, usize>>,
 }
 
 impl Writer<'_> {
@@ -217,22 +218,18 @@ impl Writer<'_> {
                 &self.current,
                 &self.once,
             );
-            b.set_scope(&self.fresh_scope(&format!("{}/input", place.scope)));
+            b.set_scope(&self.composer.fresh_scope(&format!("{}/input", place.scope)));
             b.set_stamp(stamped(&self.pass.adapters[first.adapter].name));
             let state = open(place, &build, cx);
             let mut used = Used::default();
-            // ReFT and invertible adapters do not compose in the library: the first one of the setup is the one.
-            let alone = matches!(
-                place.at,
-                At::Layer(_) | At::Embeddings(_) | At::HeadInput(_) | At::Sequence(_) | At::Mask(_)
-            );
             let first = self.pass.setup.alone();
-            let setup = if alone { &first } else { &self.pass.setup };
+            let composes = place.kind().composes;
+            let setup = if composes { &self.pass.setup } else { &first };
             let at = Site {
                 group,
                 rank: cx.fact(target).and_then(Fact::rank),
             };
-            let state = self.apply(setup, at, state, &build, &mut used)?;
+            let state = self.composer.apply(setup, at, state, &build, &mut used)?;
             let Some(new) = closed(state, used.last.as_ref(), &build)? else {
                 return Ok(());
             };
@@ -251,7 +248,7 @@ impl Writer<'_> {
             | At::Mask(_)
             | At::Attention(_) => Uses::All,
         };
-        Self::mark(patch.builder(), graph, old, new, &uses, place.kind());
+        Self::mark(patch.builder(), graph, old, new, &uses, place.kind().name);
         if let At::Sequence(longer) = &place.at {
             forget_shapes(longer, graph, &mut patch);
         }
@@ -264,7 +261,7 @@ impl Writer<'_> {
             self.current.insert(old, applied.value(new));
         }
         for (name, v) in made {
-            self.values.insert(name, applied.value(v));
+            self.composer.values.insert(name, applied.value(v));
         }
         for v in self.once.borrow_mut().values_mut() {
             *v = Val::Old(applied.value(*v));
@@ -303,204 +300,6 @@ impl Writer<'_> {
             b.mark_last_node(stamp::READERS, "some");
         }
     }
-
-    /// Runs the composition on what flows through the place.
-    fn apply<'g, 's>(
-        &self,
-        setup: &Setup,
-        at: Site<'g, 's>,
-        state: State,
-        cx: &BuildCx<'_>,
-        used: &mut Used<'g, 's>,
-    ) -> Result<State, PassError> {
-        match setup {
-            Setup::Single(name) => {
-                let Some(part) = self.part(at, name) else {
-                    return Ok(state);
-                };
-                let last = self.enter(part, cx, used)?;
-                let params = last.params();
-                let state = part.method.step(&part.place, state, &params, cx)?;
-                used.last = Some(last);
-                Ok(state)
-            }
-            Setup::Stack(children) => {
-                let mut state = state;
-                for child in children {
-                    state = self.apply(child, at, state, cx, used)?;
-                }
-                Ok(state)
-            }
-            Setup::MultiTask(tasks) => self.multi_task(tasks, at, state, cx, used),
-        }
-    }
-
-    fn part<'g, 's>(&self, at: Site<'g, 's>, name: &str) -> Option<&'g Part<'s>> {
-        let named = |p: &&&Part<'_>| self.pass.adapters[p.adapter].name == *name;
-        at.group.iter().find(named).copied()
-    }
-
-    /// Each sample its own child: together where the method can, and otherwise each child on all samples, of which every sample takes
-    /// its own value.
-    fn multi_task<'g, 's>(
-        &self,
-        tasks: &[Setup],
-        at: Site<'g, 's>,
-        state: State,
-        cx: &BuildCx<'_>,
-        used: &mut Used<'g, 's>,
-    ) -> Result<State, PassError> {
-        let here = |t: &Setup| t.names().iter().find_map(|n| self.part(at, n));
-        let Some(first) = tasks.iter().find_map(here) else {
-            return Ok(state);
-        };
-        let place = &first.place;
-        let rank = match (&place.at, at.rank) {
-            (At::Sequence(_) | At::Mask(_), _) => return Err(one_length(place).into()),
-            (_, Some(rank)) if rank > 2 => rank,
-            (_, rank) => return Err(no_batch(place, rank).into()),
-        };
-        let owner = &self.pass.adapters[first.adapter].name;
-        let origin = Origin {
-            scope: self.fresh_scope(contract::TASK_IDS),
-            stamp: stamped(owner),
-        };
-        let picker = Picker::new(tasks.len(), rank, origin, cx)?;
-        let parts: Option<Vec<&'g Part<'s>>> = tasks
-            .iter()
-            .map(|t| match t {
-                Setup::Single(n) => self
-                    .part(at, n)
-                    .filter(|p| !p.method.task_shared().is_empty()),
-                Setup::Stack(_) | Setup::MultiTask(_) => None,
-            })
-            .collect();
-        if let Some(parts) = parts {
-            let entered = parts
-                .into_iter()
-                .map(|p| self.enter(p, cx, used))
-                .collect::<Result<Vec<Entered<'_, '_>>, _>>()?;
-            let configs: Vec<_> = entered.iter().map(|e| e.part.method).collect();
-            let of: Vec<_> = entered
-                .iter()
-                .map(|e| (&e.part.place, e.params()))
-                .collect();
-            let together = Tasks {
-                ids: picker.ids,
-                rank,
-                of: &of,
-            };
-            if let Some(state) = MethodConfig::step_tasks(&configs, state, &together, cx)? {
-                used.last = entered.into_iter().next_back();
-                return Ok(state);
-            }
-        }
-        let before = used.last.take();
-        let mut values = Vec::with_capacity(tasks.len());
-        for task in tasks {
-            used.last.clone_from(&before);
-            let state = self.apply(task, at, state, cx, used)?;
-            let value = closed(state, used.last.as_ref(), cx)?;
-            values.push(value.unwrap_or_else(|| cx.current(place.target())));
-        }
-        cx.b.set_scope(&self.fresh_scope(&format!("{}/tasks", place.scope)));
-        Ok(State {
-            closed: Some(picker.pick(&values, cx)?),
-            ..state
-        })
-    }
-
-    /// Makes the part's parameters, and names and stamps what follows as its own.
-    fn enter<'g, 's>(
-        &self,
-        part: &'g Part<'s>,
-        cx: &BuildCx<'_>,
-        used: &mut Used<'g, 's>,
-    ) -> Result<Entered<'g, 's>, PassError> {
-        let b = cx.b;
-        let name = &self.pass.adapters[part.adapter].name;
-        let stored = part.method.dtype()?;
-        let computed = wider(stored, cx.base);
-        b.set_float(computed);
-        cx.owner.borrow_mut().clone_from(name);
-        b.set_scope(&self.fresh_scope(&part.place.scope));
-        let mut fetch = |names: &[(String, String)]| -> Result<Vec<(String, Val)>, PassError> {
-            names
-                .iter()
-                .map(|(suffix, full)| Ok((suffix.clone(), self.parameter(full, b, used)?)))
-                .collect()
-        };
-        let mut shared = fetch(&part.shared)?;
-        let mut own = fetch(&part.own)?;
-        b.set_stamp(stamped(name));
-        if stored != computed {
-            for (_, v) in own.iter_mut().chain(&mut shared) {
-                *v = b.cast(*v, computed);
-            }
-        }
-        Ok(Entered { part, own, shared })
-    }
-
-    /// The scope, with a number when it was used before: a module that is called twice, an adapter that is inverted.
-    fn fresh_scope(&self, scope: &str) -> String {
-        let mut scopes = self.scopes.borrow_mut();
-        let count = scopes.entry(scope.to_owned()).or_insert(0);
-        *count += 1;
-        match *count {
-            1 => scope.to_owned(),
-            n => format!("{scope}/{n}"),
-        }
-    }
-
-    fn parameter(
-        &self,
-        full: &str,
-        b: &Builder,
-        used: &mut Used<'_, '_>,
-    ) -> Result<Val, PassError> {
-        if let Some(id) = self.values.get(full) {
-            return Ok(Val::Old(*id));
-        }
-        if let Some((_, v)) = used.made.iter().find(|(n, _)| n == full) {
-            return Ok(*v);
-        }
-        let Some(param) = self.params.get(full) else {
-            let finding = Diagnostic::error("param", format!("there is no parameter `{full}`"));
-            return Err(Error::new(ErrorKind::Method, finding).into());
-        };
-        b.set_stamp(param_stamps(param));
-        let v = b.initializer(full, param.tensor.clone());
-        used.made.push((full.to_owned(), v));
-        Ok(v)
-    }
-}
-
-/// Parameters in the graph, by their names inside the module.
-type Values = Vec<(String, Val)>;
-
-/// The parts at one place.
-#[derive(Clone, Copy)]
-struct Site<'g, 's> {
-    group: &'g [&'g Part<'s>],
-    /// Number of axes of what flows, where it is known.
-    rank: Option<usize>,
-}
-
-/// An adapter at a place, with its parameters in the graph.
-#[derive(Clone)]
-struct Entered<'g, 's> {
-    part: &'g Part<'s>,
-    own: Values,
-    shared: Values,
-}
-
-impl Entered<'_, '_> {
-    fn params(&self) -> Params<'_> {
-        Params {
-            own: &self.own,
-            shared: &self.shared,
-        }
-    }
 }
 
 /// Refuses what treats a row as one example where rows are packed.
@@ -522,38 +321,6 @@ fn unpacked(place: &Place<'_>, build: &BuildCx<'_>) -> Result<(), Diagnostic> {
             .help("train without packing; `group_by_length` also saves padding")),
         Some(_) | None => Ok(()),
     }
-}
-
-/// What takes the place's value; `None` where no adapter has acted.
-fn closed(
-    state: State,
-    last: Option<&Entered<'_, '_>>,
-    cx: &BuildCx<'_>,
-) -> Result<Option<Val>, Diagnostic> {
-    match (state.closed, last) {
-        (Some(value), _) => Ok(Some(value)),
-        (None, None) => Ok(None),
-        (None, Some(e)) => {
-            let place = &e.part.place;
-            e.part.method.close(place, state, &e.params(), cx).map(Some)
-        }
-    }
-}
-
-/// What the adapters of one place have used so far.
-#[derive(Default)]
-struct Used<'g, 's> {
-    /// The last adapter.
-    last: Option<Entered<'g, 's>>,
-    /// Parameters made in this patch.
-    made: Vec<(String, Val)>,
-}
-
-/// The stamp of an adapter's nodes.
-fn stamped(adapter: &str) -> Metadata {
-    let mut stamps = Metadata::default();
-    stamps.insert(stamp::ADAPTER.into(), adapter.into());
-    stamps
 }
 
 /// What flows through a place before any adapter.

@@ -15,6 +15,5 @@ pub mod shapes;
 mod strip;
 
 pub use attach::Attach;
-pub use attach::manifest::attached;
 pub use merge::{Evaluate, Merge, merge_expression};
 pub use strip::Strip;

@@ -1,14 +1,12 @@
 //! Taking adapters out again: the inverse of [`Attach`](super::Attach), on the same model or on one that was written and read again.
 
-use super::attach::manifest;
-use super::attached;
+use crate::adapters::manifest::Manifest;
 use crate::adapters::{Setup, head};
 use crate::diag::{Diagnostic, nearest};
 use crate::ir::contract::stamp;
 use crate::ir::{Graph, Metadata, NodeId, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use rustc_hash::{FxHashMap, FxHashSet};
-use serde_json::Value;
 
 /// Removes attached adapters: all of them, or one.
 #[derive(Clone, Debug, Default)]
@@ -36,9 +34,10 @@ impl Pass for Strip {
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
         let model = cx.model();
         let g = &model.graph;
+        let manifest = Manifest::read(model)?;
         if let Some(name) = &self.adapter {
-            check_attached(name, &attached(model))?;
-            check_apart(name, &manifest::read(model))?;
+            check_attached(name, &manifest)?;
+            check_apart(name, &manifest)?;
         }
         let nodes: Vec<NodeId> = g
             .nodes()
@@ -51,7 +50,7 @@ impl Pass for Strip {
             .copied()
             .filter(|v| self.concerns(&g.value(*v).metadata))
             .collect();
-        let inputs = self.inputs(g, &manifest::read(model));
+        let inputs = self.inputs(g, &manifest);
         let mut patch = cx.patch("strip", None);
         let gone: FxHashSet<NodeId> = nodes.iter().copied().collect();
         let mut restored: Vec<(ValueId, ValueId)> = closing
@@ -90,8 +89,7 @@ impl Pass for Strip {
         }
         patch.model_metadata(
             stamp::MANIFEST,
-            self.manifest(model.metadata.get(stamp::MANIFEST).map(|m| &**m))
-                .as_deref(),
+            self.rest(manifest).map(|m| m.text()).as_deref(),
         );
         cx.commit(patch)?;
         Ok(())
@@ -100,45 +98,43 @@ impl Pass for Strip {
 
 impl Strip {
     /// Graph inputs that only adapters read.
-    fn inputs(&self, g: &Graph, manifest: &Value) -> Vec<ValueId> {
+    fn inputs(&self, g: &Graph, manifest: &Manifest) -> Vec<ValueId> {
         if self.adapter.is_some() {
             return Vec::new();
         }
-        let names = manifest["inputs"].as_array().into_iter().flatten();
-        let found = names.filter_map(|n| g.find(n.as_str()?));
+        let found = manifest.inputs.iter().filter_map(|n| g.find(n));
         found.filter(|v| g.is_input(*v)).collect()
     }
 
     /// The manifest without what is removed; `None` when nothing is left.
-    fn manifest(&self, old: Option<&str>) -> Option<String> {
+    fn rest(&self, mut manifest: Manifest) -> Option<Manifest> {
         let name = self.adapter.as_deref()?;
-        let mut manifest: Value = serde_json::from_str(old?).ok()?;
-        let adapters = manifest["adapters"].as_array_mut()?;
-        adapters.retain(|a| a["name"] != name);
-        (!adapters.is_empty()).then(|| manifest.to_string())
+        manifest.adapters.retain(|a| a.name != name);
+        (!manifest.adapters.is_empty()).then_some(manifest)
     }
 }
 
-fn check_attached(name: &str, there: &[String]) -> Result<(), Diagnostic> {
-    if there.iter().any(|t| t == name) {
+fn check_attached(name: &str, manifest: &Manifest) -> Result<(), Diagnostic> {
+    let there: Vec<&str> = manifest.names().collect();
+    if there.contains(&name) {
         return Ok(());
     }
     let mut d = Diagnostic::error(
         "adapter-missing",
         format!("no adapter `{name}` is attached to this model"),
     );
-    if let Some(near) = nearest(name, there.iter().map(String::as_str)) {
+    if let Some(near) = nearest(name, there.iter().copied()) {
         d = d.note(format!("the nearest one is `{near}`"));
     }
-    Err(d.help(match there {
+    Err(d.help(match &*there {
         [] => "the model carries no adapters of this tool".to_owned(),
         _ => format!("attached are: {}", there.join(", ")),
     }))
 }
 
 /// The tasks of a setup share their nodes: one of them cannot go alone.
-fn check_apart(name: &str, manifest: &Value) -> Result<(), Diagnostic> {
-    let setups = manifest["setups"].as_array().into_iter().flatten();
+fn check_apart(name: &str, manifest: &Manifest) -> Result<(), Diagnostic> {
+    let setups = manifest.setups.iter();
     let bound = setups
         .filter_map(|s| Setup::from_json(s).ok())
         .find(|s| s.names().contains(&name));

@@ -1,16 +1,14 @@
-//! What is attached to a model, as its metadata says it: the adapters, setups that bind them together, and inputs that came with them.
+//! The manifest of a model that adapters are attached to.
 
 use super::Attach;
+use crate::adapters::manifest::{Entry, Manifest};
 use crate::diag::Diagnostic;
-use crate::ir::Model;
 use crate::ir::contract;
-use crate::ir::contract::stamp;
-use serde_json::{Map, Value};
+use serde_json::Map;
 
-pub(super) fn check_names(names: &[&str], model: &Model) -> Result<(), Diagnostic> {
-    let there = attached(model);
+pub(super) fn check_names(names: &[&str], there: &Manifest) -> Result<(), Diagnostic> {
     for (i, name) in names.iter().enumerate() {
-        if there.iter().any(|t| t == name) {
+        if there.names().any(|t| t == *name) {
             return Err(Diagnostic::error(
                 "adapter-twice",
                 format!("an adapter `{name}` is attached to this model already"),
@@ -28,55 +26,27 @@ pub(super) fn check_names(names: &[&str], model: &Model) -> Result<(), Diagnosti
     Ok(())
 }
 
-/// Names of the adapters that are attached to a model.
-pub fn attached(model: &Model) -> Vec<String> {
-    let manifest = read(model);
-    let adapters = manifest["adapters"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    adapters
-        .iter()
-        .filter_map(|a| a["name"].as_str().map(str::to_owned))
-        .collect()
-}
-
-/// The manifest of a model; null without one.
-pub(in crate::rewrite::passes) fn read(model: &Model) -> Value {
-    let text = model.metadata.get(stamp::MANIFEST);
-    text.and_then(|t| serde_json::from_str(t).ok())
-        .unwrap_or_default()
-}
-
-/// The model's manifest with these adapters added.
-pub(super) fn manifest(model: &Model, pass: &Attach) -> String {
-    let old = read(model);
-    let list = |key: &str| old[key].as_array().cloned().unwrap_or_default();
-    let (mut adapters, mut setups, mut inputs) = (list("adapters"), list("setups"), list("inputs"));
-    adapters.extend(pass.adapters.iter().map(|a| {
-        let mut entry = Map::new();
-        entry.insert("name".into(), a.name.clone().into());
-        entry.insert("config".into(), a.config.to_dict());
-        entry.insert("config_id".into(), a.config.hash().into());
-        entry.insert("route".into(), a.route.to_string().into());
-        Value::Object(entry)
+/// The manifest with the pass's adapters added.
+pub(super) fn extended(mut manifest: Manifest, pass: &Attach) -> Manifest {
+    manifest.tool = concat!("onnx-graft ", env!("CARGO_PKG_VERSION")).into();
+    manifest.adapters.extend(pass.adapters.iter().map(|a| {
+        let mut methods = a.config.methods().iter();
+        Entry {
+            name: a.name.clone(),
+            config: a.config.to_dict(),
+            config_id: Some(a.config.hash()),
+            route: Some(a.route.to_string()),
+            whole_rows: methods
+                .find_map(|m| m.reads_whole_rows())
+                .map(str::to_owned),
+            extra: Map::new(),
+        }
     }));
     if !pass.setup.multi_tasks().is_empty() {
-        setups.push(pass.setup.to_json());
-        if inputs.is_empty() {
-            inputs.push(contract::TASK_IDS.into());
+        manifest.setups.push(pass.setup.to_json());
+        if manifest.inputs.is_empty() {
+            manifest.inputs.push(contract::TASK_IDS.into());
         }
     }
-    let mut out = Map::new();
-    out.insert(
-        "tool".into(),
-        concat!("onnx-graft ", env!("CARGO_PKG_VERSION")).into(),
-    );
-    out.insert("adapters".into(), adapters.into());
-    for (key, list) in [("setups", setups), ("inputs", inputs)] {
-        if !list.is_empty() {
-            out.insert(key.into(), list.into());
-        }
-    }
-    Value::Object(out).to_string()
+    manifest
 }

@@ -9,13 +9,16 @@
 //! | `double_seq_bn` | `o + A(o)` |
 //! | `par_bn` | `o + 4·A(r)` |
 
-use super::{Method, MethodConfig, Preset, act, invertible, phm, preset};
+mod invertible;
+mod phm;
+
+use super::{GATE, Known, Method, MethodConfig, Preset, act, dict, preset};
 use crate::adapters::naming::Sublayer;
-use crate::adapters::param::{Init, ParamSpec};
+use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, SublayerSite, Surroundings};
 use crate::diag::Diagnostic;
 use crate::ir::{Graph, NodeId, Use, Val, ValueId};
-use crate::select::Layer;
+use crate::select::{Family, Layer};
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -448,6 +451,12 @@ impl Bottleneck {
         b.mul(u, cx.dropout(ones, p))
     }
 
+    /// Widths of the residual stream and of the adapter.
+    fn sizes(&self, d: usize, layer: Option<usize>) -> Result<[Size; 2], Diagnostic> {
+        let k = self.width(d, layer)?;
+        Ok([Size::new("d", d), Size::new("d/reduction_factor", k)])
+    }
+
     fn projections(&self) -> phm::Projections<'_> {
         phm::Projections::new(self)
     }
@@ -520,8 +529,10 @@ fn passes_through(graph: &Graph, n: NodeId) -> bool {
         .any(|t| op.is_onnx(t))
 }
 
-impl Method for Bottleneck {
-    const ARCHITECTURE: Option<&'static str> = None;
+impl Known for Bottleneck {
+    const NAME: &'static str = "bottleneck";
+    const SOURCE: &'static str = include_str!("mod.rs");
+    const KEYED: bool = false;
 
     fn presets() -> Vec<Preset> {
         fn of(name: &'static str, make: fn() -> MethodConfig) -> Preset {
@@ -548,8 +559,36 @@ impl Method for Bottleneck {
         ]
     }
 
+    fn family(&self) -> Family {
+        if self.inv_adapter.is_some() {
+            Family::Invertible
+        } else {
+            Family::Bottleneck
+        }
+    }
+
     fn extra(&self) -> &Map<String, Value> {
         &self.extra
+    }
+
+    fn disjoint(&self, other: &Self) -> bool {
+        let places =
+            self.mh_adapter != other.mh_adapter && self.output_adapter != other.output_adapter;
+        places || !self.leave_out.is_empty() || !other.leave_out.is_empty()
+    }
+}
+
+impl Method for Bottleneck {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn to_dict(&self) -> Value {
+        dict(self)
+    }
+
+    fn reads_whole_rows(&self) -> Option<&'static str> {
+        self.use_gating.then_some(GATE)
     }
 
     fn validate(&self) -> Result<(), Diagnostic> {
@@ -608,12 +647,6 @@ impl Method for Bottleneck {
         phm::check(self)
     }
 
-    fn disjoint(&self, other: &Self) -> bool {
-        let places =
-            self.mh_adapter != other.mh_adapter && self.output_adapter != other.output_adapter;
-        places || !self.leave_out.is_empty() || !other.leave_out.is_empty()
-    }
-
     fn seed(&self) -> Option<i64> {
         self.init_weights_seed
     }
@@ -632,21 +665,29 @@ impl Method for Bottleneck {
             ];
             for (_, which, location) in wanted.into_iter().filter(|w| w.0) {
                 if let Some(site) = self.site(around, layer, which)? {
-                    out.push(Place {
-                        at: At::Sublayer(site),
-                        layer: Some(layer.index),
-                        location,
-                        scope: around.scope(&around.route.bottleneck(layer, which), "adapters"),
-                        width: None,
-                        fused: None,
-                        vera: None,
-                        pool: None,
-                    });
+                    let scope = around.scope(&around.route.bottleneck(layer, which), "adapters");
+                    let at = At::Sublayer(site);
+                    out.push(Place::new(at, Some(layer.index), location, scope));
                 }
             }
         }
         out.extend(last);
         Ok(out)
+    }
+
+    fn notes(&self, around: &Surroundings<'_, '_>, _: &[Place<'_>]) -> Vec<Diagnostic> {
+        let layers = &around.selection.layers;
+        let post_norm = layers.iter().any(|l| l.ln_1.is_some() || l.ln_2.is_some());
+        let one_stack = layers.iter().all(|l| l.stack == 0);
+        let late = around.route.binds_norms_late() && one_stack && layers.len() > 1 && post_norm;
+        if !late || !self.original_ln_before || self.is_parallel {
+            return Vec::new();
+        }
+        vec![Diagnostic::warning(
+            "compat-last-norm",
+            format!("`{}` applies the last layer's norm in every layer, as the Adapters library does through an interface", around.name),
+        )
+        .help("the library's own class for this model uses each layer's norm; its files do the same here")]
     }
 
     fn shared(&self, places: &[Place<'_>]) -> Result<Vec<ParamSpec>, Diagnostic> {
@@ -662,7 +703,8 @@ impl Method for Bottleneck {
         });
         match first {
             Some((d, layer)) if self.phm_layer => {
-                Ok(self.projections().shared(d, self.width(d, layer)?))
+                let [d, k] = self.sizes(d, layer)?;
+                Ok(self.projections().shared(&d, &k))
             }
             _ => Ok(Vec::new()),
         }
@@ -672,19 +714,19 @@ impl Method for Bottleneck {
         let At::Sublayer(site) = &place.at else {
             return invertible::params(self, place);
         };
-        let d = site.width;
-        let k = self.width(d, place.layer)?;
+        let [d, k] = &self.sizes(site.width, place.layer)?;
+        let one = &Size::from(1);
         let mut out = Vec::new();
         match &self.scaling {
             Scaling::Factor(_) => {}
             Scaling::Named(name) => {
-                let n = if name == "channel" { d } else { 1 };
-                out.push(ParamSpec::new("scaling", [n], Init::Ones));
+                let n = if name == "channel" { d } else { one };
+                out.push(ParamSpec::new("scaling", &[n], Init::Ones));
             }
         }
         if self.ln_before {
             for (name, init) in [("weight", Init::Ones), ("bias", Init::Zeros)] {
-                let spec = ParamSpec::new(format!("adapter_norm_before.{name}"), [d], init);
+                let spec = ParamSpec::new(format!("adapter_norm_before.{name}"), &[d], init);
                 out.push(spec.alias(format!("adapter_down.0.{name}")));
             }
         }
@@ -693,7 +735,7 @@ impl Method for Bottleneck {
             for (name, init) in [("weight", Init::Ones), ("bias", Init::Zeros)] {
                 out.push(ParamSpec::new(
                     format!("adapter_norm_after.{name}"),
-                    [d],
+                    &[d],
                     init,
                 ));
             }
@@ -703,8 +745,8 @@ impl Method for Bottleneck {
                 "houlsby" => (Init::linear(d), Init::linear(d)),
                 _ => (Init::bert(), Init::Zeros),
             };
-            out.push(ParamSpec::new("gate.weight", [1, d], weight));
-            out.push(ParamSpec::new("gate.bias", [1], bias));
+            out.push(ParamSpec::new("gate.weight", &[one, d], weight));
+            out.push(ParamSpec::new("gate.bias", &[one], bias));
         }
         Ok(out)
     }

@@ -2,8 +2,8 @@
 //!
 //! `y = x·H + b` with `H = Σ_i P_i ⊗ W_i`, `P_i` of size `n x n`, `W_i` of size `in/n x out/n`.
 
-use super::bottleneck::{Bottleneck, ReductionFactor};
-use crate::adapters::param::{Init, ParamSpec};
+use super::{Bottleneck, ReductionFactor};
+use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{BuildCx, Params};
 use crate::diag::Diagnostic;
 use crate::ir::Val;
@@ -68,7 +68,8 @@ pub(super) struct Projections<'a> {
     shared_w: bool,
     factorized_rule: bool,
     shared_rule: bool,
-    rank: usize,
+    dim: Size,
+    rank: Size,
 }
 
 impl<'a> Projections<'a> {
@@ -79,7 +80,8 @@ impl<'a> Projections<'a> {
             shared_w: config.shared_w_phm == Some(true),
             factorized_rule: config.factorized_phm_rule == Some(true),
             shared_rule: config.shared_phm_rule == Some(true),
-            rank: config.phm_rank.unwrap_or(1),
+            dim: Size::new("phm_dim", config.phm_dim),
+            rank: Size::new("phm_rank", config.phm_rank.unwrap_or(1)),
         }
     }
 
@@ -93,13 +95,13 @@ impl<'a> Projections<'a> {
     }
 
     /// Parameters of one place, from width `d` to `k` and back.
-    pub(super) fn params(&self, d: usize, k: usize) -> Result<Vec<ParamSpec>, Diagnostic> {
+    pub(super) fn params(&self, d: &Size, k: &Size) -> Result<Vec<ParamSpec>, Diagnostic> {
         if !self.config.phm_layer {
             return Ok(self.full(d, k));
         }
         let n = self.config.phm_dim;
-        if !d.is_multiple_of(n) || !k.is_multiple_of(n) {
-            return Err(indivisible(d, k, n));
+        if !d.get().is_multiple_of(n) || !k.get().is_multiple_of(n) {
+            return Err(indivisible(d.get(), k.get(), n));
         }
         let mut out = Vec::new();
         for (name, d_in, d_out) in [(self.down_name(), d, k), ("adapter_up", k, d)] {
@@ -110,14 +112,14 @@ impl<'a> Projections<'a> {
                 out.extend(self.factors(&format!("{name}.W"), d_in, d_out));
             }
             if self.config.phm_bias == Some(true) {
-                out.push(ParamSpec::new(format!("{name}.b"), [d_out], Init::Zeros));
+                out.push(ParamSpec::new(format!("{name}.b"), &[d_out], Init::Zeros));
             }
         }
         Ok(out)
     }
 
     /// Parameters that all places share.
-    pub(super) fn shared(&self, d: usize, k: usize) -> Vec<ParamSpec> {
+    pub(super) fn shared(&self, d: &Size, k: &Size) -> Vec<ParamSpec> {
         let mut out = Vec::new();
         if self.shared_w {
             out.extend(self.factors("W_down", d, k));
@@ -129,7 +131,7 @@ impl<'a> Projections<'a> {
         out
     }
 
-    fn full(&self, d: usize, k: usize) -> Vec<ParamSpec> {
+    fn full(&self, d: &Size, k: &Size) -> Vec<ParamSpec> {
         let normal = || Init::bert();
         let cut = || Init::TruncatedNormal { std: 0.01 };
         let (down, up) = match &*self.config.init_weights {
@@ -139,42 +141,42 @@ impl<'a> Projections<'a> {
         };
         let name = self.down_name();
         vec![
-            ParamSpec::new(format!("{name}.weight"), [k, d], down),
-            ParamSpec::new(format!("{name}.bias"), [k], Init::Zeros),
-            ParamSpec::new("adapter_up.weight", [d, k], up),
-            ParamSpec::new("adapter_up.bias", [d], Init::Zeros),
+            ParamSpec::new(format!("{name}.weight"), &[k, d], down),
+            ParamSpec::new(format!("{name}.bias"), &[k], Init::Zeros),
+            ParamSpec::new("adapter_up.weight", &[d, k], up),
+            ParamSpec::new("adapter_up.bias", &[d], Init::Zeros),
         ]
     }
 
     fn rule(&self, prefix: &str, std: f64, bound: f64) -> Vec<ParamSpec> {
-        let n = self.config.phm_dim;
+        let (n, one) = (&self.dim, &Size::from(1));
         let init = || match self.config.phm_c_init.as_deref() {
             Some("uniform") => Init::Uniform { bound },
             _ => Init::Normal { std },
         };
         if self.factorized_rule {
             return vec![
-                ParamSpec::new(format!("{prefix}phm_rule_left"), [n, n, 1], init()),
-                ParamSpec::new(format!("{prefix}phm_rule_right"), [n, 1, n], init()),
+                ParamSpec::new(format!("{prefix}phm_rule_left"), &[n, n, one], init()),
+                ParamSpec::new(format!("{prefix}phm_rule_right"), &[n, one, n], init()),
             ];
         }
         vec![ParamSpec::new(
             format!("{prefix}phm_rule"),
-            [n, n, n],
+            &[n, n, n],
             init(),
         )]
     }
 
-    fn factors(&self, name: &str, d_in: usize, d_out: usize) -> Vec<ParamSpec> {
-        let (n, r) = (self.config.phm_dim, self.rank);
-        let (i, o) = (d_in / n, d_out / n);
+    fn factors(&self, name: &str, d_in: &Size, d_out: &Size) -> Vec<ParamSpec> {
+        let (n, r) = (&self.dim, &self.rank);
+        let (i, o) = (&d_in.over(n), &d_out.over(n));
         if self.factorized_w {
             return vec![
-                ParamSpec::new(format!("{name}_left"), [n, i, r], Init::xavier(i, r)),
-                ParamSpec::new(format!("{name}_right"), [n, r, o], Init::xavier(r, o)),
+                ParamSpec::new(format!("{name}_left"), &[n, i, r], Init::xavier(i, r)),
+                ParamSpec::new(format!("{name}_right"), &[n, r, o], Init::xavier(r, o)),
             ];
         }
-        vec![ParamSpec::new(name, [n, i, o], Init::xavier(i, o))]
+        vec![ParamSpec::new(name, &[n, i, o], Init::xavier(i, o))]
     }
 
     /// The down projection.

@@ -4,10 +4,11 @@
 //! `[s1, t1] = s1(y1)` and `e(s) = exp(3.18·atan(s/5))`. The library's GLOW block raises on every input (it cuts along the sequence),
 //! so no file depends on its numbers: here it is the published block, over channels.
 
-use super::act;
-use super::bottleneck::Bottleneck;
+use super::super::act;
+use super::super::detail::Detail;
+use super::Bottleneck;
 use crate::adapters::naming::Route;
-use crate::adapters::param::{Init, ParamSpec};
+use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, Surroundings};
 use crate::diag::Diagnostic;
 use crate::ir::Val;
@@ -60,16 +61,9 @@ pub(super) fn places<'s>(
             "export the model from its token ids, or use a configuration without `inv_adapter`",
         ));
     };
-    let place = |at| Place {
-        at,
-        layer: None,
-        location: LOCATION,
-        scope: around.scope(&around.route.invertible(selection), ""),
-        width: around.width(value),
-        fused: None,
-        vera: None,
-        pool: None,
-    };
+    let detail = around.width(value).map_or(Detail::None, Detail::Width);
+    let scope = around.scope(&around.route.invertible(selection), "");
+    let place = |at| Place::new(at, None, LOCATION, &*scope).with(detail.clone());
     // The library's own classes invert in its flexible heads only, which no exported Hugging Face model has.
     let head = match around.route {
         Route::Plugin => selection.output_embeddings.as_ref(),
@@ -87,7 +81,7 @@ fn halves(width: usize) -> (usize, usize) {
 }
 
 pub(super) fn params(config: &Bottleneck, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
-    let Some(width) = place.width else {
+    let Some(width) = place.detail.width() else {
         return Err(Diagnostic::error(
             "width-unknown",
             "the width of the embeddings is not known",
@@ -98,24 +92,29 @@ pub(super) fn params(config: &Bottleneck, place: &Place<'_>) -> Result<Vec<Param
         .inv_adapter_reduction_factor
         .as_ref()
         .and_then(serde_json::Number::as_f64);
-    let hidden = |n: usize| (n as f64 / factor.unwrap_or(1.0)).floor() as usize;
+    let hidden = |n: usize| {
+        let size = (n as f64 / factor.unwrap_or(1.0)).floor() as usize;
+        Size::new("d/2/inv_adapter_reduction_factor", size)
+    };
+    let half = |n| Size::new("d/2", n);
+    let whole = |n| Size::new("d", 2 * n);
     let nets = if glow(config) {
-        [("s1", c1, 2 * c2), ("s2", c2, 2 * c1)]
+        [("s1", c1, whole(c2)), ("s2", c2, whole(c1))]
     } else {
-        [("F", c2, c1), ("G", c1, c2)]
+        [("F", c2, half(c1)), ("G", c1, half(c2))]
     };
     let mut out = Vec::new();
-    for (name, d_in, d_out) in nets {
-        let k = hidden(d_in);
+    for (name, d_in, d_out) in &nets {
+        let (k, d_in) = (&hidden(*d_in), &half(*d_in));
         for (i, rows, columns) in [(0, k, d_in), (2, d_out, k)] {
             out.push(ParamSpec::new(
                 format!("{name}.{i}.weight"),
-                [rows, columns],
+                &[rows, columns],
                 Init::bert(),
             ));
             out.push(ParamSpec::new(
                 format!("{name}.{i}.bias"),
-                [rows],
+                &[rows],
                 Init::Zeros,
             ));
         }
@@ -135,7 +134,7 @@ pub(super) fn step(
     cx: &BuildCx<'_>,
 ) -> Val {
     let b = cx.b;
-    let (c1, c2) = halves(place.width.unwrap_or_default());
+    let (c1, c2) = halves(place.detail.width().unwrap_or_default());
     let (c1, c2) = (c1 as i64, c2 as i64);
     let cut = |v: Val, at: i64, end: i64| (b.slice(v, -1, 0, at), b.slice(v, -1, at, end));
     let net = |name: &str, v: Val| {

@@ -1,0 +1,165 @@
+//! The manifest: what is attached to a model, as its metadata says it. The one reader and the one writer.
+
+use super::methods::MethodConfig;
+use super::{Config, UnknownKeys};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ir::Model;
+use crate::ir::contract::stamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// What is attached to a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Manifest {
+    /// What wrote it.
+    pub tool: String,
+    /// The adapters, in the order of attaching.
+    pub adapters: Vec<Entry>,
+    /// Setups that bind adapters together.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub setups: Vec<Value>,
+    /// Graph inputs that came with adapters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<String>,
+    /// Keys of other versions.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// One adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// Its name.
+    pub name: String,
+    /// The dictionary of its configuration.
+    pub config: Value,
+    /// The configuration's hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_id: Option<String>,
+    /// How the library integrated it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// Why its effect on a position depends on the whole sequence, where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_rows: Option<String>,
+    /// Keys of other versions.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Manifest {
+    /// The manifest of a model; an empty one, where nothing is attached.
+    ///
+    /// # Errors
+    /// A manifest that cannot be read.
+    pub(crate) fn read(model: &Model) -> Result<Manifest, Diagnostic> {
+        let Some(text) = model.metadata.get(stamp::MANIFEST) else {
+            return Ok(Manifest::default());
+        };
+        serde_json::from_str(text)
+            .map_err(|e| Diagnostic::error("manifest", e.to_string()).at(stamp::MANIFEST))
+    }
+
+    /// The text that the model's metadata holds.
+    pub(crate) fn text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Names of the adapters.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.adapters.iter().map(|a| &*a.name)
+    }
+}
+
+impl Entry {
+    /// Its configuration.
+    ///
+    /// # Errors
+    /// One that this version does not understand, such as that of a method of another crate.
+    pub(crate) fn config(&self) -> Result<Config> {
+        Config::from_dict(&self.config, UnknownKeys::Keep)
+    }
+
+    /// Whether its effect on a position depends on the whole sequence. Files of older versions do not say it: then the methods of the
+    /// configuration do. A method of another crate needs a version that says it.
+    ///
+    /// # Errors
+    /// A configuration that is not understood.
+    pub(crate) fn reads_whole_rows(&self) -> Result<bool> {
+        if self.whole_rows.is_some() {
+            return Ok(true);
+        }
+        let members = self.config["configs"].as_array();
+        let members = members.map_or(std::slice::from_ref(&self.config), Vec::as_slice);
+        let mut own = members.iter().filter(|m| MethodConfig::knows(m));
+        own.try_fold(false, |found, m| {
+            let method = MethodConfig::from_dict(m, UnknownKeys::Keep)?;
+            Ok(found || method.reads_whole_rows().is_some())
+        })
+    }
+}
+
+/// Names of the adapters whose effect on a position depends on the whole sequence, so that neither a cache nor filled-up rows give
+/// what the sequence alone gives.
+///
+/// # Errors
+/// A manifest that cannot be read.
+pub(crate) fn whole_row_adapters(model: &Model) -> Result<Vec<String>> {
+    let manifest = Manifest::read(model).map_err(|d| Error::new(ErrorKind::Method, d))?;
+    let mut out = Vec::new();
+    for entry in manifest.adapters {
+        if entry.reads_whole_rows()? {
+            out.push(entry.name);
+        }
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(manifest: &str) -> Model {
+        let mut out = Model::default();
+        out.metadata.insert(stamp::MANIFEST.into(), manifest.into());
+        out
+    }
+
+    #[test]
+    fn a_manifest_without_the_field_is_answered_by_the_methods() {
+        let entries = [
+            (
+                "a",
+                r#"{"architecture":"reft","layers":"all","prefix_positions":3,"suffix_positions":1,"r":1,"orthogonality":true}"#,
+            ),
+            ("b", r#"{"architecture":"lora"}"#),
+            (
+                "c",
+                r#"{"architecture":"union","configs":[{"architecture":"lora","use_gating":true}]}"#,
+            ),
+            ("d", r#"{"architecture":"of_another_crate"}"#),
+        ];
+        let entries: Vec<String> = entries
+            .iter()
+            .map(|(n, c)| format!(r#"{{"name":"{n}","config":{c}}}"#))
+            .collect();
+        let text = format!(r#"{{"tool":"t","adapters":[{}]}}"#, entries.join(","));
+        assert_eq!(whole_row_adapters(&model(&text)).unwrap(), ["a", "c"]);
+    }
+
+    #[test]
+    fn a_manifest_says_it_for_methods_that_are_not_known() {
+        let text = r#"{"tool":"t","adapters":[{"name":"x","config":{"architecture":"own"},"whole_rows":"why"}]}"#;
+        assert_eq!(whole_row_adapters(&model(text)).unwrap(), ["x"]);
+        assert_eq!(Manifest::read(&model(text)).unwrap().text(), text);
+    }
+
+    #[test]
+    fn a_broken_manifest_is_an_error() {
+        for text in ["{", r#"{"adapters":[{}]}"#, "[1]"] {
+            assert!(whole_row_adapters(&model(text)).is_err(), "{text}");
+        }
+    }
+}

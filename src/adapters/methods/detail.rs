@@ -1,0 +1,82 @@
+//! What a method knows of a [`Place`](crate::adapters::place::Place) besides where it is: said when it names its places, and read by
+//! the method alone when it is asked for parameters and nodes there.
+
+use std::sync::Arc;
+
+/// The details of one place. Each kind belongs to one method, or to several that know the same.
+#[derive(Clone, Debug, Default)]
+pub enum Detail {
+    /// The place says everything.
+    #[default]
+    None,
+    /// Width of what flows, where the place does not say it.
+    Width(usize),
+    /// Columns of a fused projection.
+    Columns(Columns),
+    /// Sizes of matrices that linears of several shapes share.
+    Greatest(Greatest),
+    /// A part of parameters that several places have together.
+    Pool(Pool),
+}
+
+/// Widths of the q, k and v columns of a fused projection.
+#[derive(Clone, Copy, Debug)]
+pub struct Columns(pub [usize; 3]);
+
+/// The greatest widths of an adapter's linears.
+#[derive(Clone, Copy, Debug)]
+pub struct Greatest {
+    /// Width of the output.
+    pub d_out: usize,
+    /// Width of the input.
+    pub d_in: usize,
+}
+
+/// Parameters that several places have together, each place a part of them.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Which part is the place's.
+    pub index: usize,
+    /// Number of parts.
+    pub parts: usize,
+    /// Width of the residual stream, where it is known.
+    pub width: Option<usize>,
+    /// All scopes under which the library stores the parameters; the first one is their name.
+    pub scopes: Arc<[String]>,
+    /// Scope of the place's own parameters.
+    pub own: String,
+}
+
+impl Detail {
+    /// The width, where it was said.
+    pub fn width(&self) -> Option<usize> {
+        match self {
+            Detail::Width(n) => Some(*n),
+            Detail::None | Detail::Columns(_) | Detail::Greatest(_) | Detail::Pool(_) => None,
+        }
+    }
+
+    /// The columns of a fused projection, if it is one.
+    pub fn columns(&self) -> Option<[usize; 3]> {
+        match self {
+            Detail::Columns(c) => Some(c.0),
+            Detail::None | Detail::Width(_) | Detail::Greatest(_) | Detail::Pool(_) => None,
+        }
+    }
+
+    /// The greatest widths, where matrices are shared.
+    pub fn greatest(&self) -> Option<Greatest> {
+        match self {
+            Detail::Greatest(g) => Some(*g),
+            Detail::None | Detail::Width(_) | Detail::Columns(_) | Detail::Pool(_) => None,
+        }
+    }
+
+    /// The pool, if the place is a part of one.
+    pub fn pool(&self) -> Option<&Pool> {
+        match self {
+            Detail::Pool(p) => Some(p),
+            Detail::None | Detail::Width(_) | Detail::Columns(_) | Detail::Greatest(_) => None,
+        }
+    }
+}

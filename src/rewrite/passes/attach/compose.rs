@@ -1,0 +1,298 @@
+//! Composition: what a setup makes of what flows through a place, recursively over its tree.
+//!
+//! Each node of the tree is one function from [`State`] to [`State`]. A composition that copies, cuts or joins what flows gets a
+//! function of its own here, as [`Composer::stack`] and [`Composer::multi_task`] are.
+
+use super::tasks::{Origin, Picker, no_batch, one_length};
+use crate::adapters::methods::MethodConfig;
+use crate::adapters::place::{At, BuildCx, Params, State, Tasks, wider};
+use crate::adapters::plan::Part;
+use crate::adapters::{Adapter, Param, Setup, param_stamps};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind};
+use crate::ir::contract::{self, stamp};
+use crate::ir::{Builder, Metadata, Val, ValueId};
+use crate::rewrite::PassError;
+use rustc_hash::FxHashMap;
+use std::cell::RefCell;
+
+/// Composes adapters, and makes their parameters when they are used first.
+pub(super) struct Composer<'w> {
+    /// The adapters.
+    pub adapters: &'w [Adapter],
+    /// Their parameters.
+    pub params: FxHashMap<&'w str, &'w Param>,
+    /// Parameters that are in the graph.
+    pub values: FxHashMap<String, ValueId>,
+    /// How often a scope was used for names.
+    pub scopes: RefCell<FxHashMap<String, usize>>,
+}
+
+impl Composer<'_> {
+    /// Runs the composition on what flows through the place.
+    pub(super) fn apply<'g, 's>(
+        &self,
+        setup: &Setup,
+        at: Site<'g, 's>,
+        state: State,
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<State, PassError> {
+        match setup {
+            Setup::Single(name) => self.single(name, at, state, cx, used),
+            Setup::Stack(children) => self.stack(children, at, state, cx, used),
+            Setup::MultiTask(tasks) => self.multi_task(tasks, at, state, cx, used),
+        }
+    }
+
+    /// One adapter, where it is active.
+    fn single<'g, 's>(
+        &self,
+        name: &str,
+        at: Site<'g, 's>,
+        state: State,
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<State, PassError> {
+        let Some(part) = self.part(at, name) else {
+            return Ok(state);
+        };
+        let last = self.enter(part, cx, used)?;
+        let params = last.params();
+        let state = part.method.step(&part.place, state, &params, cx)?;
+        used.last = Some(last);
+        Ok(state)
+    }
+
+    /// Each child reads what the one before it made.
+    fn stack<'g, 's>(
+        &self,
+        children: &[Setup],
+        at: Site<'g, 's>,
+        state: State,
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<State, PassError> {
+        let mut state = state;
+        for child in children {
+            state = self.apply(child, at, state, cx, used)?;
+        }
+        Ok(state)
+    }
+
+    fn part<'g, 's>(&self, at: Site<'g, 's>, name: &str) -> Option<&'g Part<'s>> {
+        let named = |p: &&&Part<'_>| self.adapters[p.adapter].name == *name;
+        at.group.iter().find(named).copied()
+    }
+
+    /// Each sample its own child: together where the method can, and otherwise each child on all samples, of which every sample takes
+    /// its own value.
+    fn multi_task<'g, 's>(
+        &self,
+        tasks: &[Setup],
+        at: Site<'g, 's>,
+        state: State,
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<State, PassError> {
+        let here = |t: &Setup| t.names().iter().find_map(|n| self.part(at, n));
+        let Some(first) = tasks.iter().find_map(here) else {
+            return Ok(state);
+        };
+        let place = &first.place;
+        let rank = match (&place.at, at.rank) {
+            (At::Sequence(_) | At::Mask(_), _) => return Err(one_length(place).into()),
+            (_, Some(rank)) if rank > 2 => rank,
+            (_, rank) => return Err(no_batch(place, rank).into()),
+        };
+        let owner = &self.adapters[first.adapter].name;
+        let origin = Origin {
+            scope: self.fresh_scope(contract::TASK_IDS),
+            stamp: stamped(owner),
+        };
+        let picker = Picker::new(tasks.len(), rank, origin, cx)?;
+        if let Some(state) = self.together(tasks, at, state, (&picker, rank), cx, used)? {
+            return Ok(state);
+        }
+        let before = used.last.take();
+        let mut values = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            used.last.clone_from(&before);
+            let state = self.apply(task, at, state, cx, used)?;
+            let value = closed(state, used.last.as_ref(), cx)?;
+            values.push(value.unwrap_or_else(|| cx.current(place.target())));
+        }
+        cx.b.set_scope(&self.fresh_scope(&format!("{}/tasks", place.scope)));
+        Ok(State {
+            closed: Some(picker.pick(&values, cx)?),
+            ..state
+        })
+    }
+
+    /// All tasks in one computation, where they are configurations of one method that can.
+    fn together<'g, 's>(
+        &self,
+        tasks: &[Setup],
+        at: Site<'g, 's>,
+        state: State,
+        (picker, rank): (&Picker, usize),
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<Option<State>, PassError> {
+        let parts: Option<Vec<&'g Part<'s>>> = tasks
+            .iter()
+            .map(|t| match t {
+                Setup::Single(n) => self
+                    .part(at, n)
+                    .filter(|p| !p.method.task_shared().is_empty()),
+                Setup::Stack(_) | Setup::MultiTask(_) => None,
+            })
+            .collect();
+        let Some(parts) = parts else {
+            return Ok(None);
+        };
+        let entered = parts
+            .into_iter()
+            .map(|p| self.enter(p, cx, used))
+            .collect::<Result<Vec<Entered<'_, '_>>, _>>()?;
+        let configs: Vec<_> = entered.iter().map(|e| e.part.method).collect();
+        let of: Vec<_> = entered
+            .iter()
+            .map(|e| (&e.part.place, e.params()))
+            .collect();
+        let shared = Tasks {
+            ids: picker.ids,
+            rank,
+            of: &of,
+        };
+        let made = MethodConfig::step_tasks(&configs, state, &shared, cx)?;
+        if made.is_some() {
+            used.last = entered.into_iter().next_back();
+        }
+        Ok(made)
+    }
+
+    /// Makes the part's parameters, and names and stamps what follows as its own.
+    fn enter<'g, 's>(
+        &self,
+        part: &'g Part<'s>,
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<Entered<'g, 's>, PassError> {
+        let b = cx.b;
+        let name = &self.adapters[part.adapter].name;
+        let stored = part.method.dtype()?;
+        let computed = wider(stored, cx.base);
+        b.set_float(computed);
+        cx.owner.borrow_mut().clone_from(name);
+        b.set_scope(&self.fresh_scope(&part.place.scope));
+        let mut fetch = |names: &[(String, String)]| -> Result<Vec<(String, Val)>, PassError> {
+            names
+                .iter()
+                .map(|(suffix, full)| Ok((suffix.clone(), self.parameter(full, b, used)?)))
+                .collect()
+        };
+        let mut shared = fetch(&part.shared)?;
+        let mut own = fetch(&part.own)?;
+        b.set_stamp(stamped(name));
+        if stored != computed {
+            for (_, v) in own.iter_mut().chain(&mut shared) {
+                *v = b.cast(*v, computed);
+            }
+        }
+        Ok(Entered { part, own, shared })
+    }
+
+    /// The scope, with a number when it was used before: a module that is called twice, an adapter that is inverted.
+    pub(super) fn fresh_scope(&self, scope: &str) -> String {
+        let mut scopes = self.scopes.borrow_mut();
+        let count = scopes.entry(scope.to_owned()).or_insert(0);
+        *count += 1;
+        match *count {
+            1 => scope.to_owned(),
+            n => format!("{scope}/{n}"),
+        }
+    }
+
+    fn parameter(
+        &self,
+        full: &str,
+        b: &Builder,
+        used: &mut Used<'_, '_>,
+    ) -> Result<Val, PassError> {
+        if let Some(id) = self.values.get(full) {
+            return Ok(Val::Old(*id));
+        }
+        if let Some((_, v)) = used.made.iter().find(|(n, _)| n == full) {
+            return Ok(*v);
+        }
+        let Some(param) = self.params.get(full) else {
+            let finding = Diagnostic::error("param", format!("there is no parameter `{full}`"));
+            return Err(Error::new(ErrorKind::Method, finding).into());
+        };
+        b.set_stamp(param_stamps(param));
+        let v = b.initializer(full, param.tensor.clone());
+        used.made.push((full.to_owned(), v));
+        Ok(v)
+    }
+}
+
+/// Parameters in the graph, by their names inside the module.
+type Values = Vec<(String, Val)>;
+
+/// The parts at one place.
+#[derive(Clone, Copy)]
+pub(super) struct Site<'g, 's> {
+    pub group: &'g [&'g Part<'s>],
+    /// Number of axes of what flows, where it is known.
+    pub rank: Option<usize>,
+}
+
+/// An adapter at a place, with its parameters in the graph.
+#[derive(Clone)]
+pub(super) struct Entered<'g, 's> {
+    part: &'g Part<'s>,
+    own: Values,
+    shared: Values,
+}
+
+impl Entered<'_, '_> {
+    fn params(&self) -> Params<'_> {
+        Params {
+            own: &self.own,
+            shared: &self.shared,
+        }
+    }
+}
+
+/// What takes the place's value; `None` where no adapter has acted.
+pub(super) fn closed(
+    state: State,
+    last: Option<&Entered<'_, '_>>,
+    cx: &BuildCx<'_>,
+) -> Result<Option<Val>, Diagnostic> {
+    match (state.closed, last) {
+        (Some(value), _) => Ok(Some(value)),
+        (None, None) => Ok(None),
+        (None, Some(e)) => {
+            let place = &e.part.place;
+            e.part.method.close(place, state, &e.params(), cx).map(Some)
+        }
+    }
+}
+
+/// What the adapters of one place have used so far.
+#[derive(Default)]
+pub(super) struct Used<'g, 's> {
+    /// The last adapter.
+    pub last: Option<Entered<'g, 's>>,
+    /// Parameters made in this patch.
+    pub made: Vec<(String, Val)>,
+}
+
+/// The stamp of an adapter's nodes.
+pub(super) fn stamped(adapter: &str) -> Metadata {
+    let mut stamps = Metadata::default();
+    stamps.insert(stamp::ADAPTER.into(), adapter.into());
+    stamps
+}
