@@ -79,6 +79,23 @@ impl TensorData {
         Self::raw(DType::Float, dims, bytes.into())
     }
 
+    /// A tensor of a float type that holds these values, rounded to it; `None` for other types.
+    pub(crate) fn from_floats(
+        dtype: DType,
+        dims: impl Into<Box<[u64]>>,
+        data: &[f32],
+    ) -> Option<Self> {
+        let each = data.iter();
+        let bytes: Vec<u8> = match dtype {
+            DType::Float => each.flat_map(|x| x.to_le_bytes()).collect(),
+            DType::Double => each.flat_map(|&x| f64::from(x).to_le_bytes()).collect(),
+            DType::Bfloat16 => each.flat_map(|&x| f32_to_bf16(x).to_le_bytes()).collect(),
+            DType::Float16 => each.flat_map(|&x| f32_to_f16(x).to_le_bytes()).collect(),
+            _ => return None,
+        };
+        Some(Self::raw(dtype, dims, bytes.into()))
+    }
+
     /// An `i64` tensor.
     pub fn from_i64(dims: impl Into<Box<[u64]>>, data: &[i64]) -> Self {
         let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -16,8 +16,8 @@ use crate::rewrite::passes::logits::logits;
 use crate::runtime::Plan;
 use crate::train::metrics::{Normalization, exact_match, final_number, same_final_number};
 use crate::train::{
-    Answers, Collator, DataArguments, Dataset, EvalArguments, Example, Labels, Metric, Task,
-    TextPair, TrainingArguments, inference_graph,
+    Answers, Collator, DataArguments, Dataset, EvalArguments, Labels, Metric, Task, TextPair,
+    TrainingArguments, inference_graph,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -408,15 +408,11 @@ impl Run {
             ..Collator::default()
         };
         let mut answers = Answers::new(self.evaluation.task);
-        let indices: Vec<usize> = (0..data.len()).collect();
+        let rows: Vec<Vec<usize>> = (0..data.len()).map(|i| vec![i]).collect();
         let mut done = 0;
-        for chunk in indices.chunks(self.evaluation.per_device_eval_batch_size) {
+        for chunk in rows.chunks(self.evaluation.per_device_eval_batch_size) {
             progress(events, "rows", done, data.len())?;
-            let rows: Vec<Vec<Example>> = chunk
-                .iter()
-                .map(|&i| data.get(i).map(|e| vec![e]))
-                .collect::<Result<_>>()?;
-            let mut feeds = collator.collate(&rows)?.feeds;
+            let mut feeds = collator.rows(data, chunk)?.feeds;
             let labels = feeds.0.shift_remove(contract::LABELS).ok_or_else(|| {
                 let d = Diagnostic::error("eval-row", "the rows have no labels");
                 Error::new(ErrorKind::Train, d.help("see --columns"))

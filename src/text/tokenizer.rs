@@ -25,7 +25,6 @@ pub struct Tokenizer {
     special: Map<String, Value>,
     pad: Option<i64>,
     eos: Option<i64>,
-    bos: Option<i64>,
     max_length: Option<usize>,
     chat: Option<String>,
 }
@@ -82,11 +81,7 @@ impl Tokenizer {
             let token = special.get(role)?.as_str()?;
             inner.token_to_id(token).map(i64::from)
         };
-        let (pad, eos, bos) = (
-            id("pad_token").or(padding),
-            id("eos_token"),
-            id("bos_token"),
-        );
+        let (pad, eos) = (id("pad_token").or(padding), id("eos_token"));
         // Hugging Face writes 1e30 where there is no limit.
         let limit = config.get("model_max_length").and_then(Value::as_u64);
         let max_length = limit.filter(|&n| n > 0 && n < 1 << 30).map(|n| n as usize);
@@ -97,7 +92,6 @@ impl Tokenizer {
             special,
             pad,
             eos,
-            bos,
             max_length,
             chat,
         })
@@ -196,11 +190,6 @@ impl Tokenizer {
     /// The id that ends a sequence, if one is declared.
     pub fn eos_id(&self) -> Option<i64> {
         self.eos
-    }
-
-    /// The id that begins a sequence, if one is declared.
-    pub fn bos_id(&self) -> Option<i64> {
-        self.bos
     }
 
     /// The longest sequence the model was made for, where the configuration says so.

@@ -1,6 +1,6 @@
 //! From examples to batches: which examples stand together, and how they become tensors.
 
-use super::data::{Example, IGNORE, Labels};
+use super::data::{Dataset, Example, IGNORE, Labels};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::contract;
@@ -208,6 +208,16 @@ impl Collator {
             width: width.next_multiple_of(multiple),
             left: self.side == PaddingSide::Left,
         }
+    }
+
+    /// A batch of the rows of a dataset that are named by the indices of their examples.
+    ///
+    /// # Errors
+    /// Those of [`collate`](Self::collate), and data that cannot be read.
+    pub fn rows(&self, data: &Dataset, rows: &[Vec<usize>]) -> Result<Batch> {
+        let examples = |row: &Vec<usize>| row.iter().map(|&i| data.get(i)).collect();
+        let rows: Vec<Vec<Example>> = rows.iter().map(examples).collect::<Result<_>>()?;
+        self.collate(&rows)
     }
 
     /// A batch of rows, padded to the longest.

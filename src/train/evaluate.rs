@@ -6,7 +6,6 @@ use super::data::{Dataset, Task};
 use super::eval_args::Metric;
 use super::event::{EvalEntry, Event, OnEvent};
 use super::graph::{Mode, loss_graph};
-use super::trainer::batch;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -118,7 +117,7 @@ impl Evaluator {
         let total = batches.len();
         for (done, rows) in batches.iter().enumerate() {
             on_event(&Event::Evaluating { done, total })?;
-            let b = batch(data, &collator, rows)?;
+            let b = collator.rows(data, rows)?;
             if b.scored == 0 {
                 continue;
             }

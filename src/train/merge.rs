@@ -5,7 +5,7 @@ use crate::adapters::methods::Fold;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::{DType, TensorData, f32_to_bf16, f32_to_f16};
+use crate::ir::TensorData;
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::Merge;
 use crate::runtime::{CompileOptions, Feeds, Plan, Value};
@@ -54,21 +54,6 @@ fn tensor(value: &Value) -> Result<TensorData> {
     let wrong = |e: String| Error::new(ErrorKind::Run, Diagnostic::error("merge", e));
     let data = value.to_f32().map_err(|e| wrong(e.to_string()))?;
     let dims: Vec<u64> = value.dims().iter().map(|&d| d as u64).collect();
-    let bytes: Vec<u8> = match value.dtype() {
-        DType::Float => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        DType::Double => data
-            .iter()
-            .flat_map(|&x| f64::from(x).to_le_bytes())
-            .collect(),
-        DType::Bfloat16 => data
-            .iter()
-            .flat_map(|&x| f32_to_bf16(x).to_le_bytes())
-            .collect(),
-        DType::Float16 => data
-            .iter()
-            .flat_map(|&x| f32_to_f16(x).to_le_bytes())
-            .collect(),
-        other => return Err(wrong(format!("a merged weight of type {other}"))),
-    };
-    Ok(TensorData::raw(value.dtype(), dims, bytes.into()))
+    TensorData::from_floats(value.dtype(), dims, &data)
+        .ok_or_else(|| wrong(format!("a merged weight of type {}", value.dtype())))
 }

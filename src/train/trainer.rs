@@ -4,32 +4,32 @@
 //! seed and the number of the step, so a run that goes on from a checkpoint is the run that never stopped, bit by bit.
 
 mod keep;
+mod steps;
 
-use super::args::{Interval, SaveStrategy, TrainingArguments};
-use super::batch::{Batch, CollateArguments, Collator, Sampler};
+use super::args::{Interval, TrainingArguments};
+use super::batch::{CollateArguments, Collator, Sampler};
 use super::checkpoint::{self, Progress};
-use super::data::{Dataset, Example};
+use super::data::Dataset;
 use super::dry::DryRun;
 use super::evaluate::Evaluator;
-use super::event::{EvalEntry, Event, LogEntry, OnEvent, StepReport, Stop};
+use super::event::{Event, OnEvent, StepReport, Stop};
 use super::graph::{Mode, nothing_to_train, training_graph};
 use super::optimizer::update;
 use crate::adapters::AdapterStore;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::contract;
-use crate::ir::{DType, TensorData};
+use crate::ir::{TensorData, contract};
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::gradient::Outputs;
 use crate::rewrite::passes::loss::{Divisor, Loss};
 use crate::rewrite::passes::recompute::Recompute;
 use crate::runtime::{CompileOptions, Feeds, Plan, TrainStep, Trainable, Value};
-use serde_json::{Map, Value as Json};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
+use steps::Loop;
 
 /// What is trained on.
 #[derive(Clone, Copy, Debug)]
@@ -332,7 +332,7 @@ impl Trainer {
         let longest = micro.iter().max_by_key(|r| width(r));
         let mut positions = 0;
         if let Some(rows) = longest {
-            let b = batch(data.train, &data.collator(), rows)?;
+            let b = data.collator().rows(data.train, rows)?;
             positions = b.positions;
             let n = Value::from_f32(&[], vec![b.items.max(1) as f32])
                 .map_err(|e| failed(e.to_string()))?;
@@ -445,286 +445,6 @@ impl Trainer {
         );
         Err(Error::new(ErrorKind::Train, d.help(help)))
     }
-
-    fn epochs(&mut self, l: &mut Loop<'_, '_>) -> Result<Stop> {
-        while self.progress.step < self.total {
-            let micro = l.sampler.epoch(l.data.train.lengths(), self.progress.epoch);
-            let windows: Vec<_> = micro
-                .chunks(self.args.gradient_accumulation_steps)
-                .collect();
-            let size = self.args.gradient_accumulation_steps;
-            for window in windows.into_iter().skip(self.progress.window) {
-                if self.progress.step >= self.total {
-                    break;
-                }
-                let mut batches = Vec::with_capacity(window.len());
-                for rows in window {
-                    batches.push(batch(l.data.train, &l.collator, rows)?);
-                }
-                // Epochs are counted in micro-batches.
-                let done = ((self.progress.window + 1) * size).min(micro.len());
-                let epoch = self.progress.epoch as f64 + done as f64 / micro.len() as f64;
-                let report = self.window(&batches, epoch, l)?;
-                self.progress.window += 1;
-                if let Some(stop) = self.after_step(&report, l)? {
-                    return Ok(stop);
-                }
-            }
-            if self.progress.step >= self.total {
-                // The last epoch ends here, though it may be incomplete.
-                let done = l.last.map_or(self.progress.epoch as f64, |r| r.epoch);
-                if let Some(stop) = self.after_epoch(done, l)? {
-                    return Ok(stop);
-                }
-                break;
-            }
-            self.progress.epoch += 1;
-            self.progress.window = 0;
-            if let Some(stop) = self.after_epoch(self.progress.epoch as f64, l)? {
-                return Ok(stop);
-            }
-        }
-        Ok(Stop::Finished)
-    }
-
-    /// One step over the micro-batches of a window.
-    fn window(
-        &mut self,
-        batches: &[Batch],
-        epoch: f64,
-        l: &mut Loop<'_, '_>,
-    ) -> Result<StepReport> {
-        let smoothed = self.args.label_smoothing_factor > 0.0;
-        let items: usize = batches.iter().map(|b| b.divisor(smoothed)).sum();
-        let tokens = batches.iter().map(|b| b.tokens).sum();
-        let positions = batches.iter().map(|b| b.positions).sum();
-        let mut feeds = Vec::with_capacity(batches.len());
-        for b in batches.iter().filter(|b| b.scored > 0) {
-            let divisor =
-                Value::from_f32(&[], vec![items as f32]).map_err(|e| failed(e.to_string()))?;
-            let all = b.feeds.clone().with(contract::NUM_ITEMS, divisor);
-            feeds.push(all.for_plan(self.plan()));
-        }
-        if feeds.is_empty() {
-            // 0/0 in Hugging Face's Trainer: there is nothing to learn from.
-            let message = format!(
-                "no position of the batch of step {} is labelled; the step changes nothing",
-                self.progress.step + 1
-            );
-            (l.on_event)(&Event::Warning { message })?;
-            let learning_rate = self.rate();
-            self.progress.step += 1;
-            self.progress.tokens += tokens as u64;
-            return Ok(StepReport {
-                step: self.progress.step,
-                epoch,
-                loss: 0.0,
-                learning_rate,
-                grad_norm: 0.0,
-                tokens,
-                positions,
-            });
-        }
-        let report = self.step(&feeds, tokens)?;
-        Ok(StepReport {
-            epoch,
-            positions,
-            ..report
-        })
-    }
-
-    /// Log, evaluation, checkpoint, in this order, where they are due.
-    fn after_step(&mut self, report: &StepReport, l: &mut Loop<'_, '_>) -> Result<Option<Stop>> {
-        (l.on_event)(&Event::Step(*report))?;
-        l.last = Some(*report);
-        l.since_log.1 += report.tokens;
-        let p = &mut self.progress;
-        p.total_loss += report.loss;
-        p.logged_loss += report.loss;
-        let (step, total) = (p.step, self.total);
-        let due = |every: Option<u64>| every.is_some_and(|n| step.is_multiple_of(n));
-        let last = step >= total;
-        let log = TrainingArguments::every(self.args.logging_steps, total);
-        let logs = self.args.logging_strategy == Interval::Steps && due(log);
-        if logs || (self.args.logging_first_step && step == 1) {
-            self.log(report, l)?;
-        }
-        let eval = TrainingArguments::every(
-            self.args.eval_steps.unwrap_or(self.args.logging_steps),
-            total,
-        );
-        let delayed = (step as f64) < self.args.eval_delay;
-        let mut improved = false;
-        if self.args.eval_strategy == Interval::Steps && due(eval) && !delayed {
-            improved = self.evaluate(l, report.epoch)?;
-        }
-        let save = TrainingArguments::every(self.args.save_steps, total);
-        let saves = match self.args.save_strategy {
-            // The end of an epoch saves by itself.
-            SaveStrategy::No | SaveStrategy::Epoch => false,
-            SaveStrategy::Steps => due(save) || last,
-            SaveStrategy::Best => improved,
-        };
-        if saves {
-            self.save(l)?;
-        }
-        if self.patience_is_over() {
-            return Ok(Some(Stop::EarlyStopping));
-        }
-        let asked = self
-            .stop
-            .as_ref()
-            .is_some_and(|s| s.load(Ordering::Relaxed));
-        Ok((asked && !last).then_some(Stop::Interrupted))
-    }
-
-    /// Log, evaluation, checkpoint, where the end of an epoch asks for them.
-    fn after_epoch(&mut self, done: f64, l: &mut Loop<'_, '_>) -> Result<Option<Stop>> {
-        if self.args.logging_strategy == Interval::Epoch
-            && let Some(report) = l.last.take()
-        {
-            self.log(&report, l)?;
-        }
-        let mut improved = false;
-        if self.args.eval_strategy == Interval::Epoch && done >= self.args.eval_delay {
-            improved = self.evaluate(l, done)?;
-        }
-        if self.args.save_strategy == SaveStrategy::Epoch
-            || (improved && self.args.save_strategy == SaveStrategy::Best)
-        {
-            self.save(l)?;
-        }
-        Ok(self.patience_is_over().then_some(Stop::EarlyStopping))
-    }
-
-    fn patience_is_over(&self) -> bool {
-        self.args
-            .early_stopping_patience
-            .is_some_and(|n| self.progress.without_improvement >= n)
-    }
-
-    fn log(&mut self, report: &StepReport, l: &mut Loop<'_, '_>) -> Result<()> {
-        let p = &mut self.progress;
-        let steps = (p.step - p.logged_step).max(1);
-        let entry = LogEntry {
-            step: p.step,
-            epoch: report.epoch,
-            loss: p.logged_loss / steps as f64,
-            learning_rate: report.learning_rate,
-            grad_norm: report.grad_norm,
-            tokens_per_second: l.since_log.1 as f64
-                / l.since_log.0.elapsed().as_secs_f64().max(1e-9),
-        };
-        p.logged_loss = 0.0;
-        p.logged_step = p.step;
-        p.log(&entry);
-        l.since_log = (Instant::now(), 0);
-        (l.on_event)(&Event::Log(entry))
-    }
-
-    /// Evaluates, and says whether that was the best so far.
-    fn evaluate(&mut self, l: &mut Loop<'_, '_>, epoch: f64) -> Result<bool> {
-        let Some(data) = l.data.eval else {
-            return Ok(false);
-        };
-        let size = self.args.per_device_eval_batch_size;
-        let collator = Collator {
-            packing: false,
-            ..l.collator.clone()
-        };
-        let found = self.evaluator.run(
-            self.inner.params(),
-            data,
-            &collator,
-            size,
-            l.data.pack(),
-            l.on_event,
-        )?;
-        let found = EvalEntry {
-            step: self.progress.step,
-            epoch,
-            ..found
-        };
-        self.progress.evaluated(&found);
-        (l.on_event)(&Event::Evaluate(found.clone()))?;
-        let Some(&metric) = found.metrics.get(self.args.metric()) else {
-            let known: Vec<&str> = found.metrics.keys().map(String::as_str).collect();
-            let d = Diagnostic::error(
-                "metric",
-                format!("the evaluation gives no `{}`", self.args.metric()),
-            );
-            return Err(Error::new(
-                ErrorKind::Train,
-                d.help(format!(
-                    "`metric_for_best_model` is one of: {}",
-                    known.join(", ")
-                )),
-            ));
-        };
-        let better = |a: f64, b: f64| if self.args.greater() { a > b } else { a < b };
-        let p = &mut self.progress;
-        let enough = p.best_metric.is_none_or(|b| {
-            better(metric, b) && (metric - b).abs() > self.args.early_stopping_threshold
-        });
-        p.without_improvement = if enough { 0 } else { p.without_improvement + 1 };
-        let improved = p.best_metric.is_none_or(|b| better(metric, b));
-        if improved {
-            p.best_metric = Some(metric);
-            p.best_step = Some(p.step);
-            if self.args.load_best_model_at_end {
-                self.best = Some(
-                    self.inner
-                        .params()
-                        .values()
-                        .map(|t| t.value.clone())
-                        .collect(),
-                );
-            }
-        }
-        l.since_log = (Instant::now(), 0);
-        Ok(improved)
-    }
-
-    /// Loss and other measures on data, with the parameters as they are.
-    pub fn evaluate_on(&mut self, data: &TrainData<'_>, dataset: &Dataset) -> Result<EvalEntry> {
-        let size = self.args.per_device_eval_batch_size;
-        let collator = Collator {
-            packing: false,
-            ..data.collator()
-        };
-        self.evaluator.run(
-            self.inner.params(),
-            dataset,
-            &collator,
-            size,
-            data.pack(),
-            &mut |_| Ok(()),
-        )
-    }
-}
-
-/// What stays the same during a run.
-struct Loop<'a, 'e> {
-    data: &'a TrainData<'a>,
-    collator: Collator,
-    sampler: Sampler,
-    output: Option<&'a Output<'a>>,
-    run: Map<String, Json>,
-    on_event: OnEvent<'e>,
-    started: Instant,
-    /// Since when tokens are counted for the next log entry.
-    since_log: (Instant, usize),
-    /// The last step of this process, until an epoch has logged it.
-    last: Option<StepReport>,
-}
-
-/// The tensors of the examples of these rows.
-pub(super) fn batch(data: &Dataset, collator: &Collator, rows: &[Vec<usize>]) -> Result<Batch> {
-    let rows: Vec<Vec<Example>> = rows
-        .iter()
-        .map(|row| row.iter().map(|&i| data.get(i)).collect())
-        .collect::<Result<_>>()?;
-    collator.collate(&rows)
 }
 
 /// The loss of a dataset run divides by the labels of the whole accumulation window.
@@ -734,25 +454,9 @@ pub fn dataset_divisor() -> Divisor {
 
 /// The trained values in the type of the file.
 fn stored(t: &Trainable, old: &TensorData) -> TensorData {
-    let bytes: Vec<u8> = match t.dtype {
-        DType::Bfloat16 => t
-            .value
-            .iter()
-            .flat_map(|&x| crate::ir::f32_to_bf16(x).to_le_bytes())
-            .collect(),
-        DType::Float16 => t
-            .value
-            .iter()
-            .flat_map(|&x| crate::ir::f32_to_f16(x).to_le_bytes())
-            .collect(),
-        DType::Double => t
-            .value
-            .iter()
-            .flat_map(|&x| f64::from(x).to_le_bytes())
-            .collect(),
-        _ => t.value.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    };
-    TensorData::raw(t.dtype, old.dims.clone(), bytes.into())
+    let dims = old.dims.clone();
+    TensorData::from_floats(t.dtype, dims.clone(), &t.value)
+        .unwrap_or_else(|| TensorData::from_f32(dims, &t.value))
 }
 
 fn failed(message: String) -> Error {

@@ -490,10 +490,7 @@ fn the_score_of_texts_is_the_loss_of_the_graph() {
         &CompileOptions::default(),
     )
     .unwrap();
-    let mut given = feeds.clone();
-    given
-        .0
-        .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
+    let given = feeds.clone().for_plan(&plan);
     let want = plan.run(&given).unwrap()["loss"].to_f32().unwrap()[0];
     let matrix = |name: &str| {
         let width = feeds.0[name].dims()[1];

@@ -107,12 +107,10 @@ fn check(inv: &str, graph: &str) {
         ..CompileOptions::default()
     };
     let plan = Plan::compile(&model, &options).unwrap();
-    let mut feeds = io::read(&fixture("qwen3/inputs.safetensors"))
+    let feeds = io::read(&fixture("qwen3/inputs.safetensors"))
         .unwrap()
-        .plain();
-    feeds
-        .0
-        .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
+        .plain()
+        .for_plan(&plan);
     let out = plan.run(&feeds).unwrap();
     let value = |name: &str| -> Vec<f64> {
         let data = out.get(name).unwrap().to_f32().unwrap();

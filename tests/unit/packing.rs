@@ -79,10 +79,11 @@ impl Case {
 
     fn run(&self, b: &Batch) -> (f32, Vec<f32>) {
         let items = Value::from_f32(&[], vec![b.scored as f32]).unwrap();
-        let mut feeds: Feeds = b.feeds.clone().with(contract::NUM_ITEMS, items);
-        feeds
-            .0
-            .retain(|k, _| self.step.plan().feeds().iter().any(|f| f.name == *k));
+        let feeds: Feeds = b
+            .feeds
+            .clone()
+            .with(contract::NUM_ITEMS, items)
+            .for_plan(self.step.plan());
         let (loss, grads) = self.step.evaluate(&feeds, None).unwrap();
         (loss, grads.into_values().flatten().collect())
     }
@@ -253,10 +254,7 @@ fn padding_on_the_left_trains_the_same() {
 
 fn logits(model: &Verified, b: &Batch) -> Vec<f32> {
     let plan = Plan::compile(model, &CompileOptions::default()).unwrap();
-    let mut feeds = b.feeds.clone();
-    feeds
-        .0
-        .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
+    let feeds = b.feeds.clone().for_plan(&plan);
     plan.run(&feeds)
         .unwrap()
         .get("logits")
@@ -358,10 +356,7 @@ fn positions_that_are_sums_of_the_mask_start_again() {
     let packed = api::pack(model.clone(), &interface).unwrap();
     let states = |model: &Verified, b: &Batch| {
         let plan = Plan::compile(model, &CompileOptions::default()).unwrap();
-        let mut feeds = b.feeds.clone();
-        feeds
-            .0
-            .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
+        let feeds = b.feeds.clone().for_plan(&plan);
         let out = plan.run(&feeds).unwrap();
         out.get("last_hidden_state").unwrap().to_f32().unwrap()
     };

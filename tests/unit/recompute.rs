@@ -78,10 +78,7 @@ fn numbers(graph: &Verified, names: &[String], feeds: &Feeds) -> (f32, Vec<Vec<f
             *x += 0.05 * (((i * 37 + j * 101) % 23) as f32 / 11.0 - 1.0);
         }
     }
-    let mut feeds = feeds.clone();
-    feeds
-        .0
-        .retain(|k, _| step.plan().feeds().iter().any(|f| f.name == *k));
+    let feeds = feeds.clone().for_plan(step.plan());
     let (loss, grads) = step.evaluate(&feeds, Some(11)).unwrap();
     (loss, grads.into_values().collect())
 }

@@ -42,12 +42,10 @@ fn case(adapter: &str, mode: Mode) -> Case {
             *x += 0.1 * (((i * 37 + j * 101) % 23) as f32 / 11.0 - 1.0);
         }
     }
-    let mut feeds = io::read(&fixture("qwen3/inputs.safetensors"))
+    let feeds = io::read(&fixture("qwen3/inputs.safetensors"))
         .unwrap()
-        .plain();
-    feeds
-        .0
-        .retain(|k, _| step.plan().feeds().iter().any(|f| f.name == *k));
+        .plain()
+        .for_plan(step.plan());
     Case { step, feeds }
 }
 

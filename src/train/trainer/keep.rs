@@ -1,6 +1,7 @@
 //! What a trainer writes to checkpoints, and how it goes on from one.
 
-use super::{Loop, TrainData, Trainer};
+use super::steps::Loop;
+use super::{TrainData, Trainer};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::args::{Resume, SaveStrategy};
