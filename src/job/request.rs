@@ -132,7 +132,9 @@ impl Resolved {
     /// Refuses names that none of these kinds of settings has.
     pub(super) fn check_names(&self, kinds: &[Vec<OptionField>]) -> Result<()> {
         let known: Vec<&str> = kinds.iter().flatten().map(|f| f.name.as_str()).collect();
-        options::unknown(self.settings.keys(), &known).map_or(Ok(()), Err)
+        let names = self.settings.keys();
+        let unknown = names.filter(|name| !known.contains(&name.as_str()));
+        options::unknown(unknown, &known).map_or(Ok(()), Err)
     }
 }
 
@@ -293,6 +295,20 @@ mod tests {
         assert!(!found.contains_key("eval_split"));
         let found = resolve(&other, Purpose::Generate).settings;
         assert!(!found.contains_key("data_seed") && found["interface"] == "qwen3");
+    }
+
+    #[test]
+    fn names_that_no_setting_has_are_refused() {
+        let request = Request::new("m.onnx")
+            .set("interface", "qwen3")
+            .set("adaptr", "lora");
+        let found = resolve(&request, Purpose::Generate);
+        let e = found.check_names(&[options::fields::<ModelSettings>()]);
+        let e = e.unwrap_err().to_string();
+        assert!(
+            e.contains("did you mean `adapter`?") && !e.contains("interface"),
+            "{e}"
+        );
     }
 
     #[test]
