@@ -9,6 +9,8 @@
 //! Editing is crate-private: the public editor is [`Patch`](crate::rewrite::Patch).
 
 use super::id::{NodeId, ValueId, birth};
+#[cfg(test)]
+use super::looks::look;
 use super::node::{Metadata, Node, OrderKey, Value};
 use super::types::Type;
 use bytes::Bytes;
@@ -17,6 +19,10 @@ use petgraph::graph::NodeIndex;
 use petgraph::stable_graph::StableDiGraph;
 use petgraph::visit::EdgeRef;
 use rustc_hash::FxHashMap;
+
+/// Looks are counted in tests only.
+#[cfg(not(test))]
+const fn look() {}
 
 /// A vertex: an operator or a value.
 #[derive(Clone, Debug)]
@@ -161,7 +167,8 @@ impl Graph {
 
     /// Operator nodes in order of their birth. For execution order see [`order`](Self::order).
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.g.node_indices().filter_map(|ix| match &self.g[ix] {
+        let looked = self.g.node_indices().inspect(|_| look());
+        looked.filter_map(|ix| match &self.g[ix] {
             Entry {
                 serial,
                 vertex: Vertex::Op(_),
@@ -178,7 +185,8 @@ impl Graph {
 
     /// Values in order of their birth.
     pub fn values(&self) -> impl Iterator<Item = ValueId> + '_ {
-        self.g.node_indices().filter_map(|ix| match &self.g[ix] {
+        let looked = self.g.node_indices().inspect(|_| look());
+        looked.filter_map(|ix| match &self.g[ix] {
             Entry {
                 serial,
                 vertex: Vertex::Value(_),
@@ -195,6 +203,7 @@ impl Graph {
 
     /// The node, or `None` for a stale handle.
     pub fn get_node(&self, id: NodeId) -> Option<&Node> {
+        look();
         match self.g.node_weight(id.ix)? {
             Entry {
                 serial,
@@ -206,6 +215,7 @@ impl Graph {
 
     /// The value, or `None` for a stale handle.
     pub fn get_value(&self, id: ValueId) -> Option<&Value> {
+        look();
         match self.g.node_weight(id.ix)? {
             Entry {
                 serial,
@@ -370,6 +380,7 @@ impl Graph {
     }
 
     fn node_at(&self, ix: NodeIndex<u32>) -> NodeId {
+        look();
         NodeId {
             ix,
             serial: self.g[ix].serial,
@@ -377,6 +388,7 @@ impl Graph {
     }
 
     fn value_at(&self, ix: NodeIndex<u32>) -> ValueId {
+        look();
         ValueId {
             ix,
             serial: self.g[ix].serial,

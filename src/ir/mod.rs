@@ -10,6 +10,8 @@ pub mod contract;
 pub mod diff;
 mod graph;
 mod id;
+#[cfg(test)]
+pub(crate) mod looks;
 mod model;
 mod node;
 mod order;
