@@ -157,7 +157,8 @@ impl ChatTemplate {
 fn marked(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut found) = (String::with_capacity(source.len()), source, false);
     while let Some(at) = rest.find("{%") {
-        let Some(len) = rest[at..].find("%}").map(|n| n + 2) else {
+        // The end begins behind the beginning: `{%}` is not a tag.
+        let Some(len) = rest[at + 2..].find("%}").map(|n| n + 4) else {
             break;
         };
         let tag = &rest[at..at + len];
