@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ir::TensorData;
 use bytes::Bytes;
 use indexmap::IndexMap;
+use rustc_hash::FxHashMap;
 
 /// Reads a dictionary of tensors. Contiguous tensors are ranges of `bytes`.
 ///
@@ -25,14 +26,14 @@ pub fn read(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>> {
 }
 
 fn inner(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>, String> {
-    let entries = zip::entries(bytes)?;
-    let find = |name: &str| {
-        let same = |path: &str| path.split_once('/').is_some_and(|(_, rest)| rest == name);
-        entries
-            .iter()
-            .find(|(path, _)| same(path))
-            .map(|(_, b)| b.clone())
-    };
+    // Of entries with the same path, the first one counts.
+    let mut entries: FxHashMap<String, Bytes> = FxHashMap::default();
+    for (path, content) in zip::entries(bytes)? {
+        if let Some((_, inside)) = path.split_once('/') {
+            entries.entry(inside.to_owned()).or_insert(content);
+        }
+    }
+    let find = |name: &str| entries.get(name).cloned();
     if find("byteorder").is_some_and(|b| &b[..] == b"big") {
         return Err("the numbers are big-endian".into());
     }

@@ -62,12 +62,15 @@ pub(super) fn tensors(
         return Err("it does not hold a dictionary".into());
     };
     let mut out = IndexMap::new();
+    let mut names = code.len();
     for (k, v) in entries {
         let (Some(Object::Text(key)), Some(Object::Tensor(tensor))) =
             (machine.object(*k), machine.object(*v))
         else {
             return Err("it holds something other than named tensors".into());
         };
+        // A name stands in the pickle once, however many tensors a hostile one gives it.
+        names = names.checked_sub(key.len()).ok_or_else(damaged)?;
         out.insert(key.clone(), tensor.clone());
     }
     Ok(out)
@@ -255,6 +258,13 @@ impl Machine<'_> {
         Ok(i64::from_le_bytes(out))
     }
 
+    /// Counts bytes that were copied.
+    fn spend(&mut self, copied: usize) -> Result<(), String> {
+        let left = self.budget.checked_sub(copied);
+        self.budget = left.ok_or("its tensors overlap more than the file is large")?;
+        Ok(())
+    }
+
     fn memoize(&mut self, i: u32) -> Result<(), String> {
         let top = self.stack.last().copied().ok_or_else(damaged)?;
         self.memo.insert(i, top);
@@ -274,7 +284,8 @@ impl Machine<'_> {
         else {
             return Err(damaged());
         };
-        let global = format!("{module}.{name}").into();
+        let global: Box<str> = format!("{module}.{name}").into();
+        self.spend(global.len())?;
         self.push(Object::Global(global));
         Ok(())
     }
@@ -333,10 +344,7 @@ impl Machine<'_> {
             }
             "torch._utils._rebuild_tensor_v2" => {
                 let (tensor, copied) = self.tensor(args)?;
-                self.budget = self
-                    .budget
-                    .checked_sub(copied)
-                    .ok_or("its tensors overlap more than the file is large")?;
+                self.spend(copied)?;
                 self.push(Object::Tensor(tensor));
             }
             other => return Err(format!("it would call `{other}`, which is not done")),
@@ -449,7 +457,7 @@ pub(super) fn write(tensors: &IndexMap<Box<str>, TensorData>) -> Result<Vec<u8>,
         let mut step = 1;
         for d in tensor.dims.iter().rev() {
             strides.push(step);
-            step *= d.max(&1);
+            step = step.saturating_mul(*d.max(&1)).min(i64::MAX as u64);
         }
         strides.iter().rev().for_each(|s| put_int(&mut out, *s));
         out.extend(b"t\x89ccollections\nOrderedDict\n)RtR");

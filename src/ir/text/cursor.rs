@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use std::sync::Arc;
 
 /// Elements that `fill`, `iota` and `seed` may make.
-const MAX_MADE: u64 = 1 << 24;
+const MAX_MADE: u64 = 1 << 20;
 
 /// A port of a signature: name and type.
 pub(super) type Port = (Box<str>, Option<Type>);
@@ -513,8 +513,12 @@ impl<'t> Cursor<'t> {
                     format!("at most {MAX_MADE} elements can be made"),
                 ));
             }
-            let texts: Vec<String> = (0..count).map(|i| make.element(i, dtype)).collect();
-            return self.elements(dtype, dims, texts.iter().map(String::as_str));
+            let made = |n: u64| self.encoded(dtype, (0..n).map(|i| make.element(i, dtype)));
+            let bytes = match make {
+                Maker::Fill(_) => made(1)?.repeat(count as usize),
+                Maker::Iota | Maker::Seed(_) => made(count)?,
+            };
+            return Ok(TensorData::raw(dtype, dims, bytes.into()));
         }
         if dtype == DType::String {
             let strings = if self.eat("{") {
@@ -543,7 +547,8 @@ impl<'t> Cursor<'t> {
                 format!("{count} elements are expected, {} are there", texts.len()),
             ));
         }
-        self.elements(dtype, dims, texts.into_iter())
+        let bytes = self.encoded(dtype, texts)?;
+        Ok(TensorData::raw(dtype, dims, bytes.into()))
     }
 
     pub(super) fn maker(&mut self) -> Result<Option<Maker<'t>>> {
@@ -560,19 +565,20 @@ impl<'t> Cursor<'t> {
         Ok(Some(maker))
     }
 
-    pub(super) fn elements<'a>(
+    /// The bytes of elements.
+    fn encoded<T: AsRef<str>>(
         &self,
         dtype: DType,
-        dims: Box<[u64]>,
-        texts: impl Iterator<Item = &'a str>,
-    ) -> Result<TensorData> {
+        texts: impl IntoIterator<Item = T>,
+    ) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         for text in texts {
+            let text = text.as_ref();
             element(dtype, text, &mut bytes).ok_or_else(|| {
                 wrong(self.line, format!("`{text}` is no element of type {dtype}"))
             })?;
         }
-        Ok(TensorData::raw(dtype, dims, bytes.into()))
+        Ok(bytes)
     }
 }
 
