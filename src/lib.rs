@@ -119,6 +119,8 @@ pub mod api;
 pub mod cli;
 pub mod diag;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 #[cfg(feature = "train")]
 pub mod generate;
 #[cfg(feature = "hub")]

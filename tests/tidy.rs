@@ -76,6 +76,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "adapters", "select", "infer", "ir", "onnx",
             ],
         ),
+        (
+            "fuzz",
+            &["text", "adapters", "select", "infer", "ir", "onnx"],
+        ),
         ("lib", &[]),
         ("main", &[]),
     ])

@@ -14,6 +14,7 @@ mod corpus;
 mod data;
 #[cfg(feature = "train")]
 mod exports;
+mod foreign_bytes;
 mod fuse;
 #[cfg(feature = "train")]
 mod generate;

@@ -1,0 +1,118 @@
+//! Doors for fuzzing: one function for each parser of foreign bytes.
+//!
+//! A door takes any bytes. What can be read it holds to the law of its format, and panics where that is broken. The targets in `fuzz/`
+//! open one door each; the unit tests send seeds and mutations of them through all.
+
+use crate::adapters::{Config, Setup, UnknownKeys, folder, torch};
+use crate::infer::Verified;
+use crate::ir::text as graph_text;
+use crate::onnx::{self, ExternalSource};
+use crate::select::Interface;
+use bytes::Bytes;
+
+/// An ONNX file: what verifies is written, and reads as the same model.
+pub fn wire(data: &[u8]) {
+    let read = |bytes: Bytes| onnx::read(bytes, &ExternalSource::none());
+    let Ok(Ok(model)) = read(Bytes::copy_from_slice(data)).map(Verified::check) else {
+        return;
+    };
+    let text = graph_text::print(model.model());
+    let written =
+        onnx::to_bytes(&model).expect("invariant: a model that was read is small enough to write");
+    let again = read(written.into()).expect("invariant: what is written can be read");
+    assert_eq!(graph_text::print(&again), text);
+}
+
+/// A file of `torch.save` (zip and pickle): the dictionary is written, where it can be, and reads as the same.
+pub fn torch_file(data: &[u8]) {
+    let Ok(tensors) = torch::read(&Bytes::copy_from_slice(data)) else {
+        return;
+    };
+    if let Ok(written) = torch::write("archive", &tensors) {
+        let again = torch::read(&written.into()).expect("invariant: what is written can be read");
+        assert_eq!(again, tensors);
+    }
+}
+
+/// A safetensors file: the tensors are written, and read as the same.
+pub fn safetensors(data: &[u8]) {
+    let Ok(tensors) = folder::read_safetensors(&Bytes::copy_from_slice(data)) else {
+        return;
+    };
+    let written =
+        folder::to_safetensors(&tensors).expect("invariant: every element type has a name");
+    let again =
+        folder::read_safetensors(&written.into()).expect("invariant: what is written can be read");
+    assert_eq!(again, tensors);
+}
+
+/// The text form of a graph: what is printed reads as what prints the same.
+pub fn text(data: &[u8]) {
+    let Ok(Ok(model)) = std::str::from_utf8(data).map(graph_text::parse) else {
+        return;
+    };
+    let printed = graph_text::print(&model);
+    let again = graph_text::parse(&printed).expect("invariant: what is printed can be read");
+    assert_eq!(graph_text::print(&again), printed);
+}
+
+/// A configuration string (`lora[r=8]|par_bn`), and a setup (`Stack(a, b)`): the dictionary and the JSON read as the same.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(config) = Config::parse(text) {
+        let dict = config.to_dict();
+        let again = Config::from_dict(&dict, UnknownKeys::Refuse)
+            .expect("invariant: a valid configuration");
+        assert_eq!(again.to_dict(), dict);
+        assert_eq!(again.hash(), config.hash());
+    }
+    if let Ok(setup) = Setup::parse(text) {
+        let again = Setup::from_json(&setup.to_json()).expect("invariant: a valid setup");
+        assert_eq!(again, setup);
+    }
+}
+
+/// An adapter interface in JSON: what is written reads as what is written the same.
+pub fn interface(data: &[u8]) {
+    let Ok(Ok(interface)) = std::str::from_utf8(data).map(|t| Interface::parse(t, "fuzz")) else {
+        return;
+    };
+    let json = interface.to_json();
+    let again = Interface::parse(&json, "fuzz").expect("invariant: what is written can be read");
+    assert_eq!(again.to_json(), json);
+}
+
+/// A chat template: it renders a conversation, or says why not; the turns of the assistant are parts of the text.
+#[cfg(feature = "train")]
+pub fn template(data: &[u8]) {
+    use crate::text::{ChatOptions, ChatTemplate};
+    use serde_json::{Map, Value, json};
+
+    let Ok(source) = std::str::from_utf8(data) else {
+        return;
+    };
+    let mut special = Map::new();
+    special.insert("bos_token".to_owned(), "<s>".into());
+    special.insert("eos_token".to_owned(), "</s>".into());
+    let Ok(template) = ChatTemplate::new(source, special) else {
+        return;
+    };
+    let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let talk: [Value; 3] = [
+        turn("system", "Be brief."),
+        turn("user", "What is \"é\"?"),
+        turn("assistant", "A letter."),
+    ];
+    let tools = json!([{ "type": "function", "function": { "name": "look_up" } }]);
+    let options = ChatOptions {
+        add_generation_prompt: true,
+        tools: Some(&tools),
+        kwargs: None,
+    };
+    let _ = template.render(&talk[..2], options);
+    if let Ok((text, spans)) = template.turns(&talk, ChatOptions::default()) {
+        assert!(spans.into_iter().all(|span| text.get(span).is_some()));
+    }
+}
