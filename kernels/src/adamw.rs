@@ -111,7 +111,7 @@ fn adamw_on(
                 .zip(second.par_chunks_mut(CHUNK)),
         )
         .for_each(|((param, grad), (first, second))| {
-            update(isa, scalars, param, grad, first, second)
+            update(isa, scalars, param, grad, first, second);
         });
     Ok(())
 }

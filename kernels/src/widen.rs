@@ -62,14 +62,18 @@ mod tests {
 
     #[test]
     fn every_type_at_an_odd_address() {
+        let single: &[u8] = &[0xaa, 0, 0, 0x80, 0x3f, 0, 0, 0x20, 0xc0];
+        let half: &[u8] = &[0xaa, 0, 0x3c, 0, 0xc1];
+        let brain: &[u8] = &[0xaa, 0x80, 0x3f, 0x20, 0xc0];
         let mut out = [0.0; 2];
-        let single = [0xaa, 0, 0, 0x80, 0x3f, 0, 0, 0x20, 0xc0];
-        widen(DType::F32, &single[1..], &mut out).unwrap();
-        assert_eq!(out, [1.0, -2.5]);
-        widen(DType::F16, &[0xaa, 0, 0x3c, 0, 0xc1][1..], &mut out).unwrap();
-        assert_eq!(out, [1.0, -2.5]);
-        widen(DType::Bf16, &[0xaa, 0x80, 0x3f, 0x20, 0xc0][1..], &mut out).unwrap();
-        assert_eq!(out, [1.0, -2.5]);
+        for (dtype, bytes) in [
+            (DType::F32, single),
+            (DType::F16, half),
+            (DType::Bf16, brain),
+        ] {
+            widen(dtype, &bytes[1..], &mut out).unwrap();
+            assert_eq!(out.map(f32::to_bits), [1f32, -2.5].map(f32::to_bits));
+        }
         assert!(widen(DType::Bf16, &[0; 3], &mut out).is_err());
     }
 }
