@@ -8,7 +8,12 @@ use std::path::{Path, PathBuf};
 
 /// The files of the library; a file that holds only tests is none of them.
 fn sources() -> Vec<(PathBuf, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    files_of("src")
+}
+
+/// The same of the package in a folder.
+fn files_of(root: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(root);
     let mut folders = vec![root];
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
@@ -175,10 +180,41 @@ fn only_the_runtime_knows_candle_and_only_the_cli_knows_clap() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Inside of the kernels: file → the files of the product that it may name; one that is not listed names all of them.
+#[test]
+fn kernels_of_the_product_do_not_name_each_other() {
+    let below = BTreeMap::from([
+        ("block.rs", &[][..]),
+        ("raw.rs", &[]),
+        ("matrix.rs", &["raw"]),
+        ("portable.rs", &["raw"]),
+        ("avx512.rs", &["raw", "block"]),
+        ("blocked.rs", &["raw", "block", "avx512"]),
+        ("packed.rs", &["raw", "block", "avx512", "portable"]),
+    ]);
+    let parts = [
+        "block", "raw", "matrix", "portable", "avx512", "blocked", "packed", "bf16",
+    ];
+    let mut seen = 0;
+    for (path, text) in files_of("kernels/src/gemm") {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let Some(may) = below.get(name.as_str()) else {
+            continue;
+        };
+        seen += 1;
+        for part in parts.iter().filter(|part| !may.contains(part)) {
+            let named = code(&text).contains(&format!("use super::{part}"));
+            assert!(!named, "{}: `{part}` is not below it", path.display());
+        }
+    }
+    assert_eq!(seen, below.len());
+}
+
 #[test]
 fn files_are_short() {
     let long: Vec<String> = sources()
         .iter()
+        .chain(&files_of("kernels/src"))
         .filter(|(path, _)| !path.ends_with("onnx/proto.rs"))
         .filter(|(_, text)| text.lines().count() > 800)
         .map(|(path, text)| format!("{}: {} lines", path.display(), text.lines().count()))

@@ -25,8 +25,6 @@ pub enum Activation {
     Gelu,
     /// GELU with its tanh approximation.
     GeluTanh,
-    /// `max(x, 0)`; its derivative at 0 is 0.
-    Relu,
     /// `1 / (1 + e^-x)`.
     Sigmoid,
     /// The hyperbolic tangent.
@@ -134,10 +132,6 @@ macro_rules! for_each_function {
                 let $d = gelu_tanh::<$fma>;
                 $body
             }
-            Activation::Relu => {
-                let $d = relu;
-                $body
-            }
             Activation::Sigmoid => {
                 let $d = logistic::<$fma>;
                 $body
@@ -205,12 +199,6 @@ fn logistic<const FMA: bool>(x: f32) -> (f32, f32) {
 fn silu<const FMA: bool>(x: f32) -> (f32, f32) {
     let s = sigmoid::<FMA>(x);
     (x * s, s * madd::<FMA>(x, 1.0 - s, 1.0))
-}
-
-#[inline(always)]
-fn relu(x: f32) -> (f32, f32) {
-    // NaN fails the comparison and passes.
-    if x <= 0.0 { (0.0, 0.0) } else { (x, 1.0) }
 }
 
 #[inline(always)]
@@ -294,11 +282,10 @@ mod tests {
     use super::*;
     use crate::testing::{close, dot, gradient, values, wide};
 
-    const ALL: [Activation; 6] = [
+    const ALL: [Activation; 5] = [
         Activation::Silu,
         Activation::Gelu,
         Activation::GeluTanh,
-        Activation::Relu,
         Activation::Sigmoid,
         Activation::Tanh,
     ];
@@ -324,7 +311,6 @@ mod tests {
                         + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3)))
                             .tanh())
             }
-            Activation::Relu => x.max(0.0),
             Activation::Sigmoid => sigmoid(x),
             Activation::Tanh => x.tanh(),
         }
@@ -407,7 +393,7 @@ mod tests {
                 assert!((y[i] - wanted).abs() <= 1e-10, "{f:?}({}) = {}", x[i], y[i]);
                 assert!(dx[i].is_finite());
             }
-            assert!(y[5].is_nan() && (dx[5].is_nan() || f == Activation::Relu));
+            assert!(y[5].is_nan() && dx[5].is_nan());
         }
     }
 

@@ -5,6 +5,7 @@ use crate::ir::DType;
 use crate::runtime::value::{Data, Fault, Host, KResult, Value, wrap_int};
 use crate::runtime::walk;
 use candle_core::cpu::erf::{erf_f32, erf_f64};
+use onnx_graft_kernels::activation::{self, Activation};
 
 /// An element-wise function for each kind of element it is defined on.
 struct Map<F> {
@@ -45,23 +46,51 @@ impl<F: Fn(f32) -> f32 + Send + Sync> Kernel for Map<F> {
                     }
                 }
             }
-            Value::Host(h) => {
-                let data = match (h.data(), self.int) {
-                    (Data::F64(v), _) => Data::F64(v.iter().map(|&x| (self.double)(x)).collect()),
-                    (_, Some(f)) => {
-                        let v = h
-                            .ints()?
-                            .iter()
-                            .map(|&x| wrap_int(h.dtype(), f(x)))
-                            .collect();
-                        return one(Host::from_ints(h.dtype(), h.dims().to_vec(), v)?);
-                    }
-                    (_, None) => {
-                        return Err(Fault(format!("found {}, expected a float type", h.dtype())));
-                    }
-                };
-                one(Host::new(h.dtype(), h.dims().to_vec(), data)?)
+            Value::Host(h) => map_host(&h, self.double, self.int),
+            Value::Weight(_) => Err("a weight converts to a tensor".into()),
+        }
+    }
+}
+
+/// The function on integers or `f64`.
+fn map_host(h: &Host, double: fn(f64) -> f64, int: Option<fn(i64) -> i64>) -> KResult<Outs> {
+    let data = match (h.data(), int) {
+        (Data::F64(v), _) => Data::F64(v.iter().map(|&x| double(x)).collect()),
+        (_, Some(f)) => {
+            let v = h
+                .ints()?
+                .iter()
+                .map(|&x| wrap_int(h.dtype(), f(x)))
+                .collect();
+            return one(Host::from_ints(h.dtype(), h.dims().to_vec(), v)?);
+        }
+        (_, None) => {
+            return Err(Fault(format!("found {}, expected a float type", h.dtype())));
+        }
+    };
+    one(Host::new(h.dtype(), h.dims().to_vec(), data)?)
+}
+
+/// An activation function.
+struct Activate {
+    f: Activation,
+    double: fn(f64) -> f64,
+}
+
+fn activate(f: Activation, double: fn(f64) -> f64) -> KResult<Box<dyn Kernel>> {
+    Ok(Box::new(Activate { f, double }))
+}
+
+impl Kernel for Activate {
+    fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
+        match plain(ins.take(0)?)? {
+            Value::Float(x) => {
+                let (dims, dtype) = (x.dims().to_vec(), x.dtype());
+                let mut v = cx.buffer(x)?;
+                activation::forward(self.f, &mut v);
+                cx.one(v, &dims, dtype)
             }
+            Value::Host(h) => map_host(&h, self.double, None),
             Value::Weight(_) => Err("a weight converts to a tensor".into()),
         }
     }
@@ -103,36 +132,30 @@ impl Kernel for Not {
     }
 }
 
-pub(crate) fn sigmoid(x: f32) -> f32 {
+fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
-pub(crate) fn gelu_erf(x: f32) -> f32 {
-    0.5 * x * (1.0 + erf_f32(x * std::f32::consts::FRAC_1_SQRT_2))
+fn gelu_erf(x: f64) -> f64 {
+    0.5 * x * (1.0 + erf_f64(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 
-pub(crate) fn gelu_tanh(x: f32) -> f32 {
+fn gelu_tanh(x: f64) -> f64 {
     // sqrt(2 / pi)
-    const K: f32 = 0.797_884_6;
+    const K: f64 = 0.797_884_560_802_865_4;
     0.5 * x * (1.0 + (K * (x + 0.044_715 * x * x * x)).tanh())
 }
 
 fn gelu(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     match cx.node.str("approximate").unwrap_or("none") {
-        "none" => map(
-            gelu_erf,
-            |x| 0.5 * x * (1.0 + erf_f64(x * std::f64::consts::FRAC_1_SQRT_2)),
-            None,
-        ),
-        "tanh" => map(gelu_tanh, |x| f64::from(gelu_tanh(x as f32)), None),
+        "none" => activate(Activation::Gelu, gelu_erf),
+        "tanh" => activate(Activation::GeluTanh, gelu_tanh),
         other => Err(Fault(format!("approximate = \"{other}\""))),
     }
 }
 
 /// `BiasGelu(x, bias)` and `FastGelu(x, bias?)` of ONNX Runtime.
-struct BiasGelu {
-    tanh: bool,
-}
+struct BiasGelu(Activation);
 
 impl Kernel for BiasGelu {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
@@ -140,16 +163,13 @@ impl Kernel for BiasGelu {
         let bias = ins.dense_opt(1, cx)?;
         let (dims, dtype) = (x.dims().to_vec(), x.dtype());
         let mut v = cx.buffer(x)?;
-        let f = if self.tanh { gelu_tanh } else { gelu_erf };
-        match bias {
-            Some(b) => {
-                if walk::broadcast(&[&dims, b.dims()])? != dims {
-                    return Err(Fault(format!("a bias of shape {:?}", b.dims())));
-                }
-                walk::zip_in_place(&dims, &mut v, &b.read().view()?, |x, b| f(x + b));
+        if let Some(b) = bias {
+            if walk::broadcast(&[&dims, b.dims()])? != dims {
+                return Err(Fault(format!("a bias of shape {:?}", b.dims())));
             }
-            None => walk::map_in_place(&mut v, f),
+            walk::zip_in_place(&dims, &mut v, &b.read().view()?, |x, b| x + b);
         }
+        activation::forward(self.0, &mut v);
         cx.one(v, &dims, dtype)
     }
 }
@@ -233,10 +253,10 @@ pub(super) const KERNELS: &[Entry] = &[
     ("", "Cos", |_| map(f32::cos, f64::cos, None)),
     ("", "Tan", |_| map(f32::tan, f64::tan, None)),
     ("", "Atan", |_| map(f32::atan, f64::atan, None)),
-    ("", "Tanh", |_| map(f32::tanh, f64::tanh, None)),
+    ("", "Tanh", |_| activate(Activation::Tanh, f64::tanh)),
     ("", "Erf", |_| map(erf_f32, erf_f64, None)),
     ("", "Sigmoid", |_| {
-        map(sigmoid, |x| 1.0 / (1.0 + (-x).exp()), None)
+        activate(Activation::Sigmoid, |x| 1.0 / (1.0 + (-x).exp()))
     }),
     // NaN stays NaN.
     ("", "Relu", |_| {
@@ -347,10 +367,10 @@ pub(super) const KERNELS: &[Entry] = &[
         let a = cx.float("alpha", 1.0);
         map(move |x| if x > a { x } else { 0.0 }, |x| x, None)
     }),
-    (MS, "Gelu", |_| {
-        map(gelu_erf, |x| f64::from(gelu_erf(x as f32)), None)
+    (MS, "Gelu", |_| activate(Activation::Gelu, gelu_erf)),
+    (MS, "BiasGelu", |_| Ok(Box::new(BiasGelu(Activation::Gelu)))),
+    (MS, "FastGelu", |_| {
+        Ok(Box::new(BiasGelu(Activation::GeluTanh)))
     }),
-    (MS, "BiasGelu", |_| Ok(Box::new(BiasGelu { tanh: false }))),
-    (MS, "FastGelu", |_| Ok(Box::new(BiasGelu { tanh: true }))),
     (MS, "QuickGelu", quick_gelu),
 ];
