@@ -49,13 +49,13 @@ pub(crate) struct Global {
 /// Options of commands that execute a graph.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ExecArgs {
-    /// Where to compute: cpu; cuda or cuda:N in a build with the `cuda` feature
+    /// Device to compute on: cpu; cuda or cuda:N in a build with the `cuda` feature
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub(crate) device: String,
     /// Element type of activations; this version computes in f32
     #[arg(long, value_enum, default_value = "f32")]
     pub(crate) dtype: DTypeArg,
-    /// Threads; all cores without it
+    /// Number of threads (default: all cores)
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 }
@@ -680,7 +680,7 @@ pub(crate) struct GenerateArgs {
     /// A text that ends the generation; what is printed ends in front of it. May be repeated
     #[arg(long = "stop-strings", visible_alias = "stop", value_name = "TEXT")]
     pub(crate) stop_strings: Vec<String>,
-    /// tokenizer.json; the one beside the model without it
+    /// The tokenizer: tokenizer.json or its folder (default: the one beside the model)
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
     /// Run the graph as it was exported, without the native pipeline's fused kernels
@@ -707,7 +707,7 @@ pub(crate) struct EvalArgs {
     /// A text that ends what is generated. May be repeated
     #[arg(long = "stop-strings", visible_alias = "stop", value_name = "TEXT")]
     pub(crate) stop_strings: Vec<String>,
-    /// tokenizer.json; the one beside the model without it
+    /// The tokenizer: tokenizer.json or its folder (default: the one beside the model)
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
     /// Run the graph as it was exported, without the native pipeline's fused kernels

@@ -40,9 +40,9 @@ pub(crate) struct ModelSettings {
     pub(crate) adapter: AdapterSpecs,
     /// Which adapters are active and how they are composed.
     pub(crate) active: Option<String>,
-    /// tokenizer.json or its folder; the one beside the model without it.
+    /// The tokenizer: tokenizer.json or its folder (default: the one beside the model).
     pub(crate) tokenizer: Option<String>,
-    /// Where to compute: cpu; cuda or cuda:N in a build with CUDA.
+    /// Device to compute on: cpu; cuda or cuda:N in a build with CUDA.
     pub(crate) device: String,
     /// Element type of activations.
     pub(crate) dtype: Dtype,

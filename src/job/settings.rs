@@ -56,7 +56,7 @@ pub(crate) struct JobArguments {
     pub adapter: AdapterSpecs,
     /// Which adapters are active and how they are composed.
     pub active: Option<String>,
-    /// tokenizer.json or its folder; the one beside the model without it.
+    /// The tokenizer: tokenizer.json or its folder (default: the one beside the model).
     pub tokenizer: Option<String>,
     /// What is minimised: causal-lm, seq2seq, classification, multi-label, regression, mse, or the name of a scalar value; without it
     /// the task of the data decides.
@@ -70,9 +70,9 @@ pub(crate) struct JobArguments {
     pub overwrite_output_dir: bool,
     /// Where the run is written down while it goes on.
     pub report_to: Vec<ReportTo>,
-    /// Where to compute: cpu; cuda or cuda:N in a build with CUDA.
+    /// Device to compute on: cpu; cuda or cuda:N in a build with CUDA.
     pub device: String,
-    /// Threads; all cores without it.
+    /// Number of threads (default: all cores).
     pub threads: Option<usize>,
     /// Runs the graph as it was exported, without fused kernels.
     pub portable: bool,
@@ -80,7 +80,7 @@ pub(crate) struct JobArguments {
     pub dry_run: bool,
     /// Pushes the adapters to the Hub when training is done.
     pub push_to_hub: bool,
-    /// The repository that is pushed to; the name of the output folder without it.
+    /// The repository that is pushed to (default: the name of the output folder).
     pub hub_model_id: Option<String>,
     /// Makes a new repository private.
     pub hub_private_repo: bool,
