@@ -10,11 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract::stamp;
 use crate::ir::{Graph, Use, ValueId};
-use crate::rewrite::Pipeline;
-use crate::rewrite::passes::expand::Expand;
+use crate::rewrite::passes::Attach;
 use crate::rewrite::passes::head::AttachHead;
-use crate::rewrite::passes::pack::Pack;
-use crate::rewrite::passes::{Attach, Strip};
+use crate::rewrite::pipelines;
 use crate::select::{Interface, Selection, fused_attentions, hiding_operators};
 use std::path::Path;
 
@@ -110,7 +108,7 @@ pub fn attach(
         seed,
         training,
     };
-    let mut rewritten = Pipeline::new().with(pass).run(model)?;
+    let mut rewritten = pipelines::attaching(pass).run(model)?;
     for report in &mut rewritten.reports {
         warnings.append(&mut report.warnings);
     }
@@ -142,7 +140,7 @@ pub fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnost
         format!("replaced by their definitions: {}", names.join(", ")),
     )
     .help("they hide values that adapters are spliced at; `strip` leaves the definitions");
-    let expanded = Pipeline::new().with(Expand::Ops(hiding)).run(model)?;
+    let expanded = pipelines::opening(hiding).run(model)?;
     Ok((expanded.model, Some(note)))
 }
 
@@ -156,7 +154,7 @@ pub fn attach_head(model: Verified, head: Head, seed: u64, training: bool) -> Re
         seed,
         training,
     };
-    Ok(Pipeline::new().with(pass).run(model)?.model)
+    Ok(pipelines::heading(pass).run(model)?.model)
 }
 
 /// Keeps examples of one row apart, for packed training. Comes before adapters are attached.
@@ -166,7 +164,7 @@ pub fn attach_head(model: Verified, head: Head, seed: u64, training: bool) -> Re
 pub fn pack(model: Verified, interface: &Interface) -> Result<Verified> {
     let (model, _) = opened(model, true)?;
     let selection = interface.select(&model)?;
-    Ok(Pipeline::new().with(Pack { selection }).run(model)?.model)
+    Ok(pipelines::packing(selection).run(model)?.model)
 }
 
 /// The setup of several adapters: one behind the other.
@@ -181,12 +179,8 @@ pub fn stacked(names: impl IntoIterator<Item = String>) -> Setup {
 
 /// Takes adapters out of a rewritten model: one, or all.
 pub fn strip(model: Verified, adapter: Option<&str>) -> Result<Verified> {
-    Ok(Pipeline::new()
-        .with(Strip {
-            adapter: adapter.map(str::to_owned),
-        })
-        .run(model)?
-        .model)
+    let pipeline = pipelines::stripping(adapter.map(str::to_owned));
+    Ok(pipeline.run(model)?.model)
 }
 
 /// The adapters of a rewritten model, from its manifest: names, configurations and how they were integrated.

@@ -11,10 +11,9 @@ use crate::infer::Verified;
 use crate::ir::contract;
 use crate::ir::{DType, Dim, OpId, Type};
 use crate::rewrite::Pipeline;
-use crate::rewrite::passes::cache::{AddCache, Part, attention_window, new_name, past_name};
-use crate::rewrite::passes::expand::Expand;
-use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseProducts};
-use crate::rewrite::passes::logits::{ChooseLogits, logits};
+use crate::rewrite::passes::cache::{Part, attention_window, new_name, past_name};
+use crate::rewrite::passes::logits::logits;
+use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::cache::Grown;
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value};
 use crate::select::Selection;
@@ -47,7 +46,7 @@ pub enum Memory {
     None,
     /// Keys and values, by inputs and outputs that the graph has.
     Own,
-    /// Keys and values, by inputs and outputs that [`AddCache`] gave it.
+    /// Keys and values, by inputs and outputs that [`AddCache`](crate::rewrite::passes::cache::AddCache) gave it.
     Added,
 }
 
@@ -121,12 +120,7 @@ impl Decoder {
         let id = logits(g, None).map_err(|d| Error::new(ErrorKind::Run, d))?;
         let logits = g.name_of(id).to_owned();
         let full = whole_row_adapters(model.model())?;
-        let chosen = Pipeline::new()
-            .with(ChooseLogits {
-                logits: Some(logits.clone()),
-            })
-            .run(model)?
-            .model;
+        let chosen = pipelines::choosing(logits.clone()).run(model)?.model;
         let mut out = Decoder {
             model: chosen,
             options,
@@ -138,7 +132,7 @@ impl Decoder {
         };
         let own = out.own_parts()?;
         if !own.is_empty() {
-            let plan = out.compile(out.model.clone())?;
+            let plan = out.compile(&pipelines::inference(out.mode()))?;
             let fed = |name: &str| plan.feeds().iter().any(|f| f.name == name && f.used);
             // An operator that counts positions by the mask takes a row's tokens to be without gaps.
             let grouped = OpId::new("com.microsoft", "GroupQueryAttention");
@@ -206,16 +200,17 @@ impl Decoder {
             .is_some_and(|v| g.is_input(v))
     }
 
-    fn compile(&self, model: Verified) -> Result<Plan> {
-        let model = if self.options.portable {
-            model
+    fn mode(&self) -> Mode {
+        if self.options.portable {
+            Mode::Portable
         } else {
-            let fuse = Pipeline::new()
-                .with(Cleanup)
-                .with(FuseBlocks)
-                .with(FuseProducts);
-            fuse.run(model)?.model
-        };
+            Mode::Native
+        }
+    }
+
+    /// The plan of what a pipeline makes of the model.
+    fn compile(&self, pipeline: &Pipeline) -> Result<Plan> {
+        let model = pipeline.run(self.model.clone())?.model;
         let g = &model.model().graph;
         let kept = |name: &str| {
             name == self.logits
@@ -234,7 +229,7 @@ impl Decoder {
         if let Some(plan) = self.whole.get() {
             return Ok(plan);
         }
-        let plan = self.compile(self.model.clone())?;
+        let plan = self.compile(&pipelines::inference(self.mode()))?;
         Ok(self.whole.get_or_init(|| plan))
     }
 
@@ -276,22 +271,10 @@ impl Decoder {
 
     /// Gives the graph a cache, and compares once what comes out.
     fn added(&self, selection: &Selection) -> Result<Engine> {
-        let attention = OpId::new("", "Attention");
-        let cached = |past: bool| -> Result<Verified> {
-            let pass = AddCache {
-                selection: selection.clone(),
-                past,
-            };
-            let g = &self.model.model().graph;
-            let mut pipeline = Pipeline::new();
-            if g.nodes().any(|n| g.node(n).op == attention) {
-                pipeline = pipeline.with(Expand::Ops(vec![attention.clone()]));
-            }
-            Ok(pipeline.with(pass).run(self.model.clone())?.model)
-        };
+        let decoding = |past| pipelines::decoding(selection.clone(), past, self.mode());
         let engine = Engine::Added {
-            first: self.compile(cached(false)?)?,
-            step: self.compile(cached(true)?)?,
+            first: self.compile(&decoding(false))?,
+            step: self.compile(&decoding(true))?,
             layers: selection.layers.len(),
             window: attention_window(&self.model.model().graph),
         };

@@ -5,9 +5,8 @@ use crate::diag::Diagnostic;
 use crate::error::Result;
 use crate::infer::Verified;
 use crate::ir::contract;
-use crate::rewrite::Pipeline;
-use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseProducts};
-use crate::rewrite::passes::logits::{ChooseLogits, logits};
+use crate::rewrite::passes::logits::logits;
+use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::{CompileOptions, Plan, Value};
 
 /// Sums over labelled tokens.
@@ -72,20 +71,12 @@ pub fn score(
     let id = logits(g, None)
         .map_err(|d: Diagnostic| crate::error::Error::new(crate::error::ErrorKind::Run, d))?;
     let name = g.name_of(id).to_owned();
-    let mut model = Pipeline::new()
-        .with(ChooseLogits {
-            logits: Some(name.clone()),
-        })
-        .run(model)?
-        .model;
-    if !portable {
-        model = Pipeline::new()
-            .with(Cleanup)
-            .with(FuseBlocks)
-            .with(FuseProducts)
-            .run(model)?
-            .model;
-    }
+    let mode = if portable {
+        Mode::Portable
+    } else {
+        Mode::Native
+    };
+    let model = pipelines::scoring(name.clone(), mode).run(model)?.model;
     let options = CompileOptions {
         outputs: Some(vec![name.clone()]),
         ..compile.clone()

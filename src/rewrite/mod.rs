@@ -5,6 +5,7 @@
 mod pass;
 pub mod passes;
 mod patch;
+pub mod pipelines;
 
 pub use pass::{Failed, Pass, PassCx, PassError, PassReport, Pipeline, Rewritten};
 pub use patch::{Applied, Patch, PatchError, Uses};

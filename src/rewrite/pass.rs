@@ -5,6 +5,7 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
 use crate::infer::{Facts, Verified};
 use crate::ir::{Fact, Model, NodeId, ValueId};
+use std::fmt;
 
 /// A rewrite of a model.
 ///
@@ -156,10 +157,17 @@ impl<'a> PassCx<'a> {
     }
 }
 
-/// A list of passes.
+/// A list of passes, each with the reason why it stands there.
 #[derive(Default)]
 pub struct Pipeline {
-    passes: Vec<Box<dyn Pass>>,
+    name: &'static str,
+    steps: Vec<Step>,
+}
+
+/// A pass in its place.
+struct Step {
+    pass: Box<dyn Pass>,
+    reason: &'static str,
 }
 
 /// The outcome of a pipeline.
@@ -186,27 +194,95 @@ impl From<Failed> for Error {
     }
 }
 
+impl fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pipeline")
+            .field("name", &self.name)
+            .field("passes", &self.names().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
 impl Pipeline {
     /// An empty pipeline.
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// An empty pipeline of this name.
+    pub(crate) fn named(name: &'static str) -> Self {
+        Pipeline {
+            name,
+            steps: Vec::new(),
+        }
+    }
+
     /// Appends a pass.
     #[must_use]
-    pub fn with(mut self, pass: impl Pass + 'static) -> Self {
-        self.passes.push(Box::new(pass));
+    pub fn with(self, pass: impl Pass + 'static) -> Self {
+        self.step(pass, "")
+    }
+
+    /// Appends a pass, with the reason why it stands here.
+    #[must_use]
+    pub(crate) fn step(mut self, pass: impl Pass + 'static, reason: &'static str) -> Self {
+        let pass = Box::new(pass);
+        self.steps.push(Step { pass, reason });
         self
+    }
+
+    /// Appends a pass where it is wanted, with the reason why it stands here.
+    #[must_use]
+    pub(crate) fn when(
+        self,
+        wanted: bool,
+        pass: impl Pass + 'static,
+        reason: &'static str,
+    ) -> Self {
+        if wanted {
+            self.step(pass, reason)
+        } else {
+            self
+        }
+    }
+
+    /// Appends the passes of another pipeline.
+    #[must_use]
+    pub(crate) fn then(mut self, other: Pipeline) -> Self {
+        self.steps.extend(other.steps);
+        self
+    }
+
+    /// Name of the pipeline; empty for one that has none.
+    pub fn name(&self) -> &str {
+        self.name
+    }
+
+    /// Names of the passes, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.reasons().map(|(name, _)| name)
+    }
+
+    /// Names of the passes, in order, each with the reason why it stands there.
+    pub fn reasons(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        self.steps.iter().map(|s| (s.pass.name(), s.reason))
+    }
+
+    /// The pipeline up to a pass, which is the last one then; `None` without a pass of this name.
+    pub(crate) fn through(mut self, pass: &str) -> Option<Self> {
+        let last = self.names().position(|name| name == pass)?;
+        self.steps.truncate(last + 1);
+        Some(self)
     }
 
     /// Runs the passes in order. Each runs on a copy, which replaces the model only if it verifies.
     pub fn run(&self, model: Verified) -> Result<Rewritten, Failed> {
         let mut model = model;
-        let mut reports = Vec::with_capacity(self.passes.len());
-        for pass in &self.passes {
+        let mut reports = Vec::with_capacity(self.steps.len());
+        for Step { pass, .. } in &self.steps {
             match run_one(pass.as_ref(), &model) {
                 Ok((next, report)) => {
-                    model = next;
+                    model = next.unwrap_or(model);
                     reports.push(report);
                 }
                 Err(error) => {
@@ -221,7 +297,8 @@ impl Pipeline {
     }
 }
 
-fn run_one(pass: &dyn Pass, before: &Verified) -> Result<(Verified, PassReport), Error> {
+/// The model that a pass makes, `None` where it committed nothing, and what it did.
+fn run_one(pass: &dyn Pass, before: &Verified) -> Result<(Option<Verified>, PassReport), Error> {
     let report = PassReport {
         pass: pass.name().to_owned(),
         ..PassReport::default()
@@ -233,6 +310,9 @@ fn run_one(pass: &dyn Pass, before: &Verified) -> Result<(Verified, PassReport),
         report,
     };
     pass.run(&mut cx)?;
+    if cx.report.patches == 0 {
+        return Ok((None, cx.report));
+    }
     let verified = Verified::check(cx.model).map_err(Error::from)?;
-    Ok((verified, cx.report))
+    Ok((Some(verified), cx.report))
 }

@@ -8,7 +8,7 @@ use crate::ir::{Builder, Graph, NodeId, Val, ValueId};
 use std::fmt;
 
 /// Everything that an interface selects in one graph.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Selection {
     /// What stands before the base model's own paths in the exported model's state dict: `"model."` for a causal LM, `""` for a
     /// bare base model. `base_prefix + interface.model_layers` is the path of the layer list.

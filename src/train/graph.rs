@@ -3,22 +3,9 @@
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::contract;
-use crate::rewrite::Pipeline;
-use crate::rewrite::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
-use crate::rewrite::passes::gradient::{GradientPass, Outputs};
+use crate::rewrite::passes::gradient::Outputs;
 use crate::rewrite::passes::loss::{Divisor, Loss, RowLoss};
-use crate::rewrite::passes::shapes::EarlyShapes;
-
-/// Which operators the step is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// The exported graph's own, and standard ONNX for loss and gradient.
-    Portable,
-    /// Fused ones, for this library's runtime.
-    #[default]
-    Native,
-}
+use crate::rewrite::pipelines::{self, Mode};
 
 /// The same loss with a share of the target spread over all classes; losses that have no classes stay as they are.
 #[must_use]
@@ -78,16 +65,7 @@ pub fn parse_loss(text: &str, divisor: Divisor) -> Loss {
 
 /// Fuses a model for inference on this library's runtime.
 pub fn inference_graph(model: Verified, mode: Mode) -> Result<Verified> {
-    match mode {
-        Mode::Portable => Ok(model),
-        Mode::Native => {
-            let pipeline = Pipeline::new()
-                .with(Cleanup)
-                .with(FuseBlocks)
-                .with(FuseProducts);
-            Ok(pipeline.run(model)?.model)
-        }
-    }
+    Ok(pipelines::inference(mode).run(model)?.model)
 }
 
 /// Appends the loss and its gradients by the values named. Afterwards the graph has the output `loss` and an output `grad/NAME` for
@@ -99,61 +77,13 @@ pub fn training_graph(
     outputs: Outputs,
     mode: Mode,
 ) -> Result<Verified> {
-    let gradient = GradientPass {
-        loss: contract::LOSS.to_owned(),
-        wrt: wrt.to_vec(),
-        outputs,
-    };
-    if mode == Mode::Portable {
-        return Ok(Pipeline::new()
-            .with(loss.clone())
-            .with(gradient)
-            .with(EarlyShapes)
-            .run(model)?
-            .model);
-    }
-    let fuse_loss = fused_loss(&model, loss);
-    let mut pipeline = Pipeline::new()
-        .with(Cleanup)
-        .with(FuseBlocks)
-        .with(loss.clone());
-    if let Some(fuse_loss) = fuse_loss {
-        pipeline = pipeline.with(fuse_loss);
-    }
-    let pipeline = pipeline.with(gradient).with(FuseProducts).with(EarlyShapes);
+    let pipeline = pipelines::training(loss, wrt, outputs, false, mode);
     Ok(pipeline.run(model)?.model)
-}
-
-fn fused_loss(model: &Verified, loss: &Loss) -> Option<FuseLoss> {
-    let Loss::CausalLm { logits, divisor } = loss else {
-        return None;
-    };
-    let g = &model.model().graph;
-    let names = || g.outputs().iter().map(|p| g.name_of(p.value));
-    let logits = logits
-        .as_deref()
-        .or_else(|| names().find(|n| *n == contract::LOGITS))
-        .or_else(|| names().next())?;
-    Some(FuseLoss {
-        logits: logits.to_owned(),
-        labels: contract::LABELS.to_owned(),
-        divisor: (*divisor == Divisor::Input).then(|| contract::NUM_ITEMS.to_owned()),
-        loss: contract::LOSS.to_owned(),
-    })
 }
 
 /// Appends a loss without gradients.
 pub fn loss_graph(model: Verified, loss: &Loss, mode: Mode) -> Result<Verified> {
-    let fuse_loss = fused_loss(&model, loss).filter(|_| mode == Mode::Native);
-    let mut pipeline = Pipeline::new();
-    if mode == Mode::Native {
-        pipeline = pipeline.with(Cleanup).with(FuseBlocks);
-    }
-    pipeline = pipeline.with(loss.clone());
-    if let Some(fuse_loss) = fuse_loss {
-        pipeline = pipeline.with(fuse_loss);
-    }
-    Ok(pipeline.run(model)?.model)
+    Ok(pipelines::loss(loss, mode).run(model)?.model)
 }
 
 /// An error where nothing can be trained.

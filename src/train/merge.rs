@@ -6,8 +6,8 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::TensorData;
-use crate::rewrite::Pipeline;
 use crate::rewrite::passes::Merge;
+use crate::rewrite::pipelines;
 use crate::runtime::{CompileOptions, Feeds, Plan, Value};
 use crate::select::Interface;
 
@@ -41,7 +41,7 @@ fn fold(
         fold,
         evaluate: Box::new(evaluate),
     };
-    Ok(Pipeline::new().with(pass).run(model.clone())?.model)
+    Ok(pipelines::merging(pass).run(model.clone())?.model)
 }
 
 /// Runs a model without inputs.

@@ -30,8 +30,9 @@ pub use data::{
 };
 pub use dry::DryRun;
 pub use eval_args::{EvalArguments, F1Average, Metric};
+pub use crate::rewrite::pipelines::Mode;
 pub use event::{EvalEntry, Event, LogEntry, OnEvent, StepReport, Stop};
-pub use graph::{Mode, inference_graph, loss_graph, parse_loss, smoothed, training_graph};
+pub use graph::{inference_graph, loss_graph, parse_loss, smoothed, training_graph};
 pub use merge::{merge, reset};
 pub use optimizer::Optim;
 pub use schedule::{Schedule, ScheduleOptions};

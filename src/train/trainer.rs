@@ -13,17 +13,16 @@ use super::data::Dataset;
 use super::dry::DryRun;
 use super::evaluate::Evaluator;
 use super::event::{Event, OnEvent, StepReport, Stop};
-use super::graph::{Mode, nothing_to_train, training_graph};
+use super::graph::nothing_to_train;
+use crate::rewrite::pipelines::{self, Mode};
 use super::optimizer::update;
 use crate::adapters::AdapterStore;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::{TensorData, contract};
-use crate::rewrite::Pipeline;
+use crate::ir::TensorData;
 use crate::rewrite::passes::gradient::Outputs;
 use crate::rewrite::passes::loss::{Divisor, Loss};
-use crate::rewrite::passes::recompute::Recompute;
 use crate::runtime::{CompileOptions, Feeds, Plan, TrainStep, Trainable, Value};
 use std::path::Path;
 use std::sync::Arc;
@@ -143,14 +142,9 @@ impl Trainer {
             .map(|t| t.stored_len() as u64)
             .sum();
         let evaluator = Evaluator::new(model.clone(), loss, names.clone(), mode, options);
-        let mut graph = training_graph(model, loss, &names, Outputs::Drop, mode)?;
-        if args.gradient_checkpointing {
-            let recompute = Recompute {
-                loss: contract::LOSS.to_owned(),
-                wrt: names.clone(),
-            };
-            graph = Pipeline::new().with(recompute).run(graph)?.model;
-        }
+        let recompute = args.gradient_checkpointing;
+        let pipeline = pipelines::training(loss, &names, Outputs::Drop, recompute, mode);
+        let graph = pipeline.run(model)?.model;
         let mut inner = TrainStep::compile(&graph, &names, options)?;
         for (name, t) in inner.params_mut() {
             t.decays = store.get(name).is_some_and(|p| p.decay);
