@@ -10,7 +10,7 @@ use onnx_graft::adapters::{Adapter, Config, Setup};
 use onnx_graft::infer::Verified;
 use onnx_graft::onnx::{self, ExternalSource};
 use onnx_graft::select::Interface;
-use onnx_graft::{api, ir::Model};
+use onnx_graft::{Attach, ir::Model};
 use synth::{Shape, decoder, patterned};
 
 /// Numbers of nodes, about.
@@ -34,7 +34,12 @@ fn adapter() -> Adapter {
 
 fn attached(model: Verified, interface: &Interface) -> Verified {
     let setup = Setup::Single("a".into());
-    let adapted = api::attach(model, interface, vec![adapter()], setup, 0, false);
+    let adapted = Attach::to(model)
+        .interface(interface)
+        .adapters(vec![adapter()])
+        .active(setup)
+        .seed(0)
+        .run();
     adapted.unwrap().model
 }
 

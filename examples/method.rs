@@ -5,10 +5,10 @@
 use onnx_graft::adapters::methods::{Method, MethodConfig};
 use onnx_graft::adapters::param::{Init, ParamSpec, Size};
 use onnx_graft::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
-use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Config, Setup, WriteOptions};
+use onnx_graft::adapters::{Adapter, AdapterFolder, Config, WriteOptions};
 use onnx_graft::diag::Diagnostic;
 use onnx_graft::ir::Val;
-use onnx_graft::{Interface, Result, api};
+use onnx_graft::{Attach, Result, api};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -82,21 +82,18 @@ fn read(dict: &Value) -> Result<Config> {
 
 fn main() -> Result<()> {
     let path = Path::new("fixtures/qwen3/model.onnx");
-    let interface = Interface::resolve("qwen3")?;
     let base = api::open(path)?;
 
     let config = read(&json!({ "scale": 0.5 }))?;
     let adapter = Adapter::fresh("mine", config.clone());
-    let setup = Setup::Single("mine".into());
-    let adapted = api::attach(base.clone(), &interface, vec![adapter], setup, 42, false)?;
-    let store = AdapterStore::from_model(adapted.model.model());
+    let attach = Attach::to(base.clone()).from_file(path);
+    let adapted = attach.adapters([adapter]).run()?;
+    let store = adapted.store();
     let parameters: Vec<&str> = store.iter().map(|(name, _)| name).collect();
     let _ = writeln!(std::io::stdout(), "{}", parameters.join("\n"));
     assert_eq!(parameters.len(), adapted.selection.layers.len());
 
-    let meta = api::meta(path, &interface, &adapted.selection);
-    let text = Some(interface.to_json());
-    let folder = AdapterFolder::from_store("mine", config.clone(), &store.of("mine"), meta, text);
+    let folder = adapted.folder("mine", &store.of("mine"))?;
     let out = tempfile::tempdir().map_err(|e| onnx_graft::Error::io(path, "no folder", e))?;
     let saved = out.path().join("mine");
     folder.write(&saved, WriteOptions::default())?;

@@ -1,6 +1,5 @@
 //! The jobs of the command line, one call each.
 
-use crate::adapters::folder::{AdapterFolder, Meta};
 use crate::adapters::head::Head;
 use crate::adapters::manifest::Manifest;
 use crate::adapters::summary::Summary;
@@ -9,17 +8,19 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract::stamp;
+use crate::ir::diff::Diff;
 use crate::ir::{Graph, Use, ValueId};
-use crate::rewrite::passes::Attach;
 use crate::rewrite::passes::head::AttachHead;
 use crate::rewrite::pipelines;
-use crate::select::{Interface, Selection, fused_attentions, hiding_operators};
+use crate::select::{Interface, fused_attentions, hiding_operators, module_of};
 use std::path::Path;
 
+mod attach;
 #[cfg(feature = "runtime")]
 mod eject;
 
 pub use crate::adapters::docs::{explain as method, markdown as methods_markdown};
+pub use attach::{Adapted, Attach, find_interface};
 #[cfg(feature = "runtime")]
 pub use eject::eject_prefix_tuning;
 
@@ -73,52 +74,6 @@ pub fn adapter(spec: &str) -> Result<Adapter> {
     crate::adapters::spec::parse(spec)?.load()
 }
 
-/// A model with adapters.
-#[derive(Debug)]
-pub struct Adapted {
-    /// The rewritten model.
-    pub model: Verified,
-    /// What the interface selected in the model before.
-    pub selection: Selection,
-    /// Findings that did not stop the work.
-    pub warnings: Vec<Diagnostic>,
-}
-
-/// Selects the interface's sites and attaches adapters. All of them are active, one behind the other.
-///
-/// `training` wires dropout and stochastic depth as they act in training; files are written without.
-pub fn attach(
-    model: Verified,
-    interface: &Interface,
-    adapters: Vec<Adapter>,
-    setup: Setup,
-    seed: u64,
-    training: bool,
-) -> Result<Adapted> {
-    let mut methods = adapters.iter().flat_map(|a| a.config.methods());
-    let cores = methods.any(|m| m.opens_attention());
-    let (model, expanded) = opened(model, cores)?;
-    let selection = interface.select(&model)?;
-    let mut warnings = selection.misses.clone();
-    warnings.extend(expanded);
-    let pass = Attach {
-        selection: selection.clone(),
-        setup,
-        adapters,
-        seed,
-        training,
-    };
-    let mut rewritten = pipelines::attaching(pass).run(model)?;
-    for report in &mut rewritten.reports {
-        warnings.append(&mut report.warnings);
-    }
-    Ok(Adapted {
-        model: rewritten.model,
-        selection,
-        warnings,
-    })
-}
-
 /// Replaces operators that hide the values adapters are spliced at (fused skip norms, packed attention) by their definitions; with
 /// `cores` also those that hold the core of an attention. The finding says which ones.
 ///
@@ -167,14 +122,9 @@ pub fn pack(model: Verified, interface: &Interface) -> Result<Verified> {
     Ok(pipelines::packing(selection).run(model)?.model)
 }
 
-/// The setup of several adapters: one behind the other.
-pub fn stacked(names: impl IntoIterator<Item = String>) -> Setup {
-    let mut names: Vec<Setup> = names.into_iter().map(Setup::Single).collect();
-    if names.len() == 1 {
-        names.remove(0)
-    } else {
-        Setup::Stack(names)
-    }
+/// The difference of two models' graphs by module.
+pub fn diff(a: &Verified, b: &Verified) -> Diff {
+    crate::ir::diff::diff(a.model(), b.model(), &|m, n| module_of(&m.graph, n))
 }
 
 /// Takes adapters out of a rewritten model: one, or all.
@@ -238,52 +188,4 @@ pub fn base_parameters(graph: &Graph) -> u64 {
         }
     };
     graph.initializers().iter().map(counts).sum()
-}
-
-/// What `config.json` beside a model says, for the adapter's own file.
-pub fn meta(model: &Path, interface: &Interface, selection: &Selection) -> Meta {
-    let folder = model.parent().unwrap_or(Path::new("."));
-    let text = std::fs::read_to_string(folder.join("config.json")).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let string = |v: &serde_json::Value| v.as_str().map(str::to_owned);
-    Meta {
-        hidden_size: (selection.hidden_size > 0).then_some(selection.hidden_size as u64),
-        model_class: string(&config["architectures"][0]).unwrap_or_default(),
-        model_name: string(&config["_name_or_path"]).unwrap_or_default(),
-        model_type: string(&config["model_type"])
-            .or_else(|| interface.model_type.clone())
-            .unwrap_or_default(),
-        version: Some(crate::adapters::folder::VERSION.to_owned()),
-        extra: {
-            let mut extra = serde_json::Map::new();
-            crate::adapters::base::record(&mut extra, selection);
-            extra
-        },
-    }
-}
-
-/// The folder of one adapter of a rewritten model, with the parameters of `store`.
-pub fn folder(
-    model: &Verified,
-    store: &AdapterStore,
-    name: &str,
-    interface: &Interface,
-    meta: Meta,
-) -> Result<AdapterFolder> {
-    let Some((_, config)) = manifest(model)?.into_iter().find(|(n, _)| n == name) else {
-        return Err(Error::new(
-            ErrorKind::Method,
-            Diagnostic::error(
-                "adapter-unknown",
-                format!("the model has no adapter `{name}`"),
-            ),
-        ));
-    };
-    Ok(AdapterFolder::from_store(
-        name,
-        config,
-        store,
-        meta,
-        Some(interface.to_json()),
-    ))
 }

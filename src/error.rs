@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Train,
     /// The Hub, or what it sent.
     Hub,
+    /// How something was called: a setting that is missing, or that does not fit the others.
+    Usage,
 }
 
 /// An error of this library: what, where, and what to try.

@@ -10,11 +10,11 @@
 //! |---|---|---|
 //! | read | [`open`] | a [`Verified`] model: structure, types and shapes are checked |
 //! | select | [`Interface::select`] | a [`Selection`](select::Selection): for each layer the values where adapters go |
-//! | attach | [`attach`] | an [`Adapted`] model, still standard ONNX |
+//! | attach | [`Attach`] | an [`Adapted`] model, still standard ONNX |
 //! | write | [`onnx::save`] | `model.onnx` for any runtime |
 //! | run | `runtime::Plan` | outputs, losses, gradients |
 //! | train | `train::Trainer` | new adapter parameters |
-//! | save | [`api::folder`] | a folder that AdapterHub's `load_adapter` reads |
+//! | save | [`Adapted::folder`] | a folder that AdapterHub's `load_adapter` reads |
 //!
 //! An [`Interface`] says which modules of an architecture are its embeddings, layers and projections, in the format of AdapterHub's
 //! `adapter_interface.json`. Specs of common architectures are built in ([`Interface::builtin`]); [`Interface::resolve`] reads a file.
@@ -27,15 +27,12 @@
 #![cfg_attr(not(feature = "train"), doc = "```ignore")]
 //! use onnx_graft::adapters::folder::WriteOptions;
 //! use onnx_graft::train::{Dataset, Event, ReadOptions, TrainData, Trainer, TrainingArguments};
-//! use onnx_graft::{Interface, api};
+//! use onnx_graft::Attach;
 //! # fn main() -> onnx_graft::Result<()> {
 //! # let out = tempfile::tempdir().unwrap();
 //! # let out = out.path();
-//! let path = std::path::Path::new("fixtures/qwen3/model.onnx");
-//! let interface = Interface::resolve("qwen3")?;
-//! let lora = api::adapter("lora[r=8,alpha=16]")?;
-//! let setup = api::stacked([lora.name.clone()]);
-//! let adapted = api::attach(api::open(path)?, &interface, vec![lora], setup, 42, true)?;
+//! let attach = Attach::open("fixtures/qwen3/model.onnx")?.adapter("lora[r=8,alpha=16]")?;
+//! let adapted = attach.training(true).run()?;
 //!
 //! let data = Dataset::read_jsonl("fixtures/train/ids.jsonl".as_ref(), &ReadOptions::default())?;
 //! let args = TrainingArguments { max_steps: 5, learning_rate: 1e-2, ..Default::default() };
@@ -49,8 +46,7 @@
 //! })?;
 //! assert!(losses[4] < losses[0]);
 //!
-//! let meta = api::meta(path, &interface, &adapted.selection);
-//! let folder = api::folder(&adapted.model, &trainer.store(), "lora", &interface, meta)?;
+//! let folder = adapted.folder("lora", &trainer.store())?;
 //! folder.write(&out.join("lora"), WriteOptions::default())?;
 //! # assert!(out.join("lora/adapter_config.json").exists());
 //! # Ok(())
@@ -171,7 +167,7 @@ pub mod design {
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};
-pub use api::{Adapted, adapter, attach, open};
+pub use api::{Adapted, Attach, adapter, open};
 pub use error::{Error, ErrorKind, Result};
 pub use infer::Verified;
 pub use ir::Model;

@@ -43,6 +43,16 @@ enum Node {
 }
 
 impl Setup {
+    /// Adapters one behind the other.
+    pub fn stack(names: impl IntoIterator<Item = String>) -> Setup {
+        let mut names: Vec<Setup> = names.into_iter().map(Setup::Single).collect();
+        if names.len() == 1 {
+            names.remove(0)
+        } else {
+            Setup::Stack(names)
+        }
+    }
+
     /// Reads AdapterHub's notation.
     ///
     /// ```

@@ -1,15 +1,13 @@
-//! `rewrite adapter`.
+//! `rewrite adapter`: parses arguments, shows events and prints.
 
 use super::args::{AdapterCommand, AdapterFormat, AverageArgs, CombineStrategy, ConvertArgs};
 use super::{Ui, usage};
-use crate::adapters::average::rename;
 use crate::adapters::docs::MethodDoc;
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
-use crate::adapters::peft::{self, PeftFolder};
-use crate::adapters::{AverageOptions, Combine, Config, average, identifiers};
+use crate::adapters::{AverageOptions, Combine, Config, Setup, average, identifiers};
 use crate::api;
 use crate::error::Result;
-use crate::select::Interface;
+use crate::job::{Convert, Converted, Format, rename_beside};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +22,10 @@ pub(super) fn run(command: &AdapterCommand, ui: &Ui) -> Result<()> {
             name,
             output,
             force,
-        } => renamed(folder, name, output.as_deref(), *force, ui),
+        } => {
+            let (out, path) = rename_beside(folder, name, output.as_deref())?;
+            written(&out, &path, *force, ui)
+        }
         AdapterCommand::Eject {
             folder,
             output,
@@ -65,20 +66,19 @@ fn averaged(args: &AverageArgs, ui: &Ui) -> Result<()> {
     written(&out, &path, args.force, ui)
 }
 
-fn renamed(from: &Path, name: &str, to: Option<&Path>, force: bool, ui: &Ui) -> Result<()> {
-    let out = rename(AdapterFolder::read(from)?, name)?;
-    let beside = || from.parent().unwrap_or(Path::new("")).join(name);
-    written(&out, &to.map_or_else(beside, Path::to_owned), force, ui)
-}
-
 /// Writes an adapter folder and says so.
 fn written(out: &AdapterFolder, path: &Path, force: bool, ui: &Ui) -> Result<()> {
-    ui.warnings(&out.notes);
     let options = WriteOptions {
         force,
         ..WriteOptions::default()
     };
     out.write(path, options)?;
+    say(out, path, ui)
+}
+
+/// Says that an adapter folder was written.
+fn say(out: &AdapterFolder, path: &Path, ui: &Ui) -> Result<()> {
+    ui.warnings(&out.notes);
     let report = json!({ "name": out.name, "folder": path, "config": out.config.to_dict(), "config_id": out.config.hash() });
     ui.result(&report, || {
         format!("wrote {}{}\n", path.display(), std::path::MAIN_SEPARATOR)
@@ -103,44 +103,26 @@ fn deleted(path: &Path, ui: &Ui) -> Result<()> {
 }
 
 fn converted(args: &ConvertArgs, ui: &Ui) -> Result<()> {
-    match (args.to, peft::is_peft(&args.folder)) {
-        (AdapterFormat::Peft, false) => {
-            let out = peft::to_peft(&AdapterFolder::read(&args.folder)?)?;
-            let options = WriteOptions {
-                force: args.force,
-                ..WriteOptions::default()
-            };
-            out.write(&args.output, options)?;
-            let report = json!({ "folder": args.output, "config": out.config });
-            ui.result(&report, || {
+    let to = match args.to {
+        AdapterFormat::Peft => Format::Peft,
+        AdapterFormat::Adapterhub => Format::Adapterhub,
+    };
+    let mut job = Convert::new(&args.folder, to, &args.output);
+    job.interface.clone_from(&args.interface);
+    job.name.clone_from(&args.name);
+    job.force = args.force;
+    match job.run()? {
+        Converted::Adapterhub(out) => say(&out, &args.output, ui),
+        Converted::Peft(out) => ui.result(
+            &json!({ "folder": args.output, "config": out.config }),
+            || {
                 format!(
                     "wrote {}{}\n",
                     args.output.display(),
                     std::path::MAIN_SEPARATOR
                 )
-            })
-        }
-        (AdapterFormat::Adapterhub, true) => {
-            let interface = Interface::resolve(args.interface.as_deref().unwrap_or_default())?;
-            let folder = args
-                .folder
-                .file_name()
-                .map(|n| n.to_string_lossy().replace(['.', ','], "_"));
-            let name = args
-                .name
-                .clone()
-                .or(folder)
-                .unwrap_or_else(|| "adapter".into());
-            let out = peft::from_peft(&PeftFolder::read(&args.folder)?, &name, &interface)?;
-            written(&out, &args.output, args.force, ui)
-        }
-        (AdapterFormat::Peft, true) | (AdapterFormat::Adapterhub, false) => Err(usage(
-            format!(
-                "{} is of that format already, or of none",
-                args.folder.display()
-            ),
-            "give a folder of the other format",
-        )),
+            },
+        ),
     }
 }
 
@@ -153,14 +135,9 @@ fn summary(paths: &[PathBuf], ui: &Ui) -> Result<()> {
     }
     let model = api::open(path)?;
     let names = api::manifest(&model)?.into_iter().map(|(n, _)| n);
-    let summary = api::summary(&model, &api::stacked(names))?;
-    let rows: Vec<_> = summary
-        .rows
-        .iter()
-        .map(|r| json!({ "name": r.name, "architecture": r.architecture, "#param": r.params, "%param": r.percent, "active": r.active, "train": r.train }))
-        .collect();
+    let summary = api::summary(&model, &Setup::stack(names))?;
     ui.result(
-        &json!({ "adapters": rows, "full_model": summary.full }),
+        &json!({ "adapters": super::attach::rows(&summary), "full_model": summary.full }),
         || summary.table() + "\n",
     )
 }

@@ -8,6 +8,7 @@
 use super::flags::Flags;
 use crate::generate::GenerationArguments;
 use crate::job::{AdapterSettings, Dtype, JobArguments, ModelSettings};
+use crate::rewrite::pipelines::Mode;
 use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -266,14 +267,13 @@ pub(crate) enum Command {
         exit_code: bool,
     },
     /// The graph as text: the same model always gives the same text
-    #[command(after_help = "Example:\n  rewrite print model.onnx --module layers.0")]
-    Print {
-        /// The ONNX file
-        model: PathBuf,
-        /// Only the nodes of this module
-        #[arg(long, value_name = "PATH")]
-        module: Option<String>,
-    },
+    #[command(
+        after_help = "Examples:\n  rewrite print model.onnx --module layers.0\n  \
+                      rewrite print model.onnx --after fuse-blocks\n  \
+                      rewrite print model.onnx --adapter 'lora[r=8]' --pipeline training --after gradient --mode portable\n  \
+                      rewrite print model.onnx --after list"
+    )]
+    Print(Box<PrintArgs>),
     /// Compare two graphs numerically on generated or given inputs
     #[command(after_help = "Example:\n  rewrite verify model.onnx merged.onnx --engine tract")]
     Verify(VerifyArgs),
@@ -604,6 +604,45 @@ pub(crate) struct RunArgs {
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) exec: ExecArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PrintArgs {
+    /// The ONNX file
+    pub(crate) model: PathBuf,
+    /// Only the nodes of this module
+    #[arg(long, value_name = "PATH")]
+    pub(crate) module: Option<String>,
+    /// Name of the last pass that runs before the graph is printed; `list` shows the passes of all pipelines, with their reasons
+    #[arg(long, value_name = "PASS")]
+    pub(crate) after: Option<String>,
+    /// Name of the pipeline (default with --after: inference); without --after, all of it runs
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pipeline: Option<String>,
+    /// Operators that the pipeline may use: standard ones, or fused ones of this program's runtime
+    #[arg(long, value_enum, default_value = "native")]
+    pub(crate) mode: ModeArg,
+    /// Loss of the pipelines that have one
+    #[arg(long, default_value = "causal-lm", value_name = "LOSS")]
+    pub(crate) loss: String,
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+}
+
+/// Operators that a pipeline may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeArg {
+    Portable,
+    Native,
+}
+
+impl ModeArg {
+    pub(crate) fn mode(self) -> Mode {
+        match self {
+            ModeArg::Portable => Mode::Portable,
+            ModeArg::Native => Mode::Native,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

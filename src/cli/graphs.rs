@@ -1,54 +1,34 @@
-//! `rewrite print`, `diff`, `strip` and `verify`.
+//! `rewrite print`, `diff`, `strip` and `verify`: parses arguments, shows events and prints.
 
-use super::args::{Engine, VerifyArgs};
-use super::{Ui, compile_options, keep, open, usage};
+use super::args::{self, PrintArgs, VerifyArgs};
+use super::{Ui, compile_options, open};
 use crate::api;
-use crate::diag::Diagnostic;
-use crate::error::{Error, ErrorKind, Result};
-use crate::infer::Verified;
-use crate::ir::{Model, NodeId, diff as ir_diff, text};
-use crate::onnx::SaveOptions;
-use crate::runtime::{Outputs, Plan, io};
-use crate::select::module_of;
-use crate::train::{compare, generate_inputs};
+use crate::error::Result;
+use crate::job::{Compare, Engine, Print, Strip, agree, list_pipelines, pipelines_text};
 use serde_json::json;
 use std::path::Path;
 
-pub(super) fn print(path: &Path, module: Option<&str>, ui: &Ui) -> Result<()> {
-    let model = open(path, ui)?.into_model();
-    let Some(module) = module else {
-        return printed(&text::print(&model), ui);
-    };
-    let inside = |n: NodeId| {
-        let path = module_of(&model.graph, n);
-        format!(".{path}.").contains(&format!(".{module}."))
-    };
-    if !model.graph.nodes().any(inside) {
-        return Err(usage(
-            format!("no node of the model belongs to a module `{module}`"),
-            "`rewrite inspect` shows the modules",
-        ));
+pub(super) fn print(args: &PrintArgs, ui: &Ui) -> Result<()> {
+    if args.after.as_deref() == Some("list") {
+        let all = list_pipelines().into_iter();
+        let rows = all.map(|(name, passes)| json!({ "pipeline": name, "passes": passes }));
+        return ui.result(&json!(rows.collect::<Vec<_>>()), pipelines_text);
     }
-    printed(&text::print_module(&model, &inside), ui)
-}
-
-fn printed(text: &str, ui: &Ui) -> Result<()> {
-    ui.result(&json!({ "text": text }), || text.to_owned())
-}
-
-/// The difference by module.
-pub(super) fn difference(a: &Model, b: &Model) -> String {
-    compared(a, b).to_string()
-}
-
-fn compared(a: &Model, b: &Model) -> ir_diff::Diff {
-    ir_diff::diff(a, b, &|m, n| module_of(&m.graph, n))
+    let mut job = Print::new(&args.model);
+    job.module.clone_from(&args.module);
+    job.adapters = args.select.settings();
+    job.after.clone_from(&args.after);
+    job.pipeline.clone_from(&args.pipeline);
+    job.mode = args.mode.mode();
+    job.loss.clone_from(&args.loss);
+    let text = job.run(&mut |event| ui.shown(event))?;
+    ui.result(&json!({ "text": text }), || text.clone())
 }
 
 /// Prints the difference; whether there is none.
 pub(super) fn diff(a: &Path, b: &Path, ui: &Ui) -> Result<bool> {
     let (a, b) = (open(a, ui)?, open(b, ui)?);
-    let found = compared(a.model(), b.model());
+    let found = api::diff(&a, &b);
     let c = found.nodes();
     let text = found.to_string();
     let same = found.is_empty();
@@ -60,54 +40,29 @@ pub(super) fn diff(a: &Path, b: &Path, ui: &Ui) -> Result<bool> {
 }
 
 pub(super) fn strip(
-    path: &Path,
+    model: &Path,
     name: Option<&str>,
     output: &Path,
     force: bool,
     ui: &Ui,
 ) -> Result<()> {
-    keep(output, [path])?;
-    let model = open(path, ui)?;
-    if name.is_none() && api::manifest(&model)?.is_empty() {
-        let finding = Diagnostic::warning(
-            "strip-nothing",
-            "this model carries no adapters of this program",
-        )
-        .at(path.display().to_string());
-        ui.warnings([&finding.help("what is written is the same model")]);
-    }
-    let stripped = api::strip(model, name)?;
-    let saved = crate::onnx::save(
-        &stripped,
-        output,
-        SaveOptions {
-            force,
-            ..SaveOptions::default()
-        },
-    )?;
-    ui.result(
-        &json!({ "model": saved.model, "bytes": saved.bytes }),
-        || format!("wrote {}\n", saved.model.display()),
-    )
+    let mut job = Strip::new(model, output);
+    job.name = name.map(str::to_owned);
+    job.force = force;
+    let saved = job.run(&mut |event| ui.shown(event))?;
+    ui.wrote(&saved)
 }
 
 pub(super) fn verify(args: &VerifyArgs, ui: &Ui) -> Result<()> {
-    let (a, b) = (open(&args.a, ui)?, open(&args.b, ui)?);
-    let inputs = match &args.inputs {
-        Some(path) => io::read(path)?.plain(),
-        None => generate_inputs(&a, args.seed)?,
+    let mut job = Compare::new(&args.a, &args.b);
+    job.engine = match args.engine {
+        args::Engine::Candle => Engine::Native,
+        args::Engine::Tract => Engine::Tract,
     };
-    let run = |m: &Verified, path: &Path| -> Result<Outputs> {
-        match args.engine {
-            Engine::Candle => {
-                let plan = Plan::compile(m, &compile_options(&args.exec)?)?;
-                plan.run(&inputs.clone().for_plan(&plan))
-            }
-            Engine::Tract => crate::runtime::tract::run(m, path, &inputs),
-        }
-    };
-    let (x, y) = (run(&a, &args.a)?, run(&b, &args.b)?);
-    let report = compare(&x, &y, args.atol, args.rtol)?;
+    job.inputs.clone_from(&args.inputs);
+    (job.atol, job.rtol, job.seed) = (args.atol, args.rtol, args.seed);
+    job.compile = compile_options(&args.exec)?;
+    let report = job.run(&mut |event| ui.shown(event))?;
     let rows: Vec<_> = report
         .iter()
         .map(|r| json!({ "output": r.name, "max_abs_diff": r.max_abs, "max_rel_diff": r.max_rel, "within": r.within }))
@@ -123,12 +78,5 @@ pub(super) fn verify(args: &VerifyArgs, ui: &Ui) -> Result<()> {
         }
         text
     })?;
-    if report.iter().all(|r| r.within) {
-        return Ok(());
-    }
-    let d = Diagnostic::error("verify-differs", "the models differ");
-    Err(Error::new(
-        ErrorKind::Run,
-        d.help("raise --atol or --rtol if that is expected"),
-    ))
+    agree(&report)
 }

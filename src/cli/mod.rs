@@ -1,4 +1,5 @@
-//! The command line. It parses, calls the library and renders; data goes to stdout, everything else to stderr.
+//! The command line: parses arguments, shows events and prints. What a command does is a call of [`job`](crate::job). Data goes to
+//! stdout, everything else to stderr.
 
 mod adapters;
 mod args;
@@ -16,11 +17,13 @@ mod run;
 mod train;
 
 use crate::diag::{Diagnostic, Severity, nearest};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::job::{ARGUMENTS, Event, exists, keep, usage, write_file};
+use crate::job::{Event, exists, keep, usage, write_file};
+use crate::onnx::Saved;
 use args::{Cli, Command, ExecArgs, InterfaceCommand};
 use clap::{CommandFactory, Parser};
+use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -46,11 +49,8 @@ pub fn main() -> ExitCode {
         Err(e) if broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(std::io::stderr().lock(), "{e}");
-            ExitCode::from(if e.findings().iter().any(|f| f.code == ARGUMENTS) {
-                2
-            } else {
-                1
-            })
+            let usage = e.kind() == ErrorKind::Usage;
+            ExitCode::from(if usage { 2 } else { 1 })
         }
     }
 }
@@ -123,7 +123,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
                 ExitCode::SUCCESS
             });
         }
-        Command::Print { model, module } => graphs::print(&model, module.as_deref(), ui)?,
+        Command::Print(args) => graphs::print(&args, ui)?,
         Command::Verify(args) => graphs::verify(&args, ui)?,
         Command::Hub(command) => hub::run(&command, ui)?,
         Command::Completions { shell } => {
@@ -185,6 +185,21 @@ impl Ui {
             Event::Detail(line) if self.verbose > 0 => self.note(line),
             _ => {}
         }
+    }
+
+    /// Shows what a job says that needs no bar.
+    #[expect(clippy::unnecessary_wraps, reason = "who listens to a job may end it")]
+    fn shown(&self, event: &Event) -> Result<()> {
+        self.event(event);
+        Ok(())
+    }
+
+    /// The report of a model that was written.
+    fn wrote(&self, saved: &Saved) -> Result<()> {
+        self.result(
+            &json!({ "model": saved.model, "bytes": saved.bytes }),
+            || format!("wrote {}\n", saved.model.display()),
+        )
     }
 
     /// Whether progress bars make sense.

@@ -1,74 +1,73 @@
 //! Which interface reads a model, and which adapters it gets.
 
-use super::check::ARGUMENTS;
 use super::event::{OnEvent, warn};
 use crate::adapters::head::Head;
 use crate::adapters::{Adapter, Setup, spec};
-use crate::api::{self, Adapted};
+use crate::api::{self, Adapted, Attach};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
-use crate::select::{Interface, infer_interface};
-use std::path::Path;
+use crate::select::Interface;
+use std::path::{Path, PathBuf};
 
 /// The interface and the adapters that a job or a command names.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct AdapterSettings {
-    /// File or name of the interface. Without it, the one beside the model, or of the graph.
-    pub(crate) interface: Option<String>,
-    /// Adapters, each as `SPEC` or `NAME=SPEC`. Without any, the first method that the interface lists.
-    pub(crate) adapters: Vec<String>,
-    /// How the adapters are composed. Without it, all are active, one behind the other.
-    pub(crate) active: Option<String>,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdapterSettings {
+    /// File or name of the interface (default: the one beside the model, or of the graph).
+    pub interface: Option<String>,
+    /// Adapters, each as `SPEC` or `NAME=SPEC` (default: the first method that the interface lists).
+    pub adapters: Vec<String>,
+    /// How the adapters are composed (default: all are active, one behind the other).
+    pub active: Option<String>,
 }
 
 impl AdapterSettings {
-    /// The interface that is named, or the one of the model beside it, or of the graph.
-    pub(crate) fn interface(&self, path: &Path, model: &Verified) -> Result<Interface> {
-        if let Some(name) = &self.interface {
-            return Interface::resolve(name);
+    /// The interface that is named, or that of the model.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Interface`].
+    pub fn interface(&self, path: &Path, model: &Verified) -> Result<Interface> {
+        match &self.interface {
+            Some(name) => Interface::resolve(name),
+            None => api::find_interface(model, Some(path)),
         }
-        if let Some(found) = Interface::detect(path)? {
-            return Ok(found);
-        }
-        infer_interface(model).map(|p| p.interface).map_err(|e| {
-            let d = Diagnostic::error("interface-unknown", "no interface was given, and none could be found")
-                .help("give one: --interface qwen3, or --interface adapter_interface.json (`rewrite interface list`)");
-            Error::new(ErrorKind::Interface, d).with_source(e)
-        })
     }
 
     /// The adapters that are named; the first method of the interface, without any.
-    pub(crate) fn load(&self, interface: &Interface) -> Result<Vec<Adapter>> {
+    pub(super) fn load(&self, interface: &Interface) -> Result<Vec<Adapter>> {
         if self.adapters.is_empty() {
             return Ok(vec![Adapter::default_of(interface)?]);
         }
-        self.adapters
-            .iter()
-            .map(|text| spec::parse(text)?.load())
-            .collect()
+        let load = |text: &String| spec::parse(text)?.load();
+        self.adapters.iter().map(load).collect()
     }
 
     /// How adapters are composed.
-    pub(crate) fn setup(&self, adapters: &[Adapter]) -> Result<Setup> {
+    fn setup(&self, adapters: &[Adapter]) -> Result<Setup> {
         let names: Vec<&str> = adapters.iter().map(|a| &*a.name).collect();
         let Some(text) = &self.active else {
-            return Ok(api::stacked(names.into_iter().map(str::to_owned)));
+            return Ok(Setup::stack(names.into_iter().map(str::to_owned)));
         };
         let checked = |s: Setup| s.check(&names).map(|()| s);
         Setup::parse(text).and_then(checked).map_err(|d| {
-            let d = Diagnostic {
-                code: ARGUMENTS,
-                message: format!("--active: {}", d.message),
-                ..d
-            };
-            Error::new(ErrorKind::Invalid, d)
+            let message = format!("--active: {}", d.message);
+            Error::new(ErrorKind::Usage, Diagnostic { message, ..d })
         })
     }
 
+    /// What attaches the adapters to the model of a file, and their names.
+    pub(super) fn builder(&self, model: Verified, path: &Path) -> Result<(Attach, Vec<String>)> {
+        let interface = self.interface(path, &model)?;
+        let adapters = self.load(&interface)?;
+        let setup = self.setup(&adapters)?;
+        let names = adapters.iter().map(|a| a.name.clone()).collect();
+        let attach = Attach::to(model).from_file(path).interface(&interface);
+        Ok((attach.adapters(adapters).active(setup), names))
+    }
+
     /// Attaches the adapters, with the head that was saved with one of them where the graph has none.
-    pub(crate) fn attach(
+    pub(super) fn attach(
         &self,
         model: Verified,
         path: &Path,
@@ -76,11 +75,8 @@ impl AdapterSettings {
         training: bool,
         events: OnEvent<'_>,
     ) -> Result<Adapted> {
-        let interface = self.interface(path, &model)?;
-        let adapters = self.load(&interface)?;
-        let setup = self.setup(&adapters)?;
-        let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
-        let mut adapted = api::attach(model, &interface, adapters, setup, seed, training)?;
+        let (attach, names) = self.builder(model, path)?;
+        let mut adapted = attach.seed(seed).training(training).run()?;
         if let Some(head) = self.saved_head(&names)?
             && adapted.model.model().graph.find(contract::LOGITS).is_none()
         {
@@ -90,8 +86,17 @@ impl AdapterSettings {
         Ok(adapted)
     }
 
+    /// The folders that adapters are loaded from.
+    pub(super) fn sources(&self) -> Vec<PathBuf> {
+        let source = |text: &String| match spec::parse(text).ok()? {
+            spec::Spec::Saved { folder, .. } => folder.canonicalize().ok(),
+            spec::Spec::Fresh { .. } => None,
+        };
+        self.adapters.iter().filter_map(source).collect()
+    }
+
     /// Names of the classes of the head that the adapters' folders hold, in the order of their ids.
-    pub(crate) fn saved_classes(&self) -> Result<Option<Vec<String>>> {
+    pub(super) fn saved_classes(&self) -> Result<Option<Vec<String>>> {
         let ids = self
             .saved_head(&self.adapters)?
             .and_then(|h| h.config.label2id);
@@ -99,7 +104,7 @@ impl AdapterSettings {
     }
 
     /// The head in the folder of the first adapter that has one.
-    pub(crate) fn saved_head(&self, names: &[String]) -> Result<Option<Head>> {
+    fn saved_head(&self, names: &[String]) -> Result<Option<Head>> {
         for (text, name) in self.adapters.iter().zip(names) {
             let folder = text.split_once('=').map_or(text.as_str(), |(_, spec)| spec);
             for place in [text.as_str(), folder] {
@@ -114,7 +119,7 @@ impl AdapterSettings {
     }
 
     /// Number of tasks that the setup chooses from by `task_ids`.
-    pub(crate) fn task_count(&self) -> Option<usize> {
+    pub(super) fn task_count(&self) -> Option<usize> {
         let setup = Setup::parse(self.active.as_deref()?).ok()?;
         setup.multi_tasks().iter().map(|tasks| tasks.len()).min()
     }

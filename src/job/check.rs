@@ -10,15 +10,10 @@ use crate::train::Task;
 use std::io::Write;
 use std::path::Path;
 
-/// The code of findings about what a job was asked for.
-pub(crate) const ARGUMENTS: &str = "arguments";
-
 /// An error about what a job was asked for.
 pub(crate) fn usage(message: impl Into<String>, help: &str) -> Error {
-    Error::new(
-        ErrorKind::Invalid,
-        Diagnostic::error(ARGUMENTS, message).help(help),
-    )
+    let finding = Diagnostic::error("arguments", message);
+    Error::new(ErrorKind::Usage, finding.help(help))
 }
 
 /// The error of an output that is there and must not be replaced.
@@ -28,6 +23,14 @@ pub(crate) fn exists(path: &Path) -> Error {
         ErrorKind::Io,
         d.help("give --force to replace it, or write elsewhere"),
     )
+}
+
+/// Refuses an output that is there, unless it is to be replaced.
+pub(super) fn ensure_absent(path: &Path, force: bool) -> Result<()> {
+    if path.exists() && !force {
+        return Err(exists(path));
+    }
+    Ok(())
 }
 
 /// Refuses an output that is one of the inputs: inputs are never modified.

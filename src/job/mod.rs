@@ -9,32 +9,59 @@
 
 mod attach;
 mod check;
+mod compare;
+mod convert;
 mod evaluate;
 mod event;
 mod generate;
 mod head;
+mod merge;
 mod model;
 mod prepared;
+mod print;
 #[cfg(feature = "hub")]
 mod push;
 mod remote;
 mod report;
 mod request;
+mod run;
 mod settings;
+mod strip;
+mod to_file;
 mod train;
 
+pub use attach::AdapterSettings;
+pub use compare::{Compare, Comparison, Engine, agree, compare, generate_inputs};
+pub use convert::{Convert, Converted, Format, rename_beside};
 pub use evaluate::{EvalReport, Evaluation};
 pub use event::{Event, OnEvent};
 pub use generate::{Generation, GenerationReport};
+pub use merge::{Merge, merge, reset};
+pub use print::{Listed, Print, list_pipelines, pipelines_text};
 pub use report::TrainReport;
 pub use request::Request;
+pub use run::{Run, RunReport};
+pub use strip::Strip;
+pub use to_file::{AttachReport, AttachToFile, Placed, Selected, Written};
 pub use train::Job;
 
-pub(crate) use attach::AdapterSettings;
-pub(crate) use check::{ARGUMENTS, exists, keep, usage, write_file};
+pub(crate) use check::{exists, keep, usage, write_file};
 pub(crate) use model::{Dtype, ModelSettings};
 #[cfg(feature = "hub")]
 pub(crate) use push::{Parcel, Push};
 #[cfg(feature = "cli")]
 pub(crate) use remote::{fetched, wanted};
 pub(crate) use settings::JobArguments;
+
+use crate::error::Result;
+use crate::infer::Verified;
+use std::path::Path;
+
+/// Reads and verifies a model.
+fn open(path: &Path, events: OnEvent<'_>) -> Result<Verified> {
+    let model = crate::api::open(path)?;
+    for finding in model.warnings() {
+        events(&Event::Detail(finding.to_string()))?;
+    }
+    Ok(model)
+}

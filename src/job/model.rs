@@ -2,9 +2,8 @@
 
 use super::attach::AdapterSettings;
 use super::check::usage;
-use super::event::{Event, OnEvent, note};
+use super::event::{OnEvent, note};
 use super::settings::AdapterSpecs;
-use crate::api;
 use crate::error::Result;
 use crate::infer::Verified;
 use crate::options::Options;
@@ -135,11 +134,7 @@ impl ModelFiles {
 
     /// Reads and verifies the model.
     pub(super) fn open(&self, events: OnEvent<'_>) -> Result<Verified> {
-        let model = api::open(&self.path)?;
-        for finding in model.warnings() {
-            events(&Event::Detail(finding.to_string()))?;
-        }
-        Ok(model)
+        super::open(&self.path, events)
     }
 
     /// The tokenizer that is named, or the one beside the model.

@@ -10,15 +10,13 @@ use super::request::{Purpose, Request};
 use super::settings::JobSettings;
 use crate::adapters::folder::WriteOptions;
 use crate::adapters::head::Head;
-use crate::adapters::{AdapterStore, Meta};
-use crate::api;
+use crate::adapters::{AdapterStore, Setup};
+use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::infer::Verified;
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::Precision;
 use crate::runtime::io;
-use crate::select::Interface;
 use crate::train::watch::Watchers;
 use crate::train::{
     DataArguments, Files, Loaded, Output, Resume, Stop, Task, TrainData, Trainer, dataset_divisor,
@@ -113,10 +111,8 @@ struct Run {
 
 /// What is being trained, and what its folders need.
 struct Subject {
-    model: Verified,
+    adapted: Adapted,
     names: Vec<String>,
-    interface: Interface,
-    meta: Meta,
     vocabulary: Option<i64>,
     head: Option<Head>,
 }
@@ -227,13 +223,13 @@ impl Run {
             base = api::pack(base, &interface)?;
         }
         let seed = settings.training.seed;
-        let adapted = self.adapters.attach(base, path, seed, true, events)?;
-        let names = api::manifest(&adapted.model)?.into_iter().map(|a| a.0);
+        let mut adapted = self.adapters.attach(base, path, seed, true, events)?;
+        // The one of the model as it was read, which packing may have changed.
+        adapted.interface = interface;
+        let names = adapted.manifest()?.into_iter().map(|a| a.0);
         Ok(Subject {
             names: names.collect(),
-            meta: api::meta(path, &interface, &adapted.selection),
-            model: adapted.model,
-            interface,
+            adapted,
             vocabulary,
             head: None,
         })
@@ -263,12 +259,12 @@ impl Run {
     fn give_head(&self, subject: &mut Subject, loaded: &Loaded) -> Result<()> {
         let settings = &self.settings;
         let config = settings.job.head.clone().unwrap_or_default();
-        let (model, name) = (&subject.model, &subject.names[0]);
+        let (model, name) = (&subject.adapted.model, &subject.names[0]);
         let Some(head) = choose_head(model, name, settings.data.task, config, loaded)? else {
             return Ok(());
         };
         let seed = settings.training.seed;
-        subject.model = api::attach_head(model.clone(), head.clone(), seed, true)?;
+        subject.adapted.model = api::attach_head(model.clone(), head.clone(), seed, true)?;
         subject.head = Some(head);
         Ok(())
     }
@@ -286,7 +282,7 @@ impl Run {
         if training.bf16 {
             options.precision = Precision::Bf16;
         }
-        let model = subject.model.clone();
+        let model = subject.adapted.model.clone();
         let trainer = Trainer::new(model, &loss, training.clone(), self.model.mode(), &options)?;
         let (count, names) = (trainer.trainable(), subject.names.join(", "));
         note(events, format!("training {count} parameters of {names}"))?;
@@ -386,8 +382,8 @@ impl Run {
 impl Subject {
     /// The adapters' summary table.
     fn summary(&self) -> Result<String> {
-        let setup = api::stacked(self.names.iter().cloned());
-        Ok(api::summary(&self.model, &setup)?.table())
+        let setup = Setup::stack(self.names.iter().cloned());
+        Ok(api::summary(&self.adapted.model, &setup)?.table())
     }
 
     /// Writes the adapters into a folder.
@@ -395,15 +391,14 @@ impl Subject {
         let mut written = Vec::new();
         for name in &self.names {
             let at = folder.join(name);
-            let (model, meta) = (&self.model, self.meta.clone());
-            let saved = api::folder(model, &store.of(name), name, &self.interface, meta)?;
+            let saved = self.adapted.folder(name, &store.of(name))?;
             let options = WriteOptions {
                 force,
                 ..WriteOptions::default()
             };
             saved.write(&at, options)?;
             if let Some(head) = self.head.as_ref().filter(|h| h.name == *name) {
-                head.write(&at, store, &self.meta, force)?;
+                head.write(&at, store, &self.adapted.meta, force)?;
             }
             written.push(at);
         }

@@ -268,11 +268,13 @@ impl Pipeline {
         self.steps.iter().map(|s| (s.pass.name(), s.reason))
     }
 
-    /// The pipeline up to a pass, which is the last one then; `None` without a pass of this name.
-    pub(crate) fn through(mut self, pass: &str) -> Option<Self> {
-        let last = self.names().position(|name| name == pass)?;
-        self.steps.truncate(last + 1);
-        Some(self)
+    /// The pipeline up to the pass of this name, which is the last one then.
+    #[must_use]
+    pub(crate) fn through(mut self, pass: &str) -> Self {
+        let last = self.names().position(|name| name == pass);
+        self.steps
+            .truncate(last.map_or(self.steps.len(), |i| i + 1));
+        self
     }
 
     /// Runs the passes in order. Each runs on a copy, which replaces the model only if it verifies.

@@ -16,7 +16,7 @@ use super::passes::loss::{Divisor, Loss};
 use super::passes::pack::Pack;
 use super::passes::recompute::Recompute;
 use super::passes::shapes::EarlyShapes;
-use super::passes::{Attach, Merge, Strip};
+use super::passes::{AttachPass, Merge, Strip};
 use crate::adapters::Setup;
 use crate::adapters::head::{Head, HeadConfig};
 use crate::adapters::methods::Fold;
@@ -34,6 +34,14 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Portable => "portable",
+            Mode::Native => "native",
+        }
+    }
+
     fn is_native(self) -> bool {
         self == Mode::Native
     }
@@ -56,7 +64,7 @@ pub(crate) fn packing(selection: Selection) -> Pipeline {
 }
 
 /// Attaches adapters.
-pub(crate) fn attaching(attach: Attach) -> Pipeline {
+pub(crate) fn attaching(attach: AttachPass) -> Pipeline {
     Pipeline::named("attaching").step(
         attach,
         "All adapters in one pass: it plans every place before it writes the first node.",
@@ -214,7 +222,7 @@ pub fn all(mode: Mode) -> Vec<Pipeline> {
         logits: None,
         divisor: Divisor::Labels,
     };
-    let attach = Attach {
+    let attach = AttachPass {
         selection: selection(),
         setup: Setup::Stack(Vec::new()),
         adapters: Vec::new(),

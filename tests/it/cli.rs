@@ -295,6 +295,38 @@ fn verify_compares_on_both_engines() {
 }
 
 #[test]
+fn the_graph_is_printed_after_any_pass() {
+    let desk = Desk::with("qwen3/model.onnx");
+    let print = |args: &[&str]| desk.ok(&[&["print", "model.onnx"][..], args].concat());
+    let (plain, fused) = (print(&[]), print(&["--after", "fuse-blocks"]));
+    assert!(!plain.contains("onnx_graft.") && fused.contains("onnx_graft."));
+    assert_eq!(
+        print(&["--pipeline", "inference", "--mode", "portable"]),
+        plain
+    );
+    let lora = ["--adapter", "lora[r=2]", "--pipeline", "training"];
+    let loss = print(&[&lora[..], &["--after", "loss", "--mode", "portable"]].concat());
+    assert!(loss.contains("loss") && !loss.contains("grad/"));
+    let gradient = print(&[&lora[..], &["--after", "gradient"]].concat());
+    contains(&gradient, &["grad/", "onnx_graft."]);
+    contains(
+        &print(&["--after", "list"]),
+        &["training", "early-shapes", "native", "Before the gradient"],
+    );
+    for (args, what) in [
+        (
+            ["--after", "nothing"],
+            "the native pipeline `inference` has no pass `nothing`",
+        ),
+        (["--pipeline", "nothing"], "there is no pipeline `nothing`"),
+    ] {
+        let out = desk.command(&[&["print", "model.onnx"][..], &args].concat());
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        contains(&stderr(&out), &[what, "decoding-first", "add-cache"]);
+    }
+}
+
+#[test]
 fn wrong_arguments_exit_with_2() {
     let desk = Desk::with("qwen3/model.onnx");
     let wrong: [&[&str]; 6] = [

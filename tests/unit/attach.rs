@@ -6,7 +6,7 @@ use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract::stamp;
 use onnx_graft::ir::text;
 use onnx_graft::rewrite::Pipeline;
-use onnx_graft::rewrite::passes::{Attach, Strip};
+use onnx_graft::rewrite::passes::{AttachPass, Strip};
 use onnx_graft::select::{Interface, Selection};
 
 const DYNAMO: &str = "model.onnx";
@@ -26,11 +26,11 @@ fn fresh(text: &str) -> Adapter {
 
 fn attach(arch: &str, file: &str, adapter: Adapter) -> Verified {
     let (model, selection) = open(arch, file);
-    let pass = Attach::new(selection, adapter);
+    let pass = AttachPass::new(selection, adapter);
     Pipeline::new().with(pass).run(model).unwrap().model
 }
 
-fn error(arch: &str, pass: impl FnOnce(Selection) -> Attach) -> String {
+fn error(arch: &str, pass: impl FnOnce(Selection) -> AttachPass) -> String {
     let (model, selection) = open(arch, DYNAMO);
     let failed = Pipeline::new()
         .with(pass(selection))
@@ -194,7 +194,7 @@ fn a_name_is_attached_once() {
     let interface = Interface::read(&fixture("qwen3/interface.json")).unwrap();
     let selection = interface.select(&model).unwrap();
     let failed = Pipeline::new()
-        .with(Attach::new(selection, fresh("seq_bn")))
+        .with(AttachPass::new(selection, fresh("seq_bn")))
         .run(model)
         .unwrap_err();
     assert!(
@@ -210,7 +210,7 @@ fn one_of_two_adapters_is_stripped() {
     let (model, selection) = open("qwen3", DYNAMO);
     let only_a = text::print(
         Pipeline::new()
-            .with(Attach::new(selection, fresh("lora")))
+            .with(AttachPass::new(selection, fresh("lora")))
             .run(model)
             .unwrap()
             .model
@@ -221,7 +221,7 @@ fn one_of_two_adapters_is_stripped() {
     let selection = interface.select(&model).unwrap();
     let other = Adapter::fresh("b", Config::parse("double_seq_bn").unwrap());
     let both = Pipeline::new()
-        .with(Attach::new(selection, other))
+        .with(AttachPass::new(selection, other))
         .run(model)
         .unwrap()
         .model;
@@ -257,7 +257,7 @@ fn all_faults_of_a_file_are_listed() {
         "model.layers.9.self_attn.q_proj.loras.a.lora_A".into(),
         extra,
     );
-    let text = error("qwen3", |s| Attach::new(s, folder.into_adapter(None)));
+    let text = error("qwen3", |s| AttachPass::new(s, folder.into_adapter(None)));
     assert!(
         text.contains("error[weights-missing]") && text.contains(&*names[0]),
         "{text}"
@@ -307,7 +307,7 @@ fn shared_parameters_that_a_file_lacks_are_one_error() {
         let at = fixture("bert/native").join(method);
         let mut folder = AdapterFolder::read(&at).unwrap();
         let text = error("bert", |s| {
-            Attach::new(s, folder.clone().into_adapter(None))
+            AttachPass::new(s, folder.clone().into_adapter(None))
         });
         assert_eq!(text.matches("error[").count(), 1, "{text}");
         assert!(text.contains("error[weights-shared]"), "{text}");
@@ -332,7 +332,7 @@ fn a_saved_adapter_may_leave_out_other_layers() {
     dict["leave_out"].as_array_mut().unwrap().push(7.into());
     folder.config = Config::from_dict(&dict, onnx_graft::adapters::UnknownKeys::Keep).unwrap();
     let (model, selection) = open("qwen3", DYNAMO);
-    let pass = Attach::new(selection, folder.into_adapter(None));
+    let pass = AttachPass::new(selection, folder.into_adapter(None));
     let done = Pipeline::new().with(pass).run(model).unwrap();
     let notes: Vec<String> = done.reports[0]
         .warnings
@@ -348,11 +348,11 @@ fn a_saved_adapter_may_leave_out_other_layers() {
 #[test]
 fn mistakes_say_what_to_do() {
     let text = error("qwen3", |s| {
-        Attach::new(s, fresh("lora[selfattn_lora=False]"))
+        AttachPass::new(s, fresh("lora[selfattn_lora=False]"))
     });
     assert!(text.contains("matches nothing in this model"), "{text}");
     let text = error("qwen3", |s| {
-        Attach::new(s, fresh("seq_bn[reduction_factor={'0': 4}]"))
+        AttachPass::new(s, fresh("seq_bn[reduction_factor={'0': 4}]"))
     });
     assert!(text.contains("has no entry for layer 1"), "{text}");
     for (config, what) in [
@@ -371,7 +371,7 @@ fn mistakes_say_what_to_do() {
             "`leave_out` names the layer 3",
         ),
     ] {
-        let text = error("qwen3", |s| Attach::new(s, fresh(config)));
+        let text = error("qwen3", |s| AttachPass::new(s, fresh(config)));
         assert!(
             text.contains(what) && text.contains("has 2 layers"),
             "{config}: {text}"
@@ -379,18 +379,18 @@ fn mistakes_say_what_to_do() {
         assert_eq!(text.matches("error[").count(), 1, "{config}: {text}");
         assert!(text.contains("from 0 to 1"), "{config}: {text}");
     }
-    let text = error("qwen3", |s| Attach::new(s, fresh("compacter")));
+    let text = error("qwen3", |s| AttachPass::new(s, fresh("compacter")));
     assert!(
         text.contains("`reduction_factor=8` gives the width 4"),
         "{text}"
     );
-    let text = error("qwen3", |s| Attach {
+    let text = error("qwen3", |s| AttachPass {
         setup: Setup::Single("b".into()),
-        ..Attach::new(s, fresh("lora"))
+        ..AttachPass::new(s, fresh("lora"))
     });
     assert!(text.contains("the setup names the adapter `b`"), "{text}");
     let text = error("qwen3", |s| {
-        Attach::new(s, spec::parse("a.b=lora").unwrap().load().unwrap())
+        AttachPass::new(s, spec::parse("a.b=lora").unwrap().load().unwrap())
     });
     assert!(text.contains("cannot be the name of an adapter"), "{text}");
 }
@@ -446,7 +446,7 @@ fn outputs_grow_with_a_prompt() {
 #[test]
 fn a_prompt_from_a_text_needs_a_tokenizer() {
     let text = "prompt_tuning[prompt_init='from_string', prompt_init_text='classify']";
-    let found = error("bert", |s| Attach::new(s, fresh(text)));
+    let found = error("bert", |s| AttachPass::new(s, fresh(text)));
     assert!(found.contains("no tokenizer"), "{found}");
     assert!(found.contains("random_uniform"), "{found}");
 }
@@ -456,7 +456,7 @@ fn a_prompt_from_a_text_needs_a_tokenizer() {
 fn a_fused_attention_refuses_prefixes() {
     let (model, selection) = open("qwen3", "model.dynamo23.onnx");
     let failed = Pipeline::new()
-        .with(Attach::new(selection, fresh("prefix_tuning")))
+        .with(AttachPass::new(selection, fresh("prefix_tuning")))
         .run(model)
         .unwrap_err();
     let found = failed.error.to_string();

@@ -7,7 +7,6 @@ use super::support::fixture;
 use indexmap::IndexMap;
 use onnx_graft::adapters::folder::read_safetensors;
 use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Route, Setup};
-use onnx_graft::api;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract;
 use onnx_graft::ir::{DType, TensorData};
@@ -18,6 +17,7 @@ use onnx_graft::select::Interface;
 use onnx_graft::train::{
     Event, Mode, Schedule, Trainer, TrainingArguments, inference_graph, parse_loss, training_graph,
 };
+use onnx_graft::{Attach, api};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -181,7 +181,13 @@ impl Row<'_> {
             Route::Native { .. } => &self.case.native,
         };
         let model = self.case.model.clone();
-        api::attach(model, interface, adapters, self.setup.clone(), 0, training)
+        Attach::to(model)
+            .interface(interface)
+            .adapters(adapters)
+            .active(self.setup.clone())
+            .seed(0)
+            .training(training)
+            .run()
             .unwrap()
             .model
     }

@@ -2,7 +2,6 @@
 
 use super::support::fixture;
 use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Setup};
-use onnx_graft::api;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract;
 use onnx_graft::ir::{AttrValue, Builder, DType, Dim, Model, OpId, TensorData, Type, Val};
@@ -11,6 +10,7 @@ use onnx_graft::rewrite::passes::loss::Divisor;
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, io};
 use onnx_graft::select::Interface;
 use onnx_graft::train::{Mode, parse_loss, training_graph};
+use onnx_graft::{Attach, api};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -31,7 +31,12 @@ fn data(arch: &str) -> Feeds {
 
 fn attach(model: Verified, interface: &Interface, adapter: Adapter) -> Verified {
     let setup = Setup::Single(adapter.name.clone());
-    let adapted = api::attach(model, interface, vec![adapter], setup, 3, false);
+    let adapted = Attach::to(model)
+        .interface(interface)
+        .adapters(vec![adapter])
+        .active(setup)
+        .seed(3)
+        .run();
     adapted.unwrap().model
 }
 
@@ -211,7 +216,12 @@ fn a_prompt_is_refused_where_it_would_come_again() {
     let attached = |model: Verified| {
         let adapters = vec![api::adapter("prompt_tuning").unwrap()];
         let setup = Setup::Single("prompt_tuning".into());
-        api::attach(model, &interface("qwen3"), adapters, setup, 0, false)
+        Attach::to(model)
+            .interface(&interface("qwen3"))
+            .adapters(adapters)
+            .active(setup)
+            .seed(0)
+            .run()
             .unwrap_err()
             .to_string()
     };
@@ -554,18 +564,10 @@ fn every_fused_attention_takes_prefixes() {
 
 /// A saved adapter of fresh parameters.
 fn saved(arch: &str, config: &str) -> AdapterFolder {
-    let model = api::open(fixture(arch).join("model.onnx")).unwrap();
-    let interface = interface(arch);
-    let adapter = api::adapter(&format!("a={config}")).unwrap();
-    let setup = Setup::Single("a".into());
-    let adapted = api::attach(model, &interface, vec![adapter], setup, 3, false).unwrap();
-    let meta = api::meta(
-        &fixture(arch).join("model.onnx"),
-        &interface,
-        &adapted.selection,
-    );
-    let store = AdapterStore::from_model(adapted.model.model());
-    api::folder(&adapted.model, &store, "a", &interface, meta).unwrap()
+    let attach = Attach::open(fixture(arch).join("model.onnx")).unwrap();
+    let attach = attach.adapter(&format!("a={config}")).unwrap();
+    let adapted = attach.interface(&interface(arch)).seed(3).run().unwrap();
+    adapted.folder("a", &adapted.store()).unwrap()
 }
 
 #[test]

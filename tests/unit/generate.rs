@@ -6,7 +6,7 @@ use onnx_graft::generate::{
 };
 use onnx_graft::runtime::CompileOptions;
 use onnx_graft::text::Tokenizer;
-use onnx_graft::{Interface, Verified, api};
+use onnx_graft::{Attach, Interface, Verified, api};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,8 +45,12 @@ fn decoder(file: &str, interface: &str, adapters: &[&str], options: DecoderOptio
         let selection = interface.select(&model).unwrap();
         return Decoder::new(model, Some(&selection), options).unwrap();
     }
-    let setup = api::stacked(adapters.iter().map(|a| a.name.clone()));
-    let adapted = api::attach(model, &interface, adapters, setup, 1, false).unwrap();
+    let adapted = Attach::to(model)
+        .interface(&interface)
+        .adapters(adapters)
+        .seed(1)
+        .run()
+        .unwrap();
     Decoder::new(adapted.model, Some(&adapted.selection), options).unwrap()
 }
 

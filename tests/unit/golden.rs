@@ -4,10 +4,10 @@
 //! `INSTA_UPDATE=always cargo test --lib golden`, read the difference, and commit it with its cause.
 
 use onnx_graft::adapters::{AdapterStore, Setup, spec};
-use onnx_graft::api;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::diff;
 use onnx_graft::select::{Interface, module_of};
+use onnx_graft::{Attach, api};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fs;
@@ -79,8 +79,13 @@ fn snapshots() {
         let interface = Interface::read(&fixtures.join(&case.interface)).unwrap();
         let adapter = spec::parse(&case.adapter).unwrap().load().unwrap();
         let setup = Setup::Single(adapter.name.clone());
-        let adapted =
-            api::attach(base.clone(), &interface, vec![adapter], setup, 0, false).unwrap();
+        let adapted = Attach::to(base.clone())
+            .interface(&interface)
+            .adapters(vec![adapter])
+            .active(setup)
+            .seed(0)
+            .run()
+            .unwrap();
         for view in case.views {
             let text = match view {
                 View::Sites => adapted.selection.explain(&base.model().graph).to_string(),

@@ -6,7 +6,7 @@ use onnx_graft::adapters::{Adapter, Config, Setup};
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::{TensorData, looks};
 use onnx_graft::select::Interface;
-use onnx_graft::{api, onnx};
+use onnx_graft::{Attach, onnx};
 
 /// Linear work is 4 times as much at 4 times the size, quadratic work 16 times. What does not grow makes it less, logarithms make it
 /// a little more.
@@ -29,8 +29,15 @@ fn work(layers: usize) -> [u64; 3] {
     let (verified, verifying) = looks::count(|| Verified::check(model).unwrap());
     let adapter = Adapter::fresh("a", Config::parse("lora|par_bn").unwrap());
     let setup = Setup::Single("a".into());
-    let (adapted, attaching) =
-        looks::count(|| api::attach(verified, &interface, vec![adapter], setup, 0, false).unwrap());
+    let (adapted, attaching) = looks::count(|| {
+        Attach::to(verified)
+            .interface(&interface)
+            .adapters(vec![adapter])
+            .active(setup)
+            .seed(0)
+            .run()
+            .unwrap()
+    });
     assert_eq!(adapted.selection.layers.len(), layers);
     let (bytes, writing) = looks::count(|| onnx::to_bytes(&adapted.model).unwrap());
     assert!(bytes.len() > layers * 1000);

@@ -2,11 +2,11 @@
 
 use super::support::fixture;
 use onnx_graft::adapters::AdapterStore;
-use onnx_graft::api;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract::stamp;
 use onnx_graft::runtime::{CompileOptions, Plan, io};
 use onnx_graft::select::Interface;
+use onnx_graft::{Attach, api};
 
 /// Width of the model.
 const WIDTH: usize = 32;
@@ -89,7 +89,12 @@ fn check(inv: &str, graph: &str) {
     let base = api::open(fixture("qwen3").join(graph)).unwrap();
     let spec = format!("a=seq_bn_inv[inv_adapter='{inv}',leave_out=[0,1]]");
     let adapter = api::adapter(&spec).unwrap();
-    let model = api::attach(base, &interface, vec![adapter], "a".into(), 4, false)
+    let model = Attach::to(base)
+        .interface(&interface)
+        .adapters(vec![adapter])
+        .active("a".into())
+        .seed(4)
+        .run()
         .unwrap()
         .model;
     let block = Block {

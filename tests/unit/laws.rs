@@ -3,11 +3,11 @@
 
 use super::support::fixture;
 use onnx_graft::adapters::{Adapter, AdapterFolder, Config, Setup};
-use onnx_graft::api;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::text;
 use onnx_graft::onnx::{self, ExternalSource};
 use onnx_graft::select::Interface;
+use onnx_graft::{Attach, api};
 use proptest::prelude::*;
 use std::sync::LazyLock;
 
@@ -43,8 +43,12 @@ impl Export {
         adapters: Vec<Adapter>,
         seed: u64,
     ) -> onnx_graft::Result<Verified> {
-        let setup = api::stacked(adapters.iter().map(|a| a.name.clone()));
-        Ok(api::attach(model, &self.interface, adapters, setup, seed, false)?.model)
+        Ok(Attach::to(model)
+            .interface(&self.interface)
+            .adapters(adapters)
+            .seed(seed)
+            .run()?
+            .model)
     }
 }
 
@@ -204,7 +208,12 @@ fn weights_of_another_model_are_refused_with_a_full_list() {
     let adapter = folder.into_adapter(Some("a"));
     let setup = Setup::Single("a".into());
     let base = DYNAMO.model.clone();
-    let failed = api::attach(base, &DYNAMO.interface, vec![adapter], setup, 0, false);
+    let failed = Attach::to(base)
+        .interface(&DYNAMO.interface)
+        .adapters(vec![adapter])
+        .active(setup)
+        .seed(0)
+        .run();
     let message = failed.unwrap_err().to_string();
     assert!(message.contains("error[weights-missing]"), "{message}");
     for name in names {
@@ -216,8 +225,8 @@ fn weights_of_another_model_are_refused_with_a_full_list() {
 mod computed {
     use super::*;
     use onnx_graft::adapters::{AdapterStore, Meta};
+    use onnx_graft::job::merge;
     use onnx_graft::runtime::{CompileOptions, Feeds, Plan, io};
-    use onnx_graft::train::merge;
 
     fn logits(model: &Verified) -> Vec<f32> {
         let inputs = io::read(&fixture("qwen3/inputs.safetensors")).unwrap();

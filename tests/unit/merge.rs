@@ -2,12 +2,12 @@
 
 use super::support::fixture;
 use onnx_graft::adapters::{Adapter, AdapterStore, Config, Weights};
-use onnx_graft::api;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::{TensorData, text};
+use onnx_graft::job::{merge, reset};
 use onnx_graft::runtime::{CompileOptions, Feeds, Outputs, Plan, io};
 use onnx_graft::select::Interface;
-use onnx_graft::train::{merge, reset};
+use onnx_graft::{Attach, api};
 
 fn outputs(model: &Verified, data: &Feeds) -> Outputs {
     let plan = Plan::compile(model, &CompileOptions::default()).unwrap();
@@ -42,7 +42,13 @@ fn difference(a: &Outputs, b: &Outputs) -> f32 {
 fn moved(model: &Verified, interface: &Interface, config: &str) -> Adapter {
     let config = Config::parse(config).unwrap();
     let fresh = Adapter::fresh("a", config.clone());
-    let adapted = api::attach(model.clone(), interface, vec![fresh], "a".into(), 1, false).unwrap();
+    let adapted = Attach::to(model.clone())
+        .interface(interface)
+        .adapters(vec![fresh])
+        .active("a".into())
+        .seed(1)
+        .run()
+        .unwrap();
     let store = AdapterStore::from_model(adapted.model.model());
     let mut state = 1u32;
     let tensors: Vec<_> = store
@@ -79,16 +85,14 @@ fn check(arch: &str, file: &str, configs: &[&str]) {
         let adapter = moved(&model, &interface, config);
         let merged = merge(&model, &interface, vec![adapter.clone()]).unwrap();
         resets(&merged, &interface, &adapter, (&base, &data), config);
-        let attached = api::attach(
-            model.clone(),
-            &interface,
-            vec![adapter],
-            "a".into(),
-            0,
-            false,
-        )
-        .unwrap()
-        .model;
+        let attached = Attach::to(model.clone())
+            .interface(&interface)
+            .adapters(vec![adapter])
+            .active("a".into())
+            .seed(0)
+            .run()
+            .unwrap()
+            .model;
         let (merged_out, attached_out) = (outputs(&merged, &data), outputs(&attached, &data));
         let d = difference(&merged_out, &attached_out);
         assert!(

@@ -1,6 +1,7 @@
 //! `MultiTask`: each sample gets what its own adapter gives, whatever the method; parameters that tasks have together are one.
 
 use super::support::fixture;
+use onnx_graft::Attach;
 use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Setup};
 use onnx_graft::api::{self, Adapted};
 use onnx_graft::infer::Verified;
@@ -15,14 +16,12 @@ fn attach(arch: &str, specs: &[&str], setup: &str) -> onnx_graft::Result<Adapted
         .iter()
         .map(|s| api::adapter(s))
         .collect::<Result<_, _>>()?;
-    api::attach(
-        model,
-        &interface,
-        adapters,
-        Setup::parse(setup).unwrap(),
-        3,
-        false,
-    )
+    Attach::to(model)
+        .interface(&interface)
+        .adapters(adapters)
+        .active(Setup::parse(setup).unwrap())
+        .seed(3)
+        .run()
 }
 
 fn error(arch: &str, specs: &[&str], setup: &str) -> String {
@@ -180,7 +179,13 @@ fn shared_values_are_those_of_the_first_saved_task() {
         let model = api::open(fixture("bert/model.onnx")).unwrap();
         let interface = Interface::builtin("bert").unwrap().unwrap();
         let setup = Setup::parse("MultiTask(a, b)").unwrap();
-        api::attach(model, &interface, vec![first, second], setup, 0, false).unwrap()
+        Attach::to(model)
+            .interface(&interface)
+            .adapters(vec![first, second])
+            .active(setup)
+            .seed(0)
+            .run()
+            .unwrap()
     };
     let kept = |done: &Adapted| {
         let store = AdapterStore::from_model(done.model.model());

@@ -2,7 +2,6 @@
 
 use super::support::fixture;
 use onnx_graft::adapters::AdapterStore;
-use onnx_graft::api;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract;
 use onnx_graft::rewrite::passes::gradient::Outputs;
@@ -13,6 +12,7 @@ use onnx_graft::train::{
     Batch, Collator, Example, IGNORE, Mode, PaddingSide, dataset_divisor, inference_graph,
     parse_loss, training_graph,
 };
+use onnx_graft::{Attach, api};
 use std::path::Path;
 
 const MODES: [Mode; 2] = [Mode::Portable, Mode::Native];
@@ -56,8 +56,12 @@ impl Case {
             base = api::pack(base, &interface).unwrap();
         }
         let adapter = api::adapter(adapter).unwrap();
-        let setup = api::stacked([adapter.name.clone()]);
-        let model = api::attach(base, &interface, vec![adapter], setup, 7, true)
+        let model = Attach::to(base)
+            .interface(&interface)
+            .adapters(vec![adapter])
+            .seed(7)
+            .training(true)
+            .run()
             .unwrap()
             .model;
         let store = AdapterStore::from_model(model.model());
@@ -317,7 +321,14 @@ fn what_treats_a_row_as_one_example_is_refused() {
         let base = api::open(fixture("qwen3/model.onnx")).unwrap();
         let base = api::pack(base, &interface).unwrap();
         let adapters = specs.iter().map(|s| api::adapter(s).unwrap()).collect();
-        let e = api::attach(base, &interface, adapters, setup(active), 7, true).unwrap_err();
+        let e = Attach::to(base)
+            .interface(&interface)
+            .adapters(adapters)
+            .active(setup(active))
+            .seed(7)
+            .training(true)
+            .run()
+            .unwrap_err();
         let e = e.to_string();
         assert!(e.contains(want) && e.contains("without packing"), "{e}");
     }

@@ -3,7 +3,6 @@
 use super::support::fixture;
 use super::synth::{Shape, decoder, patterned};
 use onnx_graft::adapters::AdapterStore;
-use onnx_graft::api;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract;
 use onnx_graft::ir::{DType, Fact};
@@ -13,14 +12,19 @@ use onnx_graft::rewrite::passes::recompute::Recompute;
 use onnx_graft::runtime::{CompileOptions, Feeds, TrainStep, Value, io};
 use onnx_graft::select::Interface;
 use onnx_graft::train::{Mode, parse_loss, training_graph};
+use onnx_graft::{Attach, api};
 
 /// The training graph of an adapted fixture, and its trainable parameters.
 fn graph(arch: &str, file: &str, adapter: &str, loss: &str, mode: Mode) -> (Verified, Vec<String>) {
     let interface = Interface::read(&fixture(arch).join("interface.json")).unwrap();
     let adapter = api::adapter(adapter).unwrap();
-    let setup = api::stacked([adapter.name.clone()]);
     let base = api::open(fixture(arch).join(file)).unwrap();
-    let model = api::attach(base, &interface, vec![adapter], setup, 7, true)
+    let model = Attach::to(base)
+        .interface(&interface)
+        .adapters(vec![adapter])
+        .seed(7)
+        .training(true)
+        .run()
         .unwrap()
         .model;
     trained(model, loss, mode)
@@ -172,9 +176,14 @@ fn depth_costs_little() {
         let model = decoder(Shape::tiny(layers), &mut patterned);
         let interface = Interface::resolve("qwen3").unwrap();
         let adapter = api::adapter("lora[r=4]|par_bn").unwrap();
-        let setup = api::stacked([adapter.name.clone()]);
         let base = Verified::check(model).unwrap();
-        let adapted = api::attach(base, &interface, vec![adapter], setup, 7, true).unwrap();
+        let adapted = Attach::to(base)
+            .interface(&interface)
+            .adapters(vec![adapter])
+            .seed(7)
+            .training(true)
+            .run()
+            .unwrap();
         let (graph, names) = trained(adapted.model, "causal-lm", Mode::Native);
         kept(&if recomputes {
             recomputed(&graph, &names)

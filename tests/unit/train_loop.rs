@@ -4,7 +4,7 @@ use super::support::fixture;
 use onnx_graft::train::{
     CollateArguments, Dataset, Event, Interval, ReadOptions, TrainData, Trainer, TrainingArguments,
 };
-use onnx_graft::{Interface, api};
+use onnx_graft::{Attach, Interface, api};
 
 /// Lengths of the rows.
 const LENGTHS: [usize; 6] = [6, 5, 9, 8, 3, 7];
@@ -29,9 +29,14 @@ fn events(args: TrainingArguments) -> Vec<Event> {
     let train = rows();
     let interface = Interface::resolve("qwen3").unwrap();
     let lora = api::adapter("lora[r=4,alpha=8]").unwrap();
-    let setup = api::stacked([lora.name.clone()]);
     let base = api::open(fixture("qwen3/model.onnx")).unwrap();
-    let adapted = api::attach(base, &interface, vec![lora], setup, 42, true).unwrap();
+    let adapted = Attach::to(base)
+        .interface(&interface)
+        .adapters(vec![lora])
+        .seed(42)
+        .training(true)
+        .run()
+        .unwrap();
     let mut trainer = Trainer::causal_lm(adapted.model, args).unwrap();
     let data = TrainData {
         eval: Some(&train),

@@ -2,12 +2,12 @@
 
 use super::support::fixture;
 use onnx_graft::adapters::{AdapterStore, identifiers};
-use onnx_graft::api;
 use onnx_graft::rewrite::passes::gradient::Outputs;
 use onnx_graft::rewrite::passes::loss::Divisor;
 use onnx_graft::runtime::{CompileOptions, Feeds, TrainStep, io};
 use onnx_graft::select::Interface;
 use onnx_graft::train::{Mode, parse_loss, training_graph};
+use onnx_graft::{Attach, api};
 
 /// Places that drop things, with each method that has them.
 const DROPS: [&str; 5] = [
@@ -27,8 +27,12 @@ fn case(adapter: &str, mode: Mode) -> Case {
     let interface = Interface::read(&fixture("qwen3/interface.json")).unwrap();
     let base = api::open(fixture("qwen3/model.onnx")).unwrap();
     let adapter = api::adapter(adapter).unwrap();
-    let setup = api::stacked([adapter.name.clone()]);
-    let model = api::attach(base, &interface, vec![adapter], setup, 3, true)
+    let model = Attach::to(base)
+        .interface(&interface)
+        .adapters(vec![adapter])
+        .seed(3)
+        .training(true)
+        .run()
         .unwrap()
         .model;
     let store = AdapterStore::from_model(model.model());
@@ -137,7 +141,14 @@ fn roles_of_parameters() {
         let Ok(adapter) = api::adapter(&format!("a={spec}")) else {
             panic!("{spec}");
         };
-        let Ok(adapted) = api::attach(base, &interface, vec![adapter], "a".into(), 3, true) else {
+        let Ok(adapted) = Attach::to(base)
+            .interface(&interface)
+            .adapters(vec![adapter])
+            .active("a".into())
+            .seed(3)
+            .training(true)
+            .run()
+        else {
             out += &format!("{name}: not on this model\n");
             continue;
         };

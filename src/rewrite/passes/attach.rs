@@ -26,7 +26,7 @@ mod tasks;
 
 /// Attaches adapters to the places that an interface selected.
 #[derive(Clone, Debug)]
-pub struct Attach {
+pub struct AttachPass {
     /// The sites, selected in the model that the pass runs on.
     pub selection: Selection,
     /// Which adapters are active, and how they are put together.
@@ -39,10 +39,10 @@ pub struct Attach {
     pub training: bool,
 }
 
-impl Attach {
+impl AttachPass {
     /// One adapter, for inference, with initial values of seed 0 where it has no weights.
     pub fn new(selection: Selection, adapter: Adapter) -> Self {
-        Attach {
+        AttachPass {
             selection,
             setup: Setup::Single(adapter.name.clone()),
             adapters: vec![adapter],
@@ -52,7 +52,7 @@ impl Attach {
     }
 }
 
-impl Pass for Attach {
+impl Pass for AttachPass {
     fn name(&self) -> &'static str {
         "attach"
     }
@@ -184,7 +184,7 @@ fn current_values(graph: &Graph) -> FxHashMap<ValueId, ValueId> {
 }
 
 struct Writer<'w> {
-    pass: &'w Attach,
+    pass: &'w AttachPass,
     composer: Composer<'w>,
     /// What stands for a value of the base model by now.
     current: FxHashMap<ValueId, ValueId>,

@@ -126,7 +126,11 @@ impl Pass for Loss {
 }
 
 /// The value of this name, or the default: the output `usual`, or else the first output.
-pub(super) fn output(g: &Graph, name: Option<&str>, usual: Option<&str>) -> Result<ValueId, Diagnostic> {
+pub(super) fn output(
+    g: &Graph,
+    name: Option<&str>,
+    usual: Option<&str>,
+) -> Result<ValueId, Diagnostic> {
     let Some(name) = name else {
         let usual = g
             .outputs()

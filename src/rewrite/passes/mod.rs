@@ -14,6 +14,6 @@ pub mod recompute;
 pub mod shapes;
 mod strip;
 
-pub use attach::Attach;
+pub use attach::AttachPass;
 pub use merge::{Evaluate, Merge, merge_expression};
 pub use strip::Strip;

@@ -1,4 +1,4 @@
-//! Taking adapters out again: the inverse of [`Attach`](super::Attach), on the same model or on one that was written and read again.
+//! Taking adapters out again: the inverse of [`AttachPass`](super::AttachPass), on the same model or on one that was written and read again.
 
 use crate::adapters::manifest::Manifest;
 use crate::adapters::{Setup, head};

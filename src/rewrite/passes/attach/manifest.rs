@@ -1,6 +1,6 @@
 //! The manifest of a model that adapters are attached to.
 
-use super::Attach;
+use super::AttachPass;
 use crate::adapters::manifest::{Entry, Manifest};
 use crate::diag::Diagnostic;
 use crate::ir::contract;
@@ -27,7 +27,7 @@ pub(super) fn check_names(names: &[&str], there: &Manifest) -> Result<(), Diagno
 }
 
 /// The manifest with the pass's adapters added.
-pub(super) fn extended(mut manifest: Manifest, pass: &Attach) -> Manifest {
+pub(super) fn extended(mut manifest: Manifest, pass: &AttachPass) -> Manifest {
     manifest.tool = concat!("onnx-graft ", env!("CARGO_PKG_VERSION")).into();
     manifest.adapters.extend(pass.adapters.iter().map(|a| {
         let mut methods = a.config.methods().iter();

@@ -2,8 +2,8 @@
 
 use super::super::super::pass::{Pass, PassCx, PassError};
 use super::super::super::patch::Uses;
-use super::is_f32;
 use super::super::loss::{Divisor, Loss, output};
+use super::is_f32;
 use super::view::View;
 use crate::ir::{OpId, Val, ValueId, contract};
 use crate::ops::DOMAIN;
@@ -75,9 +75,7 @@ fn find(
         let op = &view.g.node(u.node()).op;
         op.is_onnx("Pad") || op.is_onnx("Concat")
     });
-    let fits = !lengthened
-        && constant.dims.len() == 2
-        && view.rank(hidden)? == 3
-        && is_f32(view, hidden);
+    let fits =
+        !lengthened && constant.dims.len() == 2 && view.rank(hidden)? == 3 && is_f32(view, hidden);
     fits.then_some((hidden, weight, loss, ins))
 }

@@ -1,12 +1,107 @@
 //! Numeric comparison of two models.
 
+use super::event::OnEvent;
+use super::open;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{DType, Dim, Type};
 use crate::runtime::value::Host;
-use crate::runtime::{Feeds, Outputs, Value};
+use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value, io, tract};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Compares two model files numerically.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Compare {
+    /// The model to compare with.
+    pub a: PathBuf,
+    /// The model to check.
+    pub b: PathBuf,
+    /// Who executes (default: this library).
+    pub engine: Engine,
+    /// Tensors by graph input name (default: generated ones).
+    pub inputs: Option<PathBuf>,
+    /// Largest absolute difference (default: 1e-4).
+    pub atol: f64,
+    /// Largest relative difference (default: 1e-4).
+    pub rtol: f64,
+    /// Seed of generated inputs (default: 42).
+    pub seed: u64,
+    /// How plans are compiled.
+    pub compile: CompileOptions,
+}
+
+/// Who executes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// This library's runtime.
+    #[default]
+    Native,
+    /// The independent engine tract.
+    Tract,
+}
+
+impl Compare {
+    /// A job with the command's defaults.
+    pub fn new(a: impl Into<PathBuf>, b: impl Into<PathBuf>) -> Self {
+        Compare {
+            a: a.into(),
+            b: b.into(),
+            engine: Engine::Native,
+            inputs: None,
+            atol: 1e-4,
+            rtol: 1e-4,
+            seed: 42,
+            compile: CompileOptions::default(),
+        }
+    }
+
+    /// Runs both models and compares their outputs. Differences are no error here: see [`agree`].
+    ///
+    /// # Errors
+    /// Models that cannot be read or run; outputs that only one of them has, or of different shapes.
+    pub fn run(&self, events: OnEvent<'_>) -> Result<Vec<Comparison>> {
+        let (a, b) = (open(&self.a, events)?, open(&self.b, events)?);
+        let inputs = match &self.inputs {
+            Some(path) => io::read(path)?.plain(),
+            None => generate_inputs(&a, self.seed)?,
+        };
+        let (x, y) = (
+            self.execute(&a, &self.a, &inputs)?,
+            self.execute(&b, &self.b, &inputs)?,
+        );
+        compare(&x, &y, self.atol, self.rtol)
+    }
+
+    fn execute(&self, model: &Verified, path: &Path, inputs: &Feeds) -> Result<Outputs> {
+        if self.engine == Engine::Tract {
+            return tract::run(model, path, inputs);
+        }
+        let plan = Plan::compile(model, &self.compile)?;
+        let mut feeds = inputs.clone();
+        feeds
+            .0
+            .retain(|k, _| plan.feeds().iter().any(|f| f.name == *k));
+        plan.run(&feeds)
+    }
+}
+
+/// That all outputs are within the tolerances.
+///
+/// # Errors
+/// [`ErrorKind::Run`]: they are not.
+pub fn agree(outputs: &[Comparison]) -> Result<()> {
+    if outputs.iter().all(|o| o.within) {
+        return Ok(());
+    }
+    let d = Diagnostic::error("verify-differs", "the models differ");
+    Err(Error::new(
+        ErrorKind::Run,
+        d.help("raise --atol or --rtol if that is expected"),
+    ))
+}
 
 /// How far two values of one output are apart.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,255 @@
+//! Attaching: from a model and the names of adapters to the adapted model.
+
+use super::{adapter, manifest, open, opened, summary};
+use crate::adapters::folder::{AdapterFolder, Meta};
+use crate::adapters::summary::Summary;
+use crate::adapters::{Adapter, AdapterStore, Config, Setup};
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::rewrite::passes::AttachPass;
+use crate::rewrite::pipelines;
+use crate::select::{Interface, Selection, infer_interface};
+use std::path::{Path, PathBuf};
+
+/// Attaches adapters to a model: says where they go, which ones they are and how they act together, and [runs](Self::run).
+///
+/// ```
+/// use onnx_graft::Attach;
+///
+/// let adapted = Attach::open("fixtures/qwen3/model.onnx")?.adapter("lora[r=4]")?.run()?;
+/// assert_eq!(adapted.summary()?.rows[0].name, "lora");
+/// # Ok::<(), onnx_graft::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing is attached before it runs"]
+pub struct Attach {
+    model: Verified,
+    file: Option<PathBuf>,
+    interface: Option<Interface>,
+    adapters: Vec<Adapter>,
+    active: Option<Setup>,
+    seed: u64,
+    training: bool,
+}
+
+impl Attach {
+    /// Attaches to a model in memory.
+    pub fn to(model: Verified) -> Self {
+        Attach {
+            model,
+            file: None,
+            interface: None,
+            adapters: Vec::new(),
+            active: None,
+            seed: 42,
+            training: false,
+        }
+    }
+
+    /// Attaches to the model of a file, whose folder may hold a `config.json` (see [`from_file`](Self::from_file)).
+    ///
+    /// # Errors
+    /// Those of [`open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Ok(Self::to(open(path)?).from_file(path))
+    }
+
+    /// The file that the model was read from. `config.json` beside it names the model's type, which finds the interface where none is
+    /// given, and what saved adapters tell about their model.
+    #[expect(clippy::wrong_self_convention, reason = "a setting of a builder")]
+    pub fn from_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.file = Some(path.into());
+        self
+    }
+
+    /// The interface that says which modules adapters go to (default: that of the model's type, else one inferred from the graph).
+    pub fn interface(mut self, interface: &Interface) -> Self {
+        self.interface = Some(interface.clone());
+        self
+    }
+
+    /// One more adapter, as [`adapter`] reads it (default: the first method that the interface lists).
+    ///
+    /// # Errors
+    /// Those of [`adapter`].
+    pub fn adapter(mut self, spec: &str) -> Result<Self> {
+        self.adapters.push(adapter(spec)?);
+        Ok(self)
+    }
+
+    /// More adapters.
+    pub fn adapters(mut self, adapters: impl IntoIterator<Item = Adapter>) -> Self {
+        self.adapters.extend(adapters);
+        self
+    }
+
+    /// Which adapters are active, and how they act together (default: all, one behind the other).
+    pub fn active(mut self, setup: Setup) -> Self {
+        self.active = Some(setup);
+        self
+    }
+
+    /// Seed of initial parameter values (default: 42).
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Whether dropout and stochastic depth act, as they do in training (default: no). Files are written without.
+    pub fn training(mut self, training: bool) -> Self {
+        self.training = training;
+        self
+    }
+
+    /// Selects the interface's sites and attaches the adapters.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Interface`]: no interface, or one that does not fit the graph; [`ErrorKind::Method`] and [`ErrorKind::Patch`]:
+    /// adapters that do not fit the places.
+    pub fn run(self) -> Result<Adapted> {
+        let interface = match self.interface {
+            Some(interface) => interface,
+            None => find_interface(&self.model, self.file.as_deref())?,
+        };
+        let mut adapters = self.adapters;
+        if adapters.is_empty() {
+            adapters.push(Adapter::default_of(&interface)?);
+        }
+        let names = adapters.iter().map(|a| a.name.clone());
+        let setup = self.active.unwrap_or_else(|| Setup::stack(names));
+        let configs = adapters.iter().map(|a| (a.name.clone(), a.config.clone()));
+        let configs = configs.collect();
+        let mut methods = adapters.iter().flat_map(|a| a.config.methods());
+        let cores = methods.any(|m| m.opens_attention());
+        let (model, expanded) = opened(self.model, cores)?;
+        let selection = interface.select(&model)?;
+        let mut warnings = selection.misses.clone();
+        warnings.extend(expanded);
+        let pass = AttachPass {
+            selection: selection.clone(),
+            setup: setup.clone(),
+            adapters,
+            seed: self.seed,
+            training: self.training,
+        };
+        let mut rewritten = pipelines::attaching(pass).run(model)?;
+        for report in &mut rewritten.reports {
+            warnings.append(&mut report.warnings);
+        }
+        Ok(Adapted {
+            meta: meta(self.file.as_deref(), &interface, &selection),
+            model: rewritten.model,
+            selection,
+            warnings,
+            interface,
+            setup,
+            configs,
+        })
+    }
+}
+
+/// A model with adapters.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Adapted {
+    /// The rewritten model.
+    pub model: Verified,
+    /// What the interface selected in the model before.
+    pub selection: Selection,
+    /// Findings that did not stop the work.
+    pub warnings: Vec<Diagnostic>,
+    /// The interface.
+    pub interface: Interface,
+    /// How the adapters act together.
+    pub setup: Setup,
+    /// What saved adapters tell about their model.
+    pub meta: Meta,
+    /// Configurations of the adapters that were attached, which may be of methods that no manifest can name.
+    configs: Vec<(String, Config)>,
+}
+
+impl Adapted {
+    /// The library's summary table.
+    ///
+    /// # Errors
+    /// A manifest that cannot be read.
+    pub fn summary(&self) -> Result<Summary> {
+        summary(&self.model, &self.setup)
+    }
+
+    /// The adapters: names and configurations.
+    ///
+    /// # Errors
+    /// A manifest that cannot be read.
+    pub fn manifest(&self) -> Result<Vec<(String, Config)>> {
+        manifest(&self.model)
+    }
+
+    /// The parameters that the adapters have in the model.
+    pub fn store(&self) -> AdapterStore {
+        AdapterStore::from_model(self.model.model())
+    }
+
+    /// The folder of one adapter, with the parameters of `store`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Method`]: the model has no adapter of this name.
+    pub fn folder(&self, name: &str, store: &AdapterStore) -> Result<AdapterFolder> {
+        let attached = self.configs.iter().find(|(n, _)| n == name).cloned();
+        let found = match attached {
+            Some(found) => Some(found),
+            None => self.manifest()?.into_iter().find(|(n, _)| n == name),
+        };
+        let Some((_, config)) = found else {
+            let message = format!("the model has no adapter `{name}`");
+            let d = Diagnostic::error("adapter-unknown", message);
+            return Err(Error::new(ErrorKind::Method, d));
+        };
+        let interface = Some(self.interface.to_json());
+        let meta = self.meta.clone();
+        Ok(AdapterFolder::from_store(
+            name, config, store, meta, interface,
+        ))
+    }
+}
+
+/// The interface of a model for which none was given: that of the type in `config.json` beside its file, else one inferred from the
+/// graph.
+///
+/// # Errors
+/// [`ErrorKind::Interface`]: the type is not known, and the graph does not tell.
+pub fn find_interface(model: &Verified, file: Option<&Path>) -> Result<Interface> {
+    if let Some(path) = file
+        && let Some(found) = Interface::detect(path)?
+    {
+        return Ok(found);
+    }
+    infer_interface(model).map(|p| p.interface).map_err(|e| {
+        let d = Diagnostic::error("interface-unknown", "no interface was given, and none could be found")
+            .help("give one: --interface qwen3, or --interface adapter_interface.json (`rewrite interface list`)");
+        Error::new(ErrorKind::Interface, d).with_source(e)
+    })
+}
+
+/// What `config.json` beside a model says, for the adapter's own file.
+fn meta(model: Option<&Path>, interface: &Interface, selection: &Selection) -> Meta {
+    let config = model.map(|m| m.with_file_name("config.json"));
+    let text = config.and_then(|c| std::fs::read_to_string(c).ok());
+    let config: serde_json::Value =
+        serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
+    let string = |v: &serde_json::Value| v.as_str().map(str::to_owned);
+    let mut extra = serde_json::Map::new();
+    crate::adapters::base::record(&mut extra, selection);
+    Meta {
+        hidden_size: (selection.hidden_size > 0).then_some(selection.hidden_size as u64),
+        model_class: string(&config["architectures"][0]).unwrap_or_default(),
+        model_name: string(&config["_name_or_path"]).unwrap_or_default(),
+        model_type: string(&config["model_type"])
+            .or_else(|| interface.model_type.clone())
+            .unwrap_or_default(),
+        version: Some(crate::adapters::folder::VERSION.to_owned()),
+        extra,
+    }
+}

@@ -1,0 +1,115 @@
+//! Adapter folders from one format or name to another.
+
+use super::check::usage;
+use crate::adapters::average::rename;
+use crate::adapters::folder::{AdapterFolder, WriteOptions};
+use crate::adapters::peft::{self, PeftFolder};
+use crate::error::Result;
+use crate::select::Interface;
+use std::path::{Path, PathBuf};
+
+/// Formats of adapter folders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// The Adapters library's.
+    Adapterhub,
+    /// Hugging Face PEFT's.
+    Peft,
+}
+
+/// Converts an adapter folder between AdapterHub's and PEFT's format.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Convert {
+    /// The folder.
+    pub folder: PathBuf,
+    /// The format to write.
+    pub to: Format,
+    /// To AdapterHub's: a file or the name of a built-in interface.
+    pub interface: Option<String>,
+    /// To AdapterHub's: name of the adapter (default: the folder's).
+    pub name: Option<String>,
+    /// The new folder.
+    pub output: PathBuf,
+    /// Whether existing outputs are replaced.
+    pub force: bool,
+}
+
+/// A converted adapter.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of them")]
+pub enum Converted {
+    /// In AdapterHub's format.
+    Adapterhub(AdapterFolder),
+    /// In PEFT's format.
+    Peft(PeftFolder),
+}
+
+impl Convert {
+    /// A job with the command's defaults.
+    pub fn new(folder: impl Into<PathBuf>, to: Format, output: impl Into<PathBuf>) -> Self {
+        Convert {
+            folder: folder.into(),
+            to,
+            interface: None,
+            name: None,
+            output: output.into(),
+            force: false,
+        }
+    }
+
+    /// Converts and writes.
+    ///
+    /// # Errors
+    /// A folder that is of that format already, or of none; adapters that the other format cannot say.
+    pub fn run(&self) -> Result<Converted> {
+        let options = WriteOptions {
+            force: self.force,
+            ..WriteOptions::default()
+        };
+        match (self.to, peft::is_peft(&self.folder)) {
+            (Format::Peft, false) => {
+                let out = peft::to_peft(&AdapterFolder::read(&self.folder)?)?;
+                out.write(&self.output, options)?;
+                Ok(Converted::Peft(out))
+            }
+            (Format::Adapterhub, true) => {
+                let interface = Interface::resolve(self.interface.as_deref().unwrap_or_default())?;
+                let read = PeftFolder::read(&self.folder)?;
+                let out = peft::from_peft(&read, &self.name(), &interface)?;
+                out.write(&self.output, options)?;
+                Ok(Converted::Adapterhub(out))
+            }
+            (Format::Peft, true) | (Format::Adapterhub, false) => Err(usage(
+                format!(
+                    "{} is of that format already, or of none",
+                    self.folder.display()
+                ),
+                "give a folder of the other format",
+            )),
+        }
+    }
+
+    /// The given name, or the folder's as far as an adapter may be called so.
+    fn name(&self) -> String {
+        let folder = self.folder.file_name();
+        let folder = folder.map(|n| n.to_string_lossy().replace(['.', ','], "_"));
+        let given = self.name.clone().or(folder);
+        given.unwrap_or_else(|| "adapter".into())
+    }
+}
+
+/// The adapter of a folder under another name, and the folder that it goes to: the one that is given, or one of the new name beside it.
+///
+/// # Errors
+/// A folder that cannot be read; a name that an adapter cannot have.
+pub fn rename_beside(
+    from: &Path,
+    name: &str,
+    to: Option<&Path>,
+) -> Result<(AdapterFolder, PathBuf)> {
+    let out = rename(AdapterFolder::read(from)?, name)?;
+    let beside = || from.parent().unwrap_or(Path::new("")).join(name);
+    Ok((out, to.map_or_else(beside, Path::to_owned)))
+}

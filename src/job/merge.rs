@@ -1,0 +1,130 @@
+//! Folding adapters into base weights: the method's expression, evaluated here.
+
+use super::attach::AdapterSettings;
+use super::check::{keep, usage};
+use super::event::{OnEvent, warn};
+use super::open;
+use crate::adapters::Adapter;
+use crate::adapters::methods::Fold;
+use crate::api;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::Verified;
+use crate::ir::TensorData;
+use crate::onnx::{SaveOptions, Saved};
+use crate::rewrite::passes;
+use crate::rewrite::pipelines;
+use crate::runtime::{CompileOptions, Feeds, Plan, Value};
+use crate::select::{Interface, Selection};
+use std::path::PathBuf;
+
+/// Folds adapters into the weights of a model file, or takes them out of it again.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Merge {
+    /// The ONNX file.
+    pub model: PathBuf,
+    /// The adapters, all of which are folded in, one after the other.
+    pub adapters: AdapterSettings,
+    /// Where the merged model goes.
+    pub output: PathBuf,
+    /// Whether the adapters are taken out of weights that they were folded into.
+    pub reset: bool,
+    /// Whether an existing output is replaced.
+    pub force: bool,
+}
+
+impl Merge {
+    /// A job with the command's defaults.
+    pub fn new(
+        model: impl Into<PathBuf>,
+        adapters: AdapterSettings,
+        output: impl Into<PathBuf>,
+    ) -> Self {
+        Merge {
+            model: model.into(),
+            adapters,
+            output: output.into(),
+            reset: false,
+            force: false,
+        }
+    }
+
+    /// Merges and writes.
+    ///
+    /// # Errors
+    /// Those of [`merge`] and [`reset`]; an output that exists or is the input; files that cannot be read or written.
+    pub fn run(&self, events: OnEvent<'_>) -> Result<Saved> {
+        keep(&self.output, [&*self.model])?;
+        if self.adapters.active.is_some() {
+            return Err(usage(
+                "merge folds in every adapter that is given, one after the other",
+                "leave --active out, and give only the adapters to be merged",
+            ));
+        }
+        let model = open(&self.model, events)?;
+        let interface = self.adapters.interface(&self.model, &model)?;
+        let (model, opened) = api::opened(model, false)?;
+        warn(events, &opened)?;
+        let adapters = self.adapters.load(&interface)?;
+        let fold = if self.reset { reset } else { merge };
+        let merged = fold(&model, &interface, adapters)?;
+        let options = SaveOptions {
+            force: self.force,
+            ..SaveOptions::default()
+        };
+        crate::onnx::save(&merged, &self.output, options)
+    }
+}
+
+/// Folds adapters into the weights of a model, one after the other.
+///
+/// # Errors
+/// Adapters whose method has no merged form (bottlenecks, gated LoRA), and weights that are not stored as floats.
+pub fn merge(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
+    fold(model, interface, adapters, Fold::In)
+}
+
+/// Takes adapters out of weights that they were folded into, as the library's `reset_adapter` does. The weights come back up to
+/// rounding.
+///
+/// # Errors
+/// Those of [`merge`], and DoRA, whose norms the merged weight does not tell any more.
+pub fn reset(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
+    fold(model, interface, adapters, Fold::Out)
+}
+
+fn fold(
+    model: &Verified,
+    interface: &Interface,
+    adapters: Vec<Adapter>,
+    fold: Fold,
+) -> Result<Verified> {
+    let selection = interface.select(model)?;
+    let pass = merging(selection, adapters, fold);
+    Ok(pipelines::merging(pass).run(model.clone())?.model)
+}
+
+/// The pass, with this library's runtime as what evaluates.
+pub(super) fn merging(selection: Selection, adapters: Vec<Adapter>, fold: Fold) -> passes::Merge {
+    passes::Merge {
+        selection,
+        adapters,
+        fold,
+        evaluate: Box::new(evaluate),
+    }
+}
+
+/// Runs a model without inputs.
+fn evaluate(model: &Verified) -> Result<Vec<TensorData>> {
+    let plan = Plan::compile(model, &CompileOptions::default())?;
+    plan.run(&Feeds::new())?.values().map(tensor).collect()
+}
+
+fn tensor(value: &Value) -> Result<TensorData> {
+    let wrong = |e: String| Error::new(ErrorKind::Run, Diagnostic::error("merge", e));
+    let data = value.to_f32().map_err(|e| wrong(e.to_string()))?;
+    let dims: Vec<u64> = value.dims().iter().map(|&d| d as u64).collect();
+    TensorData::from_floats(value.dtype(), dims, &data)
+        .ok_or_else(|| wrong(format!("a merged weight of type {}", value.dtype())))
+}

@@ -1,0 +1,59 @@
+//! Taking adapters out of a model file again.
+
+use super::check::keep;
+use super::event::{OnEvent, warn};
+use super::open;
+use crate::api;
+use crate::diag::Diagnostic;
+use crate::error::Result;
+use crate::onnx::{SaveOptions, Saved};
+use std::path::PathBuf;
+
+/// Takes adapters out of a model file.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Strip {
+    /// A model with adapters, as this library wrote it.
+    pub model: PathBuf,
+    /// Name of the only adapter to take out (default: all).
+    pub name: Option<String>,
+    /// Where the model without them goes.
+    pub output: PathBuf,
+    /// Whether an existing output is replaced.
+    pub force: bool,
+}
+
+impl Strip {
+    /// A job with the command's defaults.
+    pub fn new(model: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+        Strip {
+            model: model.into(),
+            name: None,
+            output: output.into(),
+            force: false,
+        }
+    }
+
+    /// Strips and writes. A model without adapters is written as it is, which is a finding.
+    ///
+    /// # Errors
+    /// An adapter that is not there; an output that exists or is the input; files that cannot be read or written.
+    pub fn run(&self, events: OnEvent<'_>) -> Result<Saved> {
+        keep(&self.output, [&*self.model])?;
+        let model = open(&self.model, events)?;
+        if self.name.is_none() && api::manifest(&model)?.is_empty() {
+            let finding = Diagnostic::warning(
+                "strip-nothing",
+                "this model carries no adapters of this program",
+            )
+            .at(self.model.display().to_string());
+            warn(events, [&finding.help("what is written is the same model")])?;
+        }
+        let stripped = api::strip(model, self.name.as_deref())?;
+        let options = SaveOptions {
+            force: self.force,
+            ..SaveOptions::default()
+        };
+        crate::onnx::save(&stripped, &self.output, options)
+    }
+}

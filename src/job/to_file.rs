@@ -1,0 +1,247 @@
+//! The main job: attaches adapters to a model file and writes the result beside it.
+
+use super::attach::AdapterSettings;
+use super::check::{ensure_absent, exists, keep};
+use super::event::{OnEvent, warn};
+use super::open;
+use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
+use crate::adapters::place::Kind;
+use crate::adapters::summary::Summary;
+use crate::api::Adapted;
+use crate::error::{Error, Result};
+use crate::infer::Verified;
+use crate::ir::contract::stamp;
+use crate::onnx::{SaveOptions, Saved};
+use indexmap::IndexMap;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Attaches adapters to a model file: writes `MODEL.NAMES.onnx` and a folder for each adapter.
+///
+/// ```
+/// use onnx_graft::job::{AdapterSettings, AttachToFile, Written};
+///
+/// let adapters = AdapterSettings { adapters: vec!["lora[r=4]".into()], ..AdapterSettings::default() };
+/// let mut job = AttachToFile::new("fixtures/qwen3/model.onnx", adapters);
+/// job.dry_run = true;
+/// let report = job.run(&mut |_| Ok(()))?;
+/// assert_eq!(report.selected.layers, 2);
+/// assert!(matches!(report.output, Written::Dry { .. }));
+/// # Ok::<(), onnx_graft::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AttachToFile {
+    /// The ONNX file.
+    pub model: PathBuf,
+    /// Which adapters, and where they go.
+    pub adapters: AdapterSettings,
+    /// Output file or folder (default: beside the model).
+    pub output: Option<PathBuf>,
+    /// Whether existing outputs are replaced.
+    pub force: bool,
+    /// Whether nothing is written, and the difference told instead.
+    pub dry_run: bool,
+    /// Seed of initial parameter values (default: 42).
+    pub seed: u64,
+}
+
+/// What attaching to a file did.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AttachReport {
+    /// What the interface selected.
+    pub selected: Selected,
+    /// The library's summary table.
+    pub summary: Summary,
+    /// What became of it.
+    pub output: Written,
+}
+
+/// What was written.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Written {
+    /// Nothing: the difference of the graphs by module.
+    Dry {
+        /// As text.
+        diff: String,
+    },
+    /// Files.
+    Files {
+        /// The model.
+        saved: Saved,
+        /// The adapters' folders.
+        adapters: Vec<PathBuf>,
+    },
+}
+
+/// What an interface selected in a model, in short.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Selected {
+    /// Number of layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Projections of the first layer, by interface field.
+    pub first_layer: IndexMap<String, String>,
+    /// Number of places with an adapter.
+    pub places: usize,
+    /// How many places there are of each kind.
+    pub at: Vec<Placed>,
+}
+
+/// Places of one kind.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Placed {
+    /// The adapter.
+    pub adapter: String,
+    /// The kind.
+    pub kind: String,
+    /// Number of places.
+    pub places: usize,
+}
+
+impl AttachToFile {
+    /// A job with the command's defaults.
+    pub fn new(model: impl Into<PathBuf>, adapters: AdapterSettings) -> Self {
+        AttachToFile {
+            model: model.into(),
+            adapters,
+            output: None,
+            force: false,
+            dry_run: false,
+            seed: 42,
+        }
+    }
+
+    /// Attaches and writes.
+    ///
+    /// # Errors
+    /// Those of [`Attach::run`](crate::Attach::run); outputs that exist or are inputs; files that cannot be read or written.
+    pub fn run(&self, events: OnEvent<'_>) -> Result<AttachReport> {
+        let model = open(&self.model, events)?;
+        let before = self.dry_run.then(|| model.clone());
+        let (attach, names) = self.adapters.builder(model, &self.model)?;
+        let adapted = attach.seed(self.seed).run()?;
+        warn(events, &adapted.warnings)?;
+        let summary = adapted.summary()?;
+        let selected = selected(&adapted);
+        let output = match before {
+            Some(before) => Written::Dry {
+                diff: crate::api::diff(&before, &adapted.model).to_string(),
+            },
+            None => self.write(&adapted, &names)?,
+        };
+        Ok(AttachReport {
+            selected,
+            summary,
+            output,
+        })
+    }
+
+    /// Writes the model and the folders of its adapters, after the last check.
+    fn write(&self, adapted: &Adapted, names: &[String]) -> Result<Written> {
+        let path = self.target(names);
+        let beside = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+        keep(&path, [&*self.model])?;
+        ensure_absent(&path, self.force)?;
+        for name in names {
+            folder::free(&beside.join(name))?;
+        }
+        std::fs::create_dir_all(&beside)
+            .map_err(|e| Error::io(&beside, "cannot make the folder", e))?;
+        let store = adapted.store();
+        let folders = names
+            .iter()
+            .map(|n| Ok((beside.join(n), adapted.folder(n, &store.of(n))?)))
+            .collect::<Result<Vec<(PathBuf, AdapterFolder)>>>()?;
+        // A folder that an adapter was loaded from holds it already.
+        let sources = self.adapters.sources();
+        let written: Vec<&(PathBuf, AdapterFolder)> = folders
+            .iter()
+            .filter(|(f, _)| !f.canonicalize().is_ok_and(|f| sources.contains(&f)))
+            .collect();
+        let mut there = written.iter().map(|(f, _)| f);
+        if !self.force
+            && let Some(there) = there.find(|f| f.join(file::CONFIG).exists())
+        {
+            return Err(exists(there));
+        }
+        let options = SaveOptions {
+            force: self.force,
+            ..SaveOptions::default()
+        };
+        let saved = crate::onnx::save(&adapted.model, &path, options)?;
+        for (path, folder) in written {
+            let options = WriteOptions {
+                force: self.force,
+                ..WriteOptions::default()
+            };
+            folder.write(path, options)?;
+        }
+        let adapters = folders.into_iter().map(|(p, _)| p).collect();
+        Ok(Written::Files { saved, adapters })
+    }
+
+    /// The file that the model is written to.
+    fn target(&self, names: &[String]) -> PathBuf {
+        let stem = self.model.file_stem().unwrap_or_default();
+        let file = format!("{}.{}.onnx", stem.to_string_lossy(), names.join("+"));
+        match &self.output {
+            None => self.model.with_file_name(file),
+            Some(out) if out.is_dir() || out.extension().is_none() => out.join(file),
+            Some(out) => out.clone(),
+        }
+    }
+}
+
+/// What was selected.
+fn selected(adapted: &Adapted) -> Selected {
+    let selection = &adapted.selection;
+    let mut first_layer = IndexMap::new();
+    if let Some(l) = selection.layers.first() {
+        let attentions = [&l.self_attn, &l.cross_attn].into_iter().flatten();
+        let inside = attentions.flat_map(|a| [&a.q, &a.k, &a.v, &a.qkv, &a.o]);
+        for p in inside.chain([&l.intermediate, &l.output_proj]).flatten() {
+            let at = format!("{} [{} → {}]", p.path, p.d_in, p.d_out);
+            first_layer.insert(p.role.field().to_owned(), at);
+        }
+    }
+    let (places, at) = places(&adapted.model);
+    Selected {
+        layers: selection.layers.len(),
+        hidden_size: selection.hidden_size,
+        first_layer,
+        places,
+        at,
+    }
+}
+
+/// The number of places, and how many there are of each kind, by adapter.
+fn places(model: &Verified) -> (usize, Vec<Placed>) {
+    let graph = &model.model().graph;
+    let mut count = 0;
+    let mut kinds: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for n in graph.nodes() {
+        let metadata = &graph.node(n).metadata;
+        let get = |key: &str| metadata.get(key).map(|v| &**v);
+        if get(stamp::REPLACES).is_none() {
+            continue;
+        }
+        count += 1;
+        let adapter = get(stamp::ADAPTER).unwrap_or_default();
+        // What has no kind grows along with another place.
+        let kind = get(stamp::PLACE).unwrap_or(Kind::GROWN.name);
+        *kinds.entry((adapter, kind)).or_default() += 1;
+    }
+    let placed = |((adapter, kind), places): ((&str, &str), usize)| Placed {
+        adapter: adapter.to_owned(),
+        kind: kind.to_owned(),
+        places,
+    };
+    (count, kinds.into_iter().map(placed).collect())
+}
