@@ -158,3 +158,6 @@ pub(super) fn scope(g: &Graph, n: NodeId) -> String {
     let out = g.node_outputs(n).into_iter().flatten().next();
     out.map_or_else(|| node.op.op_type.to_string(), |v| g.name_of(v).to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -438,3 +438,6 @@ impl Backward<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

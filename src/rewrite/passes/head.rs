@@ -169,3 +169,6 @@ fn dropout(b: &Builder, v: Val, p: f64, training: bool) -> Val {
     let inputs = [Some(v), Some(b.scalar(p as f32)), Some(on)];
     b.node_n(OpId::onnx("Dropout"), &inputs, &[], 2)[0]
 }
+
+#[cfg(test)]
+mod tests;

@@ -119,3 +119,6 @@ fn cut(cx: &PassCx<'_>, logits: ValueId) -> (Option<Use>, ValueId) {
     }
     (None, logits)
 }
+
+#[cfg(test)]
+mod tests;

@@ -448,3 +448,6 @@ fn publish(cx: &PassCx<'_>, patch: &mut Patch, v: ValueId) -> Result<(), Diagnos
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,8 @@ pub mod pack;
 pub mod recompute;
 pub mod shapes;
 mod strip;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use attach::AttachPass;
 pub use merge::{Evaluate, Merge, merge_expression};

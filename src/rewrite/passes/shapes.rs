@@ -45,3 +45,6 @@ impl Pass for EarlyShapes {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -179,3 +179,6 @@ fn root(value: ValueId, closing: &FxHashMap<ValueId, ValueId>) -> ValueId {
     }
     at
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,3 +158,6 @@ impl Found {
 fn is_f32(view: &View<'_>, v: ValueId) -> bool {
     view.fact(v).and_then(|f| f.dtype) == Some(DType::Float)
 }
+
+#[cfg(test)]
+mod tests;
