@@ -320,7 +320,7 @@ fn what_treats_a_row_as_one_example_is_refused() {
         let interface = Interface::read(&fixture("qwen3/interface.json")).unwrap();
         let base = api::open(fixture("qwen3/model.onnx")).unwrap();
         let base = api::pack(base, &interface).unwrap();
-        let adapters = specs.iter().map(|s| api::adapter(s).unwrap()).collect();
+        let adapters: Vec<_> = specs.iter().map(|s| api::adapter(s).unwrap()).collect();
         let e = Attach::to(base)
             .interface(&interface)
             .adapters(adapters)

@@ -1,4 +1,5 @@
 use super::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
+use crate::rewrite::passes::loss::{Divisor, Loss};
 use crate::rewrite::passes::testing::check;
 
 #[test]
@@ -339,10 +340,10 @@ fn a_low_rank_update_joins_the_sum() {
 
 fn fuse_loss() -> FuseLoss {
     FuseLoss {
-        logits: "logits".into(),
-        labels: "labels".into(),
-        divisor: None,
-        loss: "loss".into(),
+        of: Loss::CausalLm {
+            logits: Some("logits".into()),
+            divisor: Divisor::Labels,
+        },
     }
 }
 
