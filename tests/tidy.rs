@@ -247,17 +247,20 @@ fn methods_are_named_in_their_own_files_only() {
             "adapters/config/mod.rs",
             "older identifiers, and unions that have a name",
         ),
-        ("adapters/folder.rs", "corrections of files of old versions"),
+        (
+            "adapters/files/folder.rs",
+            "corrections of files of old versions",
+        ),
         (
             "adapters/mod.rs",
             "the family of an interface that lists none",
         ),
         (
-            "adapters/naming.rs",
+            "adapters/plan/naming.rs",
             "a module of the library that is called like a method",
         ),
-        ("adapters/peft.rs", "PEFT's LoRA"),
-        ("adapters/average.rs", "sums of LoRA's products"),
+        ("adapters/files/peft.rs", "PEFT's LoRA"),
+        ("adapters/files/average.rs", "sums of LoRA's products"),
         ("api/eject.rs", "prefixes as parameters"),
     ];
     let types = [

@@ -4,28 +4,20 @@
 //! builds nodes there; [`rewrite::passes`](crate::rewrite::passes) puts them into a model.
 
 pub mod attention;
-pub mod average;
-pub mod base;
-pub mod card;
 pub mod config;
 pub mod docs;
-pub mod folder;
-pub mod head;
-mod layers;
+mod files;
 pub(crate) mod manifest;
 pub mod methods;
-pub mod naming;
-pub mod param;
-pub mod peft;
-pub mod place;
 pub mod plan;
 pub mod sequence;
-mod setup;
-mod share;
-pub mod spec;
-mod store;
 pub mod summary;
-pub mod torch;
+
+pub use files::{average, base, card, folder, head, peft, spec, torch};
+pub use plan::{naming, param, place};
+
+use files::store;
+use plan::setup;
 
 pub use average::{AverageOptions, Combine, average};
 pub use config::{Config, UnknownKeys, identifiers};

@@ -1,9 +1,9 @@
 //! Places: where a method attaches, what flows there, and what a method needs to build its nodes.
 
-use super::attention::AttentionCore;
-use super::methods::detail::Detail;
-use super::naming::{Route, Sublayer, scope};
-use super::sequence::Longer;
+use crate::adapters::attention::AttentionCore;
+use crate::adapters::methods::detail::Detail;
+use crate::adapters::naming::{Route, Sublayer, scope};
+use crate::adapters::sequence::Longer;
 use crate::ir::contract;
 use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Fact, Graph, NodeId, OpId, TensorData, Use, Val, ValueId};

@@ -1,6 +1,6 @@
 //! Layer ids that configurations name: they must be layers of the model.
 
-use super::methods::MethodConfig;
+use crate::adapters::methods::MethodConfig;
 use crate::diag::Diagnostic;
 use crate::select::Selection;
 use serde_json::Value;
@@ -9,7 +9,10 @@ use serde_json::Value;
 const FIELDS: [&str; 3] = ["leave_out", "layers", "reduction_factor"];
 
 /// What a configuration says of layers that the model does not have. Layers count over all stacks, as the library counts them.
-pub(super) fn beyond(method: &MethodConfig, selection: &Selection) -> Option<Diagnostic> {
+pub(in crate::adapters) fn beyond(
+    method: &MethodConfig,
+    selection: &Selection,
+) -> Option<Diagnostic> {
     let count = selection.layers.iter().map(|l| l.index + 1).max()?;
     let dict = method.to_dict();
     let outside = |text: &String| !text.parse::<usize>().is_ok_and(|id| id < count);

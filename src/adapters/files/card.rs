@@ -1,6 +1,6 @@
 //! The model card of an adapter: the README.md of its repository, as AdapterHub's cards are.
 
-use super::folder::{AdapterFolder, file};
+use crate::adapters::folder::{AdapterFolder, file};
 use serde_json::Value;
 use std::fmt::Write;
 

@@ -3,13 +3,13 @@
 //! A head is trained with the adapter and saved in its folder, but is no part of it: its parameters are `heads.NAME.…`. Heads that the
 //! exported model has already stay as they are, and are not described here.
 
-use super::config::json as text;
-use super::folder::{
+use crate::adapters::config::json as text;
+use crate::adapters::folder::{
     Meta, VERSION, object, read_file, read_safetensors, to_safetensors, write_files,
 };
-use super::methods::act;
-use super::param::{Init, ParamSpec, Size};
-use super::{AdapterStore, Param, torch};
+use crate::adapters::methods::act;
+use crate::adapters::param::{Init, ParamSpec, Size};
+use crate::adapters::{AdapterStore, Param, torch};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{Builder, DType, Graph, TensorData, Val};
@@ -332,7 +332,7 @@ impl Head {
                 tensor,
                 trainable: true,
                 idle: false,
-                decay: super::param::decays(&spec.suffix),
+                decay: crate::adapters::param::decays(&spec.suffix),
                 aliases: Vec::new(),
             };
             out.push((spec.suffix, param));

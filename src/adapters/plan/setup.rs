@@ -3,7 +3,7 @@
 //! The notation is AdapterHub's: `a`, `Stack(a, b)`, `MultiTask(a, Stack(b, c))`; as JSON it is that of `adapter_setup.json`. Both are
 //! read into the same tree of blocks, whose names and rules are checked in one place.
 
-use super::config::literal_at;
+use crate::adapters::config::literal_at;
 use crate::diag::{Diagnostic, nearest};
 use serde_json::{Map, Value, json};
 

@@ -4,10 +4,10 @@
 //! Both weight files are written, because the Python library reads the torch file unless it is told otherwise. Where only
 //! safetensors are wanted, [`WriteOptions`] says so.
 
-use super::config::json;
-use super::naming::{Route, belongs};
-use super::store::Weights;
-use super::{Adapter, AdapterStore, Config, UnknownKeys, torch};
+use crate::adapters::config::json;
+use crate::adapters::naming::{Route, belongs};
+use crate::adapters::store::Weights;
+use crate::adapters::{Adapter, AdapterStore, Config, UnknownKeys, torch};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, TensorData};
@@ -159,7 +159,7 @@ impl AdapterFolder {
             name: name.map_or(self.name, str::to_owned),
             config: self.config,
             weights: Some(self.weights),
-            base: super::base::recorded(&self.meta.extra),
+            base: crate::adapters::base::recorded(&self.meta.extra),
         }
     }
 
@@ -229,7 +229,7 @@ impl AdapterFolder {
 }
 
 /// Writes files into a folder: a new one appears as a whole; in one that is there, each file is replaced as a whole, in order.
-pub(super) fn write_files(
+pub(in crate::adapters) fn write_files(
     folder: &Path,
     files: &[(&'static str, Vec<u8>)],
     force: bool,
@@ -378,7 +378,7 @@ fn readable(folder: &Path) {
 #[cfg(not(unix))]
 fn readable(_: &Path) {}
 
-pub(super) fn object(text: &str) -> Result<Map<String, Value>> {
+pub(in crate::adapters) fn object(text: &str) -> Result<Map<String, Value>> {
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(Error::new(
@@ -478,7 +478,7 @@ fn read_weights(folder: &Path) -> Result<IndexMap<Box<str>, TensorData>> {
     ))
 }
 
-pub(super) fn read_file(path: &Path) -> Result<Bytes> {
+pub(in crate::adapters) fn read_file(path: &Path) -> Result<Bytes> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, "cannot be read", e))?;
     Ok(bytes.into())
 }

@@ -1,7 +1,7 @@
 //! Adapters as users name them: `NAME=SPEC`, where SPEC is a configuration string, a configuration file, or a saved adapter's folder.
 
-use super::folder::{AdapterFolder, file};
-use super::{Adapter, Config, UnknownKeys, identifiers};
+use crate::adapters::folder::{AdapterFolder, file};
+use crate::adapters::{Adapter, Config, UnknownKeys, identifiers};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::Value;

@@ -4,17 +4,17 @@
 //! with the reason; nothing is approximated. In particular DoRA is refused: PEFT takes the norm with the scale, and leaves the bias
 //! out of it.
 
-use super::average::Blocks;
-use super::folder::{
+use crate::adapters::average::Blocks;
+use crate::adapters::folder::{
     AdapterFolder, Meta, VERSION, WriteOptions, object, read_file, read_safetensors,
     to_safetensors, write_files,
 };
-use super::methods::MethodConfig;
-use super::methods::lora::Lora;
-use super::naming::belongs;
-use super::plan::check_name;
-use super::store::{Weights, convert};
-use super::{Config, config::json, torch};
+use crate::adapters::methods::MethodConfig;
+use crate::adapters::methods::lora::Lora;
+use crate::adapters::naming::belongs;
+use crate::adapters::plan::check_name;
+use crate::adapters::store::{Weights, convert};
+use crate::adapters::{Config, config::json, torch};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::TensorData;
@@ -331,7 +331,7 @@ fn peft_config(
         out.as_object_mut().map(|o| o.shift_remove("bias"));
     } else {
         let common = ranks.values().next().copied().unwrap_or(lora.r);
-        let alpha = |rank: usize| super::average::scaled(&lora.alpha, rank, lora.r);
+        let alpha = |rank: usize| crate::adapters::average::scaled(&lora.alpha, rank, lora.r);
         let other = || ranks.iter().filter(|(_, r)| **r != common);
         out["r"] = json!(common);
         out["lora_alpha"] = json!(alpha(common));

@@ -1,12 +1,19 @@
 //! From configurations and a selection to places, parameters and values: everything that attaching and merging decide before they
 //! write anything.
 
-use super::Adapter;
-use super::methods::MethodConfig;
-use super::naming::scope;
-use super::param::{ParamSpec, decays};
-use super::place::{Place, Surroundings};
-use super::store::{AdapterStore, Loaded, Param};
+use crate::adapters::Adapter;
+mod layers;
+pub mod naming;
+pub mod param;
+pub mod place;
+pub(super) mod setup;
+mod share;
+
+use crate::adapters::methods::MethodConfig;
+use crate::adapters::naming::scope;
+use crate::adapters::param::{ParamSpec, decays};
+use crate::adapters::place::{Place, Surroundings};
+use crate::adapters::store::{AdapterStore, Loaded, Param};
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, Fact, Graph, TensorData, ValueId};
@@ -61,7 +68,7 @@ pub fn plan<'s>(
         let mut notes = Vec::new();
         let mut store = AdapterStore::default();
         for method in adapter.config.methods() {
-            if let Some(finding) = super::layers::beyond(method, selection) {
+            if let Some(finding) = layers::beyond(method, selection) {
                 let finding = finding.at(format!("adapter `{}`", adapter.name));
                 if adapter.weights.is_none() {
                     return Err(Error::new(ErrorKind::Method, finding));
@@ -159,7 +166,13 @@ fn member<'s>(
     let has = |scope: &str| {
         let inner = scope.strip_prefix(base).unwrap_or(scope);
         let weights = adapter.weights.as_ref();
-        weights.is_some_and(|w| w.has(&super::naming::renamed(inner, &adapter.name, &w.adapter)))
+        weights.is_some_and(|w| {
+            w.has(&crate::adapters::naming::renamed(
+                inner,
+                &adapter.name,
+                &w.adapter,
+            ))
+        })
     };
     let around = Surroundings {
         selection,
@@ -269,7 +282,7 @@ fn initial(
         .help("use a method that does not read the base weights (lora, ia3)"));
     };
     let tensor = TensorData::from_f32(dims(spec), &values);
-    super::store::convert(&tensor, dtype)
+    crate::adapters::store::convert(&tensor, dtype)
         .ok_or_else(|| Diagnostic::error("dtype", format!("`{name}` cannot be {dtype}")))
 }
 
@@ -285,7 +298,7 @@ fn dims(spec: &ParamSpec) -> Box<[u64]> {
 /// A warning where the file names another base model.
 fn other_base(adapter: &Adapter, selection: &Selection) -> Option<Diagnostic> {
     let recorded = adapter.base.as_deref()?;
-    let here = super::base::fingerprint(selection);
+    let here = crate::adapters::base::fingerprint(selection);
     (recorded != here).then(|| {
         Diagnostic::warning(
             "base-differs",

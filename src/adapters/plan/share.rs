@@ -4,10 +4,10 @@
 //! values are those of the first task that comes from a file, or the first one's initial values. Sharing is a matter of the setup:
 //! nothing in a file says it, and it is made again whenever the setup is attached.
 
-use super::Adapter;
-use super::naming::renamed;
-use super::plan::{Part, Plan};
-use super::setup::Setup;
+use crate::adapters::Adapter;
+use crate::adapters::naming::renamed;
+use crate::adapters::plan::{Part, Plan};
+use crate::adapters::setup::Setup;
 use crate::diag::Diagnostic;
 use rustc_hash::FxHashMap;
 
@@ -88,7 +88,7 @@ impl Plan<'_> {
                 let saved = |a: usize| adapters[a].weights.is_some();
                 match (saved(there.from), saved(task)) {
                     (false, true) => {
-                        let param = super::Param {
+                        let param = crate::adapters::Param {
                             tensor: mine,
                             ..kept
                         };

@@ -1,7 +1,7 @@
 //! Parameters as data: what is saved, loaded and trained.
 
-use super::naming::{belongs, modern, renamed};
-use super::param::decays;
+use crate::adapters::naming::{belongs, modern, renamed};
+use crate::adapters::param::decays;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::contract::stamp;

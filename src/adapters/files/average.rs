@@ -4,12 +4,12 @@
 //! One departure: the library gives an adapter that was averaged by its singular values the new rank and the old `alpha`, which
 //! multiplies its effect by `r / rank`. Here `alpha` follows the rank, so that `alpha / r`, and with it the effect, stays.
 
-use super::folder::{AdapterFolder, VERSION};
-use super::methods::MethodConfig;
-use super::naming::{belongs, renamed};
-use super::plan::check_name;
-use super::store::{Weights, convert};
-use super::{Config, folder};
+use crate::adapters::folder::{AdapterFolder, VERSION};
+use crate::adapters::methods::MethodConfig;
+use crate::adapters::naming::{belongs, renamed};
+use crate::adapters::plan::check_name;
+use crate::adapters::store::{Weights, convert};
+use crate::adapters::{Config, folder};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::TensorData;
@@ -421,7 +421,7 @@ fn by_singular_values(
 }
 
 /// `alpha · rank / r`; an integer where it is one.
-pub(super) fn scaled(alpha: &Number, rank: usize, r: usize) -> Number {
+pub(in crate::adapters) fn scaled(alpha: &Number, rank: usize, r: usize) -> Number {
     let whole = alpha.as_u64().and_then(|a| {
         let product = a.checked_mul(rank as u64)?;
         (product % r as u64 == 0).then(|| product / r as u64)
@@ -436,16 +436,16 @@ pub(super) fn scaled(alpha: &Number, rank: usize, r: usize) -> Number {
 }
 
 /// The blocks of a linear's change: one; for a fused projection, one for each of q, k and v that is adapted.
-pub(super) struct Blocks {
-    pub(super) count: usize,
+pub(in crate::adapters) struct Blocks {
+    pub(in crate::adapters) count: usize,
     r: usize,
     d_in: usize,
     /// Width of one block.
-    pub(super) d_out: usize,
+    pub(in crate::adapters) d_out: usize,
 }
 
 impl Blocks {
-    pub(super) fn of(
+    pub(in crate::adapters) fn of(
         module: &str,
         a: &TensorData,
         b: &TensorData,
