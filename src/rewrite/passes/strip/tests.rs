@@ -4,7 +4,7 @@ use crate::rewrite::passes::testing::refuses;
 /// Two adapters, one behind the other.
 const STACKED: &str = r#"
         opset "" 17
-        meta "onnx_graft.manifest" = "{\"adapters\":[{\"name\":\"a\"},{\"name\":\"b\"}]}"
+        meta "onnx_graft.manifest" = "{\"adapters\":[{\"name\":\"a\",\"config\":{}},{\"name\":\"b\",\"config\":{}}]}"
         graph main(%x: f32[batch, 4]) -> (%y: f32[batch, 4])
           init %w: f32[4, 4] = fill(0.5)
           init %a.scale: f32[4] = fill(0.5) +onnx_graft.adapter="a" +onnx_graft.param="trainable"
@@ -41,7 +41,7 @@ fn a_part_of_a_setup_is_refused() {
         strip("a"),
         r#"
         opset "" 17
-        meta "onnx_graft.manifest" = "{\"adapters\":[{\"name\":\"a\"},{\"name\":\"b\"}],\"setups\":[{\"type\":\"MultiTask\",\"children\":[{\"type\":\"single\",\"children\":[\"a\"]},{\"type\":\"single\",\"children\":[\"b\"]}]}]}"
+        meta "onnx_graft.manifest" = "{\"adapters\":[{\"name\":\"a\",\"config\":{}},{\"name\":\"b\",\"config\":{}}],\"setups\":[{\"type\":\"MultiTask\",\"children\":[{\"type\":\"single\",\"children\":[\"a\"]},{\"type\":\"single\",\"children\":[\"b\"]}]}]}"
         graph main(%x: f32[batch, 4]) -> (%y: f32[batch, 4])
           %y = Relu(%x)
         "#,
