@@ -7,9 +7,7 @@ use crate::adapters::{Adapter, AdapterStore, Config, Setup};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::contract::stamp;
 use crate::ir::diff::Diff;
-use crate::ir::{Graph, Use, ValueId};
 use crate::rewrite::passes::head::AttachHead;
 use crate::rewrite::pipelines;
 use crate::select::{Interface, fused_attentions, hiding_operators, module_of};
@@ -148,44 +146,6 @@ pub fn summary(model: &Verified, setup: &Setup) -> Result<Summary> {
         adapters.iter().map(|(n, c)| (&**n, c)),
         &store,
         setup,
-        base_parameters(&model.model().graph),
+        crate::analyze::parameters::base_parameters(&model.model().graph),
     ))
-}
-
-/// Number of the base model's parameters, head and adapters not counted: tables, matrices, kernels and vectors that a node multiplies,
-/// adds or looks up. Initializers that an exporter merged count once.
-pub fn base_parameters(graph: &Graph) -> u64 {
-    let counts = |v: &ValueId| {
-        let value = graph.value(*v);
-        let Some(tensor) = value.tensor.as_ref().filter(|t| t.dtype.is_float()) else {
-            return 0;
-        };
-        if value.metadata.contains_key(stamp::ADAPTER) {
-            return 0;
-        }
-        let weighs = graph.uses(*v).into_iter().any(|u| {
-            let Use::Input(n, slot) = u else { return false };
-            let op = &*graph.node(n).op.op_type;
-            let head =
-                graph.output(n, 0).is_some_and(|o| graph.is_output(o)) && tensor.dims.len() == 2;
-            match tensor.dims.len() {
-                1 => matches!(
-                    op,
-                    "Mul" | "Add" | "LayerNormalization" | "Gemm" | "Conv" | "RMSNormalization"
-                ),
-                2 => {
-                    (matches!(op, "MatMul" | "Gemm" | "MatMulNBits")
-                        || (op == "Gather" && slot == 0))
-                        && !head
-                }
-                _ => op == "Conv",
-            }
-        });
-        if weighs {
-            tensor.count().unwrap_or(0)
-        } else {
-            0
-        }
-    };
-    graph.initializers().iter().map(counts).sum()
 }

@@ -110,6 +110,7 @@
 //! Why things are as they are is told in [`design`].
 
 pub mod adapters;
+pub(crate) mod analyze;
 pub mod api;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -42,9 +42,13 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("onnx", &["ir", "infer"]),
         ("ops", &["ir"]),
         ("infer", &["ops", "ir"]),
-        ("select", &["infer", "ir"]),
-        ("adapters", &["select", "infer", "ir"]),
-        ("rewrite", &["adapters", "select", "ops", "infer", "ir"]),
+        ("analyze", &["infer", "ir"]),
+        ("select", &["analyze", "infer", "ir"]),
+        ("adapters", &["select", "analyze", "infer", "ir"]),
+        (
+            "rewrite",
+            &["adapters", "select", "analyze", "ops", "infer", "ir"],
+        ),
         ("runtime", &["ops", "infer", "ir", "adapters"]),
         ("options", &[]),
         ("text", &[]),
@@ -52,26 +56,29 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         (
             "train",
             &[
-                "options", "text", "runtime", "rewrite", "adapters", "select", "infer", "ir",
+                "options", "text", "runtime", "rewrite", "adapters", "select", "analyze", "infer",
+                "ir",
             ],
         ),
         (
             "generate",
             &[
-                "options", "text", "runtime", "rewrite", "adapters", "select", "infer", "ir",
+                "options", "text", "runtime", "rewrite", "adapters", "select", "analyze", "infer",
+                "ir",
             ],
         ),
         (
             "api",
             &[
-                "train", "text", "runtime", "rewrite", "adapters", "select", "infer", "ir", "onnx",
+                "train", "text", "runtime", "rewrite", "adapters", "select", "analyze", "infer",
+                "ir", "onnx",
             ],
         ),
         (
             "job",
             &[
                 "api", "train", "generate", "hub", "options", "text", "runtime", "rewrite",
-                "adapters", "select", "infer", "ir", "onnx",
+                "adapters", "select", "analyze", "infer", "ir", "onnx",
             ],
         ),
         (

@@ -3,14 +3,12 @@
 //! Nothing here knows candle, protobuf or how a graph is edited: a method says which parameters it has at a [`Place`](place::Place) and
 //! builds nodes there; [`rewrite::passes`](crate::rewrite::passes) puts them into a model.
 
-pub mod attention;
 pub mod config;
 pub mod docs;
 mod files;
 pub(crate) mod manifest;
 pub mod methods;
 pub mod plan;
-pub mod sequence;
 pub mod summary;
 
 pub use files::{average, base, card, folder, head, peft, spec, torch};

@@ -24,7 +24,7 @@ pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<(
         .decisions
         .iter()
         .map(|d| {
-            json!({ "layer": d.layer, "field": d.field, "module": d.path,
+            json!({ "layer": d.layer, "field": d.field.name(), "module": d.path,
                     "value": graph.name_of(d.value), "witness": d.witness.to_string() })
         })
         .collect();

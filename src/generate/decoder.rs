@@ -5,6 +5,7 @@
 
 use super::failed;
 use crate::adapters::whole_row_adapters;
+use crate::analyze::logits::logits;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -12,7 +13,6 @@ use crate::ir::contract;
 use crate::ir::{DType, Dim, OpId, Type};
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::cache::{Part, attention_window, new_name, past_name};
-use crate::rewrite::passes::logits::logits;
 use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::cache::Grown;
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value};

@@ -1,11 +1,11 @@
 //! How probable a model finds given texts.
 
 use super::failed;
+use crate::analyze::logits::logits;
 use crate::diag::Diagnostic;
 use crate::error::Result;
 use crate::infer::Verified;
 use crate::ir::contract;
-use crate::rewrite::passes::logits::logits;
 use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::{CompileOptions, Plan, Value};
 

@@ -1,11 +1,11 @@
 //! What is refused before work begins: settings that are missing, outputs that are there, graphs that cannot do a task.
 
 use crate::adapters::folder::file;
+use crate::analyze::logits::{logits, vocabulary};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::{DType, Fact, contract};
-use crate::rewrite::passes::logits::logits;
+use crate::ir::{Fact, contract};
 use crate::train::Task;
 use std::io::Write;
 use std::path::Path;
@@ -113,7 +113,7 @@ pub(super) fn fits(model: &Verified, task: Task, usual_loss: bool) -> Result<()>
     };
     let fact = model.fact(output);
     let width = fact.and_then(|f| f.size(-1));
-    let words = vocabulary(model);
+    let words = vocabulary(g);
     let foreign =
         g.name_of(output) != contract::LOGITS && width.zip(words).is_some_and(|(w, v)| w != v);
     let whole = fact.and_then(Fact::rank).is_some_and(|r| r < 3);
@@ -135,22 +135,4 @@ pub(super) fn fits(model: &Verified, task: Task, usual_loss: bool) -> Result<()>
         );
     }
     Ok(())
-}
-
-/// Rows of the table that `input_ids` looks up, if the graph has one.
-pub(super) fn vocabulary(model: &Verified) -> Option<i64> {
-    let g = &model.model().graph;
-    let ids = g.find(contract::INPUT_IDS)?;
-    g.uses(ids).into_iter().find_map(|u| {
-        let table = g.input(u.node(), 0)?;
-        let tensor = g
-            .value(table)
-            .tensor
-            .as_ref()
-            .filter(|t| t.dtype.is_float() || t.dtype == DType::Uint8)?;
-        let looked_up = g.node(u.node()).op.is_onnx("Gather");
-        looked_up
-            .then(|| tensor.dims.first().map(|&d| d as i64))
-            .flatten()
-    })
 }

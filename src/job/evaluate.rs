@@ -1,18 +1,18 @@
 //! Evaluation: a model, adapters and data become measures.
 
 use super::attach::AdapterSettings;
-use super::check::{exists, fits, keep, usage, vocabulary, write_file};
+use super::check::{exists, fits, keep, usage, write_file};
 use super::event::{OnEvent, note, progress};
 use super::model::{ModelFiles, ModelSettings};
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
 use crate::adapters::whole_row_adapters;
+use crate::analyze::logits::{logits, vocabulary};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{Generated, GenerationArguments, Prompt, Scored, generate, score};
 use crate::ir::contract;
 use crate::options::{self, Options, fields};
-use crate::rewrite::passes::logits::logits;
 use crate::runtime::Plan;
 use crate::train::metrics::{Normalization, exact_match, final_number, same_final_number};
 use crate::train::{
@@ -198,7 +198,7 @@ impl Run {
         };
         let (tokenizer, words) = (
             self.prepared.tokenizer.as_ref(),
-            vocabulary(&self.prepared.model),
+            vocabulary(&self.prepared.model.model().graph),
         );
         let mut heard = Ok(());
         let loaded = data.load(tokenizer, words, self.seed, &mut |line| {

@@ -208,7 +208,7 @@ fn selected(adapted: &Adapted) -> Selected {
         let inside = attentions.flat_map(|a| [&a.q, &a.k, &a.v, &a.qkv, &a.o]);
         for p in inside.chain([&l.intermediate, &l.output_proj]).flatten() {
             let at = format!("{} [{} → {}]", p.path, p.d_in, p.d_out);
-            first_layer.insert(p.role.field().to_owned(), at);
+            first_layer.insert(p.role.field().to_string(), at);
         }
     }
     let (places, at) = places(&adapted.model);

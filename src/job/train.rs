@@ -1,7 +1,7 @@
 //! A training job: a model, adapters and data become adapter folders.
 
 use super::attach::AdapterSettings;
-use super::check::{check_outputs, fits, usage, vocabulary};
+use super::check::{check_outputs, fits, usage};
 use super::event::{Event, OnEvent, note};
 use super::head::choose_head;
 use super::model::{ModelFiles, ModelSettings};
@@ -11,6 +11,7 @@ use super::settings::JobSettings;
 use crate::adapters::folder::WriteOptions;
 use crate::adapters::head::Head;
 use crate::adapters::{AdapterStore, Setup};
+use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -215,7 +216,7 @@ impl Run {
         let path = &self.files.path;
         let mut base = self.files.open(events)?;
         let interface = self.adapters.interface(path, &base)?;
-        let vocabulary = vocabulary(&base);
+        let vocabulary = vocabulary(&base.model().graph);
         if rows {
             fits(&base, settings.data.task, settings.job.loss.is_none())?;
         }

@@ -1,6 +1,7 @@
 //! Validation of interface files, with line and column of every finding.
 
 use super::family::Family;
+use super::field::{Field, GRAPH_ONLY, PATHS, Row};
 use super::interface::{Fields, SCHEMA_VERSION};
 use super::position::Positions;
 use crate::diag::{Diagnostic, nearest};
@@ -15,32 +16,21 @@ enum Kind {
     Names,
 }
 
-const PATH: Kind = Kind::Path { required: false };
-const NEED: Kind = Kind::Path { required: true };
-
-/// All fields of the inner object.
-const FIELDS: [(&str, Kind); 20] = [
-    ("adapter_methods", Kind::Methods),
-    ("attn_k_proj", PATH),
-    ("attn_o_proj", NEED),
-    ("attn_q_proj", PATH),
-    ("attn_qkv_proj", PATH),
-    ("attn_v_proj", PATH),
-    ("base_model", Kind::Text),
-    ("graph", Kind::Names),
-    ("layer_cross_attn", PATH),
-    ("layer_intermediate_proj", NEED),
-    ("layer_ln_1", PATH),
-    ("layer_ln_2", PATH),
-    ("layer_ln_cross", PATH),
-    ("layer_output_proj", NEED),
-    ("layer_pre_cross_attn", PATH),
-    ("layer_pre_ffn", PATH),
-    ("layer_pre_self_attn", PATH),
-    ("layer_self_attn", PATH),
-    ("model_embeddings", NEED),
-    ("model_layers", NEED),
-];
+/// All fields of the inner object, in the order of their names.
+fn fields() -> Vec<(&'static str, Kind)> {
+    let path = |row: &Row| {
+        let required = row.required;
+        (row.field.name(), Kind::Path { required })
+    };
+    let mut all: Vec<_> = PATHS.iter().map(path).collect();
+    all.extend([
+        ("adapter_methods", Kind::Methods),
+        ("base_model", Kind::Text),
+        ("graph", Kind::Names),
+    ]);
+    all.sort_unstable_by_key(|(name, _)| *name);
+    all
+}
 
 const WRAPPER: [&str; 5] = [
     "$schema",
@@ -49,9 +39,6 @@ const WRAPPER: [&str; 5] = [
     "schema_version",
     "version",
 ];
-
-/// What `graph` may have as keys besides field names.
-const GRAPH_EXTRA: [&str; 3] = ["layer", "layer.output", "output_embeddings"];
 
 pub(super) struct Check<'a> {
     pub(super) source: &'a str,
@@ -125,10 +112,11 @@ impl Check<'_> {
     }
 
     pub(super) fn fields(&mut self, inner: &Map<String, Value>, prefix: &str, wrapped: bool) {
-        let known: Vec<&str> = FIELDS.iter().map(|f| f.0).collect();
+        let all = fields();
+        let known: Vec<&str> = all.iter().map(|f| f.0).collect();
         for (key, value) in inner {
             let path = format!("{prefix}{key}");
-            if let Some((_, kind)) = FIELDS.iter().find(|f| f.0 == key) {
+            if let Some((_, kind)) = all.iter().find(|f| f.0 == key) {
                 self.shape(&path, key, *kind, value);
             } else if !key.starts_with("x-") {
                 match key.as_str() {
@@ -140,8 +128,8 @@ impl Check<'_> {
                 }
             }
         }
-        for (name, kind) in FIELDS {
-            let needed = matches!(kind, Kind::Methods | NEED);
+        for (name, kind) in all {
+            let needed = matches!(kind, Kind::Methods | Kind::Path { required: true });
             if needed && !inner.contains_key(name) {
                 let at = if prefix.is_empty() {
                     name.to_owned()
@@ -202,14 +190,11 @@ impl Check<'_> {
     }
 
     fn graph(&mut self, path: &str, map: &Map<String, Value>) {
-        let mut known: Vec<String> = FIELDS.iter().map(|f| f.0.to_owned()).collect();
-        known.extend(
-            FIELDS
-                .iter()
-                .filter(|f| f.0.starts_with("attn_"))
-                .map(|f| format!("layer_cross_attn.{}", f.0)),
-        );
-        known.extend(GRAPH_EXTRA.map(str::to_owned));
+        let names = fields().into_iter().map(|f| f.0);
+        let mut known: Vec<String> = names.map(str::to_owned).collect();
+        let cross = PATHS.iter().filter(|r| r.field.is_of_attention());
+        known.extend(cross.map(|r| format!("{}.{}", Field::LayerCrossAttn, r.field)));
+        known.extend(GRAPH_ONLY.map(|f| f.name().to_owned()));
         for (key, value) in map {
             let at = format!("{path}.{key}");
             if !known.iter().any(|k| k == key) && !key.starts_with("x-") {

@@ -1,11 +1,12 @@
 //! An interface proposed from a graph alone: structure says what each linear and norm does, the module tree says what it is called.
 
 use super::family::Family;
+use super::field::Field;
 use super::interface::{Fields, Interface, PerStack, SCHEMA_VERSION};
-use super::linear::Linears;
 use super::modules::{ModuleId, ModuleTree, ROOT, Witness};
-use super::structure::{Core, Found, Projection, Structure};
-use super::view::View;
+use crate::analyze::flow::Flow;
+use crate::analyze::linear::Linears;
+use crate::analyze::structure::{Core, Found, Projection, Structure};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -26,7 +27,7 @@ pub struct Proposal {
 /// # Errors
 /// [`ErrorKind::Interface`] when the graph shows no attention between projections.
 pub fn infer_interface(verified: &Verified) -> Result<Proposal> {
-    let view = View::new(verified);
+    let view = Flow::new(verified);
     let mut tree = ModuleTree::of_view(&view);
     let linears = Linears::new(&view, &|a, b| super::together(view.graph, &tree, a, b));
     tree.adopt(&view, &linears.all);
@@ -49,27 +50,27 @@ pub fn infer_interface(verified: &Verified) -> Result<Proposal> {
 }
 
 /// Paths of one layer, by field.
-type Paths = BTreeMap<&'static str, String>;
+type Paths = BTreeMap<Field, String>;
 
 struct Namer<'a> {
-    view: &'a View<'a>,
+    view: &'a Flow<'a>,
     tree: &'a ModuleTree,
     linears: &'a Linears,
     structure: &'a Structure<'a>,
 }
 
 /// Names for a graph without names: the most common ones.
-const USUAL: [(&str, &str); 10] = [
-    ("attn_k_proj", "k_proj"),
-    ("attn_o_proj", "o_proj"),
-    ("attn_q_proj", "q_proj"),
-    ("attn_v_proj", "v_proj"),
-    ("layer_intermediate_proj", "mlp.up_proj"),
-    ("layer_output_proj", "mlp.down_proj"),
-    ("layer_pre_ffn", "post_attention_layernorm"),
-    ("layer_pre_self_attn", "input_layernorm"),
-    ("layer_self_attn", "self_attn"),
-    ("model_layers", "layers"),
+const USUAL: [(Field, &str); 10] = [
+    (Field::AttnKProj, "k_proj"),
+    (Field::AttnOProj, "o_proj"),
+    (Field::AttnQProj, "q_proj"),
+    (Field::AttnVProj, "v_proj"),
+    (Field::LayerIntermediateProj, "mlp.up_proj"),
+    (Field::LayerOutputProj, "mlp.down_proj"),
+    (Field::LayerPreFfn, "post_attention_layernorm"),
+    (Field::LayerPreSelfAttn, "input_layernorm"),
+    (Field::LayerSelfAttn, "self_attn"),
+    (Field::ModelLayers, "layers"),
 ];
 
 impl Namer<'_> {
@@ -94,7 +95,7 @@ impl Namer<'_> {
                     .note("adapters for the original model need its own names"),
                 );
                 if layers.iter().any(|l| l.cross_attn.is_some()) {
-                    paths.insert("layer_cross_attn", "encoder_attn".to_owned());
+                    paths.insert(Field::LayerCrossAttn, "encoder_attn".to_owned());
                 }
             }
             lists.push(list);
@@ -106,17 +107,18 @@ impl Namer<'_> {
             let list = list
                 .and_then(|l| self.tree.relative(l, base))
                 .unwrap_or("layers");
-            paths.insert("model_layers", list.to_owned());
+            paths.insert(Field::ModelLayers, list.to_owned());
             let embeddings = embeddings
                 .and_then(|e| self.tree.relative(e, base))
                 .unwrap_or("embed_tokens");
-            paths.insert("model_embeddings", embeddings.to_owned());
+            paths.insert(Field::ModelEmbeddings, embeddings.to_owned());
         }
-        let per_stack = |field: &str| {
-            let all: Vec<Option<String>> = by_stack.iter().map(|p| p.get(field).cloned()).collect();
+        let per_stack = |field: Field| {
+            let all: Vec<Option<String>> =
+                by_stack.iter().map(|p| p.get(&field).cloned()).collect();
             match all.split_first() {
                 Some((first, rest)) if rest.iter().all(|p| p == first) => {
-                    if field == "model_layers" && !rest.is_empty() {
+                    if field == Field::ModelLayers && !rest.is_empty() {
                         PerStack::Each(all)
                     } else {
                         PerStack::One(first.clone())
@@ -127,24 +129,24 @@ impl Namer<'_> {
         };
         let fields = Fields {
             adapter_methods: Family::PLAIN.map(|f| f.name().to_owned()).to_vec(),
-            attn_k_proj: per_stack("attn_k_proj"),
-            attn_o_proj: per_stack("attn_o_proj"),
-            attn_q_proj: per_stack("attn_q_proj"),
-            attn_qkv_proj: per_stack("attn_qkv_proj"),
-            attn_v_proj: per_stack("attn_v_proj"),
+            attn_k_proj: per_stack(Field::AttnKProj),
+            attn_o_proj: per_stack(Field::AttnOProj),
+            attn_q_proj: per_stack(Field::AttnQProj),
+            attn_qkv_proj: per_stack(Field::AttnQkvProj),
+            attn_v_proj: per_stack(Field::AttnVProj),
             base_model: None,
-            layer_cross_attn: per_stack("layer_cross_attn"),
-            layer_intermediate_proj: per_stack("layer_intermediate_proj"),
-            layer_ln_1: per_stack("layer_ln_1"),
-            layer_ln_2: per_stack("layer_ln_2"),
-            layer_ln_cross: per_stack("layer_ln_cross"),
-            layer_output_proj: per_stack("layer_output_proj"),
-            layer_pre_cross_attn: per_stack("layer_pre_cross_attn"),
-            layer_pre_ffn: per_stack("layer_pre_ffn"),
-            layer_pre_self_attn: per_stack("layer_pre_self_attn"),
-            layer_self_attn: per_stack("layer_self_attn"),
-            model_embeddings: per_stack("model_embeddings"),
-            model_layers: per_stack("model_layers"),
+            layer_cross_attn: per_stack(Field::LayerCrossAttn),
+            layer_intermediate_proj: per_stack(Field::LayerIntermediateProj),
+            layer_ln_1: per_stack(Field::LayerLn1),
+            layer_ln_2: per_stack(Field::LayerLn2),
+            layer_ln_cross: per_stack(Field::LayerLnCross),
+            layer_output_proj: per_stack(Field::LayerOutputProj),
+            layer_pre_cross_attn: per_stack(Field::LayerPreCrossAttn),
+            layer_pre_ffn: per_stack(Field::LayerPreFfn),
+            layer_pre_self_attn: per_stack(Field::LayerPreSelfAttn),
+            layer_self_attn: per_stack(Field::LayerSelfAttn),
+            model_embeddings: per_stack(Field::ModelEmbeddings),
+            model_layers: per_stack(Field::ModelLayers),
             graph: BTreeMap::new(),
         };
         let version = concat!("onnx-graft.", env!("CARGO_PKG_VERSION")).to_owned();
@@ -221,7 +223,7 @@ impl Namer<'_> {
         let Some(mut first) = all.pop() else {
             return Paths::new();
         };
-        let attention = first.get("layer_self_attn").cloned();
+        let attention = first.get(&Field::LayerSelfAttn).cloned();
         first.retain(|field, path| {
             let same = all.iter().all(|p| p.get(field) == Some(path));
             if !same {
@@ -243,7 +245,7 @@ impl Namer<'_> {
         });
         // Where some layers go without the norm, what enters the attention itself is the one place that all have.
         if let Some(attention) = attention {
-            first.entry("layer_pre_self_attn").or_insert(attention);
+            first.entry(Field::LayerPreSelfAttn).or_insert(attention);
         }
         first
     }
@@ -257,7 +259,7 @@ impl Namer<'_> {
             }
         }
         let mut out = Paths::new();
-        let mut put = |field: &'static str, id: Option<ModuleId>, of: ModuleId| {
+        let mut put = |field: Field, id: Option<ModuleId>, of: ModuleId| {
             let path = id
                 .and_then(|id| self.tree.relative(id, of))
                 .filter(|p| !p.is_empty());
@@ -266,41 +268,41 @@ impl Namer<'_> {
             }
         };
         let attn = self.attention(&f.self_attn, entry);
-        put("layer_self_attn", attn, entry);
+        put(Field::LayerSelfAttn, attn, entry);
         if let Some(attn) = attn {
             let of = |p: Option<Projection>| p.and_then(|p| self.of_linear(p.linear));
             let (q, k, v) = (of(f.self_attn.q), of(f.self_attn.k), of(f.self_attn.v));
             if q == k {
-                put("attn_qkv_proj", q, attn);
+                put(Field::AttnQkvProj, q, attn);
             } else {
-                put("attn_q_proj", q, attn);
-                put("attn_k_proj", k, attn);
-                put("attn_v_proj", v, attn);
+                put(Field::AttnQProj, q, attn);
+                put(Field::AttnKProj, k, attn);
+                put(Field::AttnVProj, v, attn);
             }
-            put("attn_o_proj", self.of_linear(f.self_attn.o), attn);
+            put(Field::AttnOProj, self.of_linear(f.self_attn.o), attn);
         }
         put(
-            "layer_intermediate_proj",
+            Field::LayerIntermediateProj,
             f.up.and_then(|p| self.of_linear(p.linear)),
             entry,
         );
         put(
-            "layer_output_proj",
+            Field::LayerOutputProj,
             f.down.and_then(|l| self.of_linear(l)),
             entry,
         );
         let within = |id: &ModuleId| self.tree.is_within(*id, entry);
         let pre = |input: ValueId| self.of_norm(input).filter(within);
         put(
-            "layer_pre_self_attn",
+            Field::LayerPreSelfAttn,
             pre(f.self_attn.input).or(attn),
             entry,
         );
         if let Some(core) = &f.cross_attn {
             let cross = self.attention(core, entry);
-            put("layer_cross_attn", cross, entry);
+            put(Field::LayerCrossAttn, cross, entry);
             let norm = if f.post_norm { None } else { pre(core.input) };
-            put("layer_pre_cross_attn", norm.or(cross), entry);
+            put(Field::LayerPreCrossAttn, norm.or(cross), entry);
         }
         let root = |v: ValueId| self.view.root(v);
         let post_norm = f.post_norm;
@@ -313,7 +315,7 @@ impl Namer<'_> {
                 .map(|m| self.outermost(m, entry));
             if !parallel {
                 let norm = if post_norm { None } else { pre(input) };
-                put("layer_pre_ffn", norm.or(block), entry);
+                put(Field::LayerPreFfn, norm.or(block), entry);
             }
         }
         let behind = |output: Option<ValueId>, sublayer: ValueId| {
@@ -326,14 +328,14 @@ impl Namer<'_> {
             }
         };
         let made = |l: usize| self.linears.all[l].output;
-        put("layer_ln_1", behind(f.ln_1, made(f.self_attn.o)), entry);
+        put(Field::LayerLn1, behind(f.ln_1, made(f.self_attn.o)), entry);
         put(
-            "layer_ln_2",
+            Field::LayerLn2,
             f.down.and_then(|l| behind(f.ln_2, made(l))),
             entry,
         );
         put(
-            "layer_ln_cross",
+            Field::LayerLnCross,
             f.cross_attn
                 .as_ref()
                 .and_then(|c| behind(f.ln_cross, made(c.o))),

@@ -5,6 +5,7 @@
 //! two towers), there is a norm for cross-attention, and `graph` names nodes or values outright, for exports without module names.
 
 use super::check::Check;
+use super::field::{Field, PATHS};
 use super::position::Positions;
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
@@ -354,27 +355,9 @@ impl Interface {
 }
 
 impl Fields {
-    /// The fields that hold paths, by name.
-    pub fn paths(&self) -> [(&'static str, &PerStack); 17] {
-        [
-            ("attn_k_proj", &self.attn_k_proj),
-            ("attn_o_proj", &self.attn_o_proj),
-            ("attn_q_proj", &self.attn_q_proj),
-            ("attn_qkv_proj", &self.attn_qkv_proj),
-            ("attn_v_proj", &self.attn_v_proj),
-            ("layer_cross_attn", &self.layer_cross_attn),
-            ("layer_intermediate_proj", &self.layer_intermediate_proj),
-            ("layer_ln_1", &self.layer_ln_1),
-            ("layer_ln_2", &self.layer_ln_2),
-            ("layer_ln_cross", &self.layer_ln_cross),
-            ("layer_output_proj", &self.layer_output_proj),
-            ("layer_pre_cross_attn", &self.layer_pre_cross_attn),
-            ("layer_pre_ffn", &self.layer_pre_ffn),
-            ("layer_pre_self_attn", &self.layer_pre_self_attn),
-            ("layer_self_attn", &self.layer_self_attn),
-            ("model_embeddings", &self.model_embeddings),
-            ("model_layers", &self.model_layers),
-        ]
+    /// The fields that hold paths, in the order of their names.
+    pub fn paths(&self) -> [(Field, &PerStack); 17] {
+        PATHS.map(|row| (row.field, (row.path)(self)))
     }
 }
 

@@ -5,28 +5,21 @@
 //! is AdapterHub's: a projection is tapped at its input, output and weight, `layer_pre_*` at the value that *enters* the module,
 //! `layer_ln_*` is a normalisation to apply again. Selection is linear in the size of the graph and changes nothing.
 
-mod boundary;
 mod builtin;
 mod check;
 mod choose;
-mod ends;
 mod explain;
-mod explicit;
 mod family;
-mod fused;
+mod field;
 mod infer;
 mod inspect;
 mod interface;
-mod linear;
 mod modules;
-mod norm;
 mod position;
-mod report;
 mod site;
-mod structure;
-mod unnamed;
-mod view;
 
+use crate::analyze::flow::Flow;
+use crate::analyze::linear::Linears;
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -34,6 +27,7 @@ use crate::ir::contract::stamp;
 use crate::ir::{Graph, Model, NodeId, OpId};
 pub use explain::Explained;
 pub use family::Family;
+pub use field::Field;
 pub use infer::{Proposal, infer_interface};
 pub use inspect::{Inspection, LayerList, ModuleRow, PortRow};
 pub use interface::{Fields, GraphNames, Interface, InterfaceFile, PerStack, SCHEMA_VERSION};
@@ -65,11 +59,11 @@ impl Interface {
 
     /// What [`select`](Self::select) finds, whether or not all fields match: for `inspect` and `interface check`.
     pub fn examine(&self, verified: &Verified) -> Examination {
-        let view = view::View::new(verified);
+        let view = Flow::new(verified);
         let mut tree = ModuleTree::of_view(&view);
-        let linears = linear::Linears::new(&view, &|a, b| together(view.graph, &tree, a, b));
+        let linears = Linears::new(&view, &|a, b| together(view.graph, &tree, a, b));
         tree.adopt(&view, &linears.all);
-        let (selection, findings) = choose::Chooser::new(&view, &tree, &linears, self).run();
+        let (selection, findings) = choose::run(&view, &tree, &linears, self);
         Examination {
             selection,
             findings,

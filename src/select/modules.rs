@@ -5,9 +5,9 @@
 //! node without any witness belongs to the innermost module that holds what it reads and what reads it. Initializer names are no
 //! witness of identity, because exporters merge equal ones.
 
-use super::linear::Linear;
-use super::norm::Norms;
-use super::view::View;
+use crate::analyze::flow::Flow;
+use crate::analyze::linear::Linear;
+use crate::analyze::norm::Norms;
 use crate::infer::Verified;
 use crate::ir::{Graph, Node, NodeId, ValueId};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -83,10 +83,10 @@ pub struct ModuleTree {
 impl ModuleTree {
     /// The modules of a model's main graph.
     pub fn new(verified: &Verified) -> Self {
-        ModuleTree::of_view(&View::new(verified))
+        ModuleTree::of_view(&Flow::new(verified))
     }
 
-    pub(super) fn of_view(view: &View<'_>) -> Self {
+    pub(super) fn of_view(view: &Flow<'_>) -> Self {
         let mut tree = ModuleTree {
             modules: vec![Module {
                 path: "".into(),
@@ -169,7 +169,7 @@ impl ModuleTree {
     }
 
     /// All nodes of a module and its parts, in execution order.
-    pub(super) fn nodes_within(&self, view: &View<'_>, id: ModuleId) -> Vec<NodeId> {
+    pub(super) fn nodes_within(&self, view: &Flow<'_>, id: ModuleId) -> Vec<NodeId> {
         let mut out: Vec<NodeId> = self
             .subtree(id)
             .into_iter()
@@ -212,7 +212,7 @@ impl ModuleTree {
     }
 
     /// Reads metadata; returns the nodes without, with the scope that their names give.
-    fn metadata(&mut self, view: &View<'_>) -> Vec<(NodeId, Vec<String>, Witness)> {
+    fn metadata(&mut self, view: &Flow<'_>) -> Vec<(NodeId, Vec<String>, Witness)> {
         let mut rest = Vec::new();
         for &n in &view.order {
             let node = view.node(n);
@@ -242,7 +242,7 @@ impl ModuleTree {
 
     /// Places nodes by scoped names. A part `x_1` is a further call of `x` when `x` exists beside it and no parameter says that
     /// `x_1` is a module of its own.
-    fn names(&mut self, view: &View<'_>, raw: &[(NodeId, Vec<String>, Witness)]) {
+    fn names(&mut self, view: &Flow<'_>, raw: &[(NodeId, Vec<String>, Witness)]) {
         let mut seen: FxHashSet<String> = FxHashSet::default();
         for (_, parts, _) in raw {
             let mut path = String::new();
@@ -300,7 +300,7 @@ impl ModuleTree {
 
     /// A residual addition that an exporter fused with the norm behind it carries the norm's name. It belongs to the module that the
     /// sublayer and the norm share, or, where the norm is another layer's, to the sublayer's own layer.
-    fn residuals(&mut self, view: &View<'_>, norms: &Norms) {
+    fn residuals(&mut self, view: &Flow<'_>, norms: &Norms) {
         for norm in &norms.all {
             let Some(add) = norm
                 .input
@@ -358,7 +358,7 @@ impl ModuleTree {
     }
 
     /// Takes the nodes of a linear that a quantizer replaced without names into the module that its remaining nodes name.
-    pub(super) fn adopt(&mut self, view: &View<'_>, linears: &[Linear]) {
+    pub(super) fn adopt(&mut self, view: &Flow<'_>, linears: &[Linear]) {
         let mut moved = false;
         for linear in linears {
             let named = linear
@@ -379,7 +379,7 @@ impl ModuleTree {
         }
     }
 
-    fn list_nodes(&mut self, view: &View<'_>) {
+    fn list_nodes(&mut self, view: &Flow<'_>) {
         for m in &mut self.modules {
             m.nodes.clear();
         }
@@ -391,7 +391,7 @@ impl ModuleTree {
     }
 
     /// Nodes without a witness: the innermost common module of what they read and what reads them.
-    fn neighbours(&mut self, view: &View<'_>) {
+    fn neighbours(&mut self, view: &Flow<'_>) {
         if self.modules.len() == 1 {
             return;
         }

@@ -2,7 +2,13 @@
 //!
 //! Nothing here looks at a graph or changes one, [`NormSite::apply`] apart, which copies nodes into a fragment.
 
+use super::field::Field;
 use super::modules::Witness;
+use crate::analyze::attention::{AttentionCore, Ends};
+pub use crate::analyze::columns::QkvLayout;
+pub use crate::analyze::linear::{Layout, WeightForm, WeightUse};
+pub use crate::analyze::norm::NormKind;
+use crate::analyze::view::View;
 use crate::diag::Diagnostic;
 use crate::ir::{Builder, Graph, NodeId, Val, ValueId};
 use std::fmt;
@@ -34,7 +40,7 @@ pub struct Decision {
     /// Layer id; `None` for the whole model.
     pub layer: Option<usize>,
     /// Interface field.
-    pub field: &'static str,
+    pub field: Field,
     /// Full module path.
     pub path: Box<str>,
     /// The value that stands for it: what enters, for the `layer_pre_*` fields, else what leaves.
@@ -112,20 +118,43 @@ pub struct AttentionSite {
     pub output: ValueId,
 }
 
-/// How q, k and v lie in a fused projection's output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum QkvLayout {
-    /// `[q | k | v]`, with these widths.
-    Blocks {
-        /// Width of q.
-        q: usize,
-        /// Width of k.
-        k: usize,
-        /// Width of v.
-        v: usize,
-    },
-    /// Interleaved by head: `[h0: q k v | h1: q k v | …]`, or an order that could not be told.
-    Interleaved,
+impl AttentionSite {
+    /// The core between the projections of this module.
+    ///
+    /// # Errors
+    /// What is missing, or what the graph has in its place.
+    pub(crate) fn core(&self, view: View<'_>) -> Result<AttentionCore, Diagnostic> {
+        AttentionCore::find(view, &self.ends()?)
+    }
+
+    fn ends(&self) -> Result<Ends<'_>, Diagnostic> {
+        let fused = self.qkv.as_ref();
+        let projections = [&self.q, &self.k, &self.v].map(|p| p.as_ref().or(fused));
+        let [Some(q), Some(k), Some(v)] = projections else {
+            return Err(Diagnostic::error(
+                "attention-projections",
+                "the projections of keys and values are not known",
+            )
+            .at(self.path.to_string())
+            .help(
+                "name attn_q_proj, attn_k_proj and attn_v_proj, or attn_qkv_proj, in the interface",
+            ));
+        };
+        let separate = [&self.q, &self.k, &self.v].iter().all(|p| p.is_some());
+        let widths = match (&self.qkv_layout, fused) {
+            (Some(QkvLayout::Blocks { q, k, v }), Some(_)) if !separate => [*q, *k, *v],
+            (_, Some(fused)) if !separate => [fused.d_out / 3; 3],
+            _ => [q.d_out, k.d_out, v.d_out],
+        };
+        Ok(Ends {
+            path: &self.path,
+            input: q.input,
+            d_in: q.d_in,
+            projected: [q, k, v].map(|p| [p.output, p.rows.1]),
+            widths,
+            end: self.o.as_ref().map_or(self.output, |o| o.input),
+        })
+    }
 }
 
 /// What a linear is for.
@@ -150,24 +179,36 @@ pub enum Role {
 }
 
 impl Role {
-    /// The interface field that names this role; the head has none.
-    pub fn field(self) -> &'static str {
+    /// All roles.
+    pub(crate) const ALL: [Role; 8] = [
+        Role::Query,
+        Role::Key,
+        Role::Value,
+        Role::Qkv,
+        Role::AttentionOutput,
+        Role::Intermediate,
+        Role::Output,
+        Role::Head,
+    ];
+
+    /// The interface field that names this role.
+    pub fn field(self) -> Field {
         match self {
-            Role::Query => "attn_q_proj",
-            Role::Key => "attn_k_proj",
-            Role::Value => "attn_v_proj",
-            Role::Qkv => "attn_qkv_proj",
-            Role::AttentionOutput => "attn_o_proj",
-            Role::Intermediate => "layer_intermediate_proj",
-            Role::Output => "layer_output_proj",
-            Role::Head => "output_embeddings",
+            Role::Query => Field::AttnQProj,
+            Role::Key => Field::AttnKProj,
+            Role::Value => Field::AttnVProj,
+            Role::Qkv => Field::AttnQkvProj,
+            Role::AttentionOutput => Field::AttnOProj,
+            Role::Intermediate => Field::LayerIntermediateProj,
+            Role::Output => Field::LayerOutputProj,
+            Role::Head => Field::OutputEmbeddings,
         }
     }
 }
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.field())
+        fmt::Display::fmt(&self.field(), f)
     }
 }
 
@@ -213,60 +254,6 @@ impl LinearSite {
     }
 }
 
-/// The weight of a linear.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WeightUse {
-    /// The stored weight: an initializer, in the element type of the file.
-    pub value: ValueId,
-    /// The float weight as the multiplication reads it, where that is another value (dequantized, transposed, cast).
-    pub read: ValueId,
-    /// Axes of `value`.
-    pub layout: Layout,
-    /// The bias, a vector of the output's width.
-    pub bias: Option<ValueId>,
-    /// How the numbers are stored.
-    pub form: WeightForm,
-}
-
-/// Axes of a stored weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Layout {
-    /// `[in, out]`.
-    InOut,
-    /// `[out, in]`, perhaps with further axes of size 1 (a 1x1 convolution), or in blocks (`MatMulNBits`).
-    OutIn,
-}
-
-/// How a weight is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WeightForm {
-    /// Floats.
-    Float,
-    /// `DequantizeLinear` in front of the multiplication.
-    Dequantized {
-        /// The scale.
-        scale: ValueId,
-        /// The zero point.
-        zero_point: Option<ValueId>,
-    },
-    /// `com.microsoft::MatMulNBits`.
-    NBits {
-        /// Scales by block.
-        scales: ValueId,
-        /// Zero points by block.
-        zero_points: Option<ValueId>,
-        /// Bits of one number.
-        bits: i64,
-        /// Numbers in a block.
-        block_size: i64,
-    },
-    /// `MatMulInteger` with a dynamically quantized input.
-    Integer {
-        /// The zero point.
-        zero_point: Option<ValueId>,
-    },
-}
-
 /// One call of a normalisation, such that it can be applied to another input.
 #[derive(Clone, Debug)]
 pub struct NormSite {
@@ -280,15 +267,6 @@ pub struct NormSite {
     pub output: ValueId,
     /// What it computes.
     pub kind: NormKind,
-}
-
-/// What a normalisation computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum NormKind {
-    /// Mean and variance.
-    LayerNorm,
-    /// Root of the mean square.
-    RmsNorm,
 }
 
 impl NormSite {

@@ -1,6 +1,5 @@
 //! What names find and what structure finds must be the same.
 
-use super::unnamed::value_of;
 use super::*;
 use crate::ir::{Graph, Metadata, Model, ValueId};
 use std::path::{Path, PathBuf};
@@ -31,23 +30,23 @@ fn anonymous(mut model: Model) -> Model {
     model
 }
 
-const FIELDS: [&str; 16] = [
-    "layer",
-    "layer.output",
-    "layer_self_attn",
-    "layer_cross_attn",
-    "attn_q_proj",
-    "attn_k_proj",
-    "attn_v_proj",
-    "attn_qkv_proj",
-    "attn_o_proj",
-    "layer_intermediate_proj",
-    "layer_output_proj",
-    "layer_pre_self_attn",
-    "layer_pre_cross_attn",
-    "layer_pre_ffn",
-    "layer_ln_1",
-    "layer_ln_2",
+const FIELDS: [Field; 16] = [
+    Field::Layer,
+    Field::LayerOutput,
+    Field::LayerSelfAttn,
+    Field::LayerCrossAttn,
+    Field::AttnQProj,
+    Field::AttnKProj,
+    Field::AttnVProj,
+    Field::AttnQkvProj,
+    Field::AttnOProj,
+    Field::LayerIntermediateProj,
+    Field::LayerOutputProj,
+    Field::LayerPreSelfAttn,
+    Field::LayerPreCrossAttn,
+    Field::LayerPreFfn,
+    Field::LayerLn1,
+    Field::LayerLn2,
 ];
 
 fn compare(path: &Path, interface: &Interface) -> Vec<String> {
@@ -71,10 +70,10 @@ fn compare(path: &Path, interface: &Interface) -> Vec<String> {
             a.layers.len()
         )];
     }
-    let view = view::View::new(&named);
+    let view = Flow::new(&named);
     for (x, y) in a.layers.iter().zip(&b.layers) {
         for f in FIELDS {
-            let (x, y) = (value_of(x, f), value_of(y, f));
+            let (x, y) = (f.value(x), f.value(y));
             if x.map(|v| view.root(v)) != y.map(|v| view.root(v)) {
                 let name = |v: Option<ValueId>| v.map_or("nothing", |v| g.name_of(v)).to_owned();
                 out.push(format!(
@@ -150,7 +149,7 @@ fn a_proposed_interface_selects_what_the_written_one_does() {
             let g = &verified.model().graph;
             for (x, y) in a.layers.iter().zip(&b.layers) {
                 for f in FIELDS {
-                    if let (Some(x), y) = (value_of(x, f), value_of(y, f))
+                    if let (Some(x), y) = (f.value(x), f.value(y))
                         && Some(x) != y
                     {
                         wrong.push(format!(

@@ -7,10 +7,10 @@
 
 use super::detail::{Detail, Pool};
 use super::{GATE, Known, Method, Preset, act, dict, preset};
-use crate::adapters::attention::{AttentionCore, HeadAxis, RelativeBias, Step, copy};
 use crate::adapters::naming::{Route, scope};
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use crate::analyze::attention::{AttentionCore, HeadAxis, RelativeBias, Step, copy};
 use crate::diag::Diagnostic;
 use crate::ir::{Builder, DType, Val};
 use crate::select::{AttentionSite, Family, Layer};
@@ -168,7 +168,7 @@ impl Method for PrefixTuning {
         let mut out = Vec::with_capacity(2 * found.len());
         for f in found {
             let layers = &numbers[f.location];
-            let core = Arc::new(AttentionCore::find(f.site, around.graph, around.facts)?);
+            let core = Arc::new(f.site.core(around.view())?);
             let scope = format!("{}.{}", pooled(&f.module, around), f.location);
             let pool = Pool {
                 index: layers

@@ -6,10 +6,10 @@
 
 use super::detail::Detail;
 use super::{Known, Method, Preset, dict, preset};
-use crate::adapters::attention::{AttentionCore, copy};
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
-use crate::adapters::sequence::{Longer, Meaning, alike};
+use crate::analyze::attention::copy;
+use crate::analyze::sequence::{Longer, Meaning, alike};
 use crate::diag::{Diagnostic, nearest};
 use crate::ir::{Spot, Val, ValueId};
 use crate::select::Family;
@@ -142,7 +142,7 @@ impl Method for PromptTuning {
             .help("export the model from its token ids"));
         };
         let hidden = around.selection.hidden_size;
-        let longer = Longer::find(around.graph, around.facts, site.output, hidden)
+        let longer = Longer::find(around.view(), site.output, hidden)
             .map_err(|d| d.at(site.path.to_string()))?;
         let base = &around.selection.base_prefix;
         let scope = around.scope(&format!("{base}prompt_tuning"), "prompt_tunings");
@@ -232,9 +232,9 @@ fn masks(around: &Surroundings<'_, '_>) -> Vec<ValueId> {
     let stack = around.selection.layers.iter().filter(|l| l.stack == 0);
     for site in stack.filter_map(|l| l.self_attn.as_ref()) {
         // Where the core is not to be found, the grown mask hides padding from the prompt as well.
-        let found = AttentionCore::find(site, around.graph, around.facts);
+        let found = site.core(around.view());
         for mask in found.map(|c| c.masks).unwrap_or_default() {
-            if !out.contains(&mask) && alike(around.graph, around.facts, mask) {
+            if !out.contains(&mask) && alike(around.view(), mask) {
                 out.push(mask);
             }
         }

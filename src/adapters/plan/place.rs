@@ -1,9 +1,10 @@
 //! Places: where a method attaches, what flows there, and what a method needs to build its nodes.
 
-use crate::adapters::attention::AttentionCore;
 use crate::adapters::methods::detail::Detail;
 use crate::adapters::naming::{Route, Sublayer, scope};
-use crate::adapters::sequence::Longer;
+use crate::analyze::attention::AttentionCore;
+use crate::analyze::sequence::Longer;
+use crate::analyze::view::View;
 use crate::ir::contract;
 use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Fact, Graph, NodeId, OpId, TensorData, Use, Val, ValueId};
@@ -86,6 +87,11 @@ pub struct SublayerSite<'s> {
 }
 
 impl Surroundings<'_, '_> {
+    /// The graph, with what is known of its values.
+    pub(crate) fn view(&self) -> View<'_> {
+        View::new(self.graph, &self.facts)
+    }
+
     /// Size of a value's last axis; the residual stream's where nothing else is known.
     pub fn width(&self, value: ValueId) -> Option<usize> {
         let known = (self.facts)(value).and_then(|f| f.size(-1));

@@ -10,10 +10,12 @@
 //! Not for encoder-decoders, nor for a bias by relative position. What depends on the sequence in a way that no pattern here shows
 //! (a bias by position in a mask) is not found out: who uses the pass compares once.
 
-use crate::adapters::attention::{AttentionCore, Step, copy};
+use crate::analyze::attention::{AttentionCore, Step, copy};
+use crate::analyze::through::Through;
+use crate::analyze::view::{View, tensor};
 use crate::diag::Diagnostic;
 use crate::ir::contract;
-use crate::ir::{Builder, DType, Dim, Fact, Graph, InfoEntry, NodeId, Type, Use, Val, ValueId};
+use crate::ir::{Builder, DType, Dim, Graph, InfoEntry, NodeId, OpId, Type, Use, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use crate::select::{AttentionSite, Selection};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -113,35 +115,18 @@ pub fn attention_window(g: &Graph) -> Option<u64> {
 
 /// The number that is added to or taken from positions.
 fn distance(g: &Graph, side: ValueId) -> Option<u64> {
-    let pass = ["Unsqueeze", "Reshape", "Cast", "Expand", "Identity"];
-    let mut at = side;
-    for _ in 0..g.node_count() {
-        let (n, _) = g.producer(at)?;
-        let op = &g.node(n).op;
-        if op.is_onnx("Sub") || op.is_onnx("Add") {
-            let mut inputs = g.node_inputs(n).into_iter().flatten();
-            return inputs.find_map(|v| number(g, v)).map(i64::unsigned_abs);
-        }
-        if !pass.iter().any(|p| op.is_onnx(p)) {
-            return None;
-        }
-        at = g.input(n, 0)?;
+    let passes = Through::ALIKE.or(Through::SHAPE).or(Through::REPEAT);
+    let (n, _) = g.producer(passes.source(g, side))?;
+    if !Through::SUM.takes(&g.node(n).op) {
+        return None;
     }
-    None
+    let mut inputs = g.node_inputs(n).into_iter().flatten();
+    inputs.find_map(|v| number(g, v)).map(i64::unsigned_abs)
 }
 
 /// A constant of one element.
 fn number(g: &Graph, v: ValueId) -> Option<i64> {
-    let constant = || {
-        let (n, _) = g.producer(v)?;
-        let node = g.node(n);
-        node.op
-            .is_onnx("Constant")
-            .then(|| node.attrs.get("value"))??
-            .value
-            .as_tensor()
-    };
-    let tensor = g.value(v).tensor.as_ref().or_else(constant)?;
+    let tensor = tensor(g, v)?;
     let single = tensor.count() == Some(1) && tensor.dtype == DType::Int64;
     single.then(|| tensor.to_i64()?.first().copied()).flatten()
 }
@@ -202,7 +187,7 @@ fn memories(cx: &PassCx<'_>, selection: &Selection) -> Result<Vec<Memory>, Diagn
                 &layer.path,
             ));
         };
-        out.push(memory(site, g, &facts)?);
+        out.push(memory(site, View::new(g, &facts))?);
     }
     if out.is_empty() {
         return Err(refused("the model has no layers that are known", ""));
@@ -210,30 +195,24 @@ fn memories(cx: &PassCx<'_>, selection: &Selection) -> Result<Vec<Memory>, Diagn
     Ok(out)
 }
 
-fn memory(
-    site: &AttentionSite,
-    g: &Graph,
-    facts: &dyn Fn(ValueId) -> Option<Fact>,
-) -> Result<Memory, Diagnostic> {
-    let core = AttentionCore::find(site, g, facts)?;
+fn memory(site: &AttentionSite, view: View<'_>) -> Result<Memory, Diagnostic> {
+    let core = site.core(view)?;
     if core.bias.is_some() {
         return Err(refused("a bias by relative position is added", &site.path));
     }
-    let plain = [
-        "Softmax", "Cast", "Identity", "Dropout", "Where", "IsNaN", "MatMul",
-    ];
-    let strange = core.tail.iter().map(|n| &g.node(*n).op);
-    if let Some(op) = strange
-        .into_iter()
-        .find(|op| !plain.iter().any(|p| op.is_onnx(p)))
-    {
+    let plain = |op: &OpId| {
+        let known = ["Softmax", "IsNaN", "MatMul"];
+        known.iter().any(|k| op.is_onnx(k)) || Through::ALIKE.or(Through::GUARD).takes(op)
+    };
+    let mut tail = core.tail.iter().map(|n| &view.node(*n).op);
+    if let Some(op) = tail.find(|op| !plain(op)) {
         return Err(refused(
             format!("{op} changes the probabilities"),
             &site.path,
         ));
     }
     let fits = |v: ValueId| {
-        let dims = facts(v).and_then(|f| f.dims)?;
+        let dims = view.dims(v)?;
         let is = |axis: usize, n: usize| dims[axis].is(n as i64);
         let open = |axis: usize| dims[axis].as_const().is_none();
         if dims.len() != 4 || !is(3, core.head) {
@@ -265,23 +244,13 @@ fn memory(
     Ok(Memory {
         steps: steps.collect(),
         keys,
-        values: narrow(g, core.values, &fits).ok_or_else(|| unknown("values"))?,
+        values: narrow(view.graph, core.values, &fits).ok_or_else(|| unknown("values"))?,
         core,
     })
 }
 
 /// The first of the values on the way to an operand that fits, against the flow.
 fn narrow(g: &Graph, from: ValueId, fits: &dyn Fn(ValueId) -> Option<Found>) -> Option<Found> {
-    let pass = [
-        "Identity",
-        "Transpose",
-        "Reshape",
-        "Unsqueeze",
-        "Squeeze",
-        "Expand",
-        "Cast",
-        "Concat",
-    ];
     let mut best = None;
     let mut next = Some(from);
     while let Some(v) = next {
@@ -293,10 +262,7 @@ fn narrow(g: &Graph, from: ValueId, fits: &dyn Fn(ValueId) -> Option<Found>) -> 
             best = None;
             g.node_inputs(n).into_iter().flatten().last()
         } else {
-            pass.iter()
-                .any(|p| op.is_onnx(p))
-                .then(|| g.input(n, 0))
-                .flatten()
+            Through::LAID_OUT.before(g, v)
         };
     }
     best
@@ -423,16 +389,10 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
         let dims = cx.fact(v).and_then(|f| f.dims.as_ref());
         dims.is_some_and(|d| d.iter().any(|d| d.as_const().is_none()))
     };
-    let pass = [
-        "Unsqueeze",
-        "Reshape",
-        "Squeeze",
-        "Cast",
-        "Add",
-        "Sub",
-        "Expand",
-        "Identity",
-    ];
+    let passes = Through::ALIKE
+        .or(Through::SHAPE)
+        .or(Through::REPEAT)
+        .or(Through::SUM);
     let mut out = Vec::new();
     let mut seen = FxHashSet::default();
     let mut todo: Vec<Way> = g
@@ -477,7 +437,7 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
                     axes,
                     nodes,
                 });
-            } else if pass.iter().any(|op| node.op.is_onnx(op)) {
+            } else if passes.takes(&node.op) {
                 let mut way = nodes.clone();
                 if start.is_some() {
                     way.push(n);

@@ -4,6 +4,7 @@
 //! definition is the one in [`ops`](crate::ops); names of values stay.
 
 use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind};
 use crate::infer::Facts;
 use crate::ir::contract::stamp;
 use crate::ir::{Fact, Graph, Metadata, NodeId, OpId, ValueId};
@@ -84,7 +85,7 @@ pub(super) fn expand_nodes(cx: &mut PassCx<'_>, nodes: &[NodeId]) -> Result<(), 
     if refused.is_empty() {
         return Ok(());
     }
-    Err(crate::Error::many(crate::ErrorKind::Unsupported, refused).into())
+    Err(Error::many(ErrorKind::Unsupported, refused).into())
 }
 
 /// Replaces one node; its new outputs, with what is known of the old ones.

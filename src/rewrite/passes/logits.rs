@@ -1,9 +1,11 @@
 //! Logits of chosen positions only: the product with the vocabulary is the largest of a language model, and most of its rows are
 //! thrown away.
 
-use crate::diag::Diagnostic;
+use crate::analyze::logits::logits;
+use crate::analyze::through::Through;
+use crate::analyze::view::View;
 use crate::ir::contract;
-use crate::ir::{DType, Dim, Graph, NodeId, Type, Use, ValueId};
+use crate::ir::{DType, Dim, Type, Use, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 
 /// Cuts the hidden state in front of the head to the positions of the input `logit_positions`. The logits are `[batch, chosen,
@@ -63,39 +65,14 @@ impl Pass for ChooseLogits {
     }
 }
 
-/// The logits by name.
-pub fn logits(g: &Graph, name: Option<&str>) -> Result<ValueId, Diagnostic> {
-    let find = |name: &str| g.outputs().iter().find(|p| g.name_of(p.value) == name);
-    let port = match name {
-        Some(name) => find(name),
-        None => find(contract::LOGITS).or_else(|| g.outputs().first()),
-    };
-    port.map(|p| p.value).ok_or_else(|| {
-        let names: Vec<&str> = g.outputs().iter().map(|p| g.name_of(p.value)).collect();
-        Diagnostic::error(
-            "logits",
-            format!(
-                "the graph has no output `{}`",
-                name.unwrap_or(contract::LOGITS)
-            ),
-        )
-        .help(format!("its outputs are: {}", names.join(", ")))
-    })
-}
-
 /// Where the hidden state enters the head, if what lies between it and the logits treats every position alike; else the logits.
 fn cut(cx: &PassCx<'_>, logits: ValueId) -> (Option<Use>, ValueId) {
     let g = &cx.model().graph;
+    let facts = |v: ValueId| cx.fact(v).cloned();
+    let view = View::new(g, &facts);
     let sequence = |v: ValueId| {
-        let dims = cx.fact(v).and_then(|f| f.dims.as_ref());
+        let dims = view.dims(v);
         dims.is_some_and(|d| d.len() == 3 && d[2].as_const().is_some())
-    };
-    let single = |n: NodeId, slot: usize| {
-        let dims = g
-            .input(n, slot)
-            .and_then(|v| cx.fact(v))
-            .and_then(|f| f.dims.as_ref());
-        dims.is_some_and(|d| d.iter().all(|d| d.is(1)))
     };
     let mut at = logits;
     for _ in 0..g.node_count() {
@@ -106,12 +83,12 @@ fn cut(cx: &PassCx<'_>, logits: ValueId) -> (Option<Use>, ValueId) {
         if product && sequence(first) {
             return (Some(Use::Input(n, 0)), first);
         }
-        let plain = ["Identity", "Cast", "Tanh"].iter().any(|p| op.is_onnx(p));
-        let scaled = ["Mul", "Div"].iter().any(|p| op.is_onnx(p)) && single(n, 1);
+        let plain = Through::ALIKE.or(Through::BOUND).takes(op);
+        let scaled =
+            Through::FACTOR.takes(op) && view.input(n, 1).is_some_and(|v| view.is_single(v));
         // A bias of the vocabulary.
-        let moved = op.is_onnx("Add")
-            && g.input(n, 1)
-                .is_some_and(|v| cx.fact(v).and_then(crate::ir::Fact::rank) == Some(1));
+        let moved =
+            Through::SUM.takes(op) && view.input(n, 1).and_then(|v| view.rank(v)) == Some(1);
         if !(plain || scaled || moved) {
             break;
         }

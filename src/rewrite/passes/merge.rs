@@ -22,7 +22,7 @@ use std::cell::RefCell;
 use std::fmt;
 
 /// Runs a model without inputs and gives its outputs, in order.
-pub type Evaluate = dyn Fn(&Verified) -> crate::Result<Vec<TensorData>> + Send + Sync;
+pub type Evaluate = dyn Fn(&Verified) -> Result<Vec<TensorData>, Error> + Send + Sync;
 
 /// Folds adapters into the weights of the linears that they adapt.
 pub struct Merge {

@@ -8,10 +8,11 @@
 //!
 //! Run it on the base model, before adapters are attached. Linear in the size of the graph.
 
-use crate::adapters::attention::AttentionCore;
+use crate::analyze::through::Through;
+use crate::analyze::view::{View, tensor};
 use crate::diag::Diagnostic;
 use crate::ir::contract;
-use crate::ir::{AttrValue, DType, Dim, Fact, Graph, NodeId, TensorData, Type, Use, Val, ValueId};
+use crate::ir::{DType, Dim, Fact, Graph, NodeId, Type, Use, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Patch, Uses};
 use crate::select::Selection;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -124,7 +125,7 @@ impl Pack {
             let Some(site) = &layer.self_attn else {
                 continue;
             };
-            let core = AttentionCore::find(site, g, &facts).map_err(|d| {
+            let core = site.core(View::new(g, &facts)).map_err(|d| {
                 refused(format!(
                     "the attention of layer {} cannot be kept apart: {}",
                     layer.index, d.message
@@ -280,18 +281,7 @@ fn line(fact: &Fact) -> Option<usize> {
 
 /// A table of vectors.
 fn table(g: &Graph, v: ValueId) -> bool {
-    constant(g, v).is_some_and(|t| t.dtype.is_float() && t.dims.len() == 2)
-}
-
-/// An initializer, or what a `Constant` holds.
-fn constant(g: &Graph, v: ValueId) -> Option<&TensorData> {
-    if let Some(t) = &g.value(v).tensor {
-        return Some(t);
-    }
-    let (n, _) = g.producer(v)?;
-    let node = g.node(n);
-    let value = node.op.is_onnx("Constant").then(|| node.attr("value"))?;
-    value.and_then(AttrValue::as_tensor)
+    tensor(g, v).is_some_and(|t| t.dtype.is_float() && t.dims.len() == 2)
 }
 
 /// Walks against the flow from what reads positions to where they are counted.
@@ -320,17 +310,7 @@ impl Search<'_> {
     }
 
     fn walk(&mut self, node: NodeId, slot: usize, path: &mut Vec<(NodeId, usize)>) {
-        /// Only what moves or scales; sizes come from elsewhere.
-        const FIRST: [&str; 8] = [
-            "Unsqueeze",
-            "Squeeze",
-            "Reshape",
-            "Expand",
-            "Slice",
-            "Cast",
-            "Identity",
-            "Transpose",
-        ];
+        /// Operators of all whose inputs a position may come.
         const ALL: [&str; 6] = ["MatMul", "Mul", "Add", "Sub", "Concat", "Einsum"];
         if !self.seen.insert((node, slot)) {
             return;
@@ -345,7 +325,7 @@ impl Search<'_> {
             None => {
                 if let Some((n, _)) = self.g.producer(value) {
                     let op = &self.g.node(n).op;
-                    if FIRST.iter().any(|o| op.is_onnx(o)) {
+                    if Through::LAID_OUT.or(Through::PART).takes(op) {
                         self.walk(n, 0, path);
                     } else if ALL.iter().any(|o| op.is_onnx(o)) {
                         for slot in 0..self.g.node_inputs(n).len() {
@@ -362,7 +342,7 @@ impl Search<'_> {
 
     /// How a value counts positions, if it does.
     fn counts(&self, value: ValueId) -> Option<Count> {
-        if let Some(t) = constant(self.g, value) {
+        if let Some(t) = tensor(self.g, value) {
             let numbers = (t.dtype == DType::Int64 && t.count().is_some_and(|n| n > 1))
                 .then(|| t.to_i64())
                 .flatten()?;
@@ -433,7 +413,7 @@ impl Search<'_> {
     /// The place on the path nearest to the count where the value is `[1, seq]`, or has more axes of size 1.
     fn take(&mut self, path: &[(NodeId, usize)]) {
         let row = |v: ValueId| self.cx.fact(v).is_some_and(|f| line(f).is_some());
-        let is_count = |v: ValueId| constant(self.g, v).is_some();
+        let is_count = |v: ValueId| tensor(self.g, v).is_some();
         let at = path.iter().rposition(|&(n, slot)| {
             // A buffer of all positions is longer than the sequence.
             self.g

@@ -16,8 +16,9 @@ use super::{GATE, Known, Method, MethodConfig, Preset, act, dict, preset};
 use crate::adapters::naming::Sublayer;
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, SublayerSite, Surroundings};
+use crate::analyze::residual;
 use crate::diag::Diagnostic;
-use crate::ir::{Graph, NodeId, Use, Val, ValueId};
+use crate::ir::Val;
 use crate::select::{Family, Layer};
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -384,7 +385,7 @@ impl Bottleneck {
             return Ok(Some(site));
         }
         let own = norm_of(layer, which).map(|n| n.output);
-        let stream = own.or_else(|| residual.and_then(|r| stream(around.graph, output, r)));
+        let stream = own.or_else(|| residual.and_then(|r| residual::sum(around.graph, output, r)));
         let Some(stream) = stream else {
             return Err(Diagnostic::error(
                 "stream-missing",
@@ -488,45 +489,6 @@ fn late_norm_layer<'s>(
         return None;
     }
     norm_of(bound, which)
-}
-
-/// What adds the residual to a sublayer's output.
-fn stream(graph: &Graph, output: ValueId, residual: ValueId) -> Option<ValueId> {
-    let residual = source(graph, residual);
-    let mut at = output;
-    loop {
-        let mut next = None;
-        for u in graph.uses(at) {
-            let Use::Input(n, _) = u else { continue };
-            let mut operands = graph.node_inputs(n).into_iter().flatten();
-            if graph.node(n).op.is_onnx("Add") && operands.any(|v| source(graph, v) == residual) {
-                return graph.output(n, 0);
-            }
-            if passes_through(graph, n) {
-                next = graph.output(n, 0);
-            }
-        }
-        at = next?;
-    }
-}
-
-/// A value without the casts and the like that it went through.
-fn source(graph: &Graph, value: ValueId) -> ValueId {
-    let mut at = value;
-    while let Some((n, 0)) = graph.producer(at)
-        && passes_through(graph, n)
-        && let Some(input) = graph.input(n, 0)
-    {
-        at = input;
-    }
-    at
-}
-
-fn passes_through(graph: &Graph, n: NodeId) -> bool {
-    let op = &graph.node(n).op;
-    ["Identity", "Dropout", "Cast"]
-        .iter()
-        .any(|t| op.is_onnx(t))
 }
 
 impl Known for Bottleneck {

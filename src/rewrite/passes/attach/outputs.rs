@@ -1,6 +1,6 @@
 //! Types of graph outputs whose length an adapter changes.
 
-use crate::adapters::sequence::Longer;
+use crate::analyze::sequence::Longer;
 use crate::ir::contract::stamp;
 use crate::ir::{DType, Dim, Graph, Type, TypeKind};
 use crate::rewrite::{PassCx, PassError, Patch};

@@ -3,8 +3,7 @@
 use super::super::super::pass::{Pass, PassCx, PassError};
 use super::super::super::patch::Uses;
 use super::super::loss::{Divisor, Loss, output};
-use super::is_f32;
-use super::view::View;
+use crate::analyze::view::View;
 use crate::ir::{OpId, Val, ValueId, contract};
 use crate::ops::DOMAIN;
 
@@ -27,11 +26,12 @@ impl Pass for FuseLoss {
         let Loss::CausalLm { logits, divisor } = &self.of else {
             return Ok(());
         };
-        let view = View::new(cx);
+        let facts = |v: ValueId| cx.fact(v).cloned();
+        let view = View::new(&cx.model().graph, &facts);
         let Some((hidden, weight, loss, ins)) = find(&view, logits.as_deref(), *divisor) else {
             return Ok(());
         };
-        let anchor = view.g.producer(loss).map(|p| p.0);
+        let anchor = view.graph.producer(loss).map(|p| p.0);
         let mut patch = cx.patch("loss without logits", anchor);
         let b = patch.builder();
         b.set_scope(&format!("{}/fused", contract::LOSS));
@@ -59,23 +59,23 @@ fn find(
     logits: Option<&str>,
     divisor: Divisor,
 ) -> Option<(ValueId, ValueId, ValueId, Vec<ValueId>)> {
-    let logits = output(view.g, logits, Some(contract::LOGITS)).ok()?;
+    let logits = output(view.graph, logits, Some(contract::LOGITS)).ok()?;
     let product = view.made_by(logits, "MatMul")?;
     let (hidden, weight) = view.pair(product)?;
     // A tied head is the transposed embedding: execution takes it as a view.
     let stored = view.untransposed(weight).unwrap_or(weight);
     let constant = view.constant(stored)?;
-    let loss = view.g.find(contract::LOSS)?;
-    let mut ins = vec![view.g.find(contract::LABELS)?];
+    let loss = view.graph.find(contract::LOSS)?;
+    let mut ins = vec![view.graph.find(contract::LABELS)?];
     if divisor == Divisor::Input {
-        ins.push(view.g.find(contract::NUM_ITEMS)?);
+        ins.push(view.graph.find(contract::NUM_ITEMS)?);
     }
     // Labels that the loss lengthens first belong to a prompt: positions that the graph's own inputs do not have.
-    let lengthened = view.g.uses(ins[0]).iter().any(|u| {
-        let op = &view.g.node(u.node()).op;
+    let lengthened = view.graph.uses(ins[0]).iter().any(|u| {
+        let op = &view.graph.node(u.node()).op;
         op.is_onnx("Pad") || op.is_onnx("Concat")
     });
     let fits =
-        !lengthened && constant.dims.len() == 2 && view.rank(hidden)? == 3 && is_f32(view, hidden);
+        !lengthened && constant.dims.len() == 2 && view.rank(hidden)? == 3 && view.is_f32(hidden);
     fits.then_some((hidden, weight, loss, ins))
 }

@@ -10,15 +10,15 @@ mod attention;
 mod blocks;
 mod loss;
 mod products;
-mod view;
 
 pub use loss::FuseLoss;
 pub use products::FuseProducts;
 
 use super::super::pass::{Pass, PassCx, PassError};
 use super::super::patch::{Patch, Uses};
-use crate::ir::{DType, NodeId, OpId, Val, ValueId};
-use view::View;
+use crate::analyze::pattern::{Fit, Picture};
+use crate::analyze::view::View;
+use crate::ir::{Attr, NodeId, OpId, Val, ValueId};
 
 /// Removes `Identity` nodes and casts to the type a value has already.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,83 +67,110 @@ impl Pass for FuseBlocks {
     }
 
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
-        let finders: [fn(&View<'_>, NodeId) -> Option<Found>; 4] = [
-            blocks::rms_normalization,
-            blocks::rotary_embedding,
-            attention::attention,
-            blocks::gated_activation,
-        ];
-        for find in finders {
-            let candidates: Vec<NodeId> = cx.model().graph.nodes().collect();
-            for n in candidates {
-                if cx.model().graph.get_node(n).is_none() {
-                    continue;
-                }
-                let found = find(&View::new(cx), n);
-                if let Some(found) = found {
-                    found.commit(cx)?;
-                }
-            }
+        run(cx, blocks::RMS_NORM.finder())?;
+        run(cx, blocks::ROTARY_EMBEDDING.finder())?;
+        run(cx, attention::attention)?;
+        run(cx, blocks::SWIGLU.finder())?;
+        run(cx, blocks::SILU.finder())
+    }
+}
+
+/// Fuses wherever a finder finds something.
+fn run(
+    cx: &mut PassCx<'_>,
+    find: impl Fn(&View<'_>, NodeId) -> Option<Found>,
+) -> Result<(), PassError> {
+    let candidates: Vec<NodeId> = cx.model().graph.nodes().collect();
+    for n in candidates {
+        let graph = &cx.model().graph;
+        let facts = |v: ValueId| cx.fact(v).cloned();
+        let live = graph.get_node(n).is_some();
+        let found = live.then(|| find(&View::new(graph, &facts), n));
+        if let Some(found) = found.flatten() {
+            found.commit(cx)?;
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+/// A fusion: a picture of what it matches, and the operator to put in its place.
+struct Fusion {
+    why: &'static str,
+    /// The value that is replaced. Nothing else may read what is made on the way to it.
+    picture: fn() -> Picture,
+    /// The operator, where sizes and types allow it.
+    fused: fn(&View<'_>, &Fit) -> Option<Fused>,
+}
+
+/// An operator in the place of a picture.
+struct Fused {
+    op: OpId,
+    inputs: Vec<Option<Input>>,
+    attrs: Vec<(&'static str, Attr)>,
+    n_out: usize,
+}
+
+impl Fusion {
+    /// What finds the picture at its outermost node.
+    fn finder(self) -> impl Fn(&View<'_>, NodeId) -> Option<Found> {
+        let picture = (self.picture)();
+        move |view, n| {
+            let replaces = view.out(n)?;
+            let fit = picture.fit(view, replaces)?;
+            let found = Found {
+                why: self.why,
+                fused: (self.fused)(view, &fit)?,
+                replaces,
+                removes: fit.nodes,
+            };
+            let closed = (found.removes.iter()).all(|n| !found.is_read_outside(view, *n));
+            closed.then_some(found)
+        }
     }
 }
 
 /// A match: the operator to put in place of the value `replaces`, and the nodes that nothing else needs.
-pub(super) struct Found {
+struct Found {
     why: &'static str,
-    op: OpId,
-    inputs: Vec<Option<Input>>,
-    attrs: Vec<(&'static str, crate::ir::Attr)>,
-    n_out: usize,
+    fused: Fused,
     replaces: ValueId,
     removes: Vec<NodeId>,
 }
 
 /// An input of a fused operator: a value, or a value times a scalar.
-pub(super) enum Input {
+enum Input {
     Is(ValueId),
     Scaled(ValueId, ValueId),
 }
 
 impl Found {
-    /// Whether the nodes to be removed are read by each other and the replaced value's readers only.
-    fn closed(&self, view: &View<'_>) -> bool {
-        self.removes.iter().all(|&n| {
-            view.g.node_outputs(n).into_iter().flatten().all(|v| {
-                v == self.replaces
-                    || (!view.g.is_output(v)
-                        && view
-                            .g
-                            .uses(v)
-                            .iter()
-                            .all(|u| self.removes.contains(&u.node())))
-            })
+    /// Whether something besides the nodes to be removed reads what one of them makes, the replaced value apart.
+    fn is_read_outside(&self, view: &View<'_>, n: NodeId) -> bool {
+        let g = view.graph;
+        g.node_outputs(n).into_iter().flatten().any(|v| {
+            v != self.replaces
+                && (g.is_output(v) || g.uses(v).iter().any(|u| !self.removes.contains(&u.node())))
         })
     }
 
     fn commit(mut self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
-        let view = View::new(cx);
-        let Some((anchor, _)) = view.g.producer(self.replaces) else {
+        let g = &cx.model().graph;
+        let Some((anchor, _)) = g.producer(self.replaces) else {
             return Ok(());
         };
         self.removes.sort_unstable();
         self.removes.dedup();
         let mut patch: Patch = cx.patch(self.why, Some(anchor));
-        let name = view.g.name_of(self.replaces).to_owned();
+        let name = g.name_of(self.replaces).to_owned();
         let b = patch.builder();
         b.set_scope(&format!("{name}/fused"));
-        let inputs: Vec<Option<Val>> = self
-            .inputs
-            .iter()
-            .map(|i| {
-                i.as_ref().map(|i| match i {
-                    Input::Is(v) => Val::Old(*v),
-                    Input::Scaled(v, s) => b.mul(*v, *s),
-                })
-            })
-            .collect();
-        let outs = b.node_n(self.op.clone(), &inputs, &self.attrs, self.n_out);
+        let fused = self.fused;
+        let input = |i: &Input| match i {
+            Input::Is(v) => Val::Old(*v),
+            Input::Scaled(v, s) => b.mul(*v, *s),
+        };
+        let inputs: Vec<Option<Val>> = fused.inputs.iter().map(|i| i.as_ref().map(input)).collect();
+        let outs = b.node_n(fused.op, &inputs, &fused.attrs, fused.n_out);
         patch.redirect(self.replaces, outs[0], Uses::All);
         for &n in &self.removes {
             patch.remove_node(n);
@@ -152,11 +179,6 @@ impl Found {
         cx.commit(patch)?;
         Ok(())
     }
-}
-
-/// Whether fused kernels take values of this type.
-fn is_f32(view: &View<'_>, v: ValueId) -> bool {
-    view.fact(v).and_then(|f| f.dtype) == Some(DType::Float)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::super::super::pass::{Pass, PassCx, PassError};
 use super::super::super::patch::Uses;
-use super::view::View;
+use crate::analyze::view::View;
 use crate::ir::{Attr, NodeId, OpId, Val, ValueId};
 use crate::ops::DOMAIN;
 
@@ -40,7 +40,7 @@ struct Product {
 
 impl Product {
     fn read(view: &View<'_>, n: NodeId) -> Option<Product> {
-        let node = view.g.node(n);
+        let node = view.graph.node(n);
         let (a, b) = view.pair(n)?;
         if node.op.is_onnx("MatMul") {
             return Some(Product {
@@ -72,7 +72,8 @@ impl Product {
 }
 
 fn fold_transposes(cx: &mut PassCx<'_>, n: NodeId) -> Result<(), PassError> {
-    let view = View::new(cx);
+    let facts = |v: ValueId| cx.fact(v).cloned();
+    let view = View::new(&cx.model().graph, &facts);
     let Some(mut p) = Product::read(&view, n) else {
         return Ok(());
     };
@@ -87,16 +88,16 @@ fn fold_transposes(cx: &mut PassCx<'_>, n: NodeId) -> Result<(), PassError> {
         (p.b, p.trans_b) = (x, !p.trans_b);
     }
     let Some(y) = view.out(n) else { return Ok(()) };
-    let dead: Vec<NodeId> = [(a, view.g.input(n, 0)), (b, view.g.input(n, 1))]
+    let dead: Vec<NodeId> = [(a, view.graph.input(n, 0)), (b, view.graph.input(n, 1))]
         .into_iter()
         .filter_map(|(folded, operand)| {
             folded?;
             let operand = operand?;
             view.only_use(operand)?;
-            view.g.producer(operand).map(|t| t.0)
+            view.graph.producer(operand).map(|t| t.0)
         })
         .collect();
-    let name = view.g.name_of(y).to_owned();
+    let name = view.graph.name_of(y).to_owned();
     let mut patch = cx.patch("transposed product", Some(n));
     let builder = patch.builder();
     builder.set_scope(&format!("{name}/fused"));
@@ -118,14 +119,15 @@ fn fold_transposes(cx: &mut PassCx<'_>, n: NodeId) -> Result<(), PassError> {
 
 /// `c + alpha·a·b` with a matrix `b`.
 fn fold_sums(cx: &mut PassCx<'_>, add: NodeId) -> Result<(), PassError> {
-    let view = View::new(cx);
+    let facts = |v: ValueId| cx.fact(v).cloned();
+    let view = View::new(&cx.model().graph, &facts);
     let Some(found) = sum(&view, add) else {
         return Ok(());
     };
     let Some(y) = view.out(add) else {
         return Ok(());
     };
-    let name = view.g.name_of(y).to_owned();
+    let name = view.graph.name_of(y).to_owned();
     let mut patch = cx.patch("product added", Some(add));
     let b = patch.builder();
     b.set_scope(&format!("{name}/fused"));
@@ -152,7 +154,7 @@ struct Sum {
 }
 
 fn sum(view: &View<'_>, add: NodeId) -> Option<Sum> {
-    if !view.g.node(add).op.is_onnx("Add") {
+    if !view.graph.node(add).op.is_onnx("Add") {
         return None;
     }
     let (x, y) = view.pair(add)?;
@@ -161,9 +163,7 @@ fn sum(view: &View<'_>, add: NodeId) -> Option<Sum> {
     }
     let candidates = [(x, y), (y, x)].into_iter().filter_map(|(c, v)| {
         let (product, removes) = scaled_product(view, v)?;
-        let depth = view
-            .fact(product.b)?
-            .size(if product.trans_b { -1 } else { -2 });
+        let depth = view.size(product.b, if product.trans_b { -1 } else { -2 });
         Some((depth.unwrap_or(i64::MAX), c, v, product, removes))
     });
     // The thinner product joins the sum: the other one computes into it.
@@ -196,7 +196,7 @@ fn shapes_agree(view: &View<'_>, c: ValueId, v: ValueId, p: &Product) -> bool {
     };
     let made = |v: ValueId| {
         dims(v).or_else(|| {
-            let (n, _) = view.g.producer(v)?;
+            let (n, _) = view.graph.producer(v)?;
             let p = Product::read(view, n)?;
             let (mut a, b) = (dims(p.a)?, dims(p.b)?);
             if b.len() != 2 || (p.trans_a && a.len() != 2) {
@@ -218,11 +218,11 @@ fn shapes_agree(view: &View<'_>, c: ValueId, v: ValueId, p: &Product) -> bool {
 
 fn scaled_product(view: &View<'_>, v: ValueId) -> Option<(Product, Vec<NodeId>)> {
     view.only_use(v)?;
-    let (n, _) = view.g.producer(v)?;
+    let (n, _) = view.graph.producer(v)?;
     if let Some(p) = Product::read(view, n) {
         return Some((p, vec![n]));
     }
-    if !view.g.node(n).op.is_onnx("Mul") {
+    if !view.graph.node(n).op.is_onnx("Mul") {
         return None;
     }
     let (a, b) = view.pair(n)?;
@@ -231,7 +231,7 @@ fn scaled_product(view: &View<'_>, v: ValueId) -> Option<(Product, Vec<NodeId>)>
         .map(|s| (a, s))
         .or_else(|| view.scalar(a).map(|s| (b, s)))?;
     view.only_use(inner)?;
-    let (m, _) = view.g.producer(inner)?;
+    let (m, _) = view.graph.producer(inner)?;
     let mut p = Product::read(view, m)?;
     p.alpha *= s;
     Some((p, vec![n, m]))

@@ -1,13 +1,16 @@
 //! From structure to sites: layers whose names an optimizer removed, and places whose names an exporter changed.
 
-use super::choose::{Chooser, site};
-use super::interface::PerStack;
-use super::modules::{Witness, join};
-use super::site::{AttentionSite, Decision, Layer, LinearSite, NormSite, Role};
-use super::structure::{Core, Found, Projection, Structure};
+use super::record::Record;
+use super::scene::{Scene, site};
+use crate::analyze::columns;
+use crate::analyze::structure::{Core, Found, Projection, Structure};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{NodeId, ValueId};
+use crate::select::field::Field;
+use crate::select::interface::PerStack;
+use crate::select::modules::{Witness, join};
+use crate::select::site::{AttentionSite, Decision, Layer, LinearSite, NormSite, Role};
 
 /// Attributes under which Hugging Face models hold their base model, where a head shows that there is one around it.
 const BASE: [(&str, &[&str]); 3] = [
@@ -22,19 +25,62 @@ const BASE: [(&str, &[&str]); 3] = [
     ("gpt_neox.", &["gpt_neox"]),
 ];
 
-impl Chooser<'_> {
+impl Scene<'_> {
+    /// What stands before the base model's paths: initializers that kept their names say it, else the model type.
+    pub(super) fn guess_prefix(&self) -> String {
+        let f = &self.interface.fields;
+        let lists: Vec<String> = (0..self.interface.stacks())
+            .filter_map(|s| f.model_layers.get(s))
+            .map(|p| format!("{p}."))
+            .collect();
+        let named = self.view.graph.initializers().iter().find_map(|v| {
+            let name = self.view.graph.name_of(*v);
+            lists.iter().find_map(|l| {
+                let at = name.find(l.as_str())?;
+                let digit = name
+                    .as_bytes()
+                    .get(at + l.len())
+                    .is_some_and(u8::is_ascii_digit);
+                let start = at == 0 || name[..at].ends_with('.');
+                (digit && start).then(|| name[..at].to_owned())
+            })
+        });
+        let by_type = || {
+            let model_type = self.interface.model_type.as_deref()?;
+            let headed = self
+                .linears
+                .all
+                .iter()
+                .any(|l| self.view.is_output(l.output) && l.d_out != l.d_in);
+            let known = BASE
+                .iter()
+                .find(|(_, types)| types.iter().any(|t| model_type.starts_with(t)))?;
+            headed.then(|| known.0.to_owned())
+        };
+        named.or_else(by_type).unwrap_or_default()
+    }
+}
+
+/// Finds layers by structure, and what names leave open in layers.
+pub(super) struct Unnamed<'s> {
+    pub(super) scene: &'s Scene<'s>,
+    pub(super) record: &'s mut Record,
+}
+
+impl Unnamed<'_> {
     /// All layers by structure. `error` says why names did not lead to them, and stands when structure does not either.
-    pub(super) fn unnamed_layers(&mut self, error: Error) -> Result<Vec<Layer>> {
-        let structure = self.structure();
+    pub(super) fn layers(&mut self, error: Error) -> Result<Vec<Layer>> {
+        let structure = self.scene.structure();
         let found = structure.layers();
         // Where names do lead somewhere, a list that they do not know is a mistake and no gap.
         let named = |f: &Found| {
-            let core = self.linears.all[f.self_attn.o].core;
-            self.is_named(core)
+            let core = self.scene.linears.all[f.self_attn.o].core;
+            self.scene.is_named(core)
                 && self
+                    .scene
                     .tree
                     .of(core)
-                    .is_some_and(|(m, _)| self.tree.list_entry(m).is_some())
+                    .is_some_and(|(m, _)| self.scene.tree.list_entry(m).is_some())
         };
         if found.iter().any(named) {
             return Err(error);
@@ -46,7 +92,6 @@ impl Chooser<'_> {
                 self.other_stacks(&found)
             });
         };
-        self.guess_prefix();
         let mut out = Vec::new();
         for (stack, members) in stacks.into_iter().enumerate() {
             for (local, f) in members.into_iter().enumerate() {
@@ -59,21 +104,12 @@ impl Chooser<'_> {
         Ok(out)
     }
 
-    /// Whether a node's own names say which module it belongs to.
-    fn is_named(&self, n: NodeId) -> bool {
-        self.tree
-            .of(n)
-            .is_some_and(|(_, w)| w < Witness::Neighbours)
-    }
-
     /// Whether a value enters a module from a node that names no module: the node may belong to it.
     fn enters_from_nowhere(&self, v: ValueId) -> bool {
-        self.view.producer(v).is_some_and(|n| !self.is_named(n))
-    }
-
-    /// Whether a value leaves a module to a node that names no module: the node may belong to it.
-    pub(super) fn leaves_to_nowhere(&self, v: ValueId) -> bool {
-        self.view.readers(v).iter().any(|n| !self.is_named(*n))
+        self.scene
+            .view
+            .producer(v)
+            .is_some_and(|n| !self.scene.is_named(n))
     }
 
     /// Whether names leave a boundary of a layer open.
@@ -84,24 +120,25 @@ impl Chooser<'_> {
             .into_iter()
             .flatten()
             .any(|v| self.enters_from_nowhere(v))
-            || self.leaves_to_nowhere(l.output)
+            || self.scene.leaves_to_nowhere(l.output)
             || attentions
                 .into_iter()
-                .any(|a| self.leaves_to_nowhere(a.output))
+                .any(|a| self.scene.leaves_to_nowhere(a.output))
     }
 
     /// Moves boundaries that names leave open out to where structure puts them.
     fn mend(&mut self, layer: &mut Layer, other: &Layer) {
         let inward = |v: &mut ValueId, from: ValueId| {
-            let moves =
-                self.enters_from_nowhere(*v) && self.view.defined(from) < self.view.defined(*v);
+            let moves = self.enters_from_nowhere(*v)
+                && self.scene.view.defined(from) < self.scene.view.defined(*v);
             if moves {
                 *v = from;
             }
             moves
         };
         let outward = |v: &mut ValueId, to: ValueId| {
-            let moves = self.leaves_to_nowhere(*v) && self.view.defined(to) > self.view.defined(*v);
+            let moves = self.scene.leaves_to_nowhere(*v)
+                && self.scene.view.defined(to) > self.scene.view.defined(*v);
             if moves {
                 *v = to;
             }
@@ -112,16 +149,16 @@ impl Chooser<'_> {
         let mut moved = Vec::new();
         for (field, own, from) in [
             (
-                "layer_pre_self_attn",
+                Field::LayerPreSelfAttn,
                 &mut layer.pre_self_attn,
                 other.pre_self_attn,
             ),
             (
-                "layer_pre_cross_attn",
+                Field::LayerPreCrossAttn,
                 &mut layer.pre_cross_attn,
                 other.pre_cross_attn,
             ),
-            ("layer_pre_ffn", &mut layer.pre_ffn, other.pre_ffn),
+            (Field::LayerPreFfn, &mut layer.pre_ffn, other.pre_ffn),
         ] {
             if let (Some(own), Some(from)) = (own, from)
                 && inward(own, from)
@@ -130,8 +167,12 @@ impl Chooser<'_> {
             }
         }
         for (field, own, to) in [
-            ("layer_self_attn", &mut layer.self_attn, &other.self_attn),
-            ("layer_cross_attn", &mut layer.cross_attn, &other.cross_attn),
+            (Field::LayerSelfAttn, &mut layer.self_attn, &other.self_attn),
+            (
+                Field::LayerCrossAttn,
+                &mut layer.cross_attn,
+                &other.cross_attn,
+            ),
         ] {
             if let (Some(own), Some(to)) = (own, to)
                 && outward(&mut own.output, to.output)
@@ -141,7 +182,7 @@ impl Chooser<'_> {
         }
         for (field, value) in moved {
             let of = |d: &&mut Decision| d.layer == Some(layer.index) && d.field == field;
-            if let Some(decision) = self.decisions.iter_mut().find(of) {
+            if let Some(decision) = self.record.decisions.iter_mut().find(of) {
                 decision.value = value;
                 decision.witness = Witness::Structure;
             }
@@ -150,7 +191,7 @@ impl Chooser<'_> {
 
     /// Fills in what the names did not lead to, in graphs whose layers they did lead to.
     pub(super) fn fill(&mut self, layers: &mut [Layer]) {
-        let structure = self.structure();
+        let structure = self.scene.structure();
         let found = structure.layers();
         let Some(stacks) = self.stacks(&found) else {
             return;
@@ -166,8 +207,7 @@ impl Chooser<'_> {
                 };
                 self.mend(layer, &other);
                 self.keep_gaps(&mut other);
-                let before: Vec<bool> =
-                    SITES.iter().map(|f| value_of(layer, f).is_some()).collect();
+                let before: Vec<bool> = SITES.iter().map(|f| f.value(layer).is_some()).collect();
                 merge(layer, other);
                 for (field, had) in SITES.into_iter().zip(before) {
                     if !had {
@@ -181,10 +221,10 @@ impl Chooser<'_> {
     /// Structure answers only where names are silent: for nodes without one, for columns of a projection that an exporter fused, and
     /// for exporters that rename modules. A name that the interface has wrong stays a finding.
     fn keep_gaps(&self, layer: &mut Layer) {
-        if self.view.renames {
+        if self.scene.view.renames {
             return;
         }
-        let silent = |nodes: &[NodeId]| !nodes.iter().any(|n| self.is_named(*n));
+        let silent = |nodes: &[NodeId]| !nodes.iter().any(|n| self.scene.is_named(*n));
         let linear = |s: &mut Option<LinearSite>| {
             if s.as_ref()
                 .is_some_and(|s| s.column.is_none() && !silent(&s.nodes))
@@ -220,32 +260,31 @@ impl Chooser<'_> {
             &mut layer.pre_cross_attn,
             &mut layer.pre_ffn,
         ] {
-            *v = v.filter(|v| gap || self.leaves_to_nowhere(*v));
+            *v = v.filter(|v| gap || self.scene.leaves_to_nowhere(*v));
         }
     }
 
     /// Records that structure gave a field of a layer, if it did.
-    fn found_by_structure(&mut self, layer: &Layer, field: &'static str) {
-        let paths = self.interface.fields.paths();
-        let Some(path) = paths
-            .iter()
-            .find(|(f, _)| *f == field)
-            .and_then(|(_, p)| p.get(layer.stack))
-        else {
+    fn found_by_structure(&mut self, layer: &Layer, field: Field) {
+        let Some(path) = field.path(&self.scene.interface.fields, layer.stack) else {
             return;
         };
-        let Some(value) = value_of(layer, field) else {
+        let Some(value) = field.value(layer) else {
             return;
         };
-        if let Some(miss) = self.misses.get_mut(&(layer.stack, field, path.to_owned())) {
+        if let Some(miss) = self
+            .record
+            .misses
+            .get_mut(&(layer.stack, field, path.to_owned()))
+        {
             miss.found(layer.index);
         }
         let inside = field
-            .starts_with("attn_")
+            .is_of_attention()
             .then(|| layer.self_attn.as_ref().or(layer.cross_attn.as_ref()))
             .flatten();
         let outer = inside.map_or(&layer.path, |a| &a.path);
-        self.decisions.push(Decision {
+        self.record.decisions.push(Decision {
             layer: Some(layer.index),
             field,
             path: join(outer, path).into(),
@@ -262,12 +301,12 @@ impl Chooser<'_> {
             chains[f.stack].push(f);
         }
         let crosses = |c: &[&Found]| c.iter().any(|f| f.cross_attn.is_some());
-        let wanted = self.interface.stacks();
+        let wanted = self.scene.interface.stacks();
         if wanted == chains.len() {
             chains.sort_by_key(|c| crosses(c));
             return Some(chains);
         }
-        let cross = !self.interface.fields.layer_cross_attn.is_null();
+        let cross = !self.scene.interface.fields.layer_cross_attn.is_null();
         let mut fitting = chains.into_iter().filter(|c| crosses(c) == cross);
         let first = fitting.next()?;
         (wanted == 1 && fitting.next().is_none()).then(|| vec![first])
@@ -279,46 +318,12 @@ impl Chooser<'_> {
             "select-stacks",
             format!(
                 "`model_layers` names {} lists; by its structure this graph has {count} chains of layers",
-                self.interface.stacks()
+                self.scene.interface.stacks()
             ),
         )
-        .at(format!("{}, interface.model_layers", self.interface.source))
+        .at(format!("{}, interface.model_layers", self.scene.interface.source))
         .help("give `model_layers` one entry for each chain: the encoder's, then the decoder's");
         Error::new(ErrorKind::Interface, d)
-    }
-
-    /// What stands before the base model's paths: initializers that kept their names say it, else the model type.
-    fn guess_prefix(&mut self) {
-        let f = &self.interface.fields;
-        let lists: Vec<String> = (0..self.interface.stacks())
-            .filter_map(|s| f.model_layers.get(s))
-            .map(|p| format!("{p}."))
-            .collect();
-        let named = self.view.graph.initializers().iter().find_map(|v| {
-            let name = self.view.graph.name_of(*v);
-            lists.iter().find_map(|l| {
-                let at = name.find(l.as_str())?;
-                let digit = name
-                    .as_bytes()
-                    .get(at + l.len())
-                    .is_some_and(u8::is_ascii_digit);
-                let start = at == 0 || name[..at].ends_with('.');
-                (digit && start).then(|| name[..at].to_owned())
-            })
-        });
-        let by_type = || {
-            let model_type = self.interface.model_type.as_deref()?;
-            let headed = self
-                .linears
-                .all
-                .iter()
-                .any(|l| self.view.is_output(l.output) && l.d_out != l.d_in);
-            let known = BASE
-                .iter()
-                .find(|(_, types)| types.iter().any(|t| model_type.starts_with(t)))?;
-            headed.then(|| known.0.to_owned())
-        };
-        self.prefix.full = named.or_else(by_type).unwrap_or_default();
     }
 
     // ---- one layer -----------------------------------------------------------------------------------------------------------
@@ -331,9 +336,13 @@ impl Chooser<'_> {
         index: usize,
         local: usize,
     ) -> Option<Layer> {
-        let fields = self.interface.fields.clone();
+        let fields = self.scene.interface.fields.clone();
         let at = |p: &PerStack| p.get(stack).map(str::to_owned);
-        let path = format!("{}{}.{local}", self.prefix.full, at(&fields.model_layers)?);
+        let path = format!(
+            "{}{}.{local}",
+            self.scene.prefix.full,
+            at(&fields.model_layers)?
+        );
         let under = |p: &PerStack| at(p).map(|p| join(&path, &p));
         let attention = |core: &Core, p: &PerStack| Some(self.core_site(core, &under(p)?, stack));
         let mut self_attn = attention(&f.self_attn, &fields.layer_self_attn);
@@ -367,7 +376,7 @@ impl Chooser<'_> {
             self.projection_site(p, role, &under(paths)?)
         };
         let norm = |out: Option<ValueId>, paths: &PerStack| {
-            let n = s.norms.making(self.view, out?)?;
+            let n = s.norms.making(self.scene.view, out?)?;
             Some(NormSite {
                 path: under(paths)?.into(),
                 nodes: n.nodes.clone(),
@@ -381,13 +390,13 @@ impl Chooser<'_> {
             let path = at(paths)?;
             let last = path.rsplit('.').next().unwrap_or_default().to_lowercase();
             let is_norm = last.contains("norm") || last.starts_with("ln");
-            let before = s.norms.making(self.view, v).filter(|_| is_norm);
+            let before = s.norms.making(self.scene.view, v).filter(|_| is_norm);
             match before {
                 Some(n) => n.input,
                 None => Some(v),
             }
         };
-        let up_input = f.up.map(|p| self.linears.all[p.linear].input);
+        let up_input = f.up.map(|p| self.scene.linears.all[p.linear].input);
         let layer = Layer {
             index,
             call: 0,
@@ -424,7 +433,7 @@ impl Chooser<'_> {
     }
 
     fn core_site(&self, core: &Core, path: &str, stack: usize) -> AttentionSite {
-        let f = &self.interface.fields;
+        let f = &self.scene.interface.fields;
         let linear = |p: Option<Projection>, role: Role, paths: &PerStack| {
             self.projection_site(p?, role, &join(path, paths.get(stack)?))
         };
@@ -447,21 +456,23 @@ impl Chooser<'_> {
             q: linear(separate(core.q), Role::Query, &f.attn_q_proj),
             k: linear(separate(core.k), Role::Key, &f.attn_k_proj),
             v: linear(separate(core.v), Role::Value, &f.attn_v_proj),
-            qkv_layout: qkv.as_ref().map(|s| super::fused::layout(self.view, s)),
+            qkv_layout: qkv
+                .as_ref()
+                .map(|s| columns::layout(self.scene.view, s.output, s.d_out)),
             qkv,
-            output: self.linears.all[core.o].output,
+            output: self.scene.linears.all[core.o].output,
             o,
         }
     }
 
     fn projection_site(&self, p: Projection, role: Role, path: &str) -> Option<LinearSite> {
-        let mut out = site(role, path.into(), self.linears.all.get(p.linear)?);
+        let mut out = site(role, path.into(), self.scene.linears.all.get(p.linear)?);
         if let Some((value, first, width)) = p.columns {
             out.output = value;
             out.rows = (out.rows.0, value);
             out.column = Some(first);
             out.d_out = width;
-            out.anchor = self.view.producer(value)?;
+            out.anchor = self.scene.view.producer(value)?;
         }
         Some(out)
     }
@@ -469,15 +480,13 @@ impl Chooser<'_> {
     /// Records decisions and misses of a layer that structure alone gave.
     fn account(&mut self, layer: &Layer) {
         for field in SITES {
-            let paths = self.interface.fields.paths();
-            let path = paths
-                .iter()
-                .find(|(f, _)| *f == field)
-                .and_then(|(_, p)| p.get(layer.stack))
-                .map(str::to_owned);
-            match (path, value_of(layer, field)) {
+            let path = field.path(&self.scene.interface.fields, layer.stack);
+            match (path, field.value(layer)) {
                 (Some(_), Some(_)) => self.found_by_structure(layer, field),
-                (Some(path), None) => self.missing(layer.stack, layer.index, field, &path, HIDDEN),
+                (Some(path), None) => {
+                    self.record
+                        .missing(layer.stack, layer.index, field, path, HIDDEN)
+                }
                 (None, _) => {}
             }
         }
@@ -487,22 +496,22 @@ impl Chooser<'_> {
 const HIDDEN: &str = "the graph has no value for it: a fused operator holds it, or its structure is not one that is known";
 
 /// The fields that stand for a place in a layer.
-const SITES: [&str; 15] = [
-    "layer_self_attn",
-    "layer_cross_attn",
-    "attn_q_proj",
-    "attn_k_proj",
-    "attn_v_proj",
-    "attn_qkv_proj",
-    "attn_o_proj",
-    "layer_intermediate_proj",
-    "layer_output_proj",
-    "layer_pre_self_attn",
-    "layer_pre_cross_attn",
-    "layer_pre_ffn",
-    "layer_ln_1",
-    "layer_ln_cross",
-    "layer_ln_2",
+const SITES: [Field; 15] = [
+    Field::LayerSelfAttn,
+    Field::LayerCrossAttn,
+    Field::AttnQProj,
+    Field::AttnKProj,
+    Field::AttnVProj,
+    Field::AttnQkvProj,
+    Field::AttnOProj,
+    Field::LayerIntermediateProj,
+    Field::LayerOutputProj,
+    Field::LayerPreSelfAttn,
+    Field::LayerPreCrossAttn,
+    Field::LayerPreFfn,
+    Field::LayerLn1,
+    Field::LayerLnCross,
+    Field::LayerLn2,
 ];
 
 /// Takes from `other` what `layer` lacks.
@@ -543,41 +552,4 @@ fn merge(layer: &mut Layer, other: Layer) {
     take(&mut layer.ln_1, other.ln_1);
     take(&mut layer.ln_cross, other.ln_cross);
     take(&mut layer.ln_2, other.ln_2);
-}
-
-/// The value that stands for a field in a layer; for fields of the attention, in all attention modules that the layer has.
-pub(super) fn value_of(layer: &Layer, field: &str) -> Option<ValueId> {
-    let linear = |s: &Option<LinearSite>| s.as_ref().map(|s| s.output);
-    let norm = |s: &Option<NormSite>| s.as_ref().map(|s| s.output);
-    let attention = |pick: &dyn Fn(&AttentionSite) -> Option<ValueId>| {
-        let all: Vec<Option<ValueId>> = [&layer.self_attn, &layer.cross_attn]
-            .into_iter()
-            .flatten()
-            .map(pick)
-            .collect();
-        all.iter()
-            .all(Option::is_some)
-            .then(|| all.first().copied().flatten())
-            .flatten()
-    };
-    match field {
-        "layer_self_attn" => layer.self_attn.as_ref().map(|a| a.output),
-        "layer_cross_attn" => layer.cross_attn.as_ref().map(|a| a.output),
-        "attn_q_proj" => attention(&|a| linear(&a.q)),
-        "attn_k_proj" => attention(&|a| linear(&a.k)),
-        "attn_v_proj" => attention(&|a| linear(&a.v)),
-        "attn_qkv_proj" => attention(&|a| linear(&a.qkv)),
-        "attn_o_proj" => attention(&|a| linear(&a.o)),
-        "layer_intermediate_proj" => linear(&layer.intermediate),
-        "layer_output_proj" => linear(&layer.output_proj),
-        "layer_pre_self_attn" => layer.pre_self_attn,
-        "layer_pre_cross_attn" => layer.pre_cross_attn,
-        "layer_pre_ffn" => layer.pre_ffn,
-        "layer_ln_1" => norm(&layer.ln_1),
-        "layer_ln_cross" => norm(&layer.ln_cross),
-        "layer_ln_2" => norm(&layer.ln_2),
-        "layer" => Some(layer.input),
-        "layer.output" => Some(layer.output),
-        _ => None,
-    }
 }

@@ -1,16 +1,18 @@
-//! What selection needs to know of each value of a graph, computed once in execution order: linear in the size of the graph.
+//! Where hidden states flow: what is to be known of each value for that, computed once in execution order, linear in the size of the graph.
 
+use super::through::Through;
+use super::view::View;
 use crate::infer::Verified;
-use crate::ir::{AttrValue, DType, Dim, Graph, Node, NodeId, TensorData, TypeKind, Use, ValueId};
+use crate::ir::{AttrValue, DType, Dim, Node, NodeId, TensorData, TypeKind, Use, ValueId};
 
-/// A graph with what is known of its values.
+/// A [`View`] that also knows which values carry hidden states.
 #[derive(Debug)]
-pub(super) struct View<'a> {
-    pub(super) graph: &'a Graph,
+pub(crate) struct Flow<'a> {
+    view: View<'a>,
     /// Nodes in execution order.
-    pub(super) order: Vec<NodeId>,
+    pub(crate) order: Vec<NodeId>,
     /// Whether the exporter gives modules names of its own.
-    pub(super) renames: bool,
+    pub(crate) renames: bool,
     rank_of: Vec<u32>,
     facts: Vec<Known>,
 }
@@ -59,13 +61,21 @@ const NOT_FLOAT: [&str; 19] = [
     "DynamicQuantizeLinear",
 ];
 
-impl<'a> View<'a> {
-    pub(super) fn new(verified: &'a Verified) -> Self {
+impl<'a> std::ops::Deref for Flow<'a> {
+    type Target = View<'a>;
+
+    fn deref(&self) -> &View<'a> {
+        &self.view
+    }
+}
+
+impl<'a> Flow<'a> {
+    pub(crate) fn new(verified: &'a Verified) -> Self {
         let graph = &verified.model().graph;
         let order = graph.order().unwrap_or_default();
         let bound = graph.index_bound();
-        let mut view = View {
-            graph,
+        let mut view = Flow {
+            view: View::new(graph, verified),
             order: Vec::new(),
             renames: verified.model().producer_name.contains("genai"),
             rank_of: vec![0; bound],
@@ -146,50 +156,43 @@ impl<'a> View<'a> {
 
     fn alias(&self, node: &Node, inputs: &[Option<ValueId>]) -> Option<ValueId> {
         let from = inputs.first().copied().flatten()?;
-        let same = match &*node.op.op_type {
-            "Identity" | "Dropout" if node.op.domain.is_empty() => true,
-            "Cast" if node.op.domain.is_empty() => {
-                let to = DType::from_code(i32::try_from(node.int("to", 0)).ok()?);
-                to.is_some() && to == self.facts[from.index()].dtype
-            }
-            _ => false,
+        let same = if node.op.is_onnx("Cast") {
+            let to = DType::from_code(i32::try_from(node.int("to", 0)).ok()?);
+            to.is_some() && to == self.facts[from.index()].dtype
+        } else {
+            Through::ALIKE.takes(&node.op)
         };
         same.then(|| self.root(from))
     }
 
     /// The value itself, behind no-op casts and identities.
-    pub(super) fn root(&self, v: ValueId) -> ValueId {
+    pub(crate) fn root(&self, v: ValueId) -> ValueId {
         self.facts[v.index()].root.unwrap_or(v)
     }
 
-    pub(super) fn is_constant(&self, v: ValueId) -> bool {
+    pub(crate) fn is_constant(&self, v: ValueId) -> bool {
         self.facts[v.index()].constant
     }
 
-    pub(super) fn is_flow(&self, v: ValueId) -> bool {
+    pub(crate) fn is_flow(&self, v: ValueId) -> bool {
         self.facts[v.index()].flow
     }
 
     /// Whether a value is computed from hidden states, quantized forms included.
-    pub(super) fn carries(&self, v: ValueId) -> bool {
+    pub(crate) fn carries(&self, v: ValueId) -> bool {
         self.facts[v.index()].carries
     }
 
-    pub(super) fn is_output(&self, v: ValueId) -> bool {
+    pub(crate) fn is_output(&self, v: ValueId) -> bool {
         self.facts[v.index()].output
     }
 
-    pub(super) fn is_data(&self, v: ValueId) -> bool {
+    pub(crate) fn is_data(&self, v: ValueId) -> bool {
         self.facts[v.index()].data
     }
 
-    /// Whether a node reads nothing of a value but its shape.
-    pub(super) fn measures(&self, n: NodeId) -> bool {
-        matches!(self.op(n), "Shape" | "Size")
-    }
-
     /// Whether a node looks up rows of an embedding table.
-    pub(super) fn is_lookup(&self, n: NodeId) -> bool {
+    pub(crate) fn is_lookup(&self, n: NodeId) -> bool {
         let data = self
             .inputs(n)
             .into_iter()
@@ -199,7 +202,7 @@ impl<'a> View<'a> {
     }
 
     /// What a quantized hidden state was made from; any other value itself.
-    pub(super) fn unquantized(&self, v: ValueId) -> ValueId {
+    pub(crate) fn unquantized(&self, v: ValueId) -> ValueId {
         let quantizes =
             |n: &NodeId| matches!(self.op(*n), "DynamicQuantizeLinear" | "QuantizeLinear");
         if self.is_flow(v) || !self.carries(v) {
@@ -211,7 +214,7 @@ impl<'a> View<'a> {
     }
 
     /// What an embedding lookup makes, dequantized.
-    pub(super) fn looked_up(&self, n: NodeId) -> Option<ValueId> {
+    pub(crate) fn looked_up(&self, n: NodeId) -> Option<ValueId> {
         let rows = self.graph.output(n, 0)?;
         match self.readers(rows)[..] {
             [r] if !self.is_flow(rows) && self.op(r) == "DequantizeLinear" => {
@@ -222,35 +225,26 @@ impl<'a> View<'a> {
     }
 
     /// Whether an embedding lookup reads the ids of tokens, as the caller gives them, rather than positions or types.
-    pub(super) fn reads_token_ids(&self, n: NodeId) -> bool {
-        let mut at = self
-            .inputs(n)
-            .get(usize::from(self.op(n) != "EmbedLayerNormalization"))
-            .copied()
-            .flatten();
-        while let Some(v) = at {
-            if self.graph.is_input(v) {
-                let name = self.graph.name_of(v);
-                return !["mask", "position", "type"]
-                    .iter()
-                    .any(|w| name.contains(w));
-            }
-            let Some(p) = self.producer(v) else {
-                return false;
-            };
-            if !matches!(
-                self.op(p),
-                "Reshape" | "Cast" | "Identity" | "Squeeze" | "Unsqueeze" | "Flatten"
-            ) {
-                return false;
-            }
-            at = self.inputs(p).first().copied().flatten();
-        }
-        false
+    pub(crate) fn reads_token_ids(&self, n: NodeId) -> bool {
+        let slot = usize::from(self.op(n) != "EmbedLayerNormalization");
+        let Some(ids) = self.input(n, slot) else {
+            return false;
+        };
+        let first = Through::ALIKE.or(Through::SHAPE).source(self.graph, ids);
+        let name = self.graph.name_of(first);
+        let other = ["mask", "position", "type"];
+        self.graph.is_input(first) && !other.iter().any(|w| name.contains(w))
     }
 
     /// Whether a value becomes a graph output, elementwise arithmetic aside (a soft cap, a cast, a scale).
-    pub(super) fn leaves(&self, v: ValueId) -> bool {
+    pub(crate) fn leaves(&self, v: ValueId) -> bool {
+        let passes = Through::ALIKE
+            .or(Through::SHAPE)
+            .or(Through::PART)
+            .or(Through::PICK)
+            .or(Through::FACTOR)
+            .or(Through::SUM)
+            .or(Through::BOUND);
         let mut at = v;
         loop {
             if self.is_output(at) {
@@ -262,88 +256,45 @@ impl<'a> View<'a> {
                 .filter(|r| !self.measures(*r))
                 .collect();
             let [r] = readers[..] else { return false };
-            if !matches!(
-                self.op(r),
-                "Cast"
-                    | "Identity"
-                    | "Mul"
-                    | "Div"
-                    | "Tanh"
-                    | "Add"
-                    | "Slice"
-                    | "Gather"
-                    | "Reshape"
-            ) {
-                return false;
-            }
-            let Some(next) = self.graph.output(r, 0) else {
+            let Some(next) = passes.after(self.graph, r) else {
                 return false;
             };
             at = next;
         }
     }
 
-    pub(super) fn rank(&self, v: ValueId) -> Option<usize> {
+    pub(crate) fn rank(&self, v: ValueId) -> Option<usize> {
         self.facts[v.index()].rank
     }
 
     /// Size of the last axis, where it is a known number.
-    pub(super) fn last(&self, v: ValueId) -> Option<usize> {
+    pub(crate) fn last(&self, v: ValueId) -> Option<usize> {
         self.facts[v.index()]
             .last
             .and_then(|n| usize::try_from(n).ok())
     }
 
     /// Place of a node in the execution order.
-    pub(super) fn place(&self, n: NodeId) -> u32 {
+    pub(crate) fn place(&self, n: NodeId) -> u32 {
         self.rank_of[n.index()]
     }
 
     /// Place of the definition of a value; graph inputs come before all nodes, the first one last.
-    pub(super) fn defined(&self, v: ValueId) -> i64 {
+    pub(crate) fn defined(&self, v: ValueId) -> i64 {
         self.facts[v.index()].place
     }
 
-    pub(super) fn node(&self, n: NodeId) -> &'a Node {
-        self.graph.node(n)
-    }
-
-    /// Operator name, if the node is of `ai.onnx` or `com.microsoft`.
-    pub(super) fn op(&self, n: NodeId) -> &'a str {
-        let op = &self.graph.node(n).op;
-        match &*op.domain {
-            "" | "com.microsoft" => &op.op_type,
-            _ => "",
-        }
-    }
-
-    pub(super) fn inputs(&self, n: NodeId) -> Vec<Option<ValueId>> {
-        self.graph.node_inputs(n)
-    }
-
-    pub(super) fn producer(&self, v: ValueId) -> Option<NodeId> {
-        self.graph.producer(v).map(|p| p.0)
-    }
-
     /// The nodes that read a value, each once, in execution order.
-    pub(super) fn readers(&self, v: ValueId) -> Vec<NodeId> {
+    pub(crate) fn readers(&self, v: ValueId) -> Vec<NodeId> {
         let mut out: Vec<NodeId> = self.graph.uses(v).into_iter().map(Use::node).collect();
         out.sort_by_key(|n| self.place(*n));
         out.dedup();
         out
     }
 
-    /// The constant tensor of a value: an initializer, or the result of a `Constant` node.
-    pub(super) fn tensor(&self, v: ValueId) -> Option<&'a TensorData> {
-        let root = self.root(v);
-        if let Some(t) = &self.graph.value(root).tensor {
-            return Some(t);
-        }
-        let n = self.producer(root)?;
-        match (self.op(n), self.node(n).attr("value")) {
-            ("Constant", Some(AttrValue::Tensor(t))) => Some(t),
-            _ => None,
-        }
+    /// The tensor that stands for a value, behind no-op casts and identities.
+    pub(crate) fn tensor(&self, v: ValueId) -> Option<&'a TensorData> {
+        self.view.tensor(self.root(v))
     }
 }
 

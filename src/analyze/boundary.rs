@@ -1,26 +1,26 @@
 //! The boundary of a module: what enters and what leaves a set of nodes.
 
-use super::view::View;
+use super::flow::Flow;
 use crate::ir::{NodeId, ValueId};
 
 /// Hidden states at the boundary of a set of nodes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Boundary {
+pub(crate) struct Boundary {
     /// The hidden state that enters. Of several (encoder states, cached keys) the one that is computed last.
-    pub(super) input: Option<ValueId>,
+    pub(crate) input: Option<ValueId>,
     /// The hidden state that leaves. Of several the one that is computed last and read outside.
-    pub(super) output: Option<ValueId>,
+    pub(crate) output: Option<ValueId>,
 }
 
 /// Scratch marks for set membership: a boundary costs no more than the nodes it is asked for.
 #[derive(Debug)]
-pub(super) struct Marks {
+pub(crate) struct Marks {
     stamp: Vec<u32>,
     epoch: u32,
 }
 
 impl Marks {
-    pub(super) fn new(view: &View<'_>) -> Self {
+    pub(crate) fn new(view: &Flow<'_>) -> Self {
         Marks {
             stamp: vec![0; view.graph.index_bound()],
             epoch: 0,
@@ -28,7 +28,7 @@ impl Marks {
     }
 
     /// The boundary of a set of nodes.
-    pub(super) fn boundary(&mut self, view: &View<'_>, nodes: &[NodeId]) -> Boundary {
+    pub(crate) fn boundary(&mut self, view: &Flow<'_>, nodes: &[NodeId]) -> Boundary {
         self.epoch += 1;
         for n in nodes {
             self.stamp[n.index()] = self.epoch;

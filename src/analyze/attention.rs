@@ -8,15 +8,30 @@
 //! A bias by relative position (T5) is computed again for the longer row of keys. As in the library, the added positions come first
 //! and move the keys away from the queries.
 
+use super::softmax::{Bounds, Broken, Heart, Link};
+use super::through::Through;
+use super::view::View;
 use crate::diag::Diagnostic;
-use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Fact, Graph, NodeId, Val, ValueId};
-use crate::select::{AttentionSite, LinearSite, QkvLayout};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::hash_map::Entry;
 
-/// What is known of any value.
-pub type Facts<'a> = &'a dyn Fn(ValueId) -> Option<Fact>;
+/// The values between which an attention core lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends<'a> {
+    /// Path of the module, for messages.
+    pub(crate) path: &'a str,
+    /// What the query projection reads.
+    pub(crate) input: ValueId,
+    /// Width of that.
+    pub(crate) d_in: usize,
+    /// What the projections of queries, keys and values make: as the module's output, and as rows.
+    pub(crate) projected: [[ValueId; 2]; 3],
+    /// Widths of queries, keys and values.
+    pub(crate) widths: [usize; 3],
+    /// What leaves the core: the input of the output projection.
+    pub(crate) end: ValueId,
+}
 
 /// One call of an attention module.
 #[derive(Clone, Debug)]
@@ -109,11 +124,15 @@ pub enum HeadAxis {
 }
 
 impl AttentionCore {
-    /// Finds the core of an attention module.
-    pub fn find(site: &AttentionSite, graph: &Graph, facts: Facts<'_>) -> Result<Self, Diagnostic> {
-        let search = Search::new(site, graph, facts)?;
-        let (softmax, scores) = search.softmax()?;
-        let (mix, values) = search.mix(softmax)?;
+    /// Finds the core that lies between the projections of an attention module.
+    ///
+    /// # Errors
+    /// What the graph has in its place.
+    pub(crate) fn find(view: View<'_>, ends: &Ends<'_>) -> Result<Self, Diagnostic> {
+        let graph = view.graph;
+        let search = Search::new(view, ends);
+        let heart = search.heart()?;
+        let (scores, values, mix) = (heart.scores, heart.values, heart.mix);
         let Product {
             queries,
             keys,
@@ -121,7 +140,7 @@ impl AttentionCore {
             mut then,
             masks,
             bias,
-        } = search.product(scores)?;
+        } = search.product(&heart)?;
         let (mut steps, keys) = search.key_scales(keys);
         steps.append(&mut then);
         let output = graph
@@ -151,13 +170,13 @@ impl AttentionCore {
             }
         };
         let lost = |what: &str| search.refused(format!("{what} cannot be told"));
-        let head = (facts)(queries)
-            .and_then(|f| f.size(-1))
-            .or_else(|| (facts)(values)?.size(-1))
+        let head = view
+            .size(queries, -1)
+            .or_else(|| view.size(values, -1))
             .and_then(|n| usize::try_from(n).ok())
             .filter(|n| *n > 0)
             .ok_or_else(|| lost("the width of a head"))?;
-        let [q, _, v] = widths(site).ok_or_else(|| lost("the width of the keys"))?;
+        let [q, _, v] = ends.widths;
         if q % head != 0 || v % head != 0 || v == 0 || q % v != 0 {
             return Err(search.refused(format!(
                 "queries of width {q} and values of width {v} are not made of heads of width {head}"
@@ -165,7 +184,7 @@ impl AttentionCore {
         }
         let (heads, kv_heads) = (q / head, v / head);
         let axis = |value: ValueId| {
-            let fact = (facts)(value);
+            let fact = view.fact(value);
             let rank = fact.as_ref().and_then(Fact::rank);
             let at = |axis: i64| fact.as_ref().and_then(|f| f.size(axis));
             match rank {
@@ -186,11 +205,10 @@ impl AttentionCore {
         if query_heads == HeadAxis::Kv {
             return Err(search.refused("the queries are grouped by the keys' heads".into()));
         }
-        let entry = search.entry;
         Ok(AttentionCore {
             scores,
             queries,
-            dtype: (facts)(queries).and_then(|f| f.dtype),
+            dtype: view.dtype(queries),
             then: steps,
             keys,
             values,
@@ -203,22 +221,10 @@ impl AttentionCore {
             heads,
             kv_heads,
             head,
-            input: entry.input,
-            like: entry.output,
-            width: entry.d_in,
+            input: ends.input,
+            like: ends.projected[0][0],
+            width: ends.d_in,
         })
-    }
-}
-
-/// Widths of queries, keys and values.
-fn widths(site: &AttentionSite) -> Option<[usize; 3]> {
-    if let (Some(q), Some(k), Some(v)) = (&site.q, &site.k, &site.v) {
-        return Some([q.d_out, k.d_out, v.d_out]);
-    }
-    let fused = site.qkv.as_ref()?;
-    match site.qkv_layout {
-        Some(QkvLayout::Blocks { q, k, v }) => Some([q, k, v]),
-        Some(QkvLayout::Interleaved) | None => Some([fused.d_out / 3; 3]),
     }
 }
 
@@ -250,54 +256,30 @@ pub(crate) fn copy(
 }
 
 struct Search<'a> {
-    graph: &'a Graph,
-    facts: Facts<'a>,
+    view: View<'a>,
     path: &'a str,
-    /// The projection that makes the queries.
-    entry: &'a LinearSite,
-    /// What leaves the attention: the output projection's input.
+    /// What leaves the attention.
     end: ValueId,
     /// Outputs of the query projection.
-    queries: FxHashSet<ValueId>,
+    queries: [ValueId; 2],
     /// Outputs of the key projection.
-    keys: FxHashSet<ValueId>,
+    keys: [ValueId; 2],
     /// Where walks against the flow end.
     stops: FxHashSet<ValueId>,
 }
 
 impl<'a> Search<'a> {
-    fn new(
-        site: &'a AttentionSite,
-        graph: &'a Graph,
-        facts: Facts<'a>,
-    ) -> Result<Self, Diagnostic> {
-        let fused = site.qkv.as_ref();
-        let projections = [&site.q, &site.k, &site.v].map(|p| p.as_ref().or(fused));
-        let [Some(q), Some(k), Some(v)] = projections else {
-            return Err(Diagnostic::error(
-                "attention-projections",
-                "the projections of keys and values are not known",
-            )
-            .at(site.path.to_string())
-            .help(
-                "name attn_q_proj, attn_k_proj and attn_v_proj, or attn_qkv_proj, in the interface",
-            ));
-        };
-        let ends = |site: &LinearSite| FxHashSet::from_iter([site.output, site.rows.1]);
-        let (queries, keys) = (ends(q), ends(k));
-        let mut stops: FxHashSet<ValueId> = queries.iter().chain(&keys).copied().collect();
-        stops.extend(ends(v));
-        stops.insert(q.input);
-        Ok(Search {
-            graph,
-            facts,
-            path: &site.path,
-            entry: q,
-            end: site.o.as_ref().map_or(site.output, |o| o.input),
-            queries,
-            keys,
+    fn new(view: View<'a>, ends: &Ends<'a>) -> Self {
+        let mut stops: FxHashSet<ValueId> = ends.projected.into_iter().flatten().collect();
+        stops.insert(ends.input);
+        Search {
+            view,
+            path: ends.path,
+            end: ends.end,
+            queries: ends.projected[0],
+            keys: ends.projected[1],
             stops,
-        })
+        }
     }
 
     fn refused(&self, why: String) -> Diagnostic {
@@ -314,190 +296,166 @@ impl<'a> Search<'a> {
             if v != from && self.stops.contains(&v) {
                 continue;
             }
-            let Some((n, _)) = self.graph.producer(v) else {
+            let Some((n, _)) = self.view.graph.producer(v) else {
                 continue;
             };
             if !seen.insert(n) {
                 continue;
             }
             if see(n) {
-                todo.extend(self.graph.node_inputs(n).into_iter().flatten());
+                todo.extend(self.view.graph.node_inputs(n).into_iter().flatten());
             }
         }
     }
 
     /// Whether a value is computed from the outputs of a projection, inside the module.
-    fn reaches(&self, from: ValueId, goal: &FxHashSet<ValueId>) -> bool {
+    fn reaches(&self, from: ValueId, goal: &[ValueId]) -> bool {
         if goal.contains(&from) {
             return true;
         }
         let mut found = false;
         self.behind(from, |n| {
             // A shape is no use of the numbers.
-            if self.graph.node(n).op.is_onnx("Shape") {
+            if self.view.graph.node(n).op.is_onnx("Shape") {
                 return false;
             }
-            let mut inputs = self.graph.node_inputs(n).into_iter().flatten();
+            let mut inputs = self.view.graph.node_inputs(n).into_iter().flatten();
             found |= inputs.any(|v| goal.contains(&v));
             !found
         });
         found
     }
 
-    /// The softmax, and what it reads.
-    fn softmax(&self) -> Result<(NodeId, ValueId), Diagnostic> {
+    /// Whether a value is computed from both queries and keys.
+    fn scores(&self, v: ValueId) -> bool {
+        self.reaches(v, &self.queries) && self.reaches(v, &self.keys)
+    }
+
+    /// The softmax of the scores, with its products.
+    fn heart(&self) -> Result<Heart, Diagnostic> {
         let mut found = Vec::new();
         self.behind(self.end, |n| {
-            if self.graph.node(n).op.is_onnx("Softmax") {
+            if self.view.is(n, "Softmax") {
                 found.push(n);
                 return false;
             }
             true
         });
-        let reads = |n: &NodeId| self.graph.input(*n, 0).map(|v| (*n, v));
-        let both = |(_, v): &(NodeId, ValueId)| {
-            self.reaches(*v, &self.queries) && self.reaches(*v, &self.keys)
+        found.retain(|n| self.view.input(*n, 0).is_some_and(|v| self.scores(v)));
+        let softmax = match found[..] {
+            [one] => one,
+            [] => return Err(self.refused("there is no softmax over the scores".into())),
+            _ => return Err(self.refused("there is more than one softmax".into())),
         };
-        let mut all = found.iter().filter_map(reads).filter(both);
-        match (all.next(), all.next()) {
-            (Some(one), None) => Ok(one),
-            (Some(_), Some(_)) => Err(self.refused("there is more than one softmax".into())),
-            (None, _) => Err(self.refused("there is no softmax over the scores".into())),
+        let bounds = Bounds {
+            product: &|n, q, k| {
+                !self.view.is(n, "Einsum")
+                    && self.reaches(q, &self.queries)
+                    && self.reaches(k, &self.keys)
+            },
+            inside: &|v| !self.stops.contains(&v),
+        };
+        let unmixed =
+            || self.refused("nothing multiplies the probabilities with the values".into());
+        let heart = Heart::around(&self.view, softmax, &bounds).map_err(|b| match b {
+            Broken::Product(v) => self.strange(v),
+            Broken::Mix => unmixed(),
+        })?;
+        if self.view.is(heart.mix, "Einsum") {
+            return Err(unmixed());
         }
+        if self.view.input(heart.mix, 0) != Some(heart.probabilities) {
+            return Err(self.refused("the values are the left operand of the mix".into()));
+        }
+        Ok(heart)
     }
 
-    /// The product of probabilities and values.
-    fn mix(&self, softmax: NodeId) -> Result<(NodeId, ValueId), Diagnostic> {
-        let mut todo: Vec<ValueId> = self.graph.output(softmax, 0).into_iter().collect();
-        let mut seen = FxHashSet::default();
-        while let Some(v) = todo.pop() {
-            for u in self.graph.uses(v) {
-                let n = u.node();
-                if !seen.insert(n) {
-                    continue;
-                }
-                let node = self.graph.node(n);
-                if is_product(&node.op) {
-                    if self.graph.input(n, 0) == Some(v)
-                        && let Some(values) = self.graph.input(n, 1)
-                    {
-                        return Ok((n, values));
-                    }
-                    return Err(self.refused("the values are the left operand of the mix".into()));
-                }
-                let passes = [
-                    "Cast", "Identity", "Dropout", "Where", "Reshape", "Mul", "Slice",
-                ];
-                if passes.iter().any(|op| node.op.is_onnx(op)) {
-                    todo.extend(self.graph.output(n, 0));
-                }
-            }
-        }
-        Err(self.refused("nothing multiplies the probabilities with the values".into()))
-    }
-
-    /// From the softmax against the flow to the product of queries and keys: its operands, and what happens to a score behind it.
-    fn product(&self, scores: ValueId) -> Result<Product, Diagnostic> {
-        let g = self.graph;
-        let mut bias = None;
-        let mut masks = Vec::new();
-        let mut steps = Vec::new();
-        let mut at = scores;
-        // A path is no longer than the graph.
-        for _ in 0..g.node_count() {
-            let Some((n, _)) = g.producer(at) else { break };
-            let node = g.node(n);
-            let first = g.input(n, 0);
-            if is_product(&node.op) {
-                let (Some(q), Some(k)) = (first, g.input(n, 1)) else {
-                    break;
-                };
-                if !self.reaches(q, &self.queries) || !self.reaches(k, &self.keys) {
-                    break;
-                }
-                if let Some(alpha) = node.attrs.get("alpha").and_then(|a| a.value.as_float())
-                    && alpha.to_bits() != 1f32.to_bits()
-                {
-                    steps.push(Step::Scale(alpha));
-                }
-                if node
-                    .attrs
-                    .get("transA")
-                    .and_then(|a| a.value.as_int())
-                    .unwrap_or(0)
-                    != 0
-                {
-                    return Err(self.refused("the queries are transposed in the product".into()));
-                }
-                steps.reverse();
-                return Ok(Product {
-                    queries: q,
-                    keys: k,
-                    output: at,
-                    then: steps,
-                    masks,
-                    bias,
-                });
-            }
-            if let Some(old) = self.replaced(n) {
-                at = old;
-                continue;
-            }
-            let next = match (&*node.op.domain, &*node.op.op_type) {
-                ("", "Identity" | "Dropout") => first,
-                ("", "Cast") => {
-                    let to = node.attrs.get("to").and_then(|a| a.value.as_int());
-                    let to = to.and_then(|t| DType::from_code(i32::try_from(t).ok()?));
-                    steps.extend(to.map(Step::Cast));
-                    first
-                }
-                ("", "Tanh") => {
-                    steps.push(Step::Tanh);
-                    first
-                }
-                ("", "Reshape" | "Unsqueeze" | "Squeeze") => {
-                    steps.push(Step::Reshape);
-                    first
-                }
-                ("", "Mul" | "Div") => match self.scaling(n) {
-                    Some((step, x)) => {
-                        steps.push(step);
-                        Some(x)
-                    }
-                    None => break,
-                },
-                ("", "Sub") => first.filter(|v| self.reaches(*v, &self.keys)),
-                ("", "Add" | "Where" | "Max" | "Min" | "Concat") => {
-                    let inputs: Vec<ValueId> = g.node_inputs(n).into_iter().flatten().collect();
-                    // Scores of a prefix stand in front; where queries and keys are one product, they are made of it, too.
-                    let found =
-                        inputs.iter().rev().copied().find(|v| {
-                            self.reaches(*v, &self.queries) && self.reaches(*v, &self.keys)
-                        });
-                    let others = inputs.iter().filter(|v| Some(**v) != found);
-                    for &other in others.filter(|_| node.op.is_onnx("Add")) {
-                        if let Some(distance) = self.distances(other) {
-                            if bias.replace((other, distance)).is_some() {
-                                return Err(self
-                                    .refused("two biases by relative position are added".into()));
-                            }
-                            steps.push(Step::Bias);
-                        } else {
-                            masks.push(other);
-                        }
-                    }
-                    found
-                }
-                _ => break,
-            };
-            let Some(next) = next else { break };
-            at = next;
-        }
-        let name = g.producer(at).map(|(n, _)| g.node(n).op.to_string());
-        Err(self.refused(format!(
+    /// The refusal of scores that something unknown makes.
+    fn strange(&self, v: ValueId) -> Diagnostic {
+        let name = self
+            .view
+            .producer(v)
+            .map(|n| self.view.node(n).op.to_string());
+        self.refused(format!(
             "the scores are made by {}, not by a product of queries and keys",
             name.unwrap_or_else(|| "nothing".into())
-        )))
+        ))
+    }
+
+    /// The product of queries and keys, and what happens to a score behind it.
+    fn product(&self, heart: &Heart) -> Result<Product, Diagnostic> {
+        let node = self.view.node(heart.product);
+        if node.int("transA", 0) != 0 {
+            return Err(self.refused("the queries are transposed in the product".into()));
+        }
+        let mut out = Product {
+            queries: heart.queries,
+            keys: heart.keys,
+            output: self
+                .view
+                .out(heart.product)
+                .ok_or_else(|| self.strange(heart.scores))?,
+            then: Vec::new(),
+            masks: Vec::new(),
+            bias: None,
+        };
+        for link in &heart.links {
+            self.step(link, &mut out)?;
+        }
+        let alpha = node.float("alpha", 1.0);
+        if alpha.to_bits() != 1f32.to_bits() {
+            out.then.push(Step::Scale(alpha));
+        }
+        out.then.reverse();
+        Ok(out)
+    }
+
+    /// What one operator does to a score.
+    fn step(&self, link: &Link, out: &mut Product) -> Result<(), Diagnostic> {
+        let view = &self.view;
+        let n = link.node;
+        let strange = || {
+            Err(view
+                .out(n)
+                .map_or_else(|| self.strange(link.from), |v| self.strange(v)))
+        };
+        let node = view.node(n);
+        if !node.op.domain.is_empty() {
+            return strange();
+        }
+        match &*node.op.op_type {
+            "Identity" | "Dropout" => {}
+            "Cast" => {
+                let to = i32::try_from(node.int("to", 0)).ok();
+                out.then
+                    .extend(to.and_then(DType::from_code).map(Step::Cast));
+            }
+            "Tanh" => out.then.push(Step::Tanh),
+            "Reshape" | "Unsqueeze" | "Squeeze" => out.then.push(Step::Reshape),
+            "Mul" | "Div" => match self.scaling(n) {
+                Some((step, x)) if x == link.from => out.then.push(step),
+                _ => return strange(),
+            },
+            "Sub" if view.input(n, 0) == Some(link.from) => {}
+            "Add" => {
+                let inputs = view.inputs(n).into_iter().flatten();
+                for other in inputs.filter(|v| *v != link.from) {
+                    if let Some(distance) = self.distances(other) {
+                        if out.bias.replace((other, distance)).is_some() {
+                            return Err(
+                                self.refused("two biases by relative position are added".into())
+                            );
+                        }
+                        out.then.push(Step::Bias);
+                    } else {
+                        out.masks.push(other);
+                    }
+                }
+            }
+            "Where" | "Max" | "Min" | "Concat" => {}
+            _ => return strange(),
+        }
+        Ok(())
     }
 
     /// The distances of keys and queries that a bias is looked up by: `[1, keys] - [queries, 1]`, in front of a table.
@@ -506,21 +464,21 @@ impl<'a> Search<'a> {
         let mut looked_up = false;
         let ints = [DType::Int64, DType::Int32];
         self.behind(bias, |n| {
-            let node = self.graph.node(n);
+            let node = self.view.graph.node(n);
             if node.op.is_onnx("Shape") {
                 return false;
             }
             if node.op.is_onnx("Gather") {
-                let table = self.graph.input(n, 0).and_then(self.facts);
+                let table = self.view.input(n, 0).and_then(|t| self.view.fact(t));
                 looked_up |= table.is_some_and(|t| t.dtype.is_some_and(DType::is_float));
             }
-            let operands = [0, 1].map(|slot| self.graph.input(n, slot).and_then(self.facts));
+            let operands = [0, 1].map(|slot| self.view.fact(self.view.input(n, slot)?));
             if let ("Sub", [Some(a), Some(b)]) = (&*node.op.op_type, operands)
                 && a.dtype.is_some_and(|d| ints.contains(&d))
                 && (a.rank(), b.rank()) == (Some(2), Some(2))
                 && (a.size(0), b.size(1)) == (Some(1), Some(1))
             {
-                found = self.graph.output(n, 0);
+                found = self.view.graph.output(n, 0);
                 return false;
             }
             true
@@ -530,21 +488,16 @@ impl<'a> Search<'a> {
 
     /// What nodes behind the distances add to what depends on them, where it has an axis of keys.
     fn masks(&self, nodes: &[NodeId], distance: ValueId) -> Vec<ValueId> {
-        let made = |v: ValueId| {
-            v == distance
-                || self
-                    .graph
-                    .producer(v)
-                    .is_some_and(|(n, _)| nodes.contains(&n))
-        };
+        let made =
+            |v: ValueId| v == distance || self.view.producer(v).is_some_and(|n| nodes.contains(&n));
         let row = |v: ValueId| {
-            let dims = (self.facts)(v).and_then(|f| f.dims);
+            let dims = self.view.dims(v);
             dims.is_none_or(|d| d.len() >= 2 && !d.last().is_some_and(|n| n.is(1)))
         };
         let adds = nodes
             .iter()
-            .filter(|n| self.graph.node(**n).op.is_onnx("Add"));
-        let inputs = adds.flat_map(|n| self.graph.node_inputs(*n)).flatten();
+            .filter(|n| self.view.graph.node(**n).op.is_onnx("Add"));
+        let inputs = adds.flat_map(|n| self.view.graph.node_inputs(*n)).flatten();
         inputs.filter(|v| !made(*v) && row(*v)).collect()
     }
 
@@ -557,13 +510,13 @@ impl<'a> Search<'a> {
             if v == start || self.stops.contains(&v) {
                 continue;
             }
-            let Some((n, _)) = self.graph.producer(v) else {
+            let Some((n, _)) = self.view.graph.producer(v) else {
                 continue;
             };
-            let inputs = || self.graph.node_inputs(n).into_iter().flatten();
+            let inputs = || self.view.graph.node_inputs(n).into_iter().flatten();
             if done {
                 let through = |i: ValueId| {
-                    let made = self.graph.producer(i);
+                    let made = self.view.graph.producer(i);
                     i == start || made.is_some_and(|(m, _)| on_way.get(&m) == Some(&true))
                 };
                 if inputs().any(through) && on_way.insert(n, true) != Some(true) {
@@ -584,21 +537,17 @@ impl<'a> Search<'a> {
         let mut way = vec![(keys, 0)];
         let mut at = keys;
         while !self.keys.contains(&at) {
-            let Some((n, _)) = self.graph.producer(at) else {
+            let Some(n) = self.view.producer(at) else {
                 break;
             };
-            let node = self.graph.node(n);
-            let next = match (&*node.op.domain, &*node.op.op_type) {
-                (
-                    "",
-                    "Identity" | "Transpose" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand"
-                    | "Cast",
-                ) => self.graph.input(n, 0),
-                ("", "Mul" | "Div") => self.scaling(n).map(|(step, x)| {
+            let node = self.view.node(n);
+            let next = if node.op.is_onnx("Mul") || node.op.is_onnx("Div") {
+                self.scaling(n).map(|(step, x)| {
                     steps.push(step);
                     x
-                }),
-                _ => None,
+                })
+            } else {
+                Through::LAID_OUT.before(self.view.graph, at)
             };
             let Some(next) = next else { break };
             at = next;
@@ -609,13 +558,9 @@ impl<'a> Search<'a> {
 
     /// A multiplication with, or division by, a value of one element: the step, and what is scaled.
     fn scaling(&self, n: NodeId) -> Option<(Step, ValueId)> {
-        let (a, b) = (self.graph.input(n, 0)?, self.graph.input(n, 1)?);
-        let single = |v: ValueId| {
-            let fact = (self.facts)(v);
-            fact.and_then(|f| f.dims)
-                .is_some_and(|dims| dims.iter().all(|d| d.is(1)))
-        };
-        if self.graph.node(n).op.is_onnx("Div") {
+        let (a, b) = (self.view.graph.input(n, 0)?, self.view.graph.input(n, 1)?);
+        let single = |v: ValueId| self.view.is_single(v);
+        if self.view.graph.node(n).op.is_onnx("Div") {
             return single(b).then_some((Step::Div(b), a));
         }
         if single(b) {
@@ -623,14 +568,4 @@ impl<'a> Search<'a> {
         }
         single(a).then_some((Step::Mul(a), b))
     }
-
-    /// What an adapter's node stands for.
-    fn replaced(&self, n: NodeId) -> Option<ValueId> {
-        let name = self.graph.node(n).metadata.get(stamp::REPLACES)?;
-        self.graph.find(name)
-    }
-}
-
-fn is_product(op: &crate::ir::OpId) -> bool {
-    op.is_onnx("MatMul") || (&*op.domain, &*op.op_type) == ("com.microsoft", "FusedMatMul")
 }

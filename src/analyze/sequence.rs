@@ -4,7 +4,7 @@
 //! runs at the greater length. Where the rest reads an input with an axis of the sequence, or what the ancestors compute of one (its
 //! shape, as a rule), it reads the same of a longer input instead. Exports of a fixed length hold it in their shape constants.
 
-use super::attention::Facts;
+use super::view::View;
 use crate::diag::Diagnostic;
 use crate::ir::contract;
 use crate::ir::{DType, Graph, NodeId, Sym, Use, ValueId};
@@ -57,17 +57,17 @@ pub enum Meaning {
 
 impl Longer {
     /// Finds what has to grow when the embeddings' output does.
-    pub fn find(
-        graph: &Graph,
-        facts: Facts<'_>,
+    pub(crate) fn find(
+        view: View<'_>,
         embedded: ValueId,
         hidden: usize,
     ) -> Result<Self, Diagnostic> {
+        let graph = view.graph;
         let refused = |why: String| {
             Diagnostic::error("sequence", why)
                 .help("export the model with a dynamic sequence axis, from token ids and an attention mask `[batch, sequence]`")
         };
-        let fact = facts(embedded).unwrap_or_default();
+        let fact = view.fact(embedded).unwrap_or_default();
         let Some([_, sequence, _]) = fact.dims.as_deref() else {
             return Err(refused(
                 "the embeddings' output is not known to be [batch, sequence, width]".into(),
@@ -83,7 +83,7 @@ impl Longer {
         let mut grown: FxHashSet<ValueId> = FxHashSet::default();
         for port in graph.inputs() {
             let v = port.value;
-            let Some(dims) = facts(v).and_then(|f| f.dims) else {
+            let Some(dims) = view.dims(v) else {
                 continue;
             };
             if is_cache(&dims) && !reads_input(graph, &inside, v) {
@@ -154,7 +154,7 @@ impl Longer {
                     "the sequence has the fixed length {length}, which is the width of the hidden state too"
                 )));
             }
-            shapes = constants(graph, facts, &after, length);
+            shapes = constants(view, &after, length);
         }
         Ok(Longer {
             embedded,
@@ -191,7 +191,7 @@ fn reads_input(graph: &Graph, nodes: &FxHashSet<NodeId>, v: ValueId) -> bool {
 }
 
 /// Whether a mask treats all queries alike: it has rows of its own for them, and nothing in it compares positions.
-pub fn alike(graph: &Graph, facts: Facts<'_>, mask: ValueId) -> bool {
+pub(crate) fn alike(view: View<'_>, mask: ValueId) -> bool {
     const COMPARE: [&str; 7] = [
         "CumSum",
         "Greater",
@@ -201,7 +201,8 @@ pub fn alike(graph: &Graph, facts: Facts<'_>, mask: ValueId) -> bool {
         "Range",
         "Trilu",
     ];
-    let dims = facts(mask).and_then(|f| f.dims).unwrap_or_default();
+    let graph = view.graph;
+    let dims = view.dims(mask).unwrap_or_default();
     let [.., queries, keys] = &*dims else {
         return false;
     };
@@ -261,7 +262,8 @@ fn descendants(
 }
 
 /// Constants that give the shape of something behind the embeddings, and hold the sequence's length.
-fn constants(graph: &Graph, facts: Facts<'_>, after: &[NodeId], length: i64) -> Vec<Shape> {
+fn constants(view: View<'_>, after: &[NodeId], length: i64) -> Vec<Shape> {
+    let graph = view.graph;
     let nodes: FxHashSet<NodeId> = after.iter().copied().collect();
     let mut out: Vec<Shape> = Vec::new();
     let mut add = |n: NodeId, slot: u32, v: ValueId| {
@@ -269,7 +271,9 @@ fn constants(graph: &Graph, facts: Facts<'_>, after: &[NodeId], length: i64) -> 
             None => graph.value(v).tensor.is_some(),
             Some((p, _)) => graph.node(p).op.is_onnx("Constant"),
         };
-        let fact = facts(v).filter(|f| fixed && f.dtype == Some(DType::Int64));
+        let fact = view
+            .fact(v)
+            .filter(|f| fixed && f.dtype == Some(DType::Int64));
         let numbers = fact.as_ref().and_then(|f| {
             let ints = f.ints.as_ref()?;
             ints.iter().map(crate::ir::Sym::as_const).collect()

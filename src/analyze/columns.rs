@@ -1,12 +1,28 @@
 //! Fused projections: which columns are whose.
 
-use super::site::{LinearSite, QkvLayout};
-use super::view::View;
+use super::flow::Flow;
+use super::through::Through;
 use crate::ir::{NodeId, ValueId};
 
+/// How q, k and v lie in a fused projection's output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QkvLayout {
+    /// `[q | k | v]`, with these widths.
+    Blocks {
+        /// Width of q.
+        q: usize,
+        /// Width of k.
+        k: usize,
+        /// Width of v.
+        v: usize,
+    },
+    /// Interleaved by head: `[h0: q k v | h1: q k v | …]`, or an order that could not be told.
+    Interleaved,
+}
+
 /// How q, k and v lie in the output of a fused projection: a split of the last axis in three says it.
-pub(super) fn layout(view: &View<'_>, site: &LinearSite) -> QkvLayout {
-    let mut at = site.output;
+pub(crate) fn layout(view: &Flow<'_>, output: ValueId, width: usize) -> QkvLayout {
+    let mut at = output;
     loop {
         let readers: Vec<NodeId> = view
             .readers(at)
@@ -14,17 +30,16 @@ pub(super) fn layout(view: &View<'_>, site: &LinearSite) -> QkvLayout {
             .filter(|r| !view.measures(*r))
             .collect();
         if let [r] = readers[..]
-            && matches!(view.op(r), "Identity" | "Cast" | "Clip" | "Dropout")
-            && let Some(next) = view.graph.output(r, 0)
+            && let Some(next) = Through::ALIKE.or(Through::BOUND).after(view.graph, r)
         {
             at = next;
             continue;
         }
-        return split(view, at, &readers, site.d_out).unwrap_or(QkvLayout::Interleaved);
+        return split(view, at, &readers, width).unwrap_or(QkvLayout::Interleaved);
     }
 }
 
-fn split(view: &View<'_>, v: ValueId, readers: &[NodeId], width: usize) -> Option<QkvLayout> {
+fn split(view: &Flow<'_>, v: ValueId, readers: &[NodeId], width: usize) -> Option<QkvLayout> {
     let rank = view.rank(v).map_or(3, |r| r as i64);
     let last = |axis: i64| axis == -1 || axis == rank - 1;
     if let [r] = readers[..]
@@ -61,8 +76,8 @@ fn blocks(sizes: &[usize], width: usize) -> Option<QkvLayout> {
 }
 
 /// The parts of the last axis that one node cuts out of a value `width` wide: value, first column, number of columns.
-pub(super) fn columns(
-    view: &View<'_>,
+pub(crate) fn columns(
+    view: &Flow<'_>,
     n: NodeId,
     width: usize,
 ) -> Option<Vec<(ValueId, usize, usize)>> {
@@ -93,7 +108,7 @@ pub(super) fn columns(
     }
 }
 
-fn split_sizes(view: &View<'_>, n: NodeId, parts: usize, width: usize) -> Option<Vec<usize>> {
+fn split_sizes(view: &Flow<'_>, n: NodeId, parts: usize, width: usize) -> Option<Vec<usize>> {
     match view.inputs(n).get(1).copied().flatten() {
         Some(s) => Some(
             view.tensor(s)?
@@ -107,7 +122,7 @@ fn split_sizes(view: &View<'_>, n: NodeId, parts: usize, width: usize) -> Option
 }
 
 fn slice_range(
-    view: &View<'_>,
+    view: &Flow<'_>,
     n: NodeId,
     last: &dyn Fn(i64) -> bool,
     width: usize,

@@ -1,9 +1,11 @@
 //! Layers by structure, where no names survive: attention cores between three projections and one, feed-forward blocks, norms, and
 //! the residual stream that chains them. The last witness, and the weakest; it is asked only where the others are silent.
 
+use super::flow::Flow;
 use super::linear::Linears;
 use super::norm::{Norm, Norms};
-use super::view::View;
+use super::softmax::{Bounds, Heart};
+use super::through::Through;
 use crate::ir::{NodeId, ValueId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -12,21 +14,21 @@ const REACH: usize = 160;
 
 /// A projection: a linear, or columns of a fused one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Projection {
-    pub(super) linear: usize,
+pub(crate) struct Projection {
+    pub(crate) linear: usize,
     /// The value with only its columns, the first of them, and their number.
-    pub(super) columns: Option<(ValueId, usize, usize)>,
+    pub(crate) columns: Option<(ValueId, usize, usize)>,
 }
 
 /// One attention core with the projections around it.
 #[derive(Clone, Debug)]
-pub(super) struct Core {
-    pub(super) q: Option<Projection>,
-    pub(super) k: Option<Projection>,
-    pub(super) v: Option<Projection>,
-    pub(super) o: usize,
+pub(crate) struct Core {
+    pub(crate) q: Option<Projection>,
+    pub(crate) k: Option<Projection>,
+    pub(crate) v: Option<Projection>,
+    pub(crate) o: usize,
     /// What the attention module reads for its queries.
-    pub(super) input: ValueId,
+    pub(crate) input: ValueId,
     cross: bool,
 }
 
@@ -44,32 +46,32 @@ struct Joint {
 
 /// One layer.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
-    pub(super) stack: usize,
-    pub(super) self_attn: Core,
-    pub(super) cross_attn: Option<Core>,
-    pub(super) up: Option<Projection>,
-    pub(super) down: Option<usize>,
+pub(crate) struct Found {
+    pub(crate) stack: usize,
+    pub(crate) self_attn: Core,
+    pub(crate) cross_attn: Option<Core>,
+    pub(crate) up: Option<Projection>,
+    pub(crate) down: Option<usize>,
     /// Whether the stream is what norms behind the sublayers make.
-    pub(super) post_norm: bool,
-    pub(super) input: ValueId,
-    pub(super) output: Option<ValueId>,
+    pub(crate) post_norm: bool,
+    pub(crate) input: ValueId,
+    pub(crate) output: Option<ValueId>,
     /// Outputs of the norms behind self-attention, cross-attention and feed-forward block.
-    pub(super) ln_1: Option<ValueId>,
-    pub(super) ln_cross: Option<ValueId>,
-    pub(super) ln_2: Option<ValueId>,
+    pub(crate) ln_1: Option<ValueId>,
+    pub(crate) ln_cross: Option<ValueId>,
+    pub(crate) ln_2: Option<ValueId>,
 }
 
-pub(super) struct Structure<'a> {
-    view: &'a View<'a>,
+pub(crate) struct Structure<'a> {
+    view: &'a Flow<'a>,
     linears: &'a Linears,
-    pub(super) norms: Norms,
+    pub(crate) norms: Norms,
     by_output: FxHashMap<ValueId, usize>,
     by_input: FxHashMap<ValueId, Vec<usize>>,
 }
 
 impl<'a> Structure<'a> {
-    pub(super) fn new(view: &'a View<'a>, linears: &'a Linears) -> Self {
+    pub(crate) fn new(view: &'a Flow<'a>, linears: &'a Linears) -> Self {
         let mut by_output = FxHashMap::default();
         let mut by_input: FxHashMap<ValueId, Vec<usize>> = FxHashMap::default();
         for (i, l) in linears.all.iter().enumerate() {
@@ -90,7 +92,7 @@ impl<'a> Structure<'a> {
     }
 
     /// All layers: by stack, and in each in the order of the stream.
-    pub(super) fn layers(&self) -> Vec<Found> {
+    pub(crate) fn layers(&self) -> Vec<Found> {
         let cores: Vec<Core> = self
             .view
             .order
@@ -183,52 +185,18 @@ impl<'a> Structure<'a> {
     /// Operands of `softmax(q · kᵀ …) · v` and its result.
     fn spelled(&self, softmax: NodeId) -> Option<([ValueId; 3], ValueId)> {
         let view = self.view;
-        let product = |n: NodeId| {
-            matches!(view.op(n), "MatMul" | "FusedMatMul" | "Einsum")
-                && self.linears.of(n).is_none()
+        let linear = |n: NodeId| self.linears.of(n).is_some();
+        let bounds = Bounds {
+            product: &|n, a, b| !linear(n) && view.is_flow(a) && view.is_flow(b),
+            inside: &|v| view.is_flow(v) && !view.producer(v).is_some_and(linear),
         };
-        let pair = |n: NodeId| {
-            let inputs = view.inputs(n);
-            let a = inputs.first().copied().flatten()?;
-            let b = inputs.get(1).copied().flatten()?;
-            (view.is_flow(a) && view.is_flow(b)).then_some((a, b))
-        };
-        let scores = view
-            .inputs(softmax)
-            .first()
-            .copied()
-            .flatten()
-            .filter(|v| view.is_flow(*v))?;
-        let (q, k) = self.behind(scores, |n| product(n).then(|| pair(n)).flatten())?;
-        let mut at = view.graph.output(softmax, 0)?;
-        for _ in 0..12 {
-            let readers: Vec<NodeId> = view
-                .readers(at)
-                .into_iter()
-                .filter(|r| !view.measures(*r))
-                .collect();
-            if let Some(&n) = readers.iter().find(|r| product(**r)) {
-                let (a, b) = pair(n)?;
-                let v = if a == at { b } else { a };
-                return Some(([q, k, v], view.graph.output(n, 0)?));
-            }
-            // A guard against rows of NaN reads the probabilities twice.
-            let next = readers.iter().find(|r| {
-                matches!(
-                    view.op(**r),
-                    "Cast"
-                        | "Identity"
-                        | "Dropout"
-                        | "Where"
-                        | "Mul"
-                        | "Reshape"
-                        | "Slice"
-                        | "Expand"
-                )
-            })?;
-            at = view.graph.output(*next, 0)?;
+        if !view.is_flow(view.input(softmax, 0)?) {
+            return None;
         }
-        None
+        let found = Heart::around(view, softmax, &bounds).ok()?;
+        let mixes = !linear(found.mix) && view.is_flow(found.values);
+        let output = view.out(found.mix)?;
+        mixes.then_some(([found.queries, found.keys, found.values], output))
     }
 
     /// Searches back along hidden states, nearest first, not through linears.
@@ -271,7 +239,7 @@ impl<'a> Structure<'a> {
             // Columns of a fused projection; the value that the walk came from is one of the outputs.
             let x = view.inputs(n).first().copied().flatten()?;
             let linear = *self.by_output.get(&x)?;
-            let columns = super::fused::columns(view, n, self.linears.all[linear].d_out)?;
+            let columns = super::columns::columns(view, n, self.linears.all[linear].d_out)?;
             let on_path = columns.into_iter().find(|(v, _, _)| self.leads(*v, from))?;
             Some(Projection {
                 linear,
@@ -298,20 +266,10 @@ impl<'a> Structure<'a> {
                 return Some(first);
             }
             let readers = self.view.readers(at);
-            let next = readers.iter().find(|r| {
-                matches!(
-                    self.view.op(**r),
-                    "Transpose"
-                        | "Reshape"
-                        | "Cast"
-                        | "Identity"
-                        | "Squeeze"
-                        | "Dropout"
-                        | "Flatten"
-                        | "Unsqueeze"
-                )
-            })?;
-            at = self.view.graph.output(*next, 0)?;
+            let passes = Through::ALIKE.or(Through::SHAPE).or(Through::ORDER);
+            at = readers
+                .iter()
+                .find_map(|r| passes.after(self.view.graph, *r))?;
         }
         None
     }
@@ -368,7 +326,7 @@ impl<'a> Structure<'a> {
                     .into_iter()
                     .flatten()
                     .any(|v| view.is_constant(v));
-            if !scale && !matches!(view.op(r), "Cast" | "Identity" | "Dropout" | "Reshape") {
+            if !scale && !Through::ALIKE.or(Through::SHAPE).takes(&view.node(r).op) {
                 return None;
             }
             at = view.graph.output(r, 0)?;

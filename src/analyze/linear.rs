@@ -1,37 +1,90 @@
 //! Linears in all their forms, recognised once for a whole graph.
 
-use super::site::{Layout, WeightForm, WeightUse};
-use super::view::View;
+use super::flow::Flow;
 use crate::ir::{DType, NodeId, ValueId};
+
+/// The weight of a linear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightUse {
+    /// The stored weight: an initializer, in the element type of the file.
+    pub value: ValueId,
+    /// The float weight as the multiplication reads it, where that is another value (dequantized, transposed, cast).
+    pub read: ValueId,
+    /// Axes of `value`.
+    pub layout: Layout,
+    /// The bias, a vector of the output's width.
+    pub bias: Option<ValueId>,
+    /// How the numbers are stored.
+    pub form: WeightForm,
+}
+
+/// Axes of a stored weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// `[in, out]`.
+    InOut,
+    /// `[out, in]`, perhaps with further axes of size 1 (a 1x1 convolution), or in blocks (`MatMulNBits`).
+    OutIn,
+}
+
+/// How a weight is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WeightForm {
+    /// Floats.
+    Float,
+    /// `DequantizeLinear` in front of the multiplication.
+    Dequantized {
+        /// The scale.
+        scale: ValueId,
+        /// The zero point.
+        zero_point: Option<ValueId>,
+    },
+    /// `com.microsoft::MatMulNBits`.
+    NBits {
+        /// Scales by block.
+        scales: ValueId,
+        /// Zero points by block.
+        zero_points: Option<ValueId>,
+        /// Bits of one number.
+        bits: i64,
+        /// Numbers in a block.
+        block_size: i64,
+    },
+    /// `MatMulInteger` with a dynamically quantized input.
+    Integer {
+        /// The zero point.
+        zero_point: Option<ValueId>,
+    },
+}
 
 /// One multiplication with a constant weight, with its bias and the reshapes around it.
 #[derive(Clone, Debug)]
-pub(super) struct Linear {
+pub(crate) struct Linear {
     /// What enters, before a `Reshape` to rows.
-    pub(super) input: ValueId,
+    pub(crate) input: ValueId,
     /// What leaves, behind bias and `Reshape` back.
-    pub(super) output: ValueId,
+    pub(crate) output: ValueId,
     /// What the multiplication itself reads and makes (bias included), where reshapes stand around it.
-    pub(super) rows: (ValueId, ValueId),
-    pub(super) nodes: Vec<NodeId>,
-    pub(super) core: NodeId,
-    pub(super) weight: WeightUse,
+    pub(crate) rows: (ValueId, ValueId),
+    pub(crate) nodes: Vec<NodeId>,
+    pub(crate) core: NodeId,
+    pub(crate) weight: WeightUse,
     /// A bias that a fused reader adds to the output.
-    pub(super) late_bias: Option<ValueId>,
-    pub(super) d_in: usize,
-    pub(super) d_out: usize,
+    pub(crate) late_bias: Option<ValueId>,
+    pub(crate) d_in: usize,
+    pub(crate) d_out: usize,
 }
 
 /// All linears, and which one each node belongs to.
 #[derive(Debug)]
-pub(super) struct Linears {
-    pub(super) all: Vec<Linear>,
+pub(crate) struct Linears {
+    pub(crate) all: Vec<Linear>,
     of_node: Vec<Option<u32>>,
 }
 
 impl Linears {
     /// Finds all linears. `together` says whether two nodes may belong to one module.
-    pub(super) fn new(view: &View<'_>, together: &dyn Fn(NodeId, NodeId) -> bool) -> Self {
+    pub(crate) fn new(view: &Flow<'_>, together: &dyn Fn(NodeId, NodeId) -> bool) -> Self {
         let mut out = Linears {
             all: Vec::new(),
             of_node: vec![None; view.graph.index_bound()],
@@ -52,7 +105,7 @@ impl Linears {
     }
 
     /// The linear that a node belongs to.
-    pub(super) fn of(&self, n: NodeId) -> Option<usize> {
+    pub(crate) fn of(&self, n: NodeId) -> Option<usize> {
         self.of_node
             .get(n.index())
             .copied()
@@ -71,7 +124,7 @@ struct Weight {
 }
 
 /// Follows the weight operand of a multiplication to where it is stored.
-fn stored(view: &View<'_>, read: ValueId) -> Option<Weight> {
+fn stored(view: &Flow<'_>, read: ValueId) -> Option<Weight> {
     let mut at = read;
     let mut transposed = false;
     let mut form = WeightForm::Float;
@@ -116,7 +169,7 @@ fn size(n: u64) -> Option<usize> {
 }
 
 /// The multiplication itself, with what makes it a linear: a constant weight of rank 2.
-fn core(view: &View<'_>, n: NodeId) -> Option<Linear> {
+fn core(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
     let inputs = view.inputs(n);
     let slot = |i: usize| inputs.get(i).copied().flatten();
     let node = view.node(n);
@@ -208,7 +261,7 @@ fn core(view: &View<'_>, n: NodeId) -> Option<Linear> {
 }
 
 /// A convolution whose kernel covers one point is a linear over channels.
-fn conv(view: &View<'_>, n: NodeId) -> Option<Linear> {
+fn conv(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
     let inputs = view.inputs(n);
     let slot = |i: usize| inputs.get(i).copied().flatten();
     let node = view.node(n);
@@ -247,7 +300,7 @@ fn conv(view: &View<'_>, n: NodeId) -> Option<Linear> {
 }
 
 /// `x → DynamicQuantizeLinear → MatMulInteger → Cast → Mul(scales)`.
-fn integer(view: &View<'_>, n: NodeId) -> Option<Linear> {
+fn integer(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
     let inputs = view.inputs(n);
     let slot = |i: usize| inputs.get(i).copied().flatten();
     let quantize = view
@@ -288,7 +341,7 @@ fn integer(view: &View<'_>, n: NodeId) -> Option<Linear> {
 }
 
 /// `Add` of a constant vector, on either side; or a fused reader that adds one.
-fn add_bias(view: &View<'_>, linear: &mut Linear, together: &dyn Fn(NodeId, NodeId) -> bool) {
+fn add_bias(view: &Flow<'_>, linear: &mut Linear, together: &dyn Fn(NodeId, NodeId) -> bool) {
     if linear.weight.bias.is_some() || view.is_output(linear.output) {
         return;
     }
@@ -327,7 +380,7 @@ fn add_bias(view: &View<'_>, linear: &mut Linear, together: &dyn Fn(NodeId, Node
     }
 }
 
-fn is_vector(view: &View<'_>, v: ValueId, width: usize) -> bool {
+fn is_vector(view: &Flow<'_>, v: ValueId, width: usize) -> bool {
     let Some(t) = view.tensor(v) else {
         return false;
     };
@@ -338,7 +391,7 @@ fn is_vector(view: &View<'_>, v: ValueId, width: usize) -> bool {
 }
 
 /// `Reshape` to rows in front and back behind, as GPT-2 has them.
-fn add_reshapes(view: &View<'_>, linear: &mut Linear, together: &dyn Fn(NodeId, NodeId) -> bool) {
+fn add_reshapes(view: &Flow<'_>, linear: &mut Linear, together: &dyn Fn(NodeId, NodeId) -> bool) {
     if view.rank(linear.output).is_some_and(|r| r != 2) || view.op(linear.core) != "Gemm" {
         return;
     }

@@ -1,15 +1,18 @@
 //! What stands around the layers: embeddings and the projection onto the vocabulary.
 
-use super::choose::{Chooser, ends_with, site};
-use super::modules::{ROOT, Witness};
-use super::report::shown;
-use super::site::{Layer, LinearSite, ModuleSite, Role};
+use super::record::shown;
+use super::scene::{Scene, ends_with, site};
+use crate::analyze::boundary::Marks;
 use crate::diag::Diagnostic;
 use crate::ir::{NodeId, ValueId};
+use crate::select::field::Field;
+use crate::select::interface::GraphNames;
+use crate::select::modules::{ROOT, Witness};
+use crate::select::site::{Layer, LinearSite, ModuleSite, Role};
 
-impl Chooser<'_> {
+impl Scene<'_> {
     pub(super) fn embeddings(
-        &mut self,
+        &self,
         layers: &[Layer],
         findings: &mut Vec<Diagnostic>,
     ) -> Vec<ModuleSite> {
@@ -29,9 +32,9 @@ impl Chooser<'_> {
         out
     }
 
-    fn embedding(&mut self, path: &str, layers: &[Layer]) -> Vec<ModuleSite> {
+    fn embedding(&self, path: &str, layers: &[Layer]) -> Vec<ModuleSite> {
         let full: Box<str> = format!("{}{path}", self.prefix.full).into();
-        if let Some(values) = self.explicit_values("model_embeddings") {
+        if let Some(values) = self.named_values(Field::ModelEmbeddings) {
             return values
                 .into_iter()
                 .map(|output| ModuleSite {
@@ -59,7 +62,7 @@ impl Chooser<'_> {
                 .copied()
                 .filter(|n| self.view.is_lookup(*n))
                 .collect();
-            let whole = self.marks.boundary(self.view, &nodes);
+            let whole = Marks::new(self.view).boundary(self.view, &nodes);
             let plain = !lookups.is_empty() && nodes.len() == lookups.len();
             let outputs: Vec<ValueId> = if plain {
                 lookups
@@ -142,6 +145,20 @@ impl Chooser<'_> {
             .filter(|_| holds_modules);
         let whole = path == "embeddings" || path.ends_with(".embeddings");
         named.or_else(|| whole.then_some(first))
+    }
+
+    /// Names of the `graph` entry of a field, over all layers.
+    pub(super) fn named_values(&self, field: Field) -> Option<Vec<ValueId>> {
+        let names: Vec<String> = match self.interface.fields.graph.get(field.name())? {
+            GraphNames::Pattern(p) => vec![p.clone()],
+            GraphNames::Each(list) => list.iter().flatten().cloned().collect(),
+        };
+        Some(
+            names
+                .iter()
+                .filter_map(|n| self.view.graph.find(n))
+                .collect(),
+        )
     }
 
     fn no_embeddings(&self, path: &str) -> Diagnostic {

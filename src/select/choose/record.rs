@@ -1,10 +1,12 @@
-//! Findings: what matched nothing, where, and what stands nearest.
+//! What was found and what was not: what matched nothing, where, and what stands nearest.
 
-use super::choose::{Chooser, Spot};
-use super::modules::{ModuleId, Witness};
-use super::site::Decision;
+use super::scene::Scene;
 use crate::diag::{Diagnostic, nearest};
 use crate::ir::ValueId;
+use crate::select::field::Field;
+use crate::select::modules::{ModuleId, Witness};
+use crate::select::site::Decision;
+use std::collections::BTreeMap;
 
 /// A field that matched nothing in some layers.
 #[derive(Debug, Default)]
@@ -25,32 +27,41 @@ impl Miss {
     }
 }
 
-impl Chooser<'_> {
+/// What was found, and what was not.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    pub(super) misses: BTreeMap<(usize, Field, String), Miss>,
+    pub(super) decisions: Vec<Decision>,
+}
+
+impl Record {
     pub(super) fn decide(
         &mut self,
-        spot: &Spot,
-        field: &'static str,
+        scene: &Scene<'_>,
+        layer: usize,
+        field: Field,
         module: ModuleId,
         value: ValueId,
     ) {
-        let witness = self
+        let witness = scene
             .view
             .producer(value)
-            .and_then(|n| self.tree.of(n))
-            .filter(|(m, _)| self.tree.is_within(*m, module))
+            .and_then(|n| scene.tree.of(n))
+            .filter(|(m, _)| scene.tree.is_within(*m, module))
             .map(|m| m.1)
             .or_else(|| {
-                self.tree
+                scene
+                    .tree
                     .module(module)
                     .nodes
                     .first()
-                    .and_then(|n| self.tree.of(*n))
+                    .and_then(|n| scene.tree.of(*n))
                     .map(|m| m.1)
             });
         self.decisions.push(Decision {
-            layer: Some(spot.index),
+            layer: Some(layer),
             field,
-            path: self.full_path(module),
+            path: scene.full_path(module),
             value,
             witness: witness.unwrap_or(Witness::Neighbours),
         });
@@ -58,22 +69,24 @@ impl Chooser<'_> {
 
     pub(super) fn miss(
         &mut self,
-        spot: &Spot,
-        field: &'static str,
+        scene: &Scene<'_>,
+        (stack, layer): (usize, usize),
+        field: Field,
         path: String,
         why: &str,
-        near: Option<ModuleId>,
+        near: Option<(ModuleId, ModuleId)>,
     ) {
         let mut names: Vec<String> = Vec::new();
-        if let Some(of) = near {
-            let base = self.tree.module(spot.module).path.len() + 1;
-            let all: Vec<String> = self
+        if let Some((within, of)) = near {
+            let base = scene.tree.module(within).path.len() + 1;
+            let all: Vec<String> = scene
                 .tree
                 .subtree(of)
                 .into_iter()
-                .filter(|m| *m != spot.module && *m != of)
+                .filter(|m| *m != within && *m != of)
                 .map(|m| {
-                    self.tree
+                    scene
+                        .tree
                         .module(m)
                         .path
                         .get(base..)
@@ -83,9 +96,9 @@ impl Chooser<'_> {
                 .collect();
             names = closest(&path, &all);
         }
-        let miss = self.misses.entry((spot.stack, field, path)).or_default();
-        if miss.layers.last() != Some(&spot.index) {
-            miss.layers.push(spot.index);
+        let miss = self.misses.entry((stack, field, path)).or_default();
+        if miss.layers.last() != Some(&layer) {
+            miss.layers.push(layer);
         }
         if miss.near.is_empty() {
             miss.near = names;
@@ -97,7 +110,7 @@ impl Chooser<'_> {
         &mut self,
         stack: usize,
         layer: usize,
-        field: &'static str,
+        field: Field,
         path: &str,
         why: &str,
     ) {
@@ -113,8 +126,7 @@ impl Chooser<'_> {
         }
     }
 
-    pub(super) fn findings(&mut self, totals: &[usize]) -> Vec<Diagnostic> {
-        let source = &self.interface.source;
+    pub(super) fn findings(&mut self, source: &str, totals: &[usize]) -> Vec<Diagnostic> {
         std::mem::take(&mut self.misses)
             .into_iter()
             .map(|((stack, field, path), miss)| {
@@ -139,7 +151,12 @@ impl Chooser<'_> {
                     .near
                     .iter()
                     .any(|n| n.to_lowercase().contains("qkv") || n.contains("c_attn"));
-                if fused && matches!(field, "attn_q_proj" | "attn_k_proj" | "attn_v_proj") {
+                if fused
+                    && matches!(
+                        field,
+                        Field::AttnQProj | Field::AttnKProj | Field::AttnVProj
+                    )
+                {
                     d = d.help("if q, k and v share one weight, set `attn_qkv_proj` instead");
                 } else {
                     d = d.help("`rewrite inspect` shows the modules of each layer");

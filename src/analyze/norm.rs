@@ -1,33 +1,41 @@
 //! Normalisations, recognised by what they compute: fused operators, and the arithmetic that exporters write for them.
 
-use super::site::NormKind;
-use super::view::View;
+use super::flow::Flow;
 use crate::ir::{NodeId, ValueId};
 use rustc_hash::FxHashMap;
 
+/// What a normalisation computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormKind {
+    /// Mean and variance.
+    LayerNorm,
+    /// Root of the mean square.
+    RmsNorm,
+}
+
 /// One normalisation.
 #[derive(Clone, Debug)]
-pub(super) struct Norm {
+pub(crate) struct Norm {
     /// What it normalises; `None` where a fused operator makes the sum itself and does not hand it out.
-    pub(super) input: Option<ValueId>,
-    pub(super) output: ValueId,
+    pub(crate) input: Option<ValueId>,
+    pub(crate) output: ValueId,
     /// The summands of a fused residual.
-    pub(super) skip: Option<[ValueId; 2]>,
-    pub(super) nodes: Vec<NodeId>,
-    pub(super) kind: NormKind,
+    pub(crate) skip: Option<[ValueId; 2]>,
+    pub(crate) nodes: Vec<NodeId>,
+    pub(crate) kind: NormKind,
 }
 
 /// All normalisations of a graph, by what they read and make.
 #[derive(Debug, Default)]
-pub(super) struct Norms {
-    pub(super) all: Vec<Norm>,
+pub(crate) struct Norms {
+    pub(crate) all: Vec<Norm>,
     by_input: FxHashMap<ValueId, Vec<usize>>,
     by_output: FxHashMap<ValueId, usize>,
     by_skip: FxHashMap<ValueId, usize>,
 }
 
 impl Norms {
-    pub(super) fn new(view: &View<'_>) -> Self {
+    pub(crate) fn new(view: &Flow<'_>) -> Self {
         let mut out = Norms::default();
         for &n in &view.order {
             if let Some(norm) = fused(view, n).or_else(|| spelled(view, n)) {
@@ -37,7 +45,7 @@ impl Norms {
         out
     }
 
-    fn add(&mut self, view: &View<'_>, norm: Norm) {
+    fn add(&mut self, view: &Flow<'_>, norm: Norm) {
         let at = self.all.len();
         if let Some(v) = norm.input {
             self.by_input.entry(view.root(v)).or_default().push(at);
@@ -50,12 +58,12 @@ impl Norms {
     }
 
     /// The normalisation that makes a value.
-    pub(super) fn making(&self, view: &View<'_>, v: ValueId) -> Option<&Norm> {
+    pub(crate) fn making(&self, view: &Flow<'_>, v: ValueId) -> Option<&Norm> {
         self.by_output.get(&view.root(v)).map(|i| &self.all[*i])
     }
 
     /// The normalisations of a value.
-    pub(super) fn of(&self, view: &View<'_>, v: ValueId) -> impl Iterator<Item = &Norm> {
+    pub(crate) fn of(&self, view: &Flow<'_>, v: ValueId) -> impl Iterator<Item = &Norm> {
         let found = self
             .by_input
             .get(&view.root(v))
@@ -64,12 +72,12 @@ impl Norms {
     }
 
     /// The fused residual that a value is a summand of.
-    pub(super) fn adding(&self, v: ValueId) -> Option<&Norm> {
+    pub(crate) fn adding(&self, v: ValueId) -> Option<&Norm> {
         self.by_skip.get(&v).map(|i| &self.all[*i])
     }
 }
 
-fn fused(view: &View<'_>, n: NodeId) -> Option<Norm> {
+fn fused(view: &Flow<'_>, n: NodeId) -> Option<Norm> {
     let inputs = view.inputs(n);
     let slot = |i: usize| inputs.get(i).copied().flatten();
     let output = view.graph.output(n, 0)?;
@@ -98,7 +106,7 @@ fn fused(view: &View<'_>, n: NodeId) -> Option<Norm> {
 }
 
 /// `x / sqrt(mean(x²) + ε) · w`, or with `x - mean(x)` for x and a bias; found by its square root.
-fn spelled(view: &View<'_>, sqrt: NodeId) -> Option<Norm> {
+fn spelled(view: &Flow<'_>, sqrt: NodeId) -> Option<Norm> {
     let first = |n: NodeId| view.inputs(n).first().copied().flatten();
     let made_by = |v: ValueId, ops: &[&str]| {
         view.producer(view.root(v))
@@ -153,7 +161,7 @@ fn spelled(view: &View<'_>, sqrt: NodeId) -> Option<Norm> {
 }
 
 /// From the root mean square on: the division, a cast back, weight and bias.
-fn scaled(view: &View<'_>, root: ValueId) -> Option<ValueId> {
+fn scaled(view: &Flow<'_>, root: ValueId) -> Option<ValueId> {
     let only = |v: ValueId| match view.readers(v)[..] {
         [r] if !view.is_output(v) => Some((r, view.graph.output(r, 0)?)),
         _ => None,
@@ -188,8 +196,8 @@ fn scaled(view: &View<'_>, root: ValueId) -> Option<ValueId> {
 }
 
 /// The nodes between input and output of a normalisation, constants apart.
-pub(super) fn norm_nodes(
-    view: &View<'_>,
+pub(crate) fn norm_nodes(
+    view: &Flow<'_>,
     nodes: &[NodeId],
     input: ValueId,
     output: ValueId,

@@ -1,12 +1,14 @@
 //! Places that the interface's `graph` names outright, by node or value name. They override every other witness.
 
-use super::choose::{Chooser, site};
-use super::interface::GraphNames;
-use super::modules::{Witness, join};
-use super::norm::Norms;
-use super::site::{AttentionSite, Decision, Layer, LinearSite, NormSite, Role};
+use super::record::Record;
+use super::scene::{Scene, site};
+use crate::analyze::columns;
+use crate::analyze::norm::Norms;
 use crate::diag::{Diagnostic, nearest};
 use crate::ir::{NodeId, ValueId};
+use crate::select::field::Field;
+use crate::select::modules::{Witness, join};
+use crate::select::site::{AttentionSite, Decision, Layer, LinearSite, NormSite, Role};
 use rustc_hash::FxHashMap;
 
 /// What a name stands for.
@@ -21,21 +23,28 @@ struct Names<'a> {
     norms: Norms,
 }
 
-impl Chooser<'_> {
+/// Puts what `graph` names into the layers.
+pub(super) struct Explicit<'s> {
+    pub(super) scene: &'s Scene<'s>,
+    pub(super) record: &'s mut Record,
+}
+
+impl Explicit<'_> {
     /// Applies `graph` to the layers; returns what does not fit.
-    pub(super) fn explicit(&mut self, layers: &mut [Layer]) -> Vec<Diagnostic> {
-        let graph = self.interface.fields.graph.clone();
+    pub(super) fn apply(&mut self, layers: &mut [Layer]) -> Vec<Diagnostic> {
+        let graph = self.scene.interface.fields.graph.clone();
         if graph.is_empty() {
             return Vec::new();
         }
         let named = self
+            .scene
             .view
             .order
             .iter()
-            .map(|n| (&*self.view.node(*n).name, *n));
+            .map(|n| (&*self.scene.view.node(*n).name, *n));
         let names = Names {
             nodes: named.filter(|(name, _)| !name.is_empty()).collect(),
-            norms: Norms::new(self.view),
+            norms: Norms::new(self.scene.view),
         };
         let mut findings = Vec::new();
         for (field, wanted) in &graph {
@@ -62,17 +71,17 @@ impl Chooser<'_> {
     }
 
     fn note(&mut self, layer: &Layer, field: &str, value: ValueId) {
-        let own = self.interface.fields.paths().into_iter().map(|p| p.0);
         let tail = field.strip_prefix("layer_cross_attn.").unwrap_or(field);
-        let known: Vec<&'static str> = own.collect();
-        for ((_, f, _), miss) in &mut self.misses {
-            if *f == tail {
+        let known = Field::of(tail).filter(|f| *f != Field::LayerOutput);
+        let known = known.unwrap_or(Field::Layer);
+        for ((_, f, _), miss) in &mut self.record.misses {
+            if f.name() == tail {
                 miss.found(layer.index);
             }
         }
-        self.decisions.push(Decision {
+        self.record.decisions.push(Decision {
             layer: Some(layer.index),
-            field: known.into_iter().find(|k| *k == tail).unwrap_or("layer"),
+            field: known,
             path: layer.path.clone(),
             value,
             witness: Witness::Explicit,
@@ -93,9 +102,14 @@ impl Chooser<'_> {
         )
         .at(format!(
             "{}, interface.graph.{field}, layer {layer}",
-            self.interface.source
+            self.scene.interface.source
         ));
-        let values = self.view.graph.values().map(|v| self.view.graph.name_of(v));
+        let values = self
+            .scene
+            .view
+            .graph
+            .values()
+            .map(|v| self.scene.view.graph.name_of(v));
         if let Some(near) = nearest(name, values.chain(names.nodes.keys().copied())) {
             d = d.note(format!("nearest: {near}"));
         }
@@ -104,7 +118,7 @@ impl Chooser<'_> {
 
     fn find(&self, names: &Names<'_>, name: &str) -> Result<Named, String> {
         let node = names.nodes.get(name).copied().map(Named::Node);
-        let value = self.view.graph.find(name).map(Named::Value);
+        let value = self.scene.view.graph.find(name).map(Named::Value);
         node.or(value)
             .ok_or_else(|| "names neither a node nor a value".to_owned())
     }
@@ -113,13 +127,14 @@ impl Chooser<'_> {
         match named {
             Named::Value(v) => Ok(v),
             Named::Node(n) if enters => {
-                let inputs = self.view.inputs(n).into_iter().flatten();
+                let inputs = self.scene.view.inputs(n).into_iter().flatten();
                 inputs
                     .into_iter()
-                    .find(|v| self.view.is_flow(*v))
+                    .find(|v| self.scene.view.is_flow(*v))
                     .ok_or_else(|| "reads no hidden state".to_owned())
             }
             Named::Node(n) => self
+                .scene
                 .view
                 .graph
                 .output(n, 0)
@@ -135,12 +150,12 @@ impl Chooser<'_> {
     ) -> Result<LinearSite, String> {
         let node = match named {
             Named::Node(n) => Some(n),
-            Named::Value(v) => self.view.producer(v),
+            Named::Value(v) => self.scene.view.producer(v),
         };
         let at = node
-            .and_then(|n| self.linears.of(n))
+            .and_then(|n| self.scene.linears.of(n))
             .ok_or("is no linear")?;
-        Ok(site(role, path.into(), &self.linears.all[at]))
+        Ok(site(role, path.into(), &self.scene.linears.all[at]))
     }
 
     fn explicit_norm(
@@ -150,7 +165,7 @@ impl Chooser<'_> {
         path: String,
     ) -> Result<NormSite, String> {
         let found = match named {
-            Named::Value(v) => names.norms.making(self.view, v),
+            Named::Value(v) => names.norms.making(self.scene.view, v),
             Named::Node(n) => names.norms.all.iter().find(|norm| norm.nodes.contains(&n)),
         };
         let norm = found.ok_or("is no normalisation")?;
@@ -178,37 +193,30 @@ impl Chooser<'_> {
             Some(("layer_cross_attn", tail)) => (true, tail),
             _ => (false, field),
         };
-        let own = self.interface.fields.paths();
-        let relative = own
-            .iter()
-            .find(|(f, _)| *f == tail)
-            .and_then(|(_, p)| p.get(layer.stack));
-        let path = join(&layer.path, relative.unwrap_or(tail));
-        let role = match tail {
-            "attn_q_proj" => Some(Role::Query),
-            "attn_k_proj" => Some(Role::Key),
-            "attn_v_proj" => Some(Role::Value),
-            "attn_qkv_proj" => Some(Role::Qkv),
-            "attn_o_proj" => Some(Role::AttentionOutput),
-            "layer_intermediate_proj" => Some(Role::Intermediate),
-            "layer_output_proj" => Some(Role::Output),
-            _ => None,
+        let Some(tail) = Field::of(tail) else {
+            return Ok(None);
         };
+        let relative = tail.path(&self.scene.interface.fields, layer.stack);
+        let path = join(&layer.path, relative.unwrap_or(tail.name()));
+        let role = Role::ALL
+            .into_iter()
+            .find(|r| r.field() == tail && *r != Role::Head);
         if let Some(role) = role {
             return self
                 .set_linear(layer, role, container, named, &path)
                 .map(Some);
         }
         let value = match tail {
-            "layer_pre_self_attn" | "layer_pre_cross_attn" | "layer_pre_ffn" | "layer" => {
-                self.value(named, true)?
-            }
-            "layer_ln_1" | "layer_ln_2" | "layer_ln_cross" => {
+            Field::LayerPreSelfAttn
+            | Field::LayerPreCrossAttn
+            | Field::LayerPreFfn
+            | Field::Layer => self.value(named, true)?,
+            Field::LayerLn1 | Field::LayerLn2 | Field::LayerLnCross => {
                 let norm = self.explicit_norm(names, named, path)?;
                 let value = norm.output;
                 match tail {
-                    "layer_ln_1" => layer.ln_1 = Some(norm),
-                    "layer_ln_2" => layer.ln_2 = Some(norm),
+                    Field::LayerLn1 => layer.ln_1 = Some(norm),
+                    Field::LayerLn2 => layer.ln_2 = Some(norm),
                     _ => layer.ln_cross = Some(norm),
                 }
                 return Ok(Some(value));
@@ -216,13 +224,13 @@ impl Chooser<'_> {
             _ => self.value(named, false)?,
         };
         match tail {
-            "layer_pre_self_attn" => layer.pre_self_attn = Some(value),
-            "layer_pre_cross_attn" => layer.pre_cross_attn = Some(value),
-            "layer_pre_ffn" => layer.pre_ffn = Some(value),
-            "layer" => layer.input = value,
-            "layer.output" => layer.output = value,
-            "layer_self_attn" => attention(&mut layer.self_attn, &path, value).output = value,
-            "layer_cross_attn" => attention(&mut layer.cross_attn, &path, value).output = value,
+            Field::LayerPreSelfAttn => layer.pre_self_attn = Some(value),
+            Field::LayerPreCrossAttn => layer.pre_cross_attn = Some(value),
+            Field::LayerPreFfn => layer.pre_ffn = Some(value),
+            Field::Layer => layer.input = value,
+            Field::LayerOutput => layer.output = value,
+            Field::LayerSelfAttn => attention(&mut layer.self_attn, &path, value).output = value,
+            Field::LayerCrossAttn => attention(&mut layer.cross_attn, &path, value).output = value,
             _ => return Ok(None),
         }
         Ok(Some(value))
@@ -236,7 +244,7 @@ impl Chooser<'_> {
         named: Named,
         path: &str,
     ) -> Result<ValueId, String> {
-        let f = &self.interface.fields;
+        let f = &self.scene.interface.fields;
         let module = if cross {
             &f.layer_cross_attn
         } else {
@@ -263,7 +271,7 @@ impl Chooser<'_> {
             Role::Value => attention(slot, &outer, value).v = Some(site),
             Role::Qkv => {
                 let a = attention(slot, &outer, value);
-                a.qkv_layout = Some(super::fused::layout(self.view, &site));
+                a.qkv_layout = Some(columns::layout(self.scene.view, site.output, site.d_out));
                 a.qkv = Some(site);
             }
             Role::AttentionOutput => {
@@ -276,20 +284,6 @@ impl Chooser<'_> {
             Role::Head => {}
         }
         Ok(value)
-    }
-
-    /// Names of the `graph` entry of a field, over all layers.
-    pub(super) fn explicit_values(&self, field: &str) -> Option<Vec<ValueId>> {
-        let names: Vec<String> = match self.interface.fields.graph.get(field)? {
-            GraphNames::Pattern(p) => vec![p.clone()],
-            GraphNames::Each(list) => list.iter().flatten().cloned().collect(),
-        };
-        Some(
-            names
-                .iter()
-                .filter_map(|n| self.view.graph.find(n))
-                .collect(),
-        )
     }
 }
 

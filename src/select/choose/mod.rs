@@ -1,0 +1,123 @@
+//! From an interface and a module tree to sites: by names, by structure where names are silent, and as the interface says outright.
+//!
+//! [`run`] asks one after the other, each with what it needs: the [`Scene`] to look at, the [`Record`] to write to. None knows another.
+
+mod ends;
+mod explicit;
+mod named;
+mod record;
+mod scene;
+mod unnamed;
+
+use self::explicit::Explicit;
+use self::named::Named;
+use self::record::Record;
+use self::scene::{Prefix, Scene};
+use self::unnamed::Unnamed;
+use crate::analyze::flow::Flow;
+use crate::analyze::linear::Linears;
+use crate::diag::Diagnostic;
+use crate::select::interface::Interface;
+use crate::select::modules::ModuleTree;
+use crate::select::site::{Layer, Selection};
+
+/// The selection and every finding; only findings when there are no layers to speak of.
+pub(super) fn run(
+    view: &Flow<'_>,
+    tree: &ModuleTree,
+    linears: &Linears,
+    interface: &Interface,
+) -> (Option<Selection>, Vec<Diagnostic>) {
+    let mut scene = Scene {
+        view,
+        tree,
+        linears,
+        interface,
+        prefix: Prefix::default(),
+    };
+    let mut record = Record::default();
+    let (mut layers, totals) = match layers(&mut scene, &mut record) {
+        Ok(found) => found,
+        Err(findings) => return (None, findings),
+    };
+    layers.sort_by_key(|l: &Layer| (l.stack, view.defined(l.output)));
+    let mut unnamed = Unnamed {
+        scene: &scene,
+        record: &mut record,
+    };
+    if !unnamed.record.misses.is_empty() || layers.iter().any(|l| unnamed.is_frayed(l)) {
+        unnamed.fill(&mut layers);
+    }
+    let mut explicit = Explicit {
+        scene: &scene,
+        record: &mut record,
+    };
+    let mut findings = explicit.apply(&mut layers);
+    record.misses.retain(|_, m| !m.is_settled());
+    findings.extend(record.findings(&interface.source, &totals));
+    if layers.is_empty() && findings.is_empty() {
+        findings.push(no_layers(interface));
+    }
+    let embeddings = scene.embeddings(&layers, &mut findings);
+    let output_embeddings = scene.head();
+    let width = |l: &Layer| {
+        view.last(l.input)
+            .or(l.output_proj.as_ref().map(|p| p.d_out))
+    };
+    let selection = Selection {
+        base_prefix: scene.prefix.full.into(),
+        hidden_size: layers.iter().find_map(width).unwrap_or(0),
+        embeddings,
+        output_embeddings,
+        layers,
+        misses: Vec::new(),
+        decisions: record.decisions,
+    };
+    (Some(selection), findings)
+}
+
+/// The layers, and the number of them in each stack: by name, or where names lead nowhere, by structure.
+fn layers(
+    scene: &mut Scene<'_>,
+    record: &mut Record,
+) -> Result<(Vec<Layer>, Vec<usize>), Vec<Diagnostic>> {
+    let stacks = scene.interface.stacks();
+    let error = match scene.spots() {
+        Ok(spots) => {
+            let total = |s: usize| spots.iter().filter(|p| p.stack == s).count();
+            let totals = (0..stacks).map(total).collect();
+            let mut named = Named::new(scene, record);
+            let mut layers = Vec::new();
+            for spot in &spots {
+                for call in 0..named.split_calls(spot) {
+                    layers.extend(named.layer(spot, call));
+                }
+            }
+            return Ok((layers, totals));
+        }
+        Err(e) => e,
+    };
+    // Without names the layers are found and then the paths' prefix is guessed; finding them does not depend on it.
+    scene.prefix.full = scene.guess_prefix();
+    let mut unnamed = Unnamed { scene, record };
+    match unnamed.layers(error) {
+        Ok(layers) => {
+            let totals = vec![layers.len(); stacks];
+            Ok((layers, totals))
+        }
+        Err(e) => Err(e.findings().to_vec()),
+    }
+}
+
+fn no_layers(interface: &Interface) -> Diagnostic {
+    let path = interface.fields.model_layers.get(0).unwrap_or_default();
+    Diagnostic::error(
+        "select-no-layers",
+        format!("`model_layers` = \"{path}\" holds no layer"),
+    )
+    .at(format!("{}, interface.model_layers", interface.source))
+    .note(
+        "none of its parts has `layer_self_attn`, `layer_intermediate_proj` or `layer_output_proj`",
+    )
+    .help("`rewrite inspect` shows the modules of the graph")
+}

@@ -1,0 +1,77 @@
+//! All that a selection looks at.
+
+use crate::analyze::flow::Flow;
+use crate::analyze::linear::{Linear, Linears};
+use crate::analyze::structure::Structure;
+use crate::ir::{NodeId, ValueId};
+use crate::select::interface::Interface;
+use crate::select::modules::{ModuleId, ModuleTree, Witness};
+use crate::select::site::{LinearSite, Role};
+
+/// A graph, its modules, and the interface to find in them.
+pub(super) struct Scene<'a> {
+    pub(super) view: &'a Flow<'a>,
+    pub(super) tree: &'a ModuleTree,
+    pub(super) linears: &'a Linears,
+    pub(super) interface: &'a Interface,
+    /// Path in the tree → path in the state dict.
+    pub(super) prefix: Prefix,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Prefix {
+    pub(super) in_tree: String,
+    pub(super) full: String,
+}
+
+impl<'a> Scene<'a> {
+    /// The structure of the graph; worth its cost only where names are missing.
+    pub(super) fn structure(&self) -> Structure<'a> {
+        Structure::new(self.view, self.linears)
+    }
+
+    /// The path in the exported model's state dict.
+    pub(super) fn full_path(&self, id: ModuleId) -> Box<str> {
+        let have = &*self.tree.module(id).path;
+        match have.strip_prefix(self.prefix.in_tree.as_str()) {
+            Some(rest) => format!("{}{rest}", self.prefix.full).into(),
+            None => have.into(),
+        }
+    }
+
+    /// Whether a node's own names say which module it belongs to.
+    pub(super) fn is_named(&self, n: NodeId) -> bool {
+        self.tree
+            .of(n)
+            .is_some_and(|(_, w)| w < Witness::Neighbours)
+    }
+
+    /// Whether a value leaves a module to a node that names no module: the node may belong to it.
+    pub(super) fn leaves_to_nowhere(&self, v: ValueId) -> bool {
+        self.view.readers(v).iter().any(|n| !self.is_named(*n))
+    }
+}
+
+/// A site of a linear.
+pub(super) fn site(role: Role, path: Box<str>, l: &Linear) -> LinearSite {
+    LinearSite {
+        role,
+        path,
+        input: l.input,
+        output: l.output,
+        rows: l.rows,
+        nodes: l.nodes.clone(),
+        weight: l.weight.clone(),
+        late_bias: l.late_bias,
+        d_in: l.d_in,
+        d_out: l.d_out,
+        column: None,
+        anchor: l.nodes.last().copied().unwrap_or(l.core),
+        other_calls: Vec::new(),
+    }
+}
+
+pub(super) fn ends_with(path: &str, tail: &str) -> bool {
+    path.strip_suffix(tail)
+        .is_some_and(|p| p.is_empty() || p.ends_with('.') || tail.is_empty())
+}
