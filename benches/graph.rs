@@ -7,10 +7,9 @@ mod synth;
 
 use divan::{Bencher, black_box};
 use onnx_graft::adapters::{Adapter, Config, Setup};
-use onnx_graft::infer::Verified;
 use onnx_graft::onnx::{self, ExternalSource};
 use onnx_graft::select::Interface;
-use onnx_graft::{Attach, ir::Model};
+use onnx_graft::{Attach, Verified, ir::Model};
 use synth::{Shape, decoder, patterned};
 
 /// Numbers of nodes, about.

@@ -6,7 +6,7 @@ fn main() -> onnx_graft::Result<()> {
     let (Some(path), filter) = (args.next(), args.next().unwrap_or_default()) else {
         return Ok(());
     };
-    let model = onnx_graft::infer::Verified::check(onnx_graft::onnx::open(path)?)?;
+    let model = onnx_graft::Verified::check(onnx_graft::onnx::open(path)?)?;
     let g = &model.model().graph;
     let mut out = std::io::stdout().lock();
     for n in g.order().unwrap_or_default() {

@@ -2,13 +2,12 @@
 //!
 //! `cargo run --example method`
 
-use onnx_graft::adapters::methods::{Method, MethodConfig};
-use onnx_graft::adapters::param::{Init, ParamSpec, Size};
-use onnx_graft::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use onnx_graft::adapters::method::{
+    At, BuildCx, Init, Method, MethodConfig, ParamSpec, Params, Place, Size, State, Surroundings,
+};
 use onnx_graft::adapters::{Adapter, AdapterFolder, Config, WriteOptions};
-use onnx_graft::diag::Diagnostic;
 use onnx_graft::ir::Val;
-use onnx_graft::{Attach, Result, api};
+use onnx_graft::{Attach, Diagnostic, Result};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -82,7 +81,7 @@ fn read(dict: &Value) -> Result<Config> {
 
 fn main() -> Result<()> {
     let path = Path::new("fixtures/qwen3/model.onnx");
-    let base = api::open(path)?;
+    let base = onnx_graft::open(path)?;
 
     let config = read(&json!({ "scale": 0.5 }))?;
     let adapter = Adapter::fresh("mine", config.clone());
@@ -104,7 +103,7 @@ fn main() -> Result<()> {
     let again = AdapterFolder::read_with(&saved, &read)?;
     assert_eq!(again.config, config);
 
-    let stripped = api::strip(adapted.model, None)?;
+    let stripped = onnx_graft::strip(adapted.model, None)?;
     let [left, before] = [stripped.model(), base.model()].map(onnx_graft::ir::text::print);
     assert_eq!(left, before);
     Ok(())

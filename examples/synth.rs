@@ -7,7 +7,7 @@
 mod synth;
 
 use bytes::Bytes;
-use onnx_graft::infer::Verified;
+use onnx_graft::Verified;
 use onnx_graft::ir::{DType, TensorData};
 use onnx_graft::onnx::{SaveOptions, save};
 

@@ -11,8 +11,7 @@
 )]
 
 use onnx_graft::Result;
-use onnx_graft::job::{Evaluation, Event, Job};
-use onnx_graft::train;
+use onnx_graft::job::{Evaluation, Event, Job, TrainEvent};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -39,7 +38,7 @@ fn run(file: &str, out: &str) -> Result<()> {
     let report = job.run(&mut |event| {
         match event {
             Event::Note(line) => eprintln!("{line}"),
-            Event::Training(train::Event::Log(entry)) => {
+            Event::Training(TrainEvent::Log(entry)) => {
                 eprintln!("step {}: loss {:.4}", entry.step, entry.loss);
             }
             _ => {}

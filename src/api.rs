@@ -17,10 +17,10 @@ mod attach;
 #[cfg(feature = "runtime")]
 mod eject;
 
-pub use crate::adapters::docs::{explain as method, markdown as methods_markdown};
+pub(crate) use crate::adapters::docs::explain as method;
 pub use attach::{Adapted, Attach, find_interface};
 #[cfg(feature = "runtime")]
-pub use eject::eject_prefix_tuning;
+pub(crate) use eject::eject_prefix_tuning;
 
 /// Maps a model and verifies it.
 ///
@@ -77,7 +77,7 @@ pub fn adapter(spec: &str) -> Result<Adapter> {
 ///
 /// # Errors
 /// A form of these operators that has no definition here.
-pub fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnostic>)> {
+pub(crate) fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnostic>)> {
     let mut hiding = hiding_operators(model.model());
     if cores {
         hiding.extend(fused_attentions(model.model()));
@@ -101,7 +101,12 @@ pub fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnost
 ///
 /// # Errors
 /// A graph that gives no hidden states or has logits already; weights that do not fit.
-pub fn attach_head(model: Verified, head: Head, seed: u64, training: bool) -> Result<Verified> {
+pub(crate) fn attach_head(
+    model: Verified,
+    head: Head,
+    seed: u64,
+    training: bool,
+) -> Result<Verified> {
     let pass = AttachHead {
         head,
         seed,
@@ -114,7 +119,7 @@ pub fn attach_head(model: Verified, head: Head, seed: u64, training: bool) -> Re
 ///
 /// # Errors
 /// Attention or positions that cannot be kept apart.
-pub fn pack(model: Verified, interface: &Interface) -> Result<Verified> {
+pub(crate) fn pack(model: Verified, interface: &Interface) -> Result<Verified> {
     let (model, _) = opened(model, true)?;
     let selection = interface.select(&model)?;
     Ok(pipelines::packing(selection).run(model)?.model)

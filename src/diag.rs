@@ -113,7 +113,10 @@ impl fmt::Display for Diagnostic {
 }
 
 /// The candidate nearest to a mistyped name by edit distance, if one is near enough to be meant.
-pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     let best = candidates
         .into_iter()
         .map(|c| (distance(name, c), c))

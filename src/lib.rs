@@ -9,11 +9,11 @@
 //! | step | what does it | what comes out |
 //! |---|---|---|
 //! | read | [`open`] | a [`Verified`] model: structure, types and shapes are checked |
-//! | select | [`Interface::select`] | a [`Selection`](select::Selection): for each layer the values where adapters go |
+//! | select | [`Interface::select`] | a [`Selection`]: for each layer the values where adapters go |
 //! | attach | [`Attach`] | an [`Adapted`] model, still standard ONNX |
 //! | write | [`onnx::save`] | `model.onnx` for any runtime |
 //! | run | `runtime::Plan` | outputs, losses, gradients |
-//! | train | `train::Trainer` | new adapter parameters |
+//! | train | `job::Job` | trained adapter folders |
 //! | save | [`Adapted::folder`] | a folder that AdapterHub's `load_adapter` reads |
 //!
 //! An [`Interface`] says which modules of an architecture are its embeddings, layers and projections, in the format of AdapterHub's
@@ -25,30 +25,38 @@
 //!
 #![cfg_attr(feature = "train", doc = "```")]
 #![cfg_attr(not(feature = "train"), doc = "```ignore")]
-//! use onnx_graft::adapters::folder::WriteOptions;
-//! use onnx_graft::train::{Dataset, Event, ReadOptions, TrainData, Trainer, TrainingArguments};
 //! use onnx_graft::Attach;
+//! use onnx_graft::adapters::WriteOptions;
+//! use onnx_graft::job::{Event, Job, TrainEvent};
+//! use onnx_graft::onnx::{self, SaveOptions};
 //! # fn main() -> onnx_graft::Result<()> {
 //! # let out = tempfile::tempdir().unwrap();
 //! # let out = out.path();
-//! let attach = Attach::open("fixtures/qwen3/model.onnx")?.adapter("lora[r=8,alpha=16]")?;
-//! let adapted = attach.training(true).run()?;
+//! // Attached with initial values, written as ONNX and as an adapter folder.
+//! let adapted = Attach::open("fixtures/qwen3/model.onnx")?.adapter("lora[r=8,alpha=16]")?.run()?;
+//! onnx::save(&adapted.model, &out.join("model.lora.onnx"), SaveOptions::default())?;
+//! adapted.folder("lora", &adapted.store())?.write(&out.join("fresh"), WriteOptions::default())?;
 //!
-//! let data = Dataset::read_jsonl("fixtures/train/ids.jsonl".as_ref(), &ReadOptions::default())?;
-//! let args = TrainingArguments { max_steps: 5, learning_rate: 1e-2, ..Default::default() };
-//! let mut trainer = Trainer::causal_lm(adapted.model.clone(), args)?;
+//! // Trained: a job has the settings of `rewrite train` and of a job file.
 //! let mut losses = Vec::new();
-//! trainer.train(&TrainData::new(&data), None, &mut |event| {
-//!     if let Event::Step(report) = event {
-//!         losses.push(report.loss);
-//!     }
-//!     Ok(())
-//! })?;
+//! let report = Job::open("fixtures/qwen3/model.onnx")?
+//!     .set("adapter", "lora[r=8,alpha=16]")
+//!     .set("data", "fixtures/train/ids.jsonl")
+//!     .set("output_dir", out.join("run").to_str().unwrap())
+//!     .set("max_steps", 5)
+//!     .set("learning_rate", 1e-2)
+//!     .run(&mut |event| {
+//!         if let Event::Training(TrainEvent::Step(step)) = event {
+//!             losses.push(step.loss);
+//!         }
+//!         Ok(())
+//!     })?;
+//! assert_eq!(report.adapters, [out.join("run/lora")]);
 //! assert!(losses[4] < losses[0]);
 //!
-//! let folder = adapted.folder("lora", &trainer.store())?;
-//! folder.write(&out.join("lora"), WriteOptions::default())?;
-//! # assert!(out.join("lora/adapter_config.json").exists());
+//! // Used: a saved folder is an adapter like any other.
+//! let trained = out.join("run/lora");
+//! Attach::open("fixtures/qwen3/model.onnx")?.adapter(trained.to_str().unwrap())?.run()?;
 //! # Ok(())
 //! # }
 //! ```
@@ -56,11 +64,11 @@
 //! ## A pass of your own
 //!
 //! Attaching, stripping, merging, losses, gradients and fusion are passes: each sees a model read-only and commits
-//! [`Patch`](rewrite::Patch)es. A patch is checked as a whole before anything is written, and a pass whose result does not verify
+//! [`Patch`]es. A patch is checked as a whole before anything is written, and a pass whose result does not verify
 //! leaves the model as it was. This one measures how large each layer's output is, in ten lines:
 //!
 //! ```
-//! use onnx_graft::{Interface, Pass, PassCx, PassError, Pipeline, api};
+//! use onnx_graft::{Interface, Pass, PassCx, PassError, Pipeline};
 //!
 //! struct Loudness(Interface);
 //!
@@ -83,7 +91,7 @@
 //! }
 //!
 //! # fn main() -> onnx_graft::Result<()> {
-//! let model = api::open("fixtures/qwen3/model.onnx")?;
+//! let model = onnx_graft::open("fixtures/qwen3/model.onnx")?;
 //! let interface = Interface::resolve("qwen3")?;
 //! let rewritten = Pipeline::new().with(Loudness(interface)).run(model)?;
 //! assert_eq!(rewritten.reports[0].added, 4);
@@ -109,35 +117,51 @@
 //!
 //! Why things are as they are is told in [`design`].
 
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "comments of private items are for those who read the code"
+)]
+#![cfg_attr(
+    not(feature = "cli"),
+    allow(
+        dead_code,
+        unused_imports,
+        unreachable_pub,
+        reason = "some of what the library keeps to itself is for the features that are left out"
+    )
+)]
+
 pub mod adapters;
 pub(crate) mod analyze;
-pub mod api;
+mod api;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
-pub mod diag;
-pub mod error;
+mod diag;
+mod error;
 #[cfg(any(test, fuzzing))]
+#[doc(hidden)]
 pub mod fuzz;
 #[cfg(feature = "train")]
-pub mod generate;
+mod generate;
 #[cfg(feature = "hub")]
-pub mod hub;
-pub mod infer;
+mod hub;
+mod infer;
 pub mod ir;
 #[cfg(feature = "train")]
 pub mod job;
 pub mod onnx;
-pub mod ops;
+mod ops;
 #[cfg(feature = "train")]
-pub mod options;
+mod options;
 pub mod rewrite;
 #[cfg(feature = "runtime")]
 pub mod runtime;
 pub mod select;
 #[cfg(feature = "train")]
-pub mod text;
+mod text;
 #[cfg(feature = "train")]
-pub mod train;
+mod train;
 
 #[cfg(test)]
 extern crate self as onnx_graft;
@@ -168,9 +192,10 @@ pub mod design {
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};
-pub use api::{Adapted, Attach, adapter, open};
+pub use api::{Adapted, Attach, adapter, diff, find_interface, manifest, open, strip, summary};
+pub use diag::{Diagnostic, Severity};
 pub use error::{Error, ErrorKind, Result};
 pub use infer::Verified;
 pub use ir::Model;
-pub use rewrite::{Pass, PassCx, PassError, Pipeline};
-pub use select::Interface;
+pub use rewrite::{Pass, PassCx, PassError, Patch, Pipeline};
+pub use select::{Interface, Selection};

@@ -11,14 +11,14 @@ use serde::de::{
 use serde_json::{Map, Value};
 
 /// A struct whose fields are options. Every field has a default.
-pub trait Options: Default + Serialize + DeserializeOwned + JsonSchema {
+pub(crate) trait Options: Default + Serialize + DeserializeOwned + JsonSchema {
     /// Other names that a field is known under, as (alias, field).
     const ALIASES: &'static [(&'static str, &'static str)] = &[];
 }
 
 /// One option.
 #[derive(Clone, Debug, PartialEq)]
-pub struct OptionField {
+pub(crate) struct OptionField {
     /// Its name in snake case.
     pub name: String,
     /// What it does.
@@ -31,7 +31,7 @@ pub struct OptionField {
 
 /// What the value of an option looks like.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// true or false.
     Bool,
     /// A whole number.
@@ -51,7 +51,7 @@ pub enum Kind {
 }
 
 /// The options of a struct, in the order of its fields.
-pub fn fields<T: Options>() -> Vec<OptionField> {
+pub(crate) fn fields<T: Options>() -> Vec<OptionField> {
     let schema = schemars::schema_for!(T).to_value();
     let Value::Object(defaults) = serde_json::to_value(T::default()).unwrap_or_default() else {
         return Vec::new();
@@ -142,7 +142,7 @@ impl Kind {
     ///
     /// # Errors
     /// What was expected.
-    pub fn parse(&self, text: &str) -> std::result::Result<Value, String> {
+    pub(crate) fn parse(&self, text: &str) -> std::result::Result<Value, String> {
         match self {
             Kind::Bool => text
                 .parse()
@@ -223,7 +223,7 @@ impl Kind {
     }
 
     /// A word for the value in a synopsis.
-    pub fn placeholder(&self) -> &'static str {
+    pub(crate) fn placeholder(&self) -> &'static str {
         match self {
             Kind::Bool => "BOOL",
             Kind::Integer => "N",
@@ -269,7 +269,7 @@ fn map(text: &str) -> std::result::Result<Value, String> {
 }
 
 /// Takes the options of a struct out of an object, under their names and aliases.
-pub fn take<T: Options>(from: &mut Map<String, Value>) -> Map<String, Value> {
+pub(crate) fn take<T: Options>(from: &mut Map<String, Value>) -> Map<String, Value> {
     let mut taken = Map::new();
     for field in fields::<T>() {
         let aliases = T::ALIASES
@@ -289,7 +289,7 @@ pub fn take<T: Options>(from: &mut Map<String, Value>) -> Map<String, Value> {
 ///
 /// # Errors
 /// [`ErrorKind::Train`]: an option that is given under two names.
-pub fn rename<T: Options>(options: &mut Map<String, Value>) -> Result<()> {
+pub(crate) fn rename<T: Options>(options: &mut Map<String, Value>) -> Result<()> {
     for (alias, field) in T::ALIASES {
         let Some(value) = options.shift_remove(*alias) else {
             continue;
@@ -307,7 +307,7 @@ pub fn rename<T: Options>(options: &mut Map<String, Value>) -> Result<()> {
 ///
 /// # Errors
 /// [`ErrorKind::Train`]: a value that does not fit, with the name of the option, what was found and what was expected.
-pub fn read<T: Options>(mut options: Map<String, Value>) -> Result<T> {
+pub(crate) fn read<T: Options>(mut options: Map<String, Value>) -> Result<T> {
     options.retain(|_, v| !v.is_null());
     let known = fields::<T>();
     // One by one, so that the message can name the option.
@@ -365,7 +365,7 @@ fn plain(e: &serde_json::Error) -> String {
 ///
 /// # Errors
 /// What is no JSON, and a key that is given twice.
-pub fn json(text: &str) -> serde_json::Result<Value> {
+pub(crate) fn json(text: &str) -> serde_json::Result<Value> {
     let mut source = serde_json::Deserializer::from_str(text);
     let value = Unique.deserialize(&mut source)?;
     source.end()?;
@@ -435,7 +435,10 @@ impl<'de> Visitor<'de> for Unique {
 }
 
 /// The error about names that no option has, with the nearest that is one.
-pub fn unknown<'a>(names: impl IntoIterator<Item = &'a String>, known: &[&str]) -> Option<Error> {
+pub(crate) fn unknown<'a>(
+    names: impl IntoIterator<Item = &'a String>,
+    known: &[&str],
+) -> Option<Error> {
     let findings: Vec<Diagnostic> = names
         .into_iter()
         .map(|name| {

@@ -302,3 +302,76 @@ fn methods_are_named_in_their_own_files_only() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// Most public items that the front may have, fields and re-exports not counted. Raise it only with an item that users need.
+const FRONT_ITEMS: usize = 760;
+
+/// Number of public items in a file's code. `unreachable_pub` is an error, so each of them is part of the front.
+fn public_items(text: &str) -> usize {
+    const KINDS: [&str; 10] = [
+        "fn ",
+        "const ",
+        "unsafe fn ",
+        "struct ",
+        "enum ",
+        "trait ",
+        "type ",
+        "static ",
+        "mod ",
+        "union ",
+    ];
+    let item = |line: &&str| {
+        let rest = line.trim_start().strip_prefix("pub ");
+        rest.is_some_and(|rest| KINDS.iter().any(|k| rest.starts_with(k)))
+    };
+    code(text).lines().filter(item).count()
+}
+
+#[test]
+fn the_front_is_small_and_closed() {
+    const CLOSED: [&str; 5] = ["analyze", "ops", "options", "text", "kernels"];
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut all = 0;
+    for (path, text) in sources() {
+        let n = public_items(&text);
+        all += n;
+        let room = path.strip_prefix(&src).unwrap();
+        let open = n == 0 || !CLOSED.iter().any(|c| room.starts_with(c));
+        assert!(
+            open || room.starts_with("analyze"),
+            "{}: {n} public items",
+            room.display()
+        );
+    }
+    assert!(all <= FRONT_ITEMS, "{all} public items");
+}
+
+#[test]
+fn nothing_is_imported_through_the_root() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let code = code(&text);
+        for (i, _) in code.match_indices("crate::") {
+            let own = code[..i].ends_with('$');
+            let name = code[i + 7..].chars().next().unwrap_or(' ');
+            if !own && name.is_uppercase() {
+                wrong.push(format!(
+                    "{}: name the module of it, not the re-export",
+                    path.display()
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn modules_are_declared_where_rustfmt_looks() {
+    for (path, text) in sources() {
+        assert!(
+            !code(&text).contains("mod $"),
+            "{}: a macro declares modules",
+            path.display()
+        );
+    }
+}

@@ -6,13 +6,12 @@ use super::setup::{
     BATCH, EPS, Fixture, Gradients, HEAD, HEADS, HIDDEN, KV_HEADS, LINEARS, RANK, SCALE, SEQ,
 };
 use half::bf16;
-use onnx_graft::infer::Verified;
+use onnx_graft::Verified;
 use onnx_graft::ir::contract;
 use onnx_graft::ir::{Builder, DType, Dim, Model, TensorData, Type, Val};
-use onnx_graft::rewrite::passes::gradient::Outputs;
-use onnx_graft::rewrite::passes::loss::Loss;
+use onnx_graft::rewrite::pipelines::{self, Mode};
+use onnx_graft::rewrite::{Loss, Outputs};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Precision, Value};
-use onnx_graft::train::{Mode, training_graph};
 
 pub struct Planned {
     plan: Plan,
@@ -32,7 +31,8 @@ impl Planned {
         let model = Verified::check(model(fixture, precision)).unwrap();
         let names = wrt();
         let loss = Loss::Named("loss".into());
-        let graph = training_graph(model, &loss, &names, Outputs::Keep, Mode::Native).unwrap();
+        let pipeline = pipelines::training(&loss, &names, Outputs::Keep, false, Mode::Native);
+        let graph = pipeline.run(model).unwrap().model;
         let outputs = std::iter::once("y".to_owned())
             .chain(names.iter().map(|n| contract::grad(n)))
             .collect();

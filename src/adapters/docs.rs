@@ -1,8 +1,10 @@
 //! Documentation of the methods, from their code: the head of a method's file, its fields with their comments, its presets.
 
+use super::Config;
 use super::config::{chunks, expansion};
+#[cfg(test)]
+use super::identifiers;
 use super::methods::MethodConfig;
-use super::{Config, identifiers};
 use crate::error::Result;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -10,11 +12,11 @@ use std::fmt::Write;
 mod parameters;
 
 use parameters::Example;
-pub use parameters::{ParamDoc, PlaceDoc};
+pub(crate) use parameters::{ParamDoc, PlaceDoc};
 
 /// One field of a configuration.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Field {
+pub(crate) struct Field {
     /// Its name.
     pub name: String,
     /// Its value in the preset.
@@ -25,7 +27,7 @@ pub struct Field {
 
 /// What there is to know of one method in one configuration.
 #[derive(Clone, Debug, PartialEq)]
-pub struct MethodDoc {
+pub(crate) struct MethodDoc {
     /// The identifier, or the member of a union, as it is written.
     pub identifier: String,
     /// `architecture`; `bottleneck` where the key is absent.
@@ -44,7 +46,7 @@ pub struct MethodDoc {
 
 /// What there is to know of a configuration: one method, or the members of a union.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Explained {
+pub(crate) struct Explained {
     /// The identifier or the configuration string.
     pub text: String,
     /// What an older name, or the name of a union, stands for.
@@ -57,15 +59,9 @@ pub struct Explained {
 
 /// Explains an identifier or a configuration string.
 ///
-/// ```
-/// let known = onnx_graft::adapters::docs::explain("mam")?;
-/// assert!(known.text().contains("prefix_tuning"));
-/// # Ok::<(), onnx_graft::Error>(())
-/// ```
-///
 /// # Errors
 /// An identifier or a field that is not known, with the nearest one.
-pub fn explain(text: &str) -> Result<Explained> {
+pub(crate) fn explain(text: &str) -> Result<Explained> {
     explain_in(&Example::new()?, text)
 }
 
@@ -129,7 +125,7 @@ const LEGEND: &str = "`in` and `out` are the widths of a linear, `d` that of the
 
 impl MethodDoc {
     /// AdapterHub's keys of its places, each once.
-    pub fn locations(&self) -> Vec<&'static str> {
+    pub(crate) fn locations(&self) -> Vec<&'static str> {
         let mut out: Vec<&'static str> = self.places.iter().map(|p| p.location).collect();
         let mut seen = Vec::new();
         out.retain(|l| {
@@ -197,7 +193,7 @@ impl MethodDoc {
 
 impl Explained {
     /// As text for a terminal.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut out = match self.stands_for {
             Some(full) if self.members.len() > 1 => {
                 format!("{} is the union {full}\n\n", self.text)
@@ -211,7 +207,7 @@ impl Explained {
     }
 
     /// As JSON: the method, or the `members` of a union.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let mut out = match &*self.members {
             [only] => only.json(),
             members => {
@@ -229,7 +225,8 @@ impl Explained {
 ///
 /// # Errors
 /// Never, with the methods that there are.
-pub fn markdown() -> Result<String> {
+#[cfg(test)]
+pub(crate) fn markdown() -> Result<String> {
     let example = Example::new()?;
     let mut out = String::from(
         "# Adapter methods\n\nGenerated from the code; a test keeps it fresh.\n\n| identifier | architecture | attaches at | merges | config id |\n|---|---|---|---|---|\n",
@@ -271,6 +268,7 @@ pub fn markdown() -> Result<String> {
 }
 
 /// One architecture: its text, a table of the fields of all its identifiers, and their parameters.
+#[cfg(test)]
 fn section(out: &mut String, architecture: &str, same: &[&MethodDoc]) {
     let Some(first) = same.first() else { return };
     let _ = writeln!(out, "\n## {architecture}\n\n{}\n", first.about);
@@ -305,7 +303,8 @@ fn section(out: &mut String, architecture: &str, same: &[&MethodDoc]) {
 }
 
 /// The JSON Schema of `adapter_config.json`.
-pub fn schema() -> Value {
+#[cfg(test)]
+pub(crate) fn schema() -> Value {
     let mut defs = Map::new();
     let mut refs = Vec::new();
     for preset in MethodConfig::presets() {

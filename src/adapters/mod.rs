@@ -3,16 +3,16 @@
 //! Nothing here knows candle, protobuf or how a graph is edited: a method says which parameters it has at a [`Place`](place::Place) and
 //! builds nodes there; [`rewrite::passes`](crate::rewrite::passes) puts them into a model.
 
-pub mod config;
-pub mod docs;
+pub(crate) mod config;
+pub(crate) mod docs;
 mod files;
 pub(crate) mod manifest;
-pub mod methods;
-pub mod plan;
-pub mod summary;
+pub(crate) mod methods;
+pub(crate) mod plan;
+pub(crate) mod summary;
 
-pub use files::{average, base, card, folder, head, peft, spec, torch};
-pub use plan::{naming, param, place};
+pub(crate) use files::{average, base, card, folder, head, peft, spec, torch};
+pub(crate) use plan::{naming, param, place};
 
 use files::store;
 use plan::setup;
@@ -79,4 +79,11 @@ impl Adapter {
             base: None,
         }
     }
+}
+
+/// What an adapter method is made of: to write one of your own.
+pub mod method {
+    pub use super::methods::{Method, MethodConfig, Preset};
+    pub use super::param::{Init, ParamSpec, Size};
+    pub use super::place::{At, BuildCx, Params, Place, State, SublayerSite, Surroundings};
 }

@@ -424,7 +424,8 @@ impl<'a> Search<'a> {
             return strange();
         }
         match &*node.op.op_type {
-            "Identity" | "Dropout" => {}
+            op @ ("Identity" | "Dropout" | "Sub")
+                if op != "Sub" || view.input(n, 0) == Some(link.from) => {}
             "Cast" => {
                 let to = i32::try_from(node.int("to", 0)).ok();
                 out.then
@@ -436,7 +437,6 @@ impl<'a> Search<'a> {
                 Some((step, x)) if x == link.from => out.then.push(step),
                 _ => return strange(),
             },
-            "Sub" if view.input(n, 0) == Some(link.from) => {}
             "Add" => {
                 let inputs = view.inputs(n).into_iter().flatten();
                 for other in inputs.filter(|v| *v != link.from) {

@@ -97,13 +97,11 @@ impl Fit {
     }
 
     fn bind(&mut self, name: &'static str, v: ValueId) -> bool {
-        match self.value(name) {
-            Some(bound) => bound == v,
-            None => {
-                self.values.push((name, v));
-                true
-            }
+        if let Some(bound) = self.value(name) {
+            return bound == v;
         }
+        self.values.push((name, v));
+        true
     }
 }
 

@@ -12,7 +12,7 @@
 use super::through::Through;
 use super::view::View;
 use crate::ir::contract::stamp;
-use crate::ir::{NodeId, ValueId};
+use crate::ir::{NodeId, Use, ValueId};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 
@@ -161,7 +161,7 @@ fn behind(
 fn ahead(view: &View<'_>, softmax: NodeId) -> Option<(NodeId, ValueId, Vec<NodeId>)> {
     let mut open: Vec<(ValueId, Vec<NodeId>)> = vec![(view.out(softmax)?, Vec::new())];
     while let Some((v, way)) = open.pop() {
-        let mut readers: Vec<NodeId> = view.graph.uses(v).into_iter().map(|u| u.node()).collect();
+        let mut readers: Vec<NodeId> = view.graph.uses(v).into_iter().map(Use::node).collect();
         readers.dedup();
         if let Some(&mix) = readers.iter().find(|n| is_product(view, **n)) {
             return Some((mix, v, way));

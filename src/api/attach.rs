@@ -58,7 +58,6 @@ impl Attach {
 
     /// The file that the model was read from. `config.json` beside it names the model's type, which finds the interface where none is
     /// given, and what saved adapters tell about their model.
-    #[expect(clippy::wrong_self_convention, reason = "a setting of a builder")]
     pub fn from_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.file = Some(path.into());
         self

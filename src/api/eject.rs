@@ -16,7 +16,7 @@ use indexmap::IndexMap;
 ///
 /// # Errors
 /// [`ErrorKind::Method`]: an adapter without a prefix tuning, one that is flat already, weights that are missing or do not fit.
-pub fn eject_prefix_tuning(folder: AdapterFolder) -> Result<AdapterFolder> {
+pub(crate) fn eject_prefix_tuning(folder: AdapterFolder) -> Result<AdapterFolder> {
     let AdapterFolder {
         name,
         config,

@@ -11,7 +11,7 @@ use std::path::Path;
 /// One token id, or several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Ids {
+pub(crate) enum Ids {
     /// One.
     One(i64),
     /// Several.
@@ -20,7 +20,7 @@ pub enum Ids {
 
 impl Ids {
     /// All of them.
-    pub fn list(&self) -> &[i64] {
+    pub(crate) fn list(&self) -> &[i64] {
         match self {
             Ids::One(id) => std::slice::from_ref(id),
             Ids::Many(ids) => ids,
@@ -31,7 +31,7 @@ impl Ids {
 /// How to generate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct GenerationArguments {
+pub(crate) struct GenerationArguments {
     /// Most tokens to generate, the prompt not counted.
     pub max_new_tokens: usize,
     /// Fewest tokens to generate: until then no token ends the text.
@@ -95,7 +95,7 @@ impl Default for GenerationArguments {
 
 impl GenerationArguments {
     /// The arguments of a `generation_config.json`, with the given ones over it.
-    pub fn over(config: &Map<String, Value>, given: Map<String, Value>) -> Result<Self> {
+    pub(crate) fn over(config: &Map<String, Value>, given: Map<String, Value>) -> Result<Self> {
         let mut fields = config.clone();
         let mut own = options::take::<Self>(&mut fields);
         if let Some(stop) = own.get_mut("stop_strings").filter(|s| s.is_string()) {
@@ -107,7 +107,7 @@ impl GenerationArguments {
     }
 
     /// Checks ranges; every violation is reported.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         let share = |x: f64| (0.0..=1.0).contains(&x);
         let checks = [
             (self.max_new_tokens > 0, "max_new_tokens", "at least 1"),
@@ -181,7 +181,7 @@ const NOT_FOLLOWED: [(&str, &str); 11] = [
 
 /// What `generation_config.json` beside a model says, and what it says for the model from `config.json`: ids of special tokens and
 /// lengths. Warns of fields that are not followed.
-pub fn generation_config(model: &Path) -> Result<(Map<String, Value>, Vec<Diagnostic>)> {
+pub(crate) fn generation_config(model: &Path) -> Result<(Map<String, Value>, Vec<Diagnostic>)> {
     let mut fields = Map::new();
     let own = object(&model.with_file_name("config.json"))?;
     for key in ["eos_token_id", "decoder_start_token_id"] {

@@ -25,7 +25,7 @@ const WHOLE: &str = "the whole text is computed for every token";
 
 /// How a model is prepared.
 #[derive(Clone, Debug, Default)]
-pub struct DecoderOptions {
+pub(crate) struct DecoderOptions {
     /// Whether keys and values are kept, where that is possible.
     pub use_cache: bool,
     /// Runs the graph as it is, without fused kernels.
@@ -52,7 +52,7 @@ pub enum Memory {
 
 /// A causal or an encoder-decoder language model, ready to generate.
 #[derive(Debug)]
-pub struct Decoder {
+pub(crate) struct Decoder {
     model: Verified,
     options: DecoderOptions,
     logits: String,
@@ -90,28 +90,23 @@ struct OwnPart {
 
 /// Logits of the next token, for each row.
 #[derive(Clone, Debug)]
-pub struct Logits {
+pub(crate) struct Logits {
     data: Vec<f32>,
     vocab: usize,
 }
 
 impl Logits {
     /// Those of a row.
-    pub fn row(&self, row: usize) -> &[f32] {
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
         let start = row * self.vocab;
         self.data.get(start..start + self.vocab).unwrap_or_default()
-    }
-
-    /// Size of the vocabulary.
-    pub fn vocab(&self) -> usize {
-        self.vocab
     }
 }
 
 impl Decoder {
     /// Prepares a model. `selection` says where its attentions are; without it, or where the graph does not allow it, the whole text
     /// is computed for every token, and [`warnings`](Self::warnings) says why.
-    pub fn new(
+    pub(crate) fn new(
         model: Verified,
         selection: Option<&Selection>,
         options: DecoderOptions,
@@ -175,7 +170,7 @@ impl Decoder {
     }
 
     /// What is kept from step to step.
-    pub fn memory(&self) -> Memory {
+    pub(crate) fn memory(&self) -> Memory {
         match &self.engine {
             Engine::Whole => Memory::None,
             Engine::Own { .. } => Memory::Own,
@@ -184,17 +179,17 @@ impl Decoder {
     }
 
     /// Whether rows of different lengths can be computed together.
-    pub fn ragged(&self) -> bool {
+    pub(crate) fn ragged(&self) -> bool {
         self.ragged
     }
 
     /// Why something is not as it might be.
-    pub fn warnings(&self) -> &[Diagnostic] {
+    pub(crate) fn warnings(&self) -> &[Diagnostic] {
         &self.warnings
     }
 
     /// Whether the text has its own decoder.
-    pub fn is_encoder_decoder(&self) -> bool {
+    pub(crate) fn is_encoder_decoder(&self) -> bool {
         let g = &self.model.model().graph;
         g.find(contract::DECODER_INPUT_IDS)
             .is_some_and(|v| g.is_input(v))
@@ -313,14 +308,14 @@ impl Decoder {
     }
 
     /// The logits of the token behind each prompt.
-    pub fn begin(&self, prompts: &[Vec<i64>]) -> Result<(Session<'_>, Logits)> {
+    pub(crate) fn begin(&self, prompts: &[Vec<i64>]) -> Result<(Session<'_>, Logits)> {
         Session::begin(self, &self.engine, prompts.to_vec())
     }
 }
 
 /// Texts that are being generated.
 #[derive(Debug)]
-pub struct Session<'d> {
+pub(crate) struct Session<'d> {
     decoder: &'d Decoder,
     engine: &'d Engine,
     /// What an encoder reads.
@@ -392,12 +387,12 @@ impl<'d> Session<'d> {
     }
 
     /// Texts so far, prompts included.
-    pub fn rows(&self) -> &[Vec<i64>] {
+    pub(crate) fn rows(&self) -> &[Vec<i64>] {
         &self.rows
     }
 
     /// Appends a token to each row, none to rows that rest; the logits of the token behind it, those of a resting row being of no use.
-    pub fn step(&mut self, next: &[Option<i64>]) -> Result<Logits> {
+    pub(crate) fn step(&mut self, next: &[Option<i64>]) -> Result<Logits> {
         // Rows of one length go on together.
         let rest = |id: Option<i64>| {
             if self.decoder.ragged {

@@ -13,13 +13,15 @@ mod sample;
 mod score;
 mod text;
 
-pub use args::{GenerationArguments, Ids, generation_config};
-pub use decoder::{Decoder, DecoderOptions, Logits, Memory, Session};
-pub use prompts::{Message, PromptText, read_prompts};
-pub use run::{FinishReason, Generated, OnPiece, Prompt, Settings, generate};
-pub use sample::{Processors, draw, greedy, uniform};
-pub use score::{Scored, TokenScores, score};
-pub use text::Pieces;
+#[cfg(test)]
+pub(crate) use args::Ids;
+pub(crate) use args::{GenerationArguments, generation_config};
+pub(crate) use decoder::{Decoder, DecoderOptions, Memory};
+pub(crate) use prompts::{Message, PromptText, read_prompts};
+#[cfg(test)]
+pub(crate) use run::FinishReason;
+pub(crate) use run::{Generated, Prompt, Settings, generate};
+pub(crate) use score::{Scored, score};
 
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};

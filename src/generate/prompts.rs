@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
+pub(crate) struct Message {
     /// Who speaks: `system`, `user`, `assistant`.
     pub role: String,
     /// What is said.
@@ -17,7 +17,7 @@ pub struct Message {
 
 /// A prompt that is not tokens yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PromptText {
+pub(crate) enum PromptText {
     /// Text.
     Text(String),
     /// A conversation, whose form the model's chat template gives.
@@ -35,7 +35,7 @@ struct Row {
 
 /// Reads a file of prompts: JSON lines with `prompt`, `messages` or `input_ids`, where the name ends in `.jsonl` or `.json`; otherwise
 /// one prompt a line. Empty lines are left out.
-pub fn read_prompts(path: &Path) -> Result<Vec<PromptText>> {
+pub(crate) fn read_prompts(path: &Path) -> Result<Vec<PromptText>> {
     let file =
         std::fs::File::open(path).map_err(|e| Error::io(path, "cannot open the prompts", e))?;
     let json = path

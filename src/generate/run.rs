@@ -11,14 +11,14 @@ use serde::Serialize;
 
 /// A prompt, as tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prompt {
+pub(crate) struct Prompt {
     /// Token ids.
     pub ids: Vec<i64>,
 }
 
 /// What arguments and model say together.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// How to generate.
     pub args: GenerationArguments,
     /// Tokens that end a text.
@@ -57,10 +57,10 @@ pub struct Generated {
 }
 
 /// Receives new text as it comes: index among the results, and the piece.
-pub type OnPiece<'a> = &'a mut dyn FnMut(usize, &str) -> Result<()>;
+pub(crate) type OnPiece<'a> = &'a mut dyn FnMut(usize, &str) -> Result<()>;
 
 /// Generates texts: for each prompt as many as asked for, one behind the other.
-pub fn generate(
+pub(crate) fn generate(
     decoder: &Decoder,
     tokenizer: Option<&Tokenizer>,
     prompts: &[Prompt],
@@ -250,7 +250,7 @@ impl Growing<'_> {
 
 impl Settings {
     /// Arguments with what the model's files say.
-    pub fn new(
+    pub(crate) fn new(
         args: GenerationArguments,
         tokenizer: Option<&Tokenizer>,
         max_positions: Option<usize>,
@@ -273,7 +273,7 @@ impl Prompt {
     ///
     /// # Errors
     /// Without a tokenizer.
-    pub fn new(text: &str, special: bool, tokenizer: Option<&Tokenizer>) -> Result<Self> {
+    pub(crate) fn new(text: &str, special: bool, tokenizer: Option<&Tokenizer>) -> Result<Self> {
         let Some(tokenizer) = tokenizer else {
             let mut e = failed("tokenizer-missing", "a prompt of text needs a tokenizer");
             e = Error::new(

@@ -6,7 +6,7 @@ use crate::error::Result;
 
 /// What happens to logits before a token is taken.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Processors {
+pub(crate) struct Processors {
     repetition_penalty: f32,
     min_new_tokens: usize,
     eos: Vec<i64>,
@@ -19,7 +19,7 @@ pub struct Processors {
 
 impl Processors {
     /// As the arguments say; `eos` are the tokens that may not come before the least length.
-    pub fn new(args: &GenerationArguments, eos: &[i64]) -> Self {
+    pub(crate) fn new(args: &GenerationArguments, eos: &[i64]) -> Self {
         Processors {
             repetition_penalty: args.repetition_penalty as f32,
             min_new_tokens: args.min_new_tokens,
@@ -33,7 +33,7 @@ impl Processors {
     }
 
     /// Changes the logits of the token behind `text`, of which `generated` tokens are new. What cannot be taken has minus infinity.
-    pub fn apply(&self, scores: &mut [f32], text: &[i64], generated: usize) {
+    pub(crate) fn apply(&self, scores: &mut [f32], text: &[i64], generated: usize) {
         penalize(scores, text, self.repetition_penalty);
         if generated < self.min_new_tokens {
             for &id in &self.eos {
@@ -135,7 +135,7 @@ fn softmax(scores: &[f32]) -> Vec<f64> {
 ///
 /// # Errors
 /// No number is one: the model's logits are broken.
-pub fn greedy(scores: &[f32]) -> Result<i64> {
+pub(crate) fn greedy(scores: &[f32]) -> Result<i64> {
     let mut best: Option<(usize, f32)> = None;
     for (i, &s) in scores.iter().enumerate() {
         if s.is_nan() || s == f32::INFINITY {
@@ -155,7 +155,7 @@ pub fn greedy(scores: &[f32]) -> Result<i64> {
 ///
 /// # Errors
 /// As [`greedy`].
-pub fn draw(scores: &[f32], u: f64) -> Result<i64> {
+pub(crate) fn draw(scores: &[f32], u: f64) -> Result<i64> {
     let best = greedy(scores)?;
     let probabilities = softmax(scores);
     let mut rest = u;
@@ -179,7 +179,7 @@ fn broken(s: f32) -> crate::error::Error {
 }
 
 /// A number in `[0, 1)` for a step of a sequence; the same on every machine, and whatever is generated beside it.
-pub fn uniform(seed: u64, sequence: u64, step: u64) -> f64 {
+pub(crate) fn uniform(seed: u64, sequence: u64, step: u64) -> f64 {
     let mut z = seed;
     for x in [sequence, step] {
         // SplitMix64 (Steele, Lea, Flood 2014), once for each number that goes in.

@@ -11,7 +11,7 @@ use crate::runtime::{CompileOptions, Plan, Value};
 
 /// Sums over labelled tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct TokenScores {
+pub(crate) struct TokenScores {
     /// Negative log-likelihood of the labels.
     pub loss: f64,
     /// Labelled tokens.
@@ -24,7 +24,7 @@ pub struct TokenScores {
 
 impl TokenScores {
     /// Adds others.
-    pub fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.loss += other.loss;
         self.items += other.items;
         self.correct += other.correct;
@@ -32,24 +32,24 @@ impl TokenScores {
     }
 
     /// Mean loss.
-    pub fn mean(&self) -> f64 {
+    pub(crate) fn mean(&self) -> f64 {
         self.loss / self.items as f64
     }
 
     /// `exp` of the mean loss.
-    pub fn perplexity(&self) -> f64 {
+    pub(crate) fn perplexity(&self) -> f64 {
         self.mean().exp()
     }
 
     /// Share of the labels that were the most probable token.
-    pub fn accuracy(&self) -> f64 {
+    pub(crate) fn accuracy(&self) -> f64 {
         self.correct as f64 / self.items as f64
     }
 }
 
 /// A text to score.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scored {
+pub(crate) struct Scored {
     /// Token ids.
     pub ids: Vec<i64>,
     /// A label for each token, or -100.
@@ -61,7 +61,7 @@ pub struct Scored {
 /// Scores texts. Logits are computed at labelled positions only.
 ///
 /// `next` gives the texts of one batch after the other until there are none.
-pub fn score(
+pub(crate) fn score(
     model: Verified,
     portable: bool,
     compile: &CompileOptions,

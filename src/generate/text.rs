@@ -5,7 +5,7 @@ use crate::text::Tokenizer;
 
 /// Collects the text of tokens.
 #[derive(Debug)]
-pub struct Pieces<'a> {
+pub(crate) struct Pieces<'a> {
     tokenizer: &'a Tokenizer,
     stops: &'a [String],
     skip_special: bool,
@@ -22,7 +22,7 @@ pub struct Pieces<'a> {
 
 impl<'a> Pieces<'a> {
     /// No text yet.
-    pub fn new(tokenizer: &'a Tokenizer, stops: &'a [String], skip_special: bool) -> Self {
+    pub(crate) fn new(tokenizer: &'a Tokenizer, stops: &'a [String], skip_special: bool) -> Self {
         Pieces {
             tokenizer,
             stops,
@@ -37,14 +37,14 @@ impl<'a> Pieces<'a> {
     }
 
     /// Adds a token; true when the text has reached a stop string, which is cut off.
-    pub fn push(&mut self, id: i64) -> Result<bool> {
+    pub(crate) fn push(&mut self, id: i64) -> Result<bool> {
         self.ids.push(id);
         self.decode(false)?;
         Ok(self.stopped)
     }
 
     /// What can be shown by now and was not yet.
-    pub fn ready(&mut self) -> &str {
+    pub(crate) fn ready(&mut self) -> &str {
         let end = if self.stopped {
             self.text.len()
         } else {
@@ -56,7 +56,7 @@ impl<'a> Pieces<'a> {
     }
 
     /// The rest, whatever it may be the beginning of.
-    pub fn finish(&mut self) -> Result<&str> {
+    pub(crate) fn finish(&mut self) -> Result<&str> {
         self.decode(true)?;
         let start = self.given.min(self.text.len());
         self.given = self.text.len();
@@ -64,7 +64,7 @@ impl<'a> Pieces<'a> {
     }
 
     /// The text so far.
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 

@@ -16,10 +16,12 @@ mod pull;
 mod push;
 mod resolve;
 
-pub use name::{Kind, Reference, matches};
-pub use pull::{Listing, Pulled, PulledFile, RemoteFile, Select};
-pub use push::{PushFile, PushOptions, Pushed, Source, folder};
-pub use resolve::{Want, resolve};
+pub(crate) use name::{Kind, Reference, matches};
+#[cfg(test)]
+pub(crate) use pull::Pulled;
+pub(crate) use pull::{Listing, PulledFile, RemoteFile, Select};
+pub(crate) use push::{PushFile, PushOptions, Pushed, Source, folder};
+pub(crate) use resolve::{Want, resolve};
 
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -29,11 +31,11 @@ use std::time::Duration;
 
 /// A secret: `Debug` does not show it, and there is no `Display`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token(Box<str>);
+pub(crate) struct Token(Box<str>);
 
 impl Token {
     /// A token, if there is one in the text.
-    pub fn new(text: &str) -> Option<Token> {
+    pub(crate) fn new(text: &str) -> Option<Token> {
         let text = text.trim();
         (!text.is_empty()).then(|| Token(text.into()))
     }
@@ -51,7 +53,7 @@ impl fmt::Debug for Token {
 
 /// Where the Hub is, who asks, and where files are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HubOptions {
+pub(crate) struct HubOptions {
     /// Address of the Hub or of a mirror.
     pub endpoint: String,
     /// Who asks.
@@ -73,7 +75,7 @@ impl HubOptions {
     ///
     /// # Errors
     /// No home folder and no `HF_HOME`; a token that is no header value.
-    pub fn new(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    pub(crate) fn new(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let set = |name: &str| var(name).filter(|v| !v.trim().is_empty());
         let yes = |name: &str| {
             set(name).is_some_and(|v| {
@@ -126,7 +128,7 @@ impl HubOptions {
     ///
     /// # Errors
     /// See [`HubOptions::new`].
-    pub fn from_env() -> Result<Self> {
+    pub(crate) fn from_env() -> Result<Self> {
         Self::new(|name| std::env::var(name).ok())
     }
 }
@@ -149,7 +151,7 @@ fn token_file(
 
 /// How far the transfer of one file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transfer<'a> {
+pub(crate) struct Transfer<'a> {
     /// Its path in the repository.
     pub file: &'a str,
     /// Bytes that are there.
@@ -159,11 +161,11 @@ pub struct Transfer<'a> {
 }
 
 /// Receives progress.
-pub type OnTransfer<'a> = &'a mut dyn FnMut(Transfer<'_>);
+pub(crate) type OnTransfer<'a> = &'a mut dyn FnMut(Transfer<'_>);
 
 /// The Hub, or a server that speaks its API.
 #[derive(Debug)]
-pub struct Hub {
+pub(crate) struct Hub {
     client: http::Client,
     cache: hf_hub::Cache,
     offline: bool,
@@ -174,7 +176,7 @@ impl Hub {
     ///
     /// # Errors
     /// An endpoint that is no address.
-    pub fn new(options: HubOptions) -> Result<Hub> {
+    pub(crate) fn new(options: HubOptions) -> Result<Hub> {
         Ok(Hub {
             cache: hf_hub::Cache::new(options.cache.clone()),
             offline: options.offline,
@@ -186,13 +188,8 @@ impl Hub {
     ///
     /// # Errors
     /// See [`HubOptions::from_env`] and [`Hub::new`].
-    pub fn from_env() -> Result<Hub> {
+    pub(crate) fn from_env() -> Result<Hub> {
         Hub::new(HubOptions::from_env()?)
-    }
-
-    /// The address without a name or password in it.
-    pub fn endpoint(&self) -> &str {
-        self.client.endpoint()
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 
 /// What a repository holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Models, tokenizers, adapters.
     #[default]
     Model,
@@ -32,7 +32,7 @@ impl Kind {
     }
 
     /// `model`, `dataset`.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Model => "model",
             Kind::Dataset => "dataset",
@@ -42,7 +42,7 @@ impl Kind {
 
 /// A repository at a revision, and a path in it: `org/name`, `org/name@v1`, `datasets/org/name@main:main/train-*.parquet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reference {
+pub(crate) struct Reference {
     /// What it holds.
     pub kind: Kind,
     /// `org/name` or `name`.
@@ -58,7 +58,7 @@ impl Reference {
     ///
     /// # Errors
     /// Names that no repository, revision or file can have.
-    pub fn parse(text: &str) -> Result<Reference> {
+    pub(crate) fn parse(text: &str) -> Result<Reference> {
         let rest = text.strip_prefix("hub:").unwrap_or(text);
         let (rest, path) = match rest.split_once(':') {
             Some((rest, path)) => (rest, Some(path.trim_end_matches('/').to_owned())),
@@ -95,7 +95,7 @@ impl Reference {
 
     /// The same repository at another revision.
     #[must_use]
-    pub fn at(&self, revision: &str) -> Reference {
+    pub(crate) fn at(&self, revision: &str) -> Reference {
         Reference {
             revision: revision.to_owned(),
             ..self.clone()
@@ -103,7 +103,7 @@ impl Reference {
     }
 
     /// `datasets/org/name`, as a page's address has it.
-    pub fn page(&self) -> String {
+    pub(crate) fn page(&self) -> String {
         format!("{}{}", self.kind.prefix(), self.repo)
     }
 
@@ -179,7 +179,7 @@ pub(super) fn commit_hash(text: &str) -> bool {
 /// pattern that ends with `/` means all in the folder.
 ///
 /// Takes at most the product of the two lengths.
-pub fn matches(pattern: &str, path: &str) -> bool {
+pub(crate) fn matches(pattern: &str, path: &str) -> bool {
     let whole = if pattern.ends_with('/') {
         format!("{pattern}*")
     } else {

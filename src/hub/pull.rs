@@ -17,7 +17,7 @@ use ureq::http::Method;
 
 /// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RemoteFile {
+pub(crate) struct RemoteFile {
     /// Its path.
     pub path: String,
     /// Its size, where the server says it.
@@ -26,7 +26,7 @@ pub struct RemoteFile {
 
 /// The files of a repository at a commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Listing {
+pub(crate) struct Listing {
     /// The commit.
     pub commit: String,
     /// Its files, by name.
@@ -35,7 +35,7 @@ pub struct Listing {
 
 /// Which files are wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Select {
+pub(crate) struct Select {
     /// Patterns; all files without.
     pub include: Vec<String>,
     /// Patterns of files that are left out.
@@ -44,7 +44,7 @@ pub struct Select {
 
 /// A file that was pulled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PulledFile {
+pub(crate) struct PulledFile {
     /// Its path in the repository.
     pub path: String,
     /// Its size.
@@ -55,7 +55,7 @@ pub struct PulledFile {
 
 /// What was pulled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Pulled {
+pub(crate) struct Pulled {
     /// `org/name`, with `datasets/` before a dataset's.
     pub repo: String,
     /// The revision that was asked for.
@@ -92,7 +92,7 @@ impl Hub {
     ///
     /// # Errors
     /// A repository or revision that does not exist or is not for us; names that lead elsewhere; a connection that fails.
-    pub fn list(&self, reference: &Reference) -> Result<Listing> {
+    pub(crate) fn list(&self, reference: &Reference) -> Result<Listing> {
         if self.offline {
             return self.list_cached(reference);
         }
@@ -168,7 +168,7 @@ impl Hub {
     /// # Errors
     /// What [`Hub::list`] refuses; patterns that match nothing; files whose size or hash is not what was promised; a cache that
     /// cannot be written to. A file has its name when it is complete, never before.
-    pub fn pull(
+    pub(crate) fn pull(
         &self,
         reference: &Reference,
         select: &Select,
@@ -568,7 +568,7 @@ impl Pulled {
     ///
     /// # Errors
     /// Files that are there with another content, unless `force` is set; a folder that cannot be written to.
-    pub fn export(&self, target: &Path, force: bool) -> Result<Vec<PathBuf>> {
+    pub(crate) fn export(&self, target: &Path, force: bool) -> Result<Vec<PathBuf>> {
         let mut findings = Vec::new();
         let mut todo = Vec::new();
         for file in &self.files {

@@ -26,7 +26,7 @@ const INLINE_LIMIT: u64 = 64 << 20;
 
 /// What a pushed file consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// A file.
     File(PathBuf),
     /// Bytes.
@@ -35,7 +35,7 @@ pub enum Source {
 
 /// A file to push.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PushFile {
+pub(crate) struct PushFile {
     /// Its path in the repository.
     pub path: String,
     /// Its content.
@@ -44,7 +44,7 @@ pub struct PushFile {
 
 /// How to push.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PushOptions {
+pub(crate) struct PushOptions {
     /// Makes the repository when there is none.
     pub create: bool,
     /// A repository that is made is private.
@@ -78,7 +78,7 @@ pub struct Pushed {
 ///
 /// # Errors
 /// A folder that cannot be read or has no files; links that lead out of it; names that the Hub does not take.
-pub fn folder(root: &Path) -> Result<Vec<PushFile>> {
+pub(crate) fn folder(root: &Path) -> Result<Vec<PushFile>> {
     let bad = |path: &Path, what: &str| {
         fail("hub-folder", what)
             .at(path.display().to_string())
@@ -258,7 +258,7 @@ impl Hub {
     /// # Errors
     /// Offline or without a token; a repository that is missing, or that we may not write to; a connection that fails. The
     /// repository changes as a whole or not at all.
-    pub fn push(
+    pub(crate) fn push(
         &self,
         to: &Reference,
         files: &[PushFile],
@@ -539,7 +539,7 @@ impl Reference {
     ///
     /// # Errors
     /// What [`Reference::parse`] refuses, and a path: a push is about whole files of a folder.
-    pub fn target(text: &str) -> Result<Reference> {
+    pub(crate) fn target(text: &str) -> Result<Reference> {
         let r = Reference::parse(text)?;
         if r.path.is_some() || !revision_name(&r.revision) {
             let d = fail(

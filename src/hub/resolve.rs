@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What a reference stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
+pub(crate) enum Want {
     /// An ONNX file, with its data files, and with configuration and tokenizer beside it.
     Model,
     /// An adapter folder, AdapterHub's or PEFT's.
@@ -55,7 +55,7 @@ const ROWS: [&str; 5] = ["parquet", "jsonl", "ndjson", "csv", "json"];
 ///
 /// # Errors
 /// References that are none, and what [`Hub::pull`] refuses.
-pub fn resolve(text: &str, want: Want, on: OnTransfer<'_>) -> Result<Option<Vec<PathBuf>>> {
+pub(crate) fn resolve(text: &str, want: Want, on: OnTransfer<'_>) -> Result<Option<Vec<PathBuf>>> {
     if !text.starts_with("hub:") {
         return Ok(None);
     }
@@ -68,7 +68,7 @@ impl Hub {
     ///
     /// # Errors
     /// A repository without it, or with several that it could be; what [`Hub::pull`] refuses.
-    pub fn find(
+    pub(crate) fn find(
         &self,
         reference: &Reference,
         want: Want,

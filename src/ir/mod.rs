@@ -19,7 +19,7 @@ mod sym;
 mod tensor;
 pub mod text;
 mod types;
-pub mod verify;
+pub(crate) mod verify;
 
 pub use attr::{Attr, AttrValue};
 pub use build::{Builder, Fragment, NewNode, NewValue, Spot, Val};

@@ -7,7 +7,7 @@ use super::model::Model;
 use crate::diag::Diagnostic;
 
 /// Everything that is structurally wrong with a model; empty when nothing is.
-pub fn check_model(model: &Model) -> Vec<Diagnostic> {
+pub(crate) fn check_model(model: &Model) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     check_graph(&model.graph, "", &mut found);
     for f in &model.functions {

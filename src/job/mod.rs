@@ -30,6 +30,7 @@ mod strip;
 mod to_file;
 mod train;
 
+pub use crate::train::{DryRun, EvalEntry, Event as TrainEvent, LogEntry, StepReport};
 pub use attach::AdapterSettings;
 pub use compare::{Compare, Comparison, Engine, agree, compare, generate_inputs};
 pub use convert::{Convert, Converted, Format, rename_beside};

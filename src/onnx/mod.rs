@@ -12,7 +12,7 @@
 mod encode;
 mod external;
 mod message;
-pub mod proto;
+pub(crate) mod proto;
 mod read;
 mod save;
 #[cfg(test)]

@@ -10,7 +10,7 @@
 )]
 
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct AttributeProto {
+pub(crate) struct AttributeProto {
     #[prost(string, optional, tag = "1")]
     pub name: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(string, optional, tag = "21")]
@@ -48,7 +48,7 @@ pub struct AttributeProto {
     #[prost(message, repeated, tag = "15")]
     pub type_protos: ::prost::alloc::vec::Vec<TypeProto>,
 }
-pub mod attribute_proto {
+pub(crate) mod attribute_proto {
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum AttributeType {
@@ -111,7 +111,7 @@ pub mod attribute_proto {
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ValueInfoProto {
+pub(crate) struct ValueInfoProto {
     #[prost(string, optional, tag = "1")]
     pub name: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "2")]
@@ -122,7 +122,7 @@ pub struct ValueInfoProto {
     pub metadata_props: ::prost::alloc::vec::Vec<StringStringEntryProto>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct NodeProto {
+pub(crate) struct NodeProto {
     #[prost(string, repeated, tag = "1")]
     pub input: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "2")]
@@ -145,14 +145,14 @@ pub struct NodeProto {
     pub device_configurations: ::prost::alloc::vec::Vec<NodeDeviceConfigurationProto>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct IntIntListEntryProto {
+pub(crate) struct IntIntListEntryProto {
     #[prost(int64, optional, tag = "1")]
     pub key: ::core::option::Option<i64>,
     #[prost(int64, repeated, packed = "false", tag = "2")]
     pub value: ::prost::alloc::vec::Vec<i64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct NodeDeviceConfigurationProto {
+pub(crate) struct NodeDeviceConfigurationProto {
     #[prost(string, optional, tag = "1")]
     pub configuration_id: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "2")]
@@ -161,7 +161,7 @@ pub struct NodeDeviceConfigurationProto {
     pub pipeline_stage: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ShardingSpecProto {
+pub(crate) struct ShardingSpecProto {
     #[prost(string, optional, tag = "1")]
     pub tensor_name: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(int64, repeated, packed = "false", tag = "2")]
@@ -172,22 +172,22 @@ pub struct ShardingSpecProto {
     pub sharded_dim: ::prost::alloc::vec::Vec<ShardedDimProto>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ShardedDimProto {
+pub(crate) struct ShardedDimProto {
     #[prost(int64, optional, tag = "1")]
     pub axis: ::core::option::Option<i64>,
     #[prost(message, repeated, tag = "2")]
     pub simple_sharding: ::prost::alloc::vec::Vec<SimpleShardedDimProto>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SimpleShardedDimProto {
+pub(crate) struct SimpleShardedDimProto {
     #[prost(int64, optional, tag = "3")]
     pub num_shards: ::core::option::Option<i64>,
     #[prost(oneof = "simple_sharded_dim_proto::Dim", tags = "1, 2")]
     pub dim: ::core::option::Option<simple_sharded_dim_proto::Dim>,
 }
-pub mod simple_sharded_dim_proto {
+pub(crate) mod simple_sharded_dim_proto {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Dim {
+    pub(crate) enum Dim {
         #[prost(int64, tag = "1")]
         DimValue(i64),
         #[prost(string, tag = "2")]
@@ -195,7 +195,7 @@ pub mod simple_sharded_dim_proto {
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct TrainingInfoProto {
+pub(crate) struct TrainingInfoProto {
     #[prost(message, optional, tag = "1")]
     pub initialization: ::core::option::Option<GraphProto>,
     #[prost(message, optional, tag = "2")]
@@ -206,7 +206,7 @@ pub struct TrainingInfoProto {
     pub update_binding: ::prost::alloc::vec::Vec<StringStringEntryProto>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ModelProto {
+pub(crate) struct ModelProto {
     #[prost(int64, optional, tag = "1")]
     pub ir_version: ::core::option::Option<i64>,
     #[prost(message, repeated, tag = "8")]
@@ -233,7 +233,7 @@ pub struct ModelProto {
     pub configuration: ::prost::alloc::vec::Vec<DeviceConfigurationProto>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DeviceConfigurationProto {
+pub(crate) struct DeviceConfigurationProto {
     #[prost(string, optional, tag = "1")]
     pub name: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(int32, optional, tag = "2")]
@@ -242,21 +242,21 @@ pub struct DeviceConfigurationProto {
     pub device: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StringStringEntryProto {
+pub(crate) struct StringStringEntryProto {
     #[prost(string, optional, tag = "1")]
     pub key: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(string, optional, tag = "2")]
     pub value: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct TensorAnnotation {
+pub(crate) struct TensorAnnotation {
     #[prost(string, optional, tag = "1")]
     pub tensor_name: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "2")]
     pub quant_parameter_tensor_names: ::prost::alloc::vec::Vec<StringStringEntryProto>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct GraphProto {
+pub(crate) struct GraphProto {
     #[prost(message, repeated, tag = "1")]
     pub node: ::prost::alloc::vec::Vec<NodeProto>,
     #[prost(string, optional, tag = "2")]
@@ -279,7 +279,7 @@ pub struct GraphProto {
     pub metadata_props: ::prost::alloc::vec::Vec<StringStringEntryProto>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct TensorProto {
+pub(crate) struct TensorProto {
     #[prost(int64, repeated, packed = "false", tag = "1")]
     pub dims: ::prost::alloc::vec::Vec<i64>,
     #[prost(int32, optional, tag = "2")]
@@ -311,9 +311,9 @@ pub struct TensorProto {
     #[prost(message, repeated, tag = "16")]
     pub metadata_props: ::prost::alloc::vec::Vec<StringStringEntryProto>,
 }
-pub mod tensor_proto {
+pub(crate) mod tensor_proto {
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct Segment {
+    pub(crate) struct Segment {
         #[prost(int64, optional, tag = "1")]
         pub begin: ::core::option::Option<i64>,
         #[prost(int64, optional, tag = "2")]
@@ -444,7 +444,7 @@ pub mod tensor_proto {
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct SparseTensorProto {
+pub(crate) struct SparseTensorProto {
     #[prost(message, optional, tag = "1")]
     pub values: ::core::option::Option<TensorProto>,
     #[prost(message, optional, tag = "2")]
@@ -453,21 +453,21 @@ pub struct SparseTensorProto {
     pub dims: ::prost::alloc::vec::Vec<i64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct TensorShapeProto {
+pub(crate) struct TensorShapeProto {
     #[prost(message, repeated, tag = "1")]
     pub dim: ::prost::alloc::vec::Vec<tensor_shape_proto::Dimension>,
 }
-pub mod tensor_shape_proto {
+pub(crate) mod tensor_shape_proto {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct Dimension {
+    pub(crate) struct Dimension {
         #[prost(string, optional, tag = "3")]
         pub denotation: ::core::option::Option<::prost::alloc::string::String>,
         #[prost(oneof = "dimension::Value", tags = "1, 2")]
         pub value: ::core::option::Option<dimension::Value>,
     }
-    pub mod dimension {
+    pub(crate) mod dimension {
         #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-        pub enum Value {
+        pub(crate) enum Value {
             #[prost(int64, tag = "1")]
             DimValue(i64),
             #[prost(string, tag = "2")]
@@ -476,53 +476,53 @@ pub mod tensor_shape_proto {
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct TypeProto {
+pub(crate) struct TypeProto {
     #[prost(string, optional, tag = "6")]
     pub denotation: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(oneof = "type_proto::Value", tags = "1, 4, 5, 9, 8, 7")]
     pub value: ::core::option::Option<type_proto::Value>,
 }
-pub mod type_proto {
+pub(crate) mod type_proto {
     #[derive(Clone, PartialEq, ::prost::Message)]
-    pub struct Tensor {
+    pub(crate) struct Tensor {
         #[prost(int32, optional, tag = "1")]
         pub elem_type: ::core::option::Option<i32>,
         #[prost(message, optional, tag = "2")]
         pub shape: ::core::option::Option<super::TensorShapeProto>,
     }
     #[derive(Clone, PartialEq, ::prost::Message)]
-    pub struct Sequence {
+    pub(crate) struct Sequence {
         #[prost(message, optional, boxed, tag = "1")]
         pub elem_type: ::core::option::Option<::prost::alloc::boxed::Box<super::TypeProto>>,
     }
     #[derive(Clone, PartialEq, ::prost::Message)]
-    pub struct Map {
+    pub(crate) struct Map {
         #[prost(int32, optional, tag = "1")]
         pub key_type: ::core::option::Option<i32>,
         #[prost(message, optional, boxed, tag = "2")]
         pub value_type: ::core::option::Option<::prost::alloc::boxed::Box<super::TypeProto>>,
     }
     #[derive(Clone, PartialEq, ::prost::Message)]
-    pub struct Optional {
+    pub(crate) struct Optional {
         #[prost(message, optional, boxed, tag = "1")]
         pub elem_type: ::core::option::Option<::prost::alloc::boxed::Box<super::TypeProto>>,
     }
     #[derive(Clone, PartialEq, ::prost::Message)]
-    pub struct SparseTensor {
+    pub(crate) struct SparseTensor {
         #[prost(int32, optional, tag = "1")]
         pub elem_type: ::core::option::Option<i32>,
         #[prost(message, optional, tag = "2")]
         pub shape: ::core::option::Option<super::TensorShapeProto>,
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct Opaque {
+    pub(crate) struct Opaque {
         #[prost(string, optional, tag = "1")]
         pub domain: ::core::option::Option<::prost::alloc::string::String>,
         #[prost(string, optional, tag = "2")]
         pub name: ::core::option::Option<::prost::alloc::string::String>,
     }
     #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Value {
+    pub(crate) enum Value {
         #[prost(message, tag = "1")]
         TensorType(Tensor),
         #[prost(message, tag = "4")]
@@ -538,14 +538,14 @@ pub mod type_proto {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct OperatorSetIdProto {
+pub(crate) struct OperatorSetIdProto {
     #[prost(string, optional, tag = "1")]
     pub domain: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(int64, optional, tag = "2")]
     pub version: ::core::option::Option<i64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct FunctionProto {
+pub(crate) struct FunctionProto {
     #[prost(string, optional, tag = "1")]
     pub name: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "4")]

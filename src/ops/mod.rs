@@ -11,13 +11,13 @@
 use crate::ir::{Builder, Fact, Graph, Node, NodeId, Sym, TensorData, Val, ValueId};
 use std::cell::Cell;
 
-pub use kit::DOMAIN;
+pub(crate) use kit::DOMAIN;
 pub(crate) use kit::MS;
 pub(crate) use kit::infer::{shape_text, tensor_fact};
 
 /// What is known about an operator.
 #[derive(Clone, Copy, Debug)]
-pub struct OpDef {
+pub(crate) struct OpDef {
     /// Domain; `""` is `ai.onnx`.
     pub domain: &'static str,
     /// Operator name.
@@ -34,7 +34,7 @@ pub struct OpDef {
 
 /// How gradients pass through an operator.
 #[derive(Clone, Copy, Debug)]
-pub enum Gradient {
+pub(crate) enum Gradient {
     /// They pass: the rule adds the backward nodes.
     Rule(fn(&mut GradCx<'_>) -> Result<(), GradError>),
     /// The outputs are integers, booleans, or piecewise constant: the gradient is zero everywhere.
@@ -46,24 +46,24 @@ pub enum Gradient {
 }
 
 /// An operator in terms of simpler ones: the outputs by slot.
-pub type Definition = fn(&ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError>;
+pub(crate) type Definition = fn(&ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError>;
 
 /// A contradiction found by type inference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct InferError(pub String);
+pub(crate) struct InferError(pub String);
 
 /// Why a gradient rule cannot be applied to a node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct GradError(pub String);
+pub(crate) struct GradError(pub String);
 
 /// Infers a subgraph of the node: the name of the graph attribute, facts of the subgraph's inputs, and whether what is wrong inside is
 /// reported. Gives the facts of the subgraph's outputs; `None` where it cannot be inferred.
-pub type Bodies<'a> = &'a dyn Fn(&str, &[Fact], bool) -> Option<Vec<Fact>>;
+pub(crate) type Bodies<'a> = &'a dyn Fn(&str, &[Fact], bool) -> Option<Vec<Fact>>;
 
 /// What inference sees of a node.
-pub struct InferCx<'a> {
+pub(crate) struct InferCx<'a> {
     /// The node.
     pub node: &'a Node,
     /// Facts of the inputs by slot; `None` is an absent input.
@@ -82,47 +82,47 @@ pub struct InferCx<'a> {
 
 impl InferCx<'_> {
     /// A size nobody knows, different from all others.
-    pub fn unknown(&self) -> Sym {
+    pub(crate) fn unknown(&self) -> Sym {
         let n = self.fresh.get();
         self.fresh.set(n + 1);
         Sym::symbol(&format!("?{n}"))
     }
 
     /// An integer nobody knows; unlike a size it may be negative.
-    pub fn unknown_int(&self) -> Sym {
+    pub(crate) fn unknown_int(&self) -> Sym {
         let n = self.fresh.get();
         self.fresh.set(n + 1);
         Sym::symbol(&format!("#{n}"))
     }
 
     /// Unknown sizes of a known rank.
-    pub fn unknown_dims(&self, rank: usize) -> Vec<Sym> {
+    pub(crate) fn unknown_dims(&self, rank: usize) -> Vec<Sym> {
         (0..rank).map(|_| self.unknown()).collect()
     }
 
     /// Fact of an input; `None` if it is absent.
-    pub fn input(&self, slot: usize) -> Option<&Fact> {
+    pub(crate) fn input(&self, slot: usize) -> Option<&Fact> {
         self.inputs.get(slot).copied().flatten()
     }
 
     /// Dimensions of an input, if it is there and its rank is known.
-    pub fn dims(&self, slot: usize) -> Option<&[Sym]> {
+    pub(crate) fn dims(&self, slot: usize) -> Option<&[Sym]> {
         self.input(slot)?.dims.as_deref()
     }
 
     /// Elements of an integer input: from the constant, or known symbolically.
-    pub fn ints(&self, slot: usize) -> Option<Vec<Sym>> {
+    pub(crate) fn ints(&self, slot: usize) -> Option<Vec<Sym>> {
         self.input(slot)?.ints.clone()
     }
 
     /// Elements of an integer input, all of them known numbers.
-    pub fn const_ints(&self, slot: usize) -> Option<Vec<i64>> {
+    pub(crate) fn const_ints(&self, slot: usize) -> Option<Vec<i64>> {
         self.ints(slot)?.iter().map(Sym::as_const).collect()
     }
 }
 
 /// What a gradient rule sees of a node, and where it puts the gradients.
-pub struct GradCx<'a> {
+pub(crate) struct GradCx<'a> {
     /// The graph that is differentiated.
     pub graph: &'a Graph,
     /// The node.
@@ -141,24 +141,24 @@ pub struct GradCx<'a> {
 
 impl GradCx<'_> {
     /// The node's own data.
-    pub fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &Node {
         self.graph.node(self.id)
     }
 
     /// An input value.
-    pub fn input_id(&self, slot: usize) -> Result<ValueId, GradError> {
+    pub(crate) fn input_id(&self, slot: usize) -> Result<ValueId, GradError> {
         self.graph
             .input(self.id, slot)
             .ok_or_else(|| GradError(format!("input {slot} is absent")))
     }
 
     /// An input value, for the builder.
-    pub fn input(&self, slot: usize) -> Result<Val, GradError> {
+    pub(crate) fn input(&self, slot: usize) -> Result<Val, GradError> {
         Ok(self.input_id(slot)?.into())
     }
 
     /// An output value, for the builder.
-    pub fn output(&self, slot: usize) -> Result<Val, GradError> {
+    pub(crate) fn output(&self, slot: usize) -> Result<Val, GradError> {
         Ok(self
             .graph
             .output(self.id, slot)
@@ -167,7 +167,7 @@ impl GradCx<'_> {
     }
 
     /// The gradient of the first output.
-    pub fn grad(&self) -> Result<Val, GradError> {
+    pub(crate) fn grad(&self) -> Result<Val, GradError> {
         self.grads
             .first()
             .copied()
@@ -176,12 +176,12 @@ impl GradCx<'_> {
     }
 
     /// Whether an input needs a gradient.
-    pub fn wants(&self, slot: usize) -> bool {
+    pub(crate) fn wants(&self, slot: usize) -> bool {
         self.wants.get(slot).copied().unwrap_or(false)
     }
 
     /// What is known of an input.
-    pub fn fact(&self, slot: usize) -> Fact {
+    pub(crate) fn fact(&self, slot: usize) -> Fact {
         self.graph
             .input(self.id, slot)
             .and_then(|v| (self.facts)(v))
@@ -189,7 +189,7 @@ impl GradCx<'_> {
     }
 
     /// Puts the gradient of an input.
-    pub fn set(&mut self, slot: usize, grad: Val) {
+    pub(crate) fn set(&mut self, slot: usize, grad: Val) {
         if let Some(r) = self.result.get_mut(slot) {
             *r = Some(grad);
         }
@@ -198,7 +198,7 @@ impl GradCx<'_> {
 
 /// What the definition of an operator sees of a node that it is to replace. It returns the outputs by slot; an output that the node
 /// does not have may be missing.
-pub struct ExpandCx<'a> {
+pub(crate) struct ExpandCx<'a> {
     /// The graph.
     pub graph: &'a Graph,
     /// The node.
@@ -211,28 +211,28 @@ pub struct ExpandCx<'a> {
 
 impl ExpandCx<'_> {
     /// The node's own data.
-    pub fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &Node {
         self.graph.node(self.id)
     }
 
     /// An input value, for the builder.
-    pub fn input(&self, slot: usize) -> Result<Val, GradError> {
+    pub(crate) fn input(&self, slot: usize) -> Result<Val, GradError> {
         self.optional(slot)
             .ok_or_else(|| GradError(format!("input {slot} is absent")))
     }
 
     /// An input value that may be absent.
-    pub fn optional(&self, slot: usize) -> Option<Val> {
+    pub(crate) fn optional(&self, slot: usize) -> Option<Val> {
         self.graph.input(self.id, slot).map(Val::from)
     }
 
     /// Whether the node has an output in this slot.
-    pub fn has_output(&self, slot: usize) -> bool {
+    pub(crate) fn has_output(&self, slot: usize) -> bool {
         self.graph.output(self.id, slot).is_some()
     }
 
     /// What is known of an input.
-    pub fn fact(&self, slot: usize) -> Fact {
+    pub(crate) fn fact(&self, slot: usize) -> Fact {
         self.graph
             .input(self.id, slot)
             .and_then(|v| (self.facts)(v))
@@ -240,7 +240,7 @@ impl ExpandCx<'_> {
     }
 
     /// Rank of an input.
-    pub fn rank(&self, slot: usize) -> Result<usize, GradError> {
+    pub(crate) fn rank(&self, slot: usize) -> Result<usize, GradError> {
         self.fact(slot)
             .rank()
             .ok_or_else(|| GradError(format!("the rank of input {slot} is unknown")))
@@ -330,12 +330,13 @@ fn table() -> impl Iterator<Item = &'static OpDef> {
 mod testing;
 
 /// Every known operator, in no particular order.
-pub fn operators() -> impl Iterator<Item = &'static OpDef> {
+#[cfg(test)]
+pub(crate) fn operators() -> impl Iterator<Item = &'static OpDef> {
     table()
 }
 
 /// The definition of an operator; `None` if it is unknown. `ai.onnx` is written `""`.
-pub fn lookup(domain: &str, name: &str) -> Option<&'static OpDef> {
+pub(crate) fn lookup(domain: &str, name: &str) -> Option<&'static OpDef> {
     use rustc_hash::FxHashMap;
     use std::sync::OnceLock;
     static INDEX: OnceLock<FxHashMap<(&'static str, &'static str), &'static OpDef>> =

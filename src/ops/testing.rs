@@ -104,7 +104,7 @@ impl<'g> Known<'g> {
         assert!(known, "{} is of another domain", node.op);
         let def = lookup(&node.op.domain, &node.op.op_type).expect("a known operator");
         let inputs = self.graph.node_inputs(id);
-        let of = |v: &Option<ValueId>| v.map(|v| v.index());
+        let of = |v: &Option<ValueId>| v.map(ValueId::index);
         let mut cx = InferCx {
             node,
             inputs: inputs.iter().map(|v| self.facts.get(&of(v)?)).collect(),

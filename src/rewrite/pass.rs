@@ -199,7 +199,7 @@ impl fmt::Debug for Pipeline {
         f.debug_struct("Pipeline")
             .field("name", &self.name)
             .field("passes", &self.names().collect::<Vec<_>>())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

@@ -9,7 +9,7 @@ const AXIS: usize = 2;
 
 /// What is cached of one attention: `[batch, heads, positions, head]`, with room behind the last position.
 #[derive(Debug, Default)]
-pub struct Grown {
+pub(crate) struct Grown {
     tensor: Option<Tensor>,
     dtype: Option<DType>,
     len: usize,
@@ -17,23 +17,13 @@ pub struct Grown {
 
 impl Grown {
     /// Nothing yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
-    }
-
-    /// Number of positions.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Puts positions behind the others. Room is doubled when there is none left, so that all appends together copy each position a
     /// bounded number of times.
-    pub fn append(&mut self, value: &Value) -> KResult<()> {
+    pub(crate) fn append(&mut self, value: &Value) -> KResult<()> {
         let Value::Float(new) = value else {
             return Err(Fault(format!("{} cannot be cached", value.dtype())));
         };
@@ -62,7 +52,7 @@ impl Grown {
     }
 
     /// All positions, as a view.
-    pub fn value(&self) -> KResult<Value> {
+    pub(crate) fn value(&self) -> KResult<Value> {
         let (Some(tensor), Some(dtype)) = (&self.tensor, self.dtype) else {
             return Err("nothing is cached".into());
         };

@@ -6,7 +6,7 @@
 pub struct Fault(pub String);
 
 /// What kernels answer.
-pub type KResult<T> = Result<T, Fault>;
+pub(crate) type KResult<T> = Result<T, Fault>;
 
 impl From<candle_core::Error> for Fault {
     fn from(e: candle_core::Error) -> Self {

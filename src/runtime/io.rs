@@ -13,13 +13,13 @@ use std::io::Write;
 use std::path::Path;
 
 /// Reads all tensors of a safetensors file, sorted by name.
-pub fn read(path: &Path) -> Result<Feeds> {
+pub(crate) fn read(path: &Path) -> Result<Feeds> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot be read", e))?;
     decode(&bytes).map_err(|e| e.within(path.display().to_string()))
 }
 
 /// Decodes a safetensors file, sorted by name.
-pub fn decode(bytes: &[u8]) -> Result<Feeds> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Feeds> {
     let bad = |what: String| Error::new(ErrorKind::Decode, Diagnostic::error("safetensors", what));
     let file = SafeTensors::deserialize(bytes).map_err(|e| bad(e.to_string()))?;
     let mut names = file.names();
@@ -181,7 +181,9 @@ fn pack(v: &Value) -> KResult<Packed> {
 }
 
 /// Encodes named values; equal values give equal bytes.
-pub fn encode<'a>(values: impl IntoIterator<Item = (&'a str, &'a Value)>) -> Result<Vec<u8>> {
+pub(crate) fn encode<'a>(
+    values: impl IntoIterator<Item = (&'a str, &'a Value)>,
+) -> Result<Vec<u8>> {
     let bad = |what: String| Error::new(ErrorKind::Io, Diagnostic::error("safetensors", what));
     let mut packed = Vec::new();
     for (name, v) in values {
@@ -193,7 +195,7 @@ pub fn encode<'a>(values: impl IntoIterator<Item = (&'a str, &'a Value)>) -> Res
 }
 
 /// Writes named values to a safetensors file: the old file stays until the new one is complete.
-pub fn write<'a>(
+pub(crate) fn write<'a>(
     path: &Path,
     values: impl IntoIterator<Item = (&'a str, &'a Value)>,
 ) -> Result<()> {

@@ -4,20 +4,20 @@
 //! declared input types allow. The runtime only executes: gradients, losses and fusion are rewrites of the graph. On the CPU
 //! the kernels (the crate `onnx-graft-kernels`) work on slices of candle's storage; frozen weights are read from the mapped file.
 
-pub mod cache;
+pub(crate) mod cache;
 mod compile;
 mod device;
 mod exec;
 mod fault;
 mod floats;
 mod host;
-pub mod io;
-pub mod kernels;
+pub(crate) mod io;
+pub(crate) mod kernels;
 mod lower;
 mod plan;
-pub mod tract;
+pub(crate) mod tract;
 mod train_step;
-pub mod value;
+pub(crate) mod value;
 mod walk;
 
 pub use device::{Device, Precision, device};

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// Runs a model file on tract. Inputs are `f32`, `i64`, `i32` and `bool` tensors by name.
 #[cfg(feature = "tract")]
-pub fn run(model: &Verified, path: &Path, inputs: &Feeds) -> Result<Outputs> {
+pub(crate) fn run(model: &Verified, path: &Path, inputs: &Feeds) -> Result<Outputs> {
     use tract_onnx::prelude::*;
     refuse_domains(model)?;
     let failed = |what: &str, e: &dyn std::fmt::Display| {

@@ -11,11 +11,11 @@ use candle_core::{Device, Tensor};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-pub use super::fault::{Fault, KResult};
-pub use super::floats::Floats;
+pub(crate) use super::fault::{Fault, KResult};
+pub(crate) use super::floats::Floats;
 pub(crate) use super::floats::{FloatRead, candle_float};
 pub(crate) use super::host::wrap_int;
-pub use super::host::{Data, Host};
+pub(crate) use super::host::{Data, Host};
 
 /// A value of a running plan.
 #[derive(Clone, Debug)]

@@ -188,7 +188,9 @@ where
 /// `x[i] = f(x[i])`.
 pub(crate) fn map_in_place<T: Copy + Send>(x: &mut [T], f: impl Fn(T) -> T + Sync) {
     if x.len() <= 2 * TASK {
-        x.iter_mut().for_each(|x| *x = f(*x));
+        for x in x {
+            *x = f(*x);
+        }
     } else {
         x.par_chunks_mut(TASK)
             .for_each(|c| c.iter_mut().for_each(|x| *x = f(*x)));
@@ -254,7 +256,9 @@ pub(crate) fn zip_in_place<A, B>(
         }
         0 => {
             let y = db[b];
-            o.iter_mut().for_each(|o| *o = f(*o, y));
+            for o in o {
+                *o = f(*o, y);
+            }
         }
         _ => o
             .iter_mut()

@@ -12,7 +12,7 @@ const END: char = '\u{fdd1}';
 
 /// A compiled chat template.
 #[derive(Debug)]
-pub struct ChatTemplate {
+pub(crate) struct ChatTemplate {
     template: Template,
     special: Map<String, Value>,
     marks: bool,
@@ -20,7 +20,7 @@ pub struct ChatTemplate {
 
 /// What a conversation is rendered with besides its messages.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ChatOptions<'a> {
+pub(crate) struct ChatOptions<'a> {
     /// Ends the text where the assistant's turn begins.
     pub add_generation_prompt: bool,
     /// Tools that the assistant may call.
@@ -31,7 +31,7 @@ pub struct ChatOptions<'a> {
 
 /// A conversation as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chat {
+pub(crate) struct Chat {
     /// All of it.
     pub text: String,
     /// The bytes between `{% generation %}` and `{% endgeneration %}`; none when the template has no such block.
@@ -43,7 +43,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// One that does not parse.
-    pub fn new(source: &str, special: Map<String, Value>) -> Result<Self> {
+    pub(crate) fn new(source: &str, special: Map<String, Value>) -> Result<Self> {
         let (source, marks) = marked(source);
         Ok(ChatTemplate {
             template: Template::lenient(&source)?,
@@ -56,7 +56,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// What the template says about the messages.
-    pub fn render(&self, messages: &[Value], options: ChatOptions<'_>) -> Result<Chat> {
+    pub(crate) fn render(&self, messages: &[Value], options: ChatOptions<'_>) -> Result<Chat> {
         let mut values = self.special.clone();
         values.insert("messages".to_owned(), Value::from(messages));
         values.insert(
@@ -94,7 +94,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// What the template says about the messages; a template that changes earlier turns when later ones follow.
-    pub fn turns(
+    pub(crate) fn turns(
         &self,
         messages: &[Value],
         options: ChatOptions<'_>,
@@ -116,7 +116,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As for [`turns`](Self::turns).
-    pub fn added(
+    pub(crate) fn added(
         &self,
         messages: &[Value],
         range: Range<usize>,

@@ -4,6 +4,6 @@ mod chat;
 mod template;
 mod tokenizer;
 
-pub use chat::{Chat, ChatOptions, ChatTemplate};
-pub use template::Template;
-pub use tokenizer::{Token, Tokenizer};
+pub(crate) use chat::{ChatOptions, ChatTemplate};
+pub(crate) use template::Template;
+pub(crate) use tokenizer::{Token, Tokenizer};

@@ -21,7 +21,7 @@ const NAME: &str = "template";
 const FUEL: u64 = 5_000_000;
 
 /// A compiled template.
-pub struct Template {
+pub(crate) struct Template {
     env: Environment<'static>,
 }
 
@@ -36,7 +36,7 @@ impl Template {
     ///
     /// # Errors
     /// A template that does not parse, with the line.
-    pub fn new(source: &str) -> Result<Self> {
+    pub(crate) fn new(source: &str) -> Result<Self> {
         Self::compile(source, UndefinedBehavior::SemiStrict)
     }
 
@@ -73,7 +73,7 @@ impl Template {
     ///
     /// # Errors
     /// What the template says about them, with the line.
-    pub fn render(&self, values: &impl Serialize) -> Result<String> {
+    pub(crate) fn render(&self, values: &impl Serialize) -> Result<String> {
         let context = minijinja::Value::from(minijinja::value::Serde(values));
         let template = self.env.get_template(NAME).map_err(|e| failed(&e))?;
         template.render(context).map_err(|e| match e.kind() {

@@ -19,7 +19,7 @@ const ROLES: [&str; 7] = [
 ];
 
 /// Turns text into token ids and back.
-pub struct Tokenizer {
+pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
     special: Map<String, Value>,
@@ -31,7 +31,7 @@ pub struct Tokenizer {
 
 /// One token of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
+pub(crate) struct Token {
     /// Its id.
     pub id: i64,
     /// Its segment, where the tokenizer tells the texts of a pair apart.
@@ -53,7 +53,7 @@ impl std::fmt::Debug for Tokenizer {
 impl Tokenizer {
     /// From a `tokenizer.json`, or the folder that holds one. A `tokenizer_config.json` beside it names the special tokens and may hold
     /// a chat template, as may `chat_template.jinja`. A truncation or padding that the file itself sets is not in force.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let path = if path.is_dir() {
             path.join("tokenizer.json")
         } else {
@@ -98,7 +98,7 @@ impl Tokenizer {
     }
 
     /// The ids of a text; `special` adds the special tokens of the tokenizer's post-processor.
-    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<i64>> {
+    pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<i64>> {
         let encoding = self
             .inner
             .encode_fast(text, special)
@@ -107,7 +107,12 @@ impl Tokenizer {
     }
 
     /// The tokens of a text, or of a pair of texts, with what each stands for.
-    pub fn tokens(&self, text: &str, pair: Option<&str>, special: bool) -> Result<Vec<Token>> {
+    pub(crate) fn tokens(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        special: bool,
+    ) -> Result<Vec<Token>> {
         let encoding = match pair {
             Some(pair) => self.inner.encode((text, pair), special),
             None => self.inner.encode(text, special),
@@ -126,7 +131,7 @@ impl Tokenizer {
     }
 
     /// The text of ids.
-    pub fn decode(&self, ids: &[i64], skip_special: bool) -> Result<String> {
+    pub(crate) fn decode(&self, ids: &[i64], skip_special: bool) -> Result<String> {
         let ids: std::result::Result<Vec<u32>, _> = ids.iter().map(|&i| u32::try_from(i)).collect();
         let ids = ids.map_err(|_| failed(&self.path, "a negative token id".to_owned()))?;
         self.inner
@@ -138,7 +143,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A tokenizer without a chat template, and what the template says about the messages.
-    pub fn chat(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String> {
+    pub(crate) fn chat(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String> {
         let options = ChatOptions {
             add_generation_prompt,
             ..ChatOptions::default()
@@ -150,7 +155,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A tokenizer without one, and one that does not parse.
-    pub fn chat_template(&self) -> Result<ChatTemplate> {
+    pub(crate) fn chat_template(&self) -> Result<ChatTemplate> {
         let Some(source) = &self.chat else {
             let d = Diagnostic::error("chat-template", "the tokenizer has no chat template")
                 .at(self.path.display().to_string());
@@ -168,32 +173,32 @@ impl Tokenizer {
     }
 
     /// Whether there is a chat template.
-    pub fn has_chat_template(&self) -> bool {
+    pub(crate) fn has_chat_template(&self) -> bool {
         self.chat.is_some()
     }
 
     /// The special tokens by role, as text.
-    pub fn special_tokens(&self) -> &Map<String, Value> {
+    pub(crate) fn special_tokens(&self) -> &Map<String, Value> {
         &self.special
     }
 
     /// The id of a token, if the vocabulary has it.
-    pub fn token_id(&self, token: &str) -> Option<i64> {
+    pub(crate) fn token_id(&self, token: &str) -> Option<i64> {
         self.inner.token_to_id(token).map(i64::from)
     }
 
     /// The id of the padding token, if one is declared.
-    pub fn pad_id(&self) -> Option<i64> {
+    pub(crate) fn pad_id(&self) -> Option<i64> {
         self.pad
     }
 
     /// The id that ends a sequence, if one is declared.
-    pub fn eos_id(&self) -> Option<i64> {
+    pub(crate) fn eos_id(&self) -> Option<i64> {
         self.eos
     }
 
     /// The longest sequence the model was made for, where the configuration says so.
-    pub fn max_length(&self) -> Option<usize> {
+    pub(crate) fn max_length(&self) -> Option<usize> {
         self.max_length
     }
 }

@@ -12,7 +12,7 @@ use crate::runtime::Value;
 
 /// Answers and what is right, over any number of batches.
 #[derive(Clone, Debug)]
-pub struct Answers {
+pub(crate) struct Answers {
     task: Task,
     /// Classes, tokens, numbers, or 1 and 0 for each class of a multi-label task.
     found: Vec<f64>,
@@ -23,7 +23,7 @@ pub struct Answers {
 
 impl Answers {
     /// None yet.
-    pub fn new(task: Task) -> Self {
+    pub(crate) fn new(task: Task) -> Self {
         Answers {
             task,
             found: Vec::new(),
@@ -33,12 +33,12 @@ impl Answers {
     }
 
     /// The answers: a class, a token or a number for each label.
-    pub fn found(&self) -> &[f64] {
+    pub(crate) fn found(&self) -> &[f64] {
         &self.found
     }
 
     /// What is right, in the same order.
-    pub fn right(&self) -> &[f64] {
+    pub(crate) fn right(&self) -> &[f64] {
         &self.right
     }
 
@@ -47,7 +47,7 @@ impl Answers {
     ///
     /// # Errors
     /// An output whose shape does not fit the labels.
-    pub fn add(&mut self, name: &str, output: &Value, labels: &Value) -> Result<()> {
+    pub(crate) fn add(&mut self, name: &str, output: &Value, labels: &Value) -> Result<()> {
         let logits = output.to_f32().map_err(|e| failed(e.to_string()))?;
         let count: usize = labels.dims().iter().product();
         let classes = matches!(
@@ -115,7 +115,7 @@ impl Answers {
     }
 
     /// A measure; not a number where there is nothing to measure.
-    pub fn measure(&self, metric: Metric, average: Option<F1Average>, positive: i64) -> f64 {
+    pub(crate) fn measure(&self, metric: Metric, average: Option<F1Average>, positive: i64) -> f64 {
         let ids = |v: &[f64]| v.iter().map(|&x| x as i64).collect::<Vec<_>>();
         let (found, right) = (&self.found, &self.right);
         let mean = self.loss / found.len() as f64;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// When something is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Interval {
+pub(crate) enum Interval {
     /// Never.
     #[default]
     No,
@@ -24,7 +24,7 @@ pub enum Interval {
 /// When a checkpoint is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum SaveStrategy {
+pub(crate) enum SaveStrategy {
     /// Never.
     No,
     /// Every `save_steps` optimizer steps.
@@ -39,7 +39,7 @@ pub enum SaveStrategy {
 /// From which checkpoint a run goes on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Resume {
+pub(crate) enum Resume {
     /// The last complete one in the output folder, if there is one.
     Last(bool),
     /// This one.
@@ -50,7 +50,7 @@ pub enum Resume {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "options of the field")]
-pub struct TrainingArguments {
+pub(crate) struct TrainingArguments {
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Rows of one micro-batch.
@@ -193,7 +193,7 @@ fn unless(ok: bool, field: &str, want: &str) -> Option<Diagnostic> {
 
 impl TrainingArguments {
     /// Checks ranges and combinations; every violation is reported.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         let found: Vec<Diagnostic> = self
             .ranges()
             .into_iter()
@@ -355,7 +355,7 @@ impl TrainingArguments {
 
     /// Optimizer steps of a whole run over `batches` micro-batches an epoch, an incomplete window at the
     /// end of an epoch included: it is a step, which older versions of Hugging Face's Trainer make but do not count.
-    pub fn total_steps(&self, batches: usize) -> u64 {
+    pub(crate) fn total_steps(&self, batches: usize) -> u64 {
         if self.max_steps > 0 {
             return self.max_steps as u64;
         }
@@ -364,7 +364,7 @@ impl TrainingArguments {
     }
 
     /// Warmup steps of a run of `total` steps.
-    pub fn warmup(&self, total: u64) -> u64 {
+    pub(crate) fn warmup(&self, total: u64) -> u64 {
         if self.warmup_steps > 0 {
             self.warmup_steps
         } else {
@@ -373,7 +373,7 @@ impl TrainingArguments {
     }
 
     /// An interval in steps: a number below 1 is a share of all steps. `None` is never.
-    pub fn every(steps: f64, total: u64) -> Option<u64> {
+    pub(crate) fn every(steps: f64, total: u64) -> Option<u64> {
         if steps <= 0.0 {
             None
         } else if steps < 1.0 {
@@ -384,13 +384,13 @@ impl TrainingArguments {
     }
 
     /// The measure that decides what is best, without the prefix `eval_`.
-    pub fn metric(&self) -> &str {
+    pub(crate) fn metric(&self) -> &str {
         let name = self.metric_for_best_model.as_deref().unwrap_or("loss");
         name.strip_prefix("eval_").unwrap_or(name)
     }
 
     /// Whether more of the measure is better.
-    pub fn greater(&self) -> bool {
+    pub(crate) fn greater(&self) -> bool {
         self.greater_is_better
             .unwrap_or(!self.metric().ends_with("loss"))
     }

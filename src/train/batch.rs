@@ -10,12 +10,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The examples of one micro-batch by index: a list for each row, with one example each unless rows are packed.
-pub type Rows = Vec<Vec<usize>>;
+pub(crate) type Rows = Vec<Vec<usize>>;
 
 /// Where padding goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum PaddingSide {
+pub(crate) enum PaddingSide {
     /// Behind the tokens.
     #[default]
     Right,
@@ -26,7 +26,7 @@ pub enum PaddingSide {
 /// How examples become batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct CollateArguments {
+pub(crate) struct CollateArguments {
     /// Where padding goes.
     pub padding_side: PaddingSide,
     /// Makes the length of a batch a multiple of this.
@@ -42,7 +42,7 @@ impl Options for CollateArguments {}
 
 /// The tensors of one micro-batch.
 #[derive(Clone, Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// Every input that the batch can serve, by name of the graph input. Who runs a graph takes what the graph reads.
     pub feeds: Feeds,
     /// Number of examples.
@@ -60,14 +60,14 @@ pub struct Batch {
 impl Batch {
     /// What the batch adds to the number that its window's summed loss is divided by: [`items`](Self::items), and
     /// [`scored`](Self::scored) where labels are smoothed, because Hugging Face's label smoother takes the mean after the shift.
-    pub fn divisor(&self, smoothed: bool) -> usize {
+    pub(crate) fn divisor(&self, smoothed: bool) -> usize {
         if smoothed { self.scored } else { self.items }
     }
 }
 
 /// Decides which examples stand together, epoch by epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sampler {
+pub(crate) struct Sampler {
     /// Rows of one micro-batch.
     pub batch_size: usize,
     /// Seed of the order.
@@ -87,7 +87,7 @@ const PACK_WINDOW: usize = 1024;
 
 impl Sampler {
     /// The micro-batches of an epoch over examples of these lengths in tokens. The same on every machine. `O(n log n)`.
-    pub fn epoch(&self, lengths: &[u32], epoch: u64) -> Vec<Rows> {
+    pub(crate) fn epoch(&self, lengths: &[u32], epoch: u64) -> Vec<Rows> {
         let mut order = if self.shuffle {
             epoch_order(lengths.len(), self.seed, epoch)
         } else {
@@ -163,7 +163,7 @@ fn packed(window: &[usize], lengths: &[u32], capacity: usize) -> Vec<Vec<usize>>
 
 /// Turns examples into tensors.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Collator {
+pub(crate) struct Collator {
     /// The id of padding.
     pub pad_id: i64,
     /// Where it goes.
@@ -214,7 +214,7 @@ impl Collator {
     ///
     /// # Errors
     /// Those of [`collate`](Self::collate), and data that cannot be read.
-    pub fn rows(&self, data: &Dataset, rows: &[Vec<usize>]) -> Result<Batch> {
+    pub(crate) fn rows(&self, data: &Dataset, rows: &[Vec<usize>]) -> Result<Batch> {
         let examples = |row: &Vec<usize>| row.iter().map(|&i| data.get(i)).collect();
         let rows: Vec<Vec<Example>> = rows.iter().map(examples).collect::<Result<_>>()?;
         self.collate(&rows)
@@ -224,7 +224,7 @@ impl Collator {
     ///
     /// # Errors
     /// Rows whose labels are of different kinds; several examples in a row whose labels are not one for each token.
-    pub fn collate(&self, rows: &[Vec<Example>]) -> Result<Batch> {
+    pub(crate) fn collate(&self, rows: &[Vec<Example>]) -> Result<Batch> {
         let width = |row: &Vec<Example>| row.iter().map(|e| e.input_ids.len()).sum();
         let grid = self.grid(rows.iter().map(width));
         let tokens = rows.iter().map(width).sum();
@@ -410,7 +410,7 @@ fn vector(data: Vec<i64>) -> Result<Value> {
 }
 
 /// The order of `n` examples in an epoch: a seeded shuffle, the same on every machine.
-pub fn epoch_order(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
+pub(crate) fn epoch_order(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     let mut state = seed ^ epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut next = || {

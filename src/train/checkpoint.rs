@@ -20,13 +20,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Files of a checkpoint.
-pub mod file {
+pub(crate) mod file {
     /// The manifest.
-    pub const MANIFEST: &str = "checkpoint.json";
+    pub(crate) const MANIFEST: &str = "checkpoint.json";
     /// Parameters and moments.
-    pub const OPTIMIZER: &str = "optimizer.safetensors";
+    pub(crate) const OPTIMIZER: &str = "optimizer.safetensors";
     /// Hugging Face's state.
-    pub const STATE: &str = "trainer_state.json";
+    pub(crate) const STATE: &str = "trainer_state.json";
 }
 
 /// Version of the manifest.
@@ -38,7 +38,7 @@ const STAGED: &str = ".checkpoint-";
 /// The state of the loop between two steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Optimizer steps done.
     pub step: u64,
     /// Updates done: steps without any label make none.
@@ -100,7 +100,7 @@ struct Manifest {
 
 /// A checkpoint that was read.
 #[derive(Debug)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Its folder.
     pub path: PathBuf,
     /// The state of the loop.
@@ -119,7 +119,7 @@ fn damaged(path: &Path, what: impl Into<String>) -> Error {
 }
 
 /// Checkpoints of a folder by step, the last first. What is being put together is none.
-pub fn list(root: &Path) -> Vec<(u64, PathBuf)> {
+pub(crate) fn list(root: &Path) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     let mut out: Vec<(u64, PathBuf)> = entries
         .filter_map(|e| {
@@ -262,7 +262,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A folder that is no checkpoint, is not complete or was changed.
-    pub fn read(path: &Path) -> Result<Checkpoint> {
+    pub(crate) fn read(path: &Path) -> Result<Checkpoint> {
         let at = path.join(file::MANIFEST);
         let text = fs::read_to_string(&at).map_err(|_| {
             damaged(
@@ -311,7 +311,7 @@ impl Checkpoint {
     }
 
     /// The last complete checkpoint of a folder, with warnings about those that are not.
-    pub fn last(root: &Path) -> (Option<Checkpoint>, Vec<String>) {
+    pub(crate) fn last(root: &Path) -> (Option<Checkpoint>, Vec<String>) {
         let mut warnings = Vec::new();
         for (_, path) in list(root) {
             match Checkpoint::read(&path) {
@@ -326,7 +326,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Parameters that the checkpoint lacks, or has in another shape.
-    pub fn restore(&self, params: &mut IndexMap<Box<str>, Trainable>) -> Result<()> {
+    pub(crate) fn restore(&self, params: &mut IndexMap<Box<str>, Trainable>) -> Result<()> {
         for (name, p) in params.iter_mut() {
             let get = |kind: &str| self.tensors.get(&*format!("{kind}/{name}"));
             let value = get("value")
@@ -350,7 +350,7 @@ impl Checkpoint {
     }
 
     /// Which conditions of the run are different now.
-    pub fn changed(&self, run: &Map<String, Value>) -> Vec<String> {
+    pub(crate) fn changed(&self, run: &Map<String, Value>) -> Vec<String> {
         let keys: std::collections::BTreeSet<&String> = self.run.keys().chain(run.keys()).collect();
         let shown = |v: Option<&Value>| v.map_or_else(|| "nothing".to_owned(), ToString::to_string);
         let differs = keys.into_iter().filter(|k| self.run.get(*k) != run.get(*k));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
-pub enum Metric {
+pub(crate) enum Metric {
     /// Mean negative log-likelihood of the labelled tokens.
     Loss,
     /// `exp` of the loss.
@@ -42,7 +42,7 @@ pub enum Metric {
 
 impl Metric {
     /// Whether texts have to be generated for it.
-    pub fn generates(self) -> bool {
+    pub(crate) fn generates(self) -> bool {
         matches!(self, Metric::ExactMatch | Metric::FinalNumber)
     }
 
@@ -63,7 +63,7 @@ impl Metric {
     }
 
     /// The measures of a task that need no text to be generated.
-    pub fn of(task: Task) -> Vec<Metric> {
+    pub(crate) fn of(task: Task) -> Vec<Metric> {
         const ALL: [Metric; 11] = [
             Metric::Loss,
             Metric::Perplexity,
@@ -81,7 +81,7 @@ impl Metric {
     }
 
     /// Its name.
-    pub fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         match serde_json::to_value(self) {
             Ok(serde_json::Value::String(name)) => name,
             _ => String::new(),
@@ -92,7 +92,7 @@ impl Metric {
 /// How the F1 of several classes becomes one number, under scikit-learn's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum F1Average {
+pub(crate) enum F1Average {
     /// That of `pos_label`.
     Binary,
     /// From the counts of all classes together.
@@ -106,7 +106,7 @@ pub enum F1Average {
 /// What to measure.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct EvalArguments {
+pub(crate) struct EvalArguments {
     /// What the model does with the rows.
     pub task: Task,
     /// The measures; those usual for the task without it. `exact_match` and `final_number` generate a text for every prompt.
@@ -147,7 +147,7 @@ impl Default for EvalArguments {
 
 impl EvalArguments {
     /// The measures: those named, or those usual for the task.
-    pub fn metrics(&self) -> Vec<Metric> {
+    pub(crate) fn metrics(&self) -> Vec<Metric> {
         if !self.metrics.is_empty() {
             let mut all = self.metrics.clone();
             all.sort_unstable();
@@ -164,7 +164,7 @@ impl EvalArguments {
     }
 
     /// Checks that everything fits together; every violation is reported.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         let mut found = Vec::new();
         let mut wrong = |message: String| found.push(Diagnostic::error("eval-argument", message));
         for m in self.metrics.iter().filter(|m| !m.fits(self.task)) {

@@ -139,4 +139,4 @@ impl Event {
 }
 
 /// Receives events. An error stops the run.
-pub type OnEvent<'a> = &'a mut dyn FnMut(&Event) -> crate::error::Result<()>;
+pub(crate) type OnEvent<'a> = &'a mut dyn FnMut(&Event) -> crate::error::Result<()>;

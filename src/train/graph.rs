@@ -3,13 +3,14 @@
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+#[cfg(test)]
 use crate::rewrite::passes::gradient::Outputs;
 use crate::rewrite::passes::loss::{Divisor, Loss, RowLoss};
 use crate::rewrite::pipelines::{self, Mode};
 
 /// The same loss with a share of the target spread over all classes; losses that have no classes stay as they are.
 #[must_use]
-pub fn smoothed(loss: Loss, factor: f64) -> Loss {
+pub(crate) fn smoothed(loss: Loss, factor: f64) -> Loss {
     match loss {
         Loss::CausalLm { divisor, .. } if factor > 0.0 => Loss::Tokens {
             shift: true,
@@ -44,7 +45,7 @@ fn rows(kind: RowLoss, divisor: Divisor) -> Loss {
 
 /// Parses a loss as the command line names it: `causal-lm`, `seq2seq`, `classification`, `multi-label`, `regression`, `mse`, or the name
 /// of a scalar value.
-pub fn parse_loss(text: &str, divisor: Divisor) -> Loss {
+pub(crate) fn parse_loss(text: &str, divisor: Divisor) -> Loss {
     match text {
         "causal-lm" => Loss::CausalLm {
             logits: None,
@@ -64,13 +65,14 @@ pub fn parse_loss(text: &str, divisor: Divisor) -> Loss {
 }
 
 /// Fuses a model for inference on this library's runtime.
-pub fn inference_graph(model: Verified, mode: Mode) -> Result<Verified> {
+pub(crate) fn inference_graph(model: Verified, mode: Mode) -> Result<Verified> {
     Ok(pipelines::inference(mode).run(model)?.model)
 }
 
 /// Appends the loss and its gradients by the values named. Afterwards the graph has the output `loss` and an output `grad/NAME` for
 /// each; with [`Outputs::Drop`] no others.
-pub fn training_graph(
+#[cfg(test)]
+pub(crate) fn training_graph(
     model: Verified,
     loss: &Loss,
     wrt: &[String],
@@ -82,7 +84,7 @@ pub fn training_graph(
 }
 
 /// Appends a loss without gradients.
-pub fn loss_graph(model: Verified, loss: &Loss, mode: Mode) -> Result<Verified> {
+pub(crate) fn loss_graph(model: Verified, loss: &Loss, mode: Mode) -> Result<Verified> {
     Ok(pipelines::loss(loss, mode).run(model)?.model)
 }
 

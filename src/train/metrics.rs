@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// How F1, precision and recall of several classes become one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Average {
+pub(crate) enum Average {
     /// Those of one class.
     Binary {
         /// The class.
@@ -22,7 +22,7 @@ pub enum Average {
 
 /// Precision, recall and F1.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scores {
+pub(crate) struct Scores {
     /// Share of predictions that are right.
     pub precision: f64,
     /// Share of references that are found.
@@ -32,7 +32,7 @@ pub struct Scores {
 }
 
 /// Share of equal pairs.
-pub fn accuracy(predictions: &[i64], references: &[i64]) -> f64 {
+pub(crate) fn accuracy(predictions: &[i64], references: &[i64]) -> f64 {
     let same = predictions
         .iter()
         .zip(references)
@@ -61,7 +61,11 @@ impl Counts {
 }
 
 /// Precision, recall and F1. Classes are those that predictions or references have.
-pub fn precision_recall_f1(predictions: &[i64], references: &[i64], average: Average) -> Scores {
+pub(crate) fn precision_recall_f1(
+    predictions: &[i64],
+    references: &[i64],
+    average: Average,
+) -> Scores {
     let mut classes: BTreeMap<i64, Counts> = BTreeMap::new();
     for (&p, &r) in predictions.iter().zip(references) {
         classes.entry(p).or_default().predicted += 1.0;
@@ -104,7 +108,7 @@ fn mean(scores: impl Iterator<Item = (Scores, f64)>) -> Scores {
 }
 
 /// Matthews' correlation of classes, in Gorodkin's form for several of them. 0 where one side has one class only.
-pub fn matthews_correlation(predictions: &[i64], references: &[i64]) -> f64 {
+pub(crate) fn matthews_correlation(predictions: &[i64], references: &[i64]) -> f64 {
     let n = references.len() as f64;
     let mut classes: BTreeMap<i64, (f64, f64)> = BTreeMap::new();
     let mut right = 0.0;
@@ -124,7 +128,7 @@ pub fn matthews_correlation(predictions: &[i64], references: &[i64]) -> f64 {
 }
 
 /// Mean squared difference.
-pub fn mean_squared_error(predictions: &[f64], references: &[f64]) -> f64 {
+pub(crate) fn mean_squared_error(predictions: &[f64], references: &[f64]) -> f64 {
     let sum: f64 = predictions
         .iter()
         .zip(references)
@@ -134,7 +138,7 @@ pub fn mean_squared_error(predictions: &[f64], references: &[f64]) -> f64 {
 }
 
 /// Mean absolute difference.
-pub fn mean_absolute_error(predictions: &[f64], references: &[f64]) -> f64 {
+pub(crate) fn mean_absolute_error(predictions: &[f64], references: &[f64]) -> f64 {
     let sum: f64 = predictions
         .iter()
         .zip(references)
@@ -144,7 +148,7 @@ pub fn mean_absolute_error(predictions: &[f64], references: &[f64]) -> f64 {
 }
 
 /// Pearson's correlation.
-pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
+pub(crate) fn pearson(x: &[f64], y: &[f64]) -> f64 {
     let n = x.len().min(y.len()) as f64;
     let center = |v: &[f64]| v.iter().sum::<f64>() / n;
     let (mx, my) = (center(x), center(y));
@@ -162,7 +166,7 @@ pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
 }
 
 /// Spearman's correlation: Pearson's of ranks, equal values having the mean of theirs.
-pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
+pub(crate) fn spearman(x: &[f64], y: &[f64]) -> f64 {
     pearson(&ranks(x), &ranks(y))
 }
 
@@ -187,7 +191,7 @@ fn ranks(x: &[f64]) -> Vec<f64> {
 
 /// What makes no difference between texts. Spaces never do: ends are cut off, and several are one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Normalization {
+pub(crate) struct Normalization {
     /// Upper and lower case.
     pub ignore_case: bool,
     /// ASCII punctuation.
@@ -196,7 +200,7 @@ pub struct Normalization {
 
 impl Normalization {
     /// The text without what makes no difference.
-    pub fn apply(self, text: &str) -> String {
+    pub(crate) fn apply(self, text: &str) -> String {
         let mut out = text.to_owned();
         if self.ignore_case {
             out = out.to_lowercase();
@@ -209,13 +213,13 @@ impl Normalization {
 }
 
 /// Whether two texts are the same.
-pub fn exact_match(prediction: &str, reference: &str, normalization: Normalization) -> bool {
+pub(crate) fn exact_match(prediction: &str, reference: &str, normalization: Normalization) -> bool {
     normalization.apply(prediction) == normalization.apply(reference)
 }
 
 /// A decimal number, exactly: `1,000.50` is `1000.5`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Decimal(String);
+pub(crate) struct Decimal(String);
 
 impl Decimal {
     fn new(negative: bool, digits: &str) -> Option<Self> {
@@ -241,7 +245,7 @@ impl std::fmt::Display for Decimal {
 
 /// The number a text comes to, as for GSM8K: the one behind the first `####`, or the last one of the text. Commas between digits, a
 /// dollar sign and a point at the end do not count.
-pub fn final_number(text: &str) -> Option<Decimal> {
+pub(crate) fn final_number(text: &str) -> Option<Decimal> {
     let mut rest = text;
     while let Some((_, behind)) = rest.split_once("####") {
         let start = behind.trim_start();
@@ -292,7 +296,7 @@ fn numbers(text: &str) -> Vec<(Decimal, usize)> {
 }
 
 /// Whether two texts come to the same number.
-pub fn same_final_number(prediction: &str, reference: &str) -> bool {
+pub(crate) fn same_final_number(prediction: &str, reference: &str) -> bool {
     let number = final_number(reference);
     number.is_some() && final_number(prediction) == number
 }

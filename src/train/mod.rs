@@ -3,34 +3,39 @@
 mod answers;
 mod args;
 mod batch;
-pub mod checkpoint;
+pub(crate) mod checkpoint;
 mod data;
 mod dry;
 mod eval_args;
 mod evaluate;
 mod event;
 mod graph;
-pub mod metrics;
+pub(crate) mod metrics;
 mod optimizer;
 mod schedule;
 mod trainer;
-pub mod watch;
+pub(crate) mod watch;
 
-pub use crate::rewrite::pipelines::Mode;
-pub use answers::Answers;
-pub use args::{Interval, Resume, SaveStrategy, TrainingArguments};
-pub use batch::{Batch, CollateArguments, Collator, PaddingSide, Rows, Sampler, epoch_order};
+pub(crate) use crate::rewrite::pipelines::Mode;
+pub(crate) use answers::Answers;
+#[cfg(test)]
+pub(crate) use args::Interval;
+pub(crate) use args::{Resume, TrainingArguments};
+#[cfg(test)]
+pub(crate) use batch::{Batch, PaddingSide};
+pub(crate) use batch::{CollateArguments, Collator};
 pub(crate) use data::is_template_file;
-pub use data::{
-    AssistantLoss, AssistantTurn, CompletionMask, DataArguments, DataReport, Dataset, EvalSplit,
-    Example, Files, IGNORE, Labels, Loaded, OnBadRow, ReadOptions, ReadReport, Side, Task,
-    TextPair, TokenRef, Tokens,
-};
+#[cfg(test)]
+pub(crate) use data::{CompletionMask, EvalSplit, Example, IGNORE, ReadOptions, Tokens};
+pub(crate) use data::{DataArguments, Dataset, Files, Labels, Loaded, Task, TextPair};
 pub use dry::DryRun;
-pub use eval_args::{EvalArguments, F1Average, Metric};
-pub use event::{EvalEntry, Event, LogEntry, OnEvent, StepReport, Stop};
-pub use graph::{inference_graph, loss_graph, parse_loss, smoothed, training_graph};
-pub use optimizer::Optim;
-pub use schedule::{Schedule, ScheduleOptions};
-pub use trainer::{Output, TrainData, Trainer, dataset_divisor};
-pub use watch::ReportTo;
+pub(crate) use eval_args::{EvalArguments, Metric};
+pub(crate) use event::Stop;
+pub use event::{EvalEntry, Event, LogEntry, StepReport};
+pub(crate) use graph::{inference_graph, parse_loss, smoothed};
+#[cfg(test)]
+pub(crate) use graph::{loss_graph, training_graph};
+#[cfg(test)]
+pub(crate) use schedule::Schedule;
+pub(crate) use trainer::{Output, TrainData, Trainer, dataset_divisor};
+pub(crate) use watch::ReportTo;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Which optimizer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Optim {
+pub(crate) enum Optim {
     /// AdamW (Loshchilov and Hutter 2019).
     #[default]
     #[serde(alias = "adamw_torch_fused", alias = "adamw_hf", alias = "adamw")]
@@ -32,7 +32,7 @@ pub enum Optim {
 
 impl Optim {
     /// Elements of the state that a parameter of these dimensions has.
-    pub fn state(self, dims: &[usize]) -> usize {
+    pub(crate) fn state(self, dims: &[usize]) -> usize {
         let n = dims.iter().product();
         match self {
             Optim::AdamwTorch => 2 * n,

@@ -7,7 +7,7 @@ use std::f64::consts::PI;
 /// How the learning rate moves over the steps of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Schedule {
+pub(crate) enum Schedule {
     /// Linear warmup, then linearly to zero.
     Linear,
     /// Linear warmup, then `num_cycles` (½) of a cosine, to zero.
@@ -29,7 +29,7 @@ pub enum Schedule {
 /// Parameters of schedules; what is absent has the library's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct ScheduleOptions {
+pub(crate) struct ScheduleOptions {
     /// Cycles of a cosine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_cycles: Option<f64>,
@@ -86,7 +86,7 @@ impl ScheduleOptions {
 
 impl Schedule {
     /// The learning rate of the update number `step` (from 0) of `total`, `warmup` of them warming up, at peak rate `lr`.
-    pub fn rate(
+    pub(crate) fn rate(
         self,
         lr: f64,
         step: u64,

@@ -32,7 +32,7 @@ use steps::Loop;
 
 /// What is trained on.
 #[derive(Clone, Copy, Debug)]
-pub struct TrainData<'a> {
+pub(crate) struct TrainData<'a> {
     /// Training examples.
     pub train: &'a Dataset,
     /// Evaluation examples.
@@ -47,9 +47,10 @@ pub struct TrainData<'a> {
     pub max_length: usize,
 }
 
+#[cfg(test)]
 impl<'a> TrainData<'a> {
     /// Training examples, padded with token 0.
-    pub fn new(train: &'a Dataset) -> Self {
+    pub(crate) fn new(train: &'a Dataset) -> Self {
         TrainData {
             train,
             eval: None,
@@ -59,7 +60,9 @@ impl<'a> TrainData<'a> {
             max_length: 2048,
         }
     }
+}
 
+impl TrainData<'_> {
     fn collator(&self) -> Collator {
         Collator {
             pad_id: self.pad_id,
@@ -76,7 +79,7 @@ impl<'a> TrainData<'a> {
 }
 
 /// Where a run is kept.
-pub struct Output<'a> {
+pub(crate) struct Output<'a> {
     /// The folder of checkpoints.
     pub folder: &'a Path,
     /// Writes adapters into a folder.
@@ -84,18 +87,7 @@ pub struct Output<'a> {
 }
 
 /// Trains the adapter parameters of a model.
-///
-/// ```no_run
-/// use onnx_graft::train::{TrainData, Trainer, TrainingArguments};
-/// # fn f(adapted: onnx_graft::infer::Verified, data: onnx_graft::train::Dataset) -> onnx_graft::Result<()> {
-/// let args = TrainingArguments { max_steps: 100, ..TrainingArguments::default() };
-/// let mut trainer = Trainer::causal_lm(adapted, args)?;
-/// trainer.train(&TrainData::new(&data), None, &mut |event| Ok(println!("{event:?}")))?;
-/// let trained = trainer.store();
-/// # Ok(())
-/// # }
-/// ```
-pub struct Trainer {
+pub(crate) struct Trainer {
     inner: TrainStep,
     evaluator: Evaluator,
     store: AdapterStore,
@@ -119,7 +111,7 @@ impl std::fmt::Debug for Trainer {
 
 impl Trainer {
     /// Prepares the step of an adapted model: loss, gradients by all trainable parameters, plan.
-    pub fn new(
+    pub(crate) fn new(
         model: Verified,
         loss: &Loss,
         args: TrainingArguments,
@@ -168,38 +160,39 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of [`new`](Self::new).
-    pub fn causal_lm(model: Verified, args: TrainingArguments) -> Result<Trainer> {
+    #[cfg(test)]
+    pub(crate) fn causal_lm(model: Verified, args: TrainingArguments) -> Result<Trainer> {
         let loss = super::parse_loss("causal-lm", dataset_divisor());
         Self::new(model, &loss, args, Mode::Native, &CompileOptions::default())
     }
 
     /// Ends the run after the current step, with a checkpoint, once the flag is set.
-    pub fn stop_on(&mut self, flag: Arc<AtomicBool>) {
+    pub(crate) fn stop_on(&mut self, flag: Arc<AtomicBool>) {
         self.stop = Some(flag);
     }
 
     /// Number of trainable elements.
-    pub fn trainable(&self) -> usize {
+    pub(crate) fn trainable(&self) -> usize {
         self.inner.params().values().map(|t| t.value.len()).sum()
     }
 
     /// The plan of one micro-batch.
-    pub fn plan(&self) -> &Plan {
+    pub(crate) fn plan(&self) -> &Plan {
         self.inner.plan()
     }
 
     /// Steps done.
-    pub fn steps(&self) -> u64 {
+    pub(crate) fn steps(&self) -> u64 {
         self.progress.step
     }
 
     /// The state of the loop.
-    pub fn progress(&self) -> &Progress {
+    pub(crate) fn progress(&self) -> &Progress {
         &self.progress
     }
 
     /// All adapter parameters, with the trained values.
-    pub fn store(&self) -> AdapterStore {
+    pub(crate) fn store(&self) -> AdapterStore {
         let mut store = self.store.clone();
         for (name, t) in self.inner.params() {
             let Some(p) = store.get(name).cloned() else {
@@ -212,7 +205,7 @@ impl Trainer {
     }
 
     /// One optimizer step over micro-batches. Each has all inputs of the graph, labels included; their gradients are added up.
-    pub fn step(&mut self, batches: &[Feeds], tokens: usize) -> Result<StepReport> {
+    pub(crate) fn step(&mut self, batches: &[Feeds], tokens: usize) -> Result<StepReport> {
         let step = self.progress.step;
         let mut loss = 0.0;
         for (i, feeds) in batches.iter().enumerate() {
@@ -259,7 +252,7 @@ impl Trainer {
     }
 
     /// Trains on one batch at every step, `max_steps` times.
-    pub fn train_on(&mut self, feeds: &Feeds, on_event: OnEvent<'_>) -> Result<()> {
+    pub(crate) fn train_on(&mut self, feeds: &Feeds, on_event: OnEvent<'_>) -> Result<()> {
         let feeds = [feeds.clone().for_plan(self.plan())];
         self.total = u64::try_from(self.args.max_steps).unwrap_or(0).max(1);
         on_event(&self.begin(1, None))?;
@@ -305,17 +298,11 @@ impl Trainer {
         }
     }
 
-    /// Optimizer steps of a whole run on this data.
-    pub fn total_steps(&self, data: &TrainData<'_>) -> u64 {
-        self.args
-            .total_steps(self.sampler(data).epoch(data.train.lengths(), 0).len())
-    }
-
     /// What a run on this data would be: its steps and tokens, and the memory of one step on the longest batch, which is computed once.
     ///
     /// # Errors
     /// Those of a step.
-    pub fn dry_run(&mut self, data: &TrainData<'_>) -> Result<DryRun> {
+    pub(crate) fn dry_run(&mut self, data: &TrainData<'_>) -> Result<DryRun> {
         let sampler = self.sampler(data);
         let lengths = data.train.lengths();
         let micro = sampler.epoch(lengths, 0);
@@ -355,7 +342,7 @@ impl Trainer {
     ///
     /// # Errors
     /// Data without a batch; a loss or gradient that is not finite; a checkpoint of another run; what `on_event` returns.
-    pub fn train(
+    pub(crate) fn train(
         &mut self,
         data: &TrainData<'_>,
         output: Option<&Output<'_>>,
@@ -418,7 +405,7 @@ impl Trainer {
     ///
     /// # Errors
     /// What does not fit.
-    pub fn check(&self, data: &TrainData<'_>) -> Result<()> {
+    pub(crate) fn check(&self, data: &TrainData<'_>) -> Result<()> {
         if data.collate.packing && !data.train.is_empty() {
             data.collator().collate(&[vec![data.train.get(0)?; 2]])?;
         }
@@ -442,7 +429,7 @@ impl Trainer {
 }
 
 /// The loss of a dataset run divides by the labels of the whole accumulation window.
-pub fn dataset_divisor() -> Divisor {
+pub(crate) fn dataset_divisor() -> Divisor {
     Divisor::Input
 }
 

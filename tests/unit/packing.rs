@@ -37,8 +37,8 @@ fn examples() -> Vec<Example> {
 
 fn batch(rows: &[Vec<Example>], packing: bool, side: PaddingSide) -> Batch {
     let collator = Collator {
-        packing,
         side,
+        packing,
         ..Collator::default()
     };
     collator.collate(rows).unwrap()

@@ -59,6 +59,7 @@ fn portable_and_fused_gradients_agree() {
 }
 
 /// A step against the sign of each gradient.
+#[expect(clippy::unnecessary_wraps, reason = "the form of an optimizer")]
 fn descend(_: &str, param: &mut Trainable, gradient: Gradient<'_>) -> onnx_graft::Result<()> {
     for (x, g) in param.value.iter_mut().zip(gradient.grad) {
         let sign = if *g == 0.0 { 0.0 } else { g.signum() };

@@ -5,14 +5,14 @@ use serde_json::{Map, Number, Value};
 use std::fmt::Write;
 
 /// `json.dumps(value, indent=2, sort_keys=True)`.
-pub fn pretty(value: &Value) -> String {
+pub(crate) fn pretty(value: &Value) -> String {
     let mut out = String::new();
     emit(value, Some(0), &mut out);
     out
 }
 
 /// `json.dumps(value, sort_keys=True)`.
-pub fn compact(value: &Value) -> String {
+pub(crate) fn compact(value: &Value) -> String {
     let mut out = String::new();
     emit(value, None, &mut out);
     out

@@ -1,7 +1,7 @@
 //! AdapterHub configurations: one type for each architecture (in [`methods`](super::methods)), unions of them, the dictionary form,
 //! the configuration hash, and the string form `lora[r=8]|seq_bn`.
 
-pub mod json;
+pub(crate) mod json;
 pub(super) mod keys;
 mod literal;
 
@@ -215,7 +215,7 @@ pub(super) fn literal_at(text: &str, at: usize) -> Result<(Value, usize), (usize
 }
 
 /// What an older name or the name of a union stands for.
-pub fn expansion(identifier: &str) -> Option<&'static str> {
+pub(crate) fn expansion(identifier: &str) -> Option<&'static str> {
     let mut all = ALIASES.iter().chain(&NAMED_UNIONS);
     all.find(|(name, _)| *name == identifier)
         .map(|(_, text)| *text)

@@ -18,7 +18,7 @@ pub(super) struct Example {
 
 /// A place where a method attaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlaceDoc {
+pub(crate) struct PlaceDoc {
     /// AdapterHub's location key.
     pub location: &'static str,
     /// What is there.
@@ -27,7 +27,7 @@ pub struct PlaceDoc {
 
 /// A parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParamDoc {
+pub(crate) struct ParamDoc {
     /// Its key in a file: `I` stands for the layer, `NAME` for the adapter.
     pub key: String,
     /// Its shape.
@@ -57,7 +57,7 @@ impl ParamDoc {
     }
 
     /// `[r, in]`.
-    pub fn dims(&self) -> String {
+    pub(crate) fn dims(&self) -> String {
         format!("[{}]", self.shape.join(", "))
     }
 

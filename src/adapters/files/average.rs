@@ -542,7 +542,7 @@ fn truncated(
 ///
 /// # Errors
 /// [`ErrorKind::Method`] for a name that cannot be part of a parameter's.
-pub fn rename(mut adapter: AdapterFolder, name: &str) -> Result<AdapterFolder> {
+pub(crate) fn rename(mut adapter: AdapterFolder, name: &str) -> Result<AdapterFolder> {
     check_name(name)?;
     let old = std::mem::replace(&mut adapter.name, name.to_owned());
     let fits = adapter

@@ -7,10 +7,10 @@ use crate::select::{LinearSite, Selection};
 use serde_json::{Map, Value, json};
 
 /// Our key in `adapter_config.json`; the Adapters library ignores it.
-pub const KEY: &str = "onnx_graft";
+pub(crate) const KEY: &str = "onnx_graft";
 
 /// The fingerprint of a selection's base model.
-pub fn fingerprint(selection: &Selection) -> String {
+pub(crate) fn fingerprint(selection: &Selection) -> String {
     let mut hasher = blake3::Hasher::new();
     let mut line = |text: String| {
         hasher.update(text.as_bytes());
@@ -34,12 +34,12 @@ pub fn fingerprint(selection: &Selection) -> String {
 }
 
 /// What a file says of its base model.
-pub fn recorded(extra: &Map<String, Value>) -> Option<Box<str>> {
+pub(crate) fn recorded(extra: &Map<String, Value>) -> Option<Box<str>> {
     extra.get(KEY)?.get("base")?.as_str().map(Into::into)
 }
 
 /// Records the base model for a file.
-pub fn record(extra: &mut Map<String, Value>, selection: &Selection) {
+pub(crate) fn record(extra: &mut Map<String, Value>, selection: &Selection) {
     extra.insert(KEY.into(), json!({ "base": fingerprint(selection) }));
 }
 

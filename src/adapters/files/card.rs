@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 /// What a card says.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Card {
+pub(crate) struct Card {
     /// The repository, `org/name`.
     pub repo: String,
     /// Name of the adapter.
@@ -43,7 +43,7 @@ pub struct Card {
 
 impl Card {
     /// What a folder says of itself.
-    pub fn new(repo: &str, folder: &AdapterFolder) -> Card {
+    pub(crate) fn new(repo: &str, folder: &AdapterFolder) -> Card {
         let named = &folder.meta.model_name;
         Card {
             repo: repo.to_owned(),
@@ -58,7 +58,7 @@ impl Card {
     }
 
     /// The card.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut out = self.head();
         let base = self.base_model.as_deref();
         let model = base.map_or_else(|| "its base model".to_owned(), |b| format!("`{}`", code(b)));
@@ -194,7 +194,7 @@ impl Card {
 }
 
 /// Whether a name is one that a repository can have: local paths are no base models for others.
-pub fn on_hub(name: &str) -> bool {
+pub(crate) fn on_hub(name: &str) -> bool {
     let part = |p: &str| {
         p.bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))

@@ -20,19 +20,19 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Names of the files.
-pub mod file {
+pub(crate) mod file {
     /// Configuration and meta data.
-    pub const CONFIG: &str = "adapter_config.json";
+    pub(crate) const CONFIG: &str = "adapter_config.json";
     /// Weights, safetensors.
-    pub const SAFETENSORS: &str = "adapter.safetensors";
+    pub(crate) const SAFETENSORS: &str = "adapter.safetensors";
     /// Weights, torch.
-    pub const TORCH: &str = "pytorch_adapter.bin";
+    pub(crate) const TORCH: &str = "pytorch_adapter.bin";
     /// The interface of the model.
-    pub const INTERFACE: &str = "adapter_interface.json";
+    pub(crate) const INTERFACE: &str = "adapter_interface.json";
 }
 
 /// The version that is written: that of the library whose files these are.
-pub const VERSION: &str = "adapters.1.2.0";
+pub(crate) const VERSION: &str = "adapters.1.2.0";
 
 /// What `adapter_config.json` says besides the configuration.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -277,7 +277,7 @@ pub(in crate::adapters) fn write_files(
 ///
 /// # Errors
 /// [`ErrorKind::Io`], also with every `force`: a file is not replaced by a folder.
-pub fn free(folder: &Path) -> Result<()> {
+pub(crate) fn free(folder: &Path) -> Result<()> {
     if !folder.exists() || folder.is_dir() {
         return Ok(());
     }
@@ -304,7 +304,7 @@ const OWN_FILES: [&str; 7] = [
 
 /// What [`delete`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Deleted {
+pub(crate) struct Deleted {
     /// Name of the adapter.
     pub name: String,
     /// The files that are gone.
@@ -318,7 +318,7 @@ pub struct Deleted {
 ///
 /// # Errors
 /// [`ErrorKind::Method`] for a folder that holds no adapter, [`ErrorKind::Io`] for one that is a link or cannot be changed.
-pub fn delete(folder: &Path) -> Result<Deleted> {
+pub(crate) fn delete(folder: &Path) -> Result<Deleted> {
     let kind = fs::symlink_metadata(folder).map_err(|e| Error::io(folder, "cannot be read", e))?;
     let refuse = |what: &str, help: &str| {
         let finding = Diagnostic::error("delete", what).at(folder.display().to_string());
@@ -500,7 +500,7 @@ const DTYPES: [(Dtype, DType); 10] = [
 ///
 /// # Errors
 /// [`ErrorKind::Decode`] when it is none, or for element types that ONNX does not have.
-pub fn read_safetensors(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>> {
+pub(crate) fn read_safetensors(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>> {
     let wrong =
         |message: String| Error::new(ErrorKind::Decode, Diagnostic::error("safetensors", message));
     let parsed = SafeTensors::deserialize(bytes).map_err(|e| wrong(e.to_string()))?;
@@ -525,7 +525,7 @@ pub fn read_safetensors(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>>
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for element types that it cannot hold.
-pub fn to_safetensors(tensors: &IndexMap<Box<str>, TensorData>) -> Result<Vec<u8>> {
+pub(crate) fn to_safetensors(tensors: &IndexMap<Box<str>, TensorData>) -> Result<Vec<u8>> {
     let wrong = |message: String| {
         Error::new(
             ErrorKind::Unsupported,
@@ -555,7 +555,7 @@ pub fn to_safetensors(tensors: &IndexMap<Box<str>, TensorData>) -> Result<Vec<u8
 }
 
 /// Whether a name in a file is an adapter's, rather than a prediction head's.
-pub fn is_adapter_key(key: &str, adapter: &str) -> bool {
+pub(crate) fn is_adapter_key(key: &str, adapter: &str) -> bool {
     belongs(key, adapter)
 }
 

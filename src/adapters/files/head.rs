@@ -21,19 +21,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Names of the files.
-pub mod file {
+pub(crate) mod file {
     /// Configuration and meta data.
-    pub const CONFIG: &str = "head_config.json";
+    pub(crate) const CONFIG: &str = "head_config.json";
     /// Weights, torch.
-    pub const TORCH: &str = "pytorch_model_head.bin";
+    pub(crate) const TORCH: &str = "pytorch_model_head.bin";
     /// Weights, safetensors.
-    pub const SAFETENSORS: &str = "model_head.safetensors";
+    pub(crate) const SAFETENSORS: &str = "model_head.safetensors";
 }
 
 /// What a head predicts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum HeadType {
+pub(crate) enum HeadType {
     /// One class of several; with one label, a number.
     #[default]
     Classification,
@@ -44,7 +44,7 @@ pub enum HeadType {
 /// The position of the sequence that a head reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Pooling {
+pub(crate) enum Pooling {
     /// The first one: encoders.
     #[default]
     First,
@@ -53,16 +53,9 @@ pub enum Pooling {
 }
 
 /// A head, under the library's field names.
-///
-/// ```
-/// use onnx_graft::adapters::head::HeadConfig;
-/// let head = HeadConfig { num_labels: 3, ..HeadConfig::default() };
-/// let names: Vec<String> = head.params("a", 32).into_iter().map(|p| p.suffix).collect();
-/// assert_eq!(names[0], "heads.a.1.weight");
-/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct HeadConfig {
+pub(crate) struct HeadConfig {
     /// What it predicts.
     pub head_type: HeadType,
     /// Number of classes or labels; 1 for a number.
@@ -103,7 +96,7 @@ impl Default for HeadConfig {
 
 impl HeadConfig {
     /// Refuses values that make no head.
-    pub fn validate(&self) -> Result<(), Diagnostic> {
+    pub(crate) fn validate(&self) -> Result<(), Diagnostic> {
         let bad = |m: String| Err(Diagnostic::error("head", m));
         if self.num_labels == 0 || self.layers == 0 {
             return bad("a head needs at least one label and one layer".into());
@@ -130,7 +123,7 @@ impl HeadConfig {
     }
 
     /// The parameters of the head `name` on a model of this width.
-    pub fn params(&self, name: &str, width: usize) -> Vec<ParamSpec> {
+    pub(crate) fn params(&self, name: &str, width: usize) -> Vec<ParamSpec> {
         let width = Size::new("d", width);
         let labels = Size::new("num_labels", self.num_labels);
         let mut out = Vec::new();
@@ -180,7 +173,7 @@ impl HeadConfig {
 
 /// A head to be attached: fresh, or with the weights of a file.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Head {
+pub(crate) struct Head {
     /// Its name: that of its adapter.
     pub name: String,
     /// Its configuration.
@@ -190,7 +183,7 @@ pub struct Head {
 }
 
 /// The owner that a head's parameters have in a store: not the adapter's own name.
-pub fn owner(name: &str) -> String {
+pub(crate) fn owner(name: &str) -> String {
     format!("head:{name}")
 }
 
@@ -199,7 +192,7 @@ impl Head {
     ///
     /// # Errors
     /// Files that cannot be read or understood.
-    pub fn read(folder: &Path, rename: Option<&str>) -> Result<Option<Head>> {
+    pub(crate) fn read(folder: &Path, rename: Option<&str>) -> Result<Option<Head>> {
         let path = folder.join(file::CONFIG);
         if !path.exists() {
             return Ok(None);
@@ -252,7 +245,7 @@ impl Head {
     ///
     /// # Errors
     /// [`ErrorKind::Io`], also when a file is there and `force` is not set.
-    pub fn write(
+    pub(crate) fn write(
         &self,
         folder: &Path,
         store: &AdapterStore,

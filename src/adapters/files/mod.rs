@@ -1,11 +1,11 @@
 //! Files of adapters: AdapterHub's folders, PEFT's, torch's pickles, cards, heads, and averages of folders.
 
-pub mod average;
-pub mod base;
-pub mod card;
-pub mod folder;
-pub mod head;
-pub mod peft;
-pub mod spec;
+pub(crate) mod average;
+pub(crate) mod base;
+pub(crate) mod card;
+pub(crate) mod folder;
+pub(crate) mod head;
+pub(crate) mod peft;
+pub(crate) mod spec;
 pub(super) mod store;
-pub mod torch;
+pub(crate) mod torch;

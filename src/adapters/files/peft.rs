@@ -25,13 +25,13 @@ use std::fs;
 use std::path::Path;
 
 /// Names of the files.
-pub mod file {
+pub(crate) mod file {
     /// Configuration.
-    pub const CONFIG: &str = "adapter_config.json";
+    pub(crate) const CONFIG: &str = "adapter_config.json";
     /// Weights, safetensors.
-    pub const SAFETENSORS: &str = "adapter_model.safetensors";
+    pub(crate) const SAFETENSORS: &str = "adapter_model.safetensors";
     /// Weights, torch.
-    pub const TORCH: &str = "adapter_model.bin";
+    pub(crate) const TORCH: &str = "adapter_model.bin";
 }
 
 /// What stands before a module's path in PEFT's keys.
@@ -47,7 +47,7 @@ pub struct PeftFolder {
 }
 
 /// Whether a folder is one of PEFT's.
-pub fn is_peft(folder: &Path) -> bool {
+pub(crate) fn is_peft(folder: &Path) -> bool {
     let text = fs::read_to_string(folder.join(file::CONFIG)).unwrap_or_default();
     object(&text).is_ok_and(|map| map.contains_key("peft_type"))
 }
@@ -102,7 +102,7 @@ fn refuse(what: impl Into<String>, help: &str) -> Error {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for what PEFT cannot say with the same numbers.
-pub fn to_peft(adapter: &AdapterFolder) -> Result<PeftFolder> {
+pub(crate) fn to_peft(adapter: &AdapterFolder) -> Result<PeftFolder> {
     let Config::One(MethodConfig::Lora(lora)) = &adapter.config else {
         return Err(refuse(
             format!(
@@ -444,7 +444,11 @@ fn linears(interface: &Interface) -> Vec<(Role, String)> {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for what AdapterHub cannot say with the same numbers, all modules that it cannot adapt together.
-pub fn from_peft(peft: &PeftFolder, name: &str, interface: &Interface) -> Result<AdapterFolder> {
+pub(crate) fn from_peft(
+    peft: &PeftFolder,
+    name: &str,
+    interface: &Interface,
+) -> Result<AdapterFolder> {
     check_name(name)?;
     let text = |key: &str| {
         peft.config

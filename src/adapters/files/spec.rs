@@ -35,7 +35,7 @@ pub enum Spec {
 ///
 /// # Errors
 /// [`ErrorKind::Method`], with the nearest name where one was mistyped.
-pub fn parse(text: &str) -> Result<Spec> {
+pub(crate) fn parse(text: &str) -> Result<Spec> {
     let (name, spec) = split(text);
     let path = Path::new(spec);
     if path.is_dir() {
@@ -98,7 +98,7 @@ fn fresh(name: Option<&str>, path: &Path) -> Result<Spec> {
 ///
 /// # Errors
 /// [`ErrorKind::Io`] and [`ErrorKind::Method`].
-pub fn read_config(path: &Path) -> Result<(Option<String>, Config)> {
+pub(crate) fn read_config(path: &Path) -> Result<(Option<String>, Config)> {
     let text = fs::read_to_string(path).map_err(|e| Error::io(path, "cannot be read", e))?;
     let at = |e: Error| e.within(path.display().to_string());
     let value: Value = serde_json::from_str(&text).map_err(|e| {

@@ -10,13 +10,14 @@
 //! A learned gate, where there is one, takes the place of `alpha/r` (of `alpha` in (IA)³).
 
 use super::detail::{Columns, Detail, Greatest};
+use super::weight::{base_weight, stored_form};
 use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, torch_dtype};
 use crate::adapters::Route;
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::diag::Diagnostic;
 use crate::ir::{DType, TensorData, Val};
-use crate::select::{AttentionSite, Family, Layer, Layout, LinearSite, QkvLayout, WeightForm};
+use crate::select::{AttentionSite, Family, Layer, Layout, LinearSite, QkvLayout};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
@@ -25,6 +26,7 @@ use serde_json::{Map, Number, Value};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[expect(clippy::struct_excessive_bools, reason = "the fields are AdapterHub's")]
+#[expect(clippy::struct_field_names, reason = "AdapterHub's field names")]
 pub struct Lora {
     /// Always `lora`.
     pub architecture: String,
@@ -414,40 +416,6 @@ fn spread(blocks: &[Block], r: usize, stored: Val, cx: &BuildCx<'_>) -> Val {
     } else {
         b.concat(&parts, 0)
     }
-}
-
-/// The base weight as a matrix in the parameters' element type.
-pub(super) fn base_weight(site: &LinearSite, cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
-    let tensor = cx.graph.value(site.weight.value).tensor.as_ref();
-    let (WeightForm::Float, Some(tensor), None) = (&site.weight.form, tensor, site.column) else {
-        return Err(Diagnostic::error(
-            "weight-form",
-            format!("the weight of `{}` is not stored as a float matrix of its own", site.path),
-        )
-        .help("DoRA and merging read the weight itself; use LoRA on quantized or fused projections, or export the model in floats"));
-    };
-    let weight = cx.up(Val::Old(site.weight.value));
-    if tensor.dims.len() == 2 {
-        return Ok(weight);
-    }
-    let (d_in, d_out) = (site.d_in as i64, site.d_out as i64);
-    let dims = match site.weight.layout {
-        Layout::OutIn => [d_out, d_in],
-        Layout::InOut => [d_in, d_out],
-    };
-    Ok(cx.b.reshape(weight, cx.b.ints(&dims)))
-}
-
-/// A merged matrix in the type and shape that the base weight is stored in.
-pub(super) fn stored_form(site: &LinearSite, weight: Val, cx: &BuildCx<'_>) -> Val {
-    let tensor = cx.graph.value(site.weight.value).tensor.as_ref();
-    let dims = tensor.map(|t| t.dims.clone()).unwrap_or_default();
-    let weight = cx.down(weight);
-    if dims.len() == 2 {
-        return weight;
-    }
-    let dims: Vec<i64> = dims.iter().map(|d| *d as i64).collect();
-    cx.b.reshape(weight, cx.b.ints(&dims))
 }
 
 pub(super) fn site<'p>(place: &'p Place<'_>) -> Result<&'p LinearSite, Diagnostic> {

@@ -7,16 +7,17 @@
 //! [`Method`] is what every method says of itself, also one of another crate ([`MethodConfig::Custom`]); [`Known`] is what those of
 //! this folder say besides, so that they can be read from files and strings.
 
-pub mod bottleneck;
-pub mod detail;
-pub mod lora;
-pub mod mtl_lora;
-pub mod prefix_tuning;
-pub mod prompt_tuning;
-pub mod reft;
+pub(crate) mod bottleneck;
+pub(crate) mod detail;
+pub(crate) mod lora;
+pub(crate) mod mtl_lora;
+pub(crate) mod prefix_tuning;
+pub(crate) mod prompt_tuning;
+pub(crate) mod reft;
 
 pub(crate) mod act;
 mod read;
+mod weight;
 
 use super::config::keys::UnknownKeys;
 use super::param::ParamSpec;
@@ -167,7 +168,7 @@ pub trait Method: Debug + Send + Sync {
 }
 
 /// A method of this library: the type is its configuration, with AdapterHub's field names.
-pub trait Known:
+pub(crate) trait Known:
     Method + Clone + PartialEq + Serialize + DeserializeOwned + schemars::JsonSchema + 'static
 {
     /// Its [`name`](Method::name).

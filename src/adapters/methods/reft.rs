@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 /// `ReftConfig` and the classes derived from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[expect(clippy::struct_field_names, reason = "AdapterHub's field names")]
 pub struct Reft {
     /// Always `reft`.
     #[serde(default = "architecture")]

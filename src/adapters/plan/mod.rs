@@ -3,9 +3,9 @@
 
 use crate::adapters::Adapter;
 mod layers;
-pub mod naming;
-pub mod param;
-pub mod place;
+pub(crate) mod naming;
+pub(crate) mod param;
+pub(crate) mod place;
 pub(super) mod setup;
 mod share;
 
@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 /// One adapter's member (of a union, or its only one) at one place.
 #[derive(Clone, Debug)]
-pub struct Part<'s> {
+pub(crate) struct Part<'s> {
     /// Index of the adapter.
     pub adapter: usize,
     /// The configuration.
@@ -37,7 +37,7 @@ pub struct Part<'s> {
 
 /// What is going to be attached.
 #[derive(Clone, Debug)]
-pub struct Plan<'s> {
+pub(crate) struct Plan<'s> {
     /// Every adapter at every place, by adapter, members and model order.
     pub parts: Vec<Part<'s>>,
     /// All parameters.
@@ -49,7 +49,7 @@ pub struct Plan<'s> {
 }
 
 /// Decides places, parameters and values.
-pub fn plan<'s>(
+pub(crate) fn plan<'s>(
     adapters: &'s [Adapter],
     selection: &'s Selection,
     graph: &'s Graph,

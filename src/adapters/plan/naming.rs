@@ -151,7 +151,7 @@ impl Route {
 }
 
 /// What stands between a module's path and a parameter's own name, for the adapter `name`.
-pub fn scope(module: &str, kind: &str, name: &str) -> String {
+pub(crate) fn scope(module: &str, kind: &str, name: &str) -> String {
     if kind.is_empty() {
         format!("{module}.{name}")
     } else {
@@ -168,7 +168,7 @@ fn inside(module: &str, name: &str) -> String {
 }
 
 /// The pieces of a key that mark it as an adapter's, by the library's own test; the adapter's name and a dot follow.
-pub const MARKS: [&str; 8] = [
+pub(crate) const MARKS: [&str; 8] = [
     "_adapters.",
     ".adapters.",
     ".prefix_tunings.",
@@ -180,7 +180,7 @@ pub const MARKS: [&str; 8] = [
 ];
 
 /// Whether a key belongs to the adapter `name`. A key may begin with a mark, without its leading dot.
-pub fn belongs(key: &str, name: &str) -> bool {
+pub(crate) fn belongs(key: &str, name: &str) -> bool {
     position(key, name).is_some()
 }
 
@@ -200,7 +200,7 @@ fn position(key: &str, name: &str) -> Option<std::ops::Range<usize>> {
 }
 
 /// The key with another adapter's name; unchanged if it is not a key of `old`.
-pub fn renamed(key: &str, old: &str, new: &str) -> String {
+pub(crate) fn renamed(key: &str, old: &str, new: &str) -> String {
     match position(key, old) {
         Some(range) => format!("{}{new}{}", &key[..range.start], &key[range.end..]),
         None => key.to_owned(),
@@ -208,7 +208,7 @@ pub fn renamed(key: &str, old: &str, new: &str) -> String {
 }
 
 /// Names of the library's first versions, and what they became.
-pub fn modern(key: &str) -> String {
+pub(crate) fn modern(key: &str) -> String {
     const OLD: [(&str, &str); 5] = [
         ("attention_text_task_adapters", "adapters"),
         ("attention_text_lang_adapters", "adapters"),

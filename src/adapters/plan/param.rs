@@ -11,13 +11,6 @@ use std::f64::consts::TAU;
 use std::fmt;
 
 /// A size: a number, and the name that people have for it, from which documentation is printed.
-///
-/// ```
-/// use onnx_graft::adapters::param::Size;
-/// let (heads, width) = (Size::new("heads", 12), Size::new("head_size", 64));
-/// let both = heads.times(&width).times(&Size::from(2));
-/// assert_eq!((both.get(), both.to_string()), (1536, "heads·head_size·2".to_owned()));
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Size {
     number: usize,
@@ -352,7 +345,7 @@ fn row_norms(weight: &TensorData, layout: Layout, d_out: usize) -> Option<Vec<f3
 }
 
 /// Whether AdamW decays a parameter of this name, by the rule of Hugging Face's trainer: nothing in layer norms, no biases.
-pub fn decays(name: &str) -> bool {
+pub(crate) fn decays(name: &str) -> bool {
     const WORDS: [&str; 5] = [
         "bias",
         "layernorm",

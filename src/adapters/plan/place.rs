@@ -250,7 +250,7 @@ impl Kind {
 }
 
 /// The type to compute in with parameters and activations of these types: theirs if they agree, otherwise `f32` or more.
-pub fn wider(a: DType, b: DType) -> DType {
+pub(crate) fn wider(a: DType, b: DType) -> DType {
     match (a, b) {
         (a, b) if a == b => a,
         (DType::Double, _) | (_, DType::Double) => DType::Double,

@@ -23,7 +23,7 @@ impl Plan<'_> {
     ///
     /// # Errors
     /// Tasks whose parameters differ in shape.
-    pub fn share(&mut self, adapters: &[Adapter], setup: &Setup) -> Result<(), Diagnostic> {
+    pub(crate) fn share(&mut self, adapters: &[Adapter], setup: &Setup) -> Result<(), Diagnostic> {
         for tasks in setup.multi_tasks() {
             let names = tasks.iter().flat_map(Setup::names);
             let order: Vec<usize> = names

@@ -10,7 +10,7 @@ use crate::ir::Val;
 use std::ops::RangeInclusive;
 
 /// The domain of the operators that only our own runtime knows.
-pub const DOMAIN: &str = "onnx_graft";
+pub(crate) const DOMAIN: &str = "onnx_graft";
 /// The domain of onnxruntime's own operators.
 pub(crate) const MS: &str = "com.microsoft";
 /// Any number of inputs or outputs.

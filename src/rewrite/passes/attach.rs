@@ -26,7 +26,7 @@ mod tasks;
 
 /// Attaches adapters to the places that an interface selected.
 #[derive(Clone, Debug)]
-pub struct AttachPass {
+pub(crate) struct AttachPass {
     /// The sites, selected in the model that the pass runs on.
     pub selection: Selection,
     /// Which adapters are active, and how they are put together.
@@ -41,7 +41,8 @@ pub struct AttachPass {
 
 impl AttachPass {
     /// One adapter, for inference, with initial values of seed 0 where it has no weights.
-    pub fn new(selection: Selection, adapter: Adapter) -> Self {
+    #[cfg(test)]
+    pub(crate) fn new(selection: Selection, adapter: Adapter) -> Self {
         AttachPass {
             selection,
             setup: Setup::Single(adapter.name.clone()),

@@ -21,18 +21,18 @@ use crate::select::{AttentionSite, Selection};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Name of the graph input with what is cached of an attention: `[batch, kv_heads, past_sequence, head]`.
-pub fn past_name(layer: usize, part: Part) -> String {
+pub(crate) fn past_name(layer: usize, part: Part) -> String {
     format!("{}{layer}.{}", contract::PAST, part.name())
 }
 
 /// Name of the graph output with what is to be appended to it: that of the new positions alone.
-pub fn new_name(layer: usize, part: Part) -> String {
+pub(crate) fn new_name(layer: usize, part: Part) -> String {
     format!("{}{layer}.{}", contract::NEW, part.name())
 }
 
 /// What is cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     /// Keys.
     Key,
     /// Values.
@@ -41,7 +41,7 @@ pub enum Part {
 
 impl Part {
     /// Both.
-    pub const BOTH: [Part; 2] = [Part::Key, Part::Value];
+    pub(crate) const BOTH: [Part; 2] = [Part::Key, Part::Value];
 
     fn name(self) -> &'static str {
         match self {
@@ -54,7 +54,7 @@ impl Part {
 /// Gives a decoder outputs with the keys and values of its positions, and, for the steps behind the first, inputs with those of the
 /// positions before.
 #[derive(Clone, Debug)]
-pub struct AddCache {
+pub(crate) struct AddCache {
     /// Where the attentions are; of the model before adapters were attached, or after.
     pub selection: Selection,
     /// Whether there are positions before. Without, only the outputs are added.
@@ -101,7 +101,7 @@ impl Pass for AddCache {
 }
 
 /// Fewest positions that a query sees where a graph masks those further away; `None` where it sees all.
-pub fn attention_window(g: &Graph) -> Option<u64> {
+pub(crate) fn attention_window(g: &Graph) -> Option<u64> {
     let compares = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"];
     let nodes = g
         .nodes()

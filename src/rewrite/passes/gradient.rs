@@ -19,18 +19,8 @@ use indexmap::IndexMap;
 use rustc_hash::FxHashSet;
 
 /// Appends the gradient of a scalar.
-///
-/// ```
-/// use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs};
-///
-/// let pass = GradientPass {
-///     loss: "loss".into(),
-///     wrt: vec!["lora_A".into(), "lora_B".into()],
-///     outputs: Outputs::Keep,
-/// };
-/// ```
 #[derive(Clone, Debug)]
-pub struct GradientPass {
+pub(crate) struct GradientPass {
     /// Name of the loss: a value of one element.
     pub loss: String,
     /// Names of the values to differentiate by: initializers, inputs or intermediate values of floating-point type.

@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 
 /// Adds a head behind the last hidden states.
 #[derive(Clone, Debug)]
-pub struct AttachHead {
+pub(crate) struct AttachHead {
     /// The head.
     pub head: Head,
     /// Seed of initial values.

@@ -11,7 +11,7 @@ use crate::rewrite::{Pass, PassCx, PassError, Uses};
 /// Cuts the hidden state in front of the head to the positions of the input `logit_positions`. The logits are `[batch, chosen,
 /// vocabulary]` afterwards.
 #[derive(Clone, Debug, Default)]
-pub struct ChooseLogits {
+pub(crate) struct ChooseLogits {
     /// Name of the logits. Without one: the output `logits`, or else the first output.
     pub logits: Option<String>,
 }

@@ -7,12 +7,6 @@ use crate::ir::{Attr, Builder, DType, Dim, Fact, Graph, Sym, Type, Val, ValueId}
 use crate::rewrite::{Pass, PassCx, PassError, Patch};
 
 /// A loss. As a pass it adds the scalar output `loss`, computed in `f32` (or `f64`, where the graph is).
-///
-/// ```
-/// use onnx_graft::rewrite::passes::loss::{Divisor, Loss};
-///
-/// let loss = Loss::CausalLm { logits: None, divisor: Divisor::Labels };
-/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Loss {
     /// Cross entropy of `logits[:, :-1]` against `labels[:, 1:]`, as Hugging Face shifts them; positions labelled -100 do not count.

@@ -22,10 +22,10 @@ use std::cell::RefCell;
 use std::fmt;
 
 /// Runs a model without inputs and gives its outputs, in order.
-pub type Evaluate = dyn Fn(&Verified) -> Result<Vec<TensorData>, Error> + Send + Sync;
+pub(crate) type Evaluate = dyn Fn(&Verified) -> Result<Vec<TensorData>, Error> + Send + Sync;
 
 /// Folds adapters into the weights of the linears that they adapt.
-pub struct Merge {
+pub(crate) struct Merge {
     /// The sites, selected in the model that the pass runs on.
     pub selection: Selection,
     /// The adapters, with weights; folded in one after the other.
@@ -120,7 +120,7 @@ impl Merge {
 ///
 /// # Errors
 /// When the method has no such form here, or the weight is not stored as floats.
-pub fn merge_expression(
+pub(crate) fn merge_expression(
     part: &Part<'_>,
     site: &LinearSite,
     store: &AdapterStore,

@@ -1,21 +1,21 @@
 //! The passes.
 
 mod attach;
-pub mod cache;
-pub mod expand;
-pub mod fuse;
-pub mod gradient;
-pub mod head;
-pub mod logits;
-pub mod loss;
+pub(crate) mod cache;
+pub(crate) mod expand;
+pub(crate) mod fuse;
+pub(crate) mod gradient;
+pub(crate) mod head;
+pub(crate) mod logits;
+pub(crate) mod loss;
 mod merge;
-pub mod pack;
-pub mod recompute;
-pub mod shapes;
+pub(crate) mod pack;
+pub(crate) mod recompute;
+pub(crate) mod shapes;
 mod strip;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use attach::AttachPass;
-pub use merge::{Evaluate, Merge, merge_expression};
-pub use strip::Strip;
+pub(crate) use attach::AttachPass;
+pub(crate) use merge::Merge;
+pub(crate) use strip::Strip;

@@ -23,7 +23,7 @@ const HIDDEN: f32 = f32::MIN / 2.0;
 
 /// Keeps examples of one row apart.
 #[derive(Clone, Debug)]
-pub struct Pack {
+pub(crate) struct Pack {
     /// The sites, selected in the model that the pass runs on.
     pub selection: Selection,
 }

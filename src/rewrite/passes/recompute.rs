@@ -16,7 +16,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Computes values of the forward pass again for the backward pass.
 #[derive(Clone, Debug)]
-pub struct Recompute {
+pub(crate) struct Recompute {
     /// Name of the loss, where the forward pass ends.
     pub loss: String,
     /// Names of the values that are trained: what does not depend on them is kept, as it is few and shared.

@@ -6,7 +6,7 @@ use crate::rewrite::{Pass, PassCx, PassError, Uses};
 /// Reads the shape of a value right behind the node that makes it, where the value would otherwise be kept for its shape alone: backward
 /// passes ask for the shapes of what the forward pass reshaped. Linear in the graph.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct EarlyShapes;
+pub(crate) struct EarlyShapes;
 
 impl Pass for EarlyShapes {
     fn name(&self) -> &'static str {

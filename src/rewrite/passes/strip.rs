@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Removes attached adapters: all of them, or one.
 #[derive(Clone, Debug, Default)]
-pub struct Strip {
+pub(crate) struct Strip {
     /// The one to remove; `None` for all.
     pub adapter: Option<String>,
 }

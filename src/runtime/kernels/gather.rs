@@ -128,7 +128,7 @@ impl Kernel for GatherND {
         }
         one(each_kind!(cx, v, &dims, |src, out| {
             walk::rows(out, inner, |i, o| {
-                o.copy_from_slice(&src[at[i]..at[i] + inner])
+                o.copy_from_slice(&src[at[i]..at[i] + inner]);
             });
         }))
     }

@@ -425,7 +425,7 @@ impl Kernel for MatMulNBits {
         for at in (0..w.n).step_by(block) {
             let part = block.min(w.n - at);
             walk::rows(&mut panel[..part * w.k], w.k, |r, o| {
-                w.row(at + r, b, s, &zeros, o)
+                w.row(at + r, b, s, &zeros, o);
             });
             let m = Mat::dense(&panel[..part * w.k], part, w.k).t();
             multiply(cx, &mut out[at..], w.n, a, m, 1.0, false)?;

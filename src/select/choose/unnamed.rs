@@ -485,7 +485,7 @@ impl Unnamed<'_> {
                 (Some(_), Some(_)) => self.found_by_structure(layer, field),
                 (Some(path), None) => {
                     self.record
-                        .missing(layer.stack, layer.index, field, path, HIDDEN)
+                        .missing(layer.stack, layer.index, field, path, HIDDEN);
                 }
                 (None, _) => {}
             }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// Files or folders of data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Files {
+pub(crate) enum Files {
     /// One of them.
     One(String),
     /// Several, read in this order.
@@ -22,7 +22,7 @@ pub enum Files {
 
 impl Files {
     /// All of them.
-    pub fn list(&self) -> Vec<PathBuf> {
+    pub(crate) fn list(&self) -> Vec<PathBuf> {
         match self {
             Files::One(one) => vec![PathBuf::from(one)],
             Files::Many(many) => many.iter().map(PathBuf::from).collect(),
@@ -33,7 +33,7 @@ impl Files {
 /// Where evaluation data is taken from when it has no files of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum EvalSplit {
+pub(crate) enum EvalSplit {
     /// A number of examples.
     Count(usize),
     /// A share of the examples, below 1.
@@ -45,7 +45,7 @@ pub enum EvalSplit {
 /// A text, or the token ids it stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Tokens {
+pub(crate) enum Tokens {
     /// Text; tokenized without special tokens.
     Text(String),
     /// Token ids.
@@ -55,7 +55,7 @@ pub enum Tokens {
 /// A token by its text or its id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum TokenRef {
+pub(crate) enum TokenRef {
     /// Its id.
     Id(i64),
     /// Its text.
@@ -65,7 +65,7 @@ pub enum TokenRef {
 /// What the model is trained to do with the rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Task {
+pub(crate) enum Task {
     /// Predict each next token.
     #[default]
     CausalLm,
@@ -82,7 +82,7 @@ pub enum Task {
 /// Which end of a sequence is cut when it is too long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Side {
+pub(crate) enum Side {
     /// The beginning.
     Left,
     /// The end.
@@ -93,7 +93,7 @@ pub enum Side {
 /// What happens with a row that cannot be read or used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum OnBadRow {
+pub(crate) enum OnBadRow {
     /// It is an error, with its place.
     #[default]
     Error,
@@ -104,7 +104,7 @@ pub enum OnBadRow {
 /// Which turns of a conversation are learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum AssistantLoss {
+pub(crate) enum AssistantLoss {
     /// Those of the assistant when true, otherwise all of the text.
     Turns(bool),
     /// One of them.
@@ -114,7 +114,7 @@ pub enum AssistantLoss {
 /// One turn of the assistant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum AssistantTurn {
+pub(crate) enum AssistantTurn {
     /// The last.
     Last,
 }
@@ -122,7 +122,7 @@ pub enum AssistantTurn {
 /// The data of a job, and how its rows become examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct DataArguments {
+pub(crate) struct DataArguments {
     /// Training data: a file, several, or a folder as on the Hub. Names end in .jsonl, .json, .csv, .tsv (also with .gz) or .parquet.
     pub data: Option<Files>,
     /// Evaluation data, in files of its own. Of a folder, the validation or test split.
@@ -248,13 +248,13 @@ pub(super) const ROLES: [&str; 14] = [
 
 impl DataArguments {
     /// The longest sequence in tokens.
-    pub fn max_length(&self, tokenizer: Option<&Tokenizer>) -> usize {
+    pub(crate) fn max_length(&self, tokenizer: Option<&Tokenizer>) -> usize {
         let limit = tokenizer.and_then(Tokenizer::max_length).unwrap_or(2048);
         self.max_seq_length.unwrap_or(limit.min(2048))
     }
 
     /// Checks values and combinations; every violation is reported.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         let mut found = Vec::new();
         let mut say = |ok: bool, message: String, help: &str| {
             if !ok {

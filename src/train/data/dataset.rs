@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// A tokenized dataset.
 #[derive(Clone, Debug, Default)]
-pub struct Dataset {
+pub(crate) struct Dataset {
     bytes: Store,
     offsets: Vec<u64>,
     lengths: Vec<u32>,
@@ -41,7 +41,8 @@ impl Store {
 
 impl Dataset {
     /// A dataset of examples in memory.
-    pub fn from_examples(examples: Vec<Example>) -> Self {
+    #[cfg(test)]
+    pub(crate) fn from_examples(examples: Vec<Example>) -> Self {
         let mut builder = Builder::new(u64::MAX, None);
         for example in examples {
             builder.append(&example, false);
@@ -50,22 +51,22 @@ impl Dataset {
     }
 
     /// Number of examples.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lengths.len()
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lengths.is_empty()
     }
 
     /// Tokens of each example.
-    pub fn lengths(&self) -> &[u32] {
+    pub(crate) fn lengths(&self) -> &[u32] {
         &self.lengths
     }
 
     /// The example of an index below [`len`](Self::len).
-    pub fn get(&self, index: usize) -> Result<Example> {
+    pub(crate) fn get(&self, index: usize) -> Result<Example> {
         let Some(&offset) = self.offsets.get(index) else {
             let d = Diagnostic::error(
                 "dataset-index",
@@ -91,23 +92,25 @@ impl Dataset {
     }
 
     /// Number of examples that were cut to the longest length allowed.
-    pub fn truncated(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn truncated(&self) -> usize {
         self.truncated
     }
 
     /// Whether the examples lie in a temporary file.
-    pub fn spilled(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn spilled(&self) -> bool {
         matches!(self.bytes, Store::File(_))
     }
 
     /// A hash of the examples and their order.
-    pub fn fingerprint(&self) -> &str {
+    pub(crate) fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
     /// The examples of these indices, in this order; they share the store. An index out of range is left out.
     #[must_use]
-    pub fn select(&self, indices: impl IntoIterator<Item = usize>) -> Dataset {
+    pub(crate) fn select(&self, indices: impl IntoIterator<Item = usize>) -> Dataset {
         let mut out = Dataset {
             bytes: self.bytes.clone(),
             ..Dataset::default()

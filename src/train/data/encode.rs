@@ -59,7 +59,7 @@ impl Outcome {
 
 /// A prompt and what should follow it, as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TextPair {
+pub(crate) struct TextPair {
     /// What the model is given.
     pub prompt: String,
     /// What it should say.

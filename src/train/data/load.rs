@@ -24,7 +24,7 @@ const SHOWN: usize = 5;
 
 /// The data of a run.
 #[derive(Debug)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// What is trained on.
     pub train: Dataset,
     /// What is evaluated on, if anything.
@@ -39,7 +39,7 @@ pub struct Loaded {
 
 /// What was read, and what became of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct DataReport {
+pub(crate) struct DataReport {
     /// The training data.
     pub data: ReadReport,
     /// The evaluation data, when it has files of its own.
@@ -58,7 +58,7 @@ pub struct DataReport {
 
 /// What was read of some files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct ReadReport {
+pub(crate) struct ReadReport {
     /// The files.
     pub files: Vec<String>,
     /// Rows that were read.
@@ -170,7 +170,7 @@ impl DataArguments {
     /// # Errors
     /// Arguments that make no sense, files that cannot be read, bad rows unless they are to be skipped, and data nothing can be learned
     /// from.
-    pub fn load(
+    pub(crate) fn load(
         &self,
         tokenizer: Option<&Tokenizer>,
         vocab: Option<i64>,
@@ -229,7 +229,7 @@ impl DataArguments {
     ///
     /// # Errors
     /// As for [`load`](Self::load), and rows that do not tell the two apart.
-    pub fn text_pairs(
+    pub(crate) fn text_pairs(
         &self,
         tokenizer: Option<&Tokenizer>,
         note: &mut dyn FnMut(String),
@@ -677,8 +677,9 @@ fn empty(files: &[PathBuf], skipped: u64, first: Option<&String>) -> Error {
 }
 
 /// How rows become examples.
+#[cfg(test)]
 #[derive(Default)]
-pub struct ReadOptions<'a> {
+pub(crate) struct ReadOptions<'a> {
     /// For rows of text.
     pub tokenizer: Option<&'a Tokenizer>,
     /// Longest sequence in tokens; 0 sets no limit.
@@ -687,11 +688,12 @@ pub struct ReadOptions<'a> {
     pub vocab: Option<i64>,
 }
 
+#[cfg(test)]
 impl Dataset {
     /// Reads JSON lines in the columns that [`DataArguments`] names roles: `{"input_ids": […], "labels": […]}`, `{"text": "…"}`,
     /// `{"prompt": "…", "completion": "…"}` (the prompt's labels are ignored) or `{"messages": […]}`. Labels default to the ids. A bad row
     /// is an error with its line number. Everything else is as in [`DataArguments::load`], which does more.
-    pub fn read_jsonl(path: &std::path::Path, options: &ReadOptions<'_>) -> Result<Dataset> {
+    pub(crate) fn read_jsonl(path: &std::path::Path, options: &ReadOptions<'_>) -> Result<Dataset> {
         let args = DataArguments {
             max_seq_length: Some(if options.max_length == 0 {
                 usize::MAX
@@ -717,7 +719,7 @@ impl Dataset {
 
 impl DataReport {
     /// What was read, in sentences for a report.
-    pub fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         let mut out = vec![format!(
             "{} training examples of {} tokens",
             self.train_examples, self.train_tokens

@@ -4,7 +4,7 @@ use super::IGNORE;
 
 /// Finds the completions in a sequence by the tokens that stand before them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CompletionMask {
+pub(crate) struct CompletionMask {
     /// The tokens that a response begins with; they are no labels themselves.
     pub response: Vec<i64>,
     /// The tokens that an instruction begins with, in conversations of several turns.
@@ -35,7 +35,7 @@ impl CompletionMask {
     ///
     /// Without an instruction template, what follows the last response template counts. With one, what follows each response template
     /// counts up to the next instruction template. Linear in the length of the sequence times that of a template.
-    pub fn labels(&self, ids: &[i64]) -> (Vec<i64>, bool) {
+    pub(crate) fn labels(&self, ids: &[i64]) -> (Vec<i64>, bool) {
         let label = |&id: &i64| if Some(id) == self.pad_id { IGNORE } else { id };
         let mut labels: Vec<i64> = ids.iter().map(label).collect();
         let ends: Vec<usize> = matches(&labels, &self.response)

@@ -18,21 +18,23 @@ mod tests;
 mod tokens;
 
 pub(crate) use args::is_file as is_template_file;
-pub use args::{
-    AssistantLoss, AssistantTurn, DataArguments, EvalSplit, Files, OnBadRow, Side, Task, TokenRef,
-    Tokens,
-};
-pub use dataset::Dataset;
-pub use encode::TextPair;
-pub use load::{DataReport, Loaded, ReadOptions, ReadReport};
-pub use mask::CompletionMask;
+pub(crate) use args::{DataArguments, Files, Task};
+#[cfg(test)]
+pub(crate) use args::{EvalSplit, OnBadRow, Tokens};
+pub(crate) use dataset::Dataset;
+pub(crate) use encode::TextPair;
+pub(crate) use load::Loaded;
+#[cfg(test)]
+pub(crate) use load::{ReadOptions, ReadReport};
+#[cfg(test)]
+pub(crate) use mask::CompletionMask;
 
 /// The label that the loss ignores.
-pub const IGNORE: i64 = -100;
+pub(crate) const IGNORE: i64 = -100;
 
 /// What an example is to be trained towards.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Labels {
+pub(crate) enum Labels {
     /// A label for each input token, [`IGNORE`] where the loss ignores it. Not shifted: the loss shifts.
     Tokens(Vec<i64>),
     /// The decoder's tokens of an encoder-decoder.
@@ -45,7 +47,7 @@ pub enum Labels {
 
 /// One tokenized sequence.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Example {
+pub(crate) struct Example {
     /// Token ids.
     pub input_ids: Vec<i64>,
     /// What it is trained towards.
@@ -58,7 +60,7 @@ pub struct Example {
 
 impl Example {
     /// A sequence with a label for each token.
-    pub fn tokens(input_ids: Vec<i64>, labels: Vec<i64>) -> Self {
+    pub(crate) fn tokens(input_ids: Vec<i64>, labels: Vec<i64>) -> Self {
         Example {
             input_ids,
             labels: Labels::Tokens(labels),

@@ -7,9 +7,9 @@ mod record;
 mod report;
 mod tensorboard;
 
-pub use record::RunRecord;
-pub use report::html;
-pub use tensorboard::EventFile;
+pub(crate) use record::RunRecord;
+pub(crate) use report::html;
+pub(crate) use tensorboard::EventFile;
 
 use super::event::Event;
 use crate::error::{Error, Result};
@@ -21,21 +21,21 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 /// Names of the files in the output folder.
-pub mod file {
+pub(crate) mod file {
     /// One event a line.
-    pub const LOG: &str = "log.jsonl";
+    pub(crate) const LOG: &str = "log.jsonl";
     /// The report.
-    pub const REPORT: &str = "report.html";
+    pub(crate) const REPORT: &str = "report.html";
     /// The record of the run: what the report shows, as JSON.
-    pub const RUN: &str = "run.json";
+    pub(crate) const RUN: &str = "run.json";
     /// The folder of TensorBoard's files.
-    pub const RUNS: &str = "runs";
+    pub(crate) const RUNS: &str = "runs";
 }
 
 /// A watcher of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum ReportTo {
+pub(crate) enum ReportTo {
     /// `log.jsonl`: one event a line.
     Jsonl,
     /// An event file for TensorBoard.
@@ -45,7 +45,7 @@ pub enum ReportTo {
 }
 
 /// The watchers of a run, all fed with the same events.
-pub struct Watchers {
+pub(crate) struct Watchers {
     folder: PathBuf,
     logs: bool,
     log: Option<File>,
@@ -59,7 +59,7 @@ impl Watchers {
     ///
     /// # Errors
     /// Files that cannot be written.
-    pub fn open(folder: &Path, to: &[ReportTo], job: Value) -> Result<Watchers> {
+    pub(crate) fn open(folder: &Path, to: &[ReportTo], job: Value) -> Result<Watchers> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", e))?;
         let board = if to.contains(&ReportTo::Tensorboard) {
             Some(EventFile::create(&folder.join(file::RUNS))?)
@@ -77,21 +77,16 @@ impl Watchers {
     }
 
     /// Lines about the data and the adapters' summary table for the report.
-    pub fn describe(&mut self, data: Vec<String>, adapters: String) {
+    pub(crate) fn describe(&mut self, data: Vec<String>, adapters: String) {
         self.record.data = data;
         self.record.adapters = adapters;
-    }
-
-    /// What is known of the run.
-    pub fn record(&self) -> &RunRecord {
-        &self.record
     }
 
     /// Takes an event.
     ///
     /// # Errors
     /// Files that cannot be written.
-    pub fn event(&mut self, event: &Event) -> Result<()> {
+    pub(crate) fn event(&mut self, event: &Event) -> Result<()> {
         if let Event::Begin { resumed_from, .. } = event {
             self.begin(resumed_from.unwrap_or(0))?;
         }
@@ -161,7 +156,7 @@ impl Watchers {
     ///
     /// # Errors
     /// Files that cannot be written.
-    pub fn close(self) -> Result<()> {
+    pub(crate) fn close(self) -> Result<()> {
         self.write()
     }
 }

@@ -3,13 +3,14 @@
 use crate::train::event::Event;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+#[cfg(test)]
 use std::io::BufRead;
 use std::path::Path;
 
 /// The history of a run, as the report and a model card show it. It says nothing about the machine: no date, no absolute path.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct RunRecord {
+pub(crate) struct RunRecord {
     /// The job.
     pub job: Value,
     /// Lines about the data.
@@ -30,7 +31,7 @@ pub struct RunRecord {
 
 impl RunRecord {
     /// An empty record. Absolute paths of the job are cut to their last part.
-    pub fn new(mut job: Value) -> Self {
+    pub(crate) fn new(mut job: Value) -> Self {
         cut_paths(&mut job);
         RunRecord {
             job,
@@ -42,7 +43,8 @@ impl RunRecord {
     ///
     /// # Errors
     /// A log that cannot be read.
-    pub fn from_log(job: Value, log: impl BufRead) -> std::io::Result<Self> {
+    #[cfg(test)]
+    pub(crate) fn from_log(job: Value, log: impl BufRead) -> std::io::Result<Self> {
         let mut record = RunRecord::new(job);
         for line in log.split(b'\n') {
             record.line(&serde_json::from_slice(&line?).unwrap_or_default());
@@ -51,14 +53,14 @@ impl RunRecord {
     }
 
     /// Takes an event.
-    pub fn event(&mut self, event: &Event) {
+    pub(crate) fn event(&mut self, event: &Event) {
         if !event.is_tick() {
             self.line(&json!(event));
         }
     }
 
     /// Takes a line of the log.
-    pub fn line(&mut self, event: &Value) {
+    pub(crate) fn line(&mut self, event: &Value) {
         match event["event"].as_str() {
             Some("begin") => self.begin = event.clone(),
             Some("log") => self.log.push(event.clone()),

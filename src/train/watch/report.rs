@@ -31,7 +31,7 @@ fn failed(e: impl std::fmt::Display) -> Error {
 ///
 /// # Errors
 /// What the drawing or the template refuse.
-pub fn html(record: &RunRecord) -> Result<String> {
+pub(crate) fn html(record: &RunRecord) -> Result<String> {
     let mut env = Environment::new();
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::Html);
     env.add_template("report", TEMPLATE).map_err(failed)?;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// An event file, under Hugging Face's tags: `train/loss`, `eval/loss`, …
-pub struct EventFile {
+pub(crate) struct EventFile {
     file: File,
     path: PathBuf,
 }
@@ -28,7 +28,7 @@ impl EventFile {
     ///
     /// # Errors
     /// A folder that cannot be written to.
-    pub fn create(folder: &Path) -> Result<EventFile> {
+    pub(crate) fn create(folder: &Path) -> Result<EventFile> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", e))?;
         let start = now();
         let id = std::process::id();
@@ -53,7 +53,7 @@ impl EventFile {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn event(&mut self, event: &Event) -> Result<()> {
+    pub(crate) fn event(&mut self, event: &Event) -> Result<()> {
         match event {
             Event::Log(e) => self.scalars(
                 e.step,

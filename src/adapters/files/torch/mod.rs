@@ -15,7 +15,7 @@ use rustc_hash::FxHashMap;
 ///
 /// # Errors
 /// For anything that is not such a dictionary; nothing is allocated beyond the size of the file.
-pub fn read(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>> {
+pub(crate) fn read(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>> {
     inner(bytes).map_err(|message| {
         Error::new(
             ErrorKind::Decode,
@@ -45,7 +45,7 @@ fn inner(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>, String> {
 ///
 /// # Errors
 /// For element types that torch has no storage class for, and beyond 4 GB.
-pub fn write(name: &str, tensors: &IndexMap<Box<str>, TensorData>) -> Result<Vec<u8>> {
+pub(crate) fn write(name: &str, tensors: &IndexMap<Box<str>, TensorData>) -> Result<Vec<u8>> {
     let wrong = |message: String| {
         Error::new(
             ErrorKind::Unsupported,

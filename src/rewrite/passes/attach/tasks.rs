@@ -111,7 +111,10 @@ fn input(cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
         } else {
             Err(Diagnostic::error(
                 "task-ids",
-                format!("the model has a value `task_ids` that is no input i64[batch]"),
+                format!(
+                    "the model has a value `{}` that is no input i64[batch]",
+                    contract::TASK_IDS
+                ),
             )
             .help("rename it: the tasks of a `MultiTask` are told by an input of this name"))
         };

@@ -12,7 +12,7 @@ use crate::ops::DOMAIN;
 /// Runs after the loss pass and before the gradient. It does nothing for other losses, nor where the logits are not a product with a
 /// constant matrix.
 #[derive(Clone, Debug)]
-pub struct FuseLoss {
+pub(crate) struct FuseLoss {
     /// The loss, as the pass before appended it.
     pub of: Loss,
 }

@@ -11,8 +11,8 @@ mod blocks;
 mod loss;
 mod products;
 
-pub use loss::FuseLoss;
-pub use products::FuseProducts;
+pub(crate) use loss::FuseLoss;
+pub(crate) use products::FuseProducts;
 
 use super::super::pass::{Pass, PassCx, PassError};
 use super::super::patch::{Patch, Uses};
@@ -22,7 +22,7 @@ use crate::ir::{Attr, NodeId, OpId, Val, ValueId};
 
 /// Removes `Identity` nodes and casts to the type a value has already.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cleanup;
+pub(crate) struct Cleanup;
 
 impl Pass for Cleanup {
     fn name(&self) -> &'static str {
@@ -59,7 +59,7 @@ impl Pass for Cleanup {
 
 /// Fuses norms, rotary embeddings, attention cores and gated activations.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FuseBlocks;
+pub(crate) struct FuseBlocks;
 
 impl Pass for FuseBlocks {
     fn name(&self) -> &'static str {

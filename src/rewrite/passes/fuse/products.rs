@@ -8,7 +8,7 @@ use crate::ops::DOMAIN;
 
 /// Folds transpositions of operands, constant scales and sums into matrix products.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FuseProducts;
+pub(crate) struct FuseProducts;
 
 impl Pass for FuseProducts {
     fn name(&self) -> &'static str {

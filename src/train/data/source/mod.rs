@@ -108,6 +108,7 @@ pub(super) fn open(path: &Path) -> Result<Source> {
 }
 
 /// Opens a file of JSON lines, whatever its name.
+#[cfg(test)]
 pub(super) fn json_lines(path: &Path) -> Result<Source> {
     text(Format::JsonLines, Box::new(regular(path)?), path)
 }
