@@ -73,6 +73,7 @@ impl Method for Shift {
 }
 
 /// Makes the method from the dictionary that a folder holds.
+#[expect(clippy::unnecessary_wraps, reason = "the form of a reader of folders")]
 fn read(dict: &Value) -> Result<Config> {
     let scale = dict["scale"].as_f64().unwrap_or(1.0) as f32;
     let shift: Arc<dyn Method> = Arc::new(Shift { scale });
