@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     // The base weights are not copied into memory: the written graph is the old one with new nodes and new tensors.
     save(
         &adapted.model,
-        &out.join("model.onnx"),
+        out.join("model.onnx"),
         SaveOptions::default(),
     )?;
     for (name, _) in adapted.manifest()? {
