@@ -22,9 +22,6 @@ mod resume;
 #[cfg(feature = "cli")]
 mod tasks;
 
-#[cfg_attr(
-    feature = "hub",
-    expect(dead_code, reason = "shared with the tests inside the library")
-)]
+#[allow(dead_code, reason = "shared with the tests inside the library")]
 #[path = "../support/mod.rs"]
 mod support;
