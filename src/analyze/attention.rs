@@ -185,8 +185,8 @@ impl AttentionCore {
         let (heads, kv_heads) = (q / head, v / head);
         let axis = |value: ValueId| {
             let fact = view.fact(value);
-            let rank = fact.as_ref().and_then(Fact::rank);
-            let at = |axis: i64| fact.as_ref().and_then(|f| f.size(axis));
+            let rank = fact.and_then(Fact::rank);
+            let at = |axis: i64| fact.and_then(|f| f.size(axis));
             match rank {
                 Some(3) => Ok(HeadAxis::Flat),
                 Some(5) => Ok(HeadAxis::Grouped),

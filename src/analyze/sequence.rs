@@ -67,13 +67,12 @@ impl Longer {
             Diagnostic::error("sequence", why)
                 .help("export the model with a dynamic sequence axis, from token ids and an attention mask `[batch, sequence]`")
         };
-        let fact = view.fact(embedded).unwrap_or_default();
-        let Some([_, sequence, _]) = fact.dims.as_deref() else {
+        let Some([_, sequence, _]) = view.dims(embedded) else {
             return Err(refused(
                 "the embeddings' output is not known to be [batch, sequence, width]".into(),
             ));
         };
-        let width = fact.size(2).and_then(|n| usize::try_from(n).ok());
+        let width = view.size(embedded, 2).and_then(|n| usize::try_from(n).ok());
         let width = width.ok_or_else(|| refused("the embeddings' width is not known".into()))?;
         let order = graph
             .order()

@@ -6,18 +6,12 @@ use crate::ir::{AttrValue, DType, Fact, Graph, Node, NodeId, Sym, TensorData, Us
 /// What is known of the values of a graph.
 pub(crate) trait Known {
     /// What is known of one value.
-    fn fact(&self, v: ValueId) -> Option<Fact>;
+    fn fact(&self, v: ValueId) -> Option<&Fact>;
 }
 
 impl Known for Verified {
-    fn fact(&self, v: ValueId) -> Option<Fact> {
-        Verified::fact(self, v).cloned()
-    }
-}
-
-impl<F: Fn(ValueId) -> Option<Fact>> Known for F {
-    fn fact(&self, v: ValueId) -> Option<Fact> {
-        self(v)
+    fn fact(&self, v: ValueId) -> Option<&Fact> {
+        Verified::fact(self, v)
     }
 }
 
@@ -138,7 +132,7 @@ impl<'a> View<'a> {
 
     /// The integers behind a value: constant, or known by inference.
     pub(crate) fn ints(&self, v: ValueId) -> Option<Vec<i64>> {
-        if let Some(known) = self.fact(v).and_then(|f| f.ints) {
+        if let Some(known) = self.fact(v).and_then(|f| f.ints.as_ref()) {
             return known.iter().map(Sym::as_const).collect();
         }
         self.constant(v)
@@ -148,7 +142,7 @@ impl<'a> View<'a> {
 
     // ---- what is known of a value --------------------------------------------------------------------------------------------
 
-    pub(crate) fn fact(&self, v: ValueId) -> Option<Fact> {
+    pub(crate) fn fact(&self, v: ValueId) -> Option<&'a Fact> {
         self.known.fact(v)
     }
 
@@ -156,8 +150,8 @@ impl<'a> View<'a> {
         self.fact(v)?.dtype
     }
 
-    pub(crate) fn dims(&self, v: ValueId) -> Option<Vec<Sym>> {
-        self.fact(v)?.dims
+    pub(crate) fn dims(&self, v: ValueId) -> Option<&'a [Sym]> {
+        self.fact(v)?.dims.as_deref()
     }
 
     pub(crate) fn rank(&self, v: ValueId) -> Option<usize> {

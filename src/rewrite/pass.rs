@@ -1,6 +1,7 @@
 //! Passes and pipelines.
 
 use super::patch::{Applied, Patch, PatchError};
+use crate::analyze::view::Known;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
 use crate::infer::{Facts, Verified};
@@ -154,6 +155,12 @@ impl<'a> PassCx<'a> {
     /// Reports a finding that does not stop the pass.
     pub fn warn(&mut self, finding: Diagnostic) {
         self.report.warnings.push(finding);
+    }
+}
+
+impl Known for PassCx<'_> {
+    fn fact(&self, value: ValueId) -> Option<&Fact> {
+        PassCx::fact(self, value)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::adapters::param::ParamSpec;
 use crate::adapters::place::{At, Place, Surroundings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::{ValueId, text};
+use crate::ir::text;
 use crate::select::{Interface, Selection};
 use serde_json::{Value, json};
 
@@ -115,7 +115,7 @@ impl Example {
             route: &Route::Plugin,
             name: NAME,
             has: None,
-            facts: &|v: ValueId| self.model.fact(v).cloned(),
+            known: &self.model,
         };
         let places = method.places(&around).map_err(wrong)?;
         let mut at: Vec<PlaceDoc> = Vec::new();

@@ -81,9 +81,7 @@ mod tests {
                 ..Adapter::fresh("a", Config::parse("lora").unwrap())
             };
             let adapters = [adapter];
-            let graph = &model.model().graph;
-            let facts = |v| model.fact(v).cloned();
-            let plan = plan(&adapters, &selection, graph, &facts, 0).unwrap();
+            let plan = plan(&adapters, &selection, &model, 0).unwrap();
             plan.notes.iter().map(|n| n.code).collect::<Vec<_>>()
         };
         assert_eq!(codes(&fingerprint(&selection)), [""; 0]);

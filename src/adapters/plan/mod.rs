@@ -16,7 +16,8 @@ use crate::adapters::place::{Place, Surroundings};
 use crate::adapters::store::{AdapterStore, Loaded, Param};
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ir::{DType, Fact, Graph, TensorData, ValueId};
+use crate::infer::Verified;
+use crate::ir::{DType, Graph, TensorData};
 use crate::select::Selection;
 use bytes::Bytes;
 
@@ -52,8 +53,7 @@ pub(crate) struct Plan<'s> {
 pub(crate) fn plan<'s>(
     adapters: &'s [Adapter],
     selection: &'s Selection,
-    graph: &'s Graph,
-    facts: &'s dyn Fn(ValueId) -> Option<Fact>,
+    model: &'s Verified,
     seed: u64,
 ) -> Result<Plan<'s>> {
     let mut out = Plan {
@@ -79,10 +79,8 @@ pub(crate) fn plan<'s>(
                     ..finding
                 });
             }
-            let (parts, said) = member(
-                index, adapter, method, selection, graph, facts, seed, &mut store,
-            )
-            .map_err(|e| e.within(format!("adapter `{}`", adapter.name)))?;
+            let (parts, said) = member(index, adapter, method, selection, model, seed, &mut store)
+                .map_err(|e| e.within(format!("adapter `{}`", adapter.name)))?;
             out.parts.extend(parts);
             notes.extend(said);
         }
@@ -156,8 +154,7 @@ fn member<'s>(
     adapter: &'s Adapter,
     method: &'s MethodConfig,
     selection: &'s Selection,
-    graph: &'s Graph,
-    facts: &'s dyn Fn(ValueId) -> Option<Fact>,
+    model: &'s Verified,
     seed: u64,
     store: &mut AdapterStore,
 ) -> Result<(Vec<Part<'s>>, Vec<Diagnostic>)> {
@@ -176,14 +173,14 @@ fn member<'s>(
     };
     let around = Surroundings {
         selection,
-        graph,
+        graph: &model.model().graph,
         route: &adapter.route,
         name: &adapter.name,
         has: adapter
             .weights
             .is_some()
             .then_some(&has as &dyn Fn(&str) -> bool),
-        facts,
+        known: model,
     };
     let places = method.places(&around).map_err(wrong)?;
     let notes = method.notes(&around, &places);
@@ -204,7 +201,7 @@ fn member<'s>(
             bounded(&name, spec).map_err(wrong)?;
             let tensor = if fresh {
                 let (seed, stream) = seeding.stream(&name, &spec.suffix);
-                initial(spec, dtype, seed, stream, &name, graph).map_err(wrong)?
+                initial(spec, dtype, seed, stream, &name, around.graph).map_err(wrong)?
             } else {
                 placeholder(spec, dtype)
             };

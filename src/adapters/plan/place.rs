@@ -5,9 +5,10 @@ use crate::adapters::naming::{Route, Sublayer, scope};
 use crate::analyze::attention::AttentionCore;
 use crate::analyze::sequence::Longer;
 use crate::analyze::view::View;
+use crate::infer::Verified;
 use crate::ir::contract;
 use crate::ir::contract::stamp;
-use crate::ir::{Builder, DType, Fact, Graph, NodeId, OpId, TensorData, Use, Val, ValueId};
+use crate::ir::{Builder, DType, Graph, NodeId, OpId, TensorData, Use, Val, ValueId};
 use crate::select::{Layer, LinearSite, NormSite, Selection};
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
@@ -27,8 +28,8 @@ pub struct Surroundings<'a, 's> {
     pub name: &'a str,
     /// Whether the adapter's file has parameters in this scope; `None` for a fresh adapter.
     pub has: Option<&'a dyn Fn(&str) -> bool>,
-    /// What is known of a value.
-    pub facts: &'a dyn Fn(ValueId) -> Option<Fact>,
+    /// What is known of its values.
+    pub known: &'a Verified,
 }
 
 /// One place where an adapter attaches.
@@ -89,12 +90,12 @@ pub struct SublayerSite<'s> {
 impl Surroundings<'_, '_> {
     /// The graph, with what is known of its values.
     pub(crate) fn view(&self) -> View<'_> {
-        View::new(self.graph, &self.facts)
+        View::new(self.graph, self.known)
     }
 
     /// Size of a value's last axis; the residual stream's where nothing else is known.
     pub fn width(&self, value: ValueId) -> Option<usize> {
-        let known = (self.facts)(value).and_then(|f| f.size(-1));
+        let known = self.known.fact(value).and_then(|f| f.size(-1));
         let hidden = (self.selection.hidden_size > 0).then_some(self.selection.hidden_size);
         known.and_then(|n| usize::try_from(n).ok()).or(hidden)
     }

@@ -64,9 +64,8 @@ impl Pass for AttachPass {
         check_names(&names, &there)?;
         self.setup.check(&names)?;
         let before = cx.before();
-        let facts = |v: ValueId| before.fact(v).cloned();
         let graph = &before.model().graph;
-        let mut planned = plan(&self.adapters, &self.selection, graph, &facts, self.seed)?;
+        let mut planned = plan(&self.adapters, &self.selection, before, self.seed)?;
         planned.share(&self.adapters, &self.setup)?;
         let Plan {
             parts,

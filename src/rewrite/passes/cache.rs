@@ -172,7 +172,6 @@ fn refused(what: impl Into<String>, site: &str) -> Diagnostic {
 
 fn memories(cx: &PassCx<'_>, selection: &Selection) -> Result<Vec<Memory>, Diagnostic> {
     let g = &cx.model().graph;
-    let facts = |v: ValueId| cx.fact(v).cloned();
     let mut out = Vec::new();
     for layer in &selection.layers {
         if layer.cross_attn.is_some() {
@@ -187,7 +186,7 @@ fn memories(cx: &PassCx<'_>, selection: &Selection) -> Result<Vec<Memory>, Diagn
                 &layer.path,
             ));
         };
-        out.push(memory(site, View::new(g, &facts))?);
+        out.push(memory(site, View::new(g, cx))?);
     }
     if out.is_empty() {
         return Err(refused("the model has no layers that are known", ""));

@@ -68,8 +68,7 @@ impl Pass for ChooseLogits {
 /// Where the hidden state enters the head, if what lies between it and the logits treats every position alike; else the logits.
 fn cut(cx: &PassCx<'_>, logits: ValueId) -> (Option<Use>, ValueId) {
     let g = &cx.model().graph;
-    let facts = |v: ValueId| cx.fact(v).cloned();
-    let view = View::new(g, &facts);
+    let view = View::new(g, cx);
     let sequence = |v: ValueId| {
         let dims = view.dims(v);
         dims.is_some_and(|d| d.len() == 3 && d[2].as_const().is_some())

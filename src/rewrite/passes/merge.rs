@@ -52,14 +52,12 @@ impl Pass for Merge {
 
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
         let before = cx.before();
-        let facts = |v: ValueId| before.fact(v).cloned();
-        let graph = &before.model().graph;
         let Plan {
             parts,
             store,
             notes,
             ..
-        } = plan(&self.adapters, &self.selection, graph, &facts, 0)?;
+        } = plan(&self.adapters, &self.selection, before, 0)?;
         for note in notes {
             cx.warn(note);
         }

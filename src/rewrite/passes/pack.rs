@@ -118,14 +118,13 @@ impl Pack {
         cx: &PassCx<'_>,
         g: &Graph,
     ) -> Result<(Vec<Core>, FxHashSet<ValueId>), Diagnostic> {
-        let facts = |v: ValueId| cx.fact(v).cloned();
         let mut distances = FxHashSet::default();
         let mut out: Vec<Core> = Vec::new();
         for layer in &self.selection.layers {
             let Some(site) = &layer.self_attn else {
                 continue;
             };
-            let core = site.core(View::new(g, &facts)).map_err(|d| {
+            let core = site.core(View::new(g, cx)).map_err(|d| {
                 refused(format!(
                     "the attention of layer {} cannot be kept apart: {}",
                     layer.index, d.message

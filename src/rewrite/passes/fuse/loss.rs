@@ -26,8 +26,7 @@ impl Pass for FuseLoss {
         let Loss::CausalLm { logits, divisor } = &self.of else {
             return Ok(());
         };
-        let facts = |v: ValueId| cx.fact(v).cloned();
-        let view = View::new(&cx.model().graph, &facts);
+        let view = View::new(&cx.model().graph, cx);
         let Some((hidden, weight, loss, ins)) = find(&view, logits.as_deref(), *divisor) else {
             return Ok(());
         };

@@ -83,9 +83,8 @@ fn run(
     let candidates: Vec<NodeId> = cx.model().graph.nodes().collect();
     for n in candidates {
         let graph = &cx.model().graph;
-        let facts = |v: ValueId| cx.fact(v).cloned();
         let live = graph.get_node(n).is_some();
-        let found = live.then(|| find(&View::new(graph, &facts), n));
+        let found = live.then(|| find(&View::new(graph, cx), n));
         if let Some(found) = found.flatten() {
             found.commit(cx)?;
         }

@@ -72,8 +72,7 @@ impl Product {
 }
 
 fn fold_transposes(cx: &mut PassCx<'_>, n: NodeId) -> Result<(), PassError> {
-    let facts = |v: ValueId| cx.fact(v).cloned();
-    let view = View::new(&cx.model().graph, &facts);
+    let view = View::new(&cx.model().graph, cx);
     let Some(mut p) = Product::read(&view, n) else {
         return Ok(());
     };
@@ -119,8 +118,7 @@ fn fold_transposes(cx: &mut PassCx<'_>, n: NodeId) -> Result<(), PassError> {
 
 /// `c + alpha·a·b` with a matrix `b`.
 fn fold_sums(cx: &mut PassCx<'_>, add: NodeId) -> Result<(), PassError> {
-    let facts = |v: ValueId| cx.fact(v).cloned();
-    let view = View::new(&cx.model().graph, &facts);
+    let view = View::new(&cx.model().graph, cx);
     let Some(found) = sum(&view, add) else {
         return Ok(());
     };
