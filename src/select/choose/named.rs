@@ -306,6 +306,17 @@ impl<'s> Named<'s> {
         Some(layer)
     }
 
+    /// A module of the layer, by its path there. One that is missing is recorded.
+    fn part(&mut self, spot: &Spot, field: Field, path: &str) -> Option<ModuleId> {
+        let found = self.scene.part(spot.module, path);
+        if found.is_none() {
+            let near = Some((spot.module, spot.module));
+            self.record
+                .miss(self.scene, spot.place(), field, path.to_owned(), "", near);
+        }
+        found
+    }
+
     fn attention(
         &mut self,
         spot: &Spot,
@@ -314,17 +325,7 @@ impl<'s> Named<'s> {
         path: Option<String>,
     ) -> Option<AttentionSite> {
         let path = path?;
-        let Some(module) = self.scene.part(spot.module, &path) else {
-            self.record.miss(
-                self.scene,
-                spot.place(),
-                field,
-                path,
-                "",
-                Some((spot.module, spot.module)),
-            );
-            return None;
-        };
+        let module = self.part(spot, field, &path)?;
         let f = self.scene.interface.fields.clone();
         let mut find = |role: Role, p: &PerStack| {
             self.linear(
@@ -432,17 +433,7 @@ impl<'s> Named<'s> {
         path: Option<String>,
     ) -> Option<ValueId> {
         let path = path?;
-        let Some(module) = self.scene.part(spot.module, &path) else {
-            self.record.miss(
-                self.scene,
-                spot.place(),
-                field,
-                path,
-                "",
-                Some((spot.module, spot.module)),
-            );
-            return None;
-        };
+        let module = self.part(spot, field, &path)?;
         let found = self.boundary(module, call).input;
         match found {
             Some(v) => self.record.decide(self.scene, spot.index, field, module, v),
@@ -466,17 +457,7 @@ impl<'s> Named<'s> {
         path: Option<String>,
     ) -> Option<NormSite> {
         let path = path?;
-        let Some(module) = self.scene.part(spot.module, &path) else {
-            self.record.miss(
-                self.scene,
-                spot.place(),
-                field,
-                path,
-                "",
-                Some((spot.module, spot.module)),
-            );
-            return None;
-        };
+        let module = self.part(spot, field, &path)?;
         let nodes = self.nodes_of(module, call);
         let edge = self.marks.boundary(self.scene.view, &nodes);
         let (Some(input), Some(output)) = (edge.input, edge.output) else {
