@@ -57,16 +57,20 @@ impl AdapterSettings {
     }
 
     /// What attaches the adapters to the model of a file, and their names.
-    pub(super) fn builder(&self, model: Verified, path: &Path) -> Result<(Attach, Vec<String>)> {
-        let interface = self.interface(path, &model)?;
-        let adapters = self.load(&interface)?;
+    pub(super) fn builder(
+        &self,
+        model: Verified,
+        interface: &Interface,
+        path: &Path,
+    ) -> Result<(Attach, Vec<String>)> {
+        let adapters = self.load(interface)?;
         let setup = self.setup(&adapters)?;
         let names = adapters.iter().map(|a| a.name.clone()).collect();
-        let attach = Attach::to(model).from_file(path).interface(&interface);
+        let attach = Attach::to(model).from_file(path).interface(interface);
         Ok((attach.adapters(adapters).active(setup), names))
     }
 
-    /// Attaches the adapters, with the head that was saved with one of them where the graph has none.
+    /// Attaches the adapters by the interface that is named, or that of the model.
     pub(super) fn attach(
         &self,
         model: Verified,
@@ -75,7 +79,21 @@ impl AdapterSettings {
         training: bool,
         events: OnEvent<'_>,
     ) -> Result<Adapted> {
-        let (attach, names) = self.builder(model, path)?;
+        let interface = self.interface(path, &model)?;
+        self.attach_by(&interface, model, path, seed, training, events)
+    }
+
+    /// Attaches the adapters, with the head that was saved with one of them where the graph has none.
+    pub(super) fn attach_by(
+        &self,
+        interface: &Interface,
+        model: Verified,
+        path: &Path,
+        seed: u64,
+        training: bool,
+        events: OnEvent<'_>,
+    ) -> Result<Adapted> {
+        let (attach, names) = self.builder(model, interface, path)?;
         let mut adapted = attach.seed(seed).training(training).run()?;
         if let Some(head) = self.saved_head(&names)?
             && adapted.model.model().graph.find(contract::LOGITS).is_none()

@@ -2,7 +2,7 @@
 
 use super::attach::AdapterSettings;
 use super::check::{exists, fits, keep, usage, write_file};
-use super::event::{OnEvent, note, progress};
+use super::event::{OnEvent, notes, progress};
 use super::model::{ModelFiles, ModelSettings};
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
@@ -13,11 +13,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{Generated, GenerationArguments, Prompt, Scored, generate, score};
 use crate::ir::contract;
 use crate::options::{self, Options, fields};
+use crate::rewrite::pipelines;
 use crate::runtime::Plan;
 use crate::train::metrics::{Normalization, exact_match, final_number, same_final_number};
 use crate::train::{
     Answers, Collator, DataArguments, Dataset, EvalArguments, Labels, Metric, Task, TextPair,
-    TrainingArguments, inference_graph,
+    TrainingArguments,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -200,13 +201,7 @@ impl Run {
             self.prepared.tokenizer.as_ref(),
             vocabulary(&self.prepared.model.model().graph),
         );
-        let mut heard = Ok(());
-        let loaded = data.load(tokenizer, words, self.seed, &mut |line| {
-            if heard.is_ok() {
-                heard = note(events, line);
-            }
-        })?;
-        heard?;
+        let loaded = notes(events, |say| data.load(tokenizer, words, self.seed, say))?;
         let most = data.max_eval_samples.unwrap_or(usize::MAX);
         let rows = match loaded.eval {
             Some(eval) => eval,
@@ -326,14 +321,8 @@ impl Run {
 
     /// Prompts with their completions.
     fn pairs(&self, metrics: &[Metric], events: OnEvent<'_>) -> Result<Vec<TextPair>> {
-        let mut heard = Ok(());
         let tokenizer = self.prepared.tokenizer.as_ref();
-        let pairs = self.data.text_pairs(tokenizer, &mut |line| {
-            if heard.is_ok() {
-                heard = note(events, line);
-            }
-        })?;
-        heard?;
+        let pairs = notes(events, |say| self.data.text_pairs(tokenizer, say))?;
         let without = pairs.iter().find(|p| final_number(&p.completion).is_none());
         if let (true, Some(pair)) = (metrics.contains(&Metric::FinalNumber), without) {
             let d = Diagnostic::error(
@@ -396,7 +385,9 @@ impl Run {
 
     /// Runs the graph on rows, and keeps what it answers.
     fn answered(&self, data: &Dataset, pad_id: i64, events: OnEvent<'_>) -> Result<Answers> {
-        let model = inference_graph(self.prepared.model.clone(), self.model.mode())?;
+        let model = pipelines::inference(self.model.mode())
+            .run(self.prepared.model.clone())?
+            .model;
         let id = logits(&model.model().graph, None).map_err(|d| Error::new(ErrorKind::Run, d))?;
         let name = model.model().graph.name_of(id).to_owned();
         let mut options = self.model.compile_options()?;

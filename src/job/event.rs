@@ -56,6 +56,20 @@ pub(super) fn note(events: OnEvent<'_>, line: impl Into<String>) -> Result<()> {
     events(&Event::Note(line.into()))
 }
 
+/// Lets work say lines that cannot stop it. What a listener refuses ends the job when the work is done.
+pub(super) fn notes<T>(
+    events: OnEvent<'_>,
+    work: impl FnOnce(&mut dyn FnMut(String)) -> Result<T>,
+) -> Result<T> {
+    let mut heard = Ok(());
+    let done = work(&mut |line| {
+        if heard.is_ok() {
+            heard = note(events, line);
+        }
+    })?;
+    heard.map(|()| done)
+}
+
 /// Says how far work is.
 pub(super) fn progress(
     events: OnEvent<'_>,

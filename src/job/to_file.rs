@@ -125,7 +125,8 @@ impl AttachToFile {
     pub fn run(&self, events: OnEvent<'_>) -> Result<AttachReport> {
         let model = open(&self.model, events)?;
         let before = self.dry_run.then(|| model.clone());
-        let (attach, names) = self.adapters.builder(model, &self.model)?;
+        let interface = self.adapters.interface(&self.model, &model)?;
+        let (attach, names) = self.adapters.builder(model, &interface, &self.model)?;
         let adapted = attach.seed(self.seed).run()?;
         warn(events, &adapted.warnings)?;
         let summary = adapted.summary()?;

@@ -2,7 +2,7 @@
 
 use super::attach::AdapterSettings;
 use super::check::{check_outputs, fits, usage};
-use super::event::{Event, OnEvent, note};
+use super::event::{Event, OnEvent, note, notes};
 use super::head::choose_head;
 use super::model::{ModelFiles, ModelSettings};
 use super::report::{Tally, TrainReport};
@@ -224,9 +224,9 @@ impl Run {
             base = api::pack(base, &interface)?;
         }
         let seed = settings.training.seed;
-        let mut adapted = self.adapters.attach(base, path, seed, true, events)?;
-        // The one of the model as it was read, which packing may have changed.
-        adapted.interface = interface;
+        let adapted = self
+            .adapters
+            .attach_by(&interface, base, path, seed, true, events)?;
         let names = adapted.manifest()?.into_iter().map(|a| a.0);
         Ok(Subject {
             names: names.collect(),
@@ -247,13 +247,9 @@ impl Run {
             task_count: self.adapters.task_count(),
             ..settings.data.clone()
         };
-        let mut heard = Ok(());
-        let loaded = data.load(tokenizer.as_ref(), subject.vocabulary, seed, &mut |line| {
-            if heard.is_ok() {
-                heard = note(events, line);
-            }
-        })?;
-        heard.map(|()| loaded)
+        notes(events, |say| {
+            data.load(tokenizer.as_ref(), subject.vocabulary, seed, say)
+        })
     }
 
     /// Adds a head for a task of whole examples, where the graph has none.

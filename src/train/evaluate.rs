@@ -5,14 +5,13 @@ use super::batch::{Collator, Sampler};
 use super::data::{Dataset, Task};
 use super::eval_args::Metric;
 use super::event::{EvalEntry, Event, OnEvent};
-use super::graph::loss_graph;
 use crate::analyze::logits::logits;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
 use crate::rewrite::passes::loss::{Loss, RowLoss};
-use crate::rewrite::pipelines::Mode;
+use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::value::Floats;
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Trainable, Value};
 use indexmap::IndexMap;
@@ -72,7 +71,9 @@ impl Evaluator {
     }
 
     fn compile(&self) -> Result<Plan> {
-        let graph = loss_graph(self.model.clone(), &self.loss, self.mode)?;
+        let graph = pipelines::loss(&self.loss, self.mode)
+            .run(self.model.clone())?
+            .model;
         let mut outputs = vec![contract::LOSS.to_owned()];
         if task(&self.loss).is_some() {
             outputs.push(answers_of(&graph)?);

@@ -9,14 +9,13 @@ mod dry;
 mod eval_args;
 mod evaluate;
 mod event;
-mod graph;
+mod loss;
 pub(crate) mod metrics;
 mod optimizer;
 mod schedule;
 mod trainer;
 pub(crate) mod watch;
 
-pub(crate) use crate::rewrite::pipelines::Mode;
 pub(crate) use answers::Answers;
 #[cfg(test)]
 pub(crate) use args::Interval;
@@ -32,9 +31,7 @@ pub use dry::DryRun;
 pub(crate) use eval_args::{EvalArguments, Metric};
 pub(crate) use event::Stop;
 pub use event::{EvalEntry, Event, LogEntry, StepReport};
-pub(crate) use graph::{inference_graph, parse_loss, smoothed};
-#[cfg(test)]
-pub(crate) use graph::{loss_graph, training_graph};
+pub(crate) use loss::{parse_loss, smoothed};
 #[cfg(test)]
 pub(crate) use schedule::Schedule;
 pub(crate) use trainer::{Output, TrainData, Trainer, dataset_divisor};

@@ -13,7 +13,7 @@ use super::data::Dataset;
 use super::dry::DryRun;
 use super::evaluate::Evaluator;
 use super::event::{Event, OnEvent, StepReport, Stop};
-use super::graph::nothing_to_train;
+use super::loss::nothing_to_train;
 use super::optimizer::update;
 use crate::adapters::AdapterStore;
 use crate::diag::Diagnostic;

@@ -4,6 +4,7 @@
 //! are those of the row's `case.json`: ten times the difference between the library in single and in double precision.
 
 use super::support::fixture;
+use crate::unit::training_graph;
 use indexmap::IndexMap;
 use onnx_graft::adapters::folder::read_safetensors;
 use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Route, Setup};
@@ -12,11 +13,10 @@ use onnx_graft::ir::contract;
 use onnx_graft::ir::{DType, TensorData};
 use onnx_graft::rewrite::passes::gradient::Outputs as Keep;
 use onnx_graft::rewrite::passes::loss::{Divisor, Loss};
+use onnx_graft::rewrite::pipelines::{self, Mode};
 use onnx_graft::runtime::{CompileOptions, Feeds, Outputs, Plan, Value, io};
 use onnx_graft::select::Interface;
-use onnx_graft::train::{
-    Event, Mode, Schedule, Trainer, TrainingArguments, inference_graph, parse_loss, training_graph,
-};
+use onnx_graft::train::{Event, Schedule, Trainer, TrainingArguments, parse_loss};
 use onnx_graft::{Attach, api};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,7 +89,10 @@ impl Case {
     fn base(&self, wrong: &mut Vec<String>) {
         let want = &self.data[&format!("base/{}", self.output)];
         for mode in MODES {
-            let graph = inference_graph(self.model.clone(), mode).unwrap();
+            let graph = pipelines::inference(mode)
+                .run(self.model.clone())
+                .unwrap()
+                .model;
             let options = CompileOptions {
                 outputs: Some(vec![self.output.clone()]),
                 ..CompileOptions::default()

@@ -1,15 +1,17 @@
 //! One adapter on every export of a model: fused, optimized and plain graphs compute the same, forward and backward.
 
 use super::support::fixture;
+use crate::unit::training_graph;
 use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Setup};
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract;
 use onnx_graft::ir::{AttrValue, Builder, DType, Dim, Model, OpId, TensorData, Type, Val};
 use onnx_graft::rewrite::passes::gradient::Outputs;
 use onnx_graft::rewrite::passes::loss::Divisor;
+use onnx_graft::rewrite::pipelines::Mode;
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, io};
 use onnx_graft::select::Interface;
-use onnx_graft::train::{Mode, parse_loss, training_graph};
+use onnx_graft::train::parse_loss;
 use onnx_graft::{Attach, api};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

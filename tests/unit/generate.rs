@@ -479,8 +479,8 @@ fn what_cannot_be_generated_is_one_error() {
 fn the_score_of_texts_is_the_loss_of_the_graph() {
     use onnx_graft::generate::{Scored, score};
     use onnx_graft::rewrite::passes::loss::{Divisor, Loss};
+    use onnx_graft::rewrite::pipelines::{self, Mode};
     use onnx_graft::runtime::{Plan, io};
-    use onnx_graft::train::{Mode, loss_graph};
     let model = || api::open("fixtures/qwen3/model.onnx").unwrap();
     let feeds = io::read("fixtures/qwen3/inputs.safetensors".as_ref())
         .unwrap()
@@ -490,7 +490,10 @@ fn the_score_of_texts_is_the_loss_of_the_graph() {
         divisor: Divisor::Labels,
     };
     let plan = Plan::compile(
-        &loss_graph(model(), &loss, Mode::Portable).unwrap(),
+        &pipelines::loss(&loss, Mode::Portable)
+            .run(model())
+            .unwrap()
+            .model,
         &CompileOptions::default(),
     )
     .unwrap();

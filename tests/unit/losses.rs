@@ -1,12 +1,14 @@
 //! Losses by name: their value and gradient are those of the formula, portable and fused.
 
+use crate::unit::training_graph;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract;
 use onnx_graft::ir::{Builder, DType, Dim, Model, TensorData, Type};
 use onnx_graft::rewrite::passes::gradient::Outputs;
 use onnx_graft::rewrite::passes::loss::Divisor;
+use onnx_graft::rewrite::pipelines::Mode;
 use onnx_graft::runtime::{CompileOptions, Feeds, TrainStep, Value};
-use onnx_graft::train::{IGNORE, Mode, parse_loss, smoothed, training_graph};
+use onnx_graft::train::{IGNORE, parse_loss, smoothed};
 
 /// Width of what enters, and number of classes.
 const WIDTH: usize = 3;

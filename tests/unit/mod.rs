@@ -54,8 +54,21 @@ mod training_truth;
 mod watch;
 
 #[path = "../support/mod.rs"]
-mod support;
+pub(crate) mod support;
 
 #[expect(dead_code, reason = "shared with benches")]
 #[path = "../../benches/synth.rs"]
 mod synth;
+
+/// A model with a loss and its gradients by the values named: one step of training.
+#[cfg(feature = "train")]
+fn training_graph(
+    model: crate::infer::Verified,
+    loss: &crate::rewrite::Loss,
+    wrt: &[String],
+    outputs: crate::rewrite::Outputs,
+    mode: crate::rewrite::pipelines::Mode,
+) -> crate::Result<crate::infer::Verified> {
+    let pipeline = crate::rewrite::pipelines::training(loss, wrt, outputs, false, mode);
+    Ok(pipeline.run(model)?.model)
+}

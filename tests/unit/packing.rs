@@ -1,16 +1,17 @@
 //! Packing: examples that share a row are trained as if each had its own.
 
 use super::support::fixture;
+use crate::unit::training_graph;
 use onnx_graft::adapters::AdapterStore;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract;
 use onnx_graft::rewrite::passes::gradient::Outputs;
+use onnx_graft::rewrite::pipelines::{self, Mode};
 use onnx_graft::rewrite::{Pass, PassCx, PassError, Pipeline, Uses};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, TrainStep, Value};
 use onnx_graft::select::Interface;
 use onnx_graft::train::{
-    Batch, Collator, Example, IGNORE, Mode, PaddingSide, dataset_divisor, inference_graph,
-    parse_loss, training_graph,
+    Batch, Collator, Example, IGNORE, PaddingSide, dataset_divisor, parse_loss,
 };
 use onnx_graft::{Attach, api};
 use std::path::Path;
@@ -224,7 +225,7 @@ fn packed_attention_is_fused_as_well() {
         let base = api::open(fixture(arch).join(graph)).unwrap();
         let packed = api::pack(base.clone(), &interface).unwrap();
         let fused = |m: Verified| {
-            let ops = operators(&inference_graph(m, Mode::Native).unwrap());
+            let ops = operators(&pipelines::inference(Mode::Native).run(m).unwrap().model);
             ops.iter().filter(|o| o.ends_with("Attention")).count()
         };
         let (plain, packed) = (fused(base), fused(packed));
@@ -391,7 +392,10 @@ fn positions_that_are_sums_of_the_mask_start_again() {
 fn cores(path: &Path) -> usize {
     let interface = Interface::read(&fixture("qwen3").join("interface.json")).unwrap();
     let packed = api::pack(api::open(path).unwrap(), &interface).unwrap();
-    let graph = inference_graph(packed, Mode::Native).unwrap();
+    let graph = pipelines::inference(Mode::Native)
+        .run(packed)
+        .unwrap()
+        .model;
     let g = &graph.model().graph;
     let core = |n: &_| &*g.node(*n).op.op_type == "Attention";
     g.nodes().filter(core).count()

@@ -2,6 +2,7 @@
 
 use super::support::fixture;
 use super::synth::{Shape, decoder, patterned};
+use crate::unit::training_graph;
 use onnx_graft::adapters::AdapterStore;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract;
@@ -9,9 +10,10 @@ use onnx_graft::ir::{DType, Fact};
 use onnx_graft::rewrite::Pipeline;
 use onnx_graft::rewrite::passes::gradient::Outputs;
 use onnx_graft::rewrite::passes::recompute::Recompute;
+use onnx_graft::rewrite::pipelines::Mode;
 use onnx_graft::runtime::{CompileOptions, Feeds, TrainStep, Value, io};
 use onnx_graft::select::Interface;
-use onnx_graft::train::{Mode, parse_loss, training_graph};
+use onnx_graft::train::parse_loss;
 use onnx_graft::{Attach, api};
 
 /// The training graph of an adapted fixture, and its trainable parameters.

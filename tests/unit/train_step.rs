@@ -1,11 +1,13 @@
 //! Optimizer steps on real graphs: the portable and the fused backward agree, the loss falls, the base stays.
 
+use crate::unit::training_graph;
 use onnx_graft::infer::Verified;
 use onnx_graft::onnx;
 use onnx_graft::rewrite::passes::gradient::Outputs;
 use onnx_graft::rewrite::passes::loss::Divisor;
+use onnx_graft::rewrite::pipelines::Mode;
 use onnx_graft::runtime::{CompileOptions, Feeds, Gradient, TrainStep, Trainable, io};
-use onnx_graft::train::{Mode, parse_loss, training_graph};
+use onnx_graft::train::parse_loss;
 use std::path::Path;
 
 /// Named norm weights: present under their own names in the exports of both exporters.

@@ -1,12 +1,14 @@
 //! What training does and inference does not: dropout and stochastic depth, seeded, with exact gradients; and what trains at all.
 
 use super::support::fixture;
+use crate::unit::training_graph;
 use onnx_graft::adapters::{AdapterStore, identifiers};
 use onnx_graft::rewrite::passes::gradient::Outputs;
 use onnx_graft::rewrite::passes::loss::Divisor;
+use onnx_graft::rewrite::pipelines::Mode;
 use onnx_graft::runtime::{CompileOptions, Feeds, TrainStep, io};
 use onnx_graft::select::Interface;
-use onnx_graft::train::{Mode, parse_loss, training_graph};
+use onnx_graft::train::parse_loss;
 use onnx_graft::{Attach, api};
 
 /// Places that drop things, with each method that has them.

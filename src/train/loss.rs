@@ -1,12 +1,8 @@
-//! From an adapted model to the graph of a training step.
+//! Losses by the names that settings give them.
 
 use crate::diag::Diagnostic;
-use crate::error::{Error, ErrorKind, Result};
-use crate::infer::Verified;
-#[cfg(test)]
-use crate::rewrite::passes::gradient::Outputs;
+use crate::error::{Error, ErrorKind};
 use crate::rewrite::passes::loss::{Divisor, Loss, RowLoss};
-use crate::rewrite::pipelines::{self, Mode};
 
 /// The same loss with a share of the target spread over all classes; losses that have no classes stay as they are.
 #[must_use]
@@ -62,30 +58,6 @@ pub(crate) fn parse_loss(text: &str, divisor: Divisor) -> Loss {
         "mse" => Loss::Mse { output: None },
         name => Loss::Named(name.to_owned()),
     }
-}
-
-/// Fuses a model for inference on this library's runtime.
-pub(crate) fn inference_graph(model: Verified, mode: Mode) -> Result<Verified> {
-    Ok(pipelines::inference(mode).run(model)?.model)
-}
-
-/// Appends the loss and its gradients by the values named. Afterwards the graph has the output `loss` and an output `grad/NAME` for
-/// each; with [`Outputs::Drop`] no others.
-#[cfg(test)]
-pub(crate) fn training_graph(
-    model: Verified,
-    loss: &Loss,
-    wrt: &[String],
-    outputs: Outputs,
-    mode: Mode,
-) -> Result<Verified> {
-    let pipeline = pipelines::training(loss, wrt, outputs, false, mode);
-    Ok(pipeline.run(model)?.model)
-}
-
-/// Appends a loss without gradients.
-pub(crate) fn loss_graph(model: Verified, loss: &Loss, mode: Mode) -> Result<Verified> {
-    Ok(pipelines::loss(loss, mode).run(model)?.model)
 }
 
 /// An error where nothing can be trained.
