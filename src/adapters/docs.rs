@@ -353,28 +353,13 @@ pub(crate) fn schema() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{env, fs, path::Path};
-
-    /// `UPDATE_SCHEMAS=1` writes the file instead.
-    fn fresh(name: &str, wanted: &str) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("schemas")
-            .join(name);
-        if env::var_os("UPDATE_SCHEMAS").is_some() {
-            fs::write(&path, wanted).unwrap();
-        }
-        let found = fs::read_to_string(&path).unwrap_or_default();
-        assert!(
-            found == wanted,
-            "schemas/{name} is not fresh: run the tests with UPDATE_SCHEMAS=1"
-        );
-    }
+    use crate::unit::support::check_generated;
 
     #[test]
     fn generated_files_are_fresh() {
-        fresh("methods.md", &markdown().unwrap());
+        check_generated("methods.md", &markdown().unwrap());
         let text = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
-        fresh("adapter_config.schema.json", &text);
+        check_generated("adapter_config.schema.json", &text);
     }
 
     #[test]

@@ -286,30 +286,16 @@ fn markdown() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unit::support::check_generated;
     use std::{env, fs};
-
-    /// `UPDATE_SCHEMAS=1` writes the file instead.
-    fn fresh(name: &str, wanted: &str) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("schemas")
-            .join(name);
-        if env::var_os("UPDATE_SCHEMAS").is_some() {
-            fs::write(&path, wanted).unwrap();
-        }
-        let found = fs::read_to_string(&path).unwrap_or_default();
-        assert!(
-            found == wanted,
-            "schemas/{name} is not fresh: run the tests with UPDATE_SCHEMAS=1"
-        );
-    }
 
     #[test]
     fn generated_files_are_fresh() {
-        fresh(
+        check_generated(
             "job.schema.json",
             &(serde_json::to_string_pretty(&JobSettings::schema()).unwrap() + "\n"),
         );
-        fresh("job.md", &markdown());
+        check_generated("job.md", &markdown());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ir::{Graph, Metadata, Model, ValueId};
+use crate::unit::support::check_generated;
 use std::path::{Path, PathBuf};
 
 fn open(path: &Path) -> Model {
@@ -176,20 +177,11 @@ fn a_proposed_interface_selects_what_the_written_one_does() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// `UPDATE_SCHEMAS=1 cargo test schema` writes it anew.
 #[test]
 fn the_schema_in_the_repository_is_that_of_the_type() {
     let schema = schemars::schema_for!(InterfaceFile);
     let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-    let path = "schemas/adapter_interface.schema.json";
-    if std::env::var_os("UPDATE_SCHEMAS").is_some() {
-        std::fs::write(path, &text).unwrap();
-    }
-    assert_eq!(
-        std::fs::read_to_string(path).unwrap_or_default(),
-        text,
-        "regenerate {path} with UPDATE_SCHEMAS=1"
-    );
+    check_generated("adapter_interface.schema.json", &text);
 }
 
 #[test]
