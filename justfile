@@ -27,7 +27,7 @@ fmt:
 
 # Writes generated files again: schemas and snapshots. Read the difference before you commit it.
 regen:
-    UPDATE_SCHEMAS=1 cargo nextest run schema
+    UPDATE_SCHEMAS=1 cargo nextest run fresh schema
     INSTA_UPDATE=always cargo nextest run golden
 
 # Benchmarks of graphs and of one layer.
