@@ -85,7 +85,7 @@ impl Longer {
             let Some(dims) = view.dims(v) else {
                 continue;
             };
-            if is_cache(&dims) && !reads_input(graph, &inside, v) {
+            if is_cache(dims) && !reads_input(graph, &inside, v) {
                 return Err(refused(format!(
                     "the input `{}` holds keys or values of tokens before: the prompt would stand in front of every step",
                     graph.name_of(v)
@@ -202,7 +202,7 @@ pub(crate) fn alike(view: View<'_>, mask: ValueId) -> bool {
     ];
     let graph = view.graph;
     let dims = view.dims(mask).unwrap_or_default();
-    let [.., queries, keys] = &*dims else {
+    let [.., queries, keys] = dims else {
         return false;
     };
     let square = |v: ValueId| {

@@ -145,10 +145,6 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one call site; a struct would only rename them"
-)]
 fn member<'s>(
     index: usize,
     adapter: &'s Adapter,
