@@ -192,6 +192,24 @@ impl MethodDoc {
 }
 
 impl Explained {
+    /// `architecture` of its configuration.
+    pub(crate) fn architecture(&self) -> &'static str {
+        match &self.members[..] {
+            [one] => one.architecture,
+            _ => "union",
+        }
+    }
+
+    /// AdapterHub's keys of the places of all members.
+    pub(crate) fn locations(&self) -> Vec<&'static str> {
+        self.members.iter().flat_map(MethodDoc::locations).collect()
+    }
+
+    /// Whether it can be folded into the base weights: all members can.
+    pub(crate) fn merges(&self) -> bool {
+        self.members.iter().all(|m| m.merges)
+    }
+
     /// As text for a terminal.
     pub(crate) fn text(&self) -> String {
         let mut out = match self.stands_for {

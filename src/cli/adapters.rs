@@ -1,13 +1,12 @@
 //! `rewrite adapter`: parses arguments, shows events and prints.
 
-use super::args::{AdapterCommand, AdapterFormat, AverageArgs, CombineStrategy, ConvertArgs};
-use super::{Ui, usage};
-use crate::adapters::docs::MethodDoc;
+use super::Ui;
+use super::args::{AdapterCommand, AdapterFormat, AverageArgs, ConvertArgs};
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
-use crate::adapters::{AverageOptions, Combine, Config, Setup, average, identifiers};
+use crate::adapters::identifiers;
 use crate::api;
 use crate::error::Result;
-use crate::job::{Convert, Converted, Format, rename_beside};
+use crate::job::{Average, Convert, Converted, Format, Summed, rename_beside, sum_up};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -40,30 +39,18 @@ pub(super) fn run(command: &AdapterCommand, ui: &Ui) -> Result<()> {
 }
 
 fn averaged(args: &AverageArgs, ui: &Ui) -> Result<()> {
-    let read = |p: &PathBuf| AdapterFolder::read(p);
-    let adapters = args.adapters.iter().map(read).collect::<Result<Vec<_>>>()?;
-    let combine = match (args.combine_strategy, args.svd_rank) {
-        (CombineStrategy::Linear, None) => Combine::Linear,
-        (CombineStrategy::LoraLinearOnlyNegateB, None) => Combine::LoraLinearOnlyNegateB,
-        (CombineStrategy::LoraDeltaWSvd, Some(rank)) => Combine::LoraDeltaWSvd { rank },
-        (CombineStrategy::LoraDeltaWSvd, None) | (_, Some(_)) => {
-            return Err(usage(
-                "--svd-rank and --combine-strategy do not fit",
-                "a rank belongs to --combine-strategy lora_delta_w_svd, and only to it",
-            ));
-        }
-    };
-    let options = AverageOptions {
+    let job = Average {
+        name: args.name.clone(),
+        adapters: args.adapters.clone(),
         weights: args.weights.clone(),
         normalize: !args.no_normalize_weights,
-        combine,
+        strategy: args.combine_strategy.name().to_owned(),
+        rank: args.svd_rank,
+        output: args.output.clone(),
+        force: args.force,
     };
-    let out = average(&args.name, &adapters, &options)?;
-    let path = args
-        .output
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(&args.name));
-    written(&out, &path, args.force, ui)
+    let (out, path) = job.run()?;
+    say(&out, &path, ui)
 }
 
 /// Writes an adapter folder and says so.
@@ -127,42 +114,24 @@ fn converted(args: &ConvertArgs, ui: &Ui) -> Result<()> {
 }
 
 fn summary(paths: &[PathBuf], ui: &Ui) -> Result<()> {
-    let [path] = paths else {
-        return folders(paths, ui);
-    };
-    if path.is_dir() {
-        return folders(paths, ui);
+    match sum_up(paths, &mut |event| ui.shown(event))? {
+        Summed::Model(summary) => ui.result(
+            &json!({ "adapters": super::attach::rows(&summary), "full_model": summary.full }),
+            || summary.table() + "\n",
+        ),
+        Summed::Folders(all) => folders(&all, ui),
     }
-    let model = api::open(path)?;
-    let names = api::manifest(&model)?.into_iter().map(|(n, _)| n);
-    let summary = api::summary(&model, &Setup::stack(names))?;
-    ui.result(
-        &json!({ "adapters": super::attach::rows(&summary), "full_model": summary.full }),
-        || summary.table() + "\n",
-    )
 }
 
-fn folders(paths: &[PathBuf], ui: &Ui) -> Result<()> {
-    let read = |p: &PathBuf| -> Result<(PathBuf, AdapterFolder, u64)> {
-        let f = AdapterFolder::read(p)?;
-        let count: u64 = f
-            .weights
-            .tensors
-            .iter()
-            .filter(|(k, _)| crate::adapters::folder::is_adapter_key(k, &f.name))
-            .filter_map(|(_, t)| t.count())
-            .sum();
-        Ok((p.clone(), f, count))
-    };
-    let all = paths.iter().map(read).collect::<Result<Vec<_>>>()?;
+fn folders(all: &[(PathBuf, AdapterFolder)], ui: &Ui) -> Result<()> {
     let rows: Vec<_> = all
         .iter()
-        .map(|(p, f, count)| {
-            json!({ "folder": p, "name": f.name, "architecture": f.config.architecture(), "#param": count,
+        .map(|(p, f)| {
+            json!({ "folder": p, "name": f.name, "architecture": f.config.architecture(), "#param": f.parameters(),
                     "model_type": f.meta.model_type, "route": f.route().to_string(), "config_id": f.config.hash(), "config": f.config.to_dict() })
         })
         .collect();
-    for (_, f, _) in &all {
+    for (_, f) in all {
         ui.warnings(&f.notes);
     }
     ui.result(&json!(rows), || {
@@ -170,12 +139,13 @@ fn folders(paths: &[PathBuf], ui: &Ui) -> Result<()> {
             "{:<20}{:<16}{:>12}  {:<14}{:<10}{}\n",
             "Name", "Architecture", "#Param", "Model type", "Route", "Config"
         );
-        for (_, f, count) in &all {
+        for (_, f) in all {
             let route = f.route().to_string();
             text += &format!(
-                "{:<20}{:<16}{count:>12}  {:<14}{route:<10}{}\n",
+                "{:<20}{:<16}{:>12}  {:<14}{route:<10}{}\n",
                 f.name,
                 f.config.architecture(),
+                f.parameters(),
                 f.meta.model_type,
                 f.config.hash()
             );
@@ -188,27 +158,15 @@ fn methods(ui: &Ui) -> Result<()> {
     let mut rows = Vec::new();
     for name in identifiers() {
         let known = api::method(name)?;
-        let config = Config::parse(name)?;
-        let attaches: Vec<&str> = known
-            .members
-            .iter()
-            .flat_map(MethodDoc::locations)
-            .collect();
-        let merges = known.members.iter().all(|m| m.merges);
+        let architecture = known.architecture();
+        let (attaches, merges) = (known.locations(), known.merges());
         let at = match known.stands_for {
             Some(full) => format!("{} = {full}", attaches.join(", ")),
             None => attaches.join(", "),
         };
-        let json = json!({ "identifier": name, "architecture": config.architecture(), "config_id": known.config_id,
+        let json = json!({ "identifier": name, "architecture": architecture, "config_id": known.config_id,
                            "attaches": attaches, "merges": merges, "stands_for": known.stands_for });
-        rows.push((
-            json,
-            name,
-            config.architecture(),
-            known.config_id,
-            at,
-            merges,
-        ));
+        rows.push((json, name, architecture, known.config_id, at, merges));
     }
     let json: Vec<_> = rows.iter().map(|r| &r.0).collect();
     ui.result(&json!(json), || {

@@ -537,6 +537,17 @@ pub(crate) enum CombineStrategy {
     LoraDeltaWSvd,
 }
 
+impl CombineStrategy {
+    /// The library's name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            CombineStrategy::Linear => "linear",
+            CombineStrategy::LoraLinearOnlyNegateB => "lora_linear_only_negate_b",
+            CombineStrategy::LoraDeltaWSvd => "lora_delta_w_svd",
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
     pub(crate) folder: PathBuf,

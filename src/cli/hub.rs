@@ -1,10 +1,10 @@
-//! `rewrite hub`.
+//! `rewrite hub`: parses arguments, shows events and prints.
 
 use super::Ui;
 use super::args::{HubCommand, PullArgs, PushArgs, RepoType};
 use crate::error::Result;
-use crate::hub::{self, Hub, Kind, Pushed, Reference, Select, Transfer};
-use crate::job::{Event, Parcel, Push};
+use crate::hub::{Kind, PulledFile, Pushed, RemoteFile};
+use crate::job::{Event, Parcel, Pull, Push};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
@@ -23,52 +23,37 @@ fn kind(given: RepoType) -> Kind {
 }
 
 fn pull(args: &PullArgs, ui: &Ui) -> Result<()> {
-    let mut reference = Reference::parse(&args.repo)?;
-    if let Some(given) = args.repo_type {
-        reference.kind = kind(given);
-    }
-    if let Some(revision) = &args.revision {
-        let checked = Reference::parse(&format!("{}@{revision}", reference.page()))?;
-        reference = reference.at(&checked.revision);
-    }
-    let hub = Hub::from_env()?;
+    let pull = Pull {
+        repo: args.repo.clone(),
+        kind: args.repo_type.map(kind),
+        revision: args.revision.clone(),
+        include: args.include.clone(),
+        exclude: args.exclude.clone(),
+        output: args.output.clone(),
+        force: args.force,
+    };
     if args.list {
-        let listing = hub.list(&reference)?;
+        let listing = pull.list()?;
         return ui.result(&json!(listing), || {
-            let line = |f: &hub::RemoteFile| {
+            let line = |f: &RemoteFile| {
                 let size = f.size.map_or_else(|| "?".to_owned(), |s| s.to_string());
                 format!("{size:>14}  {}\n", f.path)
             };
             listing.files.iter().map(line).collect()
         });
     }
-    let mut select = Select {
-        include: args.include.clone(),
-        exclude: args.exclude.clone(),
-    };
-    // A path is a file, a pattern, or a folder.
-    if let Some(path) = reference.path.take() {
-        let listing = hub.list(&reference)?;
-        let folder = format!("{path}/");
-        let inside = listing.files.iter().any(|f| f.path.starts_with(&folder));
-        select.include.push(if inside { folder } else { path });
-    }
     let mut bar = Bar::new(ui);
-    let pulled = hub.pull(&reference, &select, &mut |t| bar.show(t));
+    let done = pull.run(&mut |event| {
+        bar.event(event);
+        Ok(())
+    });
     bar.clear();
-    let pulled = pulled?;
-    let target = match &args.output {
-        Some(folder) => {
-            pulled.export(folder, args.force)?;
-            folder.clone()
-        }
-        None => pulled.folder.clone(),
-    };
+    let (pulled, folder) = done?;
     let mut report = json!(pulled);
-    report["folder"] = target.display().to_string().into();
+    report["folder"] = folder.display().to_string().into();
     ui.note(&format!("{} at commit {}", pulled.repo, pulled.commit));
     ui.result(&report, || {
-        let path = |f: &hub::PulledFile| format!("{}\n", target.join(&f.path).display());
+        let path = |f: &PulledFile| format!("{}\n", folder.join(&f.path).display());
         pulled.files.iter().map(path).collect()
     })
 }
@@ -155,25 +140,18 @@ impl Bar {
         }
     }
 
-    fn show(&mut self, t: Transfer<'_>) {
-        if self.file != t.file {
-            t.file.clone_into(&mut self.file);
-            self.bar.set_message(self.file.clone());
-            self.bar.set_length(t.total.unwrap_or(0));
-            self.bar.reset();
-        }
-        self.bar.set_position(t.done);
-    }
-
     /// Shows how far a transfer is.
     pub(super) fn event(&mut self, event: &Event) {
-        if let Event::Transfer { file, done, total } = event {
-            self.show(Transfer {
-                file,
-                done: *done,
-                total: *total,
-            });
+        let Event::Transfer { file, done, total } = event else {
+            return;
+        };
+        if self.file != *file {
+            file.clone_into(&mut self.file);
+            self.bar.set_message(self.file.clone());
+            self.bar.set_length(total.unwrap_or(0));
+            self.bar.reset();
         }
+        self.bar.set_position(*done);
     }
 
     pub(super) fn clear(&self) {

@@ -1,9 +1,10 @@
-//! `rewrite inspect` and `rewrite interface`.
+//! `rewrite inspect` and `rewrite interface`: parses arguments, shows events and prints.
 
-use super::{Ui, exists, keep, open, stdout};
+use super::{Ui, open, stdout};
 use crate::api;
 use crate::error::Result;
-use crate::select::{Inspection, Interface, infer_interface};
+use crate::job::Infer;
+use crate::select::{Inspection, Interface};
 use serde_json::json;
 use std::path::Path;
 
@@ -81,23 +82,17 @@ pub(super) fn check(interface: &str, model: Option<&Path>, ui: &Ui) -> Result<()
     })
 }
 
-pub(super) fn infer(path: &Path, output: Option<&Path>, force: bool, ui: &Ui) -> Result<()> {
-    let model = open(path, ui)?;
-    let proposal = infer_interface(&model)?;
-    ui.warnings(&proposal.notes);
-    let Some(output) = output else {
-        return stdout(proposal.interface.to_json().as_bytes());
+pub(super) fn infer(model: &Path, output: Option<&Path>, force: bool, ui: &Ui) -> Result<()> {
+    let job = Infer {
+        model: model.to_owned(),
+        output: output.map(Path::to_owned),
+        force,
     };
-    if output.exists() && !force {
-        return Err(exists(output));
-    }
-    keep(output, [path])?;
-    super::write_file(output, proposal.interface.to_json().as_bytes())?;
+    let interface = job.run(&mut |event| ui.shown(event))?;
+    let Some(output) = output else {
+        return stdout(interface.to_json().as_bytes());
+    };
     ui.result(&json!({ "file": output }), || {
-        format!(
-            "wrote {}
-",
-            output.display()
-        )
+        format!("wrote {}\n", output.display())
     })
 }

@@ -19,7 +19,7 @@ mod train;
 use crate::diag::{Diagnostic, Severity, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::job::{Event, exists, keep, usage, write_file};
+use crate::job::{Event, usage};
 use crate::onnx::Saved;
 use args::{Cli, Command, ExecArgs, InterfaceCommand};
 use clap::{CommandFactory, Parser};

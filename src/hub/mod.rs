@@ -17,9 +17,7 @@ mod push;
 mod resolve;
 
 pub(crate) use name::{Kind, Reference, matches};
-#[cfg(test)]
-pub(crate) use pull::Pulled;
-pub(crate) use pull::{Listing, PulledFile, RemoteFile, Select};
+pub(crate) use pull::{Listing, Pulled, PulledFile, RemoteFile, Select};
 pub(crate) use push::{PushFile, PushOptions, Pushed, Source, folder};
 pub(crate) use resolve::{Want, resolve};
 

@@ -163,7 +163,8 @@ impl Hub {
         })
     }
 
-    /// Pulls files into the cache. The data files of a pulled ONNX model come along.
+    /// Pulls files into the cache. The data files of a pulled ONNX model come along. The path of the reference is a file, a pattern, or
+    /// a folder, and joins what is selected.
     ///
     /// # Errors
     /// What [`Hub::list`] refuses; patterns that match nothing; files whose size or hash is not what was promised; a cache that
@@ -175,8 +176,15 @@ impl Hub {
         on: OnTransfer<'_>,
     ) -> Result<Pulled> {
         let listing = self.list(reference)?;
-        let wanted = select.of(reference, &listing)?;
-        self.pull_files(reference, &listing, wanted, on)
+        let mut reference = reference.clone();
+        let mut select = select.clone();
+        if let Some(path) = reference.path.take() {
+            let folder = format!("{path}/");
+            let inside = listing.files.iter().any(|f| f.path.starts_with(&folder));
+            select.include.push(if inside { folder } else { path });
+        }
+        let wanted = select.of(&reference, &listing)?;
+        self.pull_files(&reference, &listing, wanted, on)
     }
 
     /// Pulls these files of a listing.

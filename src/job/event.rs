@@ -48,6 +48,18 @@ pub enum Event {
     Pushed(crate::hub::Pushed),
 }
 
+#[cfg(feature = "hub")]
+impl Event {
+    /// How far a transfer is.
+    pub(super) fn transfer(t: crate::hub::Transfer<'_>) -> Self {
+        Event::Transfer {
+            file: t.file.to_owned(),
+            done: t.done,
+            total: t.total,
+        }
+    }
+}
+
 /// Receives events. An error ends the job.
 pub type OnEvent<'a> = &'a mut dyn FnMut(&Event) -> Result<()>;
 

@@ -8,6 +8,7 @@
 //! ```
 
 mod attach;
+mod average;
 mod check;
 mod compare;
 mod convert;
@@ -15,10 +16,13 @@ mod evaluate;
 mod event;
 mod generate;
 mod head;
+mod infer;
 mod merge;
 mod model;
 mod prepared;
 mod print;
+#[cfg(feature = "hub")]
+mod pull;
 #[cfg(feature = "hub")]
 mod push;
 mod remote;
@@ -27,6 +31,7 @@ mod request;
 mod run;
 mod settings;
 mod strip;
+mod summary;
 mod to_file;
 mod train;
 
@@ -46,13 +51,18 @@ pub use strip::Strip;
 pub use to_file::{AttachReport, AttachToFile, Placed, Selected, Written};
 pub use train::Job;
 
-pub(crate) use check::{exists, keep, usage, write_file};
+pub(crate) use average::Average;
+pub(crate) use check::usage;
+pub(crate) use infer::Infer;
 pub(crate) use model::{Dtype, ModelSettings};
+#[cfg(feature = "hub")]
+pub(crate) use pull::Pull;
 #[cfg(feature = "hub")]
 pub(crate) use push::{Parcel, Push};
 #[cfg(feature = "cli")]
 pub(crate) use remote::{fetched, wanted};
 pub(crate) use settings::JobArguments;
+pub(crate) use summary::{Summed, sum_up};
 
 use crate::error::Result;
 use crate::infer::Verified;

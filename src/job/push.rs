@@ -116,11 +116,7 @@ impl Push {
         let hub = Hub::from_env()?;
         let pushed = hub.push(&parcel.to, &parcel.files, &options, &mut |t| {
             if heard.is_ok() {
-                heard = events(&Event::Transfer {
-                    file: t.file.to_owned(),
-                    done: t.done,
-                    total: t.total,
-                });
+                heard = events(&Event::transfer(t));
             }
         })?;
         heard.map(|()| pushed)

@@ -32,6 +32,32 @@ pub enum Combine {
     },
 }
 
+impl Combine {
+    /// The way of this name in the library, with the rank of the result for the one that needs it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`]: an unknown name; a rank that is missing, or that the way does not know.
+    pub(crate) fn named(strategy: &str, rank: Option<usize>) -> Result<Self> {
+        let refuse = |message: &str, help: &str| {
+            let finding = Diagnostic::error("arguments", message).help(help);
+            Err(Error::new(ErrorKind::Usage, finding))
+        };
+        match (strategy, rank) {
+            ("linear", None) => Ok(Combine::Linear),
+            ("lora_linear_only_negate_b", None) => Ok(Combine::LoraLinearOnlyNegateB),
+            ("lora_delta_w_svd", Some(rank)) => Ok(Combine::LoraDeltaWSvd { rank }),
+            ("linear" | "lora_linear_only_negate_b" | "lora_delta_w_svd", _) => refuse(
+                "--svd-rank and --combine-strategy do not fit",
+                "a rank belongs to --combine-strategy lora_delta_w_svd, and only to it",
+            ),
+            _ => refuse(
+                &format!("there is no way to combine adapters called `{strategy}`"),
+                "linear, lora_linear_only_negate_b or lora_delta_w_svd",
+            ),
+        }
+    }
+}
+
 /// How to average.
 #[derive(Clone, Debug)]
 pub struct AverageOptions {

@@ -99,6 +99,13 @@ impl AdapterFolder {
         Self::read_with(folder, &|dict| Config::from_dict(dict, UnknownKeys::Keep))
     }
 
+    /// Number of the adapter's parameters; those of a prediction head in the same file are not counted.
+    pub(crate) fn parameters(&self) -> u64 {
+        let own = self.weights.tensors.iter();
+        let own = own.filter(|(key, _)| is_adapter_key(key, &self.name));
+        own.filter_map(|(_, tensor)| tensor.count()).sum()
+    }
+
     /// Reads a folder whose configuration `config` makes from its dictionary: that of a method of another crate.
     ///
     /// # Errors

@@ -1,0 +1,52 @@
+//! Adapter folders are averaged.
+
+use crate::adapters::folder::{AdapterFolder, WriteOptions};
+use crate::adapters::{AverageOptions, Combine, average};
+use crate::error::Result;
+use std::path::PathBuf;
+
+/// Averages adapter folders into a new one.
+#[derive(Clone, Debug)]
+pub(crate) struct Average {
+    /// Name of the new adapter.
+    pub(crate) name: String,
+    /// The folders.
+    pub(crate) adapters: Vec<PathBuf>,
+    /// One weight for each (default: equal ones).
+    pub(crate) weights: Option<Vec<f64>>,
+    /// Whether weights are divided by their sum.
+    pub(crate) normalize: bool,
+    /// How parameters are combined, by the library's name.
+    pub(crate) strategy: String,
+    /// Rank of the result, where parameters are combined by singular values.
+    pub(crate) rank: Option<usize>,
+    /// The new folder (default: one of the new name in the working folder).
+    pub(crate) output: Option<PathBuf>,
+    /// Whether existing outputs are replaced.
+    pub(crate) force: bool,
+}
+
+impl Average {
+    /// Averages and writes: the new adapter and its folder.
+    ///
+    /// # Errors
+    /// Those of [`Combine::named`] and [`average`]; folders that cannot be read or written.
+    pub(crate) fn run(&self) -> Result<(AdapterFolder, PathBuf)> {
+        let adapters = self.adapters.iter().map(|p| AdapterFolder::read(p));
+        let adapters = adapters.collect::<Result<Vec<_>>>()?;
+        let options = AverageOptions {
+            weights: self.weights.clone(),
+            normalize: self.normalize,
+            combine: Combine::named(&self.strategy, self.rank)?,
+        };
+        let out = average(&self.name, &adapters, &options)?;
+        let path = self.output.clone();
+        let path = path.unwrap_or_else(|| PathBuf::from(&self.name));
+        let options = WriteOptions {
+            force: self.force,
+            ..WriteOptions::default()
+        };
+        out.write(&path, options)?;
+        Ok((out, path))
+    }
+}
