@@ -398,7 +398,6 @@ impl Graph {
     // ---- editing: crate-private --------------------------------------------------------------------------------------
 
     /// Mutable access to a node's own data (never to its edges).
-    #[cfg(test)]
     pub(crate) fn node_mut(&mut self, id: NodeId) -> Option<&mut Node> {
         match self.g.node_weight_mut(id.ix)? {
             Entry {

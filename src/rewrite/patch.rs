@@ -57,6 +57,11 @@ enum Edit {
         version: i64,
     },
     AddFunction(Box<Function>),
+    Stamp {
+        node: NodeId,
+        key: Box<str>,
+        value: Box<str>,
+    },
 }
 
 /// A set of edits that is applied as a whole or not at all.
@@ -246,6 +251,15 @@ impl Patch {
             .collect()
     }
 
+    /// Sets a `metadata_props` entry of a node that is there already.
+    pub(crate) fn stamp(&mut self, node: NodeId, key: &str, value: &str) {
+        self.edits.push(Edit::Stamp {
+            node,
+            key: key.into(),
+            value: value.into(),
+        });
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.edits.is_empty() && self.builder.node_count() == 0
@@ -353,6 +367,9 @@ impl Patch {
                 Edit::RemoveNode(n) => {
                     g.get_node(*n).ok_or_else(stale)?;
                     removed_nodes.insert(*n);
+                }
+                Edit::Stamp { node, .. } => {
+                    g.get_node(*node).ok_or_else(stale)?;
                 }
                 Edit::RemoveOutput(v) => {
                     live(*v)?;
@@ -507,6 +524,11 @@ fn apply_edit(
             }
         }
         Edit::ModelMetadata { key, value } => set(&mut model.metadata, key, value),
+        Edit::Stamp { node, key, value } => {
+            if let Some(node) = g.node_mut(node) {
+                set(&mut node.metadata, key, Some(value));
+            }
+        }
         Edit::Import { domain, version } => {
             if model.opset(&domain).is_none() {
                 model.opset_imports.push((domain, version));

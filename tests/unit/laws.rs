@@ -158,8 +158,13 @@ proptest! {
             // What a method needs may be behind the first adapter: that is said, and nothing is done.
             return Ok(());
         };
-        let stripped = api::strip(two, Some("b")).unwrap();
+        let stripped = api::strip(two.clone(), Some("b")).unwrap();
         prop_assert_eq!(text::print(stripped.model()), before);
+        // What a prompt changes about the graph is the first's, whoever is above it.
+        if let Ok(second) = api::strip(two, Some("a")) {
+            let none = api::strip(second, Some("b")).unwrap();
+            prop_assert_eq!(text::print(none.model()), DYNAMO.text.clone());
+        }
     }
 }
 

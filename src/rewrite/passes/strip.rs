@@ -64,6 +64,16 @@ impl Pass for Strip {
                 patch.redirect(new, old.into(), Uses::All);
             }
         }
+        // What stands for a value that goes stands for the one under it.
+        for n in g.nodes().filter(|n| !gone.contains(n)) {
+            let replaced = g.node(n).metadata.get(stamp::REPLACES);
+            let Some(old) = replaced.and_then(|name| g.find(name)) else {
+                continue;
+            };
+            if closing.contains_key(&old) {
+                patch.stamp(n, stamp::REPLACES, g.name_of(root(old, &closing)));
+            }
+        }
         // The first one attached remembers the base model's types: the last to be set.
         for n in nodes.iter().rev() {
             let Some(text) = g.node(*n).metadata.get(stamp::OUTPUTS) else {
