@@ -170,6 +170,9 @@ impl Method for PromptTuning {
         p: &Params<'_>,
         cx: &BuildCx<'_>,
     ) -> Result<State, Diagnostic> {
+        cx.whole_rows.set(Some(
+            "a prompt stands in front of a row, not of each of its examples",
+        ));
         let b = cx.b;
         let longer = match &place.at {
             At::Sequence(longer) => longer,

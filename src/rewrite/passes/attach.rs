@@ -304,18 +304,7 @@ impl Writer<'_> {
 
 /// Refuses what treats a row as one example where rows are packed.
 fn unpacked(place: &Place<'_>, build: &BuildCx<'_>) -> Result<(), Diagnostic> {
-    let why = match place.at {
-        At::Sequence(_) | At::Mask(_) => {
-            Some("a prompt stands in front of a row, not of each of its examples")
-        }
-        At::Linear(_)
-        | At::Sublayer(_)
-        | At::Layer(_)
-        | At::Embeddings(_)
-        | At::HeadInput(_)
-        | At::Attention(_) => build.whole_rows.get(),
-    };
-    match why {
+    match build.whole_rows.get() {
         Some(why) if build.segments().is_some() => Err(Diagnostic::error("packing", why)
             .at(place.scope.clone())
             .help("train without packing; `group_by_length` also saves padding")),
@@ -400,3 +389,6 @@ fn readers(graph: &Graph, value: ValueId, nodes: &[crate::ir::NodeId]) -> Vec<Us
     let uses = graph.uses(value).into_iter();
     uses.filter(|u| nodes.contains(&u.node())).collect()
 }
+
+#[cfg(test)]
+mod tests;

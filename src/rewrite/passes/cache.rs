@@ -549,3 +549,6 @@ fn scored(b: &Builder, scores: Val, steps: &[Step], dtype: DType, mask: ValueId)
     // The sum is f32: the lowest number of that type is none of a narrower one.
     b.cast(b.add(b.cast(out, DType::Float), mask), now)
 }
+
+#[cfg(test)]
+mod tests;

@@ -262,3 +262,6 @@ fn replace(
     patch.redirect(old, copy, Uses::Only(own));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

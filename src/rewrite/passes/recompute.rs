@@ -214,3 +214,6 @@ fn can_repeat(g: &Graph, n: NodeId) -> bool {
         && !["If", "Loop", "Scan"].iter().any(|o| op.is_onnx(o))
         && !random.iter().any(|o| op.is_onnx(o))
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,8 +6,72 @@
 use crate::infer::Verified;
 use crate::ir::{Model, text};
 use crate::rewrite::{Pass, Pipeline};
+use crate::select::{Interface, Selection};
 use std::panic::Location;
 use std::path::Path;
+
+/// One layer of a decoder, with names of modules as exports have them: positions that it counts itself, attention of two heads, and an MLP.
+pub(crate) const DECODER: &str = r#"
+        opset "" 17
+        graph main(%input_ids: i64[batch, seq]) -> (%logits: f32[batch, seq, 8])
+          init %table: f32[8, 4] = fill(0.5)
+          init %q.weight: f32[4, 4] = fill(0.5)
+          init %k.weight: f32[4, 4] = fill(0.5)
+          init %v.weight: f32[4, 4] = fill(0.5)
+          init %o.weight: f32[4, 4] = fill(0.5)
+          init %up.weight: f32[4, 6] = fill(0.5)
+          init %down.weight: f32[6, 4] = fill(0.5)
+          init %head.weight: f32[4, 8] = fill(0.5)
+          init %heads: i64[4] = {0, 0, 2, 2}
+          init %rows: i64[3] = {0, 0, 4}
+          init %places: f32[16, 4] = fill(0.5)
+          init %scale: f32[] = {0.5}
+          init %zero: i64[] = {0}
+          init %one: i64[] = {1}
+          init %axis: i64[1] = {0}
+          %shape = Shape(%input_ids)  // /model/Shape
+          %length = Gather(%shape, %one)  // /model/Gather
+          %counted = Range(%zero, %length, %one)  // /model/Range
+          %row = Unsqueeze(%counted, %axis)  // /model/Unsqueeze
+          %place = Gather(%places, %row)  // /model/embed_positions/Gather
+          %token = Gather(%table, %input_ids)  // /model/embed_tokens/Gather
+          %x = Add(%token, %place)  // /model/Add
+          %q = MatMul(%x, %q.weight)  // /model/layers.0/self_attn/q_proj/MatMul
+          %k = MatMul(%x, %k.weight)  // /model/layers.0/self_attn/k_proj/MatMul
+          %v = MatMul(%x, %v.weight)  // /model/layers.0/self_attn/v_proj/MatMul
+          %q2 = Reshape(%q, %heads)  // /model/layers.0/self_attn/Reshape
+          %q3 = Transpose(%q2) {perm = [0, 2, 1, 3]}  // /model/layers.0/self_attn/Transpose
+          %k2 = Reshape(%k, %heads)  // /model/layers.0/self_attn/Reshape_1
+          %k3 = Transpose(%k2) {perm = [0, 2, 3, 1]}  // /model/layers.0/self_attn/Transpose_1
+          %v2 = Reshape(%v, %heads)  // /model/layers.0/self_attn/Reshape_2
+          %v3 = Transpose(%v2) {perm = [0, 2, 1, 3]}  // /model/layers.0/self_attn/Transpose_2
+          %scores = MatMul(%q3, %k3)  // /model/layers.0/self_attn/MatMul
+          %scaled = Mul(%scores, %scale)  // /model/layers.0/self_attn/Mul
+          %weights = Softmax(%scaled) {axis = -1}  // /model/layers.0/self_attn/Softmax
+          %mix = MatMul(%weights, %v3)  // /model/layers.0/self_attn/MatMul_1
+          %mix2 = Transpose(%mix) {perm = [0, 2, 1, 3]}  // /model/layers.0/self_attn/Transpose_3
+          %mix3 = Reshape(%mix2, %rows)  // /model/layers.0/self_attn/Reshape_3
+          %o = MatMul(%mix3, %o.weight)  // /model/layers.0/self_attn/o_proj/MatMul
+          %between = Add(%x, %o)  // /model/layers.0/Add
+          %up = MatMul(%between, %up.weight)  // /model/layers.0/mlp/up_proj/MatMul
+          %act = Relu(%up)  // /model/layers.0/mlp/act/Relu
+          %down = MatMul(%act, %down.weight)  // /model/layers.0/mlp/down_proj/MatMul
+          %after = Add(%between, %down)  // /model/layers.0/Add_1
+          %logits = MatMul(%after, %head.weight)  // /lm_head/MatMul
+        "#;
+
+/// The sites of [`DECODER`].
+pub(crate) fn sites(model: &Verified) -> Selection {
+    let interface = r#"{"interface": {
+        "model_embeddings": "embed_tokens", "model_layers": "layers", "layer_self_attn": "self_attn",
+        "attn_q_proj": "q_proj", "attn_k_proj": "k_proj", "attn_v_proj": "v_proj", "attn_o_proj": "o_proj",
+        "layer_intermediate_proj": "mlp.up_proj", "layer_output_proj": "mlp.down_proj",
+        "layer_pre_self_attn": null, "layer_pre_ffn": null, "layer_ln_1": null, "layer_ln_2": null,
+        "layer_cross_attn": null, "layer_pre_cross_attn": null, "attn_qkv_proj": null, "base_model": null,
+        "adapter_methods": ["lora"]}, "version": "adapters.1.2.0"}"#;
+    let interface = Interface::parse(interface, "of the test").expect("a good interface");
+    interface.select(model).expect("the sites are found")
+}
 
 /// The pass makes the graph `after` of the graph `before`.
 #[track_caller]
