@@ -39,10 +39,10 @@ pub(crate) struct Global {
     /// Print one JSON document on stdout instead of text
     #[arg(long, global = true, display_order = 900)]
     pub(crate) json: bool,
-    /// No progress and no warnings
+    /// Show no progress and no warnings
     #[arg(short, long, global = true, display_order = 901)]
     pub(crate) quiet: bool,
-    /// More detail; twice for all of it
+    /// Show more detail; given twice, all of it
     #[arg(short, long, global = true, display_order = 902, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
@@ -50,7 +50,7 @@ pub(crate) struct Global {
 /// Options of commands that execute a graph.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ExecArgs {
-    /// Device to compute on: cpu; cuda or cuda:N in a build with the `cuda` feature
+    /// Device to compute on: cpu, or cuda or cuda:N in a build with the `cuda` feature
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub(crate) device: String,
     /// Element type of activations; this version computes in f32
@@ -106,15 +106,15 @@ pub(crate) enum DTypeArg {
 /// What selects and what is spliced in.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct AdapterArgs {
-    /// adapter_interface.json, or the name of a built-in one (`rewrite interface list`); without it the model type is read from
-    /// config.json beside the model, else inferred from the graph
+    /// adapter_interface.json, or the name of a built-in one, see `rewrite interface list` (default: the one of the model type in
+    /// config.json beside the model, else one inferred from the graph)
     #[arg(short, long, value_name = "FILE|NAME")]
     pub(crate) interface: Option<String>,
     /// NAME=SPEC or SPEC: a configuration string (`lora[r=8]`), an adapter_config.json, or a saved adapter folder. May be repeated
     #[arg(short, long = "adapter", value_name = "[NAME=]SPEC")]
     pub(crate) adapters: Vec<String>,
     /// How the adapters are composed, in AdapterHub's notation: a name, `Stack(a, b)`, or `MultiTask(a, b)`, where the input `task_ids`
-    /// says which adapter each sample has. Without it all are active, one behind the other
+    /// says which adapter each sample has (default: all are active, one behind the other)
     #[arg(long, value_name = "SETUP")]
     pub(crate) active: Option<String>,
 }
@@ -168,7 +168,7 @@ pub(crate) struct AttachArgs {
     pub(crate) select: AdapterArgs,
     /// The ONNX file
     pub(crate) model: Option<PathBuf>,
-    /// Output file or folder; beside the model without it
+    /// Output file or folder (default: beside the model)
     #[arg(short, long, value_name = "FILE|DIR")]
     pub(crate) output: Option<PathBuf>,
     /// Replace existing outputs
@@ -189,7 +189,7 @@ pub(crate) enum Command {
     Inspect {
         /// The ONNX file
         model: PathBuf,
-        /// Interface to resolve
+        /// Interface to resolve on the model
         #[arg(short, long, value_name = "FILE|NAME")]
         interface: Option<String>,
     },
@@ -227,7 +227,7 @@ pub(crate) enum Command {
         model: PathBuf,
         #[command(flatten)]
         select: AdapterArgs,
-        /// Where the merged model goes
+        /// File that the merged model goes to
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
         /// Take the adapter out of weights that it was folded into; they come back up to rounding
@@ -242,10 +242,10 @@ pub(crate) enum Command {
     Strip {
         /// A model with adapters, as this program wrote it
         model: PathBuf,
-        /// Only this adapter; all without it
+        /// Name of the only adapter to take out (default: all)
         #[arg(long)]
         name: Option<String>,
-        /// Where the model without them goes
+        /// File that the model without them goes to
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
         /// Replace an existing output
@@ -314,7 +314,7 @@ pub(crate) enum InterfaceCommand {
     Infer {
         /// The ONNX file
         model: PathBuf,
-        /// Where the spec goes; stdout without it
+        /// File that the spec goes to (default: stdout)
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
         /// Replace an existing output
@@ -349,10 +349,11 @@ pub(crate) enum AdapterCommand {
     /// The same adapter under another name, as a new folder; the old one stays
     #[command(after_help = "Example:\n  rewrite adapter rename lora/ polite -o polite/")]
     Rename {
+        /// The adapter folder
         folder: PathBuf,
         /// The new name
         name: String,
-        /// The new folder; beside the old one, without it
+        /// The new folder (default: one of the new name beside the old one)
         #[arg(short, long, value_name = "DIR")]
         output: Option<PathBuf>,
         /// Replace existing outputs
@@ -362,6 +363,7 @@ pub(crate) enum AdapterCommand {
     /// Replace the network that makes the prefixes of a prefix tuning by the prefixes themselves
     #[command(after_help = "Example:\n  rewrite adapter eject prefix_tuning/ -o flat/")]
     Eject {
+        /// The adapter folder
         folder: PathBuf,
         /// The new folder
         #[arg(short, long, value_name = "DIR")]
@@ -372,7 +374,10 @@ pub(crate) enum AdapterCommand {
     },
     /// Delete an adapter folder: the files of a saved adapter, and the folder if nothing else is in it
     #[command(after_help = "Example:\n  rewrite adapter delete lora/")]
-    Delete { folder: PathBuf },
+    Delete {
+        /// The adapter folder
+        folder: PathBuf,
+    },
     /// Convert an adapter folder between AdapterHub's and PEFT's format
     #[command(
         after_help = "Examples:\n  rewrite adapter convert lora/ --to peft -o lora-peft/\n  \
@@ -404,19 +409,19 @@ pub(crate) struct PullArgs {
     /// ORG/NAME, with @REVISION and :PATH as needed; datasets/ORG/NAME for a dataset
     #[arg(value_name = "REPO[@REV][:PATH]")]
     pub(crate) repo: String,
-    /// Only files that match; `*` also crosses folders. May be repeated
+    /// Pattern of the files that are pulled; `*` also crosses folders (default: all files). May be repeated
     #[arg(long, value_name = "PATTERN")]
     pub(crate) include: Vec<String>,
-    /// No files that match. May be repeated
+    /// Pattern of files that are left out. May be repeated
     #[arg(long, value_name = "PATTERN")]
     pub(crate) exclude: Vec<String>,
-    /// Branch, tag or commit, as @REVISION
+    /// Branch, tag or commit, as in @REVISION
     #[arg(long, value_name = "REV")]
     pub(crate) revision: Option<String>,
     /// What the repository holds
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) repo_type: Option<RepoType>,
-    /// Copy the files here; without it they are in the cache only
+    /// Folder that the files are copied to (default: they are in the cache only)
     #[arg(short, long, value_name = "DIR", alias = "local-dir")]
     pub(crate) output: Option<PathBuf>,
     /// Replace files that are there
@@ -430,7 +435,7 @@ pub(crate) struct PullArgs {
 #[derive(Debug, Default, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command")]
 pub(crate) struct PushArgs {
-    /// The folder; hidden files stay here
+    /// The folder to push; hidden files are left out
     pub(crate) folder: PathBuf,
     /// ORG/NAME, with @BRANCH as needed
     #[arg(value_name = "REPO[@BRANCH]")]
@@ -441,19 +446,19 @@ pub(crate) struct PushArgs {
     /// Make the repository if there is none
     #[arg(long)]
     pub(crate) create: bool,
-    /// Make it a private one
+    /// Make the new repository a private one
     #[arg(long, requires = "create")]
     pub(crate) private: bool,
     /// First line of the commit's message
     #[arg(long, value_name = "TEXT", alias = "message")]
     pub(crate) commit_message: Option<String>,
-    /// The rest of it
+    /// The rest of the commit's message
     #[arg(long, value_name = "TEXT")]
     pub(crate) commit_description: Option<String>,
     /// Open a pull request instead of changing the branch
     #[arg(long)]
     pub(crate) create_pr: bool,
-    /// What the training left for the card; run.json beside the folder without it
+    /// Record of the training that the card is made from (default: run.json beside the folder)
     #[arg(long, value_name = "FILE")]
     pub(crate) run: Option<PathBuf>,
     /// Card: the base model on the Hub
@@ -474,7 +479,7 @@ pub(crate) struct PushArgs {
     /// Write a new card even where there is a README.md
     #[arg(long, conflicts_with = "no_card")]
     pub(crate) overwrite_card: bool,
-    /// No card
+    /// Make no card
     #[arg(long)]
     pub(crate) no_card: bool,
     /// Print the card, and push nothing
@@ -493,10 +498,10 @@ pub(crate) enum RepoType {
 pub(crate) struct AverageArgs {
     /// Name of the new adapter
     pub(crate) name: String,
-    /// A saved adapter folder; repeated
+    /// A saved adapter folder. Give one for each adapter
     #[arg(short, long = "adapter", value_name = "DIR", required = true)]
     pub(crate) adapters: Vec<PathBuf>,
-    /// One weight for each adapter, comma-separated; equal ones without
+    /// One weight for each adapter, separated by commas (default: equal ones)
     #[arg(
         long,
         value_name = "W,W,…",
@@ -510,14 +515,14 @@ pub(crate) struct AverageArgs {
     /// How parameters are combined
     #[arg(long, value_enum, default_value = "linear", value_name = "STRATEGY")]
     pub(crate) combine_strategy: CombineStrategy,
-    /// Rank of the result, for `lora_delta_w_svd`; `alpha` follows it, so that the effect keeps its size
+    /// Rank of the result, with `lora_delta_w_svd` only; `alpha` follows it, so that the effect keeps its size
     #[arg(
         long,
         value_name = "K",
         required_if_eq("combine_strategy", "lora_delta_w_svd")
     )]
     pub(crate) svd_rank: Option<usize>,
-    /// The new folder; one of the new name here, without it
+    /// The new folder (default: one of the new name in the working folder)
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
     /// Replace existing outputs
@@ -550,11 +555,12 @@ impl CombineStrategy {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
+    /// The adapter folder
     pub(crate) folder: PathBuf,
     /// The format to write
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) to: AdapterFormat,
-    /// To AdapterHub's: which module is which; a file, or a built-in name
+    /// Interface that says which module is which, needed for AdapterHub's format: a file, or a built-in name
     #[arg(
         short,
         long,
@@ -562,7 +568,7 @@ pub(crate) struct ConvertArgs {
         required_if_eq("to", "adapterhub")
     )]
     pub(crate) interface: Option<String>,
-    /// To AdapterHub's: name of the adapter; the folder's without it
+    /// Name of the adapter in AdapterHub's format (default: that of the folder)
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// The new folder
@@ -595,7 +601,7 @@ pub(crate) struct RunArgs {
     pub(crate) outputs: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
-    /// Only these values; graph outputs and intermediate values by name
+    /// Name of a graph output or an intermediate value to write (default: all graph outputs). May be repeated
     #[arg(long = "output", value_name = "NAME")]
     pub(crate) wanted: Vec<String>,
     /// causal-lm (tensor `labels`), mse (tensor `target`), or the name of a scalar value
@@ -621,7 +627,7 @@ pub(crate) struct RunArgs {
 pub(crate) struct PrintArgs {
     /// The ONNX file
     pub(crate) model: PathBuf,
-    /// Only the nodes of this module
+    /// Path of the module whose nodes are printed (default: all nodes)
     #[arg(long, value_name = "PATH")]
     pub(crate) module: Option<String>,
     /// Name of the last pass that runs before the graph is printed; `list` shows the passes of all pipelines, with their reasons
@@ -662,10 +668,10 @@ pub(crate) struct VerifyArgs {
     pub(crate) a: PathBuf,
     /// The model to check
     pub(crate) b: PathBuf,
-    /// Who executes
+    /// Engine that executes the graphs
     #[arg(long, value_enum, default_value = "candle")]
     pub(crate) engine: Engine,
-    /// Tensors by graph input name; generated without it
+    /// safetensors file with a tensor for each graph input, by name (default: generated tensors)
     #[arg(long, value_name = "FILE")]
     pub(crate) inputs: Option<PathBuf>,
     /// Largest absolute difference
@@ -711,17 +717,17 @@ pub(crate) struct TrainArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// The ONNX file
+    /// The ONNX file, or the job file of a training run (.json)
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
-    /// What the text goes on from. May be repeated
+    /// Text that the generated text continues. May be repeated
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: Vec<String>,
-    /// Prompts, one a line; or JSON lines with `prompt`, `messages` or `input_ids` in a file named .jsonl
+    /// File of prompts, one in each line; or JSON lines with `prompt`, `messages` or `input_ids` in a file named .jsonl
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
-    /// Prompts are what a user says, in the form of the model's chat template
+    /// Put each prompt as what a user says into the model's chat template
     #[arg(long)]
     pub(crate) chat: bool,
     /// Print the text as it comes
@@ -744,11 +750,11 @@ pub(crate) struct GenerateArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// The ONNX file, or the job file of a training run
+    /// The ONNX file, or the job file of a training run (.json)
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
-    /// Where a line for each prediction goes
+    /// File that gets a line for each prediction
     #[arg(long, value_name = "FILE")]
     pub(crate) predictions: Option<PathBuf>,
     /// Replace an existing file of predictions

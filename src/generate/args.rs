@@ -32,35 +32,35 @@ impl Ids {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct GenerationArguments {
-    /// Most tokens to generate, the prompt not counted.
+    /// Largest number of tokens to generate; the prompt is not counted.
     pub max_new_tokens: usize,
-    /// Fewest tokens to generate: until then no token ends the text.
+    /// Smallest number of tokens to generate: until then no token ends the text.
     pub min_new_tokens: usize,
     /// Draws the next token by its probability; otherwise the most probable one is taken, and the next four options have no effect.
     pub do_sample: bool,
-    /// Logits are divided by this before one is drawn.
+    /// Number that logits are divided by before a token is drawn.
     pub temperature: f64,
-    /// Draws from this many of the most probable tokens; 0 from all.
+    /// Number of most probable tokens that one is drawn from; 0 draws from all.
     pub top_k: usize,
-    /// Draws from the most probable tokens that have this probability together.
+    /// Probability that the most probable tokens, from which one is drawn, have together.
     pub top_p: f64,
-    /// Draws from tokens that have at least this share of the most probable one's probability.
+    /// Share of the most probable token's probability that a token must have to be drawn.
     pub min_p: Option<f64>,
-    /// Logits of tokens that the text has already are divided by this, or multiplied where they are negative.
+    /// Number that logits of tokens that the text has already are divided by, or multiplied by where they are negative.
     pub repetition_penalty: f64,
     /// Texts that end the generation; what is printed ends in front of them.
     pub stop_strings: Vec<String>,
-    /// Token ids that end the generation; the model's own without it.
+    /// Token ids that end the generation (default: those of the model).
     pub eos_token_id: Option<Ids>,
-    /// Token id that an encoder-decoder's text begins with; the model's own without it.
+    /// Token id that an encoder-decoder's text begins with (default: that of the model).
     pub decoder_start_token_id: Option<i64>,
-    /// Texts for each prompt.
+    /// Number of texts for each prompt.
     pub num_return_sequences: usize,
     /// Keeps keys and values of the text instead of computing them again for every token.
     pub use_cache: bool,
-    /// Prompts that are computed together.
+    /// Number of prompts that are computed together.
     pub batch_size: usize,
-    /// Seed of what is drawn.
+    /// Seed of the tokens that are drawn.
     pub seed: u64,
     /// Leaves special tokens out of the text.
     pub skip_special_tokens: bool,

@@ -49,22 +49,22 @@ impl AdapterSpecs {
 pub(crate) struct JobArguments {
     /// The ONNX file.
     pub model: Option<String>,
-    /// An `adapter_interface.json`, or the name of a built-in one; without it, config.json beside the model decides, or the graph.
+    /// An `adapter_interface.json`, or the name of a built-in one (default: the one of config.json beside the model, else of the graph).
     pub interface: Option<String>,
     /// What is trained: `SPEC`, `NAME=SPEC`, a list of them, or an object of specs by name. A spec is a configuration string, an
     /// `adapter_config.json` or a saved adapter folder.
     pub adapter: AdapterSpecs,
-    /// Which adapters are active and how they are composed.
+    /// The setup: which adapters are active and how they are composed (default: all, one behind the other).
     pub active: Option<String>,
     /// The tokenizer: tokenizer.json or its folder (default: the one beside the model).
     pub tokenizer: Option<String>,
-    /// What is minimised: causal-lm, seq2seq, classification, multi-label, regression, mse, or the name of a scalar value; without it
-    /// the task of the data decides.
+    /// What is minimised: causal-lm, seq2seq, classification, multi-label, regression, mse, or the name of a scalar value
+    /// (default: what the task of the data asks for).
     pub loss: Option<String>,
     /// The prediction head that a base model gets for a task of whole examples, under the library's field names. `num_labels` and
     /// `label2id` come from the data.
     pub head: Option<HeadConfig>,
-    /// Where adapters, checkpoints and reports go.
+    /// The folder that adapters, checkpoints and reports go to.
     pub output_dir: Option<String>,
     /// Replaces the results of an earlier run in the output folder.
     pub overwrite_output_dir: bool,

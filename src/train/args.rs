@@ -53,17 +53,17 @@ pub(crate) enum Resume {
 pub(crate) struct TrainingArguments {
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Rows of one micro-batch.
+    /// Number of rows of one micro-batch.
     pub per_device_train_batch_size: usize,
-    /// Rows of one batch of an evaluation.
+    /// Number of rows of one batch of an evaluation.
     pub per_device_eval_batch_size: usize,
-    /// Micro-batches of one optimizer step.
+    /// Number of micro-batches of one optimizer step.
     pub gradient_accumulation_steps: usize,
-    /// Passes over the data; fractions are allowed. Overridden by a positive `max_steps`.
+    /// Number of passes over the data; fractions are allowed. A positive `max_steps` overrides it.
     pub num_train_epochs: f64,
-    /// Optimizer steps in all; -1 leaves it to `num_train_epochs`.
+    /// Number of optimizer steps in all; -1 leaves it to `num_train_epochs`.
     pub max_steps: i64,
-    /// Which optimizer.
+    /// The optimizer.
     pub optim: Optim,
     /// Decoupled weight decay of the decayed parameter group.
     pub weight_decay: f64,
@@ -71,7 +71,7 @@ pub(crate) struct TrainingArguments {
     pub adam_beta1: f64,
     /// Second decay rate of the optimizer.
     pub adam_beta2: f64,
-    /// Added to the denominator of the update.
+    /// Number that is added to the denominator of the update.
     pub adam_epsilon: f64,
     /// Largest global gradient norm; 0 turns clipping off.
     pub max_grad_norm: f64,
@@ -79,39 +79,39 @@ pub(crate) struct TrainingArguments {
     pub lr_scheduler_type: Schedule,
     /// Parameters of the schedule by name: `num_cycles`, `min_lr`, `min_lr_rate`, `power`, `lr_end`, `timescale`.
     pub lr_scheduler_kwargs: ScheduleOptions,
-    /// Steps of linear warmup; takes precedence over `warmup_ratio` when positive.
+    /// Number of steps of linear warmup; a positive one takes precedence over `warmup_ratio`.
     pub warmup_steps: u64,
     /// Share of all steps that is linear warmup.
     pub warmup_ratio: f64,
     /// When the loss is logged.
     pub logging_strategy: Interval,
-    /// A log entry every so many optimizer steps; a number below 1 is a share of all steps.
+    /// Number of optimizer steps from one log entry to the next; a number below 1 is a share of all steps.
     pub logging_steps: f64,
     /// Whether the first step is logged as well.
     pub logging_first_step: bool,
     /// When the evaluation data is evaluated.
     pub eval_strategy: Interval,
-    /// An evaluation every so many optimizer steps; a number below 1 is a share of all steps. `logging_steps` without it.
+    /// Number of optimizer steps from one evaluation to the next; a number below 1 is a share of all steps (default: `logging_steps`).
     pub eval_steps: Option<f64>,
-    /// Steps (or epochs, by the strategy) before the first evaluation.
+    /// Number of steps (or epochs, by the strategy) before the first evaluation.
     pub eval_delay: f64,
     /// Evaluates before the first step.
     pub eval_on_start: bool,
     /// When a checkpoint is written.
     pub save_strategy: SaveStrategy,
-    /// A checkpoint every so many optimizer steps; a number below 1 is a share of all steps.
+    /// Number of optimizer steps from one checkpoint to the next; a number below 1 is a share of all steps.
     pub save_steps: f64,
-    /// Keeps only so many checkpoints, the best one among them; all without it.
+    /// Number of checkpoints that are kept, the best one among them (default: all).
     pub save_total_limit: Option<usize>,
     /// Ends with the parameters of the best checkpoint instead of the last ones.
     pub load_best_model_at_end: bool,
     /// The measure that decides what is best.
     pub metric_for_best_model: Option<String>,
-    /// Whether more of it is better; without, that is so unless its name ends in `loss`.
+    /// Whether more of that measure is better (default: yes, unless its name ends in `loss`).
     pub greater_is_better: Option<bool>,
-    /// Stops after so many evaluations in a row without an improvement; never without it.
+    /// Number of evaluations in a row without an improvement after which training stops (default: never).
     pub early_stopping_patience: Option<usize>,
-    /// How much the measure must change to count as improved.
+    /// Amount by which the measure must change to count as improved.
     pub early_stopping_threshold: f64,
     /// Share of the target that is spread over all classes. The loss is the mean over the labelled positions of a step, also with
     /// accumulation; Hugging Face's smoother adds up the means of the micro-batches there.
@@ -123,7 +123,7 @@ pub(crate) struct TrainingArguments {
     pub gradient_checkpointing: bool,
     /// Seed of initial values, data order and dropout.
     pub seed: u64,
-    /// Seed of the data order; `seed` without it.
+    /// Seed of the data order (default: `seed`).
     pub data_seed: Option<u64>,
     /// Drops the last incomplete micro-batch of an epoch.
     pub dataloader_drop_last: bool,

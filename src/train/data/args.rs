@@ -125,20 +125,20 @@ pub(crate) enum AssistantTurn {
 pub(crate) struct DataArguments {
     /// Training data: a file, several, or a folder as on the Hub. Names end in .jsonl, .json, .csv, .tsv (also with .gz) or .parquet.
     pub data: Option<Files>,
-    /// Evaluation data, in files of its own. Of a folder, the validation or test split.
+    /// Evaluation data in files of its own. Of a folder, the validation or test split is read.
     pub eval_data: Option<Files>,
     /// The split that is trained on when the data is a folder with several.
     pub train_split: String,
-    /// Evaluation data out of the training data: a share below 1 or a whole number of examples, drawn by the seed, or the name of a split of
+    /// Evaluation data that is taken from the training data: a share below 1 or a whole number of examples, drawn by the seed, or the name of a split of
     /// the data folder.
     pub eval_split: Option<EvalSplit>,
-    /// Trains on the first so many examples.
+    /// Number of examples that are trained on, the first of the data (default: all).
     pub max_train_samples: Option<usize>,
-    /// Evaluates on the first so many examples.
+    /// Number of examples that are evaluated on, the first of the data (default: all).
     pub max_eval_samples: Option<usize>,
-    /// What the rows are for.
+    /// The task that the rows are for.
     pub task: Task,
-    /// Which column has which role, where their names differ: `{"prompt": "question", "completion": "answer"}`. Roles: text, `text_pair`,
+    /// The column of each role, where their names differ: `{"prompt": "question", "completion": "answer"}`. Roles: text, `text_pair`,
     /// prompt, completion, source, target, messages, tools, label, `task_ids`, `input_ids`, `attention_mask`, `token_type_ids`, labels.
     pub columns: BTreeMap<String, String>,
     /// A Jinja template over the columns that makes the whole text of an example.
@@ -147,41 +147,41 @@ pub(crate) struct DataArguments {
     pub prompt_template: Option<String>,
     /// A Jinja template that makes the completion, which is learned.
     pub completion_template: Option<String>,
-    /// The chat template of rows with messages, as text or as a file; without it, that of the tokenizer.
+    /// The chat template of rows with messages, as text or as a file (default: that of the tokenizer).
     pub chat_template: Option<String>,
     /// Further variables of the chat template: `{"enable_thinking": false}`.
     pub chat_template_kwargs: Map<String, Value>,
     /// Learns what the assistant says (true), its last turn (`last`), or the whole conversation (false).
     pub assistant_only_loss: AssistantLoss,
-    /// Ends texts with the end-of-sequence token unless they have it. Without it: prompts with completions do, as in TRL, others do not.
+    /// Ends texts with the end-of-sequence token unless they have it (default: for prompts with completions, as in TRL, and not for others).
     pub append_eos: Option<bool>,
-    /// Adds the special tokens of the tokenizer's post-processor. Conversations have those of their template.
+    /// Adds the special tokens of the tokenizer's post-processor (default: unless the rows are conversations, which have those of their template).
     pub add_special_tokens: bool,
-    /// Longest sequence in tokens; longer ones are cut. Without it, what the tokenizer names, at most 2048.
+    /// Length of the longest sequence in tokens; longer ones are cut (default: what the tokenizer names, at most 2048).
     pub max_seq_length: Option<usize>,
-    /// Longest target of an encoder-decoder in tokens; `max_seq_length` without it.
+    /// Length of the longest target of an encoder-decoder in tokens (default: `max_seq_length`).
     pub max_target_length: Option<usize>,
-    /// Which end of a sequence that is too long is cut.
+    /// The end of a sequence that is cut when it is too long.
     pub truncation_side: Side,
     /// Learns only what follows this text (or these token ids) in a sequence, the last time it occurs, as TRL's completion-only collator does.
     pub response_template: Option<Tokens>,
-    /// With `response_template`, what each instruction of a conversation begins with: what follows every response is learned.
+    /// Text (or token ids) that each instruction of a conversation begins with. It goes with `response_template`: what follows every response is learned.
     pub instruction_template: Option<Tokens>,
-    /// The padding token, as text or id; without it that of the tokenizer, then its end-of-sequence token. With `response_template` it is
+    /// The padding token, as text or id (default: that of the tokenizer, else its end-of-sequence token). With `response_template` it is
     /// never learned.
     pub pad_token: Option<TokenRef>,
-    /// The classes by name, in the order of their ids. Without it, class names get ids in the order in which they first occur.
+    /// The classes by name, in the order of their ids (default: the order in which they first occur).
     pub label_names: Option<Vec<String>>,
     /// The tasks that the column `task_ids` may name, in the order of their ids.
     pub task_names: Option<Vec<String>>,
     /// How many tasks the adapters of the run have, where that is known. No option: it comes from the adapters.
     #[serde(skip)]
     pub task_count: Option<usize>,
-    /// What happens with a row that cannot be used: error, or skip, which counts and reports it.
+    /// What happens with a row that cannot be used: `error` ends the job, `skip` leaves the row out, counts it and reports it.
     pub on_bad_row: OnBadRow,
-    /// Bytes of tokenized data that are kept in memory; what is more goes to a temporary file.
+    /// Number of bytes of tokenized data that are kept in memory; what is more goes to a temporary file.
     pub in_memory_max_size: u64,
-    /// The folder of that temporary file; the system's without it.
+    /// The folder of that temporary file (default: that of the system).
     pub cache_dir: Option<String>,
 }
 
