@@ -119,7 +119,7 @@ impl Verified {
     }
 
     /// Findings that did not stop verification.
-    pub fn warnings(&self) -> &[Diagnostic] {
+    pub(crate) fn warnings(&self) -> &[Diagnostic] {
         &self.warnings
     }
 

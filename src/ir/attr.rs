@@ -38,7 +38,7 @@ pub enum AttrValue {
 
 impl AttrValue {
     /// The integer, if this is one.
-    pub fn as_int(&self) -> Option<i64> {
+    pub(crate) fn as_int(&self) -> Option<i64> {
         if let AttrValue::Int(i) = self {
             Some(*i)
         } else {
@@ -47,7 +47,7 @@ impl AttrValue {
     }
 
     /// The float, if this is one.
-    pub fn as_float(&self) -> Option<f32> {
+    pub(crate) fn as_float(&self) -> Option<f32> {
         if let AttrValue::Float(f) = self {
             Some(*f)
         } else {
@@ -56,7 +56,7 @@ impl AttrValue {
     }
 
     /// The list of integers, if this is one.
-    pub fn as_ints(&self) -> Option<&[i64]> {
+    pub(crate) fn as_ints(&self) -> Option<&[i64]> {
         if let AttrValue::Ints(v) = self {
             Some(v)
         } else {
@@ -74,7 +74,7 @@ impl AttrValue {
     }
 
     /// The tensor, if this is one.
-    pub fn as_tensor(&self) -> Option<&TensorData> {
+    pub(crate) fn as_tensor(&self) -> Option<&TensorData> {
         if let AttrValue::Tensor(t) = self {
             Some(t)
         } else {

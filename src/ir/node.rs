@@ -99,7 +99,7 @@ impl Node {
     }
 
     /// An attribute's value.
-    pub fn attr(&self, name: &str) -> Option<&AttrValue> {
+    pub(crate) fn attr(&self, name: &str) -> Option<&AttrValue> {
         self.attrs.get(name).map(|a| &a.value)
     }
 
@@ -128,12 +128,12 @@ impl Node {
     }
 
     /// Number of input slots, absent ones included.
-    pub fn input_count(&self) -> usize {
+    pub(crate) fn input_count(&self) -> usize {
         self.n_in as usize
     }
 
     /// Number of output slots, absent ones included.
-    pub fn output_count(&self) -> usize {
+    pub(crate) fn output_count(&self) -> usize {
         self.n_out as usize
     }
 

@@ -27,12 +27,12 @@ impl From<i64> for Sym {
 
 impl Sym {
     /// The size of this name.
-    pub fn symbol(name: &str) -> Self {
+    pub(crate) fn symbol(name: &str) -> Self {
         Sym(BTreeMap::from([(vec![name.into()], 1)]))
     }
 
     /// The number, if it is one.
-    pub fn as_const(&self) -> Option<i64> {
+    pub(crate) fn as_const(&self) -> Option<i64> {
         match self.0.len() {
             0 => Some(0),
             1 => self.0.get(&Vec::new()).copied(),
@@ -46,12 +46,12 @@ impl Sym {
     }
 
     /// Names of the symbols, with repetitions.
-    pub fn symbols(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn symbols(&self) -> impl Iterator<Item = &str> {
         self.0.keys().flatten().map(|s| &**s)
     }
 
     /// The symbol, if it is exactly one.
-    pub fn as_symbol(&self) -> Option<&str> {
+    pub(crate) fn as_symbol(&self) -> Option<&str> {
         let mut terms = self.0.iter();
         match (terms.next(), terms.next()) {
             (Some((key, 1)), None) if key.len() == 1 => key.first().map(|s| &**s),
@@ -60,12 +60,12 @@ impl Sym {
     }
 
     /// Whether it cannot be negative, whatever the sizes are.
-    pub fn is_size(&self) -> bool {
+    pub(crate) fn is_size(&self) -> bool {
         self.0.values().all(|c| *c >= 0) && !self.symbols().any(|s| s.contains('#'))
     }
 
     /// Whether it is a polynomial over the file's own symbols: nothing in it is unknown or opaque.
-    pub fn is_plain(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         !self.symbols().any(|s| s.contains(['?', '#', '(']))
     }
 
@@ -80,7 +80,7 @@ impl Sym {
     }
 
     /// Difference; `None` on overflow.
-    pub fn sub(&self, other: &Sym) -> Option<Sym> {
+    pub(crate) fn sub(&self, other: &Sym) -> Option<Sym> {
         self.add(&other.mul(&Sym::from(-1))?)
     }
 

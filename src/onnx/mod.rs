@@ -22,4 +22,5 @@ mod write;
 
 pub use external::ExternalSource;
 pub use read::{open, read};
-pub use save::{MESSAGE_LIMIT, SaveOptions, Saved, locations, save, to_bytes};
+pub(crate) use save::locations;
+pub use save::{SaveOptions, Saved, save, to_bytes};

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tempfile::NamedTempFile;
 
 /// The largest message that protobuf's reference implementation reads.
-pub const MESSAGE_LIMIT: u64 = (1 << 31) - 1;
+pub(crate) const MESSAGE_LIMIT: u64 = (1 << 31) - 1;
 
 /// Tensors below this size stay inline when others move out.
 const MOVE_FROM: usize = 1024;
@@ -373,7 +373,7 @@ fn copy(d: &DataFile, folder: &Path, force: bool, progress: &mut Progress<'_>) -
 ///
 /// # Errors
 /// A file that is no model.
-pub fn locations(path: &Path) -> Result<Vec<String>> {
+pub(crate) fn locations(path: &Path) -> Result<Vec<String>> {
     let model = super::read(map(path)?.bytes(), &ExternalSource::none())?;
     let mut found = IndexSet::new();
     visit_model(&model, &mut |tensor| {

@@ -127,7 +127,7 @@ impl Floats {
     }
 
     /// From a candle tensor; its storage stays the caller's, too.
-    pub fn from_candle(tensor: Tensor) -> KResult<Self> {
+    pub(crate) fn from_candle(tensor: Tensor) -> KResult<Self> {
         let dtype = match tensor.dtype() {
             candle_core::DType::F32 => DType::Float,
             candle_core::DType::F16 => DType::Float16,
@@ -145,7 +145,7 @@ impl Floats {
     }
 
     /// The candle tensor. Its storage is not recycled from now on.
-    pub fn to_candle(&self) -> Tensor {
+    pub(crate) fn to_candle(&self) -> Tensor {
         self.token.escaped.store(true, Ordering::Relaxed);
         self.tensor.clone()
     }

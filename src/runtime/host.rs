@@ -70,7 +70,7 @@ impl Host {
     }
 
     /// Integers or booleans from wide integers, wrapped to the type.
-    pub fn from_ints(dtype: DType, dims: Vec<usize>, data: Vec<i64>) -> KResult<Self> {
+    pub(crate) fn from_ints(dtype: DType, dims: Vec<usize>, data: Vec<i64>) -> KResult<Self> {
         let data = match dtype {
             DType::Bool => Data::U8(data.into_iter().map(|x| u8::from(x != 0)).collect()),
             DType::Uint8 | DType::Int8 | DType::Uint4 | DType::Int4 => {
@@ -86,7 +86,7 @@ impl Host {
     }
 
     /// Booleans.
-    pub fn from_bools(dims: Vec<usize>, data: Vec<u8>) -> KResult<Self> {
+    pub(crate) fn from_bools(dims: Vec<usize>, data: Vec<u8>) -> KResult<Self> {
         Self::new(DType::Bool, dims, Data::U8(data))
     }
 

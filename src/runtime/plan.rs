@@ -85,7 +85,7 @@ impl Feeds {
 
     /// Without the values that a plan does not read.
     #[must_use]
-    pub fn for_plan(mut self, plan: &Plan) -> Self {
+    pub(crate) fn for_plan(mut self, plan: &Plan) -> Self {
         self.0
             .retain(|name, _| plan.feeds.iter().any(|f| f.name == *name));
         self
@@ -250,7 +250,7 @@ impl Plan {
     }
 
     /// Executes the plan; with a seed, `Dropout` nodes in training mode draw from it. Equal seeds draw equal masks, whatever the number of threads.
-    pub fn run_seeded(&self, feeds: &Feeds, seed: Option<u64>) -> Result<Outputs> {
+    pub(crate) fn run_seeded(&self, feeds: &Feeds, seed: Option<u64>) -> Result<Outputs> {
         let inputs = self.bind(feeds)?;
         self.pool.begin();
         let work = || {

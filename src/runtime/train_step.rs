@@ -115,7 +115,7 @@ impl TrainStep {
     }
 
     /// The parameters, to be loaded from a checkpoint.
-    pub fn params_mut(&mut self) -> &mut IndexMap<Box<str>, Trainable> {
+    pub(crate) fn params_mut(&mut self) -> &mut IndexMap<Box<str>, Trainable> {
         &mut self.params
     }
 
@@ -125,7 +125,7 @@ impl TrainStep {
     }
 
     /// Sets the number of steps taken, after loading a checkpoint.
-    pub fn set_steps(&mut self, step: u32) {
+    pub(crate) fn set_steps(&mut self, step: u32) {
         self.step = step;
     }
 
@@ -192,7 +192,7 @@ impl TrainStep {
     }
 
     /// Clips the accumulated gradients by their global norm and lets `update` change each parameter; then the gradients are zero.
-    pub fn apply(
+    pub(crate) fn apply(
         &mut self,
         max_norm: Option<f64>,
         update: &mut dyn FnMut(&str, &mut Trainable, Gradient<'_>) -> Result<()>,

@@ -311,7 +311,7 @@ impl Value {
     }
 
     /// `i64` elements in row-major order.
-    pub fn from_i64(dims: &[usize], data: Vec<i64>) -> KResult<Self> {
+    pub(crate) fn from_i64(dims: &[usize], data: Vec<i64>) -> KResult<Self> {
         Ok(Value::Host(Host::from_ints(
             DType::Int64,
             dims.to_vec(),
@@ -332,7 +332,7 @@ impl Value {
     }
 
     /// The elements as integers.
-    pub fn to_ints(&self) -> KResult<Vec<i64>> {
+    pub(crate) fn to_ints(&self) -> KResult<Vec<i64>> {
         match self {
             Value::Host(x) => Ok(x.ints()?.into_owned()),
             Value::Weight(w) => w.value()?.to_ints(),

@@ -15,7 +15,7 @@ pub struct Explained<'a> {
 
 impl Selection {
     /// The selection as text, with the names of the graph it was made from.
-    pub fn explain<'a>(&'a self, graph: &'a Graph) -> Explained<'a> {
+    pub(crate) fn explain<'a>(&'a self, graph: &'a Graph) -> Explained<'a> {
         Explained {
             selection: self,
             graph,

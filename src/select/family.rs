@@ -21,7 +21,7 @@ pub enum Family {
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 7] = [
+    pub(crate) const ALL: [Family; 7] = [
         Family::Bottleneck,
         Family::Lora,
         Family::Reft,

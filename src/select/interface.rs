@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The schema version this library writes where AdapterHub's own form cannot say it.
-pub const SCHEMA_VERSION: u32 = 1;
+pub(crate) const SCHEMA_VERSION: u32 = 1;
 
 /// One path, or one for each entry of `model_layers`; null where there is none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -293,7 +293,7 @@ impl Interface {
     ///
     /// # Errors
     /// As [`read`](Self::read), for files that exist.
-    pub fn detect(model: &Path) -> Result<Option<Interface>> {
+    pub(crate) fn detect(model: &Path) -> Result<Option<Interface>> {
         let dir = model.parent().unwrap_or(Path::new(""));
         let beside = dir.join("adapter_interface.json");
         if beside.is_file() {
@@ -305,7 +305,7 @@ impl Interface {
     }
 
     /// The `model_type` that the `config.json` beside a model states.
-    pub fn model_type_beside(model: &Path) -> Option<String> {
+    pub(crate) fn model_type_beside(model: &Path) -> Option<String> {
         let dir = model.parent().unwrap_or(Path::new(""));
         let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
         let config: Value = serde_json::from_str(&text).ok()?;
@@ -313,7 +313,7 @@ impl Interface {
     }
 
     /// The built-in interface for a model type; `None` if there is none.
-    pub fn builtin(model_type: &str) -> Option<Result<Interface>> {
+    pub(crate) fn builtin(model_type: &str) -> Option<Result<Interface>> {
         let at = super::builtin::INTERFACES
             .binary_search_by(|(name, _)| (*name).cmp(model_type))
             .ok()?;
@@ -322,7 +322,7 @@ impl Interface {
     }
 
     /// Names of the built-in interfaces, sorted.
-    pub fn builtin_names() -> impl Iterator<Item = &'static str> {
+    pub(crate) fn builtin_names() -> impl Iterator<Item = &'static str> {
         super::builtin::INTERFACES.iter().map(|(name, _)| *name)
     }
 
@@ -332,14 +332,14 @@ impl Interface {
     }
 
     /// Whether AdapterHub's library can read the file that [`to_json`](Self::to_json) writes.
-    pub fn is_adapterhub(&self) -> bool {
+    pub(crate) fn is_adapterhub(&self) -> bool {
         self.fields.graph.is_empty()
             && self.fields.layer_ln_cross.is_null()
             && self.fields.paths().iter().all(|(_, p)| p.len().is_none())
     }
 
     /// The file, in AdapterHub's form: keys sorted, indent 2, all 18 fields. Our additions appear only where they are used.
-    pub fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         let mut file = Map::new();
         let inner = serde_json::to_value(&self.fields).unwrap_or_default();
         file.insert("interface".into(), sorted(inner));

@@ -30,8 +30,9 @@ pub use family::Family;
 pub use field::Field;
 pub use infer::{Proposal, infer_interface};
 pub use inspect::{Inspection, LayerList, ModuleRow, PortRow};
-pub use interface::{Fields, GraphNames, Interface, InterfaceFile, PerStack, SCHEMA_VERSION};
-pub use modules::{Module, ModuleId, ModuleTree, ROOT, Witness, module_of};
+pub use interface::{Fields, GraphNames, Interface, InterfaceFile, PerStack};
+pub(crate) use modules::module_of;
+pub use modules::{Module, ModuleId, ModuleTree, Witness};
 pub use site::{
     AttentionSite, Decision, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite, QkvLayout,
     Role, Selection, WeightForm, WeightUse,
@@ -58,7 +59,7 @@ impl Interface {
     }
 
     /// What [`select`](Self::select) finds, whether or not all fields match: for `inspect` and `interface check`.
-    pub fn examine(&self, verified: &Verified) -> Examination {
+    pub(crate) fn examine(&self, verified: &Verified) -> Examination {
         let view = Flow::new(verified);
         let mut tree = ModuleTree::of_view(&view);
         let linears = Linears::new(&view, &|a, b| together(view.graph, &tree, a, b));
@@ -102,7 +103,7 @@ const CORES: [(&str, &str); 4] = [
 
 /// The operators of a model that swallow places which interfaces name. Expanding them into their definitions (a pass
 /// does that) before selecting makes these places values of the graph.
-pub fn hiding_operators(model: &Model) -> Vec<OpId> {
+pub(crate) fn hiding_operators(model: &Model) -> Vec<OpId> {
     let g = &model.graph;
     among(model, |n| {
         let op = &g.node(n).op;
@@ -115,7 +116,7 @@ pub fn hiding_operators(model: &Model) -> Vec<OpId> {
 
 /// The operators of a model that hold the core of an attention: scores, masks, softmax and mix. Expanding them makes the core a part
 /// of the graph, for what stands in front of keys and values or adds to the masks.
-pub fn fused_attentions(model: &Model) -> Vec<OpId> {
+pub(crate) fn fused_attentions(model: &Model) -> Vec<OpId> {
     among(model, |n| {
         let op = &model.graph.node(n).op;
         CORES.contains(&(&*op.domain, &*op.op_type))

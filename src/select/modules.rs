@@ -25,7 +25,7 @@ impl ModuleId {
 }
 
 /// The model itself.
-pub const ROOT: ModuleId = ModuleId(0);
+pub(crate) const ROOT: ModuleId = ModuleId(0);
 
 /// How it is known which module a node belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,7 +122,7 @@ impl ModuleTree {
     }
 
     /// Whether a module is another one or part of it.
-    pub fn is_within(&self, mut id: ModuleId, outer: ModuleId) -> bool {
+    pub(crate) fn is_within(&self, mut id: ModuleId, outer: ModuleId) -> bool {
         while self.module(id).depth > self.module(outer).depth {
             id = self.module(id).parent;
         }
@@ -130,7 +130,7 @@ impl ModuleTree {
     }
 
     /// The part that a dotted path leads to.
-    pub fn descend(&self, from: ModuleId, path: &str) -> Option<ModuleId> {
+    pub(crate) fn descend(&self, from: ModuleId, path: &str) -> Option<ModuleId> {
         if path.is_empty() {
             return Some(from);
         }
@@ -139,7 +139,7 @@ impl ModuleTree {
     }
 
     /// A module and all its parts, in the order of their paths.
-    pub fn subtree(&self, id: ModuleId) -> Vec<ModuleId> {
+    pub(crate) fn subtree(&self, id: ModuleId) -> Vec<ModuleId> {
         let mut out = vec![id];
         let mut at = 0;
         while let Some(&m) = out.get(at) {
@@ -469,7 +469,7 @@ const NO_MODULE: &str = "_empty_nn_module_stack_from_metadata_hook";
 /// The module of a node as the exporter wrote it, in metadata or in the node's name; empty where neither says.
 ///
 /// This looks at one node alone; [`ModuleTree`] uses all witnesses.
-pub fn module_of(graph: &Graph, node: NodeId) -> String {
+pub(crate) fn module_of(graph: &Graph, node: NodeId) -> String {
     let node = graph.node(node);
     if let Some((path, _)) = metadata_scope(node) {
         return path;

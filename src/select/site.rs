@@ -271,7 +271,7 @@ pub struct NormSite {
 
 impl NormSite {
     /// The same normalisation of another value, in a fragment.
-    pub fn apply(&self, graph: &Graph, b: &Builder, x: Val) -> Val {
+    pub(crate) fn apply(&self, graph: &Graph, b: &Builder, x: Val) -> Val {
         let mut map: Vec<(ValueId, Val)> = vec![(self.input, x)];
         let find = |v: ValueId, map: &[(ValueId, Val)]| {
             map.iter()

@@ -133,7 +133,7 @@ pub enum Event {
 
 impl Event {
     /// Whether it only says how far the run is: such events are too many for a log.
-    pub fn is_tick(&self) -> bool {
+    pub(crate) fn is_tick(&self) -> bool {
         matches!(self, Event::Step(_) | Event::Evaluating { .. })
     }
 }

@@ -102,7 +102,7 @@ impl Config {
     }
 
     /// The same hash without some fields: the library's `ignore_params`. In a union, without those of every member.
-    pub fn hash_without(&self, ignored: &[&str]) -> String {
+    pub(crate) fn hash_without(&self, ignored: &[&str]) -> String {
         let items = match self {
             Config::One(m) => match m.to_dict() {
                 Value::Object(map) => map,
@@ -130,7 +130,7 @@ impl Config {
     }
 
     /// Reads the dictionary form.
-    pub fn from_dict(value: &Value, unknown: UnknownKeys) -> Result<Config> {
+    pub(crate) fn from_dict(value: &Value, unknown: UnknownKeys) -> Result<Config> {
         let Value::Object(map) = value else {
             return Err(invalid("a configuration is a JSON object"));
         };
@@ -185,7 +185,7 @@ impl Config {
     }
 
     /// Checks each member, and that a union's members do not meet at one place.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         let mut found = Vec::new();
         for m in self.methods() {
             found.extend(m.validate().err());

@@ -152,7 +152,7 @@ impl AdapterFolder {
 
     /// How the library integrated it. A file of the plugin route has the interface beside it; without one, it is of the library's own
     /// class for the model type, if there is such a class.
-    pub fn route(&self) -> Route {
+    pub(crate) fn route(&self) -> Route {
         match (&self.interface, Route::native(&self.meta.model_type)) {
             (None, Some(native)) => native,
             (Some(_), _) | (None, None) => Route::Plugin,
@@ -160,7 +160,7 @@ impl AdapterFolder {
     }
 
     /// The adapter to be attached, under this name (or its own).
-    pub fn into_adapter(self, name: Option<&str>) -> Adapter {
+    pub(crate) fn into_adapter(self, name: Option<&str>) -> Adapter {
         Adapter {
             route: self.route(),
             name: name.map_or(self.name, str::to_owned),
@@ -171,7 +171,7 @@ impl AdapterFolder {
     }
 
     /// A folder for an attached adapter: its parameters from the store, under all the names that the library writes.
-    pub fn from_store(
+    pub(crate) fn from_store(
         name: &str,
         config: Config,
         store: &AdapterStore,
@@ -192,7 +192,7 @@ impl AdapterFolder {
     }
 
     /// The text of `adapter_config.json`.
-    pub fn config_json(&self) -> String {
+    pub(crate) fn config_json(&self) -> String {
         let m = &self.meta;
         let mut top = m.extra.clone();
         top.insert("config".into(), self.config.to_dict());

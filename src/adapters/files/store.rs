@@ -37,7 +37,7 @@ pub struct AdapterStore {
 
 impl AdapterStore {
     /// The parameters of the adapters that are attached to a model.
-    pub fn from_model(model: &Model) -> Self {
+    pub(crate) fn from_model(model: &Model) -> Self {
         let g = &model.graph;
         let mut params = IndexMap::new();
         for &v in g.initializers() {
@@ -69,7 +69,7 @@ impl AdapterStore {
     }
 
     /// Names of the parameters that are trained, in order.
-    pub fn trainable(&self) -> Vec<String> {
+    pub(crate) fn trainable(&self) -> Vec<String> {
         let trained = self.iter().filter(|(_, p)| p.trainable);
         trained.map(|(name, _)| name.to_owned()).collect()
     }
@@ -141,7 +141,7 @@ impl AdapterStore {
     }
 
     /// The tensors of one adapter under the names that its file has for them.
-    pub fn tensors_of(&self, adapter: &str) -> IndexMap<Box<str>, TensorData> {
+    pub(crate) fn tensors_of(&self, adapter: &str) -> IndexMap<Box<str>, TensorData> {
         let mut out = self.of(adapter).tensors();
         out.retain(|name, _| belongs(name, adapter));
         out
@@ -226,7 +226,7 @@ impl Weights {
 
     /// The same tensors for an adapter of another name.
     #[must_use]
-    pub fn renamed(self, name: &str) -> Self {
+    pub(crate) fn renamed(self, name: &str) -> Self {
         let old = self.adapter;
         let tensors = self
             .tensors
@@ -241,7 +241,7 @@ impl Weights {
     /// The same tensors with the base model's prefix that the names in `expected` have: a model with a head writes `model.layers.…`
     /// or `bert.encoder.…`, a bare base model `layers.…`. Names that fit already are left alone.
     #[must_use]
-    pub fn fitted<'a>(self, expected: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn fitted<'a>(self, expected: impl IntoIterator<Item = &'a str>) -> Self {
         let keys = self.tensors.keys().map(|k| &**k);
         let own: BTreeSet<&str> = keys.filter(|k| belongs(k, &self.adapter)).collect();
         let mut change = None;

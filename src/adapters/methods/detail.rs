@@ -65,7 +65,7 @@ impl Detail {
     }
 
     /// The greatest widths, where matrices are shared.
-    pub fn greatest(&self) -> Option<Greatest> {
+    pub(crate) fn greatest(&self) -> Option<Greatest> {
         match self {
             Detail::Greatest(g) => Some(*g),
             Detail::None | Detail::Width(_) | Detail::Columns(_) | Detail::Pool(_) => None,
