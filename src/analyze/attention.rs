@@ -56,6 +56,8 @@ pub struct AttentionCore {
     pub output: ValueId,
     /// What else is added to the scores: masks.
     pub masks: Vec<ValueId>,
+    /// Conditions under which a score is replaced by a constant: masks that say what is hidden.
+    pub(crate) hidden: Vec<ValueId>,
     /// The bias by relative position, where there is one.
     pub bias: Option<RelativeBias>,
     /// How heads lie in the queries.
@@ -139,6 +141,7 @@ impl AttentionCore {
             output: product,
             mut then,
             masks,
+            hidden,
             bias,
         } = search.product(&heart)?;
         let (mut steps, keys) = search.key_scales(keys);
@@ -215,6 +218,7 @@ impl AttentionCore {
             tail,
             output,
             masks,
+            hidden,
             bias,
             query_heads,
             value_heads,
@@ -236,6 +240,8 @@ struct Product {
     then: Vec<Step>,
     /// What else is added.
     masks: Vec<ValueId>,
+    /// Conditions that put a constant in place of a score.
+    hidden: Vec<ValueId>,
     /// What is added by relative position, and the distances.
     bias: Option<(ValueId, ValueId)>,
 }
@@ -397,6 +403,7 @@ impl<'a> Search<'a> {
                 .ok_or_else(|| self.strange(heart.scores))?,
             then: Vec::new(),
             masks: Vec::new(),
+            hidden: Vec::new(),
             bias: None,
         };
         for link in &heart.links {
@@ -452,7 +459,14 @@ impl<'a> Search<'a> {
                     }
                 }
             }
-            "Where" | "Max" | "Min" | "Concat" => {}
+            "Where" => {
+                let constant = |v: ValueId| view.constant(v).is_some();
+                let replaced = view.input(n, 1).is_some_and(constant);
+                if replaced && view.input(n, 2) == Some(link.from) {
+                    out.hidden.extend(view.input(n, 0));
+                }
+            }
+            "Max" | "Min" | "Concat" => {}
             _ => return strange(),
         }
         Ok(())

@@ -49,6 +49,12 @@ fn split(view: &Flow<'_>, v: ValueId, readers: &[NodeId], width: usize) -> Optio
         let sizes = split_sizes(view, r, view.graph.node_outputs(r).len(), width)?;
         return blocks(&sizes, width);
     }
+    if let [r] = readers[..]
+        && view.op(r) == "GroupQueryAttention"
+        && [1, 2].iter().all(|slot| view.input(r, *slot).is_none())
+    {
+        return blocks(&packed(view, r, width)?, width);
+    }
     // Slices of the last axis, each starting where the one before ends.
     let mut cuts: Vec<(usize, usize)> = Vec::new();
     for r in readers {
@@ -66,6 +72,15 @@ fn split(view: &Flow<'_>, v: ValueId, readers: &[NodeId], width: usize) -> Optio
     } else {
         None
     }
+}
+
+/// Widths of queries, keys and values that an attention operator takes in one: by its numbers of heads.
+fn packed(view: &Flow<'_>, n: NodeId, width: usize) -> Option<Vec<usize>> {
+    let heads = |name: &str| usize::try_from(view.node(n).int(name, 0)).ok();
+    let (q, kv) = (heads("num_heads")?, heads("kv_num_heads")?);
+    let all = kv.checked_mul(2)?.checked_add(q)?;
+    let head = width.checked_div(all).filter(|h| h * all == width)?;
+    Some(vec![q * head, kv * head, kv * head])
 }
 
 fn blocks(sizes: &[usize], width: usize) -> Option<QkvLayout> {

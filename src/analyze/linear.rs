@@ -73,6 +73,8 @@ pub(crate) struct Linear {
     pub(crate) late_bias: Option<ValueId>,
     pub(crate) d_in: usize,
     pub(crate) d_out: usize,
+    /// Whether what it reads is a constant.
+    pub(crate) constant: bool,
 }
 
 /// All linears, and which one each node belongs to.
@@ -83,6 +85,11 @@ pub(crate) struct Linears {
 }
 
 impl Linears {
+    /// Those that read hidden states, with their places in `all`.
+    pub(crate) fn flowing(&self) -> impl DoubleEndedIterator<Item = (usize, &Linear)> {
+        self.all.iter().enumerate().filter(|(_, l)| !l.constant)
+    }
+
     /// Finds all linears. `together` says whether two nodes may belong to one module.
     pub(crate) fn new(view: &Flow<'_>, together: &dyn Fn(NodeId, NodeId) -> bool) -> Self {
         let mut out = Linears {
@@ -104,8 +111,13 @@ impl Linears {
         out
     }
 
-    /// The linear that a node belongs to.
+    /// The linear that a node belongs to, of those that read hidden states.
     pub(crate) fn of(&self, n: NodeId) -> Option<usize> {
+        self.call(n).filter(|i| !self.all[*i].constant)
+    }
+
+    /// The linear that a node belongs to. It may read a constant: a projection that is also applied to a table (positions in DeBERTa).
+    pub(crate) fn call(&self, n: NodeId) -> Option<usize> {
         self.of_node
             .get(n.index())
             .copied()
@@ -195,6 +207,7 @@ fn core(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
             late_bias: None,
             d_in: size(d_in)?,
             d_out: size(d_out)?,
+            constant: false,
         })
     };
     match view.op(n) {
@@ -257,7 +270,10 @@ fn core(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
         "MatMulInteger" => integer(view, n),
         _ => None,
     }
-    .filter(|l| !view.is_constant(l.input))
+    .map(|l| Linear {
+        constant: view.is_constant(l.input),
+        ..l
+    })
 }
 
 /// A convolution whose kernel covers one point is a linear over channels.
@@ -288,6 +304,7 @@ fn conv(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
         core: n,
         d_in: size(*d_in)?,
         d_out: size(*d_out)?,
+        constant: false,
         weight: WeightUse {
             value: w.value,
             read: w.read,
@@ -327,6 +344,7 @@ fn integer(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
         core: n,
         d_in: size(d_in)?,
         d_out: size(d_out)?,
+        constant: false,
         weight: WeightUse {
             value,
             read: value,

@@ -77,6 +77,12 @@ impl Norms {
     }
 }
 
+/// The normalisations that some nodes are, in their order.
+pub(crate) fn norm_calls(view: &Flow<'_>, nodes: &[NodeId]) -> Vec<Norm> {
+    let of = |n: &NodeId| fused(view, *n).or_else(|| spelled(view, *n));
+    nodes.iter().filter_map(of).collect()
+}
+
 fn fused(view: &Flow<'_>, n: NodeId) -> Option<Norm> {
     let inputs = view.inputs(n);
     let slot = |i: usize| inputs.get(i).copied().flatten();

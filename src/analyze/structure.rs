@@ -74,7 +74,7 @@ impl<'a> Structure<'a> {
     pub(crate) fn new(view: &'a Flow<'a>, linears: &'a Linears) -> Self {
         let mut by_output = FxHashMap::default();
         let mut by_input: FxHashMap<ValueId, Vec<usize>> = FxHashMap::default();
-        for (i, l) in linears.all.iter().enumerate() {
+        for (i, l) in linears.flowing() {
             by_output.insert(l.output, i);
             by_output.insert(l.rows.1, i);
             by_input.entry(l.input).or_default().push(i);
@@ -413,9 +413,8 @@ impl<'a> Structure<'a> {
                 .collect::<Vec<_>>()
         };
         let taken: FxHashSet<usize> = cores.iter().flat_map(projections).collect();
-        let mut downs: Vec<usize> = (0..self.linears.all.len())
-            .filter(|i| !taken.contains(i))
-            .collect();
+        let free = self.linears.flowing().map(|(i, _)| i);
+        let mut downs: Vec<usize> = free.filter(|i| !taken.contains(i)).collect();
         downs.sort_by_key(|i| self.view.place(self.linears.all[*i].core));
         for down in downs {
             let l = &self.linears.all[down];

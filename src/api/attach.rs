@@ -122,8 +122,15 @@ impl Attach {
         let configs = configs.collect();
         let mut methods = adapters.iter().flat_map(|a| a.config.methods());
         let cores = methods.any(|m| m.opens_attention());
-        let (model, expanded) = opened(self.model, cores)?;
-        let selection = interface.select(&model)?;
+        let (mut model, mut expanded) = opened(self.model, cores)?;
+        let mut selection = interface.select(&model)?;
+        let mut methods = adapters.iter().flat_map(|a| a.config.methods());
+        if !cores && selection.hides_projections() && methods.any(|m| m.adapts_projections()) {
+            let first = expanded.take();
+            (model, expanded) = opened(model, true)?;
+            expanded = expanded.or(first);
+            selection = interface.select(&model)?;
+        }
         let mut warnings = selection.misses.clone();
         warnings.extend(expanded);
         let pass = AttachPass {

@@ -14,6 +14,7 @@ interfaces! {
     "beit",
     "bert",
     "bert-generation",
+    "clip",
     "clip_text_model",
     "clip_vision_model",
     "deberta",
@@ -21,6 +22,7 @@ interfaces! {
     "distilbert",
     "eat",
     "electra",
+    "encoder-decoder",
     "gemma2",
     "gemma3_text",
     "gpt2",
@@ -39,4 +41,5 @@ interfaces! {
     "vit",
     "whisper",
     "xlm-roberta",
+    "xmod",
 }

@@ -288,6 +288,11 @@ impl Interface {
         )))
     }
 
+    /// Whether each list of layers counts from 0: in a model of two models, as the library counts there.
+    pub(super) fn counts_layers_apart(&self) -> bool {
+        self.model_type.as_deref() == Some("encoder-decoder")
+    }
+
     /// The interface for a model file: an `adapter_interface.json` beside it, or the built-in one for the `model_type` of the
     /// `config.json` beside it. `Ok(None)` when neither is there or the type has no built-in interface.
     ///

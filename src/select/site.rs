@@ -34,6 +34,15 @@ pub struct Selection {
     pub decisions: Vec<Decision>,
 }
 
+impl Selection {
+    /// Whether a fused operator took the projections of an attention in.
+    pub(crate) fn hides_projections(&self) -> bool {
+        let hidden = |a: &AttentionSite| [&a.q, &a.k, &a.v, &a.qkv].iter().all(|p| p.is_none());
+        let attentions = |l: &Layer| l.self_attn.as_ref().is_some_and(hidden);
+        self.layers.iter().any(attentions)
+    }
+}
+
 /// What one field of the interface was found to be, and by which witness.
 #[derive(Clone, Debug)]
 pub struct Decision {

@@ -115,6 +115,7 @@ impl Example {
             route: &Route::Plugin,
             name: NAME,
             has: None,
+            foreign: false,
             known: &self.model,
         };
         let places = method.places(&around).map_err(wrong)?;

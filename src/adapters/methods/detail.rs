@@ -11,6 +11,20 @@ pub enum Detail {
     None,
     /// Width of what flows, where the place does not say it.
     Width(usize),
+    /// The hidden states of a layer.
+    Hidden {
+        /// Their width.
+        width: usize,
+        /// Whether their positions have a mask of their own.
+        own_positions: bool,
+    },
+    /// A mask that is opened for a prompt.
+    Shown {
+        /// Width of what flows.
+        width: usize,
+        /// What the mask holds where nothing is hidden.
+        value: f32,
+    },
     /// Columns of a fused projection.
     Columns(Columns),
     /// Sizes of matrices that linears of several shapes share.
@@ -52,7 +66,41 @@ impl Detail {
     pub fn width(&self) -> Option<usize> {
         match self {
             Detail::Width(n) => Some(*n),
-            Detail::None | Detail::Columns(_) | Detail::Greatest(_) | Detail::Pool(_) => None,
+            Detail::Shown { width, .. } => Some(*width),
+            Detail::None
+            | Detail::Hidden { .. }
+            | Detail::Columns(_)
+            | Detail::Greatest(_)
+            | Detail::Pool(_) => None,
+        }
+    }
+
+    /// What an opened mask holds; 0 where nothing else was said.
+    pub(crate) fn shown(&self) -> f32 {
+        match self {
+            Detail::Shown { value, .. } => *value,
+            Detail::None
+            | Detail::Hidden { .. }
+            | Detail::Width(_)
+            | Detail::Columns(_)
+            | Detail::Greatest(_)
+            | Detail::Pool(_) => 0.0,
+        }
+    }
+
+    /// The width of a layer's hidden states, and whether their positions have a mask of their own.
+    pub(crate) fn hidden(&self) -> Option<(usize, bool)> {
+        match self {
+            Detail::Hidden {
+                width,
+                own_positions,
+            } => Some((*width, *own_positions)),
+            Detail::None
+            | Detail::Width(_)
+            | Detail::Shown { .. }
+            | Detail::Columns(_)
+            | Detail::Greatest(_)
+            | Detail::Pool(_) => None,
         }
     }
 
@@ -60,7 +108,12 @@ impl Detail {
     pub fn columns(&self) -> Option<[usize; 3]> {
         match self {
             Detail::Columns(c) => Some(c.0),
-            Detail::None | Detail::Width(_) | Detail::Greatest(_) | Detail::Pool(_) => None,
+            Detail::None
+            | Detail::Hidden { .. }
+            | Detail::Shown { .. }
+            | Detail::Width(_)
+            | Detail::Greatest(_)
+            | Detail::Pool(_) => None,
         }
     }
 
@@ -68,7 +121,12 @@ impl Detail {
     pub(crate) fn greatest(&self) -> Option<Greatest> {
         match self {
             Detail::Greatest(g) => Some(*g),
-            Detail::None | Detail::Width(_) | Detail::Columns(_) | Detail::Pool(_) => None,
+            Detail::None
+            | Detail::Hidden { .. }
+            | Detail::Shown { .. }
+            | Detail::Width(_)
+            | Detail::Columns(_)
+            | Detail::Pool(_) => None,
         }
     }
 
@@ -76,7 +134,12 @@ impl Detail {
     pub fn pool(&self) -> Option<&Pool> {
         match self {
             Detail::Pool(p) => Some(p),
-            Detail::None | Detail::Width(_) | Detail::Columns(_) | Detail::Greatest(_) => None,
+            Detail::None
+            | Detail::Hidden { .. }
+            | Detail::Shown { .. }
+            | Detail::Width(_)
+            | Detail::Columns(_)
+            | Detail::Greatest(_) => None,
         }
     }
 }

@@ -11,7 +11,7 @@
 
 use super::detail::{Columns, Detail, Greatest};
 use super::weight::{base_weight, stored_form};
-use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, torch_dtype};
+use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, thirds, torch_dtype};
 use crate::adapters::Route;
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
@@ -196,9 +196,13 @@ impl Lora {
         {
             let third = site.d_out / 3;
             let widths = match a.qkv_layout {
-                Some(QkvLayout::Blocks { q, k, v }) => [q, k, v],
-                // The library cuts into thirds whatever the order of the columns is.
-                Some(QkvLayout::Interleaved) | None => [third, third, site.d_out - 2 * third],
+                Some(QkvLayout::Blocks { q, k, v })
+                    if !around.foreign || third * 3 != site.d_out =>
+                {
+                    [q, k, v]
+                }
+                // The library cuts into thirds whatever the order and the widths of the columns are.
+                Some(_) | None => [third, third, site.d_out - 2 * third],
             };
             add(site, Detail::Columns(Columns(widths)));
         }
@@ -520,6 +524,10 @@ impl Method for Lora {
         !self.use_gating
     }
 
+    fn adapts_projections(&self) -> bool {
+        self.selfattn_lora && ["q", "k", "v"].iter().any(|m| self.wants(m))
+    }
+
     fn seed(&self) -> Option<i64> {
         self.init_weights_seed
     }
@@ -601,7 +609,13 @@ impl Method for Lora {
 
     fn notes(&self, around: &Surroundings<'_, '_>, places: &[Place<'_>]) -> Vec<Diagnostic> {
         let name = around.name;
-        let mut out: Vec<Diagnostic> = swapped(around, places).into_iter().collect();
+        let swapped = swapped(around, places);
+        let mut out: Vec<Diagnostic> = swapped.into_iter().collect();
+        let wanted = ["q", "k", "v"].iter().filter(|m| self.wants(m)).count();
+        out.extend(thirds::note(
+            around,
+            if self.selfattn_lora { wanted } else { 0 },
+        ));
         let fresh = *around.route == Route::Plugin && around.has.is_none();
         if fresh && !places.is_empty() && self.selfattn_lora && self.wants("o") {
             out.push(Diagnostic::warning(

@@ -17,6 +17,7 @@ pub(crate) mod reft;
 
 pub(crate) mod act;
 mod read;
+mod thirds;
 mod weight;
 
 use super::config::keys::UnknownKeys;
@@ -96,6 +97,11 @@ pub trait Method: Debug + Send + Sync {
 
     /// Whether it works inside the core of attentions, which a fused operator hides.
     fn opens_attention(&self) -> bool {
+        false
+    }
+
+    /// Whether it adapts the projections of attentions, which a fused operator may take in.
+    fn adapts_projections(&self) -> bool {
         false
     }
 

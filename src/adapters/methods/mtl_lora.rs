@@ -215,6 +215,10 @@ impl Method for MtlLora {
         !self.lora.use_gating
     }
 
+    fn adapts_projections(&self) -> bool {
+        self.lora.adapts_projections()
+    }
+
     fn seed(&self) -> Option<i64> {
         self.lora.seed()
     }

@@ -155,19 +155,22 @@ impl Method for PrefixTuning {
 
     fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
         let all = attentions(around);
-        let homes: Vec<String> = homes(&all, around);
+        if around.route.drops_uneven_bias() {
+            self.check_even(&all)?;
+        }
         let found: Vec<&Found<'_>> = all.iter().filter(|f| self.wants(f)).collect();
         // Layers of a location are numbered in the order of the model; calls of one layer share their number.
-        let mut numbers: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        let mut numbers: BTreeMap<(&str, &str), Vec<usize>> = BTreeMap::new();
         for f in &found {
-            let layers = numbers.entry(f.location).or_default();
+            let layers = numbers.entry((&*f.room, f.location)).or_default();
             if !layers.contains(&f.layer.index) {
                 layers.push(f.layer.index);
             }
         }
         let mut out = Vec::with_capacity(2 * found.len());
         for f in found {
-            let layers = &numbers[f.location];
+            let layers = &numbers[&(&*f.room, f.location)];
+            let homes = homes(&all, &f.room, around);
             let core = Arc::new(f.site.core(around.view())?);
             let scope = format!("{}.{}", pooled(&f.module, around), f.location);
             let pool = Pool {
@@ -176,7 +179,7 @@ impl Method for PrefixTuning {
                     .position(|l| *l == f.layer.index)
                     .unwrap_or_default(),
                 parts: layers.len(),
-                width: Some(around.selection.hidden_size).filter(|d| *d > 0),
+                width: around.width(f.layer.input),
                 scopes: homes
                     .iter()
                     .map(|h| format!("{h}.{}", f.location))
@@ -298,6 +301,8 @@ struct Found<'s> {
     site: &'s AttentionSite,
     location: &'static str,
     module: String,
+    /// Path of the model that holds the pool.
+    room: String,
 }
 
 /// All attentions, in the order of the model.
@@ -313,12 +318,13 @@ fn attentions<'s>(around: &Surroundings<'_, 's>) -> Vec<Found<'s>> {
             let Some(module) = Route::prefix(site) else {
                 continue;
             };
-            let location = around.route.prefix_location(encoder(layer), cross);
+            let location = around.route.prefix_location(layer, encoder(layer), cross);
             out.push(Found {
                 layer,
                 site,
                 location,
                 module,
+                room: around.route.room(around.selection, layer),
             });
         }
     }
@@ -331,15 +337,15 @@ fn pooled(module: &str, around: &Surroundings<'_, '_>) -> String {
 }
 
 /// All modules that hold the adapter's pool: one in each attention of the model, and the pool itself.
-fn homes(all: &[Found<'_>], around: &Surroundings<'_, '_>) -> Vec<String> {
+fn homes(all: &[Found<'_>], room: &str, around: &Surroundings<'_, '_>) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
-    let base = &around.selection.base_prefix;
     let own = scope(
-        &format!("{base}prefix_tuning"),
+        &format!("{room}prefix_tuning"),
         "prefix_tunings",
         around.name,
     );
-    for home in all.iter().map(|f| pooled(&f.module, around)).chain([own]) {
+    let here = all.iter().filter(|f| f.room == room);
+    for home in here.map(|f| pooled(&f.module, around)).chain([own]) {
         if !out.contains(&home) {
             out.push(home);
         }
@@ -382,6 +388,24 @@ impl PrefixTuning {
         let inner = b.add(b.linear_t(get(table), get(w1)), get(b1));
         let inner = act::apply(b, self.non_linearity.as_deref(), inner);
         b.add(b.linear_t(inner, get(w2)), get(b2))
+    }
+
+    /// Refuses prefixes in some self-attentions of a stack and not in others.
+    fn check_even(&self, all: &[Found<'_>]) -> Result<(), Diagnostic> {
+        let own = |f: &&Found<'_>| f.location != "cross_prefix";
+        let own: Vec<&Found<'_>> = all.iter().filter(own).collect();
+        let differs = |w: &&[&Found<'_>]| {
+            w[0].layer.stack == w[1].layer.stack && self.wants(w[0]) != self.wants(w[1])
+        };
+        let Some(&[_, f]) = own.windows(2).find(differs) else {
+            return Ok(());
+        };
+        Err(Diagnostic::error(
+            "prefix-uneven",
+            "`leave_out` gives some layers of a stack prefixes and others none: the Adapters library's class drops the bias by relative position there",
+        )
+        .at(f.layer.path.to_string())
+        .help("leave out whole stacks, or none of their layers"))
     }
 
     fn gates(&self) -> usize {

@@ -149,7 +149,12 @@ impl Method for PromptTuning {
         let detail = Detail::Width(longer.width);
         let place = |at| Place::new(at, None, LOCATION, &*scope).with(detail.clone());
         let mut out = vec![place(At::Sequence(Arc::new(longer.clone())))];
-        out.extend(masks(around).into_iter().map(|m| place(At::Mask(m))));
+        let detail = Detail::Shown {
+            width: longer.width,
+            value: around.route.prompt_mask(),
+        };
+        let masks = masks(around).into_iter();
+        out.extend(masks.map(|m| place(At::Mask(m)).with(detail.clone())));
         Ok(out)
     }
 
@@ -177,7 +182,7 @@ impl Method for PromptTuning {
         let longer = match &place.at {
             At::Sequence(longer) => longer,
             At::Mask(_) => {
-                let x = self.unmasked(state.x, cx);
+                let x = self.unmasked(state.x, place.detail.shown(), cx);
                 return Ok(State { x, ..state });
             }
             _ => {
@@ -236,7 +241,8 @@ fn masks(around: &Surroundings<'_, '_>) -> Vec<ValueId> {
     for site in stack.filter_map(|l| l.self_attn.as_ref()) {
         // Where the core is not to be found, the grown mask hides padding from the prompt as well.
         let found = site.core(around.view());
-        for mask in found.map(|c| c.masks).unwrap_or_default() {
+        let masks = found.map(|c| c.masks.into_iter().chain(c.hidden).collect::<Vec<_>>());
+        for mask in masks.unwrap_or_default() {
             if !out.contains(&mask) && alike(around.view(), mask) {
                 out.push(mask);
             }
@@ -246,14 +252,18 @@ fn masks(around: &Surroundings<'_, '_>) -> Vec<ValueId> {
 }
 
 impl PromptTuning {
-    /// A mask `[…, queries, keys]` that hides nothing from the first queries.
-    fn unmasked(&self, mask: Val, cx: &BuildCx<'_>) -> Val {
+    /// A mask `[…, queries, keys]` that hides nothing from the first queries, and none of the first keys from the others.
+    fn unmasked(&self, mask: Val, shown: f32, cx: &BuildCx<'_>) -> Val {
         let b = cx.b;
         let n = self.prompt_length as i64;
-        let first = b.slice(mask, -2, 0, n);
-        let none = b.op("CastLike", &[b.scalar(0.0), mask], &[]);
-        let none = b.op("Expand", &[none, b.shape(first)], &[]);
-        b.concat(&[none, b.slice(mask, -2, n, i64::MAX)], -2)
+        let all = |part: Val| {
+            let value = b.op("CastLike", &[b.scalar(shown), mask], &[]);
+            b.op("Expand", &[value, b.shape(part)], &[])
+        };
+        let rest = b.slice(mask, -2, n, i64::MAX);
+        let keys = all(b.slice(rest, -1, 0, n));
+        let rest = b.concat(&[keys, b.slice(rest, -1, n, i64::MAX)], -1);
+        b.concat(&[all(b.slice(mask, -2, 0, n)), rest], -2)
     }
 
     /// Has everything behind the embeddings read inputs and shapes that are longer by the prompt.

@@ -197,12 +197,15 @@ impl Method for Reft {
             Layers::All(_) => true,
             Layers::Some(ids) => ids.contains(&l.index),
         };
-        let width = around.selection.hidden_size;
-        if self.orthogonality && self.r >= width {
+        let hidden = around.selection.hidden_size;
+        let width = |l: &Layer| around.width(l.output).unwrap_or(hidden);
+        let least = around.selection.layers.iter().map(width).min();
+        let width_least = least.unwrap_or(hidden);
+        if self.orthogonality && self.r >= width_least {
             return Err(Diagnostic::error(
                 "reft-rank",
                 format!(
-                    "`r` is {} and the hidden state has {width} channels",
+                    "`r` is {} and the hidden state has {width_least} channels",
                     self.r
                 ),
             )
@@ -213,13 +216,17 @@ impl Method for Reft {
             .map(|layer| {
                 let scope = around.scope(&format!("{}.reft_layer", layer.path), "refts");
                 let place = Place::new(At::Layer(layer), Some(layer.index), "output_reft", scope);
-                place.with(Detail::Width(width))
+                let apart = around.route.counts_positions_apart();
+                place.with(Detail::Hidden {
+                    width: width(layer),
+                    own_positions: apart && layer.stack > 0,
+                })
             })
             .collect())
     }
 
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
-        let d = &Size::new("d", place.detail.width().unwrap_or_default());
+        let d = &Size::new("d", place.detail.hidden().map_or(0, |h| h.0));
         let r = &Size::new("r", self.r);
         let mut out = Vec::new();
         for unit in 0..self.units() {
@@ -267,7 +274,8 @@ impl Method for Reft {
         };
         let b = cx.b;
         let x = cx.up(state.x);
-        let text = Text::new(layer, x, cx);
+        let own = place.detail.hidden().is_some_and(|h| h.1);
+        let text = Text::new(layer, own, x, cx);
         let mut y = x;
         // All units read the state as it was; the end of the text wins where both reach.
         for unit in 0..self.units() {
@@ -346,7 +354,7 @@ impl Reft {
     /// `base·Q·diag(int(diagonal))`: orthonormal columns, `[d, r]`.
     fn columns(&self, name: &str, place: &Place<'_>, p: &Params<'_>, cx: &BuildCx<'_>) -> Val {
         let b = cx.b;
-        let (d, r) = (place.detail.width().unwrap_or_default(), self.r);
+        let (d, r) = (place.detail.hidden().map_or(0, |h| h.0), self.r);
         let x = b.transpose(p.get(&format!("{name}.{ORIGINAL}")), &[1, 0]);
         let identity = cx.once(&format!("identity {d} {r}"), || {
             let values: Vec<f32> = (0..d * r)
@@ -396,14 +404,14 @@ struct Text {
 }
 
 impl Text {
-    fn new(layer: &Layer, hidden: Val, cx: &BuildCx<'_>) -> Self {
+    fn new(layer: &Layer, own: bool, hidden: Val, cx: &BuildCx<'_>) -> Self {
         let b = cx.b;
         let key = format!("text {}", layer.stack);
         let make = |name: &str, f: &dyn Fn() -> Val| cx.once(&format!("{key} {name}"), f);
         let size = make("size", &|| {
             b.reshape(b.slice(b.shape(hidden), 0, 1, 2), b.ints(&[1, 1]))
         });
-        let mask = cx.mask();
+        let mask = if own { cx.decoder_mask() } else { cx.mask() };
         let mask_size = mask.map(|m| {
             make("mask size", &|| {
                 b.reshape(b.slice(b.shape(m), 0, 1, 2), b.ints(&[1, 1]))
@@ -415,7 +423,7 @@ impl Text {
         };
         let positions = make("positions", &|| match mask_size {
             // With a cache the mask is longer: the states are those of the last positions.
-            Some(n) if layer.stack == 0 => b.add(count(size), b.sub(n, size)),
+            Some(n) if layer.stack == 0 || own => b.add(count(size), b.sub(n, size)),
             Some(_) | None => count(size),
         });
         let (begin, end) = match (mask, mask_size) {

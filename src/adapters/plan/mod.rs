@@ -176,6 +176,7 @@ fn member<'s>(
             .weights
             .is_some()
             .then_some(&has as &dyn Fn(&str) -> bool),
+        foreign: adapter.weights.is_some() && adapter.base.is_none(),
         known: model,
     };
     let places = method.places(&around).map_err(wrong)?;
@@ -192,7 +193,9 @@ fn member<'s>(
             [] => (scope, &[][..]),
         };
         let name = format!("{scope}.{}", spec.suffix);
-        let again = others.iter().map(|s| format!("{s}.{}", spec.suffix).into());
+        let copies = adapter.route.copies(selection, scope);
+        let others = others.iter().chain(&copies);
+        let again = others.map(|s| format!("{s}.{}", spec.suffix).into());
         if store.get(&name).is_none() {
             bounded(&name, spec).map_err(wrong)?;
             let tensor = if fresh {
@@ -220,7 +223,7 @@ fn member<'s>(
         }
         Ok((spec.suffix.clone(), name))
     };
-    let shared_scope = scope(&format!("{base}shared_parameters"), "", &adapter.name);
+    let shared_scope = scope(&adapter.route.shared(selection), "", &adapter.name);
     let mut shared = Vec::new();
     for spec in method.shared(&places).map_err(wrong)? {
         shared.push(add(&shared_scope, &spec)?);

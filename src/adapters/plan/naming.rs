@@ -97,9 +97,83 @@ impl Route {
         self.family() == "llama"
     }
 
+    /// Native ALBERT gives the adapter behind attention what enters the layer, and the attention's output as the residual.
+    pub(crate) fn swaps_attention(&self) -> bool {
+        self.family() == "albert"
+    }
+
+    /// Native GPT-J runs both sublayers side by side: to the adapter behind the feed-forward block, the residual is the stream with the
+    /// attention's output.
+    pub(crate) fn runs_side_by_side(&self) -> bool {
+        self.family() == "gptj"
+    }
+
     /// Through an interface, the library looks the post-norm of every layer up in the last one.
     pub fn binds_norms_late(&self) -> bool {
         *self == Route::Plugin
+    }
+
+    /// The configuration's word for the bottleneck of a sublayer; `None` where the library has none. BERT's classes take their
+    /// cross-attention for an attention.
+    pub(crate) fn location(&self, sublayer: Sublayer) -> Option<&'static str> {
+        match (self.family(), sublayer) {
+            (_, Sublayer::Attention) | ("bert" | "encoder-decoder", Sublayer::Cross) => {
+                Some("mh_adapter")
+            }
+            ("gpt2", Sublayer::Cross) => None,
+            (_, Sublayer::Cross) => Some("cross_adapter"),
+            (_, Sublayer::Output) => Some("output_adapter"),
+        }
+    }
+
+    /// Whether a model of two models has one room for adapters in each: an `encoder-decoder` of two BERTs.
+    fn has_rooms(&self) -> bool {
+        self.family() == "encoder-decoder"
+    }
+
+    /// The path of the model that a layer belongs to, with a dot behind it.
+    pub(crate) fn room(&self, selection: &Selection, layer: &Layer) -> String {
+        let list = layer.path.rsplit_once('.').map_or("", |(list, _)| list);
+        match list.strip_suffix("encoder.layer") {
+            Some(room) if self.has_rooms() => room.to_owned(),
+            Some(_) | None => selection.base_prefix.to_string(),
+        }
+    }
+
+    fn rooms(&self, selection: &Selection) -> Vec<String> {
+        let mut out: Vec<String> = Vec::new();
+        for layer in &selection.layers {
+            let room = self.room(selection, layer);
+            if !out.contains(&room) {
+                out.push(room);
+            }
+        }
+        out
+    }
+
+    /// The module that holds what all places share.
+    pub(crate) fn shared(&self, selection: &Selection) -> String {
+        let base = selection.base_prefix.to_string();
+        let room = self.rooms(selection).into_iter().next().unwrap_or(base);
+        format!("{room}shared_parameters")
+    }
+
+    /// Where else the library has the parameters of a scope.
+    pub(crate) fn copies(&self, selection: &Selection, scope: &str) -> Vec<String> {
+        let rooms = self.rooms(selection);
+        let Some((first, others)) = rooms.split_first().filter(|_| self.has_rooms()) else {
+            return Vec::new();
+        };
+        let Some(rest) = scope.strip_prefix(first.as_str()) else {
+            return Vec::new();
+        };
+        let invertible = rest.starts_with("invertible_adapters.");
+        if !invertible && !rest.starts_with("shared_parameters.") {
+            return Vec::new();
+        }
+        let whole = invertible.then(|| rest.to_owned());
+        let copies = others.iter().map(|room| format!("{room}{rest}"));
+        copies.chain(whole).collect()
     }
 
     /// The module that holds the bottlenecks of a sublayer.
@@ -108,9 +182,11 @@ impl Route {
         let t5 = |n: usize| format!("{path}.layer.{n}");
         let last = if layer.cross_attn.is_some() { 2 } else { 1 };
         match (self.family(), sublayer) {
-            ("bert", Sublayer::Attention) => format!("{path}.attention.output"),
-            ("bert", Sublayer::Cross) => format!("{path}.crossattention.output"),
-            ("bert", Sublayer::Output) => format!("{path}.output"),
+            ("bert" | "encoder-decoder", Sublayer::Attention) => format!("{path}.attention.output"),
+            ("bert" | "encoder-decoder", Sublayer::Cross) => {
+                format!("{path}.crossattention.output")
+            }
+            ("bert" | "encoder-decoder", Sublayer::Output) => format!("{path}.output"),
             ("vit", Sublayer::Output) => format!("{path}.output.output_adapters"),
             ("albert", Sublayer::Attention) => format!("{path}.attention.attention_adapters"),
             ("t5", Sublayer::Attention) => t5(0),
@@ -130,12 +206,14 @@ impl Route {
     }
 
     /// The library's key of the prefixes of an attention.
-    pub fn prefix_location(&self, encoder: bool, cross: bool) -> &'static str {
+    pub fn prefix_location(&self, layer: &Layer, encoder: bool, cross: bool) -> &'static str {
         match self.family() {
             "distilbert" => "self",
-            "clip_text_model" => "clip_text_model_self_prefix",
+            "clip" if layer.path.starts_with("vision_model.") => "clip_vision_model_self_prefix",
+            "clip" | "clip_text_model" => "clip_text_model_self_prefix",
             "clip_vision_model" => "clip_vision_model_self_prefix",
             _ if cross => "cross_prefix",
+            "encoder-decoder" => "self_prefix",
             _ if encoder => "encoder_prefix",
             _ => "self_prefix",
         }
@@ -144,9 +222,47 @@ impl Route {
     /// The module that holds the invertible adapters.
     pub fn invertible(&self, selection: &Selection) -> String {
         let base = &selection.base_prefix;
-        let encoder = *self != Route::Plugin && selection.layers.iter().any(|l| l.stack > 0);
-        let inner = if encoder { "encoder." } else { "" };
+        let native = *self != Route::Plugin;
+        let inner = if native && self.family().starts_with("clip") {
+            "text_model."
+        } else if native && selection.layers.iter().any(|l| l.stack > 0) {
+            "encoder."
+        } else {
+            ""
+        };
         format!("{base}{inner}invertible_adapters")
+    }
+
+    /// Whether the library's class has invertible adapters behind the module that the interface names, and not in front of the first
+    /// layer: the embeddings are narrower than the stream, or there are none (audio).
+    pub(crate) fn inverts_embeddings(&self) -> bool {
+        match self {
+            Route::Plugin => true,
+            Route::Native { model_type } => {
+                ["albert", "electra", "whisper"].contains(&&**model_type)
+            }
+        }
+    }
+
+    /// Whether the library's class drops the bias by relative position where the attention of the layer before has another number of
+    /// keys, and keeps it in its first layer only.
+    pub(crate) fn drops_uneven_bias(&self) -> bool {
+        self.family() == "t5"
+    }
+
+    /// What the library's class puts into its mask in front of the padding for a prompt. `DistilBERT`'s is added to the scores, and gets
+    /// ones all the same.
+    pub(crate) fn prompt_mask(&self) -> f32 {
+        if self.family() == "distilbert" {
+            1.0
+        } else {
+            0.0
+        }
+    }
+
+    /// Whether each stack of layers counts its own positions, as two models that were put together do.
+    pub(crate) fn counts_positions_apart(&self) -> bool {
+        self.has_rooms()
     }
 }
 

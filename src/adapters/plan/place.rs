@@ -28,6 +28,8 @@ pub struct Surroundings<'a, 's> {
     pub name: &'a str,
     /// Whether the adapter's file has parameters in this scope; `None` for a fresh adapter.
     pub has: Option<&'a dyn Fn(&str) -> bool>,
+    /// Whether the library wrote that file.
+    pub(crate) foreign: bool,
     /// What is known of its values.
     pub known: &'a Verified,
 }
@@ -83,8 +85,12 @@ pub struct SublayerSite<'s> {
     pub width: usize,
     /// The node behind which new nodes belong.
     pub anchor: NodeId,
+    /// What is added to the residual besides: another sublayer's output, where two run side by side.
+    pub(crate) beside: Option<ValueId>,
     /// What adds the residual (and norms) behind it, where the adapter replaces that instead of the output.
     pub stream: Option<ValueId>,
+    /// Whether the adapter adds the residual itself, because it replaces the sum.
+    pub(crate) rejoins: bool,
 }
 
 impl Surroundings<'_, '_> {
@@ -396,10 +402,16 @@ impl<'a> BuildCx<'a> {
 
     /// The attention mask that the model gets: an input `[batch, positions]`.
     pub fn mask(&self) -> Option<Val> {
-        let v = self
-            .graph
-            .find(contract::ATTENTION_MASK)
-            .filter(|v| self.graph.is_input(*v))?;
+        self.mask_input(contract::ATTENTION_MASK)
+    }
+
+    /// The same of the decoder of two models that were put together.
+    pub(crate) fn decoder_mask(&self) -> Option<Val> {
+        self.mask_input(contract::DECODER_ATTENTION_MASK)
+    }
+
+    fn mask_input(&self, name: &str) -> Option<Val> {
+        let v = self.graph.find(name).filter(|v| self.graph.is_input(*v))?;
         let rank = self
             .graph
             .value(v)

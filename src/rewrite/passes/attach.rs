@@ -322,7 +322,13 @@ fn open(place: &Place<'_>, build: &BuildCx<'_>, cx: &PassCx<'_>) -> State {
         }
         At::Sublayer(site) => {
             let o = build.current(site.output);
-            (o, o, site.residual.map(|r| build.current(r)))
+            let residual = site.residual.map(|r| build.current(r));
+            let beside = site.beside.map(|v| build.current(v));
+            let whole = match (residual, beside) {
+                (Some(r), Some(v)) => Some(build.b.add(r, v)),
+                (r, _) => r,
+            };
+            (o, o, whole)
         }
         At::Attention(core) => {
             let (x, like) = (build.current(core.input), build.current(core.like));

@@ -1,10 +1,11 @@
 //! Layers by name: from an interface's paths and a module tree to sites.
 
 use super::record::{Record, shown};
-use super::scene::{Prefix, Scene, ends_with, site};
+use super::scene::{Prefix, Scene, fits_end, site};
 use crate::analyze::boundary::{Boundary, Marks};
 use crate::analyze::columns;
-use crate::analyze::norm::norm_nodes;
+use crate::analyze::flow::Flow;
+use crate::analyze::norm::{Norm, norm_calls, norm_nodes};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{NodeId, ValueId};
@@ -37,22 +38,32 @@ impl Scene<'_> {
             let Some(path) = self.interface.fields.model_layers.get(stack) else {
                 continue;
             };
-            match self.find_list(path) {
-                Ok(list) => {
-                    if stack == 0 || self.prefix.full.is_empty() {
+            match self.find_lists(path) {
+                Ok(lists) => {
+                    if let Some(&list) = lists.first()
+                        && (stack == 0 || self.prefix.full.is_empty())
+                    {
                         self.set_prefix(list, path);
                     }
-                    let mut found: Vec<(usize, ModuleId)> = self
-                        .tree
-                        .module(list)
-                        .children
-                        .iter()
-                        .filter_map(|(name, id)| Some((name.parse().ok()?, *id)))
-                        .filter(|(_, id)| self.is_layer(*id, stack))
-                        .collect();
-                    found.sort_unstable();
-                    let first = spots.len();
-                    spots.extend(found.into_iter().enumerate().map(|(i, (_, module))| Spot {
+                    let mut all: Vec<ModuleId> = Vec::new();
+                    for list in lists {
+                        let mut found: Vec<(usize, ModuleId)> = self
+                            .tree
+                            .module(list)
+                            .children
+                            .iter()
+                            .filter_map(|(name, id)| Some((name.parse().ok()?, *id)))
+                            .filter(|(_, id)| self.is_layer(*id, stack))
+                            .collect();
+                        found.sort_unstable();
+                        all.extend(found.into_iter().map(|(_, module)| module));
+                    }
+                    let first = if self.interface.counts_layers_apart() {
+                        0
+                    } else {
+                        spots.len()
+                    };
+                    spots.extend(all.into_iter().enumerate().map(|(i, module)| Spot {
                         index: first + i,
                         stack,
                         module,
@@ -82,7 +93,8 @@ impl Scene<'_> {
             .any(|p| p.get(stack).is_some_and(|p| self.part(id, p).is_some()))
     }
 
-    fn find_list(&self, path: &str) -> Result<ModuleId, Diagnostic> {
+    /// The list of modules at a path; several, in execution order, where a part of the path is `*`.
+    fn find_lists(&self, path: &str) -> Result<Vec<ModuleId>, Diagnostic> {
         let lists: Vec<ModuleId> = self
             .tree
             .ids()
@@ -96,18 +108,24 @@ impl Scene<'_> {
         let base = self.interface.fields.base_model.as_deref();
         let score = |id: ModuleId| {
             let have = &*self.tree.module(id).path;
-            let whole = ends_with(have, path);
-            let part = ends_with(path, have);
-            let under_base = base.is_some_and(|b| ends_with(have, &join(b, path)));
-            (whole || part).then_some((under_base, whole, std::cmp::Reverse(have.len())))
+            let whole = fits_end(have, path);
+            let part = fits_end(path, have);
+            let under_base = base.is_some_and(|b| fits_end(have, &join(b, path)));
+            let parts = have.split('.').count();
+            (whole || part).then_some((under_base, whole, std::cmp::Reverse(parts)))
         };
-        let best = lists
-            .iter()
-            .copied()
-            .filter_map(|id| Some((score(id)?, id)))
-            .max();
-        if let Some((_, id)) = best {
-            return Ok(id);
+        let best = lists.iter().copied().filter_map(score).max();
+        if let Some(best) = best {
+            let mut equal = lists.iter().copied().filter(|id| score(*id) == Some(best));
+            if path.contains('*') {
+                return Ok(equal.collect());
+            }
+            let length = |id: &ModuleId| self.tree.module(*id).path.len();
+            let shortest = equal
+                .by_ref()
+                .map(|id| (length(&id), std::cmp::Reverse(id)))
+                .min();
+            return Ok(shortest.into_iter().map(|(_, id)| id.0).collect());
         }
         let paths: Vec<&str> = lists
             .iter()
@@ -130,10 +148,23 @@ impl Scene<'_> {
 
     fn set_prefix(&mut self, list: ModuleId, path: &str) {
         let have = &*self.tree.module(list).path;
-        let in_tree = have.strip_suffix(path).unwrap_or("").to_owned();
+        let own: Vec<&str> = have.split('.').collect();
+        let before = if fits_end(have, path) {
+            own.len().saturating_sub(path.split('.').count())
+        } else {
+            0
+        };
+        let in_tree = match own[..before].join(".") {
+            empty if empty.is_empty() => empty,
+            path => format!("{path}."),
+        };
         let mut full = in_tree.clone();
         // TorchScript drops the module whose `forward` was not called; parameters keep the full path.
-        let inner = format!("{in_tree}{path}.");
+        let inner = if fits_end(have, path) {
+            format!("{have}.")
+        } else {
+            format!("{path}.")
+        };
         let graph = self.view.graph;
         let mut names = graph.initializers().iter().map(|v| graph.name_of(*v));
         let longer = |n: &str| n.find(&format!(".{inner}")).map(|at| n[..=at].to_owned());
@@ -145,14 +176,24 @@ impl Scene<'_> {
         self.prefix = Prefix { in_tree, full };
     }
 
-    /// The part of a module that a path leads to; exporters may skip leading parts that were not called themselves.
+    /// The part of a module that a path leads to; exporters may skip leading parts that were not called themselves. A leading part
+    /// that the tree has is never skipped: what stands behind it by the same name is another module. Of several paths, with `|` between
+    /// them, the first that leads somewhere.
     fn part(&self, of: ModuleId, path: &str) -> Option<ModuleId> {
+        path.split('|').find_map(|p| self.part_at(of, p))
+    }
+
+    fn part_at(&self, of: ModuleId, path: &str) -> Option<ModuleId> {
         let mut rest = path;
         loop {
             if let Some(id) = self.tree.descend(of, rest) {
                 return Some(id);
             }
-            rest = rest.split_once('.')?.1;
+            let (first, behind) = rest.split_once('.')?;
+            if self.tree.descend(of, first).is_some() {
+                return None;
+            }
+            rest = behind;
         }
     }
 }
@@ -263,6 +304,23 @@ impl<'s> Named<'s> {
         };
         let self_attn = self.attention(spot, call, Field::LayerSelfAttn, at(&f.layer_self_attn));
         let cross_attn = self.attention(spot, call, Field::LayerCrossAttn, at(&f.layer_cross_attn));
+        let intermediate = self.linear(
+            spot,
+            spot.module,
+            call,
+            Role::Intermediate,
+            at(&f.layer_intermediate_proj),
+        );
+        let output_proj = self.linear(
+            spot,
+            spot.module,
+            call,
+            Role::Output,
+            at(&f.layer_output_proj),
+        );
+        let made = |a: &Option<AttentionSite>| a.as_ref().and_then(|a| Some(a.o.as_ref()?.output));
+        let (attended, crossed) = (made(&self_attn), made(&cross_attn));
+        let transformed = output_proj.as_ref().map(|p| p.output);
         let layer = Layer {
             index: spot.index,
             call,
@@ -272,20 +330,8 @@ impl<'s> Named<'s> {
             output,
             self_attn,
             cross_attn,
-            intermediate: self.linear(
-                spot,
-                spot.module,
-                call,
-                Role::Intermediate,
-                at(&f.layer_intermediate_proj),
-            ),
-            output_proj: self.linear(
-                spot,
-                spot.module,
-                call,
-                Role::Output,
-                at(&f.layer_output_proj),
-            ),
+            intermediate,
+            output_proj,
             pre_self_attn: self.entering(
                 spot,
                 call,
@@ -299,9 +345,15 @@ impl<'s> Named<'s> {
                 at(&f.layer_pre_cross_attn),
             ),
             pre_ffn: self.entering(spot, call, Field::LayerPreFfn, at(&f.layer_pre_ffn)),
-            ln_1: self.norm(spot, call, Field::LayerLn1, at(&f.layer_ln_1)),
-            ln_cross: self.norm(spot, call, Field::LayerLnCross, at(&f.layer_ln_cross)),
-            ln_2: self.norm(spot, call, Field::LayerLn2, at(&f.layer_ln_2)),
+            ln_1: self.norm(spot, call, Field::LayerLn1, at(&f.layer_ln_1), attended),
+            ln_cross: self.norm(
+                spot,
+                call,
+                Field::LayerLnCross,
+                at(&f.layer_ln_cross),
+                crossed,
+            ),
+            ln_2: self.norm(spot, call, Field::LayerLn2, at(&f.layer_ln_2), transformed),
         };
         Some(layer)
     }
@@ -395,7 +447,7 @@ impl<'s> Named<'s> {
         let nodes = self.nodes_of(module, call);
         let mut found: Vec<usize> = nodes
             .iter()
-            .filter_map(|n| self.scene.linears.of(*n))
+            .filter_map(|n| self.scene.linears.call(*n))
             .collect();
         found.sort_unstable();
         found.dedup();
@@ -449,16 +501,19 @@ impl<'s> Named<'s> {
         found
     }
 
+    /// A norm; of several calls of it, the one behind the value.
     fn norm(
         &mut self,
         spot: &Spot,
         call: usize,
         field: Field,
         path: Option<String>,
+        behind: Option<ValueId>,
     ) -> Option<NormSite> {
         let path = path?;
         let module = self.part(spot, field, &path)?;
-        let nodes = self.nodes_of(module, call);
+        let all = self.nodes_of(module, call);
+        let nodes = one_call(self.scene.view, &all, behind);
         let edge = self.marks.boundary(self.scene.view, &nodes);
         let (Some(input), Some(output)) = (edge.input, edge.output) else {
             self.record.miss(
@@ -492,4 +547,18 @@ impl<'s> Named<'s> {
             kind,
         })
     }
+}
+
+/// The nodes of one call of a norm: of several, the first one behind a value. All calls compute the same function.
+fn one_call(view: &Flow<'_>, nodes: &[NodeId], behind: Option<ValueId>) -> Vec<NodeId> {
+    let calls = norm_calls(view, nodes);
+    if calls.len() < 2 {
+        return nodes.to_vec();
+    }
+    let after = |n: &Norm| {
+        let at = behind.map_or(i64::MIN, |v| view.defined(v));
+        n.input.is_some_and(|v| view.defined(v) >= at)
+    };
+    let found = calls.iter().find(|n| after(n)).or(calls.first());
+    found.map_or_else(|| nodes.to_vec(), |n| n.nodes.clone())
 }

@@ -75,3 +75,12 @@ pub(super) fn ends_with(path: &str, tail: &str) -> bool {
     path.strip_suffix(tail)
         .is_some_and(|p| p.is_empty() || p.ends_with('.') || tail.is_empty())
 }
+
+/// Whether a path ends with another one, in which `*` stands for any one part.
+pub(super) fn fits_end(path: &str, tail: &str) -> bool {
+    let mut parts = path.rsplit('.');
+    tail.is_empty()
+        || tail
+            .rsplit('.')
+            .all(|t| parts.next().is_some_and(|p| p == t || p == "*" || t == "*"))
+}

@@ -48,9 +48,10 @@ pub(super) fn places<'s>(
     }
     let selection = around.selection;
     // The library's own classes hook what enters the first layer: position embeddings, norm and dropout included.
-    let value = match around.route {
-        Route::Plugin => selection.embeddings.first().map(|e| e.output),
-        Route::Native { .. } => selection.layers.first().map(|l| l.input),
+    let value = if around.route.inverts_embeddings() {
+        selection.embeddings.first().map(|e| e.output)
+    } else {
+        selection.layers.first().map(|l| l.input)
     };
     let Some(value) = value else {
         return Err(Diagnostic::error(

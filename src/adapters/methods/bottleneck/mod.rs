@@ -11,15 +11,15 @@
 
 mod invertible;
 mod phm;
+mod site;
 
 use super::{GATE, Known, Method, MethodConfig, Preset, act, dict, preset};
 use crate::adapters::naming::Sublayer;
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, SublayerSite, Surroundings};
-use crate::analyze::residual;
 use crate::diag::Diagnostic;
 use crate::ir::Val;
-use crate::select::{Family, Layer};
+use crate::select::Family;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -318,89 +318,13 @@ impl Bottleneck {
         Ok(((d as f64 / factor.unwrap_or(1.0)).floor() as usize).max(1))
     }
 
-    fn site<'s>(
-        &self,
-        around: &Surroundings<'_, 's>,
-        layer: &'s Layer,
-        which: Sublayer,
-    ) -> Result<Option<SublayerSite<'s>>, Diagnostic> {
-        let (last, value, residual) = match which {
-            Sublayer::Attention => {
-                let Some(attention) = &layer.self_attn else {
-                    return Ok(None);
-                };
-                (
-                    attention.o.as_ref(),
-                    Some(attention.output),
-                    layer.pre_self_attn,
-                )
-            }
-            Sublayer::Cross => {
-                let Some(attention) = &layer.cross_attn else {
-                    return Ok(None);
-                };
-                (
-                    attention.o.as_ref(),
-                    Some(attention.output),
-                    layer.pre_cross_attn,
-                )
-            }
-            Sublayer::Output => (layer.output_proj.as_ref(), None, layer.pre_ffn),
-        };
-        let site = match (last, value) {
-            (Some(linear), _) => Some((linear.output, Some(linear.anchor))),
-            (None, Some(v)) => Some((v, around.graph.producer(v).map(|p| p.0))),
-            (None, None) => None,
-        };
-        let Some((output, Some(anchor))) = site else {
-            return Err(Diagnostic::error(
-                "site-missing",
-                format!(
-                    "layer {} has no output that a bottleneck could sit behind",
-                    layer.index
-                ),
-            )
-            .at(layer.path.to_string())
-            .help("see `rewrite inspect` for what the interface resolves to"));
-        };
-        if self.is_parallel && residual.is_none() {
-            return Err(Diagnostic::error(
-                "residual-missing",
-                format!("a parallel bottleneck reads the residual, and layer {} names none here", layer.index),
-            )
-            .at(layer.path.to_string())
-            .help("set `layer_pre_ffn` (or `layer_pre_self_attn`) in the interface, or leave the place out"));
+    /// Whether the configuration has an adapter at places of this name.
+    fn wants(&self, location: &str) -> bool {
+        match location {
+            "mh_adapter" => self.mh_adapter,
+            "cross_adapter" => self.cross_adapter,
+            _ => self.output_adapter,
         }
-        let norm = late_norm_layer(around, layer, which);
-        let site = SublayerSite {
-            which,
-            output,
-            residual,
-            norm,
-            width: around.selection.hidden_size,
-            anchor,
-            stream: None,
-        };
-        if self.original_ln_after {
-            return Ok(Some(site));
-        }
-        let own = norm_of(layer, which).map(|n| n.output);
-        let stream = own.or_else(|| residual.and_then(|r| residual::sum(around.graph, output, r)));
-        let Some(stream) = stream else {
-            return Err(Diagnostic::error(
-                "stream-missing",
-                format!(
-                    "no addition of the residual was found behind the sublayer of layer {}",
-                    layer.index
-                ),
-            )
-            .at(layer.path.to_string())
-            .help("`original_ln_after=False` replaces what that addition makes"));
-        };
-        Ok(Some(SublayerSite {
-            stream: Some(stream),
-            ..site
-        }))
     }
 
     /// The residual of the adapter itself, and what it reads.
@@ -461,34 +385,6 @@ impl Bottleneck {
     fn projections(&self) -> phm::Projections<'_> {
         phm::Projections::new(self)
     }
-}
-
-/// The norm behind a sublayer.
-fn norm_of(layer: &Layer, which: Sublayer) -> Option<&crate::select::NormSite> {
-    match which {
-        Sublayer::Attention => layer.ln_1.as_ref(),
-        Sublayer::Cross => layer.ln_cross.as_ref(),
-        Sublayer::Output => layer.ln_2.as_ref(),
-    }
-}
-
-/// The norm that the library applies in front of the adapter. Through an interface it is that of the last layer, in every layer: the
-/// look-up is bound to a loop variable. Saved adapters were trained with that, so it is what they mean.
-fn late_norm_layer<'s>(
-    around: &Surroundings<'_, 's>,
-    layer: &'s Layer,
-    which: Sublayer,
-) -> Option<&'s crate::select::NormSite> {
-    let layers = &around.selection.layers;
-    let one_stack = layers.iter().all(|l| l.stack == 0);
-    let bound = match layers.last() {
-        Some(last) if around.route.binds_norms_late() && one_stack => last,
-        _ => layer,
-    };
-    if which == Sublayer::Cross && around.route.binds_norms_late() {
-        return None;
-    }
-    norm_of(bound, which)
 }
 
 impl Known for Bottleneck {
@@ -620,12 +516,13 @@ impl Method for Bottleneck {
             if self.leave_out.contains(&layer.index) {
                 continue;
             }
-            let wanted = [
-                (self.mh_adapter, Sublayer::Attention, "mh_adapter"),
-                (self.cross_adapter, Sublayer::Cross, "cross_adapter"),
-                (self.output_adapter, Sublayer::Output, "output_adapter"),
-            ];
-            for (_, which, location) in wanted.into_iter().filter(|w| w.0) {
+            for which in [Sublayer::Attention, Sublayer::Cross, Sublayer::Output] {
+                let Some(location) = around.route.location(which) else {
+                    continue;
+                };
+                if !self.wants(location) {
+                    continue;
+                }
                 if let Some(site) = self.site(around, layer, which)? {
                     let scope = around.scope(&around.route.bottleneck(layer, which), "adapters");
                     let at = At::Sublayer(site);
@@ -776,9 +673,17 @@ impl Method for Bottleneck {
         cx: &BuildCx<'_>,
     ) -> Result<Val, Diagnostic> {
         match &place.at {
-            At::Sublayer(_) if self.is_parallel => Ok(cx.down(cx.b.add(cx.up(state.out), state.x))),
-            At::Sublayer(_)
-            | At::Linear(_)
+            At::Sublayer(site) => {
+                let mut y = state.x;
+                if self.is_parallel {
+                    y = cx.b.add(cx.up(state.out), y);
+                }
+                if let Some(r) = state.residual.filter(|_| site.rejoins) {
+                    y = cx.b.add(y, cx.up(r));
+                }
+                Ok(cx.down(y))
+            }
+            At::Linear(_)
             | At::Layer(_)
             | At::Embeddings(_)
             | At::HeadInput(_)
