@@ -266,7 +266,10 @@ fn methods_are_named_in_their_own_files_only() {
             "adapters/plan/naming.rs",
             "a module of the library that is called like a method",
         ),
-        ("adapters/files/peft.rs", "PEFT's LoRA"),
+        ("adapters/files/peft/fields.rs", "PEFT's methods"),
+        ("adapters/files/peft/flags.rs", "PEFT's LoRA"),
+        ("adapters/files/peft/read.rs", "PEFT's methods"),
+        ("adapters/files/peft/write.rs", "PEFT's methods"),
         ("adapters/files/average.rs", "sums of LoRA's products"),
         ("api/eject.rs", "prefixes as parameters"),
     ];
@@ -304,7 +307,7 @@ fn methods_are_named_in_their_own_files_only() {
 }
 
 /// Most public items that the front may have, fields and re-exports not counted. Raise it only with an item that users need.
-const FRONT_ITEMS: usize = 682;
+const FRONT_ITEMS: usize = 686;
 
 /// Number of public items in a file's code. `unreachable_pub` is an error, so each of them is part of the front.
 fn public_items(text: &str) -> usize {

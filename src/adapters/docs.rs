@@ -100,12 +100,13 @@ fn describe(identifier: String, method: &MethodConfig, example: &Example) -> Res
         about: head(method.source()),
         places,
         merges: method.merges(),
-        fields: dict
-            .iter()
-            .map(|(name, v)| Field {
-                name: name.clone(),
-                default: v.clone(),
-                about: about(name),
+        fields: method
+            .fields()
+            .into_iter()
+            .map(|name| Field {
+                default: dict.get(&name).cloned().unwrap_or_default(),
+                about: about(&name),
+                name,
             })
             .collect(),
         parameters,

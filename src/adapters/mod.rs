@@ -27,7 +27,7 @@ pub use spec::Spec;
 pub use store::{AdapterStore, Loaded, Param, Weights};
 
 pub(crate) use manifest::whole_row_adapters;
-pub(crate) use store::param_stamps;
+pub(crate) use store::{convert, param_stamps};
 
 use crate::error::Result;
 use crate::select::{Family, Interface};

@@ -51,6 +51,8 @@ pub(crate) struct Found {
     pub(crate) self_attn: Core,
     pub(crate) cross_attn: Option<Core>,
     pub(crate) up: Option<Projection>,
+    /// The projection of a gated block whose output goes through the activation.
+    pub(crate) gate: Option<usize>,
     pub(crate) down: Option<usize>,
     /// Whether the stream is what norms behind the sublayers make.
     pub(crate) post_norm: bool,
@@ -115,6 +117,7 @@ impl<'a> Structure<'a> {
                 self_attn: core.clone(),
                 cross_attn: None,
                 up: None,
+                gate: None,
                 down: None,
                 post_norm: false,
                 input,
@@ -430,6 +433,7 @@ impl<'a> Structure<'a> {
             };
             let layer = &mut layers[at];
             layer.up = Some(up);
+            layer.gate = self.gate(l.input, up.linear);
             layer.down = Some(down);
             layer.ln_2 = self.norm_behind(Some(&joint));
             let attended = self.linears.all[layer.self_attn.o].output;
@@ -440,6 +444,35 @@ impl<'a> Structure<'a> {
             });
             layer.output = self.leaving(joint, attended, layer.input, layer.post_norm);
         }
+    }
+
+    /// The other linear of the input of `up` whose output, behind an activation, is multiplied into what the down projection reads.
+    fn gate(&self, product: ValueId, up: usize) -> Option<usize> {
+        const ACTIVATION: usize = 16;
+        let product = self.view.producer(self.view.root(product))?;
+        if self.view.op(product) != "Mul" {
+            return None;
+        }
+        let source = self.view.root(self.linears.all[up].input);
+        let mut ahead: Vec<ValueId> = self.view.inputs(product).into_iter().flatten().collect();
+        let mut seen = 0;
+        while let Some(v) = ahead.pop() {
+            seen += 1;
+            let v = self.view.root(v);
+            match self.by_output.get(&v) {
+                Some(l) if *l == up => {}
+                Some(l) => {
+                    let input = self.view.root(self.linears.all[*l].input);
+                    return (input == source).then_some(*l);
+                }
+                None if seen <= ACTIVATION => {
+                    let made = self.view.producer(v).filter(|_| self.view.is_flow(v));
+                    ahead.extend(made.into_iter().flat_map(|n| self.view.inputs(n)).flatten());
+                }
+                None => return None,
+            }
+        }
+        None
     }
 
     /// What leaves a layer whose feed-forward block joins the stream at `joint`.

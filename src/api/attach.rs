@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::rewrite::passes::AttachPass;
 use crate::rewrite::pipelines;
-use crate::select::{Interface, Selection, infer_interface};
+use crate::select::{Interface, PerStack, Selection, infer_interface};
 use std::path::{Path, PathBuf};
 
 /// Attaches adapters to a model: says where they go, which ones they are and how they act together, and [runs](Self::run).
@@ -213,12 +213,22 @@ impl Adapted {
             let d = Diagnostic::error("adapter-unknown", message);
             return Err(Error::new(ErrorKind::Method, d));
         };
-        let interface = Some(self.interface.to_json());
+        let interface = Some(interface_for(&config, &self.interface).to_json());
         let meta = self.meta.clone();
         Ok(AdapterFolder::from_store(
             name, config, store, meta, interface,
         ))
     }
+}
+
+/// The interface as a saved adapter needs it: the gate's projection, which the Adapters library's form has no field for, is named only
+/// where the adapter's modules are chosen by their names.
+fn interface_for(config: &Config, interface: &Interface) -> Interface {
+    let mut out = interface.clone();
+    if !config.methods().iter().any(|m| m.names_modules()) {
+        out.fields.layer_gate_proj = PerStack::default();
+    }
+    out
 }
 
 /// The interface of a model for which none was given: that of the type in `config.json` beside its file, else one inferred from the

@@ -71,6 +71,8 @@ pub mod stamp {
     pub const MANIFEST: &str = "onnx_graft.manifest";
     /// On a node of an operator's definition: the operator that it stands for.
     pub const DEFINITION: &str = "onnx_graft.definition";
+    /// A node that no gradient passes: what it makes counts as constant.
+    pub const DETACHED: &str = "onnx_graft.detached";
     /// On a random node: the node whose draws it repeats.
     pub const DRAWS_AS: &str = "onnx_graft.draws_as";
 }

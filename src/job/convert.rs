@@ -4,6 +4,7 @@ use super::check::usage;
 use crate::adapters::average::rename;
 use crate::adapters::folder::{AdapterFolder, WriteOptions};
 use crate::adapters::peft::{self, PeftFolder};
+use crate::adapters::spec::folder_name;
 use crate::error::Result;
 use crate::select::Interface;
 use std::path::{Path, PathBuf};
@@ -75,9 +76,10 @@ impl Convert {
                 Ok(Converted::Peft(out))
             }
             (Format::Adapterhub, true) => {
-                let interface = Interface::resolve(self.interface.as_deref().unwrap_or_default())?;
+                let interface = self.interface.as_deref().map(Interface::resolve);
+                let interface = interface.transpose()?;
                 let read = PeftFolder::read(&self.folder)?;
-                let out = peft::from_peft(&read, &self.name(), &interface)?;
+                let out = peft::from_peft(&read, &self.name(), interface.as_ref())?;
                 out.write(&self.output, options)?;
                 Ok(Converted::Adapterhub(out))
             }
@@ -93,10 +95,8 @@ impl Convert {
 
     /// The given name, or the folder's as far as an adapter may be called so.
     fn name(&self) -> String {
-        let folder = self.folder.file_name();
-        let folder = folder.map(|n| n.to_string_lossy().replace(['.', ','], "_"));
-        let given = self.name.clone().or(folder);
-        given.unwrap_or_else(|| "adapter".into())
+        let given = self.name.clone();
+        given.unwrap_or_else(|| folder_name(&self.folder))
     }
 }
 

@@ -25,6 +25,8 @@ pub enum Field {
     LayerOutput,
     /// Cross-attention module.
     LayerCrossAttn,
+    /// Projection of a gated feed-forward block whose output goes through the activation.
+    LayerGateProj,
     /// First projection of the feed-forward block.
     LayerIntermediateProj,
     /// Norm behind self-attention.
@@ -47,6 +49,8 @@ pub enum Field {
     ModelEmbeddings,
     /// The list of layers.
     ModelLayers,
+    /// A linear that no other field names.
+    Linear,
     /// Projection onto the vocabulary; only a name of the graph can stand for it.
     OutputEmbeddings,
 }
@@ -85,13 +89,14 @@ macro_rules! row {
 }
 
 /// The fields that hold paths, in the order of their names.
-pub(super) const PATHS: [Row; 17] = [
+pub(super) const PATHS: [Row; 18] = [
     row!(AttnKProj, Attention, false, attn_k_proj),
     row!(AttnOProj, Attention, true, attn_o_proj),
     row!(AttnQProj, Attention, false, attn_q_proj),
     row!(AttnQkvProj, Attention, false, attn_qkv_proj),
     row!(AttnVProj, Attention, false, attn_v_proj),
     row!(LayerCrossAttn, Layer, false, layer_cross_attn),
+    row!(LayerGateProj, Layer, false, layer_gate_proj),
     row!(LayerIntermediateProj, Layer, true, layer_intermediate_proj),
     row!(LayerLn1, Layer, false, layer_ln_1),
     row!(LayerLn2, Layer, false, layer_ln_2),
@@ -121,6 +126,7 @@ impl Field {
             Field::Layer => "layer",
             Field::LayerOutput => "layer.output",
             Field::LayerCrossAttn => "layer_cross_attn",
+            Field::LayerGateProj => "layer_gate_proj",
             Field::LayerIntermediateProj => "layer_intermediate_proj",
             Field::LayerLn1 => "layer_ln_1",
             Field::LayerLn2 => "layer_ln_2",
@@ -132,6 +138,7 @@ impl Field {
             Field::LayerSelfAttn => "layer_self_attn",
             Field::ModelEmbeddings => "model_embeddings",
             Field::ModelLayers => "model_layers",
+            Field::Linear => "linear",
             Field::OutputEmbeddings => "output_embeddings",
         }
     }
@@ -175,6 +182,7 @@ impl Field {
             Field::AttnVProj => attention(&|a| linear(&a.v)),
             Field::AttnQkvProj => attention(&|a| linear(&a.qkv)),
             Field::AttnOProj => attention(&|a| linear(&a.o)),
+            Field::LayerGateProj => linear(&layer.gate_proj),
             Field::LayerIntermediateProj => linear(&layer.intermediate),
             Field::LayerOutputProj => linear(&layer.output_proj),
             Field::LayerPreSelfAttn => layer.pre_self_attn,
@@ -185,7 +193,10 @@ impl Field {
             Field::LayerLn2 => norm(&layer.ln_2),
             Field::Layer => Some(layer.input),
             Field::LayerOutput => Some(layer.output),
-            Field::ModelEmbeddings | Field::ModelLayers | Field::OutputEmbeddings => None,
+            Field::ModelEmbeddings
+            | Field::ModelLayers
+            | Field::OutputEmbeddings
+            | Field::Linear => None,
         }
     }
 }

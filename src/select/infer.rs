@@ -136,6 +136,7 @@ impl Namer<'_> {
             attn_v_proj: per_stack(Field::AttnVProj),
             base_model: None,
             layer_cross_attn: per_stack(Field::LayerCrossAttn),
+            layer_gate_proj: PerStack::default(),
             layer_intermediate_proj: per_stack(Field::LayerIntermediateProj),
             layer_ln_1: per_stack(Field::LayerLn1),
             layer_ln_2: per_stack(Field::LayerLn2),

@@ -106,6 +106,9 @@ pub struct Fields {
     /// Cross-attention module.
     #[serde(default)]
     pub layer_cross_attn: PerStack,
+    /// Projection of a gated feed-forward block whose output goes through the activation. Not AdapterHub's.
+    #[serde(default, skip_serializing_if = "PerStack::is_null")]
+    pub layer_gate_proj: PerStack,
     /// First projection of the feed-forward block; of a gated one, the branch without activation.
     #[serde(default)]
     pub layer_intermediate_proj: PerStack,
@@ -340,6 +343,7 @@ impl Interface {
     pub(crate) fn is_adapterhub(&self) -> bool {
         self.fields.graph.is_empty()
             && self.fields.layer_ln_cross.is_null()
+            && self.fields.layer_gate_proj.is_null()
             && self.fields.paths().iter().all(|(_, p)| p.len().is_none())
     }
 
@@ -361,7 +365,7 @@ impl Interface {
 
 impl Fields {
     /// The fields that hold paths, in the order of their names.
-    pub fn paths(&self) -> [(Field, &PerStack); 17] {
+    pub fn paths(&self) -> [(Field, &PerStack); 18] {
         PATHS.map(|row| (row.field, (row.path)(self)))
     }
 }

@@ -33,9 +33,10 @@ pub use inspect::{Inspection, LayerList, ModuleRow, PortRow};
 pub use interface::{Fields, GraphNames, Interface, InterfaceFile, PerStack};
 pub(crate) use modules::module_of;
 pub use modules::{Module, ModuleId, ModuleTree, Witness};
+pub(crate) use site::LinearModule;
 pub use site::{
-    AttentionSite, Decision, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite, QkvLayout,
-    Role, Selection, WeightForm, WeightUse,
+    AttentionSite, Decision, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite,
+    ParameterSite, QkvLayout, Role, Selection, WeightForm, WeightUse,
 };
 
 impl Interface {

@@ -28,6 +28,10 @@ pub struct Selection {
     pub output_embeddings: Option<LinearSite>,
     /// Layers in execution order. A layer that is called more than once is here once for each call.
     pub layers: Vec<Layer>,
+    /// Every linear that has a module's name, inside the layers and outside, whether a field names it or not; in execution order.
+    pub(crate) modules: Vec<LinearModule>,
+    /// Every stored parameter that has a module's name.
+    pub(crate) parameters: Vec<ParameterSite>,
     /// Findings that do not stop the selection: places a fused operator swallowed, embeddings outside the graph.
     pub misses: Vec<Diagnostic>,
     /// Why each place was chosen.
@@ -41,6 +45,37 @@ impl Selection {
         let attentions = |l: &Layer| l.self_attn.as_ref().is_some_and(hidden);
         self.layers.iter().any(attentions)
     }
+}
+
+/// A linear by its module's path.
+#[derive(Clone, Debug)]
+pub(crate) struct LinearModule {
+    /// Layer id; `None` outside the layers.
+    pub(crate) layer: Option<usize>,
+    /// The linear, with all calls of the module.
+    pub(crate) site: LinearSite,
+}
+
+/// A stored parameter of a module, as its nodes read it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ParameterSite {
+    /// Full module path.
+    pub(crate) module: Box<str>,
+    /// Name inside the module: `weight`, `bias`.
+    pub(crate) name: Box<str>,
+    /// The value that the nodes read.
+    pub(crate) value: ValueId,
+    /// The module's nodes that read it.
+    pub(crate) nodes: Vec<NodeId>,
+    /// Its shape in the state dict.
+    pub(crate) dims: Vec<usize>,
+    /// Whether the nodes read it with its axes exchanged.
+    pub(crate) transposed: bool,
+    /// The initializer that holds it.
+    pub(crate) stored: ValueId,
+    /// Whether the initializer has its axes exchanged.
+    pub(crate) stored_transposed: bool,
 }
 
 /// What one field of the interface was found to be, and by which witness.
@@ -79,6 +114,8 @@ pub struct Layer {
     pub cross_attn: Option<AttentionSite>,
     /// `layer_intermediate_proj`.
     pub intermediate: Option<LinearSite>,
+    /// `layer_gate_proj`.
+    pub gate_proj: Option<LinearSite>,
     /// `layer_output_proj`.
     pub output_proj: Option<LinearSite>,
     /// The value that enters the module of `layer_pre_self_attn`: the residual of the attention sublayer.
@@ -93,6 +130,16 @@ pub struct Layer {
     pub ln_cross: Option<NormSite>,
     /// `layer_ln_2`: the norm behind the feed-forward block.
     pub ln_2: Option<NormSite>,
+}
+
+impl Layer {
+    /// The linears that fields of the interface name.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &LinearSite> {
+        let attentions = self.self_attn.iter().chain(&self.cross_attn);
+        let inside = attentions.flat_map(|a| [&a.q, &a.k, &a.v, &a.qkv, &a.o]);
+        let outside = [&self.intermediate, &self.gate_proj, &self.output_proj];
+        inside.chain(outside).flatten()
+    }
 }
 
 /// A module that is tapped at its boundary.
@@ -181,21 +228,26 @@ pub enum Role {
     AttentionOutput,
     /// `layer_intermediate_proj`.
     Intermediate,
+    /// `layer_gate_proj`.
+    Gate,
     /// `layer_output_proj`.
     Output,
     /// The projection onto the vocabulary.
     Head,
+    /// A linear that no field names.
+    Linear,
 }
 
 impl Role {
-    /// All roles.
-    pub(crate) const ALL: [Role; 8] = [
+    /// All roles that a field names.
+    pub(crate) const ALL: [Role; 9] = [
         Role::Query,
         Role::Key,
         Role::Value,
         Role::Qkv,
         Role::AttentionOutput,
         Role::Intermediate,
+        Role::Gate,
         Role::Output,
         Role::Head,
     ];
@@ -209,8 +261,10 @@ impl Role {
             Role::Qkv => Field::AttnQkvProj,
             Role::AttentionOutput => Field::AttnOProj,
             Role::Intermediate => Field::LayerIntermediateProj,
+            Role::Gate => Field::LayerGateProj,
             Role::Output => Field::LayerOutputProj,
             Role::Head => Field::OutputEmbeddings,
+            Role::Linear => Field::Linear,
         }
     }
 }

@@ -71,12 +71,17 @@ fn added(model: &Verified) -> String {
     .collect()
 }
 
-const EVERYTHING: [&str; 17] = [
+const EVERYTHING: [&str; 22] = [
     "lora[attn_matrices=['q','k','v','o'], intermediate_lora=True, output_lora=True]",
     "lora[use_gating=True, init_weights='bert', dtype='bfloat16']",
     "dora",
     "dvora[attn_matrices=['q']]",
     "ia3",
+    "lora[target_modules='all-linear', use_rslora=True]",
+    "lora[target_modules='.*(k_proj|key|up_proj|intermediate.dense)', use_dora=True, lora_bias=True]",
+    "ia3[target_modules=['k_proj', 'key', 'down_proj', 'output.dense'], feedforward_modules=['down_proj', 'output.dense']]",
+    "vera[target_modules=['q_proj', 'query', 'up_proj', 'intermediate.dense'], r=3]",
+    "lora[target_modules=['v_proj', 'value'], bias='lora_only', modules_to_save=['norm', 'LayerNorm', 'embed_tokens']]",
     "double_seq_bn[ln_before=True, ln_after=True, use_gating=True, scaling='channel']",
     "scaled_par_bn",
     "seq_bn_inv",

@@ -141,7 +141,7 @@ fn resets(
     assert!(d < TOLERANCE, "{config}: reset differs by {d}");
 }
 
-const CONFIGS: [&str; 7] = [
+const CONFIGS: [&str; 11] = [
     "lora[r=4,alpha=8,attn_matrices=['q','k','v','o'],intermediate_lora=True,output_lora=True]",
     "ia3[alpha=2]",
     "vera[alpha=4]",
@@ -149,6 +149,10 @@ const CONFIGS: [&str; 7] = [
     "dvora[alpha=4,attn_matrices=['q']]",
     "mtl_lora[n_up_projection=3,alpha=4]",
     "lora[r=2,leave_out=[0]]",
+    "lora[r=2,target_modules='all-linear',rank_pattern={'down_proj': 3, 'output.dense': 3},use_rslora=True]",
+    "ia3[target_modules=['k_proj','key','down_proj','output.dense'],feedforward_modules=['down_proj','output.dense']]",
+    "vera[r=3,target_modules=['q_proj','query','up_proj','intermediate.dense']]",
+    "dora[r=2,alpha=8,target_modules=['v_proj','value','down_proj','output.dense']]",
 ];
 
 /// Weights without biases, grouped queries, `[in, out]` or `[out, in]` as the exporter stored them.

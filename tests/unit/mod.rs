@@ -38,6 +38,8 @@ mod merge;
 mod multi_task;
 #[cfg(feature = "train")]
 mod packing;
+#[cfg(feature = "train")]
+mod peft;
 #[cfg(feature = "runtime")]
 mod places;
 #[cfg(feature = "train")]

@@ -164,7 +164,7 @@ impl Config {
     /// ```
     pub fn parse(text: &str) -> Result<Config> {
         let mut members = Vec::new();
-        for chunk in text.split('|') {
+        for chunk in parts(text) {
             match parse_chunk(chunk.trim()).map_err(|e| e.within(format!("`{text}`")))? {
                 Config::One(m) => members.push(m),
                 Config::Union(more) => members.extend(more),
@@ -226,8 +226,26 @@ pub(super) fn chunks(text: &str) -> Vec<&str> {
     let text = text.trim();
     match expansion(text) {
         Some(full) => chunks(full),
-        None => text.split('|').map(str::trim).collect(),
+        None => parts(text).map(str::trim).collect(),
     }
+}
+
+/// What stands between the `|` of a configuration string. One inside a text in quotes is part of it.
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    let mut quote = None;
+    text.split(move |c: char| match (quote, c) {
+        (None, '\'' | '"') => {
+            quote = Some(c);
+            false
+        }
+        (Some(q), c) => {
+            if q == c {
+                quote = None;
+            }
+            false
+        }
+        (None, c) => c == '|',
+    })
 }
 
 fn parse_chunk(chunk: &str) -> Result<Config> {
@@ -283,11 +301,12 @@ fn unknown_identifier(name: &str) -> Error {
 
 /// Sets fields one by one, so that an error names the one at fault.
 fn override_fields(preset: &Preset, pairs: Map<String, Value>) -> Result<MethodConfig> {
-    let mut dict = match (preset.make)().to_dict() {
+    let method = (preset.make)();
+    let mut dict = match method.to_dict() {
         Value::Object(map) => map,
         _ => Map::new(),
     };
-    let known: Vec<String> = dict.keys().cloned().collect();
+    let known = method.fields();
     for (key, value) in pairs {
         if !known.contains(&key) {
             return Err(unknown_key(

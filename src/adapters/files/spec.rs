@@ -1,6 +1,7 @@
 //! Adapters as users name them: `NAME=SPEC`, where SPEC is a configuration string, a configuration file, or a saved adapter's folder.
 
 use crate::adapters::folder::{AdapterFolder, file};
+use crate::adapters::peft::{self, PeftFolder};
 use crate::adapters::{Adapter, Config, UnknownKeys, identifiers};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -39,9 +40,13 @@ pub(crate) fn parse(text: &str) -> Result<Spec> {
     let (name, spec) = split(text);
     let path = Path::new(spec);
     if path.is_dir() {
-        let weights = [file::SAFETENSORS, file::TORCH]
-            .iter()
-            .any(|f| path.join(f).exists());
+        let weights = [
+            file::SAFETENSORS,
+            file::TORCH,
+            peft::file::SAFETENSORS,
+            peft::file::TORCH,
+        ];
+        let weights = weights.iter().any(|f| path.join(f).exists());
         if weights {
             return Ok(Spec::Saved {
                 name: name.map(str::to_owned),
@@ -72,6 +77,27 @@ pub(crate) fn split(text: &str) -> (Option<&str>, &str) {
 fn default_name(spec: &str) -> String {
     let word = spec.split(['[', '|']).next().unwrap_or(spec).trim();
     word.replace(['+', '.'], "_")
+}
+
+/// The adapter in a folder of AdapterHub's or of PEFT's. PEFT's carry no name; theirs is the folder's.
+///
+/// # Errors
+/// Those of [`AdapterFolder::read`]; what a folder of PEFT's says that is not understood.
+pub(crate) fn read_folder(folder: &Path) -> Result<AdapterFolder> {
+    if !peft::is_peft(folder) {
+        return AdapterFolder::read(folder);
+    }
+    let at = |e: Error| e.within(folder.display().to_string());
+    let read = PeftFolder::read(folder)?;
+    peft::from_peft(&read, &folder_name(folder), None).map_err(at)
+}
+
+/// The name of a folder, as far as an adapter may be called so.
+pub(crate) fn folder_name(folder: &Path) -> String {
+    let whole = folder.canonicalize();
+    let name = whole.as_deref().unwrap_or(folder).file_name();
+    let name = name.map(|n| n.to_string_lossy().replace(['.', ','], "_"));
+    name.unwrap_or_else(|| "adapter".into())
 }
 
 /// What somebody probably meant as a path.
@@ -131,9 +157,7 @@ impl Spec {
     pub fn load(self) -> Result<Adapter> {
         match self {
             Spec::Fresh { name, config } => Ok(Adapter::fresh(name, config)),
-            Spec::Saved { name, folder } => {
-                Ok(AdapterFolder::read(&folder)?.into_adapter(name.as_deref()))
-            }
+            Spec::Saved { name, folder } => Ok(read_folder(&folder)?.into_adapter(name.as_deref())),
         }
     }
 }

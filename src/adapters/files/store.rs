@@ -238,57 +238,73 @@ impl Weights {
         }
     }
 
-    /// The same tensors with the base model's prefix that the names in `expected` have: a model with a head writes `model.layers.…`
-    /// or `bert.encoder.…`, a bare base model `layers.…`. Names that fit already are left alone.
+    /// The same tensors under the paths that the names in `expected` have: a model with a head writes `model.layers.…` or
+    /// `bert.encoder.…`, a bare base model `layers.…`, a model that holds this one as a part `model.language_model.layers.…`. Names that
+    /// fit already are left alone; a change of path is made only if every name that it concerns fits then.
     #[must_use]
     pub(crate) fn fitted<'a>(self, expected: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut open: BTreeSet<&str> = expected.into_iter().collect();
         let keys = self.tensors.keys().map(|k| &**k);
-        let own: BTreeSet<&str> = keys.filter(|k| belongs(k, &self.adapter)).collect();
-        let mut change = None;
-        for want in expected {
-            if own.contains(want) {
-                return self;
-            }
-            if change.is_none() {
-                change = own.iter().find_map(|have| prefix_change(have, want));
+        let mut own: BTreeSet<&str> = keys.filter(|k| belongs(k, &self.adapter)).collect();
+        let fit: Vec<&str> = own.intersection(&open).copied().collect();
+        for name in fit {
+            own.remove(name);
+            open.remove(name);
+        }
+        let mut changes: IndexMap<Box<str>, Box<str>> = IndexMap::new();
+        while let Some((drop, add)) = own.iter().find_map(|have| change_of(have, &open)) {
+            let concerned = own.iter().filter(|k| k.starts_with(drop));
+            let moved: Vec<(&str, String)> = concerned
+                .map(|k| (*k, format!("{add}{}", &k[drop.len()..])))
+                .filter(|(_, new)| open.contains(new.as_str()))
+                .collect();
+            for (old, new) in moved {
+                own.remove(old);
+                open.remove(new.as_str());
+                changes.insert(old.into(), new.into());
             }
         }
-        let Some((drop, add)) = change else {
+        if changes.is_empty() {
             return self;
-        };
-        let tensors = self.tensors.into_iter().map(|(k, t)| {
-            let key = match k.strip_prefix(&*drop) {
-                Some(rest) if belongs(&k, &self.adapter) => format!("{add}{rest}").into(),
-                _ => k,
-            };
-            (key, t)
-        });
+        }
+        let tensors = self.tensors.into_iter();
+        let tensors = tensors.map(|(k, t)| (changes.get(&k).cloned().unwrap_or(k), t));
         Weights {
             tensors: tensors.collect(),
             adapter: self.adapter,
         }
     }
 
-    /// Whether a parameter lies in a scope that is given without the base model's prefix: `layers.0.self_attn.o_proj.loras.NAME`.
-    pub fn has(&self, scope: &str) -> bool {
-        let inside = format!("{scope}.");
+    /// Whether a parameter lies in a scope that is given without the base model's prefix: `layers.0.self_attn.o_proj.loras.NAME.`.
+    pub(crate) fn has(&self, scope: &str) -> bool {
         self.tensors.keys().any(|k| {
-            let mut found = k.match_indices(&*inside);
+            let mut found = k.match_indices(scope);
             found.any(|(at, _)| at == 0 || k.as_bytes()[at - 1] == b'.')
         })
     }
 }
 
-/// The prefix to drop from `have` and the one to add to make it `want`, if one of them is a suffix of the other.
-fn prefix_change(have: &str, want: &str) -> Option<(Box<str>, Box<str>)> {
-    let at_dot = |prefix: &str| prefix.is_empty() || prefix.ends_with('.');
-    if let Some(prefix) = have.strip_suffix(want)
-        && at_dot(prefix)
-    {
-        return Some((prefix.into(), "".into()));
-    }
-    let prefix = want.strip_suffix(have)?;
-    at_dot(prefix).then(|| ("".into(), prefix.into()))
+/// The path to drop at the front of `have` and the one to put there instead, so that it becomes one of `wanted`. What stays holds the
+/// list of layers and a number in it, or is all of the shorter one.
+fn change_of<'h, 'w>(have: &'h str, wanted: &BTreeSet<&'w str>) -> Option<(&'h str, &'w str)> {
+    let dots = have.match_indices('.').map(|(at, _)| at + 1);
+    let starts: Vec<usize> = std::iter::once(0).chain(dots).collect();
+    let is_number = |at: &usize| {
+        let part = have[*at..].split('.').next();
+        part.is_some_and(|p| p.parse::<usize>().is_ok())
+    };
+    let layer = starts.iter().position(is_number).unwrap_or(0);
+    // The longest end that both have.
+    starts.iter().enumerate().find_map(|(i, at)| {
+        let tail = &have[*at..];
+        let found = wanted.iter().find(|w| {
+            w.strip_suffix(tail).is_some_and(|front| {
+                let whole = front.is_empty() || i == 0;
+                (front.is_empty() || front.ends_with('.')) && (whole || i < layer)
+            })
+        })?;
+        Some((&have[..*at], &found[..found.len() - tail.len()]))
+    })
 }
 
 /// The tensor in the type that the model wants, if its shape is right.

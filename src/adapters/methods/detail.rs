@@ -31,6 +31,21 @@ pub enum Detail {
     Greatest(Greatest),
     /// A part of parameters that several places have together.
     Pool(Pool),
+    /// Rank and scale of this place alone.
+    Target(Target),
+    /// Name of a stored parameter inside its module.
+    Stored(Box<str>),
+}
+
+/// What PEFT's fields say of one module.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// The rank.
+    pub rank: usize,
+    /// The scale.
+    pub scale: f32,
+    /// Sizes of matrices that all modules share.
+    pub shared: Option<Greatest>,
 }
 
 /// Widths of the q, k and v columns of a fused projection.
@@ -71,7 +86,9 @@ impl Detail {
             | Detail::Hidden { .. }
             | Detail::Columns(_)
             | Detail::Greatest(_)
-            | Detail::Pool(_) => None,
+            | Detail::Pool(_)
+            | Detail::Target(_)
+            | Detail::Stored(_) => None,
         }
     }
 
@@ -84,7 +101,9 @@ impl Detail {
             | Detail::Width(_)
             | Detail::Columns(_)
             | Detail::Greatest(_)
-            | Detail::Pool(_) => 0.0,
+            | Detail::Pool(_)
+            | Detail::Target(_)
+            | Detail::Stored(_) => 0.0,
         }
     }
 
@@ -100,7 +119,9 @@ impl Detail {
             | Detail::Shown { .. }
             | Detail::Columns(_)
             | Detail::Greatest(_)
-            | Detail::Pool(_) => None,
+            | Detail::Pool(_)
+            | Detail::Target(_)
+            | Detail::Stored(_) => None,
         }
     }
 
@@ -113,7 +134,9 @@ impl Detail {
             | Detail::Shown { .. }
             | Detail::Width(_)
             | Detail::Greatest(_)
-            | Detail::Pool(_) => None,
+            | Detail::Pool(_)
+            | Detail::Target(_)
+            | Detail::Stored(_) => None,
         }
     }
 
@@ -121,12 +144,14 @@ impl Detail {
     pub(crate) fn greatest(&self) -> Option<Greatest> {
         match self {
             Detail::Greatest(g) => Some(*g),
+            Detail::Target(t) => t.shared,
             Detail::None
             | Detail::Hidden { .. }
             | Detail::Shown { .. }
             | Detail::Width(_)
             | Detail::Columns(_)
-            | Detail::Pool(_) => None,
+            | Detail::Pool(_)
+            | Detail::Stored(_) => None,
         }
     }
 
@@ -139,7 +164,24 @@ impl Detail {
             | Detail::Shown { .. }
             | Detail::Width(_)
             | Detail::Columns(_)
-            | Detail::Greatest(_) => None,
+            | Detail::Greatest(_)
+            | Detail::Target(_)
+            | Detail::Stored(_) => None,
+        }
+    }
+
+    /// Rank and scale, where the place has its own.
+    pub(crate) fn target(&self) -> Option<Target> {
+        match self {
+            Detail::Target(t) => Some(*t),
+            Detail::None
+            | Detail::Hidden { .. }
+            | Detail::Shown { .. }
+            | Detail::Width(_)
+            | Detail::Columns(_)
+            | Detail::Greatest(_)
+            | Detail::Pool(_)
+            | Detail::Stored(_) => None,
         }
     }
 }

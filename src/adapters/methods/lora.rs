@@ -8,19 +8,28 @@
 //!   taken without `alpha/r`, as the library does.
 //!
 //! A learned gate, where there is one, takes the place of `alpha/r` (of `alpha` in (IA)³).
+//!
+//! With `target_modules` the choice of linears is PEFT's, and so is what is computed: DoRA takes the norm of `W + (alpha/r)·B·A` and
+//! leaves the bias out of it, VeRA trains the diagonals of `V` and `D` alone, (IA)³ scales `feedforward_modules` at their input.
 
-use super::detail::{Columns, Detail, Greatest};
+use super::detail::{Detail, Greatest};
 use super::weight::{base_weight, stored_form};
-use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, thirds, torch_dtype};
-use crate::adapters::Route;
+use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::diag::Diagnostic;
+use crate::ir::contract::stamp;
 use crate::ir::{DType, TensorData, Val};
-use crate::select::{AttentionSite, Family, Layer, Layout, LinearSite, QkvLayout};
+use crate::select::{Family, Layout, LinearSite};
+use columns::{Block, spread};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
+pub(crate) use targets::{Names, Targets};
+
+mod columns;
+pub(super) mod places;
+mod targets;
 
 /// `LoRAConfig` and the classes derived from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -66,6 +75,9 @@ pub struct Lora {
     pub vera_b: Option<Number>,
     /// Element type of the parameters, a torch name.
     pub dtype: Option<String>,
+    /// PEFT's choice of modules.
+    #[serde(flatten)]
+    pub targets: Targets,
     /// Keys of other versions.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -91,6 +103,7 @@ impl Default for Lora {
             vera_d: None,
             vera_b: None,
             dtype: None,
+            targets: Targets::default(),
             extra: Map::new(),
         }
     }
@@ -171,63 +184,25 @@ impl Lora {
         }
     }
 
+    /// The scale at a place.
+    fn scale_at(&self, place: &Place<'_>) -> f32 {
+        place
+            .detail
+            .target()
+            .map_or_else(|| self.scale(), |t| t.scale)
+    }
+
+    /// The rank at a place.
+    fn rank_at(&self, place: &Place<'_>) -> Size {
+        Size::new("r", place.detail.target().map_or(self.r, |t| t.rank))
+    }
+
     pub(super) fn rank(&self) -> Size {
         Size::new("r", self.r)
     }
 
     fn wants(&self, letter: &str) -> bool {
         self.attn_matrices.iter().any(|m| m == letter)
-    }
-
-    fn attention<'s>(
-        &self,
-        a: &'s AttentionSite,
-        around: &Surroundings<'_, 's>,
-        add: &mut impl FnMut(&'s LinearSite, Detail),
-    ) {
-        let separate = [("q", &a.q), ("k", &a.k), ("v", &a.v)];
-        for (_, site) in separate.into_iter().filter(|(m, _)| self.wants(m)) {
-            if let Some(site) = site {
-                add(site, Detail::None);
-            }
-        }
-        if let Some(site) = &a.qkv
-            && ["q", "k", "v"].iter().any(|m| self.wants(m))
-        {
-            let third = site.d_out / 3;
-            let widths = match a.qkv_layout {
-                Some(QkvLayout::Blocks { q, k, v })
-                    if !around.foreign || third * 3 != site.d_out =>
-                {
-                    [q, k, v]
-                }
-                // The library cuts into thirds whatever the order and the widths of the columns are.
-                Some(_) | None => [third, third, site.d_out - 2 * third],
-            };
-            add(site, Detail::Columns(Columns(widths)));
-        }
-        if let Some(site) = &a.o
-            && self.wants("o")
-        {
-            // Files of the library may name `o`, and have no parameters for it.
-            let scope = around.scope(&site.path, "loras");
-            if around.has.is_none_or(|has| has(&scope)) {
-                add(site, Detail::None);
-            }
-        }
-    }
-
-    /// Feed-forward linears under `intermediate_lora` and `output_lora`.
-    fn feed_forward<'s>(
-        layer: &'s Layer,
-        around: &Surroundings<'_, 's>,
-    ) -> [Option<&'s LinearSite>; 2] {
-        let (up, down) = (layer.intermediate.as_ref(), layer.output_proj.as_ref());
-        if around.route.swaps_feed_forward() {
-            [down, up]
-        } else {
-            [up, down]
-        }
     }
 
     /// Initial values of `A` and `B` of these fan-ins.
@@ -299,6 +274,14 @@ impl Lora {
                 };
                 let shared_a = cut(p.shared("lora_A"), 1, d_in, site.d_in);
                 let shared_b = cut(p.shared("lora_B"), 0, d_out, site.d_out);
+                if place.detail.target().is_some() {
+                    // PEFT trains the diagonals alone.
+                    let rows = |v: &str, m: Val| b.mul(b.unsqueeze(p.get(v), &[1]), m);
+                    return vec![
+                        rows("vera_lambda_b", shared_b),
+                        rows("vera_lambda_d", shared_a),
+                    ];
+                }
                 vec![p.get("vera_B"), shared_b, p.get("vera_D"), shared_a]
             }
         }
@@ -341,7 +324,8 @@ impl Lora {
             None => b.scale(l, self.alpha()),
         };
         if place.detail.columns().is_none() {
-            return scaled(b.squeeze(stored, &[1]));
+            let input = matches!(place.at, At::Input(_));
+            return scaled(b.squeeze(stored, &[i64::from(!input)]));
         }
         // Rows of `[enabled, out]`, weighted by the gates (or alpha) and summed; ones elsewhere.
         let rows = b.transpose(spread(&blocks, 1, stored, cx), &[1, 0]);
@@ -368,6 +352,10 @@ impl Lora {
         let b = cx.b;
         let weight = base_weight(site, cx)?;
         let sum = match self.delta_weight(place, site, p, cx) {
+            // PEFT takes the norm with the scale.
+            Some(delta) if place.detail.target().is_some() => {
+                b.add(weight, b.scale(delta, self.scale_at(place)))
+            }
             Some(delta) => b.add(weight, delta),
             None => weight,
         };
@@ -376,49 +364,17 @@ impl Lora {
             Layout::InOut => 0,
         };
         let norm = b.unary("Sqrt", b.reduce_sum(b.mul(sum, sum), &[axis], false));
+        if place.detail.target().is_some() {
+            // PEFT does not differentiate the norm (section 4.3 of the paper).
+            b.mark_last_node(stamp::DETACHED, "true");
+        }
         Ok(b.div(b.squeeze(p.get("m.weight"), &[1]), norm))
     }
 }
 
-/// Some columns of a projection.
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    width: usize,
-    on: bool,
-}
-
-/// From `[Σ width of enabled blocks, r]` to `[Σ width, r·enabled]`, block-diagonal.
-fn spread(blocks: &[Block], r: usize, stored: Val, cx: &BuildCx<'_>) -> Val {
-    let b = cx.b;
-    let enabled = blocks.iter().filter(|k| k.on).count();
-    let (mut row, mut seen) = (0, 0);
-    let mut parts = Vec::with_capacity(blocks.len());
-    for block in blocks {
-        if !block.on {
-            parts.push(cx.zeros(&[block.width, r * enabled]));
-            continue;
-        }
-        let own = b.slice(stored, 0, row as i64, (row + block.width) as i64);
-        let mut columns = Vec::with_capacity(3);
-        if seen > 0 {
-            columns.push(cx.zeros(&[block.width, r * seen]));
-        }
-        columns.push(own);
-        if seen + 1 < enabled {
-            columns.push(cx.zeros(&[block.width, r * (enabled - seen - 1)]));
-        }
-        parts.push(if columns.len() == 1 {
-            own
-        } else {
-            b.concat(&columns, 1)
-        });
-        row += block.width;
-        seen += 1;
-    }
-    if parts.len() == 1 {
-        parts[0]
-    } else {
-        b.concat(&parts, 0)
+fn constant(value: Option<&Number>) -> Init {
+    Init::Constant {
+        value: value.and_then(Number::as_f64).unwrap_or(0.0) as f32,
     }
 }
 
@@ -426,17 +382,6 @@ pub(super) fn site<'p>(place: &'p Place<'_>) -> Result<&'p LinearSite, Diagnosti
     place
         .linear()
         .ok_or_else(|| Diagnostic::error("place", "LoRA adapts linears only"))
-}
-
-/// What is to be known where the library takes the feed-forward block's linears for each other.
-pub(super) fn swapped(around: &Surroundings<'_, '_>, places: &[Place<'_>]) -> Option<Diagnostic> {
-    let concerned = |p: &Place<'_>| matches!(p.location, "intermediate_lora" | "output_lora");
-    (around.route.swaps_feed_forward() && places.iter().any(concerned)).then(|| {
-        Diagnostic::warning(
-            "compat-swapped-feed-forward",
-            format!("`{}`: intermediate_lora is the down projection and output_lora the up projection, as in the library's own class for this model", around.name),
-        )
-    })
 }
 
 impl Known for Lora {
@@ -517,6 +462,13 @@ impl Method for Lora {
                 "(IA)³ has r=1, dropout=0.0 and no magnitudes",
             );
         }
+        self.targets.compiled()?;
+        if self.targets.is_some() && self.use_gating {
+            return bad(
+                "`use_gating` with `target_modules`".into(),
+                "PEFT's LoRA has no gate; choose the places by attn_matrices and the like",
+            );
+        }
         torch_dtype(self.dtype.as_deref()).map(|_| ())
     }
 
@@ -536,61 +488,16 @@ impl Method for Lora {
         torch_dtype(self.dtype.as_deref())
     }
 
+    fn names_modules(&self) -> bool {
+        self.targets.is_some()
+    }
+
     fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
-        let mut out: Vec<Place<'s>> = Vec::new();
-        for layer in &around.selection.layers {
-            if self.leave_out.contains(&layer.index) {
-                continue;
-            }
-            let mut push = |site: &'s LinearSite, detail: Detail, location| {
-                let scope = around.scope(&site.path, "loras");
-                out.extend(site.calls().map(|call| {
-                    let place = Place::new(At::Linear(call), Some(layer.index), location, &*scope);
-                    place.with(detail.clone())
-                }));
-            };
-            if self.selfattn_lora {
-                for a in layer.self_attn.iter().chain(&layer.cross_attn) {
-                    self.attention(a, around, &mut |site, detail| {
-                        push(site, detail, "selfattn_lora");
-                    });
-                }
-            }
-            let [intermediate, output] = Self::feed_forward(layer, around);
-            for (on, site, location) in [
-                (self.intermediate_lora, intermediate, "intermediate_lora"),
-                (self.output_lora, output, "output_lora"),
-            ] {
-                if let (true, Some(site)) = (on, site) {
-                    push(site, Detail::None, location);
-                }
-            }
+        if self.targets.is_some() {
+            self.targeted(around)
+        } else {
+            self.by_parts(around)
         }
-        if self.form() == Form::Vera {
-            if let Some(place) = out.iter().find(|p| p.detail.columns().is_some()) {
-                return Err(Diagnostic::error(
-                    "vera-fused",
-                    "VeRA shares its matrices between linears of one shape",
-                )
-                .at(place.scope.clone())
-                .help("this projection is q, k and v in one; use lora, dora or ia3"));
-            }
-            let max = |f: fn(&LinearSite) -> usize| {
-                out.iter()
-                    .filter_map(Place::linear)
-                    .map(f)
-                    .max()
-                    .unwrap_or(0)
-            };
-            let greatest = Greatest {
-                d_out: max(|s| s.d_out),
-                d_in: max(|s| s.d_in),
-            };
-            for place in &mut out {
-                place.detail = Detail::Greatest(greatest);
-            }
-        }
-        Ok(out)
     }
 
     fn shared(&self, places: &[Place<'_>]) -> Result<Vec<ParamSpec>, Diagnostic> {
@@ -608,31 +515,32 @@ impl Method for Lora {
     }
 
     fn notes(&self, around: &Surroundings<'_, '_>, places: &[Place<'_>]) -> Vec<Diagnostic> {
-        let name = around.name;
-        let swapped = swapped(around, places);
-        let mut out: Vec<Diagnostic> = swapped.into_iter().collect();
-        let wanted = ["q", "k", "v"].iter().filter(|m| self.wants(m)).count();
-        out.extend(thirds::note(
-            around,
-            if self.selfattn_lora { wanted } else { 0 },
-        ));
-        let fresh = *around.route == Route::Plugin && around.has.is_none();
-        if fresh && !places.is_empty() && self.selfattn_lora && self.wants("o") {
-            out.push(Diagnostic::warning(
-                "beyond-library",
-                format!("`{name}` adapts `o`, which the Adapters library does not: it would ignore these parameters"),
-            ));
-        }
-        out
+        self.remarks(around, places)
     }
 
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
+        if let (At::Parameter(stored), Detail::Stored(name)) = (&place.at, &place.detail) {
+            let dims: Vec<Size> = stored.dims.iter().map(|d| Size::from(*d)).collect();
+            let init = Init::Stored {
+                value: stored.stored,
+                transposed: stored.stored_transposed,
+            };
+            return Ok(vec![ParamSpec::new(
+                &**name,
+                &dims.iter().collect::<Vec<_>>(),
+                init,
+            )]);
+        }
         let site = site(place)?;
         let blocks = self.blocks(place, site.d_out);
         let enabled: Vec<&Block> = blocks.iter().filter(|k| k.on).collect();
         let adapted = enabled.iter().map(|k| k.width).sum();
         let (d_in, d_out) = (&Size::new("in", site.d_in), &Size::new("out", site.d_out));
-        let (r, h, one) = (&self.rank(), &Size::from(enabled.len()), &Size::from(1));
+        let (r, h, one) = (
+            &self.rank_at(place),
+            &Size::from(enabled.len()),
+            &Size::from(1),
+        );
         let width = &Size::new("out", adapted);
         let (a, b) = self.inits(d_in, r);
         let diagonal = |n: &Option<Number>| Init::Diagonal {
@@ -643,12 +551,22 @@ impl Method for Lora {
                 ParamSpec::new("lora_A", &[&r.times(h), d_in], a),
                 ParamSpec::new("lora_B", &[width, r], b),
             ],
+            Form::Scale if matches!(place.at, At::Input(_)) => {
+                vec![ParamSpec::new("lora_B", &[one, d_in], b)]
+            }
             Form::Scale => vec![ParamSpec::new("lora_B", &[width, one], b)],
+            Form::Vera if place.detail.target().is_some() => vec![
+                ParamSpec::new("vera_lambda_d", &[r], constant(self.vera_d.as_ref())),
+                ParamSpec::new("vera_lambda_b", &[d_out], Init::Zeros),
+            ],
             Form::Vera => vec![
                 ParamSpec::new("vera_D", &[r, r], diagonal(&self.vera_d)),
                 ParamSpec::new("vera_B", &[d_out, d_out], diagonal(&self.vera_b)),
             ],
         };
+        if self.targets.lora_bias && self.form() == Form::LowRank {
+            out.push(ParamSpec::new("lora_bias", &[d_out], Init::Zeros));
+        }
         if self.use_gating {
             out.push(ParamSpec::new("gate.weight", &[h, d_in], Init::bert()));
             out.push(ParamSpec::new("gate.bias", &[h], Init::linear(d_in)));
@@ -674,6 +592,9 @@ impl Method for Lora {
         p: &Params<'_>,
         cx: &BuildCx<'_>,
     ) -> Result<State, Diagnostic> {
+        if let At::Parameter(_) = place.at {
+            return Ok(state);
+        }
         let site = site(place)?;
         let b = cx.b;
         let gate = self.use_gating.then(|| cx.gate(cx.up(state.x), p));
@@ -709,10 +630,13 @@ impl Method for Lora {
         while let Some(f) = factors.pop() {
             z = b.linear_t(z, f);
         }
+        if let Some(bias) = p.find("lora_bias") {
+            z = b.add(z, bias);
+        }
         let delta = match gate {
             Some(_) if fused => z,
             Some(gate) => b.mul(z, gate),
-            None => b.scale(z, self.scale()),
+            None => b.scale(z, self.scale_at(place)),
         };
         Ok(State {
             delta: Some(delta),
@@ -727,8 +651,17 @@ impl Method for Lora {
         p: &Params<'_>,
         cx: &BuildCx<'_>,
     ) -> Result<Val, Diagnostic> {
-        let site = site(place)?;
         let b = cx.b;
+        if let (At::Parameter(stored), Detail::Stored(name)) = (&place.at, &place.detail) {
+            let own = p.get(name);
+            let own = if stored.transposed {
+                b.transpose(own, &[1, 0])
+            } else {
+                own
+            };
+            return Ok(cx.down(own));
+        }
+        let site = site(place)?;
         let Some(delta) = state.delta else {
             return Ok(state.out);
         };
@@ -737,6 +670,19 @@ impl Method for Lora {
         }
         if !self.dora() {
             return Ok(b.add(state.out, cx.down(delta)));
+        }
+        if place.detail.target().is_some() {
+            // PEFT leaves the bias out of the magnitude.
+            let factor = self.dora_factor(place, site, p, cx)?;
+            let out = cx.up(state.out);
+            return Ok(cx.down(match site.weight.bias {
+                None => b.mul(b.add(out, delta), factor),
+                Some(bias) => {
+                    let bias = cx.up(Val::Old(bias));
+                    let product = b.add(b.sub(out, bias), delta);
+                    b.add(b.mul(product, factor), bias)
+                }
+            }));
         }
         let sum = b.add(cx.up(state.out), delta);
         Ok(cx.down(b.mul(sum, self.dora_factor(place, site, p, cx)?)))
@@ -783,16 +729,44 @@ impl Method for Lora {
                 bias.map(|v| cx.down(times(cx.up(Val::Old(v)), f))),
             )
         };
+        if let At::Input(_) = place.at {
+            let vector = self.vector(place, site, p, cx, None);
+            let columns = match site.weight.layout {
+                Layout::OutIn => vector,
+                Layout::InOut => b.unsqueeze(vector, &[1]),
+            };
+            let weight = stored_form(site, times(weight, columns), cx);
+            return Ok(Merged { weight, bias: None });
+        }
         let (weight, bias) = match self.delta_weight(place, site, p, cx) {
             None => scaled(weight, self.vector(place, site, p, cx, None)),
             Some(delta) => {
-                let change = b.scale(delta, self.scale());
+                let change = b.scale(delta, self.scale_at(place));
                 let sum = match fold {
                     Fold::In => b.add(weight, change),
                     Fold::Out => b.sub(weight, change),
                 };
-                if self.dora() {
+                if self.dora() && place.detail.target().is_some() {
+                    let factor = self.dora_factor(place, site, p, cx)?;
+                    (b.mul(sum, rows(factor)), None)
+                } else if self.dora() {
                     scaled(sum, self.dora_factor(place, site, p, cx)?)
+                } else if let Some(own) = p.find("lora_bias") {
+                    let Some(bias) = bias else {
+                        return Err(Diagnostic::error(
+                            "merge-bias",
+                            "the adapter has a bias, and the linear has none that it could be folded into",
+                        )
+                        .at(place.scope.clone())
+                        .help("keep the adapter attached"));
+                    };
+                    let own = b.scale(own, self.scale_at(place));
+                    let bias = cx.up(Val::Old(bias));
+                    let bias = match fold {
+                        Fold::In => b.add(bias, own),
+                        Fold::Out => b.sub(bias, own),
+                    };
+                    (sum, Some(cx.down(bias)))
                 } else {
                     (sum, None)
                 }

@@ -111,6 +111,11 @@ pub trait Method: Debug + Send + Sync {
         None
     }
 
+    /// Whether it chooses modules by their own names, and not by what they are for.
+    fn names_modules(&self) -> bool {
+        false
+    }
+
     /// Where it attaches, in model order.
     fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic>;
 
@@ -347,6 +352,21 @@ methods! {
 }
 
 impl MethodConfig {
+    /// Names of the fields that a dictionary may have: those that are written always, then those that are written where they are set.
+    pub(crate) fn fields(&self) -> Vec<String> {
+        let names = |v: &Value| match v {
+            Value::Object(map) => map.keys().cloned().collect(),
+            _ => Vec::new(),
+        };
+        let mut out: Vec<String> = names(&self.to_dict());
+        for name in names(&self.schema()["properties"]) {
+            if !out.contains(&name) {
+                out.push(name);
+            }
+        }
+        out
+    }
+
     /// Whether a dictionary is of a method that this library knows.
     pub(crate) fn knows(dict: &Value) -> bool {
         match dict["architecture"].as_str() {

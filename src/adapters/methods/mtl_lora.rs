@@ -9,7 +9,8 @@
 //! rank is weighted by `pⱼ·Λ` of its task, and the products with `lora_A` and `lora_B` are those of the whole batch. Unlike in the
 //! library, interfaces do not have to name the method, and the layer merges.
 
-use super::lora::{Lora, site, swapped};
+use super::lora::places::swapped;
+use super::lora::{Lora, site};
 use super::weight::{base_weight, stored_form};
 use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset};
 use crate::adapters::param::{Init, ParamSpec, Size};

@@ -10,8 +10,9 @@ use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::analyze::attention::copy;
 use crate::analyze::sequence::{Longer, Meaning, alike};
+use crate::analyze::through::Through;
 use crate::diag::{Diagnostic, nearest};
-use crate::ir::{Spot, Val, ValueId};
+use crate::ir::{Spot, Val, ValueId, contract};
 use crate::select::Family;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,8 @@ pub struct PromptTuning {
     pub prompt_init: String,
     /// The text for `from_string`.
     pub prompt_init_text: Option<String>,
-    /// `prefix`, or `prefix_after_bos`.
+    /// `prefix`, or `prefix_after_bos`; `prefix_before_positions` is PEFT's: in front of the words' embeddings, before positions are
+    /// embedded, and padding is hidden from the prompt as it is from the words.
     pub combine: String,
     /// Seed of the initial values.
     pub init_weights_seed: Option<i64>,
@@ -88,7 +90,11 @@ impl Method for PromptTuning {
             return Err(Diagnostic::error("config-value", "`prompt_length` is 0")
                 .help("it must be at least 1"));
         }
-        one_of("combine", &self.combine, &["prefix", AFTER_BOS])?;
+        one_of(
+            "combine",
+            &self.combine,
+            &["prefix", AFTER_BOS, BEFORE_POSITIONS],
+        )?;
         one_of(
             "prompt_init",
             &self.prompt_init,
@@ -142,19 +148,23 @@ impl Method for PromptTuning {
             .help("export the model from its token ids"));
         };
         let hidden = around.selection.hidden_size;
-        let longer = Longer::find(around.view(), site.output, hidden)
+        let early = self.combine == BEFORE_POSITIONS;
+        let embedded = if early { words(around)? } else { site.output };
+        let longer = Longer::find(around.view(), embedded, hidden)
             .map_err(|d| d.at(site.path.to_string()))?;
         let base = &around.selection.base_prefix;
         let scope = around.scope(&format!("{base}prompt_tuning"), "prompt_tunings");
         let detail = Detail::Width(longer.width);
         let place = |at| Place::new(at, None, LOCATION, &*scope).with(detail.clone());
         let mut out = vec![place(At::Sequence(Arc::new(longer.clone())))];
-        let detail = Detail::Shown {
-            width: longer.width,
-            value: around.route.prompt_mask(),
-        };
-        let masks = masks(around).into_iter();
-        out.extend(masks.map(|m| place(At::Mask(m)).with(detail.clone())));
+        if !early {
+            let detail = Detail::Shown {
+                width: longer.width,
+                value: around.route.prompt_mask(),
+            };
+            let masks = masks(around).into_iter();
+            out.extend(masks.map(|m| place(At::Mask(m)).with(detail.clone())));
+        }
         Ok(out)
     }
 
@@ -220,6 +230,7 @@ impl Method for PromptTuning {
 
 const LOCATION: &str = "prompt";
 const AFTER_BOS: &str = "prefix_after_bos";
+pub(crate) const BEFORE_POSITIONS: &str = "prefix_before_positions";
 const FROM_STRING: &str = "from_string";
 const WEIGHT: &str = "prompt_embedding.weight";
 
@@ -232,6 +243,25 @@ fn one_of(field: &str, found: &str, known: &[&str]) -> Result<(), Diagnostic> {
         d = d.note(format!("the nearest one is `{near}`"));
     }
     Err(d.help(format!("use {}", known.join(" or "))))
+}
+
+/// What looks the words up: rows of a table, by the token ids themselves.
+fn words(around: &Surroundings<'_, '_>) -> Result<ValueId, Diagnostic> {
+    let graph = around.graph;
+    let ids = graph.find(contract::INPUT_IDS);
+    let found = graph.nodes().find(|n| {
+        let slot = |i: usize| graph.input(*n, i);
+        let table = slot(0).is_some_and(|v| graph.value(v).tensor.is_some());
+        let by = slot(1).map(|v| Through::LAID_OUT.source(graph, v));
+        &*graph.node(*n).op.op_type == "Gather" && table && by.is_some() && by == ids
+    });
+    found.and_then(|n| graph.output(n, 0)).ok_or_else(|| {
+        Diagnostic::error(
+            "site-missing",
+            "no table of words is looked up by `input_ids`: there is nothing that the prompt could stand in front of",
+        )
+        .help("export the model from its token ids")
+    })
 }
 
 /// Masks that have rows for the queries, all alike: the library lets a prompt look at padding there.

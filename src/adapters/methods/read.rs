@@ -25,13 +25,11 @@ pub(super) fn read<M: Known>(value: &Value, unknown: UnknownKeys) -> Result<M> {
     if unknown == UnknownKeys::Refuse
         && let Some(key) = method.extra().keys().next()
     {
-        let all = match serde_json::to_value(&method) {
-            Ok(Value::Object(map)) => map,
-            _ => Map::new(),
-        };
+        let schema = schemars::schema_for!(M).to_value();
+        let all = schema["properties"].as_object();
         let known: Vec<&str> = all
-            .keys()
-            .filter(|k| !method.extra().contains_key(*k))
+            .into_iter()
+            .flat_map(Map::keys)
             .map(String::as_str)
             .collect();
         let of = M::NAME;

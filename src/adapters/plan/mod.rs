@@ -10,7 +10,7 @@ pub(super) mod setup;
 mod share;
 
 use crate::adapters::methods::MethodConfig;
-use crate::adapters::naming::scope;
+use crate::adapters::naming::{renamed, scope};
 use crate::adapters::param::{ParamSpec, decays};
 use crate::adapters::place::{Place, Surroundings};
 use crate::adapters::store::{AdapterStore, Loaded, Param};
@@ -157,15 +157,10 @@ fn member<'s>(
     let wrong = |d: Diagnostic| Error::new(ErrorKind::Method, d);
     let base = &*selection.base_prefix;
     let has = |scope: &str| {
-        let inner = scope.strip_prefix(base).unwrap_or(scope);
+        // A name in a key ends with a dot.
+        let inner = format!("{}.", scope.strip_prefix(base).unwrap_or(scope));
         let weights = adapter.weights.as_ref();
-        weights.is_some_and(|w| {
-            w.has(&crate::adapters::naming::renamed(
-                inner,
-                &adapter.name,
-                &w.adapter,
-            ))
-        })
+        weights.is_some_and(|w| w.has(&renamed(&inner, &adapter.name, &w.adapter)))
     };
     let around = Surroundings {
         selection,

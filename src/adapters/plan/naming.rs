@@ -284,12 +284,13 @@ fn inside(module: &str, name: &str) -> String {
 }
 
 /// The pieces of a key that mark it as an adapter's, by the library's own test; the adapter's name and a dot follow.
-pub(crate) const MARKS: [&str; 8] = [
+pub(crate) const MARKS: [&str; 9] = [
     "_adapters.",
     ".adapters.",
     ".prefix_tunings.",
     ".prefix_gates.",
     ".loras.",
+    ".modules_to_save.",
     ".refts.",
     ".prompt_tunings.",
     ".shared_parameters.",

@@ -186,6 +186,18 @@ pub enum Init {
         /// Number of random columns.
         columns: usize,
     },
+    /// This value throughout.
+    Constant {
+        /// The value.
+        value: f32,
+    },
+    /// What the base model has.
+    Stored {
+        /// The initializer.
+        value: ValueId,
+        /// Whether its axes are exchanged there.
+        transposed: bool,
+    },
     /// Euclidean norms of a linear's rows: one for each output.
     RowNorms {
         /// The stored weight: an initializer.
@@ -248,6 +260,8 @@ impl Init {
             Init::Diagonal { value } => diagonal(dims, *value),
             Init::NegativeIdentity => diagonal(dims, -1.0),
             Init::Orthogonal { columns } => orthogonal(*dims.first()?, *columns, &mut random),
+            Init::Constant { value } => vec![*value; n],
+            Init::Stored { value, transposed } => stored(graph, *value, *transposed, dims)?,
             Init::RowNorms {
                 weight,
                 layout,
@@ -271,9 +285,27 @@ impl fmt::Display for Init {
             Init::Diagonal { value } => write!(f, "{value} on the diagonal"),
             Init::NegativeIdentity => f.write_str("-1 on the diagonal"),
             Init::Orthogonal { .. } => f.write_str("a random orthogonal matrix"),
+            Init::Constant { value } => write!(f, "{value}"),
+            Init::Stored { .. } => f.write_str("those of the base model"),
             Init::RowNorms { .. } => f.write_str("norms of the weight's rows"),
         }
     }
+}
+
+/// What the base model stores, in the order of the state dict.
+fn stored(graph: &Graph, value: ValueId, transposed: bool, dims: &[usize]) -> Option<Vec<f32>> {
+    let values = graph.get_value(value)?.tensor.as_ref()?.to_f32()?;
+    if values.len() != dims.iter().product::<usize>() {
+        return None;
+    }
+    let [rows, columns] = *dims else {
+        return Some(values);
+    };
+    if !transposed {
+        return Some(values);
+    }
+    let at = |i: usize| values[(i % columns) * rows + i / columns];
+    Some((0..values.len()).map(at).collect())
 }
 
 fn diagonal(dims: &[usize], value: f32) -> Vec<f32> {

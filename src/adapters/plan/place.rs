@@ -9,7 +9,7 @@ use crate::infer::Verified;
 use crate::ir::contract;
 use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Graph, NodeId, OpId, TensorData, Use, Val, ValueId};
-use crate::select::{Layer, LinearSite, NormSite, Selection};
+use crate::select::{Layer, LinearSite, NormSite, ParameterSite, Selection};
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -60,8 +60,12 @@ pub enum At<'s> {
     Layer(&'s Layer),
     /// A module's output is replaced.
     Embeddings(ValueId),
-    /// What a linear reads is replaced, for it alone.
+    /// What a linear reads is replaced, for it alone: the head.
     HeadInput(&'s LinearSite),
+    /// What a linear reads is replaced, for it alone.
+    Input(&'s LinearSite),
+    /// A stored parameter of the base model is replaced, for its module alone.
+    Parameter(&'s ParameterSite),
     /// The embeddings' output is replaced by a longer one, and everything behind it grows with it.
     Sequence(Arc<Longer>),
     /// A mask `[…, queries, keys]` that is added to scores is replaced.
@@ -143,7 +147,8 @@ impl<'s> Place<'s> {
             At::Sublayer(site) => site.stream.unwrap_or(site.output),
             At::Layer(layer) => layer.output,
             At::Embeddings(value) | At::Mask(value) => *value,
-            At::HeadInput(site) => site.input,
+            At::HeadInput(site) | At::Input(site) => site.input,
+            At::Parameter(site) => site.value,
             At::Attention(core) => core.output,
             At::Sequence(longer) => longer.embedded,
         }
@@ -158,17 +163,35 @@ impl<'s> Place<'s> {
             At::Layer(_)
             | At::Embeddings(_)
             | At::HeadInput(_)
+            | At::Input(_)
+            | At::Parameter(_)
             | At::Sequence(_)
             | At::Mask(_)
             | At::Attention(_) => producer(self.target()),
         }
     }
 
-    /// The linear, where the place is one.
+    /// The nodes whose reading is replaced, where others go on reading what was there.
+    pub(crate) fn readers(&self) -> Option<&[NodeId]> {
+        match &self.at {
+            At::HeadInput(site) | At::Input(site) => Some(&site.nodes),
+            At::Parameter(site) => Some(&site.nodes),
+            At::Linear(_)
+            | At::Sublayer(_)
+            | At::Layer(_)
+            | At::Embeddings(_)
+            | At::Sequence(_)
+            | At::Mask(_)
+            | At::Attention(_) => None,
+        }
+    }
+
+    /// The linear, where the place is one or what one reads.
     pub fn linear(&self) -> Option<&LinearSite> {
         match &self.at {
-            At::Linear(site) => Some(site),
-            At::Sublayer(_)
+            At::Linear(site) | At::Input(site) => Some(site),
+            At::Parameter(_)
+            | At::Sublayer(_)
             | At::Layer(_)
             | At::Embeddings(_)
             | At::HeadInput(_)
@@ -186,6 +209,8 @@ impl<'s> Place<'s> {
             At::Sublayer(_) => Kind::SUBLAYER,
             At::Layer(_) => Kind::LAYER,
             At::HeadInput(_) => Kind::HEAD,
+            At::Input(_) => Kind::INPUT,
+            At::Parameter(_) => Kind::PARAMETER,
             At::Attention(_) => Kind::ATTENTION,
             At::Sequence(_) => Kind::SEQUENCE,
             At::Mask(_) => Kind::MASK,
@@ -229,7 +254,10 @@ impl Kind {
         false,
     );
 
-    const ALL: [Kind; 9] = [
+    const INPUT: Kind = Kind::new(9, "input", "inputs of linears", true);
+    const PARAMETER: Kind = Kind::new(10, "parameter", "parameters of the base model", false);
+
+    const ALL: [Kind; 11] = [
         Kind::EMBEDDINGS,
         Kind::LINEAR,
         Kind::SUBLAYER,
@@ -239,6 +267,8 @@ impl Kind {
         Kind::SEQUENCE,
         Kind::MASK,
         Kind::GROWN,
+        Kind::INPUT,
+        Kind::PARAMETER,
     ];
 
     const fn new(rank: u8, name: &'static str, about: &'static str, composes: bool) -> Kind {

@@ -12,7 +12,7 @@ use crate::adapters::plan::{Part, Plan, plan};
 use crate::adapters::{Adapter, Setup};
 use crate::diag::Diagnostic;
 use crate::ir::contract::stamp;
-use crate::ir::{Builder, DType, Fact, Graph, Use, Val, ValueId};
+use crate::ir::{Builder, DType, Fact, Graph, NodeId, Spot, Use, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use crate::select::{LinearSite, Selection};
 use rustc_hash::FxHashMap;
@@ -122,8 +122,8 @@ impl Pass for AttachPass {
     }
 }
 
-/// Order of places: where their value is made, then their rank; with the index of the first part to keep equal ones apart.
-type GroupKey = (usize, u8, ValueId);
+/// Order of places: where their value is made, then their rank; with the first of the nodes that alone read what is replaced.
+type GroupKey = (usize, u8, ValueId, Option<NodeId>);
 
 fn grouped<'p, 's>(
     parts: &'p [Part<'s>],
@@ -143,7 +143,12 @@ fn grouped<'p, 's>(
             .producer(target)
             .map_or(0, |(n, _)| position[n.index()]);
         let group = groups
-            .entry((at, part.place.kind().rank, target))
+            .entry((
+                at,
+                part.place.kind().rank,
+                target,
+                part.place.readers().and_then(|r| r.first().copied()),
+            ))
             .or_default();
         if let Some(other) = group.iter().find(|p| p.adapter == part.adapter) {
             return Err(Diagnostic::error(
@@ -220,6 +225,10 @@ impl Writer<'_> {
             );
             b.set_scope(&self.composer.fresh_scope(&format!("{}/input", place.scope)));
             b.set_stamp(stamped(&self.pass.adapters[first.adapter].name));
+            if matches!(place.at, At::Parameter(_)) {
+                // It hangs on nothing of the graph, and early nodes may read it.
+                b.set_spot(Some(Spot::Front));
+            }
             let state = open(place, &build, cx);
             let mut used = Used::default();
             let first = self.pass.setup.alone();
@@ -238,15 +247,9 @@ impl Writer<'_> {
             moves = build.moves.take();
             sealed(b, new)
         };
-        let uses = match &place.at {
-            At::HeadInput(site) => Uses::Only(readers(graph, old, &site.nodes)),
-            At::Linear(_)
-            | At::Sublayer(_)
-            | At::Layer(_)
-            | At::Embeddings(_)
-            | At::Sequence(_)
-            | At::Mask(_)
-            | At::Attention(_) => Uses::All,
+        let uses = match place.readers() {
+            Some(nodes) => Uses::Only(readers(graph, old, nodes)),
+            None => Uses::All,
         };
         Self::mark(patch.builder(), graph, old, new, &uses, place.kind().name);
         if let At::Sequence(longer) = &place.at {
@@ -336,7 +339,13 @@ fn open(place: &Place<'_>, build: &BuildCx<'_>, cx: &PassCx<'_>) -> State {
             values = Some(build.current(core.values));
             (x, build.current(core.scores), None)
         }
-        At::Layer(_) | At::Embeddings(_) | At::HeadInput(_) | At::Sequence(_) | At::Mask(_) => {
+        At::Layer(_)
+        | At::Embeddings(_)
+        | At::HeadInput(_)
+        | At::Input(_)
+        | At::Parameter(_)
+        | At::Sequence(_)
+        | At::Mask(_) => {
             let v = build.current(place.target());
             (v, v, None)
         }
@@ -391,7 +400,7 @@ fn sealed(b: &Builder, v: Val) -> Val {
 }
 
 /// Where nodes of a site read a value.
-fn readers(graph: &Graph, value: ValueId, nodes: &[crate::ir::NodeId]) -> Vec<Use> {
+fn readers(graph: &Graph, value: ValueId, nodes: &[NodeId]) -> Vec<Use> {
     let uses = graph.uses(value).into_iter();
     uses.filter(|u| nodes.contains(&u.node())).collect()
 }

@@ -11,7 +11,7 @@ use super::expand::{definition, expand_nodes, scope};
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind};
 use crate::infer::Verified;
-use crate::ir::contract;
+use crate::ir::contract::{self, stamp};
 use crate::ir::{DType, Dim, Fact, Graph, NodeId, Sym, TensorData, Type, TypeKind, Val, ValueId};
 use crate::ops::{GradCx, Gradient, lookup};
 use crate::rewrite::{Pass, PassCx, PassError, Patch};
@@ -261,7 +261,8 @@ impl Route {
         };
         for &n in &order {
             let from = g.node_sources(n).find_map(|v| origin[v.index()]);
-            let zero = matches!(rule(g, n), Some(Gradient::Zero));
+            let zero = matches!(rule(g, n), Some(Gradient::Zero))
+                || g.node(n).metadata.contains_key(stamp::DETACHED);
             let Some(from) = from.filter(|_| !zero) else {
                 continue;
             };

@@ -5,9 +5,9 @@
 //! graph changes; a weight that others read as well is copied for the adapted linear.
 
 use crate::adapters::methods::Fold;
-use crate::adapters::place::{BuildCx, Params, Place, wider};
+use crate::adapters::place::{At, BuildCx, Params, Place, wider};
 use crate::adapters::plan::{Part, Plan, plan};
-use crate::adapters::{Adapter, AdapterStore};
+use crate::adapters::{Adapter, AdapterStore, convert};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
 use crate::infer::Verified;
@@ -15,7 +15,7 @@ use crate::ir::{
     Builder, DType, Fragment, Graph, GraphPort, Model, OrderKey, TensorData, Use, Val, ValueId,
 };
 use crate::rewrite::{Pass, PassCx, PassError, Patch, Uses};
-use crate::select::{LinearSite, Selection};
+use crate::select::{LinearSite, ParameterSite, Selection};
 use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::RefCell;
@@ -66,7 +66,27 @@ impl Pass for Merge {
         if self.fold == Fold::Out {
             parts.reverse();
         }
-        for part in parts {
+        // A parameter that the adapter has its own values of is what its other changes are folded into.
+        parts.sort_by_key(|p| !matches!(p.place.at, At::Parameter(_)));
+        for part in &parts {
+            if let At::Parameter(site) = &part.place.at {
+                let apart = self.exchange(part, site, &store, cx)?;
+                let module =
+                    |p: &&&Part<'_>| p.place.linear().is_some_and(|l| l.path == site.module);
+                if apart && parts.iter().any(|p| module(&p)) {
+                    return Err(Diagnostic::error(
+                        "merge-shared",
+                        format!(
+                            "the weight of `{}` is read by other modules as well",
+                            site.module
+                        ),
+                    )
+                    .at(part.place.scope.clone())
+                    .help("keep the adapter attached, or export the model with separate weights")
+                    .into());
+                }
+                continue;
+            }
             let Some(site) = part.place.linear() else {
                 return Err(not_linear(&part.place).into());
             };
@@ -77,6 +97,21 @@ impl Pass for Merge {
         }
         Ok(())
     }
+}
+
+/// A parameter of the state dict in shape and type of the initializer that holds it.
+fn in_place_of(stored: &TensorData, own: &TensorData, site: &ParameterSite) -> Option<TensorData> {
+    let values = own.to_f32()?;
+    let values = match site.dims[..] {
+        [rows, columns] if site.stored_transposed => {
+            let at = |i: usize| values[(i % rows) * columns + i / rows];
+            (0..values.len()).map(at).collect()
+        }
+        _ => values,
+    };
+    let same = stored.count() == Some(values.len() as u64);
+    let tensor = TensorData::from_f32(stored.dims.clone(), &values);
+    same.then(|| convert(&tensor, stored.dtype)).flatten()
 }
 
 fn not_linear(place: &Place<'_>) -> Diagnostic {
@@ -91,6 +126,59 @@ fn not_linear(place: &Place<'_>) -> Diagnostic {
 }
 
 impl Merge {
+    /// Puts a parameter that the adapter has its own values of in the place of the base model's, for its module alone. Whether it stands
+    /// beside the base model's now, which others read.
+    fn exchange(
+        &self,
+        part: &Part<'_>,
+        site: &ParameterSite,
+        store: &AdapterStore,
+        cx: &mut PassCx<'_>,
+    ) -> Result<bool, PassError> {
+        if self.fold == Fold::Out {
+            return Err(Diagnostic::error(
+                "reset-parameter",
+                "the base model's own values are not known any more",
+            )
+            .at(part.place.scope.clone())
+            .help("keep the base model's file: nothing else brings its weights back")
+            .into());
+        }
+        let own = part.own.first();
+        let Some((name, own)) = own.and_then(|(_, name)| Some((name, store.get(name)?))) else {
+            return Ok(false);
+        };
+        let graph = &cx.model().graph;
+        let all = graph.uses(site.value);
+        let uses: Vec<Use> = all
+            .iter()
+            .copied()
+            .filter(|u| site.nodes.contains(&u.node()))
+            .collect();
+        let dtype = cx.fact(site.value).and_then(|f| f.dtype);
+        let mut patch = cx.patch(format!("merge {}", part.place.scope), None);
+        let direct = site.stored == site.value || graph.uses(site.stored).len() == 1;
+        if direct && uses.len() == all.len() && !graph.is_output(site.value) {
+            let stored = graph.value(site.stored).tensor.as_ref();
+            if let Some(tensor) = stored.and_then(|s| in_place_of(s, &own.tensor, site)) {
+                patch.set_tensor(site.stored, tensor);
+                cx.commit(patch)?;
+                return Ok(false);
+            }
+        }
+        let b = patch.builder();
+        let mut value = b.initializer(name, own.tensor.clone());
+        if site.transposed {
+            value = b.transpose(value, &[1, 0]);
+        }
+        if let Some(dtype) = dtype.filter(|d| *d != own.tensor.dtype) {
+            value = b.cast(value, dtype);
+        }
+        patch.redirect(site.value, value, Uses::Only(uses));
+        cx.commit(patch)?;
+        Ok(true)
+    }
+
     fn fold(
         &self,
         part: &Part<'_>,

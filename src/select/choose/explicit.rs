@@ -251,7 +251,10 @@ impl Explicit<'_> {
             &f.layer_self_attn
         };
         let outer = join(&layer.path, module.get(layer.stack).unwrap_or_default());
-        let in_attention = !matches!(role, Role::Intermediate | Role::Output | Role::Head);
+        let in_attention = !matches!(
+            role,
+            Role::Intermediate | Role::Gate | Role::Output | Role::Head | Role::Linear
+        );
         let path = if in_attention {
             let tail = path.get(layer.path.len() + 1..).unwrap_or(path);
             join(&outer, tail)
@@ -280,8 +283,9 @@ impl Explicit<'_> {
                 a.o = Some(site);
             }
             Role::Intermediate => layer.intermediate = Some(site),
+            Role::Gate => layer.gate_proj = Some(site),
             Role::Output => layer.output_proj = Some(site),
-            Role::Head => {}
+            Role::Head | Role::Linear => {}
         }
         Ok(value)
     }

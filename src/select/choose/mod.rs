@@ -4,6 +4,7 @@
 
 mod ends;
 mod explicit;
+mod modules;
 mod named;
 mod record;
 mod scene;
@@ -60,6 +61,8 @@ pub(super) fn run(
     }
     let embeddings = scene.embeddings(&layers, &mut findings);
     let output_embeddings = scene.head();
+    let modules = scene.modules(&layers, output_embeddings.as_ref());
+    let parameters = scene.parameters(&modules, &layers);
     let width = |l: &Layer| {
         view.last(l.input)
             .or(l.output_proj.as_ref().map(|p| p.d_out))
@@ -70,6 +73,8 @@ pub(super) fn run(
         embeddings,
         output_embeddings,
         layers,
+        modules,
+        parameters,
         misses: Vec::new(),
         decisions: record.decisions,
     };

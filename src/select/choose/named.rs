@@ -331,6 +331,7 @@ impl<'s> Named<'s> {
             self_attn,
             cross_attn,
             intermediate,
+            gate_proj: self.gate(spot, call, at(&f.layer_gate_proj)),
             output_proj,
             pre_self_attn: self.entering(
                 spot,
@@ -475,6 +476,12 @@ impl<'s> Named<'s> {
         self.record
             .decide(self.scene, spot.index, role.field(), module, site.output);
         Some(site)
+    }
+
+    /// The gate projection. An export that holds it together with the up projection has no such module.
+    fn gate(&mut self, spot: &Spot, call: usize, path: Option<String>) -> Option<LinearSite> {
+        let path = path.filter(|p| self.scene.part(spot.module, p).is_some())?;
+        self.linear(spot, spot.module, call, Role::Gate, Some(path))
     }
 
     fn entering(

@@ -408,6 +408,13 @@ impl Unnamed<'_> {
             intermediate: f
                 .up
                 .and_then(|p| linear(p, Role::Intermediate, &fields.layer_intermediate_proj)),
+            gate_proj: f.gate.and_then(|l| {
+                let whole = Projection {
+                    linear: l,
+                    columns: None,
+                };
+                linear(whole, Role::Gate, &fields.layer_gate_proj)
+            }),
             output_proj: f.down.and_then(|l| {
                 linear(
                     Projection {
@@ -483,6 +490,8 @@ impl Unnamed<'_> {
             let path = field.path(&self.scene.interface.fields, layer.stack);
             match (path, field.value(layer)) {
                 (Some(_), Some(_)) => self.found_by_structure(layer, field),
+                // An export may hold it together with the up projection.
+                (Some(_), None) if field == Field::LayerGateProj => {}
                 (Some(path), None) => {
                     self.record
                         .missing(layer.stack, layer.index, field, path, HIDDEN);
@@ -496,7 +505,7 @@ impl Unnamed<'_> {
 const HIDDEN: &str = "the graph has no value for it: a fused operator holds it, or its structure is not one that is known";
 
 /// The fields that stand for a place in a layer.
-const SITES: [Field; 15] = [
+const SITES: [Field; 16] = [
     Field::LayerSelfAttn,
     Field::LayerCrossAttn,
     Field::AttnQProj,
@@ -505,6 +514,7 @@ const SITES: [Field; 15] = [
     Field::AttnQkvProj,
     Field::AttnOProj,
     Field::LayerIntermediateProj,
+    Field::LayerGateProj,
     Field::LayerOutputProj,
     Field::LayerPreSelfAttn,
     Field::LayerPreCrossAttn,
@@ -545,6 +555,7 @@ fn merge(layer: &mut Layer, other: Layer) {
     attention(&mut layer.self_attn, other.self_attn);
     attention(&mut layer.cross_attn, other.cross_attn);
     take(&mut layer.intermediate, other.intermediate);
+    take(&mut layer.gate_proj, other.gate_proj);
     take(&mut layer.output_proj, other.output_proj);
     take(&mut layer.pre_self_attn, other.pre_self_attn);
     take(&mut layer.pre_cross_attn, other.pre_cross_attn);

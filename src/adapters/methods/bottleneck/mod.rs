@@ -556,6 +556,8 @@ impl Method for Bottleneck {
             | At::Layer(_)
             | At::Embeddings(_)
             | At::HeadInput(_)
+            | At::Input(_)
+            | At::Parameter(_)
             | At::Sequence(_)
             | At::Mask(_)
             | At::Attention(_) => None,
@@ -687,6 +689,8 @@ impl Method for Bottleneck {
             | At::Layer(_)
             | At::Embeddings(_)
             | At::HeadInput(_)
+            | At::Input(_)
+            | At::Parameter(_)
             | At::Sequence(_)
             | At::Mask(_)
             | At::Attention(_) => Ok(cx.down(state.x)),

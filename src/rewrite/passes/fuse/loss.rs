@@ -4,6 +4,7 @@ use super::super::super::pass::{Pass, PassCx, PassError};
 use super::super::super::patch::Uses;
 use super::super::loss::{Divisor, Loss, output};
 use crate::analyze::view::View;
+use crate::ir::contract::stamp;
 use crate::ir::{OpId, Val, ValueId, contract};
 use crate::ops::DOMAIN;
 
@@ -64,6 +65,8 @@ fn find(
     // A tied head is the transposed embedding: execution takes it as a view.
     let stored = view.untransposed(weight).unwrap_or(weight);
     let constant = view.constant(stored)?;
+    // The operator has no gradient of the weight: a head that is trained keeps its logits.
+    let trained = view.graph.value(stored).metadata.contains_key(stamp::PARAM);
     let loss = view.graph.find(contract::LOSS)?;
     let mut ins = vec![view.graph.find(contract::LABELS)?];
     if divisor == Divisor::Input {
@@ -74,7 +77,10 @@ fn find(
         let op = &view.graph.node(u.node()).op;
         op.is_onnx("Pad") || op.is_onnx("Concat")
     });
-    let fits =
-        !lengthened && constant.dims.len() == 2 && view.rank(hidden)? == 3 && view.is_f32(hidden);
+    let fits = !lengthened
+        && !trained
+        && constant.dims.len() == 2
+        && view.rank(hidden)? == 3
+        && view.is_f32(hidden);
     fits.then_some((hidden, weight, loss, ins))
 }

@@ -1,0 +1,46 @@
+//! Columns of a fused projection: which of them are adapted, and their factor among the others.
+
+use crate::adapters::place::BuildCx;
+use crate::ir::Val;
+
+/// Some columns of a projection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    pub(super) width: usize,
+    pub(super) on: bool,
+}
+
+/// From `[Σ width of enabled blocks, r]` to `[Σ width, r·enabled]`, block-diagonal.
+pub(super) fn spread(blocks: &[Block], r: usize, stored: Val, cx: &BuildCx<'_>) -> Val {
+    let b = cx.b;
+    let enabled = blocks.iter().filter(|k| k.on).count();
+    let (mut row, mut seen) = (0, 0);
+    let mut parts = Vec::with_capacity(blocks.len());
+    for block in blocks {
+        if !block.on {
+            parts.push(cx.zeros(&[block.width, r * enabled]));
+            continue;
+        }
+        let own = b.slice(stored, 0, row as i64, (row + block.width) as i64);
+        let mut columns = Vec::with_capacity(3);
+        if seen > 0 {
+            columns.push(cx.zeros(&[block.width, r * seen]));
+        }
+        columns.push(own);
+        if seen + 1 < enabled {
+            columns.push(cx.zeros(&[block.width, r * (enabled - seen - 1)]));
+        }
+        parts.push(if columns.len() == 1 {
+            own
+        } else {
+            b.concat(&columns, 1)
+        });
+        row += block.width;
+        seen += 1;
+    }
+    if parts.len() == 1 {
+        parts[0]
+    } else {
+        b.concat(&parts, 0)
+    }
+}

@@ -1,0 +1,209 @@
+//! All linears and stored parameters that have a module's name, whether a field names them or not.
+
+use super::scene::{Scene, site};
+use crate::analyze::linear::{Layout, Linear};
+use crate::ir::{NodeId, ValueId};
+use crate::select::modules::Witness;
+use crate::select::site::{Layer, LinearModule, LinearSite, ParameterSite, Role};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+impl Scene<'_> {
+    /// The linears of the graph by their modules, in execution order. A site that a field of the interface names is taken as it is:
+    /// of a projection that was fused with others it has the columns.
+    pub(super) fn modules(&self, layers: &[Layer], head: Option<&LinearSite>) -> Vec<LinearModule> {
+        let mut out: Vec<LinearModule> = Vec::new();
+        let mut at: FxHashMap<Box<str>, usize> = FxHashMap::default();
+        let mut taken: FxHashSet<NodeId> = FxHashSet::default();
+        let mut put = |layer: Option<usize>, site: &LinearSite| {
+            if let Some(i) = at.get(&site.path) {
+                let first: &mut LinearModule = &mut out[*i];
+                first.site.other_calls.extend(site.calls().map(|c| {
+                    let mut call = c.clone();
+                    call.other_calls.clear();
+                    call
+                }));
+                return;
+            }
+            at.insert(site.path.clone(), out.len());
+            let site = site.clone();
+            out.push(LinearModule { layer, site });
+        };
+        for layer in layers {
+            for site in layer.linears() {
+                taken.extend(site.calls().flat_map(|c| c.nodes.iter().copied()));
+                put(Some(layer.index), site);
+            }
+        }
+        if let Some(head) = head {
+            taken.extend(&head.nodes);
+            put(None, head);
+        }
+        for l in self.linears.all.iter().filter(|l| !taken.contains(&l.core)) {
+            let Some((module, _)) = self.tree.of(l.core).filter(|m| m.1 < Witness::Neighbours)
+            else {
+                continue;
+            };
+            let path = self.module_path(&self.tree.module(module).path, layers);
+            let inside = |layer: &&Layer| {
+                let rest = path.strip_prefix(&*layer.path);
+                rest.is_some_and(|r| r.starts_with('.'))
+            };
+            let layer = layers.iter().find(inside).map(|l| l.index);
+            put(layer, &site(Role::Linear, path, l));
+        }
+        out.sort_by_key(|m| self.view.defined(m.site.output));
+        out
+    }
+
+    /// The path in the exported model's state dict of a module that may lie outside the base model.
+    fn module_path(&self, path: &str, layers: &[Layer]) -> Box<str> {
+        let Some(rest) = path.strip_prefix(self.prefix.in_tree.as_str()) else {
+            return path.into();
+        };
+        let full = format!("{}{rest}", self.prefix.full);
+        let graph = self.view.graph;
+        let stored = |p: &str| {
+            let parameter = |end: &str| graph.find(&format!("{p}.{end}")).is_some();
+            parameter("weight") || parameter("bias")
+        };
+        let inside = || layers.iter().any(|l| full.starts_with(&*l.path));
+        if full == path || (!stored(path) && (inside() || stored(&full))) {
+            full.into()
+        } else {
+            path.into()
+        }
+    }
+
+    /// The stored parameters of modules, by their names in the state dict: what linears read, and every other initializer that has
+    /// such a name.
+    pub(super) fn parameters(
+        &self,
+        modules: &[LinearModule],
+        layers: &[Layer],
+    ) -> Vec<ParameterSite> {
+        let graph = self.view.graph;
+        let mut out: Vec<ParameterSite> = Vec::new();
+        let mut seen: FxHashSet<String> = FxHashSet::default();
+        let whole = modules.iter().filter(|m| m.site.column.is_none());
+        for site in whole.map(|m| &m.site) {
+            let nodes: Vec<NodeId> = site.calls().flat_map(|c| c.nodes.iter().copied()).collect();
+            let name = format!("{}.weight", site.path);
+            // torch's `Conv1D` stores `[in, out]`, and the file has it as it is.
+            let own = graph.name_of(site.weight.value) == name;
+            let conv1d = own && site.weight.layout == Layout::InOut;
+            let (rows, columns) = if conv1d {
+                (site.d_in, site.d_out)
+            } else {
+                (site.d_out, site.d_in)
+            };
+            let read = self.axes_read(site);
+            if let Some(read) = read.filter(|_| seen.insert(name)) {
+                out.push(ParameterSite {
+                    module: site.path.clone(),
+                    name: "weight".into(),
+                    value: site.weight.read,
+                    nodes: nodes.clone(),
+                    dims: vec![rows, columns],
+                    transposed: (read == Layout::InOut) != conv1d,
+                    stored: site.weight.value,
+                    stored_transposed: (site.weight.layout == Layout::InOut) != conv1d,
+                });
+            }
+            if let Some(bias) = site.weight.bias
+                && seen.insert(format!("{}.bias", site.path))
+            {
+                out.push(ParameterSite {
+                    module: site.path.clone(),
+                    name: "bias".into(),
+                    value: bias,
+                    nodes,
+                    dims: vec![site.d_out],
+                    transposed: false,
+                    stored: bias,
+                    stored_transposed: false,
+                });
+            }
+        }
+        let tables = self.view.order.iter().filter(|n| self.view.is_lookup(**n));
+        for &node in tables {
+            // A table that a head shares is stored under one of the two names.
+            let module = self.tree.of(node).filter(|m| m.1 < Witness::Neighbours);
+            let value = self.view.inputs(node).first().copied().flatten();
+            let (Some((module, _)), Some(value)) = (module, value) else {
+                continue;
+            };
+            let module = self.module_path(&self.tree.module(module).path, layers);
+            let Some(tensor) = self.view.tensor(value).filter(|t| t.dtype.is_float()) else {
+                continue;
+            };
+            if module.is_empty() || !seen.insert(format!("{module}.weight")) {
+                continue;
+            }
+            let mut nodes = self.lookups(value);
+            nodes.retain(|n| *n == node);
+            out.push(ParameterSite {
+                module,
+                name: "weight".into(),
+                value,
+                nodes,
+                dims: tensor.dims.iter().map(|d| *d as usize).collect(),
+                transposed: false,
+                stored: value,
+                stored_transposed: false,
+            });
+        }
+        for &value in graph.initializers() {
+            let Some((module, name)) = graph.name_of(value).rsplit_once('.') else {
+                continue;
+            };
+            let Some(tensor) = self.view.tensor(value).filter(|t| t.dtype.is_float()) else {
+                continue;
+            };
+            if name.is_empty() || !seen.insert(graph.name_of(value).to_owned()) {
+                continue;
+            }
+            out.push(ParameterSite {
+                module: module.into(),
+                name: name.into(),
+                value,
+                nodes: self.lookups(value),
+                dims: tensor.dims.iter().map(|d| *d as usize).collect(),
+                transposed: false,
+                stored: value,
+                stored_transposed: false,
+            });
+        }
+        out
+    }
+
+    /// How the multiplication of a site reads its weight; `None` where it is no stored matrix of floats.
+    fn axes_read(&self, site: &LinearSite) -> Option<Layout> {
+        let l: &Linear = self
+            .linears
+            .all
+            .get(self.linears.of(*site.nodes.last()?)?)?;
+        match self.view.op(l.core) {
+            "MatMul" => Some(Layout::InOut),
+            "Gemm" | "FusedGemm" | "FusedMatMul" => {
+                let flipped = self.view.node(l.core).int("transB", 0) == 1;
+                Some(if flipped {
+                    Layout::OutIn
+                } else {
+                    Layout::InOut
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// The nodes that look rows up, where others read a table too: a head that shares it is another module. Else all its readers.
+    fn lookups(&self, value: ValueId) -> Vec<NodeId> {
+        let readers = self.view.readers(value);
+        let lookups: Vec<NodeId> = readers
+            .iter()
+            .copied()
+            .filter(|n| self.view.is_lookup(*n))
+            .collect();
+        if lookups.is_empty() { readers } else { lookups }
+    }
+}
