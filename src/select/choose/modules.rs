@@ -7,10 +7,27 @@ use crate::select::modules::Witness;
 use crate::select::site::{Layer, LinearModule, LinearSite, ParameterSite, Role};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+/// Which layer a path leads into.
+struct Within<'l>(FxHashMap<&'l str, usize>);
+
+impl<'l> Within<'l> {
+    fn new(layers: &'l [Layer]) -> Self {
+        Within(layers.iter().map(|l| (&*l.path, l.index)).collect())
+    }
+
+    /// The layer that a module is, or is a part of.
+    fn layer(&self, path: &str) -> Option<usize> {
+        let dots = path.match_indices('.').map(|(at, _)| at);
+        let mut outer = dots.chain([path.len()]).map(|end| &path[..end]);
+        outer.find_map(|p| self.0.get(p).copied())
+    }
+}
+
 impl Scene<'_> {
     /// The linears of the graph by their modules, in execution order. A site that a field of the interface names is taken as it is:
     /// of a projection that was fused with others it has the columns.
     pub(super) fn modules(&self, layers: &[Layer], head: Option<&LinearSite>) -> Vec<LinearModule> {
+        let within = Within::new(layers);
         let mut out: Vec<LinearModule> = Vec::new();
         let mut at: FxHashMap<Box<str>, usize> = FxHashMap::default();
         let mut taken: FxHashSet<NodeId> = FxHashSet::default();
@@ -43,12 +60,8 @@ impl Scene<'_> {
             else {
                 continue;
             };
-            let path = self.module_path(&self.tree.module(module).path, layers);
-            let inside = |layer: &&Layer| {
-                let rest = path.strip_prefix(&*layer.path);
-                rest.is_some_and(|r| r.starts_with('.'))
-            };
-            let layer = layers.iter().find(inside).map(|l| l.index);
+            let path = self.module_path(&self.tree.module(module).path, &within);
+            let layer = within.layer(&path);
             put(layer, &site(Role::Linear, path, l));
         }
         out.sort_by_key(|m| self.view.defined(m.site.output));
@@ -56,7 +69,7 @@ impl Scene<'_> {
     }
 
     /// The path in the exported model's state dict of a module that may lie outside the base model.
-    fn module_path(&self, path: &str, layers: &[Layer]) -> Box<str> {
+    fn module_path(&self, path: &str, within: &Within<'_>) -> Box<str> {
         let Some(rest) = path.strip_prefix(self.prefix.in_tree.as_str()) else {
             return path.into();
         };
@@ -66,7 +79,7 @@ impl Scene<'_> {
             let parameter = |end: &str| graph.find(&format!("{p}.{end}")).is_some();
             parameter("weight") || parameter("bias")
         };
-        let inside = || layers.iter().any(|l| full.starts_with(&*l.path));
+        let inside = || within.layer(&full).is_some();
         if full == path || (!stored(path) && (inside() || stored(&full))) {
             full.into()
         } else {
@@ -82,6 +95,7 @@ impl Scene<'_> {
         layers: &[Layer],
     ) -> Vec<ParameterSite> {
         let graph = self.view.graph;
+        let within = Within::new(layers);
         let mut out: Vec<ParameterSite> = Vec::new();
         let mut seen: FxHashSet<String> = FxHashSet::default();
         let whole = modules.iter().filter(|m| m.site.column.is_none());
@@ -132,7 +146,7 @@ impl Scene<'_> {
             let (Some((module, _)), Some(value)) = (module, value) else {
                 continue;
             };
-            let module = self.module_path(&self.tree.module(module).path, layers);
+            let module = self.module_path(&self.tree.module(module).path, &within);
             let Some(tensor) = self.view.tensor(value).filter(|t| t.dtype.is_float()) else {
                 continue;
             };

@@ -10,6 +10,7 @@ use crate::diag::{Diagnostic, nearest};
 use crate::select::{
     AttentionSite, Layer, LinearModule, LinearSite, ParameterSite, QkvLayout, Role,
 };
+use rustc_hash::FxHashSet;
 
 /// AdapterHub has no key for places that PEFT's fields choose; this one is PEFT's.
 const LOCATION: &str = "target_modules";
@@ -173,7 +174,7 @@ impl Lora {
                 place.with(Detail::Target(target))
             }));
         }
-        let adapted: Vec<&str> = out
+        let adapted: FxHashSet<&str> = out
             .iter()
             .filter_map(|p| Some(&*p.linear()?.path))
             .collect();
@@ -189,13 +190,13 @@ impl Lora {
     fn stored<'s>(
         &self,
         site: &'s ParameterSite,
-        adapted: &[&str],
+        adapted: &FxHashSet<&str>,
         around: &Surroundings<'_, 's>,
     ) -> Option<Place<'s>> {
         let is_bias = &*site.name == "bias";
         let of_bias = match self.targets.bias.as_deref() {
             Some("all") => is_bias,
-            Some("lora_only") => is_bias && adapted.contains(&&*site.module),
+            Some("lora_only") => is_bias && adapted.contains(&*site.module),
             Some(_) | None => false,
         };
         let outer = self.targets.saved(&site.module);
