@@ -4,6 +4,7 @@ use super::event::OnEvent;
 use super::open;
 use crate::adapters::Setup;
 use crate::adapters::folder::AdapterFolder;
+use crate::adapters::spec::read_folder;
 use crate::adapters::summary::Summary;
 use crate::api;
 use crate::error::Result;
@@ -30,7 +31,7 @@ pub(crate) fn sum_up(paths: &[PathBuf], events: OnEvent<'_>) -> Result<Summed> {
         let names = api::manifest(&model)?.into_iter().map(|(n, _)| n);
         return Ok(Summed::Model(api::summary(&model, &Setup::stack(names))?));
     }
-    let read = |p: &PathBuf| Ok((p.clone(), AdapterFolder::read(p)?));
+    let read = |p: &PathBuf| Ok((p.clone(), read_folder(p)?));
     Ok(Summed::Folders(
         paths.iter().map(read).collect::<Result<_>>()?,
     ))

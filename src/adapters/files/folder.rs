@@ -122,7 +122,7 @@ impl AdapterFolder {
             return Err(at(Error::new(
                 ErrorKind::Method,
                 Diagnostic::error("peft", "this is an adapter of PEFT's").help(
-                    "make it one of AdapterHub's: `rewrite adapter convert FOLDER --to adapterhub --interface NAME -o DIR`",
+                    "`--adapter FOLDER` takes it as it is; for the rest, make it one of AdapterHub's: `rewrite adapter convert FOLDER --to adapterhub -o DIR`",
                 ),
             )));
         }
