@@ -298,14 +298,16 @@ fn stored(graph: &Graph, value: ValueId, transposed: bool, dims: &[usize]) -> Op
     if values.len() != dims.iter().product::<usize>() {
         return None;
     }
-    let [rows, columns] = *dims else {
-        return Some(values);
-    };
-    if !transposed {
-        return Some(values);
-    }
-    let at = |i: usize| values[(i % columns) * rows + i / columns];
-    Some((0..values.len()).map(at).collect())
+    Some(match *dims {
+        [rows, columns] if transposed => exchanged(&values, [columns, rows]),
+        _ => values,
+    })
+}
+
+/// The elements of a matrix `[rows, columns]` with its axes exchanged.
+pub(crate) fn exchanged(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
+    let at = |i: usize| values[(i % rows) * columns + i / rows];
+    (0..values.len()).map(at).collect()
 }
 
 fn diagonal(dims: &[usize], value: f32) -> Vec<f32> {

@@ -5,6 +5,7 @@
 //! graph changes; a weight that others read as well is copied for the adapted linear.
 
 use crate::adapters::methods::Fold;
+use crate::adapters::param::exchanged;
 use crate::adapters::place::{At, BuildCx, Params, Place, wider};
 use crate::adapters::plan::{Part, Plan, plan};
 use crate::adapters::{Adapter, AdapterStore, convert};
@@ -103,10 +104,7 @@ impl Pass for Merge {
 fn in_place_of(stored: &TensorData, own: &TensorData, site: &ParameterSite) -> Option<TensorData> {
     let values = own.to_f32()?;
     let values = match site.dims[..] {
-        [rows, columns] if site.stored_transposed => {
-            let at = |i: usize| values[(i % rows) * columns + i / rows];
-            (0..values.len()).map(at).collect()
-        }
+        [rows, columns] if site.stored_transposed => exchanged(&values, [rows, columns]),
         _ => values,
     };
     let same = stored.count() == Some(values.len() as u64);

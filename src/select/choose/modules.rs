@@ -23,6 +23,26 @@ impl<'l> Within<'l> {
     }
 }
 
+/// A parameter that is read as it is stored, and stored as it is in the state dict.
+fn as_stored(
+    module: Box<str>,
+    name: &str,
+    value: ValueId,
+    nodes: Vec<NodeId>,
+    dims: Vec<usize>,
+) -> ParameterSite {
+    ParameterSite {
+        module,
+        name: name.into(),
+        value,
+        nodes,
+        dims,
+        transposed: false,
+        stored: value,
+        stored_transposed: false,
+    }
+}
+
 impl Scene<'_> {
     /// The linears of the graph by their modules, in execution order. A site that a field of the interface names is taken as it is:
     /// of a projection that was fused with others it has the columns.
@@ -126,16 +146,8 @@ impl Scene<'_> {
             if let Some(bias) = site.weight.bias
                 && seen.insert(format!("{}.bias", site.path))
             {
-                out.push(ParameterSite {
-                    module: site.path.clone(),
-                    name: "bias".into(),
-                    value: bias,
-                    nodes,
-                    dims: vec![site.d_out],
-                    transposed: false,
-                    stored: bias,
-                    stored_transposed: false,
-                });
+                let module = site.path.clone();
+                out.push(as_stored(module, "bias", bias, nodes, vec![site.d_out]));
             }
         }
         let tables = self.view.order.iter().filter(|n| self.view.is_lookup(**n));
@@ -153,18 +165,8 @@ impl Scene<'_> {
             if module.is_empty() || !seen.insert(format!("{module}.weight")) {
                 continue;
             }
-            let mut nodes = self.lookups(value);
-            nodes.retain(|n| *n == node);
-            out.push(ParameterSite {
-                module,
-                name: "weight".into(),
-                value,
-                nodes,
-                dims: tensor.dims.iter().map(|d| *d as usize).collect(),
-                transposed: false,
-                stored: value,
-                stored_transposed: false,
-            });
+            let dims = tensor.dims.iter().map(|d| *d as usize).collect();
+            out.push(as_stored(module, "weight", value, vec![node], dims));
         }
         for &value in graph.initializers() {
             let Some((module, name)) = graph.name_of(value).rsplit_once('.') else {
@@ -176,16 +178,9 @@ impl Scene<'_> {
             if name.is_empty() || !seen.insert(graph.name_of(value).to_owned()) {
                 continue;
             }
-            out.push(ParameterSite {
-                module: module.into(),
-                name: name.into(),
-                value,
-                nodes: self.lookups(value),
-                dims: tensor.dims.iter().map(|d| *d as usize).collect(),
-                transposed: false,
-                stored: value,
-                stored_transposed: false,
-            });
+            let dims = tensor.dims.iter().map(|d| *d as usize).collect();
+            let nodes = self.lookups(value);
+            out.push(as_stored(module.into(), name, value, nodes, dims));
         }
         out
     }

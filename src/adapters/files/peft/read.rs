@@ -32,7 +32,7 @@ pub(super) enum Part {
 }
 
 /// Ends of PEFT's keys behind a module's path, and our names of them.
-const PARTS: [(&str, Part, &str); 9] = [
+const PARTS: [(&str, Part, &str); 8] = [
     (".lora_A.weight", Part::A, "lora_A"),
     (".lora_B.weight", Part::B, "lora_B"),
     (".lora_B.bias", Part::BBias, "lora_bias"),
@@ -41,7 +41,6 @@ const PARTS: [(&str, Part, &str); 9] = [
     (".ia3_l", Part::Scale, "lora_B"),
     (".vera_lambda_b", Part::LambdaB, "vera_lambda_b"),
     (".vera_lambda_d", Part::LambdaD, "vera_lambda_d"),
-    (".vera_A", Part::SharedA, "lora_A"),
 ];
 
 /// A module's parameter in PEFT's file, by our name.
