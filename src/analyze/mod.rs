@@ -14,6 +14,7 @@ pub(crate) mod logits;
 pub(crate) mod norm;
 pub(crate) mod parameters;
 pub(crate) mod pattern;
+pub(crate) mod positions;
 pub(crate) mod residual;
 pub(crate) mod sequence;
 pub(crate) mod softmax;

@@ -36,7 +36,7 @@ pub use modules::{Module, ModuleId, ModuleTree, Witness};
 pub(crate) use site::LinearModule;
 pub use site::{
     AttentionSite, Decision, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite,
-    ParameterSite, QkvLayout, Role, Selection, WeightForm, WeightUse,
+    ParameterSite, QkvLayout, Role, Selection, TableSite, WeightForm, WeightUse,
 };
 
 impl Interface {

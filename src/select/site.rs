@@ -30,6 +30,8 @@ pub struct Selection {
     pub layers: Vec<Layer>,
     /// Every linear that has a module's name, inside the layers and outside, whether a field names it or not; in execution order.
     pub(crate) modules: Vec<LinearModule>,
+    /// Every look-up in an embedding table that has a module's name, in execution order.
+    pub(crate) tables: Vec<TableSite>,
     /// Every stored parameter that has a module's name.
     pub(crate) parameters: Vec<ParameterSite>,
     /// Findings that do not stop the selection: places a fused operator swallowed, embeddings outside the graph.
@@ -54,6 +56,26 @@ pub(crate) struct LinearModule {
     pub(crate) layer: Option<usize>,
     /// The linear, with all calls of the module.
     pub(crate) site: LinearSite,
+}
+
+/// A look-up in an embedding table.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TableSite {
+    /// Full module path.
+    pub(crate) path: Box<str>,
+    /// The node that looks up.
+    pub(crate) node: NodeId,
+    /// Which rows: integers.
+    pub(crate) ids: ValueId,
+    /// The rows.
+    pub(crate) output: ValueId,
+    /// The initializer that holds the table, `[rows, width]`.
+    pub(crate) value: ValueId,
+    /// Number of rows.
+    pub(crate) rows: usize,
+    /// Width of a row.
+    pub(crate) width: usize,
 }
 
 /// A stored parameter of a module, as its nodes read it.

@@ -87,6 +87,7 @@ fn what(place: &Place<'_>) -> String {
         At::Layer(_) => "the output of a layer".into(),
         At::Embeddings(_) => "the output of the embeddings".into(),
         At::Input(site) => format!("the input of {}", any_layer(&site.path)),
+        At::Table(site) => format!("the table {}", site.path),
         At::Parameter(site) => format!("{}.{}", any_layer(&site.module), site.name),
         At::HeadInput(_) => "what the language model's head reads, inverted".into(),
         At::Sequence(_) => "the embedded sequence, which grows".into(),

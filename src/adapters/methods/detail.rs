@@ -1,6 +1,7 @@
 //! What a method knows of a [`Place`](crate::adapters::place::Place) besides where it is: said when it names its places, and read by
 //! the method alone when it is asked for parameters and nodes there.
 
+use crate::ir::{Use, ValueId};
 use std::sync::Arc;
 
 /// The details of one place. Each kind belongs to one method, or to several that know the same.
@@ -35,6 +36,21 @@ pub enum Detail {
     Target(Target),
     /// Name of a stored parameter inside its module.
     Stored(Box<str>),
+    /// Tokens whose rows of a table are replaced.
+    Tokens(Tokens),
+}
+
+/// Tokens with rows of their own in a table.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// Their ids, each once.
+    pub(crate) ids: Arc<[usize]>,
+    /// Width of a row.
+    pub(crate) width: usize,
+    /// The initializer that holds the table.
+    pub(crate) table: ValueId,
+    /// Scopes of the parameter: the table's, and the head's where the file has it there as well.
+    pub(crate) scopes: Arc<[String]>,
 }
 
 /// What PEFT's fields say of one module.
@@ -74,114 +90,77 @@ pub struct Pool {
     pub scopes: Arc<[String]>,
     /// Scope of the place's own parameters.
     pub own: String,
+    /// Positions that are counted behind the prefix, and who reads them.
+    pub(crate) positions: Arc<[(ValueId, Vec<Use>)]>,
 }
 
 impl Detail {
     /// The width, where it was said.
     pub fn width(&self) -> Option<usize> {
-        match self {
-            Detail::Width(n) => Some(*n),
-            Detail::Shown { width, .. } => Some(*width),
-            Detail::None
-            | Detail::Hidden { .. }
-            | Detail::Columns(_)
-            | Detail::Greatest(_)
-            | Detail::Pool(_)
-            | Detail::Target(_)
-            | Detail::Stored(_) => None,
+        if let Detail::Width(width) | Detail::Shown { width, .. } = self {
+            Some(*width)
+        } else {
+            None
         }
     }
 
     /// What an opened mask holds; 0 where nothing else was said.
     pub(crate) fn shown(&self) -> f32 {
-        match self {
-            Detail::Shown { value, .. } => *value,
-            Detail::None
-            | Detail::Hidden { .. }
-            | Detail::Width(_)
-            | Detail::Columns(_)
-            | Detail::Greatest(_)
-            | Detail::Pool(_)
-            | Detail::Target(_)
-            | Detail::Stored(_) => 0.0,
+        if let Detail::Shown { value, .. } = self {
+            *value
+        } else {
+            0.0
         }
     }
 
     /// The width of a layer's hidden states, and whether their positions have a mask of their own.
     pub(crate) fn hidden(&self) -> Option<(usize, bool)> {
-        match self {
-            Detail::Hidden {
-                width,
-                own_positions,
-            } => Some((*width, *own_positions)),
-            Detail::None
-            | Detail::Width(_)
-            | Detail::Shown { .. }
-            | Detail::Columns(_)
-            | Detail::Greatest(_)
-            | Detail::Pool(_)
-            | Detail::Target(_)
-            | Detail::Stored(_) => None,
-        }
+        let Detail::Hidden {
+            width,
+            own_positions,
+        } = self
+        else {
+            return None;
+        };
+        Some((*width, *own_positions))
     }
 
     /// The columns of a fused projection, if it is one.
     pub fn columns(&self) -> Option<[usize; 3]> {
-        match self {
-            Detail::Columns(c) => Some(c.0),
-            Detail::None
-            | Detail::Hidden { .. }
-            | Detail::Shown { .. }
-            | Detail::Width(_)
-            | Detail::Greatest(_)
-            | Detail::Pool(_)
-            | Detail::Target(_)
-            | Detail::Stored(_) => None,
-        }
+        let Detail::Columns(c) = self else {
+            return None;
+        };
+        Some(c.0)
     }
 
     /// The greatest widths, where matrices are shared.
     pub(crate) fn greatest(&self) -> Option<Greatest> {
-        match self {
-            Detail::Greatest(g) => Some(*g),
-            Detail::Target(t) => t.shared,
-            Detail::None
-            | Detail::Hidden { .. }
-            | Detail::Shown { .. }
-            | Detail::Width(_)
-            | Detail::Columns(_)
-            | Detail::Pool(_)
-            | Detail::Stored(_) => None,
+        if let Detail::Greatest(g) = self {
+            Some(*g)
+        } else {
+            self.target()?.shared
         }
     }
 
     /// The pool, if the place is a part of one.
     pub fn pool(&self) -> Option<&Pool> {
-        match self {
-            Detail::Pool(p) => Some(p),
-            Detail::None
-            | Detail::Hidden { .. }
-            | Detail::Shown { .. }
-            | Detail::Width(_)
-            | Detail::Columns(_)
-            | Detail::Greatest(_)
-            | Detail::Target(_)
-            | Detail::Stored(_) => None,
-        }
+        let Detail::Pool(p) = self else { return None };
+        Some(p)
     }
 
     /// Rank and scale, where the place has its own.
     pub(crate) fn target(&self) -> Option<Target> {
-        match self {
-            Detail::Target(t) => Some(*t),
-            Detail::None
-            | Detail::Hidden { .. }
-            | Detail::Shown { .. }
-            | Detail::Width(_)
-            | Detail::Columns(_)
-            | Detail::Greatest(_)
-            | Detail::Pool(_)
-            | Detail::Stored(_) => None,
-        }
+        let Detail::Target(t) = self else {
+            return None;
+        };
+        Some(*t)
+    }
+
+    /// The tokens, where rows of a table are replaced.
+    pub(crate) fn tokens(&self) -> Option<&Tokens> {
+        let Detail::Tokens(t) = self else {
+            return None;
+        };
+        Some(t)
     }
 }

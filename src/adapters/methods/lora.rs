@@ -25,10 +25,11 @@ use columns::{Block, spread};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
-pub(crate) use targets::{Names, Targets};
+pub(crate) use targets::{Names, Targets, TokenIndices};
 
 mod columns;
 pub(super) mod places;
+mod tables;
 mod targets;
 
 /// `LoRAConfig` and the classes derived from it.
@@ -525,11 +526,13 @@ impl Method for Lora {
                 value: stored.stored,
                 transposed: stored.stored_transposed,
             };
-            return Ok(vec![ParamSpec::new(
-                &**name,
-                &dims.iter().collect::<Vec<_>>(),
-                init,
-            )]);
+            let spec = ParamSpec::new(&**name, &dims.iter().collect::<Vec<_>>(), init);
+            let trained =
+                self.targets.saved(&stored.module).is_some() || !self.targets.kept(&stored.module);
+            return Ok(vec![if trained { spec } else { spec.frozen() }]);
+        }
+        if let Some(specs) = self.table_params(place) {
+            return Ok(specs);
         }
         let site = site(place)?;
         let blocks = self.blocks(place, site.d_out);
@@ -593,6 +596,9 @@ impl Method for Lora {
         cx: &BuildCx<'_>,
     ) -> Result<State, Diagnostic> {
         if let At::Parameter(_) = place.at {
+            return Ok(state);
+        }
+        if let Some(state) = self.table_step(place, state, p, cx) {
             return Ok(state);
         }
         let site = site(place)?;
@@ -661,6 +667,9 @@ impl Method for Lora {
             };
             return Ok(cx.down(own));
         }
+        if tables::is_one(place) {
+            return Ok(state.out);
+        }
         let site = site(place)?;
         let Some(delta) = state.delta else {
             return Ok(state.out);
@@ -695,6 +704,9 @@ impl Method for Lora {
         cx: &BuildCx<'_>,
         fold: Fold,
     ) -> Result<Merged, Diagnostic> {
+        if tables::is_one(place) {
+            return self.table_merge(place, p, cx, fold);
+        }
         let site = site(place)?;
         let b = cx.b;
         if fold == Fold::Out && self.dora() {

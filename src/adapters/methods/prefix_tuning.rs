@@ -11,8 +11,9 @@ use crate::adapters::naming::{Route, scope};
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::analyze::attention::{AttentionCore, HeadAxis, RelativeBias, Step, copy};
+use crate::analyze::positions;
 use crate::diag::Diagnostic;
-use crate::ir::{Builder, DType, Val};
+use crate::ir::{Builder, DType, Spot, Val};
 use crate::select::{AttentionSite, Family, Layer};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,9 @@ pub struct PrefixTuning {
     pub use_gating: bool,
     /// Whether keys and values share the gate.
     pub shared_gating: bool,
+    /// Whether positions are counted behind the prefix, as PEFT does: the prefix is a cache there. The Adapters library counts from 0.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shift_positions: bool,
     /// Seed of the initial values.
     pub init_weights_seed: Option<i64>,
     /// Keys of other versions.
@@ -68,6 +72,7 @@ impl Default for PrefixTuning {
             dropout: 0.0,
             use_gating: false,
             shared_gating: true,
+            shift_positions: false,
             init_weights_seed: None,
             extra: Map::new(),
         }
@@ -173,7 +178,14 @@ impl Method for PrefixTuning {
             let homes = homes(&all, &f.room, around);
             let core = Arc::new(f.site.core(around.view())?);
             let scope = format!("{}.{}", pooled(&f.module, around), f.location);
+            // One place has the positions of the whole model counted behind the prefix.
+            let positions = if self.shift_positions && out.is_empty() {
+                positions::uses(around.view())?
+            } else {
+                Vec::new()
+            };
             let pool = Pool {
+                positions: positions.into(),
                 index: layers
                     .iter()
                     .position(|l| *l == f.layer.index)
@@ -248,6 +260,9 @@ impl Method for PrefixTuning {
             )
             .at(place.scope.clone())
             .help("attach one of them"));
+        }
+        if self.shift_positions {
+            self.shift(place, cx)?;
         }
         let table = self.table(core, pool, state.x, p, cx);
         let gates = self
@@ -388,6 +403,39 @@ impl PrefixTuning {
         let inner = b.add(b.linear_t(get(table), get(w1)), get(b1));
         let inner = act::apply(b, self.non_linearity.as_deref(), inner);
         b.add(b.linear_t(inner, get(w2)), get(b2))
+    }
+
+    /// Has everything that reads positions read them behind the prefix, where this is the place that says where.
+    fn shift(&self, place: &Place<'_>, cx: &BuildCx<'_>) -> Result<(), Diagnostic> {
+        let (core, pool) = parts(place)?;
+        let b = cx.b;
+        if core.bias.is_some() {
+            return Err(Diagnostic::error(
+                "prefix-bias",
+                "`shift_positions` in front of a bias by relative position: PEFT has no such prefix",
+            )
+            .at(place.scope.clone()));
+        }
+        for (v, uses) in &*pool.positions {
+            if cx.current(*v) != Val::Old(*v) {
+                return Err(Diagnostic::error(
+                    "prefix-stack",
+                    "two prefixes that positions are counted behind cannot be stacked",
+                )
+                .at(place.scope.clone())
+                .help("attach one of them"));
+            }
+            b.set_spot(Some(match cx.graph.producer(*v) {
+                Some((n, _)) => Spot::Behind(n),
+                None => Spot::Front,
+            }));
+            let length = b.ints(&[self.prefix_length as i64]);
+            let length = b.op("CastLike", &[length, Val::Old(*v)], &[]);
+            let moved = b.add(Val::Old(*v), length);
+            cx.replace(*v, moved, uses.clone());
+        }
+        b.set_spot(None);
+        Ok(())
     }
 
     /// Refuses prefixes in some self-attentions of a stack and not in others.

@@ -34,6 +34,9 @@ pub struct PromptTuning {
     /// `prefix`, or `prefix_after_bos`; `prefix_before_positions` is PEFT's: in front of the words' embeddings, before positions are
     /// embedded, and padding is hidden from the prompt as it is from the words.
     pub combine: String,
+    /// Whether there are as many learned positions for the decoder of an encoder-decoder. They have no effect, as in PEFT.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub decoder_prompt: bool,
     /// Seed of the initial values.
     pub init_weights_seed: Option<i64>,
     /// Keys of other versions.
@@ -49,6 +52,7 @@ impl Default for PromptTuning {
             prompt_init: "random_uniform".into(),
             prompt_init_text: None,
             combine: "prefix".into(),
+            decoder_prompt: false,
             init_weights_seed: None,
             extra: Map::new(),
         }
@@ -149,7 +153,11 @@ impl Method for PromptTuning {
         };
         let hidden = around.selection.hidden_size;
         let early = self.combine == BEFORE_POSITIONS;
-        let embedded = if early { words(around)? } else { site.output };
+        let embedded = if early {
+            words(contract::INPUT_IDS, around)?
+        } else {
+            site.output
+        };
         let longer = Longer::find(around.view(), embedded, hidden)
             .map_err(|d| d.at(site.path.to_string()))?;
         let base = &around.selection.base_prefix;
@@ -169,7 +177,8 @@ impl Method for PromptTuning {
     }
 
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
-        let length = Size::new("prompt_length", self.prompt_length);
+        let prompts = Size::from(1 + usize::from(self.decoder_prompt));
+        let length = Size::new("prompt_length", self.prompt_length).times(&prompts);
         let d = Size::new("d", place.detail.width().unwrap_or_default());
         Ok(vec![ParamSpec::new(
             WEIGHT,
@@ -207,7 +216,11 @@ impl Method for PromptTuning {
         let (n, d) = (self.prompt_length as i64, longer.width as i64);
         let batch = b.slice(b.shape(x), 0, 0, 1);
         let shape = b.concat(&[batch, b.ints(&[n, d])], 0);
-        let prompt = b.op("Expand", &[cx.down(p.get(WEIGHT)), shape], &[]);
+        let mut prompt = cx.down(p.get(WEIGHT));
+        if self.decoder_prompt {
+            prompt = b.slice(prompt, 0, 0, n);
+        }
+        let prompt = b.op("Expand", &[prompt, shape], &[]);
         let x = if self.combine == AFTER_BOS {
             let (first, rest) = (b.slice(x, 1, 0, 1), b.slice(x, 1, 1, i64::MAX));
             b.concat(&[first, prompt, rest], 1)
@@ -246,9 +259,9 @@ fn one_of(field: &str, found: &str, known: &[&str]) -> Result<(), Diagnostic> {
 }
 
 /// What looks the words up: rows of a table, by the token ids themselves.
-fn words(around: &Surroundings<'_, '_>) -> Result<ValueId, Diagnostic> {
+fn words(input: &str, around: &Surroundings<'_, '_>) -> Result<ValueId, Diagnostic> {
     let graph = around.graph;
-    let ids = graph.find(contract::INPUT_IDS);
+    let ids = graph.find(input);
     let found = graph.nodes().find(|n| {
         let slot = |i: usize| graph.input(*n, i);
         let table = slot(0).is_some_and(|v| graph.value(v).tensor.is_some());
@@ -258,7 +271,7 @@ fn words(around: &Surroundings<'_, '_>) -> Result<ValueId, Diagnostic> {
     found.and_then(|n| graph.output(n, 0)).ok_or_else(|| {
         Diagnostic::error(
             "site-missing",
-            "no table of words is looked up by `input_ids`: there is nothing that the prompt could stand in front of",
+            format!("no table of words is looked up by `{input}`: there is nothing that the prompt could stand in front of"),
         )
         .help("export the model from its token ids")
     })

@@ -99,7 +99,12 @@ pub(crate) fn plan<'s>(
         let loaded = match &adapter.weights {
             None => None,
             Some(weights) => {
-                let names: Vec<&str> = store.iter().map(|(n, _)| n).collect();
+                let all = |(n, p): (&'_ str, &'_ Param)| -> Vec<String> {
+                    let aliases = p.aliases.iter().map(|a| a.to_string());
+                    std::iter::once(n.to_owned()).chain(aliases).collect()
+                };
+                let names: Vec<String> = store.iter().flat_map(all).collect();
+                let names = names.iter().map(String::as_str);
                 let weights = weights.clone().renamed(&adapter.name).fitted(names);
                 Some(
                     store

@@ -9,6 +9,7 @@ use crate::select::Layout;
 use std::borrow::Cow;
 use std::f64::consts::TAU;
 use std::fmt;
+use std::sync::Arc;
 
 /// A size: a number, and the name that people have for it, from which documentation is printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,6 +199,13 @@ pub enum Init {
         /// Whether its axes are exchanged there.
         transposed: bool,
     },
+    /// Rows of an embedding table.
+    Rows {
+        /// The initializer.
+        table: ValueId,
+        /// Which rows.
+        rows: Arc<[usize]>,
+    },
     /// Euclidean norms of a linear's rows: one for each output.
     RowNorms {
         /// The stored weight: an initializer.
@@ -262,6 +270,13 @@ impl Init {
             Init::Orthogonal { columns } => orthogonal(*dims.first()?, *columns, &mut random),
             Init::Constant { value } => vec![*value; n],
             Init::Stored { value, transposed } => stored(graph, *value, *transposed, dims)?,
+            Init::Rows { table, rows } => {
+                let width = *dims.last()?;
+                let values = graph.get_value(*table)?.tensor.as_ref()?.to_f32()?;
+                let row = |r: &usize| values.get(r * width..(r + 1) * width);
+                let found: Option<Vec<&[f32]>> = rows.iter().map(row).collect();
+                found?.concat()
+            }
             Init::RowNorms {
                 weight,
                 layout,
@@ -286,7 +301,7 @@ impl fmt::Display for Init {
             Init::NegativeIdentity => f.write_str("-1 on the diagonal"),
             Init::Orthogonal { .. } => f.write_str("a random orthogonal matrix"),
             Init::Constant { value } => write!(f, "{value}"),
-            Init::Stored { .. } => f.write_str("those of the base model"),
+            Init::Stored { .. } | Init::Rows { .. } => f.write_str("those of the base model"),
             Init::RowNorms { .. } => f.write_str("norms of the weight's rows"),
         }
     }

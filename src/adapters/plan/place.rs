@@ -9,7 +9,7 @@ use crate::infer::Verified;
 use crate::ir::contract;
 use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Graph, NodeId, OpId, TensorData, Use, Val, ValueId};
-use crate::select::{Layer, LinearSite, NormSite, ParameterSite, Selection};
+use crate::select::{Layer, LinearSite, NormSite, ParameterSite, Selection, TableSite};
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -64,6 +64,8 @@ pub enum At<'s> {
     HeadInput(&'s LinearSite),
     /// What a linear reads is replaced, for it alone.
     Input(&'s LinearSite),
+    /// A look-up in an embedding table: the rows that it finds are replaced.
+    Table(&'s TableSite),
     /// A stored parameter of the base model is replaced, for its module alone.
     Parameter(&'s ParameterSite),
     /// The embeddings' output is replaced by a longer one, and everything behind it grows with it.
@@ -148,6 +150,7 @@ impl<'s> Place<'s> {
             At::Layer(layer) => layer.output,
             At::Embeddings(value) | At::Mask(value) => *value,
             At::HeadInput(site) | At::Input(site) => site.input,
+            At::Table(site) => site.output,
             At::Parameter(site) => site.value,
             At::Attention(core) => core.output,
             At::Sequence(longer) => longer.embedded,
@@ -159,6 +162,7 @@ impl<'s> Place<'s> {
         let producer = |v| graph.producer(v).map(|p| p.0);
         match &self.at {
             At::Linear(site) => Some(site.anchor),
+            At::Table(site) => Some(site.node),
             At::Sublayer(site) => site.stream.and_then(producer).or(Some(site.anchor)),
             At::Layer(_)
             | At::Embeddings(_)
@@ -180,6 +184,7 @@ impl<'s> Place<'s> {
             | At::Sublayer(_)
             | At::Layer(_)
             | At::Embeddings(_)
+            | At::Table(_)
             | At::Sequence(_)
             | At::Mask(_)
             | At::Attention(_) => None,
@@ -191,6 +196,7 @@ impl<'s> Place<'s> {
         match &self.at {
             At::Linear(site) | At::Input(site) => Some(site),
             At::Parameter(_)
+            | At::Table(_)
             | At::Sublayer(_)
             | At::Layer(_)
             | At::Embeddings(_)
@@ -210,6 +216,7 @@ impl<'s> Place<'s> {
             At::Layer(_) => Kind::LAYER,
             At::HeadInput(_) => Kind::HEAD,
             At::Input(_) => Kind::INPUT,
+            At::Table(_) => Kind::TABLE,
             At::Parameter(_) => Kind::PARAMETER,
             At::Attention(_) => Kind::ATTENTION,
             At::Sequence(_) => Kind::SEQUENCE,
@@ -257,7 +264,9 @@ impl Kind {
     const INPUT: Kind = Kind::new(9, "input", "inputs of linears", true);
     const PARAMETER: Kind = Kind::new(10, "parameter", "parameters of the base model", false);
 
-    const ALL: [Kind; 11] = [
+    const TABLE: Kind = Kind::new(11, "table", "rows of embedding tables", true);
+
+    const ALL: [Kind; 12] = [
         Kind::EMBEDDINGS,
         Kind::LINEAR,
         Kind::SUBLAYER,
@@ -269,6 +278,7 @@ impl Kind {
         Kind::GROWN,
         Kind::INPUT,
         Kind::PARAMETER,
+        Kind::TABLE,
     ];
 
     const fn new(rank: u8, name: &'static str, about: &'static str, composes: bool) -> Kind {

@@ -323,6 +323,7 @@ fn open(place: &Place<'_>, build: &BuildCx<'_>, cx: &PassCx<'_>) -> State {
             let (x, out) = (build.current(site.input), build.current(site.output));
             (like(x, out, site, build, cx), out, None)
         }
+        At::Table(site) => (build.current(site.ids), build.current(site.output), None),
         At::Sublayer(site) => {
             let o = build.current(site.output);
             let residual = site.residual.map(|r| build.current(r));

@@ -11,6 +11,7 @@
 //! (a bias by position in a mask) is not found out: who uses the pass compares once.
 
 use crate::analyze::attention::{AttentionCore, Step, copy};
+use crate::analyze::positions::{Usage, usage};
 use crate::analyze::through::Through;
 use crate::analyze::view::{View, tensor};
 use crate::diag::Diagnostic;
@@ -369,6 +370,7 @@ type Way = (ValueId, Option<(ValueId, Vec<i64>)>, Vec<NodeId>);
 /// Where a graph that counts its positions uses them: a conversion to floating point, or a look-up in a table.
 fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
     let g = &cx.model().graph;
+    let view = View::new(g, cx);
     let int = |v: ValueId| {
         let dtype = cx.fact(v).and_then(|f| f.dtype);
         matches!(dtype, Some(DType::Int64 | DType::Int32))
@@ -408,19 +410,8 @@ fn position_uses(cx: &PassCx<'_>) -> Result<Vec<PositionUse>, Diagnostic> {
         for u in g.uses(v) {
             let Use::Input(n, slot) = u else { continue };
             let node = g.node(n);
-            let table = |t: ValueId| {
-                cx.fact(t)
-                    .and_then(|f| f.dtype)
-                    .is_some_and(DType::is_float)
-            };
-            let looks_up =
-                node.op.is_onnx("Gather") && slot == 1 && g.input(n, 0).is_some_and(table);
-            let converts = node.op.is_onnx("Cast")
-                && g.output(n, 0)
-                    .and_then(|o| cx.fact(o))
-                    .and_then(|f| f.dtype)
-                    .is_some_and(DType::is_float);
-            if looks_up || converts {
+            if let Some(usage) = usage(view, n, slot) {
+                let looks_up = usage == Usage::Table;
                 let own = start.clone().or_else(|| looks_up.then(|| (v, Vec::new())));
                 let Some((start, axes)) = own else {
                     return Err(refused(

@@ -13,10 +13,11 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
 use crate::infer::Verified;
 use crate::ir::{
-    Builder, DType, Fragment, Graph, GraphPort, Model, OrderKey, TensorData, Use, Val, ValueId,
+    Builder, DType, Fragment, Graph, GraphPort, Model, NodeId, OrderKey, TensorData, Use, Val,
+    ValueId,
 };
 use crate::rewrite::{Pass, PassCx, PassError, Patch, Uses};
-use crate::select::{LinearSite, ParameterSite, Selection};
+use crate::select::{ParameterSite, Selection};
 use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::RefCell;
@@ -73,7 +74,7 @@ impl Pass for Merge {
             if let At::Parameter(site) = &part.place.at {
                 let apart = self.exchange(part, site, &store, cx)?;
                 let module =
-                    |p: &&&Part<'_>| p.place.linear().is_some_and(|l| l.path == site.module);
+                    |p: &&&Part<'_>| Folded::of(&p.place).is_some_and(|w| w.path == &*site.module);
                 if apart && parts.iter().any(|p| module(&p)) {
                     return Err(Diagnostic::error(
                         "merge-shared",
@@ -88,15 +89,59 @@ impl Pass for Merge {
                 }
                 continue;
             }
-            let Some(site) = part.place.linear() else {
+            let Some(weight) = Folded::of(&part.place) else {
                 return Err(not_linear(&part.place).into());
             };
-            // Further calls of the same module read the same weight.
-            if done.insert((part.adapter, site.weight.value, part.place.scope.clone())) {
-                self.fold(part, site, &store, cx)?;
+            // Further calls of the same module read the same weight; so does a head that shares a table of tokens.
+            let same =
+                |p: &&&Part<'_>| p.adapter == part.adapter && p.place.scope == part.place.scope;
+            let calls = parts
+                .iter()
+                .filter(same)
+                .filter_map(|p| Folded::of(&p.place));
+            let mut whole = weight.clone();
+            for call in calls.filter(|c| c.value == weight.value) {
+                whole.nodes.extend(call.nodes);
+            }
+            if done.insert((part.adapter, weight.value, part.place.scope.clone())) {
+                self.fold(part, &whole, &store, cx)?;
             }
         }
         Ok(())
+    }
+}
+
+/// The weight that an adapter is folded into.
+#[derive(Clone, Debug)]
+struct Folded<'p> {
+    /// Path of its module.
+    path: &'p str,
+    /// The initializer.
+    value: ValueId,
+    /// The bias beside it.
+    bias: Option<ValueId>,
+    /// The module's nodes.
+    nodes: FxHashSet<NodeId>,
+}
+
+impl<'p> Folded<'p> {
+    fn of(place: &'p Place<'_>) -> Option<Self> {
+        if let At::Table(site) = place.at {
+            return Some(Folded {
+                path: &site.path,
+                value: site.value,
+                bias: None,
+                nodes: FxHashSet::from_iter([site.node]),
+            });
+        }
+        let site = place.linear()?;
+        let nodes = site.calls().flat_map(|c| c.nodes.iter().copied());
+        Some(Folded {
+            path: &site.path,
+            value: site.weight.value,
+            bias: site.weight.bias,
+            nodes: nodes.collect(),
+        })
     }
 }
 
@@ -147,6 +192,13 @@ impl Merge {
             return Ok(false);
         };
         let graph = &cx.model().graph;
+        let base = graph.value(site.stored).tensor.as_ref();
+        let own_values = base.and_then(|b| in_place_of(b, &own.tensor, site));
+        if let (Some(base), Some(values)) = (base, &own_values)
+            && base.bytes() == values.bytes()
+        {
+            return Ok(false);
+        }
         let all = graph.uses(site.value);
         let uses: Vec<Use> = all
             .iter()
@@ -157,8 +209,7 @@ impl Merge {
         let mut patch = cx.patch(format!("merge {}", part.place.scope), None);
         let direct = site.stored == site.value || graph.uses(site.stored).len() == 1;
         if direct && uses.len() == all.len() && !graph.is_output(site.value) {
-            let stored = graph.value(site.stored).tensor.as_ref();
-            if let Some(tensor) = stored.and_then(|s| in_place_of(s, &own.tensor, site)) {
+            if let Some(tensor) = own_values {
                 patch.set_tensor(site.stored, tensor);
                 cx.commit(patch)?;
                 return Ok(false);
@@ -180,20 +231,20 @@ impl Merge {
     fn fold(
         &self,
         part: &Part<'_>,
-        site: &LinearSite,
+        weight: &Folded<'_>,
         store: &AdapterStore,
         cx: &mut PassCx<'_>,
     ) -> Result<(), PassError> {
         let graph = &cx.model().graph;
         let opset = cx.model().opset("").unwrap_or(17);
-        let expression = merge_expression(part, site, store, (graph, opset), self.fold)?;
+        let expression = merge_expression(part, weight.value, store, (graph, opset), self.fold)?;
         let name = &part.place.scope;
         let results =
             (self.evaluate)(&expression).map_err(|e| e.within(format!("merging {name}")))?;
-        let targets = [Some(site.weight.value), site.weight.bias];
+        let targets = [Some(weight.value), weight.bias];
         let mut patch = cx.patch(format!("merge {name}"), None);
         for (target, result) in targets.into_iter().flatten().zip(results) {
-            replace(&mut patch, graph, site, target, result)?;
+            replace(&mut patch, graph, weight, target, result)?;
         }
         cx.commit(patch)?;
         Ok(())
@@ -206,18 +257,14 @@ impl Merge {
 /// When the method has no such form here, or the weight is not stored as floats.
 pub(crate) fn merge_expression(
     part: &Part<'_>,
-    site: &LinearSite,
+    weight: ValueId,
     store: &AdapterStore,
     (graph, opset): (&Graph, i64),
     fold: Fold,
 ) -> Result<Verified, Error> {
     let wrong = |d: Diagnostic| Error::new(ErrorKind::Method, d);
     let b = Builder::new(opset);
-    let stored = graph
-        .value(site.weight.value)
-        .tensor
-        .as_ref()
-        .map(|t| t.dtype);
+    let stored = graph.value(weight).tensor.as_ref().map(|t| t.dtype);
     let kept = part.method.dtype().map_err(wrong)?;
     let computed = wider(kept, stored.unwrap_or(DType::Float));
     b.set_float(computed);
@@ -305,7 +352,7 @@ fn standalone(
 fn replace(
     patch: &mut Patch,
     graph: &Graph,
-    site: &LinearSite,
+    site: &Folded<'_>,
     old: ValueId,
     new: TensorData,
 ) -> Result<(), Diagnostic> {
@@ -324,11 +371,10 @@ fn replace(
         ));
     }
     let uses = graph.uses(old);
-    let nodes: FxHashSet<_> = site.calls().flat_map(|c| c.nodes.iter().copied()).collect();
     let own: Vec<Use> = uses
         .iter()
         .copied()
-        .filter(|u| nodes.contains(&u.node()))
+        .filter(|u| site.nodes.contains(&u.node()))
         .collect();
     if (own.len() == uses.len() || uses.len() == 1) && !graph.is_output(old) {
         patch.set_tensor(old, new);

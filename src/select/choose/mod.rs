@@ -62,7 +62,8 @@ pub(super) fn run(
     let embeddings = scene.embeddings(&layers, &mut findings);
     let output_embeddings = scene.head();
     let modules = scene.modules(&layers, output_embeddings.as_ref());
-    let parameters = scene.parameters(&modules, &layers);
+    let tables = scene.tables(&layers);
+    let parameters = scene.parameters(&modules, &tables);
     let width = |l: &Layer| {
         view.last(l.input)
             .or(l.output_proj.as_ref().map(|p| p.d_out))
@@ -74,6 +75,7 @@ pub(super) fn run(
         output_embeddings,
         layers,
         modules,
+        tables,
         parameters,
         misses: Vec::new(),
         decisions: record.decisions,

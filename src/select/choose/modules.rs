@@ -4,7 +4,7 @@ use super::scene::{Scene, site};
 use crate::analyze::linear::{Layout, Linear};
 use crate::ir::{NodeId, ValueId};
 use crate::select::modules::Witness;
-use crate::select::site::{Layer, LinearModule, LinearSite, ParameterSite, Role};
+use crate::select::site::{Layer, LinearModule, LinearSite, ParameterSite, Role, TableSite};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Which layer a path leads into.
@@ -107,15 +107,48 @@ impl Scene<'_> {
         }
     }
 
+    /// The look-ups in embedding tables by their modules, in execution order.
+    pub(super) fn tables(&self, layers: &[Layer]) -> Vec<TableSite> {
+        let within = Within::new(layers);
+        // Positions are looked up as words are, though no input says which.
+        let lookups = self
+            .view
+            .order
+            .iter()
+            .filter(|n| self.view.is(**n, "Gather"));
+        let site = |&node: &NodeId| {
+            let (module, _) = self.tree.of(node).filter(|m| m.1 < Witness::Neighbours)?;
+            let path = self.module_path(&self.tree.module(module).path, &within);
+            let (value, ids) = match *self.view.inputs(node) {
+                [Some(value), Some(ids), ..] => (value, ids),
+                _ => return None,
+            };
+            let tensor = self.view.tensor(value).filter(|t| t.dtype.is_float())?;
+            let [rows, width] = *tensor.dims else {
+                return None;
+            };
+            let by_rows = self.view.node(node).int("axis", 0) == 0;
+            (by_rows && !path.is_empty()).then_some(TableSite {
+                path,
+                node,
+                ids,
+                output: self.view.graph.output(node, 0)?,
+                value,
+                rows: usize::try_from(rows).ok()?,
+                width: usize::try_from(width).ok()?,
+            })
+        };
+        lookups.filter_map(site).collect()
+    }
+
     /// The stored parameters of modules, by their names in the state dict: what linears read, and every other initializer that has
     /// such a name.
     pub(super) fn parameters(
         &self,
         modules: &[LinearModule],
-        layers: &[Layer],
+        tables: &[TableSite],
     ) -> Vec<ParameterSite> {
         let graph = self.view.graph;
-        let within = Within::new(layers);
         let mut out: Vec<ParameterSite> = Vec::new();
         let mut seen: FxHashSet<String> = FxHashSet::default();
         let whole = modules.iter().filter(|m| m.site.column.is_none());
@@ -150,23 +183,15 @@ impl Scene<'_> {
                 out.push(as_stored(module, "bias", bias, nodes, vec![site.d_out]));
             }
         }
-        let tables = self.view.order.iter().filter(|n| self.view.is_lookup(**n));
-        for &node in tables {
-            // A table that a head shares is stored under one of the two names.
-            let module = self.tree.of(node).filter(|m| m.1 < Witness::Neighbours);
-            let value = self.view.inputs(node).first().copied().flatten();
-            let (Some((module, _)), Some(value)) = (module, value) else {
-                continue;
-            };
-            let module = self.module_path(&self.tree.module(module).path, &within);
-            let Some(tensor) = self.view.tensor(value).filter(|t| t.dtype.is_float()) else {
-                continue;
-            };
-            if module.is_empty() || !seen.insert(format!("{module}.weight")) {
+        // A table that a head shares is stored under one of the two names.
+        for t in tables {
+            if !seen.insert(format!("{}.weight", t.path)) {
                 continue;
             }
-            let dims = tensor.dims.iter().map(|d| *d as usize).collect();
-            out.push(as_stored(module, "weight", value, vec![node], dims));
+            let calls = tables.iter().filter(|c| c.path == t.path);
+            let nodes = calls.map(|c| c.node).collect();
+            let dims = vec![t.rows, t.width];
+            out.push(as_stored(t.path.clone(), "weight", t.value, nodes, dims));
         }
         for &value in graph.initializers() {
             let Some((module, name)) = graph.name_of(value).rsplit_once('.') else {

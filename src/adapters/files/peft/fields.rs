@@ -14,15 +14,19 @@ pub(super) enum Kind {
     Ia3,
     Vera,
     PromptTuning,
+    PrefixTuning,
+    TrainableTokens,
 }
 
 impl Kind {
     /// The value of `peft_type`.
-    pub(super) const ALL: [(&'static str, Kind); 4] = [
+    pub(super) const ALL: [(&'static str, Kind); 6] = [
         ("LORA", Kind::Lora),
         ("IA3", Kind::Ia3),
         ("VERA", Kind::Vera),
         ("PROMPT_TUNING", Kind::PromptTuning),
+        ("PREFIX_TUNING", Kind::PrefixTuning),
+        ("TRAINABLE_TOKENS", Kind::TrainableTokens),
     ];
 }
 
@@ -47,6 +51,8 @@ enum Takes {
     Word(&'static [&'static str]),
     /// Only what switches it off: the reason why.
     Off(&'static str),
+    /// A list of token ids, a map from names to such lists, or null.
+    Tokens,
     /// `init_lora_weights`.
     Initial,
 }
@@ -119,10 +125,7 @@ const LORA: [Row; 28] = [
         "alora_invocation_tokens",
         Takes::Off("it acts on a part of the sequence alone"),
     ),
-    (
-        "trainable_token_indices",
-        Takes::Off("rows of the embedding table are not adapted"),
-    ),
+    ("trainable_token_indices", Takes::Tokens),
     (
         "target_parameters",
         Takes::Off("parameters that are no linear's are not adapted"),
@@ -152,12 +155,29 @@ const VERA: [Row; 7] = [
     ("init_weights", Takes::Any),
 ];
 
-const PROMPT: [Row; 9] = [
+const LEARNED: [Row; 6] = [
+    ("modules_to_save", Takes::List),
     ("num_virtual_tokens", Takes::Count),
     ("token_dim", Takes::Any),
     ("num_transformer_submodules", Takes::Any),
     ("num_attention_heads", Takes::Any),
     ("num_layers", Takes::Any),
+];
+
+/// The network that makes a prefix is not in the file: PEFT saves what it makes.
+const PREFIX: [Row; 3] = [
+    ("encoder_hidden_size", Takes::Any),
+    ("prefix_projection", Takes::Flag),
+    ("init_weights", Takes::Any),
+];
+
+const TOKENS: [Row; 3] = [
+    ("token_indices", Takes::Tokens),
+    ("target_modules", Takes::Names),
+    ("init_weights", Takes::Any),
+];
+
+const PROMPT: [Row; 4] = [
     ("prompt_tuning_init", Takes::Any),
     ("prompt_tuning_init_text", Takes::Any),
     ("tokenizer_name_or_path", Takes::Any),
@@ -186,7 +206,9 @@ pub(super) fn check(config: &Map<String, Value>) -> Result<Kind> {
         Kind::Lora => vec![&COMMON, &TUNER, &LAYERS, &LORA],
         Kind::Ia3 => vec![&COMMON, &TUNER, &IA3],
         Kind::Vera => vec![&COMMON, &TUNER, &LAYERS, &VERA],
-        Kind::PromptTuning => vec![&COMMON, &PROMPT],
+        Kind::PromptTuning => vec![&COMMON, &LEARNED, &PROMPT],
+        Kind::PrefixTuning => vec![&COMMON, &LEARNED, &PREFIX],
+        Kind::TrainableTokens => vec![&COMMON, &TOKENS],
     };
     let wrong: Vec<Diagnostic> = config
         .iter()
@@ -223,6 +245,13 @@ fn off(value: &Value) -> bool {
     }
 }
 
+/// Whether a value is a list of token ids.
+fn ids(value: &Value) -> bool {
+    value
+        .as_array()
+        .is_some_and(|a| a.iter().all(Value::is_u64))
+}
+
 fn refusal(key: &str, value: &Value, takes: Takes) -> Option<Diagnostic> {
     let texts = |v: &Value| {
         let all = v.as_array();
@@ -254,6 +283,11 @@ fn refusal(key: &str, value: &Value, takes: Takes) -> Option<Diagnostic> {
         Takes::Word(words) if value.as_str().is_some_and(|w| words.contains(&w)) => return None,
         Takes::Off(_) if off(value) => return None,
         Takes::Initial => return initial(key, value),
+        Takes::Tokens if value.is_null() || ids(value) => return None,
+        Takes::Tokens if value.as_object().is_some_and(|o| o.values().all(ids)) => {
+            return None;
+        }
+        Takes::Tokens => "a list of token ids, or a map from names to such lists".to_owned(),
         Takes::Flag => "true or false".to_owned(),
         Takes::Count => "a whole number of at least 1".to_owned(),
         Takes::Number => "a number".to_owned(),

@@ -6,7 +6,8 @@ use super::{PREFIX, PeftFolder, refuse};
 use crate::adapters::Config;
 use crate::adapters::folder::{AdapterFolder, Meta, VERSION};
 use crate::adapters::methods::MethodConfig;
-use crate::adapters::methods::lora::{Lora, Targets};
+use crate::adapters::methods::lora::{Lora, Names, Targets};
+use crate::adapters::methods::prefix_tuning::{FLAT, PrefixTuning};
 use crate::adapters::methods::prompt_tuning::{BEFORE_POSITIONS, PromptTuning};
 use crate::adapters::plan::check_name;
 use crate::adapters::store::Weights;
@@ -29,10 +30,13 @@ pub(super) enum Part {
     LambdaD,
     SharedA,
     SharedB,
+    TableA,
+    TableB,
+    Tokens,
 }
 
 /// Ends of PEFT's keys behind a module's path, and our names of them.
-const PARTS: [(&str, Part, &str); 8] = [
+const PARTS: [(&str, Part, &str); 12] = [
     (".lora_A.weight", Part::A, "lora_A"),
     (".lora_B.weight", Part::B, "lora_B"),
     (".lora_B.bias", Part::BBias, "lora_bias"),
@@ -41,7 +45,21 @@ const PARTS: [(&str, Part, &str); 8] = [
     (".ia3_l", Part::Scale, "lora_B"),
     (".vera_lambda_b", Part::LambdaB, "vera_lambda_b"),
     (".vera_lambda_d", Part::LambdaD, "vera_lambda_d"),
+    (".lora_embedding_A", Part::TableA, "lora_embedding_A"),
+    (".lora_embedding_B", Part::TableB, "lora_embedding_B"),
+    (
+        ".token_adapter.trainable_tokens_delta",
+        Part::Tokens,
+        TOKENS,
+    ),
+    (".trainable_tokens_delta", Part::Tokens, TOKENS),
 ];
+
+/// Rows of an embedding table.
+const TOKENS: &str = "trainable_tokens_delta";
+
+/// The same in files of prompts and prefixes, whose model is not wrapped again.
+const LEARNED_PREFIX: &str = "base_model.";
 
 /// A module's parameter in PEFT's file, by our name.
 pub(super) struct Entry<'p> {
@@ -67,11 +85,11 @@ pub(crate) fn from_peft(
     check_name(name)?;
     let kind = check(&peft.config)?;
     let (config, tensors, library) = match kind {
-        Kind::PromptTuning => {
-            let (config, tensors) = prompt(peft, name)?;
+        Kind::PromptTuning | Kind::PrefixTuning => {
+            let (config, tensors) = learned(kind, peft, name)?;
             (config, tensors, false)
         }
-        Kind::Lora | Kind::Ia3 | Kind::Vera => {
+        Kind::Lora | Kind::Ia3 | Kind::Vera | Kind::TrainableTokens => {
             let mut lora = lora(kind, &peft.config)?;
             let (entries, stored) = sorted(peft)?;
             let plain = stored.is_empty() && kind != Kind::Vera;
@@ -80,14 +98,14 @@ pub(crate) fn from_peft(
                 Some(_) | None => None,
             };
             if let Some((lora, tensors)) = flagged {
-                (lora.into(), tensors, true)
+                (Config::One(lora.into()), tensors, true)
             } else {
                 let mut tensors = named(&entries, name)?;
                 for (key, tensor) in stored {
                     let key = own_parameter(&mut lora.targets, &key, name);
                     tensors.insert(key.into(), tensor.clone());
                 }
-                (lora.into(), tensors, false)
+                (Config::One(lora.into()), tensors, false)
             }
         }
     };
@@ -109,7 +127,7 @@ pub(crate) fn from_peft(
     };
     Ok(AdapterFolder {
         name: name.to_owned(),
-        config: Config::One(config),
+        config,
         meta: Meta {
             model_name: text("base_model_name_or_path"),
             model_type: interface
@@ -136,7 +154,9 @@ fn lora(kind: Kind, config: &Map<String, Value>) -> Result<Lora> {
     let base = match kind {
         Kind::Ia3 => Lora::ia3(),
         Kind::Vera => Lora::vera(),
-        Kind::Lora | Kind::PromptTuning => Lora::lora(),
+        Kind::Lora | Kind::PromptTuning | Kind::PrefixTuning | Kind::TrainableTokens => {
+            Lora::lora()
+        }
     };
     let mut fields = Map::new();
     for key in [
@@ -148,10 +168,14 @@ fn lora(kind: Kind, config: &Map<String, Value>) -> Result<Lora> {
         "rank_pattern",
         "alpha_pattern",
         "feedforward_modules",
+        "trainable_token_indices",
     ] {
         if let Some(value) = get(key) {
             fields.insert(key.into(), value.clone());
         }
+    }
+    if kind == Kind::TrainableTokens {
+        fields = tokens(get("token_indices"), get("target_modules"));
     }
     let mut targets: Targets = serde_json::from_value(Value::Object(fields))
         .map_err(|e| refuse(e.to_string(), "the configuration is not right"))?;
@@ -170,7 +194,7 @@ fn lora(kind: Kind, config: &Map<String, Value>) -> Result<Lora> {
         other => Some(other.to_owned()),
     };
     let mut out = Lora { targets, ..base };
-    if kind != Kind::Ia3 {
+    if matches!(kind, Kind::Lora | Kind::Vera) {
         let r = get("r").and_then(Value::as_u64);
         let r = r.and_then(|r| usize::try_from(r).ok());
         out.r = r.ok_or_else(|| refuse("`r` is missing", "the configuration is not complete"))?;
@@ -187,13 +211,33 @@ fn lora(kind: Kind, config: &Map<String, Value>) -> Result<Lora> {
             out.dropout = float("vera_dropout");
             out.vera_d = Number::from_f64(get("d_initial").and_then(Value::as_f64).unwrap_or(0.1));
         }
-        Kind::Ia3 | Kind::PromptTuning => {}
+        Kind::Ia3 | Kind::PromptTuning | Kind::PrefixTuning | Kind::TrainableTokens => {}
     }
     let method: MethodConfig = out.clone().into();
     method
         .validate()
         .map_err(|d| Error::new(ErrorKind::Unsupported, d))?;
     Ok(out)
+}
+
+/// The fields of `TrainableTokensConfig`, as those of a LoRA that adapts nothing else.
+fn tokens(ids: Option<&Value>, names: Option<&Value>) -> Map<String, Value> {
+    let ids = ids.cloned().unwrap_or_else(|| Value::Array(Vec::new()));
+    let names: Vec<&str> = match names {
+        None => Vec::new(),
+        Some(Value::String(one)) => vec![one],
+        Some(many) => {
+            let many = many.as_array().into_iter().flatten();
+            many.filter_map(Value::as_str).collect()
+        }
+    };
+    let value = if names.is_empty() {
+        ids
+    } else {
+        let of = names.into_iter().map(|n| (n.to_owned(), ids.clone()));
+        Value::Object(of.collect())
+    };
+    Map::from_iter([("trainable_token_indices".to_owned(), value)])
 }
 
 /// The file's parameters: those of adapted modules, and the base model's own, by their names in the state dict.
@@ -225,20 +269,6 @@ fn sorted(peft: &PeftFolder) -> Result<(Vec<Entry<'_>>, Vec<(String, &TensorData
         // Some writers leave the name of the adapter in.
         let rest = rest.replace(".default.", ".");
         let rest = rest.strip_suffix(".default").unwrap_or(&rest);
-        if rest.contains(".lora_embedding_") {
-            wrong.push(
-                Diagnostic::error("peft-key", format!("`{key}` is LoRA of an embedding table"))
-                    .help("adapters of linears can be attached; fold this one into the base model with PEFT (`merge_and_unload`)"),
-            );
-            continue;
-        }
-        if rest.contains(".token_adapter.") {
-            wrong.push(
-                Diagnostic::error("peft-key", format!("`{key}` holds rows of the embedding table"))
-                    .help("`trainable_token_indices` cannot be attached; fold them into the base model with PEFT (`merge_and_unload`)"),
-            );
-            continue;
-        }
         let found = PARTS
             .iter()
             .find_map(|(end, part, name)| Some((rest.strip_suffix(end)?, *part, *name)));
@@ -249,7 +279,10 @@ fn sorted(peft: &PeftFolder) -> Result<(Vec<Entry<'_>>, Vec<(String, &TensorData
                 part,
                 tensor,
             }),
-            None if ["lora_", "ia3_", "vera_"].iter().any(|m| rest.contains(m)) => {
+            None if ["lora_", "ia3_", "vera_", "trainable_tokens"]
+                .iter()
+                .any(|m| rest.contains(m)) =>
+            {
                 wrong.push(unknown(key));
             }
             None => {
@@ -288,6 +321,7 @@ fn named(entries: &[Entry<'_>], name: &str) -> Result<IndexMap<Box<str>, TensorD
     for e in entries {
         let key = match e.part {
             Part::SharedA | Part::SharedB => format!("shared_parameters.{name}.{}", e.name),
+            Part::Tokens => format!("{}.token_adapters.{name}.{}", e.module, e.name),
             _ => format!("{}.loras.{name}.{}", e.module, e.name),
         };
         let tensor = match (e.part, &e.tensor.dims[..]) {
@@ -314,7 +348,9 @@ fn own_parameter(targets: &mut Targets, key: &str, name: &str) -> String {
         None if biases => module.to_owned(),
         None => {
             // Embeddings and heads are also in a file whose configuration does not name them.
-            targets.modules_to_save.push(module.to_owned());
+            if !targets.kept(module) {
+                targets.save_embedding_layers.push(module.to_owned());
+            }
             module.to_owned()
         }
     };
@@ -322,32 +358,95 @@ fn own_parameter(targets: &mut Targets, key: &str, name: &str) -> String {
     format!("{outer}.modules_to_save.{name}.{inner}")
 }
 
-/// A prompt in front of the embedded input.
-fn prompt(peft: &PeftFolder, name: &str) -> Result<(MethodConfig, IndexMap<Box<str>, TensorData>)> {
-    let count = |key: &str| peft.config.get(key).and_then(Value::as_u64);
-    if count("num_transformer_submodules").is_some_and(|n| n > 1) {
-        return Err(refuse(
-            "`num_transformer_submodules` is 2: encoder and decoder have a prompt each",
-            "prompts of models with one stack can be attached",
-        ));
-    }
-    let mut out = IndexMap::new();
-    let mut length = 0;
-    for (key, tensor) in &peft.tensors {
-        let ("prompt_embeddings", [rows, _]) = (&**key, &tensor.dims[..]) else {
-            return Err(refuse(
-                format!("`{key}` {:?} is no parameter of a prompt", tensor.dims),
-                "the file holds `prompt_embeddings` alone",
-            ));
-        };
-        length = usize::try_from(*rows).unwrap_or(0);
-        let key = format!("prompt_tuning.prompt_tunings.{name}.prompt_embedding.weight");
-        out.insert(key.into(), tensor.clone());
-    }
-    let config = PromptTuning {
-        prompt_length: length,
-        combine: BEFORE_POSITIONS.into(),
-        ..PromptTuning::default()
+/// Learned positions: a prompt in front of the embedded input, or a prefix in front of the keys and values of every attention. Modules
+/// that are saved along (a head) are a second member.
+fn learned(
+    kind: Kind,
+    peft: &PeftFolder,
+    name: &str,
+) -> Result<(Config, IndexMap<Box<str>, TensorData>)> {
+    let wrong = |key: &str, t: &TensorData| {
+        refuse(
+            format!("`{key}` {:?} is no parameter of a prompt", t.dims),
+            "the file holds `prompt_embeddings`, and modules that were saved along",
+        )
     };
-    Ok((config.into(), out))
+    let mut saved = Targets {
+        target_modules: Some(Names::Many(Vec::new())),
+        ..Targets::default()
+    };
+    let get = |key: &str| peft.config.get(key).filter(|v| !v.is_null());
+    if let Some(names) = get("modules_to_save") {
+        saved.modules_to_save = serde_json::from_value(names.clone())
+            .map_err(|e| refuse(e.to_string(), "the configuration is not right"))?;
+    }
+    let (mut own, mut tensors) = (None, IndexMap::new());
+    for (key, tensor) in &peft.tensors {
+        match (&**key, &tensor.dims[..]) {
+            ("prompt_embeddings", [rows, width]) => {
+                let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+                own = Some((tensor, [size(*rows), size(*width)]));
+            }
+            _ => {
+                let inner = key.strip_prefix(LEARNED_PREFIX);
+                let inner = inner.ok_or_else(|| wrong(key, tensor))?;
+                if saved
+                    .saved(inner.rsplit_once('.').map_or(inner, |(m, _)| m))
+                    .is_none()
+                {
+                    return Err(wrong(key, tensor));
+                }
+                let key = own_parameter(&mut saved, inner, name);
+                tensors.insert(key.into(), tensor.clone());
+            }
+        }
+    }
+    let Some((tensor, [rows, width])) = own else {
+        return Err(refuse(
+            "the file has no `prompt_embeddings`",
+            "it is not complete",
+        ));
+    };
+    let both = get("num_transformer_submodules").and_then(Value::as_u64) > Some(1);
+    let method: MethodConfig = if kind == Kind::PromptTuning {
+        let key = format!("prompt_tuning.prompt_tunings.{name}.prompt_embedding.weight");
+        tensors.insert(key.into(), tensor.clone());
+        let config = PromptTuning {
+            prompt_length: if both { rows / 2 } else { rows },
+            combine: BEFORE_POSITIONS.into(),
+            decoder_prompt: both,
+            ..PromptTuning::default()
+        };
+        config.into()
+    } else {
+        if both {
+            return Err(refuse(
+                "`num_transformer_submodules` is 2: PEFT's prefix of an encoder-decoder",
+                "prefixes of models with one stack can be attached",
+            ));
+        }
+        let key = format!("prefix_tuning.prefix_tunings.{name}.self_prefix.{FLAT}");
+        let flat = reshaped(tensor, &[tensor.dims.iter().product()]);
+        tensors.insert(key.into(), flat);
+        if width == 0 || rows == 0 {
+            return Err(wrong("prompt_embeddings", tensor));
+        }
+        let config = PrefixTuning {
+            flat: true,
+            prefix_length: rows,
+            shift_positions: true,
+            ..PrefixTuning::default()
+        };
+        config.into()
+    };
+    let config = if saved.modules_to_save.is_empty() {
+        Config::One(method)
+    } else {
+        let heads = Lora {
+            targets: saved,
+            ..Lora::lora()
+        };
+        Config::Union(vec![method, heads.into()])
+    };
+    Ok((config, tensors))
 }

@@ -6,7 +6,8 @@ use crate::adapters::Config;
 use crate::adapters::average::Blocks;
 use crate::adapters::folder::AdapterFolder;
 use crate::adapters::methods::MethodConfig;
-use crate::adapters::methods::lora::{Lora, Names};
+use crate::adapters::methods::lora::{Lora, Names, TokenIndices};
+use crate::adapters::methods::prefix_tuning::PrefixTuning;
 use crate::adapters::methods::prompt_tuning::{BEFORE_POSITIONS, PromptTuning};
 use crate::adapters::naming::belongs;
 use crate::error::Result;
@@ -20,10 +21,8 @@ use serde_json::{Map, Value, json};
 /// # Errors
 /// [`ErrorKind::Unsupported`] for what PEFT cannot say with the same numbers.
 pub(crate) fn to_peft(adapter: &AdapterFolder) -> Result<PeftFolder> {
-    if let Config::One(MethodConfig::PromptTuning(prompt)) = &adapter.config
-        && prompt.combine == BEFORE_POSITIONS
-    {
-        return as_prompt(adapter, prompt);
+    if let Some(folder) = as_learned(adapter)? {
+        return Ok(folder);
     }
     let Config::One(MethodConfig::Lora(lora)) = &adapter.config else {
         return Err(refuse(
@@ -232,6 +231,8 @@ fn as_it_was(adapter: &AdapterFolder, lora: &Lora) -> PeftFolder {
         format!(".modules_to_save.{}.", adapter.name),
     );
     let shared = format!("shared_parameters.{}.", adapter.name);
+    let tokens = format!(".token_adapters.{}.", adapter.name);
+    let alone = lora.targets.target_modules.is_none();
     let scale = lora.composition_mode == "scale";
     for (key, tensor) in &adapter.weights.tensors {
         let (key, tensor) = if let Some((module, name)) = key.split_once(&*loras) {
@@ -252,6 +253,9 @@ fn as_it_was(adapter: &AdapterFolder, lora: &Lora) -> PeftFolder {
         } else if let Some((_, name)) = key.split_once(&*shared) {
             let name = if name == "lora_A" { "vera_A" } else { "vera_B" };
             (format!("base_model.{name}"), tensor.clone())
+        } else if let Some((module, name)) = key.split_once(&*tokens) {
+            let inner = if alone { "" } else { "token_adapter." };
+            (format!("{PREFIX}{module}.{inner}{name}"), tensor.clone())
         } else if let Some((module, name)) = key.split_once(&*saved) {
             // What a linear with LoRA has itself lies in what LoRA wraps.
             let wrapped = format!("{module}{loras}");
@@ -271,39 +275,140 @@ fn as_it_was(adapter: &AdapterFolder, lora: &Lora) -> PeftFolder {
     out
 }
 
-/// A prompt that stands where PEFT puts it.
-fn as_prompt(adapter: &AdapterFolder, prompt: &PromptTuning) -> Result<PeftFolder> {
-    let mut tensors = adapter.weights.tensors.iter();
-    let own = tensors.find(|(k, _)| belongs(k, &adapter.name));
-    let Some((_, tensor)) = own else {
-        return Err(refuse(
-            format!("`{}` has no parameters", adapter.name),
-            "the weights and the name in adapter_config.json differ",
-        ));
+/// A prompt that stands where PEFT puts it, or a prefix that positions are counted behind, with the modules that are saved along.
+fn as_learned(adapter: &AdapterFolder) -> Result<Option<PeftFolder>> {
+    let (method, heads) = match adapter.config.methods() {
+        [method] => (method, None),
+        [method, MethodConfig::Lora(heads)] if heads.targets.is_some() => (method, Some(heads)),
+        _ => return Ok(None),
     };
-    let mut config = common(adapter);
-    config.shift_remove("fan_in_fan_out");
+    let (mut config, prompt) = match method {
+        MethodConfig::PromptTuning(prompt) if prompt.combine == BEFORE_POSITIONS => {
+            let tensor = learned_tensor(adapter, "prompt_tuning.")?;
+            (prompt_config(adapter, prompt, tensor), tensor.clone())
+        }
+        MethodConfig::PrefixTuning(prefix) if prefix.shift_positions && prefix.flat => {
+            let mut tensor = learned_tensor(adapter, "prefix_tuning.")?.clone();
+            let rows = prefix.prefix_length as u64;
+            let all = tensor.dims.iter().product::<u64>();
+            if rows == 0 || all % rows != 0 {
+                return Err(refuse(
+                    format!(
+                        "the prefix of `{}` has {all} elements for {rows} positions",
+                        adapter.name
+                    ),
+                    "the file is not of this configuration",
+                ));
+            }
+            tensor.dims = [rows, all / rows].into();
+            (prefix_config(adapter, prefix), tensor)
+        }
+        _ => return Ok(None),
+    };
+    let mut tensors: IndexMap<Box<str>, TensorData> =
+        IndexMap::from_iter([("prompt_embeddings".into(), prompt)]);
+    if let Some(heads) = heads {
+        config.insert(
+            "modules_to_save".into(),
+            json!(heads.targets.modules_to_save),
+        );
+        let saved = format!(".modules_to_save.{}.", adapter.name);
+        for (key, tensor) in &adapter.weights.tensors {
+            if let Some((module, name)) = key.split_once(&*saved) {
+                let key = format!("base_model.{module}.{name}");
+                tensors.insert(key.into(), tensor.clone());
+            }
+        }
+        tensors.sort_unstable_keys();
+    }
+    Ok(Some(PeftFolder { config, tensors }))
+}
+
+fn prompt_config(
+    adapter: &AdapterFolder,
+    prompt: &PromptTuning,
+    tensor: &TensorData,
+) -> Map<String, Value> {
+    let mut config = learned(adapter, "PROMPT_TUNING", prompt.prompt_length);
     for (key, value) in [
-        ("peft_type", json!("PROMPT_TUNING")),
-        ("num_virtual_tokens", json!(prompt.prompt_length)),
         ("token_dim", json!(tensor.dims.get(1))),
-        ("num_transformer_submodules", json!(1)),
-        ("num_attention_heads", Value::Null),
-        ("num_layers", Value::Null),
+        (
+            "num_transformer_submodules",
+            json!(1 + u8::from(prompt.decoder_prompt)),
+        ),
         ("prompt_tuning_init", json!("RANDOM")),
         ("prompt_tuning_init_text", Value::Null),
         ("tokenizer_name_or_path", Value::Null),
     ] {
         config.insert(key.into(), value);
     }
-    let tensors = IndexMap::from_iter([("prompt_embeddings".into(), tensor.clone())]);
-    Ok(PeftFolder { config, tensors })
+    config
+}
+
+fn prefix_config(adapter: &AdapterFolder, prefix: &PrefixTuning) -> Map<String, Value> {
+    let mut config = learned(adapter, "PREFIX_TUNING", prefix.prefix_length);
+    for (key, value) in [
+        ("encoder_hidden_size", json!(adapter.meta.hidden_size)),
+        ("num_transformer_submodules", json!(1)),
+        ("prefix_projection", json!(false)),
+        ("token_dim", Value::Null),
+    ] {
+        config.insert(key.into(), value);
+    }
+    config
+}
+
+/// The learned positions of an adapter.
+fn learned_tensor<'a>(adapter: &'a AdapterFolder, within: &str) -> Result<&'a TensorData> {
+    let mut tensors = adapter.weights.tensors.iter();
+    let own = tensors.find(|(k, _)| belongs(k, &adapter.name) && k.contains(within));
+    own.map(|(_, tensor)| tensor).ok_or_else(|| {
+        refuse(
+            format!("`{}` has no parameters", adapter.name),
+            "the weights and the name in adapter_config.json differ",
+        )
+    })
+}
+
+/// What the configurations of PEFT's prompts and prefixes say.
+fn learned(adapter: &AdapterFolder, kind: &str, length: usize) -> Map<String, Value> {
+    let mut config = common(adapter);
+    config.shift_remove("fan_in_fan_out");
+    for (key, value) in [
+        ("peft_type", json!(kind)),
+        ("num_virtual_tokens", json!(length)),
+        ("num_attention_heads", Value::Null),
+        ("num_layers", Value::Null),
+    ] {
+        config.insert(key.into(), value);
+    }
+    config
 }
 
 fn targeted_config(adapter: &AdapterFolder, lora: &Lora, scale: bool) -> Map<String, Value> {
     let t = &lora.targets;
     let vera = lora.vera_d.is_some() || lora.vera_b.is_some();
     let mut out = common(adapter);
+    if let (None, Some(tokens)) = (&t.target_modules, &t.trainable_token_indices) {
+        out.insert("peft_type".into(), json!("TRAINABLE_TOKENS"));
+        out.insert("init_weights".into(), json!(true));
+        let whole = |name: &str| {
+            let scope = format!("{name}.token_adapters.");
+            let mut keys = adapter.weights.tensors.keys();
+            keys.any(|k| k.starts_with(&*scope))
+        };
+        let (ids, names) = match tokens {
+            TokenIndices::Words(ids) => (Some(ids), Value::Null),
+            // PEFT takes a text as an expression for a whole path, and writes the table's as one.
+            TokenIndices::Of(map) => match map.iter().next() {
+                Some((name, ids)) if map.len() == 1 && whole(name) => (Some(ids), json!(name)),
+                first => (first.map(|f| f.1), json!(map.keys().collect::<Vec<_>>())),
+            },
+        };
+        out.insert("token_indices".into(), json!(ids));
+        out.insert("target_modules".into(), json!(names));
+        return out;
+    }
     out.insert("target_modules".into(), json!(t.target_modules));
     out.insert("exclude_modules".into(), json!(t.exclude_modules));
     let saved = (!t.modules_to_save.is_empty()).then_some(&t.modules_to_save);
@@ -349,6 +454,7 @@ fn targeted_config(adapter: &AdapterFolder, lora: &Lora, scale: bool) -> Map<Str
         ("use_rslora", json!(t.use_rslora)),
         ("use_dora", json!(lora.use_dora == Some(true))),
         ("lora_bias", json!(t.lora_bias)),
+        ("trainable_token_indices", json!(t.trainable_token_indices)),
         ("init_lora_weights", json!(true)),
     ] {
         out.insert(key.into(), value);

@@ -144,7 +144,8 @@ impl Lora {
             .filter(|m| m.layer.is_none_or(|l| !self.leave_out.contains(&l)))
             .filter(|m| is_wanted(m, &chosen, around))
             .collect();
-        if wanted.is_empty() {
+        let mut out = self.tables(&chosen, around)?;
+        if wanted.is_empty() && out.is_empty() && !self.targets.adapts_none() {
             return Err(unmatched(&chosen, modules));
         }
         let max = |f: fn(&LinearSite) -> usize| wanted.iter().map(|m| f(&m.site)).max();
@@ -152,7 +153,6 @@ impl Lora {
             d_out: max(|s| s.d_out).unwrap_or(0),
             d_in: max(|s| s.d_in).unwrap_or(0),
         });
-        let mut out = Vec::new();
         for module in wanted {
             let path = &*module.site.path;
             let rank = chosen.rank(path, self.r);
@@ -176,6 +176,7 @@ impl Lora {
         }
         let adapted: FxHashSet<&str> = out
             .iter()
+            .filter(|p| p.detail.target().is_some())
             .filter_map(|p| Some(&*p.linear()?.path))
             .collect();
         let stored = around.selection.parameters.iter();
@@ -200,7 +201,8 @@ impl Lora {
             Some(_) | None => false,
         };
         let outer = self.targets.saved(&site.module);
-        let outer = outer.or(of_bias.then_some(&*site.module))?;
+        let kept = self.targets.kept(&site.module);
+        let outer = outer.or((of_bias || kept).then_some(&*site.module))?;
         let inner = site.module[outer.len()..].trim_start_matches('.');
         let name = if inner.is_empty() {
             site.name.to_string()
@@ -223,7 +225,9 @@ impl Lora {
         if let Ok(chosen) = self.targets.compiled()
             && self.targets.is_some()
         {
+            let tables = around.selection.tables.iter().map(|t| &*t.path);
             let paths = around.selection.modules.iter().map(|m| &*m.site.path);
+            let paths = paths.chain(tables);
             for entry in chosen.unmatched(&paths) {
                 out.push(
                     Diagnostic::warning(

@@ -6,6 +6,7 @@
 use crate::diag::Diagnostic;
 use fancy_regex::Regex;
 use indexmap::IndexMap;
+use rustc_hash::FxHashSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -34,6 +35,16 @@ pub enum Indices {
     One(usize),
     /// Several.
     Many(Vec<usize>),
+}
+
+/// Ids of tokens, in the table of the words or by table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum TokenIndices {
+    /// In the table of the words.
+    Words(Vec<usize>),
+    /// By the end of a table's path.
+    Of(#[schemars(with = "BTreeMap<String, Vec<usize>>")] IndexMap<String, Vec<usize>>),
 }
 
 /// PEFT's fields.
@@ -73,9 +84,16 @@ pub struct Targets {
     /// Whether `B` has a bias.
     #[serde(skip_serializing_if = "is_false")]
     pub lora_bias: bool,
+    /// Tokens whose rows of the embedding table the adapter has its own values of: ids in the table of the words, or a map from the
+    /// ends of paths to ids. A head that shares the table has them, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trainable_token_indices: Option<TokenIndices>,
     /// Modules of the base model that the adapter has its own values of: ends of paths.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
+    /// Modules whose weights lie in the file as well, and are not trained: what PEFT's `save_embedding_layers` writes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub save_embedding_layers: Vec<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
@@ -97,7 +115,16 @@ pub(crate) struct Chosen<'t> {
 impl Targets {
     /// Whether the choice of modules is PEFT's.
     pub(crate) fn is_some(&self) -> bool {
-        self.target_modules.is_some()
+        self.target_modules.is_some() || self.trainable_token_indices.is_some()
+    }
+
+    /// Whether no linear is to be adapted: the fields name tokens and modules to save alone.
+    pub(crate) fn adapts_none(&self) -> bool {
+        match &self.target_modules {
+            None => true,
+            Some(Names::Many(all)) => all.is_empty(),
+            Some(Names::One(_)) => false,
+        }
     }
 
     /// Reads the regular expressions.
@@ -113,6 +140,19 @@ impl Targets {
         if let Some((key, _)) = self.rank_pattern.iter().find(|(_, r)| **r == 0) {
             let found = format!("`rank_pattern` gives `{key}` the rank 0");
             return Err(Diagnostic::error("config-value", found).help("it must be at least 1"));
+        }
+        let tokens: Vec<&Vec<usize>> = match &self.trainable_token_indices {
+            None => Vec::new(),
+            Some(TokenIndices::Words(ids)) => vec![ids],
+            Some(TokenIndices::Of(map)) => map.values().collect(),
+        };
+        for ids in tokens {
+            let mut each = FxHashSet::default();
+            let again = ids.iter().find(|id| !each.insert(**id));
+            if let Some(id) = again {
+                let found = format!("`trainable_token_indices` has the token {id} twice");
+                return Err(Diagnostic::error("config-value", found).help("name each token once"));
+            }
         }
         let whole = |field: &str, names: &Option<Names>| match names {
             Some(Names::One(text)) if field != "target_modules" || !is_all(text) => {
@@ -145,6 +185,16 @@ impl Targets {
         let outer = ends.chain([module.len()]).map(|end| &module[..end]);
         let named = |m: &&str| self.modules_to_save.iter().any(|s| m.ends_with(s.as_str()));
         outer.into_iter().find(named)
+    }
+
+    /// Whether the weights of a module lie in the file without being trained.
+    pub(crate) fn kept(&self, module: &str) -> bool {
+        let within = |outer: &str, path: &str| {
+            let rest = outer.strip_suffix(path);
+            rest.is_some_and(|r| r.is_empty() || r.ends_with('.'))
+        };
+        let mut kept = self.save_embedding_layers.iter();
+        kept.any(|m| within(m, module) || within(module, m))
     }
 }
 
@@ -201,6 +251,12 @@ impl Chosen<'_> {
             Some(Names::One(_)) => named(&self.whole, &t.target_modules),
             None => false,
         }
+    }
+
+    /// Whether an embedding table is chosen: by its name, never as one of all linears.
+    pub(crate) fn wants_table(&self, path: &str) -> bool {
+        let all = matches!(&self.targets.target_modules, Some(Names::One(text)) if is_all(text));
+        !all && self.wants(path, false)
     }
 
     /// Whether the number of the layer in a path is one of `layers_to_transform`.

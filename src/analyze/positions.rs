@@ -1,0 +1,184 @@
+//! Where a graph counts the positions of a sequence, and where these numbers are used.
+//!
+//! Positions are an input, a `Range`, the running sum of a mask (RoBERTa), or a slice of a stored `0, 1, 2, …` (BERT). They are used by a
+//! look-up in a table of floats, or as numbers that become angles. A mask that compares positions is no use: it sees differences alone.
+
+use super::through::Through;
+use super::view::View;
+use crate::diag::Diagnostic;
+use crate::ir::{DType, NodeId, TensorData, Use, ValueId, contract};
+use rustc_hash::FxHashSet;
+
+/// How a node uses positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usage {
+    /// It looks rows of a table up.
+    Table,
+    /// It makes floating-point numbers of them.
+    Number,
+}
+
+/// How a node uses positions that it reads at a slot, if it does.
+pub(crate) fn usage(view: View<'_>, n: NodeId, slot: u32) -> Option<Usage> {
+    let float = |v: Option<ValueId>| {
+        let dtype = v.and_then(|v| view.fact(v)?.dtype);
+        dtype.is_some_and(DType::is_float)
+    };
+    if view.is(n, "Gather") && slot == 1 && float(view.input(n, 0)) {
+        return Some(Usage::Table);
+    }
+    (view.is(n, "Cast") && float(view.out(n))).then_some(Usage::Number)
+}
+
+/// Every value by which positions are looked up or become angles, with the readers that do so.
+///
+/// # Errors
+/// When no positions are found, or they become something that is not known here (a bias by distance, for example).
+pub(crate) fn uses(view: View<'_>) -> Result<Vec<(ValueId, Vec<Use>)>, Diagnostic> {
+    let graph = view.graph;
+    let reached = reach(view, &|_| true);
+    // The difference of two positions is none.
+    let apart = |n: NodeId| {
+        if !Through::SUM.or(Through::FACTOR).takes(&view.node(n).op) {
+            return true;
+        }
+        let mut inputs = graph.node_inputs(n).into_iter().flatten();
+        let first = inputs.next().is_some_and(|v| reached.contains(&v));
+        let second = inputs.next().is_some_and(|v| reached.contains(&v));
+        !(first && second) && (first || !view.is(n, "Sub"))
+    };
+    let mut values: Vec<ValueId> = reach(view, &apart).into_iter().collect();
+    values.sort_unstable();
+    let mut out: Vec<(ValueId, Vec<Use>)> = Vec::new();
+    for v in values {
+        let mut readers = Vec::new();
+        for u in graph.uses(v) {
+            let Use::Input(n, slot) = u else { continue };
+            let used = match usage(view, n, slot) {
+                Some(Usage::Table) => Some(true),
+                Some(Usage::Number) => becomes(view, n),
+                None => None,
+            };
+            match used {
+                Some(true) => readers.push(u),
+                Some(false) => {
+                    return Err(Diagnostic::error(
+                        "positions",
+                        "the graph makes something else of its positions than a look-up or angles",
+                    )
+                    .at(graph.node(n).name.to_string())
+                    .help("a bias by distance would have to reach the prefix as well"));
+                }
+                None => {}
+            }
+        }
+        if !readers.is_empty() {
+            out.push((v, readers));
+        }
+    }
+    if out.is_empty() {
+        return Err(Diagnostic::error(
+            "positions",
+            "it is not known where the graph counts its positions",
+        )
+        .help("export the model with the input `position_ids`"));
+    }
+    Ok(out)
+}
+
+/// All integers that are made of positions, through nodes that are let through.
+fn reach(view: View<'_>, lets: &dyn Fn(NodeId) -> bool) -> FxHashSet<ValueId> {
+    let passes = Through::LAID_OUT
+        .or(Through::FACTOR)
+        .or(Through::PART)
+        .or(Through::SUM);
+    let mut seen: FxHashSet<ValueId> = FxHashSet::default();
+    let mut todo = sources(view);
+    while let Some(v) = todo.pop() {
+        if !seen.insert(v) {
+            continue;
+        }
+        for u in view.graph.uses(v) {
+            let Use::Input(n, _) = u else { continue };
+            if passes.takes(&view.node(n).op) && lets(n) {
+                todo.extend(view.out(n).filter(|o| is_int(view, *o)));
+            }
+        }
+    }
+    seen
+}
+
+fn is_int(view: View<'_>, v: ValueId) -> bool {
+    let dtype = view.fact(v).and_then(|f| f.dtype);
+    matches!(dtype, Some(DType::Int64 | DType::Int32))
+}
+
+/// Where positions come from.
+fn sources(view: View<'_>) -> Vec<ValueId> {
+    let graph = view.graph;
+    let input = graph.find(contract::POSITION_IDS);
+    let mut out: Vec<ValueId> = input.into_iter().filter(|v| graph.is_input(*v)).collect();
+    for n in graph.nodes() {
+        let counted = match view.op(n) {
+            "Range" => true,
+            "CumSum" => true,
+            "Slice" | "Gather" => {
+                let data = view.input(n, 0).and_then(|v| view.constant(v));
+                data.is_some_and(counts_up)
+            }
+            _ => false,
+        };
+        out.extend(view.out(n).filter(|v| counted && is_int(view, *v)));
+    }
+    let stored = graph.initializers().iter().copied();
+    let looked_up = |v: &ValueId| {
+        let index = |u: &Use| matches!(u, Use::Input(n, slot) if usage(view, *n, *slot) == Some(Usage::Table));
+        graph.uses(*v).iter().any(index)
+    };
+    out.extend(stored.filter(|v| view.constant(*v).is_some_and(counts_up) && looked_up(v)));
+    out
+}
+
+/// Whether a stored tensor is `0, 1, 2, …`.
+fn counts_up(t: &TensorData) -> bool {
+    let int = matches!(t.dtype, DType::Int64 | DType::Int32);
+    let long = t.dims.iter().filter(|d| **d > 1).count() == 1;
+    int && long
+        && t.to_i64()
+            .is_some_and(|v| v.iter().enumerate().all(|(i, x)| *x == i as i64))
+}
+
+/// Whether numbers become angles; `None` where they become no part of what the model computes with them (a mask).
+fn becomes(view: View<'_>, cast: NodeId) -> Option<bool> {
+    /// Nodes between a position and its angle.
+    const FAR: usize = 24;
+    let mut todo: Vec<ValueId> = view.out(cast).into_iter().collect();
+    let mut seen: FxHashSet<ValueId> = FxHashSet::default();
+    let mut other = false;
+    while let Some(v) = todo.pop() {
+        if seen.len() > FAR || !seen.insert(v) {
+            continue;
+        }
+        for u in view.graph.uses(v) {
+            let Use::Input(n, _) = u else { continue };
+            match view.op(n) {
+                "Cos" | "Sin" => return Some(true),
+                "Shape" | "Size" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual"
+                | "Equal" => {}
+                "Cast" if view.out(n).is_some_and(|o| !is_float(view, o)) => {}
+                "Mul" | "MatMul" | "Einsum" | "Gemm" | "Div" | "Cast" | "Concat" | "Expand"
+                | "Identity" | "Reshape" | "Squeeze" | "Transpose" | "Unsqueeze" | "Slice" => {
+                    todo.extend(view.out(n));
+                }
+                _ => other = true,
+            }
+        }
+    }
+    other.then_some(false)
+}
+
+fn is_float(view: View<'_>, v: ValueId) -> bool {
+    view.fact(v)
+        .and_then(|f| f.dtype)
+        .is_some_and(DType::is_float)
+}
