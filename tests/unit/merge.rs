@@ -1,7 +1,7 @@
 //! An adapter folded into the base weights computes what the attached one computes, and the base file stays as it was.
 
 use super::support::fixture;
-use onnx_graft::adapters::{Adapter, AdapterStore, Config, Weights};
+use onnx_graft::adapters::{Adapter, AdapterStore, Config, Setup, Weights};
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::{TensorData, text};
 use onnx_graft::job::{merge, reset};
@@ -179,6 +179,97 @@ fn gpt2() {
     ];
     check("gpt2", "model.onnx", &fused);
     check("gpt2", "model.torchscript.onnx", &fused);
+}
+
+/// Two adapters of one stack, merged together: the same as attached, or refused.
+fn check_stack(arch: &str, file: &str, pairs: &[[&str; 2]]) {
+    let folder = fixture(arch);
+    let model = api::open(folder.join(file)).unwrap();
+    let interface = Interface::read(&folder.join("interface.json")).unwrap();
+    let data = io::read(&folder.join("inputs.safetensors")).unwrap();
+    let base = outputs(&model, &data);
+    for pair in pairs {
+        let adapters: Vec<Adapter> = ["a", "b"]
+            .iter()
+            .zip(pair)
+            .map(|(name, config)| Adapter {
+                name: (*name).into(),
+                ..moved(&model, &interface, config)
+            })
+            .collect();
+        let attached = Attach::to(model.clone())
+            .interface(&interface)
+            .adapters(adapters.clone())
+            .active(Setup::parse("Stack(a, b)").unwrap())
+            .run()
+            .unwrap();
+        let merged = merge(&model, &interface, adapters.clone());
+        if pair.iter().any(|c| c.starts_with("dora")) || pair[0][..3] != pair[1][..3] {
+            let error = merged.unwrap_err().to_string();
+            assert!(error.contains("merge-stack"), "{pair:?}: {error}");
+            continue;
+        }
+        let merged = merged.unwrap();
+        let want = outputs(&attached.model, &data);
+        let d = difference(&outputs(&merged, &data), &want);
+        assert!(d < TOLERANCE, "{arch}/{file} {pair:?}: differ by {d}");
+        assert!(difference(&want, &base) > 100.0 * TOLERANCE);
+        let back = outputs(&reset(&merged, &interface, adapters).unwrap(), &data);
+        let d = difference(&back, &base);
+        assert!(
+            d < TOLERANCE,
+            "{arch}/{file} {pair:?}: reset differs by {d}"
+        );
+    }
+}
+
+/// Square linears, where the second reads what the first made, and others (grouped queries, fused projections, the feed-forward
+/// block), where the changes are added.
+#[test]
+fn stacks() {
+    let lora = "lora[r=3,alpha=6,attn_matrices=['q','k','v','o'],output_lora=True]";
+    let pairs = [
+        [
+            lora,
+            "lora[r=2,alpha=4,attn_matrices=['q','v'],intermediate_lora=True]",
+        ],
+        ["ia3", "ia3[alpha=2]"],
+        [lora, "ia3"],
+        ["ia3", lora],
+        [lora, "dora[r=2]"],
+        ["dora[r=2]", lora],
+    ];
+    for arch in ["qwen3", "bert"] {
+        check_stack(arch, "model.onnx", &pairs);
+        check_stack(arch, "model.torchscript.onnx", &pairs[..2]);
+        let all = "lora[r=2,target_modules='all-linear']";
+        check_stack(arch, "model.onnx", &[[all, lora], [lora, all], [all, all]]);
+        check_stack(
+            arch,
+            "model.onnx",
+            &[["vera[alpha=2]", "vera[r=3,alpha=4]"]],
+        );
+    }
+    let fused = [
+        "lora[r=4,alpha=8,output_lora=True]",
+        "lora[r=2,attn_matrices=['q','k']]",
+    ];
+    check_stack("gpt2", "model.onnx", &[fused, ["ia3", "ia3[alpha=2]"]]);
+}
+
+/// PEFT's DoRA scales what the linear makes, so an adapter in front of it or behind it would be scaled or not.
+#[test]
+fn no_stack_with_dora_of_peft() {
+    let folder = fixture("bert");
+    let model = api::open(folder.join("model.onnx")).unwrap();
+    let interface = Interface::read(&folder.join("interface.json")).unwrap();
+    let dora = Config::parse("dora[target_modules=['query']]").unwrap();
+    let lora = Config::parse("lora").unwrap();
+    let both = [Adapter::fresh("a", dora), Adapter::fresh("b", lora)];
+    let setup = Setup::parse("Stack(b, a)").unwrap();
+    let attach = Attach::to(model).interface(&interface).adapters(both);
+    let error = attach.active(setup).run().unwrap_err().to_string();
+    assert!(error.contains("stack-dora"), "{error}");
 }
 
 /// What depends on its input, or is no change of a linear, has no merged form.

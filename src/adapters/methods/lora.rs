@@ -18,7 +18,6 @@ use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, torch_dtype
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::diag::Diagnostic;
-use crate::ir::contract::stamp;
 use crate::ir::{DType, TensorData, Val};
 use crate::select::{Family, Layout, LinearSite};
 use columns::{Block, spread};
@@ -28,7 +27,9 @@ use serde_json::{Map, Number, Value};
 pub(crate) use targets::{Names, Targets, TokenIndices};
 
 mod columns;
+mod dora;
 pub(super) mod places;
+pub(super) mod stack;
 mod tables;
 mod targets;
 
@@ -341,36 +342,6 @@ impl Lora {
         let rest = b.constant(TensorData::from_f32([rest.len() as u64], &rest));
         b.add(chosen, cx.to_param(rest))
     }
-
-    /// `m/‖W + ΔW‖`, one factor for each row: `[out]`.
-    fn dora_factor(
-        &self,
-        place: &Place<'_>,
-        site: &LinearSite,
-        p: &Params<'_>,
-        cx: &BuildCx<'_>,
-    ) -> Result<Val, Diagnostic> {
-        let b = cx.b;
-        let weight = base_weight(site, cx)?;
-        let sum = match self.delta_weight(place, site, p, cx) {
-            // PEFT takes the norm with the scale.
-            Some(delta) if place.detail.target().is_some() => {
-                b.add(weight, b.scale(delta, self.scale_at(place)))
-            }
-            Some(delta) => b.add(weight, delta),
-            None => weight,
-        };
-        let axis = match site.weight.layout {
-            Layout::OutIn => 1,
-            Layout::InOut => 0,
-        };
-        let norm = b.unary("Sqrt", b.reduce_sum(b.mul(sum, sum), &[axis], false));
-        if place.detail.target().is_some() {
-            // PEFT does not differentiate the norm (section 4.3 of the paper).
-            b.mark_last_node(stamp::DETACHED, "true");
-        }
-        Ok(b.div(b.squeeze(p.get("m.weight"), &[1]), norm))
-    }
 }
 
 fn constant(value: Option<&Number>) -> Init {
@@ -475,6 +446,16 @@ impl Method for Lora {
 
     fn merges(&self) -> bool {
         !self.use_gating
+    }
+
+    fn stands_alone(&self) -> bool {
+        // PEFT's DoRA of a linear that another adapter changed is another function for each order.
+        self.dora() && self.targets.is_some()
+    }
+
+    fn chains(&self, place: &Place<'_>) -> Option<bool> {
+        let adds = self.form() != Form::Scale && !self.dora() && !self.targets.lora_bias;
+        (adds && !tables::is_one(place)).then(|| stack::chains(place))
     }
 
     fn adapts_projections(&self) -> bool {
@@ -612,8 +593,7 @@ impl Method for Lora {
                 ..state
             });
         }
-        // In a stack the second adapter reads what the first one made.
-        let x = cx.dropout(cx.up(state.delta.unwrap_or(state.x)), self.dropout);
+        let x = cx.dropout(stack::read(place, state, cx), self.dropout);
         let fused = place.detail.columns().is_some();
         let mut factors = self.factors(place, site, p, cx);
         let mut z = x;
@@ -645,7 +625,7 @@ impl Method for Lora {
             None => b.scale(z, self.scale_at(place)),
         };
         Ok(State {
-            delta: Some(delta),
+            delta: Some(stack::joined(place, state, delta, cx)),
             ..state
         })
     }
@@ -703,7 +683,16 @@ impl Method for Lora {
         p: &Params<'_>,
         cx: &BuildCx<'_>,
         fold: Fold,
+        below: Option<Val>,
     ) -> Result<Merged, Diagnostic> {
+        if below.is_some() && self.chains(place).is_none() {
+            return Err(Diagnostic::error(
+                "merge-stack",
+                "what this adapter makes of the change in front of it has no form as a weight",
+            )
+            .at(place.scope.clone())
+            .help("keep both attached: `--active \"Stack(a, b)\"`"));
+        }
         if tables::is_one(place) {
             return self.table_merge(place, p, cx, fold);
         }
@@ -748,15 +737,18 @@ impl Method for Lora {
                 Layout::InOut => b.unsqueeze(vector, &[1]),
             };
             let weight = stored_form(site, times(weight, columns), cx);
-            return Ok(Merged { weight, bias: None });
+            return Ok(Merged::product(weight, None));
         }
+        let mut change = None;
         let (weight, bias) = match self.delta_weight(place, site, p, cx) {
             None => scaled(weight, self.vector(place, site, p, cx, None)),
             Some(delta) => {
-                let change = b.scale(delta, self.scale_at(place));
+                let own = b.scale(delta, self.scale_at(place));
+                let own = stack::merged(place, below, own, site.weight.layout, b);
+                change = self.chains(place).map(|_| own);
                 let sum = match fold {
-                    Fold::In => b.add(weight, change),
-                    Fold::Out => b.sub(weight, change),
+                    Fold::In => b.add(weight, own),
+                    Fold::Out => b.sub(weight, own),
                 };
                 if self.dora() && place.detail.target().is_some() {
                     let factor = self.dora_factor(place, site, p, cx)?;
@@ -785,6 +777,10 @@ impl Method for Lora {
             }
         };
         let weight = stored_form(site, weight, cx);
-        Ok(Merged { weight, bias })
+        Ok(Merged {
+            weight,
+            bias,
+            change,
+        })
     }
 }

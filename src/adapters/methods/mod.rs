@@ -50,6 +50,19 @@ pub struct Merged {
     pub weight: Val,
     /// The new bias, where it changes.
     pub bias: Option<Val>,
+    /// What was added to the weight, where that is all: an adapter that stands behind this one goes on from it.
+    pub change: Option<Val>,
+}
+
+impl Merged {
+    /// A weight that is not only added to.
+    pub(crate) fn product(weight: Val, bias: Option<Val>) -> Self {
+        Merged {
+            weight,
+            bias,
+            change: None,
+        }
+    }
 }
 
 /// Which way an adapter goes in relation to the base weight.
@@ -78,6 +91,16 @@ pub trait Method: Debug + Send + Sync {
     /// Values that cannot work.
     fn validate(&self) -> Result<(), Diagnostic> {
         Ok(())
+    }
+
+    /// Whether it reads what an adapter in front of it made at the same place; `None` where adapters there do not add to each other.
+    fn chains(&self, _place: &Place<'_>) -> Option<bool> {
+        None
+    }
+
+    /// Whether no other adapter can stand in a stack with it at the same place.
+    fn stands_alone(&self) -> bool {
+        false
     }
 
     /// Whether it can be folded into the base weights.
@@ -161,13 +184,15 @@ pub trait Method: Debug + Send + Sync {
         cx: &BuildCx<'_>,
     ) -> Result<Val, Diagnostic>;
 
-    /// The base weight and bias with the adapter folded in, or taken out of a weight that it was folded into.
+    /// The base weight and bias with the adapter folded in, or taken out of a weight that it was folded into; `below` is what the
+    /// adapters in front of it add to the weight.
     fn merge(
         &self,
         _place: &Place<'_>,
         _p: &Params<'_>,
         _cx: &BuildCx<'_>,
         _fold: Fold,
+        _below: Option<Val>,
     ) -> Result<Merged, Diagnostic> {
         let name = self.name();
         Err(Diagnostic::error(

@@ -10,6 +10,7 @@
 //! library, interfaces do not have to name the method, and the layer merges.
 
 use super::lora::places::swapped;
+use super::lora::stack;
 use super::lora::{Lora, site};
 use super::weight::{base_weight, stored_form};
 use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset};
@@ -279,7 +280,7 @@ impl Method for MtlLora {
         let site = site(place)?;
         let b = cx.b;
         let gate = self.lora.use_gating.then(|| cx.gate(cx.up(state.x), p));
-        let x = cx.dropout(cx.up(state.delta.unwrap_or(state.x)), self.lora.dropout);
+        let x = cx.dropout(stack::read(place, state, cx), self.lora.dropout);
         let z = b.mul(
             b.linear_t(x, p.get("lora_A")),
             p.get("task_specific.values"),
@@ -290,9 +291,13 @@ impl Method for MtlLora {
             None => b.scale(z, self.lora.scale()),
         };
         Ok(State {
-            delta: Some(delta),
+            delta: Some(stack::joined(place, state, delta, cx)),
             ..state
         })
+    }
+
+    fn chains(&self, place: &Place<'_>) -> Option<bool> {
+        Some(stack::chains(place))
     }
 
     fn task_shared(&self) -> &'static [&'static str] {
@@ -318,6 +323,7 @@ impl Method for MtlLora {
         p: &Params<'_>,
         cx: &BuildCx<'_>,
         fold: Fold,
+        below: Option<Val>,
     ) -> Result<Merged, Diagnostic> {
         let site = site(place)?;
         let b = cx.b;
@@ -335,6 +341,7 @@ impl Method for MtlLora {
             Layout::OutIn => delta,
             Layout::InOut => b.transpose(delta, &[1, 0]),
         };
+        let delta = stack::merged(place, below, delta, site.weight.layout, b);
         let base = base_weight(site, cx)?;
         let weight = match fold {
             Fold::In => b.add(base, delta),
@@ -343,6 +350,7 @@ impl Method for MtlLora {
         Ok(Merged {
             weight: stored_form(site, weight, cx),
             bias: None,
+            change: Some(delta),
         })
     }
 }

@@ -133,6 +133,18 @@ impl Setup {
         }
     }
 
+    /// Whether one of these adapters stands behind another one in a stack.
+    pub(crate) fn stacks(&self, names: &[&str]) -> bool {
+        let mut found = false;
+        self.visit(&mut |setup| {
+            if let Setup::Stack(children) = setup {
+                let holds = |c: &&Setup| c.names().iter().any(|n| names.contains(n));
+                found |= children.iter().filter(holds).count() > 1;
+            }
+        });
+        found
+    }
+
     /// The first adapter: the one that methods without composition use.
     pub fn first(&self) -> Option<&str> {
         self.names().first().copied()

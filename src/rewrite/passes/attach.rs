@@ -53,6 +53,41 @@ impl AttachPass {
     }
 }
 
+impl AttachPass {
+    fn names(&self, group: &[&Part<'_>]) -> Vec<&str> {
+        let name = |p: &&Part<'_>| &*self.adapters[p.adapter].name;
+        group.iter().map(name).collect()
+    }
+
+    /// Refuses what cannot stand in a stack with others.
+    fn compatible(&self, group: &[&Part<'_>]) -> Result<(), Diagnostic> {
+        let names = self.names(group);
+        let alone = group.iter().find(|p| p.method.stands_alone());
+        let Some(part) = alone.filter(|_| names.len() > 1 && self.setup.stacks(&names)) else {
+            return Ok(());
+        };
+        Err(Diagnostic::error(
+            "stack-dora",
+            format!(
+                "`{}` stand at one linear, and DoRA with `target_modules` has no meaning in a stack",
+                names.join("` and `")
+            ),
+        )
+        .at(part.place.scope.clone())
+        .help("merge the first one into the base model, and attach the other one to that"))
+    }
+
+    /// The place of stacked adapters whose changes are added, though the library's stack is a chain.
+    fn summed<'p, 's>(&self, group: &[&'p Part<'s>]) -> Option<&'p Place<'s>> {
+        let names = self.names(group);
+        let adds = |p: &&&Part<'_>| {
+            p.method.chains(&p.place) == Some(false) && p.place.detail.target().is_none()
+        };
+        let found = group.iter().skip(1).find(adds)?;
+        self.setup.stacks(&names).then_some(&found.place)
+    }
+}
+
 impl Pass for AttachPass {
     fn name(&self) -> &'static str {
         "attach"
@@ -93,6 +128,23 @@ impl Pass for AttachPass {
             }
         }
         let groups = grouped(&parts, graph)?;
+        for group in groups.values() {
+            self.compatible(group)?;
+        }
+        let summed: Vec<&Place<'_>> = groups.values().filter_map(|g| self.summed(g)).collect();
+        if let Some(first) = summed.first() {
+            cx.warn(
+                Diagnostic::warning(
+                    "stack-sum",
+                    format!(
+                        "at {} linears that are not square the adapters of a stack read the same input, and what they make is added",
+                        summed.len()
+                    ),
+                )
+                .at(first.scope.clone())
+                .help("at square ones each reads what the one before it made; the Adapters library stops with an error here"),
+            );
+        }
         let mut writer = Writer {
             pass: self,
             composer: Composer {

@@ -4,7 +4,7 @@
 //! small model of it, has it evaluated by whoever can run graphs, and puts the result in the place of the weight. Nothing else in the
 //! graph changes; a weight that others read as well is copied for the adapted linear.
 
-use crate::adapters::methods::Fold;
+use crate::adapters::methods::{Fold, Merged};
 use crate::adapters::param::exchanged;
 use crate::adapters::place::{At, BuildCx, Params, Place, wider};
 use crate::adapters::plan::{Part, Plan, plan};
@@ -63,7 +63,7 @@ impl Pass for Merge {
         for note in notes {
             cx.warn(note);
         }
-        let mut done: FxHashSet<(usize, ValueId, String)> = FxHashSet::default();
+        let mut done: FxHashSet<(ValueId, &str)> = FxHashSet::default();
         let mut parts: Vec<&Part<'_>> = parts.iter().collect();
         if self.fold == Fold::Out {
             parts.reverse();
@@ -92,19 +92,38 @@ impl Pass for Merge {
             let Some(weight) = Folded::of(&part.place) else {
                 return Err(not_linear(&part.place).into());
             };
-            // Further calls of the same module read the same weight; so does a head that shares a table of tokens.
-            let same =
-                |p: &&&Part<'_>| p.adapter == part.adapter && p.place.scope == part.place.scope;
-            let calls = parts
-                .iter()
-                .filter(same)
-                .filter_map(|p| Folded::of(&p.place));
-            let mut whole = weight.clone();
-            for call in calls.filter(|c| c.value == weight.value) {
-                whole.nodes.extend(call.nodes);
+            if !done.insert((weight.value, weight.path)) {
+                continue;
             }
-            if done.insert((part.adapter, weight.value, part.place.scope.clone())) {
-                self.fold(part, &whole, &store, cx)?;
+            // All that is folded into it: further calls of the same module, a head that shares a table of tokens, other adapters.
+            let mut whole = weight.clone();
+            let mut stack: Vec<&Part<'_>> = Vec::new();
+            for other in &parts {
+                let Some(own) = Folded::of(&other.place).filter(|w| w.value == weight.value) else {
+                    continue;
+                };
+                let scopes = |p: &&Part<'_>| p.place.scope == other.place.scope;
+                if own.path != weight.path && other.place.scope != part.place.scope {
+                    continue;
+                }
+                done.insert((own.value, own.path));
+                whole.nodes.extend(own.nodes);
+                if !stack
+                    .iter()
+                    .any(|p| p.adapter == other.adapter && scopes(p))
+                {
+                    stack.push(other);
+                }
+            }
+            // Changes that a stack adds up or chains are one expression; others are folded in one after the other.
+            let adds = |p: &&Part<'_>| p.method.chains(&p.place).is_some();
+            if stack.iter().any(adds) {
+                stack.sort_by_key(|p| p.adapter);
+                self.fold(&stack, &whole, &store, cx)?;
+            } else {
+                for part in stack {
+                    self.fold(&[part], &whole, &store, cx)?;
+                }
             }
         }
         Ok(())
@@ -230,15 +249,15 @@ impl Merge {
 
     fn fold(
         &self,
-        part: &Part<'_>,
+        stack: &[&Part<'_>],
         weight: &Folded<'_>,
         store: &AdapterStore,
         cx: &mut PassCx<'_>,
     ) -> Result<(), PassError> {
         let graph = &cx.model().graph;
         let opset = cx.model().opset("").unwrap_or(17);
-        let expression = merge_expression(part, weight.value, store, (graph, opset), self.fold)?;
-        let name = &part.place.scope;
+        let expression = merge_expression(stack, weight.value, store, (graph, opset), self.fold)?;
+        let name = stack.last().map_or("", |p| &*p.place.scope);
         let results =
             (self.evaluate)(&expression).map_err(|e| e.within(format!("merging {name}")))?;
         let targets = [Some(weight.value), weight.bias];
@@ -256,7 +275,7 @@ impl Merge {
 /// # Errors
 /// When the method has no such form here, or the weight is not stored as floats.
 pub(crate) fn merge_expression(
-    part: &Part<'_>,
+    stack: &[&Part<'_>],
     weight: ValueId,
     store: &AdapterStore,
     (graph, opset): (&Graph, i64),
@@ -265,38 +284,50 @@ pub(crate) fn merge_expression(
     let wrong = |d: Diagnostic| Error::new(ErrorKind::Method, d);
     let b = Builder::new(opset);
     let stored = graph.value(weight).tensor.as_ref().map(|t| t.dtype);
-    let kept = part.method.dtype().map_err(wrong)?;
-    let computed = wider(kept, stored.unwrap_or(DType::Float));
+    let stored = stored.unwrap_or(DType::Float);
+    let mut computed = stored;
+    for part in stack {
+        computed = wider(part.method.dtype().map_err(wrong)?, computed);
+    }
     b.set_float(computed);
-    let parameter = |(suffix, name): &(String, String)| {
-        let tensor = store.get(name).map(|p| p.tensor.clone());
-        let value = |t| match b.initializer(name, t) {
-            v if kept == computed => v,
-            v => b.cast(v, computed),
-        };
-        tensor.map(|t| (suffix.clone(), value(t)))
-    };
-    let own: Vec<(String, Val)> = part.own.iter().filter_map(parameter).collect();
-    let shared: Vec<(String, Val)> = part.shared.iter().filter_map(parameter).collect();
     let (current, once) = (FxHashMap::default(), RefCell::default());
-    let build = BuildCx::new(
-        &b,
-        graph,
-        stored.unwrap_or(DType::Float),
-        false,
-        &current,
-        &once,
-    );
-    let params = Params {
-        own: &own,
-        shared: &shared,
-    };
-    let merged = part
-        .method
-        .merge(&part.place, &params, &build, fold)
-        .map_err(wrong)?;
+    let build = BuildCx::new(&b, graph, stored, false, &current, &once);
+    let mut merged: Option<Merged> = None;
+    for (at, part) in stack.iter().enumerate() {
+        let kept = part.method.dtype().map_err(wrong)?;
+        let parameter = |(suffix, name): &(String, String)| {
+            let tensor = store.get(name).map(|p| p.tensor.clone());
+            let value = |t| match b.initializer(name, t) {
+                v if kept == computed => v,
+                v => b.cast(v, computed),
+            };
+            tensor.map(|t| (suffix.clone(), value(t)))
+        };
+        let own: Vec<(String, Val)> = part.own.iter().filter_map(parameter).collect();
+        let shared: Vec<(String, Val)> = part.shared.iter().filter_map(parameter).collect();
+        let params = Params {
+            own: &own,
+            shared: &shared,
+        };
+        let below = merged.and_then(|m| m.change);
+        if at > 0 && below.is_none() {
+            return Err(wrong(
+                Diagnostic::error(
+                    "merge-stack",
+                    "an adapter in front of this one does more than add to the weight, so both together are no weight",
+                )
+                .at(part.place.scope.clone())
+                .help("keep both attached: `--active \"Stack(a, b)\"`"),
+            ));
+        }
+        let next = part.method.merge(&part.place, &params, &build, fold, below);
+        merged = Some(next.map_err(wrong)?);
+    }
     drop(build);
-    let outputs: Vec<Val> = std::iter::once(merged.weight).chain(merged.bias).collect();
+    let outputs = merged.into_iter();
+    let outputs: Vec<Val> = outputs
+        .flat_map(|m| std::iter::once(m.weight).chain(m.bias))
+        .collect();
     standalone(b.finish(), graph, &outputs, opset)
 }
 

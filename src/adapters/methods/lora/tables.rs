@@ -217,10 +217,7 @@ impl Lora {
                     Layout::InOut => b.transpose(v, &[1, 0]),
                 };
                 let weight = flip(replaced(tokens, flip(weight), p.get(DELTA), cx));
-                return Ok(Merged {
-                    weight: super::stored_form(site, weight, cx),
-                    bias: None,
-                });
+                return Ok(Merged::product(super::stored_form(site, weight, cx), None));
             }
             (At::Table(site), None) => {
                 let change = b.matmul(
@@ -236,10 +233,7 @@ impl Lora {
             }
             _ => return Err(Diagnostic::error("place", "this is no embedding table")),
         };
-        Ok(Merged {
-            weight: cx.down(weight),
-            bias: None,
-        })
+        Ok(Merged::product(cx.down(weight), None))
     }
 }
 
