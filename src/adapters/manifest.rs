@@ -44,6 +44,9 @@ pub(crate) struct Entry {
     /// Why its effect on a position depends on the whole sequence, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub whole_rows: Option<String>,
+    /// Whether it takes thirds of fused projections for queries, keys and values, which are other columns.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub thirds: bool,
     /// Keys of other versions.
     #[serde(flatten)]
     pub extra: Map<String, Value>,

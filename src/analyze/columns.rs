@@ -3,6 +3,9 @@
 use super::flow::Flow;
 use super::through::Through;
 use crate::ir::{NodeId, ValueId};
+use std::sync::Arc;
+
+mod owners;
 
 /// How q, k and v lie in a fused projection's output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,11 +19,18 @@ pub enum QkvLayout {
         /// Width of v.
         v: usize,
     },
-    /// Interleaved by head: `[h0: q k v | h1: q k v | …]`, or an order that could not be told.
-    Interleaved,
+    /// Head by head, as in GPT-NeoX, BLOOM and Falcon: `[h0: q k v | h1: q k v | …]`.
+    Interleaved {
+        /// Widths of q, k and v.
+        widths: [usize; 3],
+        /// For each column, its place in `[q | k | v]`.
+        order: Arc<[usize]>,
+    },
+    /// An order that could not be told.
+    Unknown,
 }
 
-/// How q, k and v lie in the output of a fused projection: a split of the last axis in three says it.
+/// How q, k and v lie in the output of a fused projection: a split of the last axis in three says it, or where each column goes.
 pub(crate) fn layout(view: &Flow<'_>, output: ValueId, width: usize) -> QkvLayout {
     let mut at = output;
     loop {
@@ -35,7 +45,10 @@ pub(crate) fn layout(view: &Flow<'_>, output: ValueId, width: usize) -> QkvLayou
             at = next;
             continue;
         }
-        return split(view, at, &readers, width).unwrap_or(QkvLayout::Interleaved);
+        let found = split(view, at, &readers, width);
+        return found
+            .or_else(|| owners::layout(view, at, width))
+            .unwrap_or(QkvLayout::Unknown);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{adapter, manifest, open, opened, summary};
 use crate::adapters::folder::{AdapterFolder, Meta};
+use crate::adapters::manifest::Manifest;
 use crate::adapters::summary::Summary;
 use crate::adapters::{Adapter, AdapterStore, Config, Setup};
 use crate::diag::Diagnostic;
@@ -214,7 +215,13 @@ impl Adapted {
             return Err(Error::new(ErrorKind::Method, d));
         };
         let interface = Some(interface_for(&config, &self.interface).to_json());
-        let meta = self.meta.clone();
+        let mut meta = self.meta.clone();
+        let manifest = Manifest::read(self.model.model());
+        let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;
+        if manifest.adapters.iter().any(|a| a.name == name && a.thirds) {
+            // Without our mark it stays a file that goes by thirds.
+            meta.extra.remove(crate::adapters::base::KEY);
+        }
         Ok(AdapterFolder::from_store(
             name, config, store, meta, interface,
         ))

@@ -101,7 +101,10 @@ fn attention(
     let layout = match &a.qkv_layout {
         None => String::new(),
         Some(QkvLayout::Blocks { q, k, v }) => format!(", columns q {q} | k {k} | v {v}"),
-        Some(QkvLayout::Interleaved) => ", columns interleaved".to_owned(),
+        Some(QkvLayout::Interleaved {
+            widths: [q, k, v], ..
+        }) => format!(", columns q {q}, k {k}, v {v}, head by head"),
+        Some(QkvLayout::Unknown) => ", columns in an unknown order".to_owned(),
     };
     writeln!(
         f,

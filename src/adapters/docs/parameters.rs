@@ -119,6 +119,7 @@ impl Example {
             name: NAME,
             has: None,
             foreign: false,
+            by_columns: true,
             known: &self.model,
         };
         let places = method.places(&around).map_err(wrong)?;

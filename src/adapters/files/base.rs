@@ -3,11 +3,20 @@
 //! It is the same for every export and every quantization of a model, and costs nothing: no weight is read. Models of one architecture
 //! and size share it.
 
-use crate::select::{LinearSite, Selection};
+use crate::adapters::Adapter;
+use crate::select::{AttentionSite, LinearSite, QkvLayout, Selection};
 use serde_json::{Map, Value, json};
 
 /// Our key in `adapter_config.json`; the Adapters library ignores it.
 pub(crate) const KEY: &str = "onnx_graft";
+
+/// What a fingerprint ends with where the columns of q, k and v lie head by head, and the adapter goes by them.
+const COLUMNS: &str = "+columns";
+
+/// Whether an adapter with this fingerprint goes by the columns of q, k and v, and not by thirds.
+pub(crate) fn by_columns(fingerprint: &str) -> bool {
+    fingerprint.ends_with(COLUMNS)
+}
 
 /// The fingerprint of a selection's base model.
 pub(crate) fn fingerprint(selection: &Selection) -> String {
@@ -30,7 +39,24 @@ pub(crate) fn fingerprint(selection: &Selection) -> String {
             line(format!("{path} {d_in} {d_out}"));
         }
     }
-    format!("blake3:{}", &hasher.finalize().to_hex()[..16])
+    let mut attentions = selection.layers.iter().filter_map(|l| l.self_attn.as_ref());
+    let by_head = |a: &AttentionSite| matches!(a.qkv_layout, Some(QkvLayout::Interleaved { .. }));
+    let suffix = if attentions.any(by_head) { COLUMNS } else { "" };
+    format!("blake3:{}{suffix}", &hasher.finalize().to_hex()[..16])
+}
+
+/// Whether an adapter takes thirds of a fused projection for its queries, keys and values where they are other columns: a file of the
+/// library's, or of ours that came from one.
+pub(crate) fn keeps_thirds(adapter: &Adapter, selection: &Selection) -> bool {
+    let (Some(_), base) = (&adapter.weights, adapter.base.as_deref()) else {
+        return false;
+    };
+    let mut attentions = selection.layers.iter().filter_map(|l| l.self_attn.as_ref());
+    attentions.any(|a| match &a.qkv_layout {
+        Some(QkvLayout::Blocks { q, k, v }) => base.is_none() && (q != k || k != v),
+        Some(QkvLayout::Interleaved { .. }) => !base.is_some_and(by_columns),
+        Some(QkvLayout::Unknown) | None => false,
+    })
 }
 
 /// What a file says of its base model.

@@ -64,9 +64,14 @@ pub struct Target {
     pub shared: Option<Greatest>,
 }
 
-/// Widths of the q, k and v columns of a fused projection.
-#[derive(Clone, Copy, Debug)]
-pub struct Columns(pub [usize; 3]);
+/// The q, k and v columns of a fused projection.
+#[derive(Clone, Debug)]
+pub struct Columns {
+    /// Their widths.
+    pub widths: [usize; 3],
+    /// For each column, its place in `[q | k | v]`, where they lie in another order.
+    pub order: Option<Arc<[usize]>>,
+}
 
 /// The greatest widths of an adapter's linears.
 #[derive(Clone, Copy, Debug)]
@@ -126,11 +131,11 @@ impl Detail {
     }
 
     /// The columns of a fused projection, if it is one.
-    pub fn columns(&self) -> Option<[usize; 3]> {
+    pub fn columns(&self) -> Option<&Columns> {
         let Detail::Columns(c) = self else {
             return None;
         };
-        Some(c.0)
+        Some(c)
     }
 
     /// The greatest widths, where matrices are shared.

@@ -12,7 +12,7 @@
 //! With `target_modules` the choice of linears is PEFT's, and so is what is computed: DoRA takes the norm of `W + (alpha/r)·B·A` and
 //! leaves the bias out of it, VeRA trains the diagonals of `V` and `D` alone, (IA)³ scales `feedforward_modules` at their input.
 
-use super::detail::{Detail, Greatest};
+use super::detail::{Columns, Detail, Greatest};
 use super::weight::{base_weight, stored_form};
 use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec, Size};
@@ -20,7 +20,7 @@ use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::diag::Diagnostic;
 use crate::ir::{DType, TensorData, Val};
 use crate::select::{Family, Layout, LinearSite};
-use columns::{Block, spread};
+use columns::{Block, ordered, ordered_last, spread};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
@@ -219,7 +219,7 @@ impl Lora {
 
     /// Widths of the blocks of a place that are adapted, with the columns in front of each; one block for a separate linear.
     fn blocks(&self, place: &Place<'_>, d_out: usize) -> Vec<Block> {
-        let Some(widths) = place.detail.columns() else {
+        let Some(Columns { widths, .. }) = place.detail.columns() else {
             return vec![Block {
                 width: d_out,
                 on: true,
@@ -228,7 +228,7 @@ impl Lora {
         let letters = ["q", "k", "v"].into_iter().zip(widths);
         letters
             .map(|(m, width)| Block {
-                width,
+                width: *width,
                 on: self.wants(m),
             })
             .collect()
@@ -247,7 +247,7 @@ impl Lora {
             return stored;
         }
         let blocks = self.blocks(place, site.d_out);
-        spread(&blocks, self.r, stored, cx)
+        ordered(place, spread(&blocks, self.r, stored, cx), cx)
     }
 
     /// The matrices whose product is `ΔW`, `[out, in]`, without the scale.
@@ -340,7 +340,8 @@ impl Lora {
             .flat_map(|k| std::iter::repeat_n(f32::from(u8::from(!k.on)), k.width))
             .collect();
         let rest = b.constant(TensorData::from_f32([rest.len() as u64], &rest));
-        b.add(chosen, cx.to_param(rest))
+        let all = b.add(chosen, cx.to_param(rest));
+        ordered_last(place, all, cx)
     }
 }
 

@@ -11,9 +11,10 @@ pub(super) fn note(around: &Surroundings<'_, '_>, wanted: usize) -> Option<Diagn
     }
     let layers = around.selection.layers.iter();
     let mut sites = layers.flat_map(|l| l.self_attn.iter().chain(&l.cross_attn));
-    let other = sites.find(|a| match a.qkv_layout {
+    let other = sites.find(|a| match &a.qkv_layout {
         Some(QkvLayout::Blocks { q, k, v }) => around.foreign && (q != k || k != v),
-        Some(QkvLayout::Interleaved) => wanted < 3,
+        Some(QkvLayout::Interleaved { .. }) => wanted < 3 && !around.by_columns,
+        Some(QkvLayout::Unknown) => wanted < 3,
         None => false,
     })?;
     let what = format!(

@@ -177,6 +177,11 @@ fn member<'s>(
             .is_some()
             .then_some(&has as &dyn Fn(&str) -> bool),
         foreign: adapter.weights.is_some() && adapter.base.is_none(),
+        by_columns: match &adapter.base {
+            _ if adapter.weights.is_none() => true,
+            Some(base) => crate::adapters::base::by_columns(base),
+            None => false,
+        },
         known: model,
     };
     let places = method.places(&around).map_err(wrong)?;

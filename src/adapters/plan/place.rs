@@ -30,6 +30,9 @@ pub struct Surroundings<'a, 's> {
     pub has: Option<&'a dyn Fn(&str) -> bool>,
     /// Whether the library wrote that file.
     pub(crate) foreign: bool,
+    /// Whether it goes by the columns of q, k and v in a fused projection whose heads hold all three: a fresh adapter, or a file of ours
+    /// that says so. The library knows thirds alone.
+    pub(crate) by_columns: bool,
     /// What is known of its values.
     pub known: &'a Verified,
 }

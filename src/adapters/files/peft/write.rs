@@ -4,6 +4,7 @@ use super::flags::{Role, linears, locate};
 use super::{PREFIX, PeftFolder, floats, refuse, typed};
 use crate::adapters::Config;
 use crate::adapters::average::Blocks;
+use crate::adapters::base;
 use crate::adapters::folder::AdapterFolder;
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::methods::lora::{Lora, Names, TokenIndices};
@@ -122,6 +123,14 @@ fn low_rank(
     a: &TensorData,
     b: &TensorData,
 ) -> Result<(usize, TensorData, TensorData)> {
+    if fused(adapter, module) && by_columns(adapter) {
+        return Err(refuse(
+            format!(
+                "`{module}` holds q, k and v head by head, and the file does not say in which columns"
+            ),
+            "merge the adapter into its model, or train with `target_modules`",
+        ));
+    }
     let on = enabled(lora);
     if let (3, Some(once)) = (on.len(), thrice_the_same(a, lora.r)) {
         return Ok((lora.r, once, b.clone()));
@@ -175,6 +184,14 @@ fn scale_vector(
     if !fused(adapter, module) {
         return typed(&b.dims, &values, b);
     }
+    if by_columns(adapter) {
+        return Err(refuse(
+            format!(
+                "`{module}` holds q, k and v head by head, and the file does not say in which columns"
+            ),
+            "merge the adapter into its model",
+        ));
+    }
     let on = enabled(lora);
     let hidden = adapter.meta.hidden_size.unwrap_or(0) as usize;
     if on.is_empty() || values.len() != on.len() * hidden {
@@ -211,6 +228,11 @@ fn fused(adapter: &AdapterFolder, module: &str) -> bool {
         .as_ref()
         .and_then(|i| i.fields.attn_qkv_proj.get(0));
     path.is_some_and(|p| module.ends_with(&format!(".{p}")))
+}
+
+/// Whether the adapter goes by columns that only its model tells.
+fn by_columns(adapter: &AdapterFolder) -> bool {
+    base::recorded(&adapter.meta.extra).is_some_and(|b| base::by_columns(&b))
 }
 
 fn interface(adapter: &AdapterFolder) -> Option<Interface> {

@@ -1,6 +1,6 @@
 //! Columns of a fused projection: which of them are adapted, and their factor among the others.
 
-use crate::adapters::place::BuildCx;
+use crate::adapters::place::{BuildCx, Place};
 use crate::ir::Val;
 
 /// Some columns of a projection.
@@ -43,4 +43,23 @@ pub(super) fn spread(blocks: &[Block], r: usize, stored: Val, cx: &BuildCx<'_>) 
     } else {
         b.concat(&parts, 0)
     }
+}
+
+/// Rows of `[q | k | v]` in the order of the projection's columns.
+pub(super) fn ordered(place: &Place<'_>, rows: Val, cx: &BuildCx<'_>) -> Val {
+    along(0, place, rows, cx)
+}
+
+/// The same on the last axis.
+pub(super) fn ordered_last(place: &Place<'_>, columns: Val, cx: &BuildCx<'_>) -> Val {
+    along(-1, place, columns, cx)
+}
+
+fn along(axis: i64, place: &Place<'_>, x: Val, cx: &BuildCx<'_>) -> Val {
+    let Some(order) = place.detail.columns().and_then(|c| c.order.as_ref()) else {
+        return x;
+    };
+    let order: Vec<i64> = order.iter().map(|i| *i as i64).collect();
+    let index = cx.b.ints(&order);
+    cx.b.op("Gather", &[x, index], &[("axis", axis.into())])
 }

@@ -24,7 +24,7 @@ impl Lora {
         a: &'s AttentionSite,
         around: &Surroundings<'_, 's>,
         add: &mut impl FnMut(&'s LinearSite, Detail),
-    ) {
+    ) -> Result<(), Diagnostic> {
         let separate = [("q", &a.q), ("k", &a.k), ("v", &a.v)];
         for (_, site) in separate.into_iter().filter(|(m, _)| self.wants(m)) {
             if let Some(site) = site {
@@ -34,17 +34,8 @@ impl Lora {
         if let Some(site) = &a.qkv
             && ["q", "k", "v"].iter().any(|m| self.wants(m))
         {
-            let third = site.d_out / 3;
-            let widths = match a.qkv_layout {
-                Some(QkvLayout::Blocks { q, k, v })
-                    if !around.foreign || third * 3 != site.d_out =>
-                {
-                    [q, k, v]
-                }
-                // The library cuts into thirds whatever the order and the widths of the columns are.
-                Some(_) | None => [third, third, site.d_out - 2 * third],
-            };
-            add(site, Detail::Columns(Columns(widths)));
+            let columns = self.columns(a, site, around)?;
+            add(site, Detail::Columns(columns));
         }
         if let Some(site) = &a.o
             && self.wants("o")
@@ -55,6 +46,46 @@ impl Lora {
                 add(site, Detail::None);
             }
         }
+        Ok(())
+    }
+
+    /// Which columns of a fused projection are whose: as the graph says, or in thirds, for a file that was made so.
+    fn columns(
+        &self,
+        a: &AttentionSite,
+        site: &LinearSite,
+        around: &Surroundings<'_, '_>,
+    ) -> Result<Columns, Diagnostic> {
+        let refused = |what: String, help: &str| {
+            Err(Diagnostic::error("qkv-columns", what)
+                .at(site.path.to_string())
+                .help(help))
+        };
+        let third = site.d_out / 3;
+        let all = ["q", "k", "v"].iter().all(|m| self.wants(m));
+        let (widths, order) = match &a.qkv_layout {
+            Some(QkvLayout::Blocks { q, k, v }) if !around.foreign || third * 3 != site.d_out => {
+                ([*q, *k, *v], None)
+            }
+            Some(QkvLayout::Interleaved { widths, order }) if around.by_columns => {
+                (*widths, Some(order.clone()))
+            }
+            Some(QkvLayout::Unknown) | None if around.by_columns && around.has.is_some() => {
+                return refused(
+                    "the adapter was made for the columns of q, k and v, which cannot be told in this graph".into(),
+                    "export the model as for the training, or name the projection in `target_modules`",
+                );
+            }
+            Some(QkvLayout::Unknown) | None if around.has.is_none() && !all => {
+                return refused(
+                    "which of its columns are q, k and v cannot be told".into(),
+                    "adapt all of it: `attn_matrices=['q','k','v']`, or PEFT's `target_modules`",
+                );
+            }
+            // The library cuts into thirds whatever the order and the widths of the columns are.
+            Some(_) | None => ([third, third, site.d_out - 2 * third], None),
+        };
+        Ok(Columns { widths, order })
     }
 
     /// Feed-forward linears under `intermediate_lora` and `output_lora`.
@@ -91,7 +122,7 @@ impl Lora {
                 for a in layer.self_attn.iter().chain(&layer.cross_attn) {
                     self.attention(a, around, &mut |site, detail| {
                         push(site, detail, "selfattn_lora");
-                    });
+                    })?;
                 }
             }
             let [intermediate, output] = Self::feed_forward(layer, around);

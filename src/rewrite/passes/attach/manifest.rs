@@ -1,6 +1,7 @@
 //! The manifest of a model that adapters are attached to.
 
 use super::AttachPass;
+use crate::adapters::base::keeps_thirds;
 use crate::adapters::manifest::{Entry, Manifest};
 use crate::diag::Diagnostic;
 use crate::ir::contract;
@@ -39,6 +40,7 @@ pub(super) fn extended(mut manifest: Manifest, pass: &AttachPass) -> Manifest {
             whole_rows: methods
                 .find_map(|m| m.reads_whole_rows())
                 .map(str::to_owned),
+            thirds: keeps_thirds(a, &pass.selection),
             extra: Map::new(),
         }
     }));
