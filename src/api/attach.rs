@@ -2,6 +2,7 @@
 
 use super::{adapter, manifest, open, opened, summary};
 use crate::adapters::folder::{AdapterFolder, Meta};
+use crate::adapters::head::Head;
 use crate::adapters::manifest::Manifest;
 use crate::adapters::summary::Summary;
 use crate::adapters::{Adapter, AdapterStore, Config, Setup};
@@ -153,6 +154,7 @@ impl Attach {
             interface,
             setup,
             configs,
+            head: None,
         })
     }
 }
@@ -175,6 +177,8 @@ pub struct Adapted {
     pub meta: Meta,
     /// Configurations of the adapters that were attached, which may be of methods that no manifest can name.
     configs: Vec<(String, Config)>,
+    /// The head that was attached along.
+    pub(crate) head: Option<Head>,
 }
 
 impl Adapted {

@@ -95,13 +95,34 @@ impl AdapterSettings {
     ) -> Result<Adapted> {
         let (attach, names) = self.builder(model, interface, path)?;
         let mut adapted = attach.seed(seed).training(training).run()?;
-        if let Some(head) = self.saved_head(&names)?
-            && adapted.model.model().graph.find(contract::LOGITS).is_none()
-        {
-            adapted.model = api::attach_head(adapted.model, head, seed, training)?;
-        }
+        (adapted.model, adapted.head) =
+            self.with_head(&names, adapted.model, seed, training, events)?;
         warn(events, &adapted.warnings)?;
         Ok(adapted)
+    }
+
+    /// The model with the head that was saved with one of its adapters, and that head, where the graph has none.
+    pub(super) fn with_head(
+        &self,
+        names: &[String],
+        model: Verified,
+        seed: u64,
+        training: bool,
+        events: OnEvent<'_>,
+    ) -> Result<(Verified, Option<Head>)> {
+        let Some(head) = self.saved_head(names)? else {
+            return Ok((model, None));
+        };
+        if model.model().graph.find(contract::LOGITS).is_some() {
+            let found = format!("the head that was saved with `{}` is not used", head.name);
+            let found = Diagnostic::warning("head-ignored", found).help(
+                "the graph has its own head; export the model without one to use the saved one",
+            );
+            warn(events, &[found])?;
+            return Ok((model, None));
+        }
+        let model = api::attach_head(model, head.clone(), seed, training)?;
+        Ok((model, Some(head)))
     }
 
     /// The folders that adapters are loaded from.

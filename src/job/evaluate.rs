@@ -393,9 +393,11 @@ impl Run {
         let mut options = self.model.compile_options()?;
         options.outputs = Some(vec![name.clone()]);
         let plan = Plan::compile(&model, &options)?;
+        let files = &self.prepared.files;
+        let decoder_start = files.decoder_start(&self.prepared.model, pad_id, events)?;
         let collator = Collator {
             pad_id,
-            decoder_start: pad_id,
+            decoder_start,
             ..Collator::default()
         };
         let mut answers = Answers::new(self.evaluation.task);

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 pub struct Merge {
     /// The ONNX file.
     pub model: PathBuf,
-    /// The adapters, all of which are folded in, one after the other.
+    /// The adapters, all of which are folded in, as `Stack` puts them together; a head that was saved with one is added.
     pub adapters: AdapterSettings,
     /// Where the merged model goes.
     pub output: PathBuf,
@@ -67,8 +67,13 @@ impl Merge {
         let (model, opened) = api::opened(model, false)?;
         warn(events, &opened)?;
         let adapters = self.adapters.load(&interface)?;
-        let fold = if self.reset { reset } else { merge };
-        let merged = fold(&model, &interface, adapters)?;
+        let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
+        let merged = if self.reset {
+            reset(&model, &interface, adapters)?
+        } else {
+            let merged = merge(&model, &interface, adapters)?;
+            self.adapters.with_head(&names, merged, 0, false, events)?.0
+        };
         let options = SaveOptions {
             force: self.force,
             ..SaveOptions::default()
@@ -77,7 +82,7 @@ impl Merge {
     }
 }
 
-/// Folds adapters into the weights of a model, one after the other.
+/// Folds adapters into the weights of a model, as `Stack` puts them together.
 ///
 /// # Errors
 /// Adapters whose method has no merged form (bottlenecks, gated LoRA), and weights that are not stored as floats.

@@ -2,15 +2,18 @@
 
 use super::attach::AdapterSettings;
 use super::check::usage;
-use super::event::{OnEvent, note};
+use super::event::{Event, OnEvent, note};
 use super::settings::AdapterSpecs;
+use crate::diag::Diagnostic;
 use crate::error::Result;
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::options::Options;
 use crate::rewrite::pipelines::Mode;
 use crate::runtime::CompileOptions;
 use crate::runtime::Precision;
 use crate::text::Tokenizer;
+use crate::train::DecoderStart;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -149,6 +152,39 @@ impl ModelFiles {
 
     fn size(&self, name: &str) -> Option<usize> {
         usize::try_from(self.config[name].as_u64()?).ok()
+    }
+
+    /// What the decoder of an encoder-decoder begins with, as the model's class shifts labels.
+    pub(super) fn decoder_start(
+        &self,
+        model: &Verified,
+        pad: i64,
+        events: OnEvent<'_>,
+    ) -> Result<DecoderStart> {
+        let graph = &model.model().graph;
+        if graph.find(contract::DECODER_INPUT_IDS).is_none() {
+            return Ok(DecoderStart::Token(pad));
+        }
+        if let Some("mbart" | "plbart") = self.config["model_type"].as_str() {
+            return Ok(DecoderStart::Last);
+        }
+        let text = std::fs::read_to_string(self.path.with_file_name("generation_config.json"));
+        let generation: Value = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
+        let said = [&self.config, &generation];
+        let id = said
+            .iter()
+            .find_map(|c| c["decoder_start_token_id"].as_i64());
+        if let Some(id) = id {
+            return Ok(DecoderStart::Token(id));
+        }
+        events(&Event::Warning(
+            Diagnostic::warning(
+                "decoder-start",
+                format!("the decoder begins with the padding token {pad}, as T5's does: no `decoder_start_token_id` is known"),
+            )
+            .help("put the model's config.json beside it"),
+        ))?;
+        Ok(DecoderStart::Token(pad))
     }
 
     /// Number of positions that the model was made for.

@@ -1,13 +1,15 @@
 //! The library's summary table: of adapter folders, or of the adapters in a model.
 
-use super::event::OnEvent;
+use super::event::{Event, OnEvent};
 use super::open;
 use crate::adapters::Setup;
 use crate::adapters::folder::AdapterFolder;
+use crate::adapters::manifest::Manifest;
 use crate::adapters::spec::read_folder;
 use crate::adapters::summary::Summary;
 use crate::api;
-use crate::error::Result;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
 use std::path::PathBuf;
 
 /// What is summed up.
@@ -28,11 +30,31 @@ pub(crate) fn sum_up(paths: &[PathBuf], events: OnEvent<'_>) -> Result<Summed> {
         && !path.is_dir()
     {
         let model = open(path, events)?;
+        let manifest = Manifest::read(model.model());
+        let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;
+        for adapter in manifest.adapters.iter().filter(|a| a.thirds) {
+            events(&Event::Warning(in_thirds(&adapter.name)))?;
+        }
         let names = api::manifest(&model)?.into_iter().map(|(n, _)| n);
         return Ok(Summed::Model(api::summary(&model, &Setup::stack(names))?));
     }
-    let read = |p: &PathBuf| Ok((p.clone(), read_folder(p)?));
+    let read = |p: &PathBuf| {
+        let mut folder = read_folder(p)?;
+        if folder.goes_by_thirds() {
+            folder.notes.push(in_thirds(&folder.name));
+        }
+        Ok((p.clone(), folder))
+    };
     Ok(Summed::Folders(
         paths.iter().map(read).collect::<Result<_>>()?,
     ))
+}
+
+/// What is to be known of an adapter that the library made for a projection of q, k and v in one.
+fn in_thirds(name: &str) -> Diagnostic {
+    let found = format!(
+        "`{name}` adapts thirds of the packed projection, as the Adapters library does, whatever the columns of q, k and v are"
+    );
+    Diagnostic::warning("compat-thirds", found)
+        .help("with equal blocks (GPT-2) they are the same; grouped queries and heads side by side (GPT-NeoX, BLOOM, Falcon) are not")
 }

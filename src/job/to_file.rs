@@ -127,8 +127,11 @@ impl AttachToFile {
         let before = self.dry_run.then(|| model.clone());
         let interface = self.adapters.interface(&self.model, &model)?;
         let (attach, names) = self.adapters.builder(model, &interface, &self.model)?;
-        let adapted = attach.seed(self.seed).run()?;
+        let mut adapted = attach.seed(self.seed).run()?;
         warn(events, &adapted.warnings)?;
+        (adapted.model, adapted.head) =
+            self.adapters
+                .with_head(&names, adapted.model, self.seed, false, events)?;
         let summary = adapted.summary()?;
         let selected = selected(&adapted);
         let output = match before {
@@ -183,6 +186,10 @@ impl AttachToFile {
                 ..WriteOptions::default()
             };
             folder.write(path, options)?;
+            let head = adapted.head.as_ref();
+            if let Some(head) = head.filter(|h| h.name == folder.name) {
+                head.write(path, &store, &adapted.meta, self.force)?;
+            }
         }
         let adapters = folders.into_iter().map(|(p, _)| p).collect();
         Ok(Written::Files { saved, adapters })

@@ -20,8 +20,8 @@ use crate::runtime::Precision;
 use crate::runtime::io;
 use crate::train::watch::Watchers;
 use crate::train::{
-    DataArguments, Files, Loaded, Output, Resume, Stop, Task, TrainData, Trainer, dataset_divisor,
-    parse_loss, smoothed,
+    DataArguments, DecoderStart, Files, Loaded, Output, Resume, Stop, Task, TrainData, Trainer,
+    dataset_divisor, parse_loss, smoothed,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -116,6 +116,7 @@ struct Subject {
     names: Vec<String>,
     vocabulary: Option<i64>,
     head: Option<Head>,
+    decoder_start: DecoderStart,
 }
 
 impl Run {
@@ -175,9 +176,11 @@ impl Run {
         } else {
             let loaded = self.load(&subject, events)?;
             self.give_head(&mut subject, &loaded)?;
+            let model = &subject.adapted.model;
+            subject.decoder_start = self.files.decoder_start(model, loaded.pad_id, events)?;
             let mut trainer = self.trainer(&subject, dataset_divisor(), events)?;
             if self.settings.job.dry_run {
-                let found = trainer.dry_run(&self.train_data(&loaded))?;
+                let found = trainer.dry_run(&self.train_data(&subject, &loaded))?;
                 return Ok(TrainReport {
                     dry_run: Some(found),
                     ..tally.report()
@@ -230,9 +233,10 @@ impl Run {
         let names = adapted.manifest()?.into_iter().map(|a| a.0);
         Ok(Subject {
             names: names.collect(),
+            head: adapted.head.clone(),
+            decoder_start: DecoderStart::default(),
             adapted,
             vocabulary,
-            head: None,
         })
     }
 
@@ -286,13 +290,13 @@ impl Run {
         Ok(trainer)
     }
 
-    fn train_data<'a>(&self, loaded: &'a Loaded) -> TrainData<'a> {
+    fn train_data<'a>(&self, subject: &Subject, loaded: &'a Loaded) -> TrainData<'a> {
         TrainData {
             train: &loaded.train,
             eval: loaded.eval.as_ref(),
             collate: self.settings.collate,
             pad_id: loaded.pad_id,
-            decoder_start: loaded.pad_id,
+            decoder_start: subject.decoder_start,
             max_length: loaded.max_length,
         }
     }
@@ -306,7 +310,7 @@ impl Run {
         tally: &mut Tally,
         events: OnEvent<'_>,
     ) -> Result<()> {
-        let data = self.train_data(loaded);
+        let data = self.train_data(subject, loaded);
         let save =
             |store: &AdapterStore, folder: &Path| subject.save(store, folder, false).map(|_| ());
         let output = Output {

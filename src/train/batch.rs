@@ -172,8 +172,23 @@ pub(crate) struct Collator {
     pub multiple_of: Option<usize>,
     /// Whether rows say which example each position belongs to.
     pub packing: bool,
-    /// The id that an encoder-decoder's decoder begins with.
-    pub decoder_start: i64,
+    /// What an encoder-decoder's decoder begins with.
+    pub decoder_start: DecoderStart,
+}
+
+/// What a decoder reads in front of the shifted labels (`shift_tokens_right` of Transformers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DecoderStart {
+    /// This token: `decoder_start_token_id`.
+    Token(i64),
+    /// The last token of the labels, moved to the front: mBART and PLBart, where it says the language.
+    Last,
+}
+
+impl Default for DecoderStart {
+    fn default() -> Self {
+        DecoderStart::Token(0)
+    }
 }
 
 /// Columns of a batch under construction: rows of equal width.
@@ -388,7 +403,12 @@ impl Collator {
         let shifted = targets.iter().map(|l| {
             let token = |&l: &i64| if l == IGNORE { self.pad_id } else { l };
             let before = l.iter().take(l.len().saturating_sub(1)).map(token);
-            std::iter::once(self.decoder_start).chain(before).collect()
+            let last = || l.iter().rev().find(|l| **l != IGNORE && **l != self.pad_id);
+            let first = match self.decoder_start {
+                DecoderStart::Token(id) => id,
+                DecoderStart::Last => last().copied().unwrap_or(self.pad_id),
+            };
+            std::iter::once(first).chain(before).collect()
         });
         let decoder = grid.fill(self.pad_id, shifted)?;
         let mask = grid.fill(0, targets.iter().map(|l| vec![1; l.len()]))?;
@@ -531,10 +551,16 @@ mod tests {
         let c = Collator {
             pad_id: 9,
             side: PaddingSide::Left,
-            decoder_start: 2,
+            decoder_start: DecoderStart::Token(2),
             ..Collator::default()
         };
         let rows = [vec![5, 6, 1], vec![7]].map(|l| labelled(Labels::Sequence(l)));
+        let rotated = Collator {
+            decoder_start: DecoderStart::Last,
+            ..c
+        };
+        let b = rotated.collate(&rows).unwrap();
+        assert_eq!(ints(&b, "decoder_input_ids"), [1, 5, 6, 7, 9, 9]);
         let b = c.collate(&rows).unwrap();
         assert_eq!(ints(&b, "labels"), [5, 6, 1, 7, -100, -100]);
         assert_eq!(ints(&b, "decoder_input_ids"), [2, 5, 6, 2, 9, 9]);

@@ -7,7 +7,7 @@ mod keep;
 mod steps;
 
 use super::args::{Interval, TrainingArguments};
-use super::batch::{CollateArguments, Collator, Sampler};
+use super::batch::{CollateArguments, Collator, DecoderStart, Sampler};
 use super::checkpoint::{self, Progress};
 use super::data::Dataset;
 use super::dry::DryRun;
@@ -41,8 +41,8 @@ pub(crate) struct TrainData<'a> {
     pub collate: CollateArguments,
     /// The id of padding.
     pub pad_id: i64,
-    /// The id that a decoder begins with.
-    pub decoder_start: i64,
+    /// What a decoder begins with.
+    pub decoder_start: DecoderStart,
     /// Tokens of a packed row.
     pub max_length: usize,
 }
@@ -56,7 +56,7 @@ impl<'a> TrainData<'a> {
             eval: None,
             collate: CollateArguments::default(),
             pad_id: 0,
-            decoder_start: 0,
+            decoder_start: DecoderStart::default(),
             max_length: 2048,
         }
     }

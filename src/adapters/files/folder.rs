@@ -7,10 +7,11 @@
 use crate::adapters::config::json;
 use crate::adapters::naming::{Route, belongs};
 use crate::adapters::store::Weights;
-use crate::adapters::{Adapter, AdapterStore, Config, UnknownKeys, torch};
+use crate::adapters::{Adapter, AdapterStore, Config, MethodConfig, UnknownKeys, torch};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, TensorData};
+use crate::select::Interface;
 use bytes::Bytes;
 use indexmap::IndexMap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -157,6 +158,23 @@ impl AdapterFolder {
             (None, Some(native)) => native,
             (Some(_), _) | (None, None) => Route::Plugin,
         }
+    }
+
+    /// Whether it was made by thirds of a packed projection: a file of the library's with parameters for one.
+    pub(crate) fn goes_by_thirds(&self) -> bool {
+        let interface = match &self.interface {
+            Some(text) => Interface::parse(text, "adapter_interface.json").ok(),
+            None => Interface::builtin(&self.meta.model_type).and_then(Result::ok),
+        };
+        let packed = interface.and_then(|i| i.fields.attn_qkv_proj.get(0).map(str::to_owned));
+        let ours = crate::adapters::base::recorded(&self.meta.extra).is_some();
+        let by_flags = |m: &MethodConfig| m.adapts_projections() && !m.names_modules();
+        let Some(packed) = packed.filter(|_| !ours) else {
+            return false;
+        };
+        let scope = format!(".{packed}.loras.");
+        self.config.methods().iter().any(by_flags)
+            && self.weights.tensors.keys().any(|k| k.contains(&*scope))
     }
 
     /// The adapter to be attached, under this name (or its own).

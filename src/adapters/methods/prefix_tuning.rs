@@ -13,7 +13,7 @@ use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::analyze::attention::{AttentionCore, HeadAxis, RelativeBias, Step, copy};
 use crate::analyze::positions;
 use crate::diag::Diagnostic;
-use crate::ir::{Builder, DType, Spot, Val};
+use crate::ir::{Builder, DType, NodeId, Spot, Val, ValueId};
 use crate::select::{AttentionSite, Family, Layer};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -302,7 +302,14 @@ impl Method for PrefixTuning {
         let (core, _) = parts(place)?;
         let mut map = FxHashMap::from_iter([(core.scores, state.out)]);
         map.extend(state.values.map(|v| (core.values, v)));
-        copy(cx.graph, cx.b, &core.tail, &mut map, &|v| cx.current(v));
+        for &n in &core.tail {
+            match longer_rows(n, &map, cx) {
+                Some((old, new)) => {
+                    map.insert(old, new);
+                }
+                None => copy(cx.graph, cx.b, &[n], &mut map, &|v| cx.current(v)),
+            }
+        }
         Ok(map.get(&core.output).copied().unwrap_or(state.out))
     }
 }
@@ -533,6 +540,24 @@ fn repeated(core: &AttentionCore, prefix: Val, length: usize, cx: &BuildCx<'_>) 
     let spread = b.op("Expand", &[b.unsqueeze(prefix, &[2]), copies], &[]);
     let shape = [-1, core.heads as i64, length as i64, core.head as i64];
     b.reshape(spread, b.ints(&shape))
+}
+
+/// A reshape of what the scores become, for rows that are longer than the shape says: whatever that was made of, the last axis is that
+/// of the keys. With the value that it takes the place of.
+fn longer_rows(
+    n: NodeId,
+    map: &FxHashMap<ValueId, Val>,
+    cx: &BuildCx<'_>,
+) -> Option<(ValueId, Val)> {
+    let (b, graph) = (cx.b, cx.graph);
+    if !graph.node(n).op.is_onnx("Reshape") {
+        return None;
+    }
+    let x = *map.get(&graph.input(n, 0)?)?;
+    let leading = b.slice(cx.current(graph.input(n, 1)?), 0, 0, -1);
+    let keys = b.slice(b.shape(x), 0, -1, i64::MAX);
+    let shape = b.concat(&[leading, keys], 0);
+    Some((graph.output(n, 0)?, b.reshape(x, shape)))
 }
 
 /// Scores of the prefix in front of the others: `[queries·prefixᵀ, scores]`.
