@@ -214,7 +214,8 @@ fn selected(adapted: &Adapted) -> Selected {
     if let Some(l) = selection.layers.first() {
         let attentions = [&l.self_attn, &l.cross_attn].into_iter().flatten();
         let inside = attentions.flat_map(|a| [&a.q, &a.k, &a.v, &a.qkv, &a.o]);
-        for p in inside.chain([&l.intermediate, &l.output_proj]).flatten() {
+        let outside = [&l.intermediate, &l.gate_proj, &l.output_proj];
+        for p in inside.chain(outside).flatten() {
             let at = format!("{} [{} → {}]", p.path, p.d_in, p.d_out);
             first_layer.insert(p.role.field().to_string(), at);
         }
