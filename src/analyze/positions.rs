@@ -1,6 +1,6 @@
 //! Where a graph counts the positions of a sequence, and where these numbers are used.
 //!
-//! Positions are an input, a `Range`, the running sum of a mask (RoBERTa), or a slice of a stored `0, 1, 2, …` (BERT). They are used by a
+//! Positions are an input, a `Range`, the running sum of a mask (`RoBERTa`), or a slice of a stored `0, 1, 2, …` (BERT). They are used by a
 //! look-up in a table of floats, or as numbers that become angles. A mask that compares positions is no use: it sees differences alone.
 
 use super::through::Through;
@@ -120,8 +120,7 @@ fn sources(view: View<'_>) -> Vec<ValueId> {
     let mut out: Vec<ValueId> = input.into_iter().filter(|v| graph.is_input(*v)).collect();
     for n in graph.nodes() {
         let counted = match view.op(n) {
-            "Range" => true,
-            "CumSum" => true,
+            "Range" | "CumSum" => true,
             "Slice" | "Gather" => {
                 let data = view.input(n, 0).and_then(|v| view.constant(v));
                 data.is_some_and(counts_up)

@@ -181,7 +181,7 @@ pub(crate) struct Collator {
 pub(crate) enum DecoderStart {
     /// This token: `decoder_start_token_id`.
     Token(i64),
-    /// The last token of the labels, moved to the front: mBART and PLBart, where it says the language.
+    /// The last token of the labels, moved to the front: mBART and `PLBart`, where it says the language.
     Last,
 }
 

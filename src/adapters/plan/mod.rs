@@ -100,7 +100,7 @@ pub(crate) fn plan<'s>(
             None => None,
             Some(weights) => {
                 let all = |(n, p): (&'_ str, &'_ Param)| -> Vec<String> {
-                    let aliases = p.aliases.iter().map(|a| a.to_string());
+                    let aliases = p.aliases.iter().map(ToString::to_string);
                     std::iter::once(n.to_owned()).chain(aliases).collect()
                 };
                 let names: Vec<String> = store.iter().flat_map(all).collect();

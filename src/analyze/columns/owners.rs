@@ -152,7 +152,7 @@ fn cut(view: &Flow<'_>, piece: &Piece, n: NodeId) -> Option<Vec<Piece>> {
             while in_order && left > 1 && at > 0 {
                 at -= 1;
                 let size = usize::try_from(view.size(out, at as i64)?).ok()?;
-                if size == 0 || left % size != 0 {
+                if size == 0 || !left.is_multiple_of(size) {
                     return None;
                 }
                 left /= size;

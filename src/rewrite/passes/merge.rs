@@ -227,12 +227,11 @@ impl Merge {
         let dtype = cx.fact(site.value).and_then(|f| f.dtype);
         let mut patch = cx.patch(format!("merge {}", part.place.scope), None);
         let direct = site.stored == site.value || graph.uses(site.stored).len() == 1;
-        if direct && uses.len() == all.len() && !graph.is_output(site.value) {
-            if let Some(tensor) = own_values {
-                patch.set_tensor(site.stored, tensor);
-                cx.commit(patch)?;
-                return Ok(false);
-            }
+        let alone = direct && uses.len() == all.len() && !graph.is_output(site.value);
+        if let Some(tensor) = own_values.filter(|_| alone) {
+            patch.set_tensor(site.stored, tensor);
+            cx.commit(patch)?;
+            return Ok(false);
         }
         let b = patch.builder();
         let mut value = b.initializer(name, own.tensor.clone());

@@ -119,9 +119,8 @@ impl Scene<'_> {
         let site = |&node: &NodeId| {
             let (module, _) = self.tree.of(node).filter(|m| m.1 < Witness::Neighbours)?;
             let path = self.module_path(&self.tree.module(module).path, &within);
-            let (value, ids) = match *self.view.inputs(node) {
-                [Some(value), Some(ids), ..] => (value, ids),
-                _ => return None,
+            let [Some(value), Some(ids), ..] = *self.view.inputs(node) else {
+                return None;
             };
             let tensor = self.view.tensor(value).filter(|t| t.dtype.is_float())?;
             let [rows, width] = *tensor.dims else {

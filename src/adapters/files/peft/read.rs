@@ -382,24 +382,19 @@ fn learned(
     }
     let (mut own, mut tensors) = (None, IndexMap::new());
     for (key, tensor) in &peft.tensors {
-        match (&**key, &tensor.dims[..]) {
-            ("prompt_embeddings", [rows, width]) => {
-                let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-                own = Some((tensor, [size(*rows), size(*width)]));
-            }
-            _ => {
-                let inner = key.strip_prefix(LEARNED_PREFIX);
-                let inner = inner.ok_or_else(|| wrong(key, tensor))?;
-                if saved
-                    .saved(inner.rsplit_once('.').map_or(inner, |(m, _)| m))
-                    .is_none()
-                {
-                    return Err(wrong(key, tensor));
-                }
-                let key = own_parameter(&mut saved, inner, name);
-                tensors.insert(key.into(), tensor.clone());
-            }
+        if let ("prompt_embeddings", [rows, width]) = (&**key, &tensor.dims[..]) {
+            let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+            own = Some((tensor, [size(*rows), size(*width)]));
+            continue;
         }
+        let inner = key.strip_prefix(LEARNED_PREFIX);
+        let inner = inner.ok_or_else(|| wrong(key, tensor))?;
+        let module = inner.rsplit_once('.').map_or(inner, |(m, _)| m);
+        if saved.saved(module).is_none() {
+            return Err(wrong(key, tensor));
+        }
+        let key = own_parameter(&mut saved, inner, name);
+        tensors.insert(key.into(), tensor.clone());
     }
     let Some((tensor, [rows, width])) = own else {
         return Err(refuse(
