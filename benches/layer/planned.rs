@@ -7,11 +7,10 @@ use super::setup::{
 };
 use half::bf16;
 use onnx_graft::Verified;
-use onnx_graft::ir::contract;
 use onnx_graft::ir::{Builder, DType, Dim, Model, TensorData, Type, Val};
 use onnx_graft::rewrite::pipelines::{self, Mode};
 use onnx_graft::rewrite::{Loss, Outputs};
-use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Precision, Value};
+use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Precision, Tensor};
 
 pub struct Planned {
     plan: Plan,
@@ -34,7 +33,7 @@ impl Planned {
         let pipeline = pipelines::training(&loss, &names, Outputs::Keep, false, Mode::Native);
         let graph = pipeline.run(model).unwrap().model;
         let outputs = std::iter::once("y".to_owned())
-            .chain(names.iter().map(|n| contract::grad(n)))
+            .chain(names.iter().map(|n| format!("grad/{n}")))
             .collect();
         let options = CompileOptions {
             outputs: Some(outputs),
@@ -45,14 +44,14 @@ impl Planned {
         let plan = Plan::compile(&graph, &options).unwrap();
         let dims = [BATCH, SEQ, HIDDEN];
         let mut feeds = Feeds::new()
-            .with("x", Value::from_f32(&dims, fixture.input.clone()).unwrap())
+            .with("x", Tensor::from_f32(&dims, fixture.input.clone()).unwrap())
             .with(
                 "upstream",
-                Value::from_f32(&dims, fixture.upstream.clone()).unwrap(),
+                Tensor::from_f32(&dims, fixture.upstream.clone()).unwrap(),
             );
         for (l, linear) in LINEARS.iter().zip(&fixture.linears) {
-            let a = Value::from_f32(&[RANK, l.1], transposed(&linear.a, l.1, RANK)).unwrap();
-            let b = Value::from_f32(&[l.2, RANK], transposed(&linear.b, RANK, l.2)).unwrap();
+            let a = Tensor::from_f32(&[RANK, l.1], transposed(&linear.a, l.1, RANK)).unwrap();
+            let b = Tensor::from_f32(&[l.2, RANK], transposed(&linear.b, RANK, l.2)).unwrap();
             feeds.insert(&format!("{}.lora_A", l.0), a);
             feeds.insert(&format!("{}.lora_B", l.0), b);
         }

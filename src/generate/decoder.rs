@@ -468,7 +468,9 @@ impl<'d> Session<'d> {
         let mut own = Vec::with_capacity(parts.len());
         for part in parts {
             let found = results.shift_remove(&part.output);
-            own.push(found.ok_or_else(|| failed("cache", format!("no output `{}`", part.output)))?);
+            let found =
+                found.ok_or_else(|| failed("cache", format!("no output `{}`", part.output)))?;
+            own.push(found.0);
         }
         self.own = own;
         Ok(logits)
@@ -482,7 +484,7 @@ impl<'d> Session<'d> {
                 .get(&name)
                 .ok_or_else(|| failed("cache", format!("no output `{name}`")))?;
             grown
-                .append(value)
+                .append(&value.0)
                 .map_err(|e| failed("cache", e.to_string()))?;
         }
         self.extend_mask(new);

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{DType, Dim, Type};
 use crate::runtime::value::Host;
-use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value, io, tract};
+use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Tensor, Value, io, tract};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -92,7 +92,7 @@ impl Compare {
 ///
 /// # Errors
 /// [`ErrorKind::Run`]: they are not.
-pub fn agree(outputs: &[Comparison]) -> Result<()> {
+pub(crate) fn agree(outputs: &[Comparison]) -> Result<()> {
     if outputs.iter().all(|o| o.within) {
         return Ok(());
     }
@@ -117,7 +117,7 @@ pub struct Comparison {
 }
 
 /// Compares results by name. Outputs that only one side has are an error.
-pub fn compare(a: &Outputs, b: &Outputs, atol: f64, rtol: f64) -> Result<Vec<Comparison>> {
+pub(crate) fn compare(a: &Outputs, b: &Outputs, atol: f64, rtol: f64) -> Result<Vec<Comparison>> {
     let missing: Vec<&String> = a
         .keys()
         .filter(|k| !b.contains_key(*k))
@@ -135,7 +135,7 @@ pub fn compare(a: &Outputs, b: &Outputs, atol: f64, rtol: f64) -> Result<Vec<Com
         .collect()
 }
 
-fn one(name: &str, x: &Value, y: &Value, atol: f64, rtol: f64) -> Result<Comparison> {
+fn one(name: &str, x: &Tensor, y: &Tensor, atol: f64, rtol: f64) -> Result<Comparison> {
     if x.dims() != y.dims() {
         return Err(wrong(format!(
             "`{name}` has shapes {:?} and {:?}",
@@ -143,11 +143,11 @@ fn one(name: &str, x: &Value, y: &Value, atol: f64, rtol: f64) -> Result<Compari
             y.dims()
         )));
     }
-    let floats = |v: &Value| -> Result<Vec<f64>> {
+    let floats = |v: &Tensor| -> Result<Vec<f64>> {
         match v.to_f32() {
             Ok(f) => Ok(f.into_iter().map(f64::from).collect()),
             Err(_) => v
-                .to_ints()
+                .to_i64()
                 .map(|i| i.into_iter().map(|x| x as f64).collect())
                 .map_err(|e| wrong(e.to_string())),
         }
@@ -172,7 +172,7 @@ fn one(name: &str, x: &Value, y: &Value, atol: f64, rtol: f64) -> Result<Compari
 }
 
 /// Inputs for a model: symbolic sizes become small numbers, integers small ids, masks ones, floats a fixed pattern of `seed`.
-pub fn generate_inputs(model: &Verified, seed: u64) -> Result<Feeds> {
+pub(crate) fn generate_inputs(model: &Verified, seed: u64) -> Result<Feeds> {
     let g = &model.model().graph;
     let mut sizes: BTreeMap<String, usize> = BTreeMap::new();
     let mut feeds = Feeds::new();

@@ -411,7 +411,7 @@ impl Run {
                 Error::new(ErrorKind::Train, d.help("see --columns"))
             })?;
             let results = plan.run(&feeds.for_plan(&plan))?;
-            answers.add(&name, &results[&name], &labels)?;
+            answers.add(&name, &results[&name].0, &labels)?;
             done += chunk.len();
         }
         progress(events, "rows", done, data.len())?;

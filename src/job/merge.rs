@@ -14,7 +14,7 @@ use crate::ir::TensorData;
 use crate::onnx::{SaveOptions, Saved};
 use crate::rewrite::passes;
 use crate::rewrite::pipelines;
-use crate::runtime::{CompileOptions, Feeds, Plan, Value};
+use crate::runtime::{CompileOptions, Feeds, Plan, Tensor};
 use crate::select::{Interface, Selection};
 use std::path::PathBuf;
 
@@ -126,7 +126,7 @@ fn evaluate(model: &Verified) -> Result<Vec<TensorData>> {
     plan.run(&Feeds::new())?.values().map(tensor).collect()
 }
 
-fn tensor(value: &Value) -> Result<TensorData> {
+fn tensor(value: &Tensor) -> Result<TensorData> {
     let wrong = |e: String| Error::new(ErrorKind::Run, Diagnostic::error("merge", e));
     let data = value.to_f32().map_err(|e| wrong(e.to_string()))?;
     let dims: Vec<u64> = value.dims().iter().map(|&d| d as u64).collect();

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 /// Executes a model file.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Run {
+pub(crate) struct Run {
     /// The ONNX file.
     pub model: PathBuf,
     /// safetensors file with a tensor for each graph input, by name (`input_ids` or `input/input_ids`).
@@ -46,7 +46,7 @@ pub struct Run {
 /// What an execution gave.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct RunReport {
+pub(crate) struct RunReport {
     /// The results by name.
     pub outputs: Outputs,
     /// The loss, if there is one.
@@ -55,7 +55,7 @@ pub struct RunReport {
 
 impl Run {
     /// A job with the command's defaults.
-    pub fn new(
+    pub(crate) fn new(
         model: impl Into<PathBuf>,
         inputs: impl Into<PathBuf>,
         outputs: impl Into<PathBuf>,
@@ -79,7 +79,7 @@ impl Run {
     ///
     /// # Errors
     /// Settings that do not fit; an output that exists or is an input; tensors that are missing or do not fit.
-    pub fn run(&self, events: OnEvent<'_>) -> Result<RunReport> {
+    pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<RunReport> {
         ensure_absent(&self.outputs, self.force)?;
         keep(&self.outputs, [&*self.inputs, &*self.model])?;
         let mut model = open(&self.model, events)?;
@@ -112,7 +112,10 @@ impl Run {
         };
         let plan = Plan::compile(&model, &options)?;
         let outputs = plan.run(&feeds(&plan, tensors))?;
-        io::write(&self.outputs, outputs.iter().map(|(k, v)| (k.as_str(), v)))?;
+        io::write(
+            &self.outputs,
+            outputs.iter().map(|(k, v)| (k.as_str(), &v.0)),
+        )?;
         let loss = outputs
             .get(contract::LOSS)
             .and_then(|v| v.to_f32().ok())

@@ -3,7 +3,7 @@
 /// Why a kernel cannot compute: what was found and what was expected. The plan adds the node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Fault(pub String);
+pub(crate) struct Fault(pub(crate) String);
 
 /// What kernels answer.
 pub(crate) type KResult<T> = Result<T, Fault>;

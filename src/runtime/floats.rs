@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A float tensor. Clones and views share storage; the last owner's buffer is recycled.
-pub struct Floats {
+pub(crate) struct Floats {
     tensor: Tensor,
     dtype: DType,
     token: Arc<Token>,
@@ -156,7 +156,7 @@ impl Floats {
     }
 
     /// ONNX element type.
-    pub fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         self.dtype
     }
 
@@ -169,7 +169,7 @@ impl Floats {
     }
 
     /// Dimensions.
-    pub fn dims(&self) -> &[usize] {
+    pub(crate) fn dims(&self) -> &[usize] {
         self.tensor.dims()
     }
 
@@ -223,7 +223,7 @@ impl Floats {
     }
 
     /// The elements in row-major order.
-    pub fn to_vec(&self) -> KResult<Vec<f32>> {
+    pub(crate) fn to_vec(&self) -> KResult<Vec<f32>> {
         if !self.tensor.device().is_cpu() {
             let t = self
                 .tensor

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// Integers, booleans or `f64` on the host, in row-major order.
 #[derive(Clone, Debug)]
-pub struct Host {
+pub(crate) struct Host {
     dtype: DType,
     dims: Vec<usize>,
     data: Arc<Data>,
@@ -16,9 +16,7 @@ pub struct Host {
 
 /// Elements of any kind. Integers of 16 bits and more are widened to `i64`; `u64` is kept by its bits.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Data {
-    /// Floats that are on their way into a tensor.
-    F32(Vec<f32>),
+pub(crate) enum Data {
     /// Double precision.
     F64(Vec<f64>),
     /// Integers of 16 to 64 bits.
@@ -31,7 +29,6 @@ impl Data {
     /// Number of elements.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Data::F32(v) => v.len(),
             Data::F64(v) => v.len(),
             Data::I64(v) => v.len(),
             Data::U8(v) => v.len(),
@@ -91,17 +88,17 @@ impl Host {
     }
 
     /// ONNX element type.
-    pub fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         self.dtype
     }
 
     /// Dimensions.
-    pub fn dims(&self) -> &[usize] {
+    pub(crate) fn dims(&self) -> &[usize] {
         &self.dims
     }
 
     /// The elements as stored.
-    pub fn data(&self) -> &Data {
+    pub(crate) fn data(&self) -> &Data {
         &self.data
     }
 
@@ -146,20 +143,19 @@ impl Host {
             Data::I64(v) => Data::I64(copied(v, &dims, offset, strides)?),
             Data::U8(v) => Data::U8(copied(v, &dims, offset, strides)?),
             Data::F64(v) => Data::F64(copied(v, &dims, offset, strides)?),
-            Data::F32(v) => Data::F32(copied(v, &dims, offset, strides)?),
         };
         Host::new(self.dtype, dims, data)
     }
 
     /// The elements as integers.
-    pub fn ints(&self) -> KResult<Cow<'_, [i64]>> {
+    pub(crate) fn ints(&self) -> KResult<Cow<'_, [i64]>> {
         Ok(match &*self.data {
             Data::I64(v) => Cow::Borrowed(v.as_slice()),
             Data::U8(v) if matches!(self.dtype, DType::Int8 | DType::Int4) => {
                 v.iter().map(|&x| i64::from(x as i8)).collect()
             }
             Data::U8(v) => v.iter().map(|&x| i64::from(x)).collect(),
-            Data::F32(_) | Data::F64(_) => {
+            Data::F64(_) => {
                 return Err(Fault(format!("found {}, expected integers", self.dtype)));
             }
         })

@@ -15,6 +15,7 @@ pub(crate) mod io;
 pub(crate) mod kernels;
 mod lower;
 mod plan;
+mod tensor;
 pub(crate) mod tract;
 mod train_step;
 pub(crate) mod value;
@@ -24,5 +25,7 @@ pub use device::{Device, Precision, device};
 pub use plan::{CompileOptions, FeedSpec, Feeds, Outputs, Plan};
 
 pub(crate) use onnx_graft_kernels::adamw;
-pub use train_step::{Gradient, Gradients, StepReport, TrainStep, Trainable};
-pub use value::Value;
+pub use tensor::Tensor;
+pub(crate) use train_step::Gradient;
+pub use train_step::{Gradients, StepReport, TrainStep, Trainable};
+pub(crate) use value::Value;

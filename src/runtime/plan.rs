@@ -5,6 +5,7 @@ use super::device::{Device, Precision};
 use super::exec::Program;
 use super::kernels::Cx;
 use super::lower::Lowerer;
+use super::tensor::Tensor;
 use super::value::{Value, Weight};
 use crate::diag::{Diagnostic, Severity, nearest};
 use crate::error::{Error, ErrorKind, Result};
@@ -53,17 +54,17 @@ pub struct FeedSpec {
     /// Declared type, if there is one.
     pub ty: Option<Type>,
     /// The value if it is not fed.
-    pub default: Option<Value>,
+    pub(crate) default: Option<Value>,
     /// Whether anything requested depends on it.
     pub used: bool,
 }
 
 /// Named values for a run.
 #[derive(Clone, Debug, Default)]
-pub struct Feeds(pub IndexMap<String, Value>);
+pub struct Feeds(pub(crate) IndexMap<String, Value>);
 
 /// Named results of a run, in the order in which they were requested.
-pub type Outputs = IndexMap<String, Value>;
+pub type Outputs = IndexMap<String, Tensor>;
 
 impl Feeds {
     /// No values.
@@ -73,14 +74,14 @@ impl Feeds {
 
     /// Adds a value.
     #[must_use]
-    pub fn with(mut self, name: &str, value: Value) -> Self {
+    pub fn with(mut self, name: &str, value: impl Into<Tensor>) -> Self {
         self.insert(name, value);
         self
     }
 
     /// Adds or replaces a value.
-    pub fn insert(&mut self, name: &str, value: Value) {
-        self.0.insert(name.to_owned(), value);
+    pub fn insert(&mut self, name: &str, value: impl Into<Tensor>) {
+        self.0.insert(name.to_owned(), value.into().0);
     }
 
     /// Without the values that a plan does not read.
@@ -93,7 +94,7 @@ impl Feeds {
 
     /// The same values under their plain names: files may say `input/NAME`.
     #[must_use]
-    pub fn plain(self) -> Self {
+    pub(crate) fn plain(self) -> Self {
         let plain = |name: String| match name.strip_prefix("input/") {
             Some(plain) => plain.to_owned(),
             None => name,
@@ -277,6 +278,7 @@ impl Plan {
             None => work(),
         }
         .map_err(|d| Error::new(ErrorKind::Run, d))?;
+        let values = values.into_iter().map(Tensor);
         Ok(self.outputs.iter().cloned().zip(values).collect())
     }
 

@@ -42,7 +42,7 @@ pub(crate) fn run(model: &Verified, path: &Path, inputs: &Feeds) -> Result<Outpu
     let names = g.outputs().iter().map(|p| g.name_of(p.value).to_owned());
     names
         .zip(results)
-        .map(|(n, v)| Ok((n, value(&v).map_err(|e| failed("result", &e))?)))
+        .map(|(n, v)| Ok((n, value(&v).map_err(|e| failed("result", &e))?.into())))
         .collect()
 }
 
@@ -136,7 +136,7 @@ fn refuse_domains(model: &Verified) -> Result<()> {
 
 /// Without the feature `tract` there is no second engine.
 #[cfg(not(feature = "tract"))]
-pub fn run(_: &Verified, path: &Path, _: &Feeds) -> Result<Outputs> {
+pub(crate) fn run(_: &Verified, path: &Path, _: &Feeds) -> Result<Outputs> {
     let d = Diagnostic::error("tract", "this build has no tract").at(path.display().to_string());
     Err(Error::new(
         ErrorKind::Unsupported,

@@ -230,7 +230,7 @@ impl TrainStep {
 
 /// The gradient of one parameter in a step.
 #[derive(Clone, Copy, Debug)]
-pub struct Gradient<'a> {
+pub(crate) struct Gradient<'a> {
     /// The sum over the micro-batches.
     pub grad: &'a [f32],
     /// What it is to be multiplied by.
@@ -241,7 +241,7 @@ pub struct Gradient<'a> {
 
 impl Trainable {
     /// A parameter with the value of a tensor; `None` if it is not of a float type or has no payload.
-    pub fn new(t: &TensorData) -> Option<Self> {
+    pub(crate) fn new(t: &TensorData) -> Option<Self> {
         let value = t.to_f32()?;
         let dims: Option<Vec<usize>> = t.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
         Some(Trainable {

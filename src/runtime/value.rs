@@ -19,7 +19,7 @@ pub(crate) use super::host::{Data, Host};
 
 /// A value of a running plan.
 #[derive(Clone, Debug)]
-pub enum Value {
+pub(crate) enum Value {
     /// Floating-point elements on the plan's device.
     Float(Floats),
     /// Integers, booleans and `f64` on the host.
@@ -30,7 +30,7 @@ pub enum Value {
 
 /// A constant of the model: a possibly permuted view of its bytes in the mapped file.
 #[derive(Clone)]
-pub struct Weight {
+pub(crate) struct Weight {
     inner: Arc<WeightInner>,
     dims: Vec<usize>,
     /// Dimensions of the bytes in row-major order, and their permutation into `dims`.
@@ -54,13 +54,13 @@ impl fmt::Debug for Weight {
 
 /// Elements of a float weight as stored.
 #[derive(Clone, Copy, Debug)]
-pub struct WeightBytes<'a> {
+pub(crate) struct WeightBytes<'a> {
     /// Element type.
-    pub dtype: DType,
+    pub(crate) dtype: DType,
     /// Little-endian elements, at any alignment.
-    pub bytes: &'a [u8],
+    pub(crate) bytes: &'a [u8],
     /// Whether the matrix is stored with its last two axes exchanged.
-    pub transposed: bool,
+    pub(crate) transposed: bool,
 }
 
 impl Weight {
@@ -92,22 +92,22 @@ impl Weight {
     }
 
     /// ONNX element type.
-    pub fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         self.inner.dtype
     }
 
     /// Dimensions.
-    pub fn dims(&self) -> &[usize] {
+    pub(crate) fn dims(&self) -> &[usize] {
         &self.dims
     }
 
     /// The bytes in row-major order; `None` for a permuted view.
-    pub fn bytes(&self) -> Option<&[u8]> {
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
         self.stored.is_none().then_some(&self.inner.bytes[..])
     }
 
     /// The bytes of a matrix, or of its transpose; `None` for any other permutation.
-    pub fn matrix(&self) -> Option<WeightBytes<'_>> {
+    pub(crate) fn matrix(&self) -> Option<WeightBytes<'_>> {
         let transposed = match &self.stored {
             None => false,
             Some((_, perm)) if *perm == [1, 0] => true,
@@ -271,7 +271,7 @@ pub(crate) fn stored(dtype: DType) -> Option<onnx_graft_kernels::DType> {
 
 impl Value {
     /// ONNX element type.
-    pub fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         match self {
             Value::Float(x) => x.dtype(),
             Value::Host(x) => x.dtype(),
@@ -280,7 +280,7 @@ impl Value {
     }
 
     /// Dimensions.
-    pub fn dims(&self) -> &[usize] {
+    pub(crate) fn dims(&self) -> &[usize] {
         match self {
             Value::Float(x) => x.dims(),
             Value::Host(x) => x.dims(),
@@ -306,7 +306,7 @@ impl Value {
     }
 
     /// `f32` elements in row-major order.
-    pub fn from_f32(dims: &[usize], data: Vec<f32>) -> KResult<Self> {
+    pub(crate) fn from_f32(dims: &[usize], data: Vec<f32>) -> KResult<Self> {
         Ok(Value::Float(Floats::new(data, dims, DType::Float, None)?))
     }
 
@@ -320,7 +320,7 @@ impl Value {
     }
 
     /// The elements as `f32`; integers are converted.
-    pub fn to_f32(&self) -> KResult<Vec<f32>> {
+    pub(crate) fn to_f32(&self) -> KResult<Vec<f32>> {
         match self {
             Value::Float(x) => x.to_vec(),
             Value::Host(x) => Ok(match x.data() {

@@ -135,7 +135,7 @@ impl Evaluator {
             if let (Some(answers), Some(labels)) = (&mut answers, labels)
                 && let Some((name, output)) = out.get_index(1)
             {
-                answers.add(name, output, &labels)?;
+                answers.add(name, &output.0, &labels)?;
             }
             sum += f64::from(loss) * b.examples as f64;
             examples += b.examples;

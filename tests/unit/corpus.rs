@@ -106,7 +106,7 @@ impl Case {
                 atol: 2e-5,
                 rtol: 1e-4,
             };
-            limit.check("base output", &out[&self.output], want, &mut |e| {
+            limit.check("base output", &out[&self.output].0, want, &mut |e| {
                 wrong.push(format!("base, {mode:?}: {e}"));
             });
         }
@@ -220,19 +220,19 @@ impl Row<'_> {
         let reloaded = reloaded.filter(|_| whole);
         let want = reloaded.unwrap_or(&self.reference[&adapted]);
         self.limit("output")
-            .check("output", &out[output], want, wrong);
+            .check("output", &out[output].0, want, wrong);
         if reloaded.is_some() {
             return;
         }
         self.limit("loss")
-            .check("loss", &out["loss"], &self.reference["loss"], wrong);
+            .check("loss", &out["loss"].0, &self.reference["loss"], wrong);
         let found: BTreeSet<String> = trainable.iter().map(|n| contract::grad(n)).collect();
         for (name, want) in &self.reference {
             if !name.starts_with("grad/") {
                 continue;
             }
             match out.get(name) {
-                Some(v) => self.limit("grad").check(name, v, want, wrong),
+                Some(v) => self.limit("grad").check(name, &v.0, want, wrong),
                 None => wrong(format!("{name} is missing")),
             }
         }

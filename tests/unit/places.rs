@@ -61,7 +61,7 @@ fn run(folder: &Path, interface: &Interface, method: &str, output: &str, feeds: 
         .unwrap()
         .model;
     let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
-    plan.run(feeds).unwrap()[output].clone()
+    plan.run(feeds).unwrap()[output].0.clone()
 }
 
 #[test]

@@ -112,7 +112,6 @@ fn fill(h: &Host, out: &mut [f32]) -> KResult<()> {
                 .for_each(|(o, &x)| *o = f32::from(x as i8));
         }
         Data::U8(v) => out.iter_mut().zip(v).for_each(|(o, &x)| *o = f32::from(x)),
-        Data::F32(_) => return Err("f32 elements on the host".into()),
     }
     Ok(())
 }

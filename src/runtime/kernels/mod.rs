@@ -443,9 +443,6 @@ macro_rules! each_kind {
                         $body;
                         $crate::runtime::value::Data::F64(buffer)
                     }
-                    $crate::runtime::value::Data::F32(_) => {
-                        return Err("f32 elements on the host".into());
-                    }
                 };
                 $crate::runtime::value::Value::Host($crate::runtime::value::Host::new(
                     h.dtype(),

@@ -274,7 +274,6 @@ impl Kernel for Fill {
                     Data::I64(v) => Data::I64(vec![v[0]; n]),
                     Data::U8(v) => Data::U8(vec![v[0]; n]),
                     Data::F64(v) => Data::F64(vec![v[0]; n]),
-                    Data::F32(v) => Data::F32(vec![v[0]; n]),
                 };
                 one(Host::new(h.dtype(), dims, data)?)
             }
