@@ -3,7 +3,7 @@
 //! `cargo run --example method`
 
 use onnx_graft::adapters::method::{
-    At, BuildCx, Init, Method, MethodConfig, ParamSpec, Params, Place, Size, State, Surroundings,
+    At, BuildCx, Init, Method, ParamSpec, Params, Place, Size, State, Surroundings,
 };
 use onnx_graft::adapters::{Adapter, AdapterFolder, Config, WriteOptions};
 use onnx_graft::ir::Val;
@@ -77,7 +77,7 @@ impl Method for Shift {
 fn read(dict: &Value) -> Result<Config> {
     let scale = dict["scale"].as_f64().unwrap_or(1.0) as f32;
     let shift: Arc<dyn Method> = Arc::new(Shift { scale });
-    Ok(Config::One(MethodConfig::Custom(shift)))
+    Ok(Config::custom(shift))
 }
 
 fn main() -> Result<()> {

@@ -15,19 +15,20 @@ pub(crate) use files::{average, base, card, folder, head, peft, spec, torch};
 pub(crate) use plan::{naming, param, place};
 
 use files::store;
+use methods::MethodConfig;
 use plan::setup;
 
-pub use average::{AverageOptions, Combine, average};
-pub use config::{Config, UnknownKeys, identifiers};
+pub use config::Config;
+pub(crate) use config::{UnknownKeys, identifiers};
 pub use folder::{AdapterFolder, Meta, WriteOptions};
-pub use methods::MethodConfig;
 pub use naming::Route;
 pub use setup::Setup;
 pub use spec::Spec;
-pub use store::{AdapterStore, Loaded, Param, Weights};
+pub use store::{AdapterStore, Param};
 
+pub(crate) use average::{AverageOptions, Combine, average};
 pub(crate) use manifest::whole_row_adapters;
-pub(crate) use store::{convert, param_stamps};
+pub(crate) use store::{Weights, convert, param_stamps};
 
 use crate::error::Result;
 use crate::select::{Family, Interface};
@@ -40,11 +41,11 @@ pub struct Adapter {
     /// Its configuration.
     pub config: Config,
     /// How the library integrated it. It decides names, and in a few places what is computed.
-    pub route: Route,
+    pub(crate) route: Route,
     /// Its weights; without, it gets initial values.
-    pub weights: Option<Weights>,
+    pub(crate) weights: Option<Weights>,
     /// The fingerprint of the base model that its file names.
-    pub base: Option<Box<str>>,
+    pub(crate) base: Option<Box<str>>,
 }
 
 impl Adapter {
@@ -61,7 +62,7 @@ impl Adapter {
         let presets = || MethodConfig::presets().map(|p| (p.name, (p.make)()));
         let found = presets().find(|(_, m)| family.is_some() && m.family() == family);
         match (found, listed) {
-            (Some((name, method)), _) => Ok(Adapter::fresh(name, Config::One(method))),
+            (Some((name, method)), _) => Ok(Adapter::fresh(name, method.into())),
             (None, word) => {
                 let name = word.map_or("", |w| w.as_str());
                 Ok(Adapter::fresh(name, Config::parse(name)?))
@@ -83,7 +84,7 @@ impl Adapter {
 
 /// What an adapter method is made of: to write one of your own.
 pub mod method {
-    pub use super::methods::{Method, MethodConfig, Preset};
+    pub use super::methods::{Fold, Merged, Method};
     pub use super::param::{Init, ParamSpec, Size};
     pub use super::place::{At, BuildCx, Params, Place, State, SublayerSite, Surroundings};
 }

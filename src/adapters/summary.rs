@@ -33,7 +33,7 @@ pub struct Summary {
 
 impl Summary {
     /// Counts. `full` is the number of parameters of the base model.
-    pub fn new<'a>(
+    pub(crate) fn new<'a>(
         adapters: impl IntoIterator<Item = (&'a str, &'a Config)>,
         store: &AdapterStore,
         setup: &Setup,

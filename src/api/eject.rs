@@ -1,5 +1,6 @@
 //! Prefixes without the network that makes them: the library's `eject_prefix_tuning`.
 
+use crate::adapters::config::Members;
 use crate::adapters::folder::AdapterFolder;
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::methods::prefix_tuning::{FLAT, PrefixTuning};
@@ -157,8 +158,8 @@ fn flattened(config: Config) -> Config {
         MethodConfig::PrefixTuning(p) => PrefixTuning { flat: true, ..p }.into(),
         other => other,
     };
-    match config {
-        Config::One(m) => Config::One(flat(m)),
-        Config::Union(all) => Config::Union(all.into_iter().map(flat).collect()),
-    }
+    Config(match config.0 {
+        Members::One(m) => Members::One(flat(m)),
+        Members::Union(all) => Members::Union(all.into_iter().map(flat).collect()),
+    })
 }

@@ -25,12 +25,7 @@ fn ejects_prefixes_and_nothing_else() {
     assert!(!desk.path("flat").exists());
     assert_eq!(eject("made", &[]).0, Some(0));
     let flat = AdapterFolder::read(&desk.path("flat")).unwrap();
-    assert!(
-        flat.weights
-            .tensors
-            .keys()
-            .all(|k| k.ends_with(".control_trans"))
-    );
+    assert!(flat.tensors().keys().all(|k| k.ends_with(".control_trans")));
     let (code, error) = eject("made", &[]);
     assert!(code == Some(1) && error.contains("--force"), "{error}");
     assert_eq!(eject("made", &["--force"]).0, Some(0));

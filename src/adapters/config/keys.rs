@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind};
 
 /// How to treat keys that the configuration's type does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnknownKeys {
+pub(crate) enum UnknownKeys {
     /// An error: somebody wrote this by hand.
     Refuse,
     /// They are kept and written back: another version of the library wrote this.

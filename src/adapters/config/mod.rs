@@ -5,21 +5,26 @@ pub(crate) mod json;
 pub(super) mod keys;
 mod literal;
 
-pub use keys::UnknownKeys;
+pub(crate) use keys::UnknownKeys;
 
 use keys::unknown_key;
 
-use super::methods::{MethodConfig, Preset};
+use super::methods::{Method, MethodConfig, Preset};
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::{Map, Value};
 use sha1::{Digest, Sha1};
 use std::fmt::Write;
+use std::sync::Arc;
 
-#[expect(clippy::large_enum_variant, reason = "there are a handful of them")]
 /// The configuration of one adapter: one method, or several that are active together under one name.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Config {
+pub struct Config(pub(crate) Members);
+
+/// What a configuration consists of.
+#[expect(clippy::large_enum_variant, reason = "there are a handful of them")]
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Members {
     /// One method.
     One(MethodConfig),
     /// `ConfigUnion`: all members work together, each at its own places.
@@ -65,28 +70,57 @@ fn hash_defaults() -> [(&'static str, Value); 14] {
     ]
 }
 
+impl From<MethodConfig> for Config {
+    fn from(method: MethodConfig) -> Self {
+        Config(Members::One(method))
+    }
+}
+
 impl Config {
+    /// A method of another crate.
+    pub fn custom(method: Arc<dyn Method>) -> Config {
+        MethodConfig::Custom(method).into()
+    }
+
+    /// One method.
+    pub(crate) fn one(method: impl Into<MethodConfig>) -> Config {
+        Config(Members::One(method.into()))
+    }
+
+    /// Several methods that are active together.
+    pub(crate) fn union(methods: Vec<MethodConfig>) -> Config {
+        Config(Members::Union(methods))
+    }
+
+    /// The one method; `None` of a union.
+    pub(crate) fn only(&self) -> Option<&MethodConfig> {
+        match &self.0 {
+            Members::One(m) => Some(m),
+            Members::Union(_) => None,
+        }
+    }
+
     /// The members: one, or those of the union.
-    pub fn methods(&self) -> &[MethodConfig] {
-        match self {
-            Config::One(m) => std::slice::from_ref(m),
-            Config::Union(members) => members,
+    pub(crate) fn methods(&self) -> &[MethodConfig] {
+        match &self.0 {
+            Members::One(m) => std::slice::from_ref(m),
+            Members::Union(members) => members,
         }
     }
 
     /// `architecture` as the library's summary shows it: `bottleneck` where the key is absent.
     pub fn architecture(&self) -> &'static str {
-        match self {
-            Config::One(m) => m.name(),
-            Config::Union(_) => "union",
+        match &self.0 {
+            Members::One(m) => m.name(),
+            Members::Union(_) => "union",
         }
     }
 
     /// The dictionary that the library's `to_dict` gives, keys sorted.
     pub fn to_dict(&self) -> Value {
-        match self {
-            Config::One(m) => m.to_dict(),
-            Config::Union(members) => {
+        match &self.0 {
+            Members::One(m) => m.to_dict(),
+            Members::Union(members) => {
                 let mut map = Map::new();
                 map.insert("architecture".into(), "union".into());
                 let members = members.iter().map(|m| m.to_dict()).collect();
@@ -97,18 +131,18 @@ impl Config {
     }
 
     /// The library's `get_adapter_config_hash`: SHA-1 of the items that are not at their defaults, 16 hex digits.
-    pub fn hash(&self) -> String {
+    pub(crate) fn hash(&self) -> String {
         self.hash_without(&[])
     }
 
     /// The same hash without some fields: the library's `ignore_params`. In a union, without those of every member.
     pub(crate) fn hash_without(&self, ignored: &[&str]) -> String {
-        let items = match self {
-            Config::One(m) => match m.to_dict() {
+        let items = match &self.0 {
+            Members::One(m) => match m.to_dict() {
                 Value::Object(map) => map,
                 _ => Map::new(),
             },
-            Config::Union(members) => union_items(members),
+            Members::Union(members) => union_items(members),
         };
         let mut items = minimized(items);
         let field = |key: &str| {
@@ -134,7 +168,7 @@ impl Config {
         let Value::Object(map) = value else {
             return Err(invalid("a configuration is a JSON object"));
         };
-        let config = if map.get("architecture").and_then(Value::as_str) == Some("union") {
+        let members = if map.get("architecture").and_then(Value::as_str) == Some("union") {
             let Some(Value::Array(members)) = map.get("configs") else {
                 return Err(invalid("a union has a list `configs`"));
             };
@@ -146,10 +180,11 @@ impl Config {
                         .map_err(|e| e.within(format!("configs[{i}]")))
                 })
                 .collect::<Result<Vec<_>>>()?;
-            Config::Union(members)
+            Members::Union(members)
         } else {
-            Config::One(MethodConfig::from_dict(value, unknown)?)
+            Members::One(MethodConfig::from_dict(value, unknown)?)
         };
+        let config = Config(members);
         config.validate()?;
         Ok(config)
     }
@@ -165,19 +200,23 @@ impl Config {
     pub fn parse(text: &str) -> Result<Config> {
         let mut members = Vec::new();
         for chunk in parts(text) {
-            match parse_chunk(chunk.trim()).map_err(|e| e.within(format!("`{text}`")))? {
-                Config::One(m) => members.push(m),
-                Config::Union(more) => members.extend(more),
+            match parse_chunk(chunk.trim())
+                .map_err(|e| e.within(format!("`{text}`")))?
+                .0
+            {
+                Members::One(m) => members.push(m),
+                Members::Union(more) => members.extend(more),
             }
         }
-        let config = match (members.pop(), members.is_empty()) {
-            (Some(only), true) => Config::One(only),
+        let members = match (members.pop(), members.is_empty()) {
+            (Some(only), true) => Members::One(only),
             (Some(last), false) => {
                 members.push(last);
-                Config::Union(members)
+                Members::Union(members)
             }
             (None, _) => return Err(invalid("an empty configuration")),
         };
+        let config = Config(members);
         config
             .validate()
             .map_err(|e| e.within(format!("`{text}`")))?;
@@ -190,7 +229,7 @@ impl Config {
         for m in self.methods() {
             found.extend(m.validate().err());
         }
-        if let Config::Union(members) = self {
+        if let Members::Union(members) = &self.0 {
             found.extend(union_conflicts(members));
         }
         if found.is_empty() {
@@ -202,7 +241,7 @@ impl Config {
 }
 
 /// Every identifier that [`Config::parse`] knows, deprecated ones last.
-pub fn identifiers() -> impl Iterator<Item = &'static str> {
+pub(crate) fn identifiers() -> impl Iterator<Item = &'static str> {
     MethodConfig::presets()
         .map(|p| p.name)
         .chain(NAMED_UNIONS.iter().map(|u| u.0))
@@ -281,7 +320,7 @@ fn parse_chunk(chunk: &str) -> Result<Config> {
     let Some(preset) = MethodConfig::presets().find(|p| p.name == name) else {
         return Err(unknown_identifier(name));
     };
-    override_fields(&preset, pairs).map(Config::One)
+    override_fields(&preset, pairs).map(Config::from)
 }
 
 fn unknown_identifier(name: &str) -> Error {

@@ -19,7 +19,7 @@ use serde_json::Number;
 
 /// How parameters are combined; `λ` are the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Combine {
+pub(crate) enum Combine {
     /// Every parameter is `Σ λᵢ·Φᵢ`.
     #[default]
     Linear,
@@ -60,7 +60,7 @@ impl Combine {
 
 /// How to average.
 #[derive(Clone, Debug)]
-pub struct AverageOptions {
+pub(crate) struct AverageOptions {
     /// One for each adapter; equal ones without.
     pub weights: Option<Vec<f64>>,
     /// Whether weights are divided by their sum.
@@ -87,7 +87,7 @@ impl Default for AverageOptions {
 /// # Errors
 /// [`ErrorKind::Method`]: configurations, model types, names or shapes that differ, weights that cannot be used, and parameters that the
 /// way of combining does not know (`gate` and `m` of LoRA); all findings of a kind together.
-pub fn average(
+pub(crate) fn average(
     name: &str,
     adapters: &[AdapterFolder],
     options: &AverageOptions,
@@ -348,7 +348,7 @@ fn low_rank_only(
                 .help("use `linear`, which is defined for every method"),
         )
     };
-    let Config::One(MethodConfig::Lora(_)) = &adapter.config else {
+    let Some(MethodConfig::Lora(_)) = adapter.config.only() else {
         return Err(bad(format!(
             "is defined for LoRA alone, and `{}` is {}",
             adapter.name,
@@ -382,7 +382,7 @@ fn by_singular_values(
     lambdas: &[f64],
     rank: usize,
 ) -> Result<(Config, Tensors)> {
-    let Config::One(MethodConfig::Lora(lora)) = &adapter.config else {
+    let Some(MethodConfig::Lora(lora)) = adapter.config.only() else {
         return Err(wrong(Diagnostic::error(
             "average-strategy",
             "this is not LoRA",
@@ -443,7 +443,7 @@ fn by_singular_values(
     let mut lora = lora.clone();
     lora.alpha = scaled(&lora.alpha, rank, lora.r);
     lora.r = rank;
-    Ok((Config::One(lora.into()), out))
+    Ok((MethodConfig::from(lora).into(), out))
 }
 
 /// `alpha · rank / r`; an integer where it is one.
@@ -670,7 +670,7 @@ mod tests {
             // f32 rounding of factors below 50.
             assert!((found - want).abs() < 1e-5, "{found} is not {want}");
         }
-        let Config::One(MethodConfig::Lora(lora)) = &out.config else {
+        let Some(MethodConfig::Lora(lora)) = out.config.only() else {
             unreachable!()
         };
         assert_eq!((lora.r, lora.alpha.as_u64()), (2, Some(4)));

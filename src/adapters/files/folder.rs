@@ -62,7 +62,7 @@ pub struct AdapterFolder {
     /// What else its file says.
     pub meta: Meta,
     /// Its weights, by the names of the file.
-    pub weights: Weights,
+    pub(crate) weights: Weights,
     /// The text of `adapter_interface.json`, where there is one.
     pub interface: Option<String>,
     /// What was corrected on reading.
@@ -91,6 +91,11 @@ impl Default for WriteOptions {
 }
 
 impl AdapterFolder {
+    /// Its weights, by the names of the file.
+    pub fn tensors(&self) -> &IndexMap<Box<str>, TensorData> {
+        &self.weights.tensors
+    }
+
     /// Reads a folder.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ const PREFIX: &str = "base_model.model.";
 
 /// An adapter as PEFT saves it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PeftFolder {
+pub(crate) struct PeftFolder {
     /// The configuration, with at least `peft_type`.
     pub config: Map<String, Value>,
     /// The weights, by the names of the file.
@@ -58,7 +58,7 @@ impl PeftFolder {
     ///
     /// # Errors
     /// [`ErrorKind::Io`] when a file is missing, [`ErrorKind::Method`] and [`ErrorKind::Decode`] when one is not understood.
-    pub fn read(folder: &Path) -> Result<PeftFolder> {
+    pub(crate) fn read(folder: &Path) -> Result<PeftFolder> {
         let path = folder.join(file::CONFIG);
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
         let config = object(&text).map_err(|e| e.within(path.display().to_string()))?;
@@ -82,7 +82,7 @@ impl PeftFolder {
     ///
     /// # Errors
     /// [`ErrorKind::Io`], also when a file is there and `force` is not set.
-    pub fn write(&self, folder: &Path, options: WriteOptions) -> Result<()> {
+    pub(crate) fn write(&self, folder: &Path, options: WriteOptions) -> Result<()> {
         let config = json::pretty(&Value::Object(self.config.clone()));
         let files = [
             (file::SAFETENSORS, to_safetensors(&self.tensors)?),

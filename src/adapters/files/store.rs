@@ -80,7 +80,7 @@ impl AdapterStore {
     }
 
     /// Adds or replaces a parameter.
-    pub fn insert(&mut self, name: &str, param: Param) {
+    pub(crate) fn insert(&mut self, name: &str, param: Param) {
         self.params.insert(name.into(), param);
     }
 
@@ -131,7 +131,7 @@ impl AdapterStore {
     }
 
     /// All tensors under all their names, as files hold them.
-    pub fn tensors(&self) -> IndexMap<Box<str>, TensorData> {
+    pub(crate) fn tensors(&self) -> IndexMap<Box<str>, TensorData> {
         let mut out = IndexMap::new();
         for (name, p) in &self.params {
             out.insert(name.clone(), p.tensor.clone());
@@ -148,7 +148,7 @@ impl AdapterStore {
     }
 
     /// Takes the elements from a file's tensors: all or nothing. Missing, unknown and misshapen names are listed together.
-    pub fn load(&mut self, file: &Weights) -> Result<Loaded> {
+    pub(crate) fn load(&mut self, file: &Weights) -> Result<Loaded> {
         let mut found = Vec::new();
         let mut unshared: Vec<&str> = Vec::new();
         let mut taken = Vec::with_capacity(self.params.len());
@@ -200,14 +200,14 @@ impl AdapterStore {
 
 /// What a file had beside the adapter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// Weights of prediction heads, which the library saves with the adapter. They are not used: the graph has its own.
     pub heads: Vec<Box<str>>,
 }
 
 /// Tensors of a file, under the names of the exported model's state dict.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Weights {
+pub(crate) struct Weights {
     /// Name of the adapter in the keys.
     pub adapter: Box<str>,
     /// The tensors.
@@ -216,7 +216,10 @@ pub struct Weights {
 
 impl Weights {
     /// The tensors of a file, whose keys have the adapter's name `saved`. Keys of the library's first versions are modernised.
-    pub fn new(saved: &str, tensors: impl IntoIterator<Item = (Box<str>, TensorData)>) -> Self {
+    pub(crate) fn new(
+        saved: &str,
+        tensors: impl IntoIterator<Item = (Box<str>, TensorData)>,
+    ) -> Self {
         let tensors = tensors.into_iter().map(|(k, t)| (modern(&k).into(), t));
         Weights {
             adapter: saved.into(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// The details of one place. Each kind belongs to one method, or to several that know the same.
 #[derive(Clone, Debug, Default)]
-pub enum Detail {
+pub(crate) enum Detail {
     /// The place says everything.
     #[default]
     None,
@@ -42,7 +42,7 @@ pub enum Detail {
 
 /// Tokens with rows of their own in a table.
 #[derive(Clone, Debug)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     /// Their ids, each once.
     pub(crate) ids: Arc<[usize]>,
     /// Width of a row.
@@ -55,7 +55,7 @@ pub struct Tokens {
 
 /// What PEFT's fields say of one module.
 #[derive(Clone, Copy, Debug)]
-pub struct Target {
+pub(crate) struct Target {
     /// The rank.
     pub rank: usize,
     /// The scale.
@@ -66,7 +66,7 @@ pub struct Target {
 
 /// The q, k and v columns of a fused projection.
 #[derive(Clone, Debug)]
-pub struct Columns {
+pub(crate) struct Columns {
     /// Their widths.
     pub widths: [usize; 3],
     /// For each column, its place in `[q | k | v]`, where they lie in another order.
@@ -75,7 +75,7 @@ pub struct Columns {
 
 /// The greatest widths of an adapter's linears.
 #[derive(Clone, Copy, Debug)]
-pub struct Greatest {
+pub(crate) struct Greatest {
     /// Width of the output.
     pub d_out: usize,
     /// Width of the input.
@@ -84,7 +84,7 @@ pub struct Greatest {
 
 /// Parameters that several places have together, each place a part of them.
 #[derive(Clone, Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     /// Which part is the place's.
     pub index: usize,
     /// Number of parts.
@@ -101,7 +101,7 @@ pub struct Pool {
 
 impl Detail {
     /// The width, where it was said.
-    pub fn width(&self) -> Option<usize> {
+    pub(crate) fn width(&self) -> Option<usize> {
         if let Detail::Width(width) | Detail::Shown { width, .. } = self {
             Some(*width)
         } else {
@@ -131,7 +131,7 @@ impl Detail {
     }
 
     /// The columns of a fused projection, if it is one.
-    pub fn columns(&self) -> Option<&Columns> {
+    pub(crate) fn columns(&self) -> Option<&Columns> {
         let Detail::Columns(c) = self else {
             return None;
         };
@@ -148,7 +148,7 @@ impl Detail {
     }
 
     /// The pool, if the place is a part of one.
-    pub fn pool(&self) -> Option<&Pool> {
+    pub(crate) fn pool(&self) -> Option<&Pool> {
         let Detail::Pool(p) = self else { return None };
         Some(p)
     }

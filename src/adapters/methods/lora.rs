@@ -38,7 +38,7 @@ mod targets;
 #[serde(default)]
 #[expect(clippy::struct_excessive_bools, reason = "the fields are AdapterHub's")]
 #[expect(clippy::struct_field_names, reason = "AdapterHub's field names")]
-pub struct Lora {
+pub(crate) struct Lora {
     /// Always `lora`.
     pub architecture: String,
     /// Adapt the attention's projections named in `attn_matrices`.
@@ -122,7 +122,7 @@ enum Form {
 impl Lora {
     #[expect(clippy::self_named_constructors, reason = "AdapterHub's identifier")]
     /// `LoRAConfig`, as the current version writes it.
-    pub fn lora() -> Self {
+    pub(crate) fn lora() -> Self {
         Lora {
             use_dora: Some(false),
             ..Self::default()
@@ -130,7 +130,7 @@ impl Lora {
     }
 
     /// `IA3Config`.
-    pub fn ia3() -> Self {
+    pub(crate) fn ia3() -> Self {
         Lora {
             intermediate_lora: true,
             r: 1,
@@ -143,7 +143,7 @@ impl Lora {
     }
 
     /// `VeraConfig`.
-    pub fn vera() -> Self {
+    pub(crate) fn vera() -> Self {
         Lora {
             vera_d: Number::from_f64(0.1),
             vera_b: Number::from_f64(0.0),

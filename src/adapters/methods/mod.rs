@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 /// A named default configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct Preset {
+pub(crate) struct Preset {
     /// AdapterHub's identifier.
     pub name: &'static str,
     /// Makes it.
@@ -251,8 +251,7 @@ macro_rules! methods {
     ($($module:ident::$name:ident),* $(,)?) => {
         /// The configuration of one method. What it says is said by [`Method`], which it stands for.
         #[derive(Clone, Debug)]
-        #[expect(missing_docs, reason = "the configuration types are documented")]
-        pub enum MethodConfig {
+        pub(crate) enum MethodConfig {
             $($name($module::$name),)*
             /// A method of another crate.
             Custom(Arc<dyn Method>),
@@ -289,7 +288,7 @@ macro_rules! methods {
 
         impl MethodConfig {
             /// All identifiers.
-            pub fn presets() -> impl Iterator<Item = Preset> {
+            pub(crate) fn presets() -> impl Iterator<Item = Preset> {
                 [$(<$module::$name as Known>::presets()),*].into_iter().flatten()
             }
 
@@ -303,7 +302,7 @@ macro_rules! methods {
             ///
             /// # Errors
             /// An architecture that is not known, or fields that the type does not have or take.
-            pub fn from_dict(value: &Value, unknown: UnknownKeys) -> Result<Self> {
+            pub(crate) fn from_dict(value: &Value, unknown: UnknownKeys) -> Result<Self> {
                 let architecture = value.get("architecture").and_then(Value::as_str);
                 $(if architecture == <$module::$name as Known>::KEYED.then_some(<$module::$name as Known>::NAME) {
                     return read::read::<$module::$name>(value, unknown).map(MethodConfig::$name);

@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 #[schemars(transform = describe)]
-pub struct MtlLora {
+pub(crate) struct MtlLora {
     /// LoRA at the same places.
     #[serde(flatten)]
     pub lora: Lora,

@@ -25,7 +25,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 #[expect(clippy::struct_excessive_bools, reason = "the fields are AdapterHub's")]
-pub struct PrefixTuning {
+pub(crate) struct PrefixTuning {
     /// Always `prefix_tuning`.
     pub architecture: String,
     /// Prefixes in the encoder.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// `PromptTuningConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
-pub struct PromptTuning {
+pub(crate) struct PromptTuning {
     /// Always `prompt_tuning`.
     pub architecture: String,
     /// Number of learned positions.

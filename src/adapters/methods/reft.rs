@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 /// `ReftConfig` and the classes derived from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[expect(clippy::struct_field_names, reason = "AdapterHub's field names")]
-pub struct Reft {
+pub(crate) struct Reft {
     /// Always `reft`.
     #[serde(default = "architecture")]
     pub architecture: String,
@@ -74,7 +74,7 @@ fn yes() -> bool {
 /// Which layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Layers {
+pub(crate) enum Layers {
     /// `all`.
     All(String),
     /// These.
@@ -83,7 +83,7 @@ pub enum Layers {
 
 impl Reft {
     /// `LoReftConfig`.
-    pub fn loreft() -> Self {
+    pub(crate) fn loreft() -> Self {
         Reft {
             architecture: architecture(),
             layers: Layers::All("all".into()),
@@ -103,7 +103,7 @@ impl Reft {
     }
 
     /// `NoReftConfig`.
-    pub fn noreft() -> Self {
+    pub(crate) fn noreft() -> Self {
         Reft {
             orthogonality: false,
             ..Self::loreft()
@@ -111,7 +111,7 @@ impl Reft {
     }
 
     /// `DiReftConfig`.
-    pub fn direft() -> Self {
+    pub(crate) fn direft() -> Self {
         Reft {
             subtract_projection: Some(false),
             ..Self::noreft()

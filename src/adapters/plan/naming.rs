@@ -53,7 +53,7 @@ const NATIVE: [&str; 29] = [
 
 /// Which sublayer a bottleneck sits behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Sublayer {
+pub(crate) enum Sublayer {
     /// Self-attention (`mh_adapter`).
     Attention,
     /// Cross-attention (`cross_adapter`).
@@ -73,7 +73,7 @@ impl fmt::Display for Route {
 
 impl Route {
     /// The native route of a model type, if the library has one.
-    pub fn native(model_type: &str) -> Option<Route> {
+    pub(crate) fn native(model_type: &str) -> Option<Route> {
         NATIVE.contains(&model_type).then(|| Route::Native {
             model_type: model_type.into(),
         })
@@ -93,7 +93,7 @@ impl Route {
     }
 
     /// Native Llama and Mistral register the two feed-forward linears under each other's flag.
-    pub fn swaps_feed_forward(&self) -> bool {
+    pub(crate) fn swaps_feed_forward(&self) -> bool {
         self.family() == "llama"
     }
 
@@ -109,7 +109,7 @@ impl Route {
     }
 
     /// Through an interface, the library looks the post-norm of every layer up in the last one.
-    pub fn binds_norms_late(&self) -> bool {
+    pub(crate) fn binds_norms_late(&self) -> bool {
         *self == Route::Plugin
     }
 
@@ -177,7 +177,7 @@ impl Route {
     }
 
     /// The module that holds the bottlenecks of a sublayer.
-    pub fn bottleneck(&self, layer: &Layer, sublayer: Sublayer) -> String {
+    pub(crate) fn bottleneck(&self, layer: &Layer, sublayer: Sublayer) -> String {
         let path = &*layer.path;
         let t5 = |n: usize| format!("{path}.layer.{n}");
         let last = if layer.cross_attn.is_some() { 2 } else { 1 };
@@ -199,14 +199,19 @@ impl Route {
     }
 
     /// The module that holds the prefixes of an attention: its projections' parent.
-    pub fn prefix(site: &AttentionSite) -> Option<String> {
+    pub(crate) fn prefix(site: &AttentionSite) -> Option<String> {
         let projection = site.q.as_ref().or(site.qkv.as_ref())?;
         let parent = projection.path.rsplit_once('.').map_or("", |(p, _)| p);
         Some(inside(parent, "prefix_tuning"))
     }
 
     /// The library's key of the prefixes of an attention.
-    pub fn prefix_location(&self, layer: &Layer, encoder: bool, cross: bool) -> &'static str {
+    pub(crate) fn prefix_location(
+        &self,
+        layer: &Layer,
+        encoder: bool,
+        cross: bool,
+    ) -> &'static str {
         match self.family() {
             "distilbert" => "self",
             "clip" if layer.path.starts_with("vision_model.") => "clip_vision_model_self_prefix",
@@ -220,7 +225,7 @@ impl Route {
     }
 
     /// The module that holds the invertible adapters.
-    pub fn invertible(&self, selection: &Selection) -> String {
+    pub(crate) fn invertible(&self, selection: &Selection) -> String {
         let base = &selection.base_prefix;
         let native = *self != Route::Plugin;
         let inner = if native && self.family().starts_with("clip") {

@@ -49,7 +49,7 @@ pub struct Place<'s> {
     /// What stands before the parameters' own names: `model.layers.0.self_attn.q_proj.loras.NAME`.
     pub scope: String,
     /// What the method knows besides.
-    pub detail: Detail,
+    pub(crate) detail: Detail,
 }
 
 /// What a place is.
@@ -83,7 +83,7 @@ pub enum At<'s> {
 #[derive(Clone, Debug)]
 pub struct SublayerSite<'s> {
     /// Which.
-    pub which: Sublayer,
+    pub(crate) which: Sublayer,
     /// What its last linear makes.
     pub output: ValueId,
     /// The residual: what entered it.
@@ -140,7 +140,7 @@ impl<'s> Place<'s> {
 
     /// The same place with a detail.
     #[must_use]
-    pub fn with(mut self, detail: Detail) -> Self {
+    pub(crate) fn with(mut self, detail: Detail) -> Self {
         self.detail = detail;
         self
     }

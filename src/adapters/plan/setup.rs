@@ -80,12 +80,12 @@ impl Setup {
     ///
     /// # Errors
     /// What is wrong.
-    pub fn from_json(value: &Value) -> Result<Setup, Diagnostic> {
+    pub(crate) fn from_json(value: &Value) -> Result<Setup, Diagnostic> {
         resolve(node_of(value, 0)?)
     }
 
     /// The block of `adapter_setup.json`.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let block = |name: &str, children: &[Setup]| {
             let children: Vec<Value> = children.iter().map(Setup::to_json).collect();
             json!({ "type": name, "children": children })
@@ -98,7 +98,7 @@ impl Setup {
     }
 
     /// The names in it, each once, in order.
-    pub fn names(&self) -> Vec<&str> {
+    pub(crate) fn names(&self) -> Vec<&str> {
         let mut out: Vec<&str> = Vec::new();
         self.visit(&mut |setup| {
             if let Setup::Single(name) = setup
@@ -111,7 +111,7 @@ impl Setup {
     }
 
     /// The children of each `MultiTask` in it.
-    pub fn multi_tasks(&self) -> Vec<&[Setup]> {
+    pub(crate) fn multi_tasks(&self) -> Vec<&[Setup]> {
         let mut out: Vec<&[Setup]> = Vec::new();
         self.visit(&mut |setup| {
             if let Setup::MultiTask(tasks) = setup {
@@ -146,13 +146,13 @@ impl Setup {
     }
 
     /// The first adapter: the one that methods without composition use.
-    pub fn first(&self) -> Option<&str> {
+    pub(crate) fn first(&self) -> Option<&str> {
         self.names().first().copied()
     }
 
     /// The setup for methods that do not stack: the first adapter, for each task its own.
     #[must_use]
-    pub fn alone(&self) -> Setup {
+    pub(crate) fn alone(&self) -> Setup {
         match self {
             Setup::Single(_) => self.clone(),
             Setup::Stack(children) => children.first().map_or_else(|| self.clone(), Setup::alone),
@@ -164,7 +164,7 @@ impl Setup {
     ///
     /// # Errors
     /// Unknown names, empty blocks, and blocks where they cannot stand.
-    pub fn check(&self, known: &[&str]) -> Result<(), Diagnostic> {
+    pub(crate) fn check(&self, known: &[&str]) -> Result<(), Diagnostic> {
         if let Some(missing) = self.names().into_iter().find(|n| !known.contains(n)) {
             let mut finding = Diagnostic::error(
                 "setup",

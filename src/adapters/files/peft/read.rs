@@ -98,14 +98,14 @@ pub(crate) fn from_peft(
                 Some(_) | None => None,
             };
             if let Some((lora, tensors)) = flagged {
-                (Config::One(lora.into()), tensors, true)
+                (Config::one(lora), tensors, true)
             } else {
                 let mut tensors = named(&entries, name)?;
                 for (key, tensor) in stored {
                     let key = own_parameter(&mut lora.targets, &key, name);
                     tensors.insert(key.into(), tensor.clone());
                 }
-                (Config::One(lora.into()), tensors, false)
+                (Config::one(lora), tensors, false)
             }
         }
     };
@@ -435,13 +435,13 @@ fn learned(
         config.into()
     };
     let config = if saved.modules_to_save.is_empty() {
-        Config::One(method)
+        Config::one(method)
     } else {
         let heads = Lora {
             targets: saved,
             ..Lora::lora()
         };
-        Config::Union(vec![method, heads.into()])
+        Config::union(vec![method, heads.into()])
     };
     Ok((config, tensors))
 }

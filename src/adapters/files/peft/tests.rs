@@ -166,7 +166,7 @@ fn a_folder_becomes_flags_or_keeps_its_names() {
         ),
     ] {
         let got = from_peft(&read, "a", Some(&interface)).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let Config::One(MethodConfig::Lora(config)) = &got.config else {
+        let Some(MethodConfig::Lora(config)) = got.config.only() else {
             unreachable!()
         };
         assert_eq!(!config.targets.is_some(), by_flags, "{name}");

@@ -2,7 +2,6 @@
 
 use super::flags::{Role, linears, locate};
 use super::{PREFIX, PeftFolder, floats, refuse, typed};
-use crate::adapters::Config;
 use crate::adapters::average::Blocks;
 use crate::adapters::base;
 use crate::adapters::folder::AdapterFolder;
@@ -25,7 +24,7 @@ pub(crate) fn to_peft(adapter: &AdapterFolder) -> Result<PeftFolder> {
     if let Some(folder) = as_learned(adapter)? {
         return Ok(folder);
     }
-    let Config::One(MethodConfig::Lora(lora)) = &adapter.config else {
+    let Some(MethodConfig::Lora(lora)) = adapter.config.only() else {
         return Err(refuse(
             format!(
                 "`{}` is {}, which PEFT does not have in this form",

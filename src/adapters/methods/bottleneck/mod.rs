@@ -28,7 +28,7 @@ use serde_json::{Map, Number, Value};
 /// `BnConfig` and the classes derived from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[expect(clippy::struct_excessive_bools, reason = "the fields are AdapterHub's")]
-pub struct Bottleneck {
+pub(crate) struct Bottleneck {
     /// An adapter behind self-attention.
     pub mh_adapter: bool,
     /// An adapter behind the feed-forward block.
@@ -164,7 +164,7 @@ fn bert() -> String {
 /// One number, or one for each layer id with `default` for the others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum ReductionFactor {
+pub(crate) enum ReductionFactor {
     /// The same everywhere.
     One(#[schemars(with = "f64")] Number),
     /// By layer id.
@@ -176,7 +176,7 @@ pub enum ReductionFactor {
 /// Factor of the up projection's output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Scaling {
+pub(crate) enum Scaling {
     /// A constant.
     Factor(f64),
     /// `learned` or `channel`.
@@ -192,7 +192,7 @@ impl Default for Scaling {
 /// `residual_before_ln`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum ResidualBeforeLn {
+pub(crate) enum ResidualBeforeLn {
     /// Yes or no.
     Is(bool),
     /// `post_add`.
@@ -246,7 +246,7 @@ impl Bottleneck {
     }
 
     /// `SeqBnConfig`.
-    pub fn seq_bn() -> Self {
+    pub(crate) fn seq_bn() -> Self {
         Bottleneck {
             original_ln_before: true,
             ..Self::base(false, 16, "relu")
@@ -254,12 +254,12 @@ impl Bottleneck {
     }
 
     /// `DoubleSeqBnConfig`.
-    pub fn double_seq_bn() -> Self {
+    pub(crate) fn double_seq_bn() -> Self {
         Self::base(true, 16, "swish")
     }
 
     /// `ParBnConfig`.
-    pub fn par_bn() -> Self {
+    pub(crate) fn par_bn() -> Self {
         Bottleneck {
             init_weights: "mam_adapter".into(),
             is_parallel: true,
@@ -269,7 +269,7 @@ impl Bottleneck {
     }
 
     /// `AdapterPlusConfig`.
-    pub fn adapter_plus() -> Self {
+    pub(crate) fn adapter_plus() -> Self {
         Bottleneck {
             original_ln_before: true,
             original_ln_after: false,

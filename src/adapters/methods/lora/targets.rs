@@ -20,7 +20,7 @@ const HEADS: [&str; 2] = ["score", "classifier"];
 /// One text, or several.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Names {
+pub(crate) enum Names {
     /// A regular expression for a whole path, or a name with a meaning of its own.
     One(String),
     /// Names: each a path or its end.
@@ -30,7 +30,7 @@ pub enum Names {
 /// One number, or several.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Indices {
+pub(crate) enum Indices {
     /// One.
     One(usize),
     /// Several.
@@ -40,7 +40,7 @@ pub enum Indices {
 /// Ids of tokens, in the table of the words or by table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum TokenIndices {
+pub(crate) enum TokenIndices {
     /// In the table of the words.
     Words(Vec<usize>),
     /// By the end of a table's path.
@@ -50,7 +50,7 @@ pub enum TokenIndices {
 /// PEFT's fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Targets {
+pub(crate) struct Targets {
     /// The modules to adapt, as in PEFT: a list of paths or their ends, a regular expression for whole paths, or `all-linear`. The
     /// choice by parts (`selfattn_lora`, `attn_matrices`, …) does not count then, and what is computed is PEFT's.
     #[serde(skip_serializing_if = "Option::is_none")]
