@@ -62,14 +62,17 @@ impl Error {
 
     /// Keeps what caused it.
     #[must_use]
-    pub fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+    pub(crate) fn with_source(
+        mut self,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
         self.0.source = Some(Box::new(source));
         self
     }
 
     /// Adds where, in front of what is already said; to findings that have no place yet, or as the outer part of a path.
     #[must_use]
-    pub fn within(mut self, path: impl AsRef<str>) -> Self {
+    pub(crate) fn within(mut self, path: impl AsRef<str>) -> Self {
         for f in &mut self.0.findings {
             f.path = if f.path.is_empty() {
                 path.as_ref().to_owned()

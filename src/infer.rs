@@ -42,7 +42,7 @@ pub struct Verified {
 
 /// What is known of each value of the main graph.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
+pub(crate) struct Facts {
     by_index: Vec<Option<(ValueId, Fact)>>,
 }
 
@@ -63,7 +63,7 @@ impl From<Rejected> for Error {
 
 impl Facts {
     /// What is known of a value.
-    pub fn get(&self, value: ValueId) -> Option<&Fact> {
+    pub(crate) fn get(&self, value: ValueId) -> Option<&Fact> {
         self.by_index
             .get(value.index())?
             .as_ref()
@@ -111,11 +111,6 @@ impl Verified {
     /// What is known of a value of the main graph.
     pub fn fact(&self, value: ValueId) -> Option<&Fact> {
         self.facts.get(value)
-    }
-
-    /// What is known of all values of the main graph.
-    pub fn facts(&self) -> &Facts {
-        &self.facts
     }
 
     /// Findings that did not stop verification.

@@ -32,7 +32,7 @@ impl From<ValueId> for Val {
 
 /// Where a new node stands in the file, if not where its patch says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spot {
+pub(crate) enum Spot {
     /// In front of all nodes of the file.
     Front,
     /// Behind a node.
@@ -41,7 +41,7 @@ pub enum Spot {
 
 /// A node of a fragment.
 #[derive(Clone, Debug)]
-pub struct NewNode {
+pub(crate) struct NewNode {
     /// Name.
     pub name: Box<str>,
     /// Operator.
@@ -60,7 +60,7 @@ pub struct NewNode {
 
 /// A value of a fragment.
 #[derive(Clone, Debug)]
-pub struct NewValue {
+pub(crate) struct NewValue {
     /// Name; unique in the fragment, checked against the graph on commit.
     pub name: Box<str>,
     /// Declared type; only needed for graph inputs.
@@ -75,7 +75,7 @@ pub struct NewValue {
 
 /// New nodes and values, in the order of their making.
 #[derive(Clone, Debug, Default)]
-pub struct Fragment {
+pub(crate) struct Fragment {
     /// Nodes, each after the producers of its inputs.
     pub nodes: Vec<NewNode>,
     /// Values.
@@ -119,17 +119,17 @@ impl Builder {
     }
 
     /// `metadata_props` that every new node and initializer carries from now on.
-    pub fn set_stamp(&self, stamp: Metadata) {
+    pub(crate) fn set_stamp(&self, stamp: Metadata) {
         *self.stamp.borrow_mut() = stamp;
     }
 
     /// Where new nodes stand from now on; where the patch says, without one.
-    pub fn set_spot(&self, spot: Option<Spot>) {
+    pub(crate) fn set_spot(&self, spot: Option<Spot>) {
         self.spot.set(spot);
     }
 
     /// Element type of floating-point constants from now on.
-    pub fn set_float(&self, dtype: DType) {
+    pub(crate) fn set_float(&self, dtype: DType) {
         self.float.set(dtype);
     }
 
@@ -139,17 +139,17 @@ impl Builder {
     }
 
     /// The fragment.
-    pub fn finish(self) -> Fragment {
+    pub(crate) fn finish(self) -> Fragment {
         self.fragment.into_inner()
     }
 
     /// What was made so far.
-    pub fn peek(&self) -> std::cell::Ref<'_, Fragment> {
+    pub(crate) fn peek(&self) -> std::cell::Ref<'_, Fragment> {
         self.fragment.borrow()
     }
 
     /// Number of nodes made so far.
-    pub fn node_count(&self) -> usize {
+    pub(crate) fn node_count(&self) -> usize {
         self.fragment.borrow().nodes.len()
     }
 
@@ -222,7 +222,7 @@ impl Builder {
     }
 
     /// A scalar constant of a given float type (`f32`, `f64`, `f16`, `bf16`).
-    pub fn scalar_of(&self, x: f32, dtype: DType) -> Val {
+    pub(crate) fn scalar_of(&self, x: f32, dtype: DType) -> Val {
         let bytes: Vec<u8> = match dtype {
             DType::Double => f64::from(x).to_le_bytes().to_vec(),
             DType::Bfloat16 => super::tensor::f32_to_bf16(x).to_le_bytes().to_vec(),
@@ -238,7 +238,7 @@ impl Builder {
     }
 
     /// A new node with `n_out` outputs. `attrs` in the order given.
-    pub fn node_n(
+    pub(crate) fn node_n(
         &self,
         op: OpId,
         inputs: &[Option<Val>],
@@ -280,7 +280,7 @@ impl Builder {
     }
 
     /// A node of `graph` once more, which reads `find(v)` where the node reads `v`. Each output with its copy.
-    pub fn copy_node(
+    pub(crate) fn copy_node(
         &self,
         graph: &Graph,
         node: NodeId,
@@ -325,7 +325,7 @@ impl Builder {
     }
 
     /// Adds a `metadata_props` entry to the last node made.
-    pub fn mark_last_node(&self, key: &str, value: &str) {
+    pub(crate) fn mark_last_node(&self, key: &str, value: &str) {
         if let Some(n) = self.fragment.borrow_mut().nodes.last_mut() {
             n.metadata.insert(key.into(), value.into());
         }
@@ -414,7 +414,7 @@ impl Builder {
     }
 
     /// Any reduction whose axes moved from attribute to input at opset 18 (`ReduceMean`, `ReduceMax`, `ReduceL2`, …).
-    pub fn reduce(&self, op_type: &str, a: Val, axes: &[i64], keepdims: bool) -> Val {
+    pub(crate) fn reduce(&self, op_type: &str, a: Val, axes: &[i64], keepdims: bool) -> Val {
         let keep = ("keepdims", Attr::from(i64::from(keepdims)));
         if self.opset < 18 {
             return self.op(op_type, &[a], &[("axes", axes.into()), keep]);

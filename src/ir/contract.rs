@@ -4,75 +4,75 @@
 //! already is refused by the pass that would add it. No other file spells one of these names as a literal.
 
 /// Graph input: token ids, `i64[batch, seq]`.
-pub const INPUT_IDS: &str = "input_ids";
+pub(crate) const INPUT_IDS: &str = "input_ids";
 /// Graph input: 1 for every position that counts, `i64[batch, seq]`.
-pub const ATTENTION_MASK: &str = "attention_mask";
+pub(crate) const ATTENTION_MASK: &str = "attention_mask";
 /// Graph input: the position of every token in its text, `i64[batch, seq]`.
-pub const POSITION_IDS: &str = "position_ids";
+pub(crate) const POSITION_IDS: &str = "position_ids";
 /// Graph input: the segment (first or second text) of every token, `i64[batch, seq]`.
-pub const TOKEN_TYPE_IDS: &str = "token_type_ids";
+pub(crate) const TOKEN_TYPE_IDS: &str = "token_type_ids";
 /// Graph input of an encoder-decoder: token ids of the decoder, `i64[batch, target]`.
-pub const DECODER_INPUT_IDS: &str = "decoder_input_ids";
+pub(crate) const DECODER_INPUT_IDS: &str = "decoder_input_ids";
 /// Graph input of an encoder-decoder: 1 for every decoder position that counts, `i64[batch, target]`.
-pub const DECODER_ATTENTION_MASK: &str = "decoder_attention_mask";
+pub(crate) const DECODER_ATTENTION_MASK: &str = "decoder_attention_mask";
 /// Graph output: scores of classes or tokens.
-pub const LOGITS: &str = "logits";
+pub(crate) const LOGITS: &str = "logits";
 
 /// Graph input that packing adds: the number of the example that a position belongs to, 0 for padding, `i64[batch, seq]`.
-pub const SEGMENT_IDS: &str = "segment_ids";
+pub(crate) const SEGMENT_IDS: &str = "segment_ids";
 /// Graph input that a `MultiTask` setup adds: the adapter of every sample, `i64[batch]`.
-pub const TASK_IDS: &str = "task_ids";
+pub(crate) const TASK_IDS: &str = "task_ids";
 /// Graph input that a loss adds: labels. Their shape depends on the loss.
-pub const LABELS: &str = "labels";
+pub(crate) const LABELS: &str = "labels";
 /// Graph input that a mean squared error adds: the values to reach, of the output's shape.
-pub const TARGET: &str = "target";
+pub(crate) const TARGET: &str = "target";
 /// Graph input that a summed loss is divided by, a scalar.
-pub const NUM_ITEMS: &str = "num_items";
+pub(crate) const NUM_ITEMS: &str = "num_items";
 /// Graph output that a loss adds, a scalar.
-pub const LOSS: &str = "loss";
+pub(crate) const LOSS: &str = "loss";
 /// Graph input with the positions whose logits are computed, `i64[batch, chosen]`.
-pub const LOGIT_POSITIONS: &str = "logit_positions";
+pub(crate) const LOGIT_POSITIONS: &str = "logit_positions";
 /// Graph input that a cache adds: 1 for every cached position that counts, `i64[batch, past_sequence]`.
-pub const PAST_ATTENTION_MASK: &str = "past_attention_mask";
+pub(crate) const PAST_ATTENTION_MASK: &str = "past_attention_mask";
 
 /// What stands in front of the name of a graph input with cached keys or values.
-pub const PAST: &str = "past_key_values.";
+pub(crate) const PAST: &str = "past_key_values.";
 /// What stands in front of the name of a graph output with a whole cache, in exports that have one.
-pub const PRESENT: &str = "present.";
+pub(crate) const PRESENT: &str = "present.";
 /// What stands in front of the name of a graph output with the keys or values of new positions.
-pub const NEW: &str = "new_key_values.";
+pub(crate) const NEW: &str = "new_key_values.";
 /// What stands in front of the name of a graph output with a gradient.
-pub const GRAD: &str = "grad/";
+pub(crate) const GRAD: &str = "grad/";
 
 /// Name of the graph output with the gradient of a value.
-pub fn grad(value: &str) -> String {
+pub(crate) fn grad(value: &str) -> String {
     format!("{GRAD}{value}")
 }
 
 /// Keys of `metadata_props`: what this library says of the nodes and values that it adds.
-pub mod stamp {
+pub(crate) mod stamp {
     /// What all these keys begin with.
-    pub const PREFIX: &str = "onnx_graft.";
+    pub(crate) const PREFIX: &str = "onnx_graft.";
     /// On nodes and initializers: the adapter's name.
-    pub const ADAPTER: &str = "onnx_graft.adapter";
+    pub(crate) const ADAPTER: &str = "onnx_graft.adapter";
     /// On the node whose output takes the place of a value: that value's name.
-    pub const REPLACES: &str = "onnx_graft.replaces";
+    pub(crate) const REPLACES: &str = "onnx_graft.replaces";
     /// On the same node, where only some readers were moved: `node name/slot`, comma-separated.
-    pub const READERS: &str = "onnx_graft.readers";
+    pub(crate) const READERS: &str = "onnx_graft.readers";
     /// On the same node: what kind of place it closes.
-    pub const PLACE: &str = "onnx_graft.place";
+    pub(crate) const PLACE: &str = "onnx_graft.place";
     /// On the same node, where the length of outputs changes: their types in the base model, as JSON.
-    pub const OUTPUTS: &str = "onnx_graft.outputs";
+    pub(crate) const OUTPUTS: &str = "onnx_graft.outputs";
     /// On a parameter: `trainable`, `frozen`, or `idle` (the library calls it trained, but nothing reads it).
-    pub const PARAM: &str = "onnx_graft.param";
+    pub(crate) const PARAM: &str = "onnx_graft.param";
     /// On a parameter: further names of it in files, comma-separated.
-    pub const ALIASES: &str = "onnx_graft.aliases";
+    pub(crate) const ALIASES: &str = "onnx_graft.aliases";
     /// On the model: what is attached, as JSON.
-    pub const MANIFEST: &str = "onnx_graft.manifest";
+    pub(crate) const MANIFEST: &str = "onnx_graft.manifest";
     /// On a node of an operator's definition: the operator that it stands for.
-    pub const DEFINITION: &str = "onnx_graft.definition";
+    pub(crate) const DEFINITION: &str = "onnx_graft.definition";
     /// A node that no gradient passes: what it makes counts as constant.
-    pub const DETACHED: &str = "onnx_graft.detached";
+    pub(crate) const DETACHED: &str = "onnx_graft.detached";
     /// On a random node: the node whose draws it repeats.
-    pub const DRAWS_AS: &str = "onnx_graft.draws_as";
+    pub(crate) const DRAWS_AS: &str = "onnx_graft.draws_as";
 }

@@ -23,29 +23,29 @@ const CONTEXT: usize = 2;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
     /// Nodes of the main graph, by module; only modules with a change, in graph order.
-    pub modules: Vec<ModuleDiff>,
+    pub(crate) modules: Vec<ModuleDiff>,
     /// Initializers.
-    pub initializers: Vec<Entry>,
+    pub(crate) initializers: Vec<Entry>,
     /// Graph inputs and outputs.
-    pub interface: Vec<Entry>,
+    pub(crate) interface: Vec<Entry>,
     /// Model-local functions.
-    pub functions: Vec<Entry>,
+    pub(crate) functions: Vec<Entry>,
     /// Opset imports, IR version, producer and `metadata_props` of the model and the main graph.
-    pub header: Vec<Entry>,
+    pub(crate) header: Vec<Entry>,
 }
 
 /// The changes in one module.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModuleDiff {
+pub(crate) struct ModuleDiff {
     /// Its name, as the grouping function gives it.
-    pub module: String,
+    pub(crate) module: String,
     /// Changed nodes with some unchanged ones around them.
-    pub lines: Vec<Line>,
+    pub(crate) lines: Vec<Line>,
 }
 
 /// One line of a module's listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Line {
+pub(crate) enum Line {
     /// A node that differs.
     Node(Entry),
     /// An unchanged node, for context.
@@ -56,18 +56,18 @@ pub enum Line {
 
 /// Something that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// How.
-    pub change: Change,
+    pub(crate) change: Change,
     /// What, as the text form shows it; of a changed one, as it is in the second model.
-    pub text: String,
+    pub(crate) text: String,
     /// For a change: from what to what.
-    pub details: Vec<String>,
+    pub(crate) details: Vec<String>,
 }
 
 /// A kind of difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// Only the second model has it.
     Added,
     /// Only the first model has it.
@@ -78,13 +78,13 @@ pub enum Change {
 
 /// Counts of a list of differences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Number of [`Change::Added`].
-    pub added: usize,
+    pub(crate) added: usize,
     /// Number of [`Change::Removed`].
-    pub removed: usize,
+    pub(crate) removed: usize,
     /// Number of [`Change::Changed`].
-    pub changed: usize,
+    pub(crate) changed: usize,
 }
 
 impl Counts {
@@ -113,7 +113,7 @@ impl fmt::Display for Counts {
 
 impl ModuleDiff {
     /// The nodes that differ.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.lines.iter().filter_map(|l| match l {
             Line::Node(e) => Some(e),
             Line::Context(_) | Line::Gap => None,
@@ -132,7 +132,7 @@ impl Diff {
     }
 
     /// Counts over the nodes of all modules.
-    pub fn nodes(&self) -> Counts {
+    pub(crate) fn nodes(&self) -> Counts {
         Counts::of(self.modules.iter().flat_map(ModuleDiff::entries))
     }
 }
@@ -148,7 +148,7 @@ impl Diff {
 /// assert_eq!((d.nodes().added, d.nodes().changed), (1, 1));
 /// # Ok::<(), onnx_graft::Error>(())
 /// ```
-pub fn diff(a: &Model, b: &Model, module_of: &dyn Fn(&Model, NodeId) -> String) -> Diff {
+pub(crate) fn diff(a: &Model, b: &Model, module_of: &dyn Fn(&Model, NodeId) -> String) -> Diff {
     Diff {
         modules: modules(a, b, module_of),
         initializers: initializers(&a.graph, &b.graph),

@@ -35,7 +35,7 @@ enum Vertex {
 
 /// What an edge between an operator and a value means; the number is the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Port {
+pub(crate) enum Port {
     /// Operator → value: the value is this output of the operator.
     Def(u32),
     /// Value → operator: the value is this input of the operator.
@@ -63,7 +63,7 @@ pub struct GraphPort {
 
 /// An entry of `value_info`.
 #[derive(Clone, Debug)]
-pub enum InfoEntry {
+pub(crate) enum InfoEntry {
     /// It describes a live value.
     Value(GraphPort),
     /// It names a value that the graph does not have (encoded `ValueInfoProto`).
@@ -133,22 +133,22 @@ impl Graph {
     }
 
     /// Sparse initializers, in file order, with the encoded `SparseTensorProto`.
-    pub fn sparse_initializers(&self) -> &[(ValueId, Bytes)] {
+    pub(crate) fn sparse_initializers(&self) -> &[(ValueId, Bytes)] {
         &self.sparse_initializers
     }
 
     /// In a subgraph: the values that stand for values of the enclosing graph.
-    pub fn captures(&self) -> &[ValueId] {
+    pub(crate) fn captures(&self) -> &[ValueId] {
         &self.captures
     }
 
     /// `value_info`, in file order.
-    pub fn infos(&self) -> &[InfoEntry] {
+    pub(crate) fn infos(&self) -> &[InfoEntry] {
         &self.infos
     }
 
     /// An upper bound of [`NodeId::index`] and [`ValueId::index`].
-    pub fn index_bound(&self) -> usize {
+    pub(crate) fn index_bound(&self) -> usize {
         self.g
             .node_indices()
             .next_back()
@@ -158,11 +158,6 @@ impl Graph {
     /// Number of operator nodes.
     pub fn node_count(&self) -> usize {
         self.nodes().count()
-    }
-
-    /// Number of edges of all kinds.
-    pub fn edge_count(&self) -> usize {
-        self.g.edge_count()
     }
 
     /// Operator nodes in order of their birth. For execution order see [`order`](Self::order).
@@ -202,7 +197,7 @@ impl Graph {
     }
 
     /// The node, or `None` for a stale handle.
-    pub fn get_node(&self, id: NodeId) -> Option<&Node> {
+    pub(crate) fn get_node(&self, id: NodeId) -> Option<&Node> {
         look();
         match self.g.node_weight(id.ix)? {
             Entry {
@@ -214,7 +209,7 @@ impl Graph {
     }
 
     /// The value, or `None` for a stale handle.
-    pub fn get_value(&self, id: ValueId) -> Option<&Value> {
+    pub(crate) fn get_value(&self, id: ValueId) -> Option<&Value> {
         look();
         match self.g.node_weight(id.ix)? {
             Entry {
@@ -295,7 +290,7 @@ impl Graph {
     }
 
     /// What the subgraphs of a node capture, in the order of all captures of all its subgraphs.
-    pub fn node_captures(&self, id: NodeId) -> Vec<ValueId> {
+    pub(crate) fn node_captures(&self, id: NodeId) -> Vec<ValueId> {
         let mut found: Vec<(u32, ValueId)> = self
             .g
             .edges_directed(id.ix, Incoming)
@@ -338,7 +333,7 @@ impl Graph {
     }
 
     /// Whether anything reads the value, as a node input, a capture or a graph output.
-    pub fn is_used(&self, id: ValueId) -> bool {
+    pub(crate) fn is_used(&self, id: ValueId) -> bool {
         self.g.edges_directed(id.ix, Outgoing).next().is_some() || self.is_output(id)
     }
 
@@ -353,14 +348,14 @@ impl Graph {
     }
 
     /// Values a node reads, inputs and captures, in no particular order.
-    pub fn node_sources(&self, id: NodeId) -> impl Iterator<Item = ValueId> + '_ {
+    pub(crate) fn node_sources(&self, id: NodeId) -> impl Iterator<Item = ValueId> + '_ {
         self.g
             .edges_directed(id.ix, Incoming)
             .map(|e| self.value_at(e.source()))
     }
 
     /// Nodes that read a value, one for each edge, in no particular order.
-    pub fn value_readers(&self, id: ValueId) -> impl Iterator<Item = NodeId> + '_ {
+    pub(crate) fn value_readers(&self, id: ValueId) -> impl Iterator<Item = NodeId> + '_ {
         self.g
             .edges_directed(id.ix, Outgoing)
             .map(|e| self.node_at(e.target()))

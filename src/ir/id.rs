@@ -27,14 +27,14 @@ pub(super) fn birth() -> u32 {
 
 impl NodeId {
     /// A dense number below [`Graph::index_bound`](super::Graph::index_bound), for side tables; valid until the next removal.
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.ix.index()
     }
 }
 
 impl ValueId {
     /// A dense number below [`Graph::index_bound`](super::Graph::index_bound), for side tables; valid until the next removal.
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.ix.index()
     }
 }

@@ -6,8 +6,8 @@
 
 mod attr;
 mod build;
-pub mod contract;
-pub mod diff;
+pub(crate) mod contract;
+pub(crate) mod diff;
 mod graph;
 mod id;
 #[cfg(test)]
@@ -22,12 +22,16 @@ mod types;
 pub(crate) mod verify;
 
 pub use attr::{Attr, AttrValue};
-pub use build::{Builder, Fragment, NewNode, NewValue, Spot, Val};
-pub use graph::{Graph, GraphPort, InfoEntry, NameTaken, Port, Use};
+pub use build::{Builder, Val};
+pub(crate) use build::{Fragment, NewNode, NewValue, Spot};
+pub(crate) use graph::InfoEntry;
+pub use graph::{Graph, GraphPort, NameTaken, Use};
 pub use id::{NodeId, ValueId};
 pub use model::{Function, Model};
-pub use node::{Metadata, Node, OpId, OrderKey, Value};
+pub(crate) use node::OrderKey;
+pub use node::{Metadata, Node, OpId, Value};
 pub use order::Cycle;
 pub use sym::{Fact, Sym};
-pub use tensor::{External, Payload, TensorData, Typed, f32_to_bf16, f32_to_f16};
+pub use tensor::TensorData;
+pub(crate) use tensor::{External, Payload, Typed, f32_to_bf16, f32_to_f16};
 pub use types::{DType, Dim, Type, TypeKind};

@@ -55,7 +55,7 @@ impl fmt::Display for OpId {
 
 /// Where a node stands in the file: `seq` 0 for the `anchor`-th node of the file, larger for one spliced in behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct OrderKey {
+pub(crate) struct OrderKey {
     /// Index of the anchoring node in the file.
     pub anchor: u32,
     /// Position among the nodes spliced in behind it.
@@ -138,7 +138,7 @@ impl Node {
     }
 
     /// Place in the file's order.
-    pub fn order(&self) -> OrderKey {
+    pub(crate) fn order(&self) -> OrderKey {
         self.order
     }
 }

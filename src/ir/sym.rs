@@ -41,7 +41,7 @@ impl Sym {
     }
 
     /// Whether it is exactly this number.
-    pub fn is(&self, n: i64) -> bool {
+    pub(crate) fn is(&self, n: i64) -> bool {
         self.as_const() == Some(n)
     }
 
@@ -70,7 +70,7 @@ impl Sym {
     }
 
     /// Sum; `None` on overflow or when it grows beyond 64 terms.
-    pub fn add(&self, other: &Sym) -> Option<Sym> {
+    pub(crate) fn add(&self, other: &Sym) -> Option<Sym> {
         let mut out = self.0.clone();
         for (k, c) in &other.0 {
             let e = out.entry(k.clone()).or_insert(0);
@@ -85,7 +85,7 @@ impl Sym {
     }
 
     /// Product; `None` on overflow or when it grows beyond 64 terms or 16 factors.
-    pub fn mul(&self, other: &Sym) -> Option<Sym> {
+    pub(crate) fn mul(&self, other: &Sym) -> Option<Sym> {
         let mut out: BTreeMap<Vec<Box<str>>, i64> = BTreeMap::new();
         for (ka, ca) in &self.0 {
             for (kb, cb) in &other.0 {
@@ -102,7 +102,7 @@ impl Sym {
     }
 
     /// Quotient, where the division by a single term is exact.
-    pub fn div(&self, other: &Sym) -> Option<Sym> {
+    pub(crate) fn div(&self, other: &Sym) -> Option<Sym> {
         if self == other && !self.is(0) {
             return Some(Sym::from(1));
         }

@@ -13,14 +13,14 @@ pub struct TensorData {
     /// Dimensions, outermost first; empty for a scalar.
     pub dims: Box<[u64]>,
     /// Where the elements are.
-    pub payload: Payload,
+    pub(crate) payload: Payload,
     /// The encoded rest of the `TensorProto` (doc string, metadata, and the name of an attribute's tensor).
-    pub residue: Bytes,
+    pub(crate) residue: Bytes,
 }
 
 /// The storage form of a tensor.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Payload {
+pub(crate) enum Payload {
     /// `raw_data`: little-endian, row-major, packed.
     Raw(Bytes),
     /// One of the typed fields (`float_data`, `int64_data`, …).
@@ -31,8 +31,7 @@ pub enum Payload {
 
 /// A typed field of `TensorProto`.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(missing_docs, reason = "one variant for each field of TensorProto")]
-pub enum Typed {
+pub(crate) enum Typed {
     Float(Arc<[f32]>),
     Double(Arc<[f64]>),
     Int32(Arc<[i32]>),
@@ -43,7 +42,7 @@ pub enum Typed {
 
 /// A range of another file.
 #[derive(Clone, Debug, PartialEq)]
-pub struct External {
+pub(crate) struct External {
     /// `external_data` as written: `location`, `offset`, `length`, `checksum`, and whatever else the file says, in its order.
     pub entries: Arc<[(Box<str>, Box<str>)]>,
     /// The mapped bytes; empty when the model was read without its external files.
@@ -54,7 +53,7 @@ pub struct External {
 
 impl External {
     /// The value of one key of `external_data`.
-    pub fn entry(&self, key: &str) -> Option<&str> {
+    pub(crate) fn entry(&self, key: &str) -> Option<&str> {
         self.entries
             .iter()
             .find(|(k, _)| &**k == key)
@@ -103,12 +102,12 @@ impl TensorData {
     }
 
     /// A one-dimensional `i64` tensor.
-    pub fn ints(data: &[i64]) -> Self {
+    pub(crate) fn ints(data: &[i64]) -> Self {
         Self::from_i64([data.len() as u64], data)
     }
 
     /// An `f32` scalar.
-    pub fn scalar(x: f32) -> Self {
+    pub(crate) fn scalar(x: f32) -> Self {
         Self::from_f32([], &[x])
     }
 
@@ -118,7 +117,7 @@ impl TensorData {
     }
 
     /// Bytes of the payload as stored; 0 for an external tensor read without its file.
-    pub fn stored_len(&self) -> usize {
+    pub(crate) fn stored_len(&self) -> usize {
         match &self.payload {
             Payload::Raw(b) | Payload::External(External { bytes: b, .. }) => b.len(),
             Payload::Typed(t) => match t {
@@ -249,7 +248,7 @@ pub(super) fn f16_to_f32(h: u16) -> f32 {
 }
 
 /// Round-to-nearest-even conversion to the bits of a `bf16`.
-pub fn f32_to_bf16(x: f32) -> u16 {
+pub(crate) fn f32_to_bf16(x: f32) -> u16 {
     if x.is_nan() {
         return ((x.to_bits() >> 16) as u16) | 0x40;
     }
@@ -258,7 +257,7 @@ pub fn f32_to_bf16(x: f32) -> u16 {
 }
 
 /// Round-to-nearest-even conversion to the bits of an `f16`.
-pub fn f32_to_f16(x: f32) -> u16 {
+pub(crate) fn f32_to_f16(x: f32) -> u16 {
     let sign = ((x.to_bits() >> 16) & 0x8000) as u16;
     let a = x.abs();
     if a.is_nan() {

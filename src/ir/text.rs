@@ -47,7 +47,7 @@ const SHOWN: u64 = 8;
 
 /// What to print.
 #[derive(Clone, Copy)]
-pub struct TextOptions<'a> {
+pub(crate) struct TextOptions<'a> {
     /// Only these nodes of the main graph, with the initializers they read. `None` is the whole model.
     pub nodes: Option<&'a dyn Fn(NodeId) -> bool>,
     /// Whether initializers that nothing reads are shown.
@@ -82,7 +82,7 @@ pub fn print(model: &Model) -> String {
 }
 
 /// The nodes of the main graph that `keep` accepts, with what they read.
-pub fn print_module(model: &Model, keep: &dyn Fn(NodeId) -> bool) -> String {
+pub(crate) fn print_module(model: &Model, keep: &dyn Fn(NodeId) -> bool) -> String {
     let mut out = String::new();
     let options = TextOptions {
         nodes: Some(keep),
@@ -93,7 +93,7 @@ pub fn print_module(model: &Model, keep: &dyn Fn(NodeId) -> bool) -> String {
 }
 
 /// Writes a model as text. `O(size of the graph)`, and of the weights if they are hashed.
-pub fn write(model: &Model, options: TextOptions<'_>, out: &mut dyn Write) -> fmt::Result {
+pub(crate) fn write(model: &Model, options: TextOptions<'_>, out: &mut dyn Write) -> fmt::Result {
     let mut p = Printer { options, out };
     p.model(model)
 }

@@ -73,12 +73,12 @@ const DTYPES: [(DType, &str, u64); 29] = [
 
 impl DType {
     /// From ONNX's number; `None` for a number this version of the schema does not know.
-    pub fn from_code(code: i32) -> Option<Self> {
+    pub(crate) fn from_code(code: i32) -> Option<Self> {
         DTYPES.get(usize::try_from(code).ok()?).map(|d| d.0)
     }
 
     /// ONNX's number.
-    pub fn code(self) -> i32 {
+    pub(crate) fn code(self) -> i32 {
         self as i32
     }
 
@@ -93,12 +93,12 @@ impl DType {
     }
 
     /// Bits of one element in `raw_data`; 0 where elements have no fixed size (strings).
-    pub fn bits(self) -> u64 {
+    pub(crate) fn bits(self) -> u64 {
         DTYPES[self as usize].2
     }
 
     /// Bytes that `count` elements take in `raw_data` (sub-byte types are packed), or `None` on overflow or for strings.
-    pub fn bytes_for(self, count: u64) -> Option<u64> {
+    pub(crate) fn bytes_for(self, count: u64) -> Option<u64> {
         match self.bits() {
             0 => None,
             bits => Some(count.checked_mul(bits)?.div_ceil(8)),

@@ -27,7 +27,7 @@ impl AdapterSettings {
     ///
     /// # Errors
     /// [`ErrorKind::Interface`].
-    pub fn interface(&self, path: &Path, model: &Verified) -> Result<Interface> {
+    pub(crate) fn interface(&self, path: &Path, model: &Verified) -> Result<Interface> {
         match &self.interface {
             Some(name) => Interface::resolve(name),
             None => api::find_interface(model, Some(path)),

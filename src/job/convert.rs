@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Formats of adapter folders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Format {
+pub(crate) enum Format {
     /// The Adapters library's.
     Adapterhub,
     /// Hugging Face PEFT's.
@@ -22,7 +22,7 @@ pub enum Format {
 /// Converts an adapter folder between AdapterHub's and PEFT's format.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Convert {
+pub(crate) struct Convert {
     /// The folder.
     pub folder: PathBuf,
     /// The format to write.
@@ -40,7 +40,7 @@ pub struct Convert {
 /// A converted adapter.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one of them")]
-pub enum Converted {
+pub(crate) enum Converted {
     /// In AdapterHub's format.
     Adapterhub(AdapterFolder),
     /// In PEFT's format.
@@ -49,7 +49,7 @@ pub enum Converted {
 
 impl Convert {
     /// A job with the command's defaults.
-    pub fn new(folder: impl Into<PathBuf>, to: Format, output: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(folder: impl Into<PathBuf>, to: Format, output: impl Into<PathBuf>) -> Self {
         Convert {
             folder: folder.into(),
             to,
@@ -64,7 +64,7 @@ impl Convert {
     ///
     /// # Errors
     /// A folder that is of that format already, or of none; adapters that the other format cannot say.
-    pub fn run(&self) -> Result<Converted> {
+    pub(crate) fn run(&self) -> Result<Converted> {
         let options = WriteOptions {
             force: self.force,
             ..WriteOptions::default()
@@ -104,7 +104,7 @@ impl Convert {
 ///
 /// # Errors
 /// A folder that cannot be read; a name that an adapter cannot have.
-pub fn rename_beside(
+pub(crate) fn rename_beside(
     from: &Path,
     name: &str,
     to: Option<&Path>,

@@ -37,32 +37,33 @@ mod train;
 
 pub use crate::train::{DryRun, EvalEntry, Event as TrainEvent, LogEntry, StepReport};
 pub use attach::AdapterSettings;
-pub use compare::{Compare, Comparison, Engine, agree, compare, generate_inputs};
-pub use convert::{Convert, Converted, Format, rename_beside};
+pub(crate) use compare::agree;
+pub use compare::{Compare, Comparison, Engine};
 pub use evaluate::{EvalReport, Evaluation};
 pub use event::{Event, OnEvent};
 pub use generate::{Generation, GenerationReport};
 pub use merge::{Merge, merge, reset};
-pub use print::{Listed, Print, list_pipelines, pipelines_text};
 pub use report::TrainReport;
 pub use request::Request;
-pub use run::{Run, RunReport};
-pub use strip::Strip;
-pub use to_file::{AttachReport, AttachToFile, Placed, Selected, Written};
 pub use train::Job;
 
 pub(crate) use average::Average;
 pub(crate) use check::usage;
+pub(crate) use convert::{Convert, Converted, Format, rename_beside};
 pub(crate) use infer::Infer;
 pub(crate) use model::{Dtype, ModelSettings};
+pub(crate) use print::{Print, list_pipelines, pipelines_text};
 #[cfg(feature = "hub")]
 pub(crate) use pull::Pull;
 #[cfg(feature = "hub")]
 pub(crate) use push::{Parcel, Push};
 #[cfg(feature = "cli")]
 pub(crate) use remote::{fetched, wanted};
+pub(crate) use run::Run;
 pub(crate) use settings::JobArguments;
+pub(crate) use strip::Strip;
 pub(crate) use summary::{Summed, sum_up};
+pub(crate) use to_file::{AttachReport, AttachToFile, Selected, Written};
 
 use crate::error::Result;
 use crate::infer::Verified;

@@ -33,7 +33,7 @@ use std::path::PathBuf;
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Print {
+pub(crate) struct Print {
     /// The ONNX file.
     pub model: PathBuf,
     /// Path of the only module that is printed (default: all).
@@ -55,7 +55,7 @@ const SEED: u64 = 42;
 
 impl Print {
     /// A job with the command's defaults.
-    pub fn new(model: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(model: impl Into<PathBuf>) -> Self {
         Print {
             model: model.into(),
             module: None,
@@ -71,7 +71,7 @@ impl Print {
     ///
     /// # Errors
     /// A module, a pipeline or a pass that is not there; a model that cannot be read, or that the pipeline refuses.
-    pub fn run(&self, events: OnEvent<'_>) -> Result<String> {
+    pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<String> {
         let mut model = open(&self.model, events)?;
         let last = match (&self.pipeline, &self.after) {
             (None, None) => None,
@@ -212,7 +212,7 @@ fn unknown(message: &str) -> Error {
 /// A pass in the list of a pipeline.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
-pub struct Listed {
+pub(crate) struct Listed {
     /// Its name.
     pub pass: String,
     /// Whether it runs in the native mode only.
@@ -222,7 +222,7 @@ pub struct Listed {
 }
 
 /// All pipelines, and their passes in order.
-pub fn list_pipelines() -> Vec<(String, Vec<Listed>)> {
+pub(crate) fn list_pipelines() -> Vec<(String, Vec<Listed>)> {
     let portable = pipelines::all(Mode::Portable);
     let listed = |(native, portable): (&Pipeline, &Pipeline)| {
         let row = |(pass, reason): (&str, &'static str)| Listed {
@@ -243,7 +243,7 @@ pub fn list_pipelines() -> Vec<(String, Vec<Listed>)> {
 }
 
 /// The list of all pipelines, for people.
-pub fn pipelines_text() -> String {
+pub(crate) fn pipelines_text() -> String {
     let mut text = String::new();
     for (name, passes) in list_pipelines() {
         text += &format!("{name}\n");

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 /// Takes adapters out of a model file.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Strip {
+pub(crate) struct Strip {
     /// A model with adapters, as this library wrote it.
     pub model: PathBuf,
     /// Name of the only adapter to take out (default: all).
@@ -25,7 +25,7 @@ pub struct Strip {
 
 impl Strip {
     /// A job with the command's defaults.
-    pub fn new(model: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(model: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Strip {
             model: model.into(),
             name: None,
@@ -38,7 +38,7 @@ impl Strip {
     ///
     /// # Errors
     /// An adapter that is not there; an output that exists or is the input; files that cannot be read or written.
-    pub fn run(&self, events: OnEvent<'_>) -> Result<Saved> {
+    pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<Saved> {
         keep(&self.output, [&*self.model])?;
         let model = open(&self.model, events)?;
         if self.name.is_none() && api::manifest(&model)?.is_empty() {

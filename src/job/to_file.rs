@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct AttachToFile {
+pub(crate) struct AttachToFile {
     /// The ONNX file.
     pub model: PathBuf,
     /// Which adapters, and where they go.
@@ -50,7 +50,7 @@ pub struct AttachToFile {
 /// What attaching to a file did.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct AttachReport {
+pub(crate) struct AttachReport {
     /// What the interface selected.
     pub selected: Selected,
     /// The library's summary table.
@@ -62,7 +62,7 @@ pub struct AttachReport {
 /// What was written.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Written {
+pub(crate) enum Written {
     /// Nothing: the difference of the graphs by module.
     Dry {
         /// As text.
@@ -80,7 +80,7 @@ pub enum Written {
 /// What an interface selected in a model, in short.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
-pub struct Selected {
+pub(crate) struct Selected {
     /// Number of layers.
     pub layers: usize,
     /// Width of the residual stream.
@@ -96,7 +96,7 @@ pub struct Selected {
 /// Places of one kind.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
-pub struct Placed {
+pub(crate) struct Placed {
     /// The adapter.
     pub adapter: String,
     /// The kind.
@@ -107,7 +107,7 @@ pub struct Placed {
 
 impl AttachToFile {
     /// A job with the command's defaults.
-    pub fn new(model: impl Into<PathBuf>, adapters: AdapterSettings) -> Self {
+    pub(crate) fn new(model: impl Into<PathBuf>, adapters: AdapterSettings) -> Self {
         AttachToFile {
             model: model.into(),
             adapters,
@@ -122,7 +122,7 @@ impl AttachToFile {
     ///
     /// # Errors
     /// Those of [`Attach::run`](crate::Attach::run); outputs that exist or are inputs; files that cannot be read or written.
-    pub fn run(&self, events: OnEvent<'_>) -> Result<AttachReport> {
+    pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<AttachReport> {
         let model = open(&self.model, events)?;
         let before = self.dry_run.then(|| model.clone());
         let interface = self.adapters.interface(&self.model, &model)?;

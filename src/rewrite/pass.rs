@@ -123,7 +123,7 @@ impl<'a> PassCx<'a> {
 
     /// The model as it is now, verified: facts also of values that the pass itself made. Costs an inference of the whole model, unless
     /// nothing was committed yet.
-    pub fn verified(&self) -> Result<Verified, Error> {
+    pub(crate) fn verified(&self) -> Result<Verified, Error> {
         if self.report.patches == 0 {
             return Ok(self.before.clone());
         }
@@ -261,7 +261,7 @@ impl Pipeline {
     }
 
     /// Name of the pipeline; empty for one that has none.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.name
     }
 
@@ -271,7 +271,7 @@ impl Pipeline {
     }
 
     /// Names of the passes, in order, each with the reason why it stands there.
-    pub fn reasons(&self) -> impl Iterator<Item = (&str, &'static str)> {
+    pub(crate) fn reasons(&self) -> impl Iterator<Item = (&str, &'static str)> {
         self.steps.iter().map(|s| (s.pass.name(), s.reason))
     }
 

@@ -4,8 +4,8 @@
 //! is live, every new name is free, removed nodes have no remaining use.
 
 use crate::ir::{
-    Builder, Fragment, Function, Graph, GraphPort, InfoEntry, Metadata, Model, NodeId, OrderKey,
-    Spot, TensorData, Type, Use, Val, ValueId,
+    Builder, Fragment, Graph, GraphPort, InfoEntry, Metadata, Model, NodeId, OrderKey, Spot,
+    TensorData, Type, Use, Val, ValueId,
 };
 use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -56,7 +56,6 @@ enum Edit {
         domain: Box<str>,
         version: i64,
     },
-    AddFunction(Box<Function>),
     Stamp {
         node: NodeId,
         key: Box<str>,
@@ -124,7 +123,7 @@ impl Applied {
 
 impl Patch {
     /// An empty patch. `why` is shown in reports and errors; new nodes are placed behind `anchor`, or at the end without one.
-    pub fn new(model: &Model, why: impl Into<String>, anchor: Option<NodeId>) -> Self {
+    pub(crate) fn new(model: &Model, why: impl Into<String>, anchor: Option<NodeId>) -> Self {
         let builder = Builder::new(model.opset("").unwrap_or(17));
         Patch {
             why: why.into(),
@@ -150,7 +149,7 @@ impl Patch {
     }
 
     /// Removes an initializer or another value without producer; nothing that stays may read it.
-    pub fn remove_value(&mut self, value: ValueId) {
+    pub(crate) fn remove_value(&mut self, value: ValueId) {
         self.edits.push(Edit::RemoveValue(value));
     }
 
@@ -170,7 +169,7 @@ impl Patch {
     }
 
     /// Whether a value is made by a new node of this patch.
-    pub fn is_node_output(&self, value: Val) -> bool {
+    pub(crate) fn is_node_output(&self, value: Val) -> bool {
         let Val::New(ix) = value else { return false };
         let fragment = self.builder.peek();
         fragment
@@ -180,17 +179,17 @@ impl Patch {
     }
 
     /// Drops what `value_info` declares of values.
-    pub fn forget(&mut self, values: Vec<ValueId>) {
+    pub(crate) fn forget(&mut self, values: Vec<ValueId>) {
         self.edits.push(Edit::Forget(values));
     }
 
     /// Declares another type of a graph output.
-    pub fn output_type(&mut self, value: ValueId, ty: Option<Type>) {
+    pub(crate) fn output_type(&mut self, value: ValueId, ty: Option<Type>) {
         self.edits.push(Edit::OutputType { value, ty });
     }
 
     /// A value is no graph output any more; its node stays.
-    pub fn remove_output(&mut self, value: ValueId) {
+    pub(crate) fn remove_output(&mut self, value: ValueId) {
         self.edits.push(Edit::RemoveOutput(value));
     }
 
@@ -200,7 +199,7 @@ impl Patch {
     }
 
     /// Sets or removes a `metadata_props` entry of the model.
-    pub fn model_metadata(&mut self, key: &str, value: Option<&str>) {
+    pub(crate) fn model_metadata(&mut self, key: &str, value: Option<&str>) {
         self.edits.push(Edit::ModelMetadata {
             key: key.into(),
             value: value.map(Into::into),
@@ -208,7 +207,7 @@ impl Patch {
     }
 
     /// Makes sure that a domain is imported; a version that is there already stays.
-    pub fn import(&mut self, domain: &str, version: i64) {
+    pub(crate) fn import(&mut self, domain: &str, version: i64) {
         self.edits.push(Edit::Import {
             domain: domain.into(),
             version,
@@ -216,7 +215,7 @@ impl Patch {
     }
 
     /// Makes sure that the domains of all new nodes are imported, as version 1 where they are not yet.
-    pub fn import_domains(&mut self) {
+    pub(crate) fn import_domains(&mut self) {
         let mut domains: Vec<Box<str>> = self
             .builder
             .peek()
@@ -230,11 +229,6 @@ impl Patch {
         for d in domains {
             self.import(&d, 1);
         }
-    }
-
-    /// Adds a model-local function, unless one of its domain and name is there.
-    pub fn add_function(&mut self, function: Function) {
-        self.edits.push(Edit::AddFunction(Box::new(function)));
     }
 
     /// All redirects, in order: the value that was read and the one that is read instead.
@@ -261,7 +255,7 @@ impl Patch {
     }
 
     /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.edits.is_empty() && self.builder.node_count() == 0
     }
 
@@ -382,8 +376,7 @@ impl Patch {
                 | Edit::Forget(_)
                 | Edit::Rename { .. }
                 | Edit::ModelMetadata { .. }
-                | Edit::Import { .. }
-                | Edit::AddFunction(_) => {}
+                | Edit::Import { .. } => {}
             }
         }
         let doomed = removed_nodes
@@ -532,15 +525,6 @@ fn apply_edit(
         Edit::Import { domain, version } => {
             if model.opset(&domain).is_none() {
                 model.opset_imports.push((domain, version));
-            }
-        }
-        Edit::AddFunction(f) => {
-            if !model
-                .functions
-                .iter()
-                .any(|x| x.domain == f.domain && x.name == f.name && x.overload == f.overload)
-            {
-                model.functions.push(*f);
             }
         }
     }

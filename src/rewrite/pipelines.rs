@@ -35,7 +35,7 @@ pub enum Mode {
 
 impl Mode {
     /// Its name.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Mode::Portable => "portable",
             Mode::Native => "native",
@@ -216,7 +216,7 @@ fn choose(logits: String) -> ChooseLogits {
 const CHOOSE: &str = "First: the product with the vocabulary is the largest, and most of its rows would be thrown away.";
 
 /// Every pipeline in the order of a model's life, with nothing particular to do: for its name, and the names and reasons of its passes.
-pub fn all(mode: Mode) -> Vec<Pipeline> {
+pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
     let selection = Selection::default;
     let causal = Loss::CausalLm {
         logits: None,

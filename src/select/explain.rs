@@ -8,7 +8,7 @@ use std::fmt::{self, Write};
 
 /// A selection beside its graph, for display.
 #[derive(Clone, Copy, Debug)]
-pub struct Explained<'a> {
+pub(crate) struct Explained<'a> {
     selection: &'a Selection,
     graph: &'a Graph,
 }

@@ -8,7 +8,7 @@ use std::fmt;
 /// A place that an interface can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum Field {
+pub(crate) enum Field {
     /// Key projection.
     AttnKProj,
     /// Output projection of the attention.
@@ -116,7 +116,7 @@ pub(super) const GRAPH_ONLY: [Field; 3] =
 
 impl Field {
     /// The name in an interface file.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Field::AttnKProj => "attn_k_proj",
             Field::AttnOProj => "attn_o_proj",

@@ -9,7 +9,7 @@ use std::fmt;
 
 /// What a graph holds.
 #[derive(Clone, Debug, Serialize)]
-pub struct Inspection {
+pub(crate) struct Inspection {
     /// What wrote the file, with its version, and which exporter by the traces it left.
     pub exporter: String,
     /// Imported operator sets.
@@ -34,7 +34,7 @@ pub struct Inspection {
 
 /// A graph input or output.
 #[derive(Clone, Debug, Serialize)]
-pub struct PortRow {
+pub(crate) struct PortRow {
     /// Name.
     pub name: String,
     /// Declared type.
@@ -43,7 +43,7 @@ pub struct PortRow {
 
 /// A module whose parts are numbered.
 #[derive(Clone, Debug, Serialize)]
-pub struct LayerList {
+pub(crate) struct LayerList {
     /// Path.
     pub path: String,
     /// Number of entries.
@@ -52,7 +52,7 @@ pub struct LayerList {
 
 /// One module.
 #[derive(Clone, Debug, Serialize)]
-pub struct ModuleRow {
+pub(crate) struct ModuleRow {
     /// Path.
     pub path: String,
     /// Depth below the model.
@@ -67,7 +67,7 @@ pub struct ModuleRow {
 
 impl Inspection {
     /// Looks at a model.
-    pub fn of(verified: &Verified) -> Self {
+    pub(crate) fn of(verified: &Verified) -> Self {
         let model = verified.model();
         let g = &model.graph;
         let tree = ModuleTree::new(verified);

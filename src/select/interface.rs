@@ -44,7 +44,7 @@ impl PerStack {
     }
 
     /// Whether no stack has a path.
-    pub fn is_null(&self) -> bool {
+    pub(crate) fn is_null(&self) -> bool {
         match self {
             PerStack::One(p) => p.is_none(),
             PerStack::Each(list) => list.iter().all(Option::is_none),
@@ -335,7 +335,7 @@ impl Interface {
     }
 
     /// Number of layer lists.
-    pub fn stacks(&self) -> usize {
+    pub(crate) fn stacks(&self) -> usize {
         self.fields.model_layers.len().unwrap_or(1)
     }
 
@@ -365,7 +365,7 @@ impl Interface {
 
 impl Fields {
     /// The fields that hold paths, in the order of their names.
-    pub fn paths(&self) -> [(Field, &PerStack); 18] {
+    pub(crate) fn paths(&self) -> [(Field, &PerStack); 18] {
         PATHS.map(|row| (row.field, (row.path)(self)))
     }
 }

@@ -25,19 +25,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract::stamp;
 use crate::ir::{Graph, Model, NodeId, OpId};
-pub use explain::Explained;
 pub use family::Family;
-pub use field::Field;
 pub use infer::{Proposal, infer_interface};
-pub use inspect::{Inspection, LayerList, ModuleRow, PortRow};
+pub(crate) use inspect::Inspection;
 pub use interface::{Fields, GraphNames, Interface, InterfaceFile, PerStack};
-pub(crate) use modules::module_of;
-pub use modules::{Module, ModuleId, ModuleTree, Witness};
-pub(crate) use site::LinearModule;
+pub(crate) use modules::{ModuleId, ModuleTree, Witness, module_of};
 pub use site::{
-    AttentionSite, Decision, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite,
-    ParameterSite, QkvLayout, Role, Selection, TableSite, WeightForm, WeightUse,
+    AttentionSite, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite, ParameterSite,
+    QkvLayout, Role, Selection, TableSite, WeightForm, WeightUse,
 };
+pub(crate) use site::{Decision, LinearModule};
 
 impl Interface {
     /// Finds every place that the interface names, in every layer.
@@ -75,7 +72,7 @@ impl Interface {
 
 /// A selection that may be incomplete, with all findings.
 #[derive(Clone, Debug)]
-pub struct Examination {
+pub(crate) struct Examination {
     /// What was found; `None` without any layer.
     pub selection: Option<Selection>,
     /// What was not.

@@ -15,11 +15,11 @@ use std::collections::BTreeMap;
 
 /// Names one module of a [`ModuleTree`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ModuleId(u32);
+pub(crate) struct ModuleId(u32);
 
 impl ModuleId {
     /// Its place in [`ModuleTree::ids`].
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.0 as usize
     }
 }
@@ -29,7 +29,7 @@ pub(crate) const ROOT: ModuleId = ModuleId(0);
 
 /// How it is known which module a node belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Witness {
+pub(crate) enum Witness {
     /// Metadata that the exporter wrote.
     Metadata,
     /// The node's name.
@@ -59,7 +59,7 @@ impl std::fmt::Display for Witness {
 
 /// One module.
 #[derive(Clone, Debug)]
-pub struct Module {
+pub(crate) struct Module {
     /// Dotted path from the exported model: `model.layers.0.mlp`.
     pub path: Box<str>,
     /// The module it is part of.
@@ -75,14 +75,14 @@ pub struct Module {
 
 /// Modules and their nodes.
 #[derive(Clone, Debug)]
-pub struct ModuleTree {
+pub(crate) struct ModuleTree {
     modules: Vec<Module>,
     of_node: Vec<Option<(ModuleId, Witness)>>,
 }
 
 impl ModuleTree {
     /// The modules of a model's main graph.
-    pub fn new(verified: &Verified) -> Self {
+    pub(crate) fn new(verified: &Verified) -> Self {
         ModuleTree::of_view(&Flow::new(verified))
     }
 
@@ -107,17 +107,17 @@ impl ModuleTree {
     }
 
     /// The module.
-    pub fn module(&self, id: ModuleId) -> &Module {
+    pub(crate) fn module(&self, id: ModuleId) -> &Module {
         &self.modules[id.0 as usize]
     }
 
     /// All modules; a module comes after the one it is part of.
-    pub fn ids(&self) -> impl Iterator<Item = ModuleId> {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = ModuleId> {
         (0..self.modules.len() as u32).map(ModuleId)
     }
 
     /// The innermost module that a node belongs to, and how that is known.
-    pub fn of(&self, n: NodeId) -> Option<(ModuleId, Witness)> {
+    pub(crate) fn of(&self, n: NodeId) -> Option<(ModuleId, Witness)> {
         self.of_node.get(n.index()).copied().flatten()
     }
 
@@ -150,12 +150,12 @@ impl ModuleTree {
     }
 
     /// The innermost module that two modules are part of.
-    pub fn shared(&self, a: ModuleId, b: ModuleId) -> ModuleId {
+    pub(crate) fn shared(&self, a: ModuleId, b: ModuleId) -> ModuleId {
         self.common(&[a, b]).unwrap_or(ROOT)
     }
 
     /// The path of a module, relative to one that it is part of; `None` if it is not.
-    pub fn relative(&self, id: ModuleId, outer: ModuleId) -> Option<&str> {
+    pub(crate) fn relative(&self, id: ModuleId, outer: ModuleId) -> Option<&str> {
         let (path, base) = (&self.module(id).path, &self.module(outer).path);
         if base.is_empty() {
             return Some(path);

@@ -37,7 +37,7 @@ pub struct Selection {
     /// Findings that do not stop the selection: places a fused operator swallowed, embeddings outside the graph.
     pub misses: Vec<Diagnostic>,
     /// Why each place was chosen.
-    pub decisions: Vec<Decision>,
+    pub(crate) decisions: Vec<Decision>,
 }
 
 impl Selection {
@@ -102,7 +102,7 @@ pub struct ParameterSite {
 
 /// What one field of the interface was found to be, and by which witness.
 #[derive(Clone, Debug)]
-pub struct Decision {
+pub(crate) struct Decision {
     /// Layer id; `None` for the whole model.
     pub layer: Option<usize>,
     /// Interface field.
@@ -275,7 +275,7 @@ impl Role {
     ];
 
     /// The interface field that names this role.
-    pub fn field(self) -> Field {
+    pub(crate) fn field(self) -> Field {
         match self {
             Role::Query => Field::AttnQProj,
             Role::Key => Field::AttnKProj,

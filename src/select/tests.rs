@@ -1,5 +1,6 @@
 //! What names find and what structure finds must be the same.
 
+use super::field::Field;
 use super::*;
 use crate::ir::{Graph, Metadata, Model, ValueId};
 use crate::unit::support::check_generated;
