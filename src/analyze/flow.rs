@@ -3,7 +3,7 @@
 use super::through::Through;
 use super::view::View;
 use crate::infer::Verified;
-use crate::ir::{AttrValue, DType, Dim, Node, NodeId, TensorData, TypeKind, Use, ValueId};
+use crate::ir::{AttrValue, DType, Dim, Node, NodeId, TensorData, TypeKind, ValueId};
 
 /// A [`View`] that also knows which values carry hidden states.
 #[derive(Debug)]
@@ -37,6 +37,9 @@ struct Known {
     root: Option<ValueId>,
     place: i64,
 }
+
+/// Operators that look rows of a table up.
+const EMBEDS: [&str; 3] = ["EmbedLayerNormalization", "Gather", "GatherBlockQuantized"];
 
 /// Operators whose result is never a float.
 const NOT_FLOAT: [&str; 19] = [
@@ -193,12 +196,13 @@ impl<'a> Flow<'a> {
 
     /// Whether a node looks up rows of an embedding table.
     pub(crate) fn is_lookup(&self, n: NodeId) -> bool {
-        let data = self
-            .inputs(n)
-            .into_iter()
-            .flatten()
-            .any(|v| self.is_data(v));
-        data && self.embeds(self.node(n), &self.inputs(n))
+        let node = self.node(n);
+        if !EMBEDS.contains(&&*node.op.op_type) {
+            return false;
+        }
+        let inputs = self.inputs(n);
+        let data = inputs.iter().flatten().any(|v| self.is_data(*v));
+        data && self.embeds(node, &inputs)
     }
 
     /// What a quantized hidden state was made from; any other value itself.
@@ -286,7 +290,7 @@ impl<'a> Flow<'a> {
 
     /// The nodes that read a value, each once, in execution order.
     pub(crate) fn readers(&self, v: ValueId) -> Vec<NodeId> {
-        let mut out: Vec<NodeId> = self.graph.uses(v).into_iter().map(Use::node).collect();
+        let mut out: Vec<NodeId> = self.graph.value_readers(v).collect();
         out.sort_by_key(|n| self.place(*n));
         out.dedup();
         out

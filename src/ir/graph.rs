@@ -286,7 +286,12 @@ impl Graph {
 
     /// One output of a node.
     pub fn output(&self, id: NodeId, slot: usize) -> Option<ValueId> {
-        self.node_outputs(id).get(slot).copied().flatten()
+        self.g
+            .edges_directed(id.ix, Outgoing)
+            .find_map(|e| match *e.weight() {
+                Port::Def(s) if s as usize == slot => Some(self.value_at(e.target())),
+                _ => None,
+            })
     }
 
     /// What the subgraphs of a node capture, in the order of all captures of all its subgraphs.

@@ -212,7 +212,7 @@ impl ModuleTree {
     }
 
     /// Reads metadata; returns the nodes without, with the scope that their names give.
-    fn metadata(&mut self, view: &Flow<'_>) -> Vec<(NodeId, Vec<String>, Witness)> {
+    fn metadata<'g>(&mut self, view: &Flow<'g>) -> Vec<(NodeId, &'g str, Witness)> {
         let mut rest = Vec::new();
         for &n in &view.order {
             let node = view.node(n);
@@ -224,16 +224,14 @@ impl ModuleTree {
                 {
                     self.modules[id.0 as usize].class = Some(class.into());
                 }
-            } else if let Some(parts) = name_scope(&node.name) {
-                rest.push((n, parts, Witness::NodeName));
+            } else if let Some(scope) = name_scope(&node.name) {
+                rest.push((n, scope, Witness::NodeName));
             } else {
-                let outputs = view.graph.node_outputs(n);
-                let scope = outputs
-                    .iter()
-                    .flatten()
-                    .find_map(|v| name_scope(view.graph.name_of(*v)));
-                if let Some(parts) = scope {
-                    rest.push((n, parts, Witness::ValueName));
+                let graph = view.graph;
+                let outputs = graph.node_outputs(n);
+                let mut outputs = outputs.into_iter().flatten();
+                if let Some(scope) = outputs.find_map(|v| name_scope(graph.name_of(v))) {
+                    rest.push((n, scope, Witness::ValueName));
                 }
             }
         }
@@ -242,11 +240,15 @@ impl ModuleTree {
 
     /// Places nodes by scoped names. A part `x_1` is a further call of `x` when `x` exists beside it and no parameter says that
     /// `x_1` is a module of its own.
-    fn names(&mut self, view: &Flow<'_>, raw: &[(NodeId, Vec<String>, Witness)]) {
+    fn names(&mut self, view: &Flow<'_>, raw: &[(NodeId, &str, Witness)]) {
+        let mut scopes: FxHashSet<&str> = FxHashSet::default();
         let mut seen: FxHashSet<String> = FxHashSet::default();
-        for (_, parts, _) in raw {
+        for (_, scope, _) in raw {
+            if !scopes.insert(scope) {
+                continue;
+            }
             let mut path = String::new();
-            for part in parts {
+            for part in parts(scope) {
                 path.push('/');
                 path.push_str(part);
                 if !seen.contains(&path) {
@@ -259,28 +261,25 @@ impl ModuleTree {
             let name = view.graph.name_of(v);
             own.extend(name.match_indices('.').map(|(at, _)| &name[..at]));
         }
-        let mut cache: FxHashMap<String, ModuleId> = FxHashMap::default();
-        for (n, parts, witness) in raw {
-            let key = parts.join("/");
-            let id = if let Some(id) = cache.get(&key) {
-                *id
-            } else {
-                let id = self.place_scope(parts, &seen, &own);
-                cache.insert(key, id);
-                id
+        let mut placed: FxHashMap<&str, ModuleId> = FxHashMap::default();
+        for (n, scope, witness) in raw {
+            let id = match placed.get(scope) {
+                Some(id) => *id,
+                None => self.place_scope(scope, &seen, &own),
             };
+            placed.insert(scope, id);
             self.of_node[n.index()] = Some((id, *witness));
         }
     }
 
     fn place_scope(
         &mut self,
-        parts: &[String],
+        scope: &str,
         seen: &FxHashSet<String>,
         own: &FxHashSet<&str>,
     ) -> ModuleId {
         let (mut written, mut at) = (String::new(), ROOT);
-        for part in parts {
+        for part in parts(scope) {
             let repeated = part.rsplit_once('_').filter(|(base, n)| {
                 !base.is_empty()
                     && !n.is_empty()
@@ -288,7 +287,7 @@ impl ModuleTree {
                     && seen.contains(&format!("{written}/{base}"))
                     && !own.contains(join(&self.module(at).path, part).as_str())
             });
-            let name = repeated.map_or(part.as_str(), |(base, _)| base);
+            let name = repeated.map_or(part, |(base, _)| base);
             written.push('/');
             written.push_str(part);
             for piece in name.split('.') {
@@ -474,9 +473,8 @@ pub(crate) fn module_of(graph: &Graph, node: NodeId) -> String {
     if let Some((path, _)) = metadata_scope(node) {
         return path;
     }
-    name_scope(&node.name)
-        .map(|p| p.join("."))
-        .unwrap_or_default()
+    let scope = name_scope(&node.name).unwrap_or_default();
+    parts(scope).collect::<Vec<_>>().join(".")
 }
 
 /// Module path and class from dynamo's metadata: the entry before the last one, which is the fx node itself.
@@ -530,22 +528,20 @@ fn python_list(text: &str) -> Option<Vec<String>> {
     Some(out)
 }
 
-/// The scope in a name such as `/model/layers.0/self_attn/q_proj/MatMul`: all parts but the last. ONNX Runtime's fusions append
+/// The scope in a name such as `/model/layers.0/self_attn/q_proj/MatMul`: all but the last part. ONNX Runtime's fusions append
 /// `/…Fusion/` to the name of the node they replace.
-fn name_scope(name: &str) -> Option<Vec<String>> {
+fn name_scope(name: &str) -> Option<&str> {
     let name = name.strip_prefix('/')?;
     let name = match name.strip_suffix('/') {
         Some(fused) => fused.rsplit_once('/').map_or("", |(own, _)| own),
         None => name,
     };
-    let (scope, _) = name.rsplit_once('/').unwrap_or(("", name));
-    Some(
-        scope
-            .split('/')
-            .filter(|p| !p.is_empty())
-            .map(str::to_owned)
-            .collect(),
-    )
+    Some(name.rsplit_once('/').map_or("", |(scope, _)| scope))
+}
+
+/// The parts of a scope, outermost first.
+fn parts(scope: &str) -> impl Iterator<Item = &str> {
+    scope.split('/').filter(|p| !p.is_empty())
 }
 
 #[cfg(test)]
@@ -570,16 +566,15 @@ mod tests {
 
     #[test]
     fn scopes_of_names() {
-        let scope = |s: &str| name_scope(s).map(|p| p.join("/"));
         assert_eq!(
-            scope("/model/layers.0/q_proj/MatMul").as_deref(),
+            name_scope("/model/layers.0/q_proj/MatMul"),
             Some("model/layers.0/q_proj")
         );
         assert_eq!(
-            scope("/model/layers.0/norm/Mul_1/SimplifiedLayerNormFusion/").as_deref(),
+            name_scope("/model/layers.0/norm/Mul_1/SimplifiedLayerNormFusion/"),
             Some("model/layers.0/norm")
         );
-        assert_eq!(scope("/Gather").as_deref(), Some(""));
-        assert_eq!(scope("node_linear"), None);
+        assert_eq!(name_scope("/Gather"), Some(""));
+        assert_eq!(name_scope("node_linear"), None);
     }
 }

@@ -289,7 +289,7 @@ impl<'s> Named<'s> {
             .filter(|n| self.call_of[n.index()] as usize == call)
             .collect();
         let edge = self.marks.boundary(self.scene.view, &nodes);
-        let f = self.scene.interface.fields.clone();
+        let f = &self.scene.interface.fields;
         let at = |p: &PerStack| p.get(spot.stack).map(str::to_owned);
         let (Some(input), Some(output)) = (edge.input, edge.output) else {
             self.record.miss(
@@ -379,7 +379,7 @@ impl<'s> Named<'s> {
     ) -> Option<AttentionSite> {
         let path = path?;
         let module = self.part(spot, field, &path)?;
-        let f = self.scene.interface.fields.clone();
+        let f = &self.scene.interface.fields;
         let mut find = |role: Role, p: &PerStack| {
             self.linear(
                 spot,
