@@ -15,8 +15,10 @@ pub(crate) enum Picture {
     Scalar(&'static str),
     /// This number.
     Number(f32),
-    /// The first output of an `ai.onnx` operator; inputs behind those that are given may be there, too.
+    /// The first output of an operator; inputs behind those that are given may be there, too.
     Op {
+        /// Empty for `ai.onnx`.
+        domain: &'static str,
         op: &'static str,
         inputs: Vec<Picture>,
         name: Option<&'static str>,
@@ -40,9 +42,19 @@ pub(crate) fn number(number: f32) -> Picture {
     Picture::Number(number)
 }
 
-/// What an operator makes.
+/// What an `ai.onnx` operator makes.
 pub(crate) fn op(op: &'static str, inputs: impl Into<Vec<Picture>>) -> Picture {
+    op_in("", op, inputs)
+}
+
+/// What an operator of another domain makes.
+pub(crate) fn op_in(
+    domain: &'static str,
+    op: &'static str,
+    inputs: impl Into<Vec<Picture>>,
+) -> Picture {
     Picture::Op {
+        domain,
         op,
         inputs: inputs.into(),
         name: None,
@@ -59,7 +71,10 @@ impl Picture {
     #[must_use]
     pub(crate) fn called(self, name: &'static str) -> Picture {
         match self {
-            Picture::Op { op, inputs, .. } => Picture::Op {
+            Picture::Op {
+                domain, op, inputs, ..
+            } => Picture::Op {
+                domain,
                 op,
                 inputs,
                 name: Some(name),
@@ -70,7 +85,17 @@ impl Picture {
 
     /// How a value fits the picture.
     pub(crate) fn fit(&self, view: &View<'_>, v: ValueId) -> Option<Fit> {
-        solve(view, vec![(self, v)], Fit::default())
+        self.find(view, v, &mut |fit| Some(fit.clone()))
+    }
+
+    /// What is made of the first way in which a value fits the picture and that is taken.
+    pub(crate) fn find<T>(
+        &self,
+        view: &View<'_>,
+        v: ValueId,
+        take: &mut dyn FnMut(&Fit) -> Option<T>,
+    ) -> Option<T> {
+        solve(view, vec![(self, v)], Fit::default(), take)
     }
 }
 
@@ -105,15 +130,20 @@ impl Fit {
     }
 }
 
-/// The first way in which all values fit their pictures.
-fn solve<'p>(view: &View<'_>, mut open: Vec<(&'p Picture, ValueId)>, mut fit: Fit) -> Option<Fit> {
+/// Goes through the ways in which all values fit their pictures, until one is taken.
+fn solve<'p, T>(
+    view: &View<'_>,
+    mut open: Vec<(&'p Picture, ValueId)>,
+    mut fit: Fit,
+    take: &mut dyn FnMut(&Fit) -> Option<T>,
+) -> Option<T> {
     let Some((picture, v)) = open.pop() else {
-        return Some(fit);
+        return take(&fit);
     };
-    let with = |more: Vec<(&'p Picture, ValueId)>, fit: Fit| {
+    let mut with = |more: Vec<(&'p Picture, ValueId)>, fit: Fit| {
         let mut open = open.clone();
         open.extend(more.into_iter().rev());
-        solve(view, open, fit)
+        solve(view, open, fit, take)
     };
     match picture {
         Picture::Any(name) => fit.bind(name, v).then(|| with(vec![], fit))?,
@@ -126,8 +156,17 @@ fn solve<'p>(view: &View<'_>, mut open: Vec<(&'p Picture, ValueId)>, mut fit: Fi
             same.then(|| with(vec![], fit))?
         }
         Picture::Or(all) => all.iter().find_map(|p| with(vec![(p, v)], fit.clone())),
-        Picture::Op { op, inputs, name } => {
-            let n = view.made_by(v, op)?;
+        Picture::Op {
+            domain,
+            op,
+            inputs,
+            name,
+        } => {
+            let (n, slot) = view.graph.producer(v)?;
+            let id = &view.node(n).op;
+            if slot != 0 || &*id.domain != *domain || &*id.op_type != *op {
+                return None;
+            }
             fit.nodes.push(n);
             fit.named.extend(name.map(|name| (name, n)));
             let slots = (0..inputs.len())
@@ -136,8 +175,11 @@ fn solve<'p>(view: &View<'_>, mut open: Vec<(&'p Picture, ValueId)>, mut fit: Fi
             let straight = || inputs.iter().zip(slots.iter().copied()).collect();
             let crossed = || inputs.iter().zip(slots.iter().rev().copied()).collect();
             let commutes = matches!(*op, "Add" | "Mul") && inputs.len() == 2;
-            with(straight(), fit.clone())
-                .or_else(|| commutes.then(|| with(crossed(), fit)).flatten())
+            let found = with(straight(), fit.clone());
+            match found {
+                None if commutes => with(crossed(), fit),
+                found => found,
+            }
         }
     }
 }

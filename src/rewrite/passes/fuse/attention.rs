@@ -64,24 +64,6 @@ pub(super) fn attention(view: &View<'_>, softmax: NodeId) -> Option<Found> {
     found.shrink(view)
 }
 
-impl Found {
-    /// Keeps what others read: a repeated key or value that something else needs stays in the graph.
-    fn shrink(mut self, view: &View<'_>) -> Option<Found> {
-        let last = view.producer(self.replaces)?;
-        loop {
-            let read = |n: &NodeId| self.is_read_outside(view, *n);
-            let stays: Vec<NodeId> = self.removes.iter().copied().filter(read).collect();
-            if stays.is_empty() {
-                return Some(self);
-            }
-            self.removes.retain(|n| !stays.contains(n));
-            if !self.removes.contains(&last) {
-                return None;
-            }
-        }
-    }
-}
-
 /// What an `Add` adds to the scores, if it has their shape or is stretched to it.
 fn masked(view: &View<'_>, add: Link) -> Option<ValueId> {
     if !view.is(add.node, "Add") {

@@ -1,6 +1,6 @@
 //! RMS norms, rotary embeddings and gated activations.
 
-use super::{Fused, Fusion, Input};
+use super::{Fused, Fusion, Input, Shared};
 use crate::analyze::pattern::{any, number, op, or, scalar};
 use crate::ir::{NodeId, OpId, ValueId};
 use crate::ops::DOMAIN;
@@ -17,6 +17,7 @@ fn fused(op: &str, inputs: impl IntoIterator<Item = ValueId>) -> Fused {
 /// `x · 1/√(mean(x²) + ε) · w`, in the forms of both torch exporters.
 pub(super) const RMS_NORM: Fusion = Fusion {
     why: "rms norm",
+    shared: Shared::Forbids,
     picture: || {
         let square = or([
             op("Pow", [any("x"), number(2.0)]),
@@ -56,6 +57,7 @@ pub(super) const RMS_NORM: Fusion = Fusion {
 /// `x·cos + concat(-x₂, x₁)·sin` over the halves of the last axis.
 pub(super) const ROTARY_EMBEDDING: Fusion = Fusion {
     why: "rotary embedding",
+    shared: Shared::Forbids,
     picture: || {
         let lower = op("Slice", [any("x")]).called("lower");
         let upper = op("Slice", [any("x")]).called("upper");
@@ -104,6 +106,7 @@ pub(super) const ROTARY_EMBEDDING: Fusion = Fusion {
 /// `a·σ(a)·b`.
 pub(super) const SWIGLU: Fusion = Fusion {
     why: "gated activation",
+    shared: Shared::Forbids,
     picture: || {
         let silu = op("Mul", [any("a"), op("Sigmoid", [any("a")])]);
         op("Mul", [silu, any("b")])
@@ -118,6 +121,7 @@ pub(super) const SWIGLU: Fusion = Fusion {
 /// `a·σ(a)`.
 pub(super) const SILU: Fusion = Fusion {
     why: "silu",
+    shared: Shared::Forbids,
     picture: || op("Mul", [any("a"), op("Sigmoid", [any("a")])]),
     fused: |view, fit| {
         let a = fit.value("a")?;

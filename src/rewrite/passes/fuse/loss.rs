@@ -3,6 +3,7 @@
 use super::super::super::pass::{Pass, PassCx, PassError};
 use super::super::super::patch::Uses;
 use super::super::loss::{Divisor, Loss, output};
+use crate::analyze::pattern::{Picture, any, op, or};
 use crate::analyze::view::View;
 use crate::ir::contract::stamp;
 use crate::ir::{OpId, Val, ValueId, contract};
@@ -53,6 +54,12 @@ impl Pass for FuseLoss {
     }
 }
 
+/// `h·w`, or `h·eᵀ` where the head is the tied embedding: execution takes it as a view.
+fn logits_of() -> Picture {
+    let weight = or([op("Transpose", [any("stored")]), any("stored")]);
+    op("MatMul", [any("hidden"), weight]).called("product")
+}
+
 /// The hidden states and the weight whose product the logits are, the loss, and what else the operator reads.
 fn find(
     view: &View<'_>,
@@ -60,10 +67,9 @@ fn find(
     divisor: Divisor,
 ) -> Option<(ValueId, ValueId, ValueId, Vec<ValueId>)> {
     let logits = output(view.graph, logits, Some(contract::LOGITS)).ok()?;
-    let product = view.made_by(logits, "MatMul")?;
-    let (hidden, weight) = view.pair(product)?;
-    // A tied head is the transposed embedding: execution takes it as a view.
-    let stored = view.untransposed(weight).unwrap_or(weight);
+    let fit = logits_of().fit(view, logits)?;
+    let (hidden, weight) = view.pair(fit.node("product")?)?;
+    let stored = fit.value("stored")?;
     let constant = view.constant(stored)?;
     // The operator has no gradient of the weight: a head that is trained keeps its logits.
     let trained = view.graph.value(stored).metadata.contains_key(stamp::PARAM);

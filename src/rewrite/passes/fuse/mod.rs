@@ -95,10 +95,21 @@ fn run(
 /// A fusion: a picture of what it matches, and the operator to put in its place.
 struct Fusion {
     why: &'static str,
-    /// The value that is replaced. Nothing else may read what is made on the way to it.
+    /// The value that is replaced.
     picture: fn() -> Picture,
-    /// The operator, where sizes and types allow it.
+    /// What happens where something else reads what is made on the way to it.
+    shared: Shared,
+    /// The operator, where sizes and types allow it; else the next way to fit the picture is asked for.
     fused: fn(&View<'_>, &Fit) -> Option<Fused>,
+}
+
+/// What happens to a fusion where something else reads a part of the picture.
+#[derive(Clone, Copy)]
+enum Shared {
+    /// The graph stays as it is.
+    Forbids,
+    /// The part stays, beside the fused operator.
+    Stays,
 }
 
 /// An operator in the place of a picture.
@@ -115,15 +126,22 @@ impl Fusion {
         let picture = (self.picture)();
         move |view, n| {
             let replaces = view.out(n)?;
-            let fit = picture.fit(view, replaces)?;
-            let found = Found {
-                why: self.why,
-                fused: (self.fused)(view, &fit)?,
-                replaces,
-                removes: fit.nodes,
-            };
-            let closed = (found.removes.iter()).all(|n| !found.is_read_outside(view, *n));
-            closed.then_some(found)
+            picture.find(view, replaces, &mut |fit| {
+                let found = Found {
+                    why: self.why,
+                    fused: (self.fused)(view, fit)?,
+                    replaces,
+                    removes: fit.nodes.clone(),
+                };
+                match self.shared {
+                    Shared::Stays => found.shrink(view),
+                    Shared::Forbids => {
+                        let mut nodes = found.removes.iter();
+                        let closed = nodes.all(|n| !found.is_read_outside(view, *n));
+                        closed.then_some(found)
+                    }
+                }
+            })
         }
     }
 }
@@ -152,6 +170,22 @@ impl Found {
         })
     }
 
+    /// Keeps what others read: a repeated key or value that something else needs stays in the graph.
+    fn shrink(mut self, view: &View<'_>) -> Option<Found> {
+        let last = view.producer(self.replaces)?;
+        loop {
+            let read = |n: &NodeId| self.is_read_outside(view, *n);
+            let stays: Vec<NodeId> = self.removes.iter().copied().filter(read).collect();
+            if stays.is_empty() {
+                return Some(self);
+            }
+            self.removes.retain(|n| !stays.contains(n));
+            if !self.removes.contains(&last) {
+                return None;
+            }
+        }
+    }
+
     fn commit(mut self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
         let g = &cx.model().graph;
         let Some((anchor, _)) = g.producer(self.replaces) else {
@@ -164,6 +198,7 @@ impl Found {
         let b = patch.builder();
         b.set_scope(&format!("{name}/fused"));
         let fused = self.fused;
+        let domain = fused.op.domain.clone();
         let input = |i: &Input| match i {
             Input::Is(v) => Val::Old(*v),
             Input::Scaled(v, s) => b.mul(*v, *s),
@@ -174,7 +209,7 @@ impl Found {
         for &n in &self.removes {
             patch.remove_node(n);
         }
-        patch.import(crate::ops::DOMAIN, 1);
+        patch.import(&domain, 1);
         cx.commit(patch)?;
         Ok(())
     }

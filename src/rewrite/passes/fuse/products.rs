@@ -1,9 +1,10 @@
 //! Matrix products with transposed operands, scales and sums: what gradients and adapters are made of.
 
 use super::super::super::pass::{Pass, PassCx, PassError};
-use super::super::super::patch::Uses;
+use super::{Fused, Fusion, Input, Shared, run};
+use crate::analyze::pattern::{Fit, Picture, any, op, op_in, or, scalar};
 use crate::analyze::view::View;
-use crate::ir::{Attr, NodeId, OpId, Val, ValueId};
+use crate::ir::{Attr, NodeId, OpId, ValueId};
 use crate::ops::DOMAIN;
 
 /// Folds transpositions of operands, constant scales and sums into matrix products.
@@ -16,15 +17,8 @@ impl Pass for FuseProducts {
     }
 
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
-        for step in [fold_transposes, fold_sums] {
-            let candidates: Vec<NodeId> = cx.model().graph.nodes().collect();
-            for n in candidates {
-                if cx.model().graph.get_node(n).is_some() {
-                    step(cx, n)?;
-                }
-            }
-        }
-        Ok(())
+        run(cx, TRANSPOSED.finder())?;
+        run(cx, ADDED.finder())
     }
 }
 
@@ -62,6 +56,21 @@ impl Product {
         })
     }
 
+    /// The product of a picture, with its scale.
+    fn of(view: &View<'_>, fit: &Fit) -> Option<Product> {
+        let mut p = Product::read(view, fit.node("product")?)?;
+        if let Some(scale) = fit.value("scale") {
+            p.alpha *= view.scalar(scale)?;
+        }
+        Some(p)
+    }
+
+    /// How many numbers a number of the result is summed of; the greatest number where it is not known.
+    fn depth(&self, view: &View<'_>) -> i64 {
+        let axis = if self.trans_b { -1 } else { -2 };
+        view.size(self.b, axis).unwrap_or(i64::MAX)
+    }
+
     fn attrs(&self) -> [(&'static str, Attr); 3] {
         [
             ("alpha", self.alpha.into()),
@@ -71,114 +80,82 @@ impl Product {
     }
 }
 
-fn fold_transposes(cx: &mut PassCx<'_>, n: NodeId) -> Result<(), PassError> {
-    let view = View::new(&cx.model().graph, cx);
-    let Some(mut p) = Product::read(&view, n) else {
-        return Ok(());
-    };
-    let (a, b) = (view.untransposed(p.a), view.untransposed(p.b));
-    if a.is_none() && b.is_none() {
-        return Ok(());
-    }
-    if let Some(x) = a {
-        (p.a, p.trans_a) = (x, !p.trans_a);
-    }
-    if let Some(x) = b {
-        (p.b, p.trans_b) = (x, !p.trans_b);
-    }
-    let Some(y) = view.out(n) else { return Ok(()) };
-    let dead: Vec<NodeId> = [(a, view.graph.input(n, 0)), (b, view.graph.input(n, 1))]
-        .into_iter()
-        .filter_map(|(folded, operand)| {
-            folded?;
-            let operand = operand?;
-            view.only_use(operand)?;
-            view.graph.producer(operand).map(|t| t.0)
+/// `a·b`, as ONNX or ONNX Runtime spells it.
+fn product(a: &Picture, b: &Picture) -> Picture {
+    let operands = || [a.clone(), b.clone()];
+    or([
+        op("MatMul", operands()).called("product"),
+        op_in("com.microsoft", "FusedMatMul", operands()).called("product"),
+    ])
+}
+
+/// `a·b` or `a·b·scale`.
+fn scaled_product() -> Picture {
+    let product = product(&any("a"), &any("b"));
+    or([
+        product.clone(),
+        op("Mul", [product, scalar("scale")]).called("scaled"),
+    ])
+}
+
+/// `aᵀ·b`, `a·bᵀ` or `aᵀ·bᵀ`.
+const TRANSPOSED: Fusion = Fusion {
+    why: "transposed product",
+    shared: Shared::Stays,
+    picture: || {
+        let a = op("Transpose", [any("a")]).called("aᵀ");
+        let b = op("Transpose", [any("b")]).called("bᵀ");
+        product(&or([a, any("a")]), &or([b, any("b")]))
+    },
+    fused: |view, fit| {
+        let mut p = Product::read(view, fit.node("product")?)?;
+        let (a, b) = (fit.node("aᵀ"), fit.node("bᵀ"));
+        if a.is_none() && b.is_none() {
+            return None;
+        }
+        let matrix = |t: NodeId| view.untransposed(view.out(t)?);
+        if let Some(t) = a {
+            (p.a, p.trans_a) = (matrix(t)?, !p.trans_a);
+        }
+        if let Some(t) = b {
+            (p.b, p.trans_b) = (matrix(t)?, !p.trans_b);
+        }
+        Some(Fused {
+            op: OpId::new("com.microsoft", "FusedMatMul"),
+            inputs: [p.a, p.b].map(|v| Some(Input::Is(v))).into(),
+            attrs: p.attrs().into(),
+            n_out: 1,
         })
-        .collect();
-    let name = view.graph.name_of(y).to_owned();
-    let mut patch = cx.patch("transposed product", Some(n));
-    let builder = patch.builder();
-    builder.set_scope(&format!("{name}/fused"));
-    let out = builder.op_in(
-        "com.microsoft",
-        "FusedMatMul",
-        &[Val::Old(p.a), Val::Old(p.b)],
-        &p.attrs(),
-    );
-    patch.redirect(y, out, Uses::All);
-    patch.remove_node(n);
-    for t in dead {
-        patch.remove_node(t);
-    }
-    patch.import("com.microsoft", 1);
-    cx.commit(patch)?;
-    Ok(())
-}
+    },
+};
 
-/// `c + alpha·a·b` with a matrix `b`.
-fn fold_sums(cx: &mut PassCx<'_>, add: NodeId) -> Result<(), PassError> {
-    let view = View::new(&cx.model().graph, cx);
-    let Some(found) = sum(&view, add) else {
-        return Ok(());
-    };
-    let Some(y) = view.out(add) else {
-        return Ok(());
-    };
-    let name = view.graph.name_of(y).to_owned();
-    let mut patch = cx.patch("product added", Some(add));
-    let b = patch.builder();
-    b.set_scope(&format!("{name}/fused"));
-    let inputs = [found.c, found.product.a, found.product.b].map(|v| Some(Val::Old(v)));
-    let out = b.node_n(
-        OpId::new(DOMAIN, "MatMulAdd"),
-        &inputs,
-        &found.product.attrs(),
-        1,
-    );
-    patch.redirect(y, out[0], Uses::All);
-    for n in found.removes {
-        patch.remove_node(n);
-    }
-    patch.import(DOMAIN, 1);
-    cx.commit(patch)?;
-    Ok(())
-}
-
-struct Sum {
-    c: ValueId,
-    product: Product,
-    removes: Vec<NodeId>,
-}
-
-fn sum(view: &View<'_>, add: NodeId) -> Option<Sum> {
-    if !view.graph.node(add).op.is_onnx("Add") {
-        return None;
-    }
-    let (x, y) = view.pair(add)?;
-    if x == y {
-        return None;
-    }
-    let candidates = [(x, y), (y, x)].into_iter().filter_map(|(c, v)| {
-        let (product, removes) = scaled_product(view, v)?;
-        let depth = view.size(product.b, if product.trans_b { -1 } else { -2 });
-        Some((depth.unwrap_or(i64::MAX), c, v, product, removes))
-    });
-    // The thinner product joins the sum: the other one computes into it.
-    let (_, c, v, product, mut removes) = candidates.min_by_key(|k| k.0)?;
-    if view.rank(product.b)? != 2
-        || (product.trans_a && view.rank(product.a)? != 2)
-        || !shapes_agree(view, c, v, &product)
-    {
-        return None;
-    }
-    removes.push(add);
-    Some(Sum {
-        c,
-        product,
-        removes,
-    })
-}
+/// `c + a·b` or `c + a·b·scale` with a matrix `b`.
+const ADDED: Fusion = Fusion {
+    why: "product added",
+    shared: Shared::Forbids,
+    picture: || op("Add", [any("c"), scaled_product()]),
+    fused: |view, fit| {
+        let (c, p) = (fit.value("c")?, Product::of(view, fit)?);
+        let summand = view.out(fit.node("scaled").or(fit.node("product"))?)?;
+        // The thinner product joins the sum: the other one computes into it.
+        let rival = scaled_product().fit(view, c).filter(|other| {
+            let mut made = other.nodes.iter().filter_map(|n| view.out(*n));
+            made.all(|v| view.only_use(v).is_some())
+        });
+        let rival = rival.and_then(|other| Product::of(view, &other));
+        let fits = c != summand
+            && rival.is_none_or(|other| p.depth(view) <= other.depth(view))
+            && view.rank(p.b)? == 2
+            && (!p.trans_a || view.rank(p.a)? == 2)
+            && shapes_agree(view, c, summand, &p);
+        fits.then(|| Fused {
+            op: OpId::new(DOMAIN, "MatMulAdd"),
+            inputs: [c, p.a, p.b].map(|v| Some(Input::Is(v))).into(),
+            attrs: p.attrs().into(),
+            n_out: 1,
+        })
+    },
+};
 
 /// Values made by this pass have no facts yet; the product's shape then follows from its operands.
 fn shapes_agree(view: &View<'_>, c: ValueId, v: ValueId, p: &Product) -> bool {
@@ -212,25 +189,4 @@ fn shapes_agree(view: &View<'_>, c: ValueId, v: ValueId, p: &Product) -> bool {
         (Some(c), Some(v)) => c == v,
         _ => false,
     }
-}
-
-fn scaled_product(view: &View<'_>, v: ValueId) -> Option<(Product, Vec<NodeId>)> {
-    view.only_use(v)?;
-    let (n, _) = view.graph.producer(v)?;
-    if let Some(p) = Product::read(view, n) {
-        return Some((p, vec![n]));
-    }
-    if !view.graph.node(n).op.is_onnx("Mul") {
-        return None;
-    }
-    let (a, b) = view.pair(n)?;
-    let (inner, s) = view
-        .scalar(b)
-        .map(|s| (a, s))
-        .or_else(|| view.scalar(a).map(|s| (b, s)))?;
-    view.only_use(inner)?;
-    let (m, _) = view.graph.producer(inner)?;
-    let mut p = Product::read(view, m)?;
-    p.alpha *= s;
-    Some((p, vec![n, m]))
 }
