@@ -708,6 +708,8 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) job: Flags<JobArguments>,
     #[command(flatten)]
+    pub(crate) model_settings: Flags<ModelSettings>,
+    #[command(flatten)]
     pub(crate) data: Flags<DataArguments>,
     #[command(flatten)]
     pub(crate) collate: Flags<CollateArguments>,

@@ -37,6 +37,7 @@ fn request(args: &TrainArgs) -> Request {
     let mut request = Request::new(&args.model);
     let flags = [
         &args.job.given,
+        &args.model_settings.given,
         &args.data.given,
         &args.collate.given,
         &args.training.given,

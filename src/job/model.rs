@@ -36,11 +36,12 @@ pub(crate) enum Dtype {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ModelSettings {
-    /// An `adapter_interface.json`, or the name of a built-in one; without it, config.json beside the model decides, or the graph.
+    /// An `adapter_interface.json`, or the name of a built-in one (default: the one of config.json beside the model, else of the graph).
     pub(crate) interface: Option<String>,
-    /// The adapters: `SPEC`, `NAME=SPEC`, a list of them, or an object of specs by name.
+    /// The adapters: `SPEC`, `NAME=SPEC`, a list of them, or an object of specs by name. A spec is a configuration string, an
+    /// `adapter_config.json` or a saved adapter folder.
     pub(crate) adapter: AdapterSpecs,
-    /// Which adapters are active and how they are composed.
+    /// The setup: which adapters are active and how they are composed (default: all, one behind the other).
     pub(crate) active: Option<String>,
     /// The tokenizer: tokenizer.json or its folder (default: the one beside the model).
     pub(crate) tokenizer: Option<String>,

@@ -1,5 +1,6 @@
 //! A fine-tuning job: one JSON object that holds what to train, on what, and how. Every field is also a flag of `rewrite train`.
 
+use super::model::ModelSettings;
 use crate::adapters::head::HeadConfig;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -42,22 +43,13 @@ impl AdapterSpecs {
     }
 }
 
-/// Which model, which adapters, and where results go. Paths in a job file are relative to the file.
+/// Which model, what is minimised, and where results go. Paths in a job file are relative to the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "options of the field")]
 pub(crate) struct JobArguments {
     /// The ONNX file.
     pub model: Option<String>,
-    /// An `adapter_interface.json`, or the name of a built-in one (default: the one of config.json beside the model, else of the graph).
-    pub interface: Option<String>,
-    /// What is trained: `SPEC`, `NAME=SPEC`, a list of them, or an object of specs by name. A spec is a configuration string, an
-    /// `adapter_config.json` or a saved adapter folder.
-    pub adapter: AdapterSpecs,
-    /// The setup: which adapters are active and how they are composed (default: all, one behind the other).
-    pub active: Option<String>,
-    /// The tokenizer: tokenizer.json or its folder (default: the one beside the model).
-    pub tokenizer: Option<String>,
     /// What is minimised: causal-lm, seq2seq, classification, multi-label, regression, mse, or the name of a scalar value
     /// (default: what the task of the data asks for).
     pub loss: Option<String>,
@@ -70,12 +62,6 @@ pub(crate) struct JobArguments {
     pub overwrite_output_dir: bool,
     /// Where the run is written down while it goes on.
     pub report_to: Vec<ReportTo>,
-    /// Device to compute on: cpu; cuda or cuda:N in a build with CUDA.
-    pub device: String,
-    /// Number of threads (default: all cores).
-    pub threads: Option<usize>,
-    /// Runs the graph as it was exported, without fused kernels.
-    pub portable: bool,
     /// Prints steps, tokens and an estimate of the memory, and trains nothing.
     pub dry_run: bool,
     /// Pushes the adapters to the Hub when training is done.
@@ -90,18 +76,11 @@ impl Default for JobArguments {
     fn default() -> Self {
         JobArguments {
             model: None,
-            interface: None,
-            adapter: AdapterSpecs::Default,
-            active: None,
-            tokenizer: None,
             loss: None,
             head: None,
             output_dir: None,
             overwrite_output_dir: false,
             report_to: vec![ReportTo::Jsonl, ReportTo::Html],
-            device: "cpu".to_owned(),
-            threads: None,
-            portable: false,
             dry_run: false,
             push_to_hub: false,
             hub_model_id: None,
@@ -115,9 +94,12 @@ impl Options for JobArguments {}
 /// All settings of a training job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct JobSettings {
-    /// Which model, which adapters, where to.
+    /// Which model, where to.
     #[serde(flatten)]
     pub job: JobArguments,
+    /// What the model gets, and how it is executed.
+    #[serde(flatten)]
+    pub model: ModelSettings,
     /// On what.
     #[serde(flatten)]
     pub data: DataArguments,
@@ -169,15 +151,19 @@ impl JobSettings {
     /// # Errors
     /// Names that no option has, values that do not fit, and combinations that make no sense; all names together.
     pub(super) fn read(mut options: Map<String, Value>) -> Result<JobSettings> {
+        let known = Self::fields();
+        let known: Vec<&str> = known.iter().map(|f| f.name.as_str()).collect();
+        let names = options
+            .keys()
+            .filter(|name| !known.contains(&name.as_str()));
+        if let Some(e) = options::unknown(names, &known) {
+            return Err(e);
+        }
         let job = options::take::<JobArguments>(&mut options);
+        let model = options::take::<ModelSettings>(&mut options);
         let data = options::take::<DataArguments>(&mut options);
         let collate = options::take::<CollateArguments>(&mut options);
         let training = options::take::<TrainingArguments>(&mut options);
-        let known = Self::fields();
-        let known: Vec<&str> = known.iter().map(|f| f.name.as_str()).collect();
-        if let Some(e) = options::unknown(options.keys(), &known) {
-            return Err(e);
-        }
         let collate: CollateArguments = options::read(collate)?;
         if collate.pad_to_multiple_of == Some(0) {
             let d = Diagnostic::error("option", "`pad_to_multiple_of` must be at least 1");
@@ -188,6 +174,7 @@ impl JobSettings {
         }
         Ok(JobSettings {
             job: options::read(job)?,
+            model: options::read(model)?,
             data: options::read(data)?,
             collate,
             training: options::read(training)?,
@@ -197,10 +184,26 @@ impl JobSettings {
     /// All options, in order.
     pub(super) fn fields() -> Vec<OptionField> {
         let mut all = options::fields::<JobArguments>();
+        all.extend(Self::model_fields());
         all.extend(options::fields::<DataArguments>());
         all.extend(options::fields::<CollateArguments>());
         all.extend(options::fields::<TrainingArguments>());
         all
+    }
+
+    /// The settings as a job file has them.
+    pub(super) fn to_file(&self) -> Value {
+        let mut file = serde_json::to_value(self).unwrap_or_default();
+        if let Value::Object(options) = &mut file {
+            options.shift_remove("dtype");
+        }
+        file
+    }
+
+    /// The options of the model. `dtype` is a flag: in a file, `bf16` says it.
+    fn model_fields() -> impl Iterator<Item = OptionField> {
+        let all = options::fields::<ModelSettings>().into_iter();
+        all.filter(|f| f.name != "dtype")
     }
 
     /// The JSON schema of a job file.
@@ -210,6 +213,7 @@ impl JobSettings {
         let mut defs = Map::new();
         let parts = [
             schemars::schema_for!(JobArguments),
+            schemars::schema_for!(ModelSettings),
             schemars::schema_for!(DataArguments),
             schemars::schema_for!(CollateArguments),
             schemars::schema_for!(TrainingArguments),
@@ -217,7 +221,11 @@ impl JobSettings {
         for part in parts {
             let mut part = part.to_value();
             if let Value::Object(p) = part["properties"].take() {
-                properties.extend(p);
+                let known = Self::fields();
+                properties.extend(
+                    p.into_iter()
+                        .filter(|(n, _)| known.iter().any(|f| f.name == *n)),
+                );
             }
             if let Value::Object(d) = part["$defs"].take() {
                 defs.extend(d);
@@ -255,10 +263,11 @@ fn markdown() -> String {
          schema. Each is also a flag, in kebab case (`per_device_train_batch_size` is `--per-device-train-batch-size`), and a flag stands \
          over the file. Names and meanings are those of Hugging Face's `TrainingArguments`, datasets and TRL where they have one.\n",
     );
-    let parts: [(&str, Vec<OptionField>); 4] = [
+    let parts: [(&str, Vec<OptionField>); 5] = [
+        ("The job", options::fields::<JobArguments>()),
         (
             "The model and its adapters",
-            options::fields::<JobArguments>(),
+            JobSettings::model_fields().collect(),
         ),
         ("Data", options::fields::<DataArguments>()),
         ("Batches", options::fields::<CollateArguments>()),

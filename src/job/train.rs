@@ -4,7 +4,7 @@ use super::attach::AdapterSettings;
 use super::check::{check_outputs, fits, usage};
 use super::event::{Event, OnEvent, note, notes};
 use super::head::choose_head;
-use super::model::{ModelFiles, ModelSettings};
+use super::model::ModelFiles;
 use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
 use super::settings::JobSettings;
@@ -23,7 +23,7 @@ use crate::train::{
     DataArguments, DecoderStart, Files, Loaded, Output, Resume, Stop, Task, TrainData, Trainer,
     dataset_divisor, parse_loss, smoothed,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -105,7 +105,6 @@ impl Job {
 struct Run {
     settings: JobSettings,
     files: ModelFiles,
-    model: ModelSettings,
     adapters: AdapterSettings,
     output: PathBuf,
 }
@@ -126,7 +125,7 @@ impl Run {
         // Not in a file: `bf16` says it there.
         all.shift_remove("dtype");
         let mut settings = JobSettings::read(all)?;
-        let model = resolved.model_settings()?;
+        settings.model = resolved.model_settings()?;
         settings.job.model = Some(resolved.model.display().to_string());
         let files = ModelFiles::at(&resolved.model);
         files.within_positions(&mut settings.data.max_seq_length, events)?;
@@ -144,10 +143,9 @@ impl Run {
             ));
         }
         Ok(Run {
-            adapters: model.adapters(),
+            adapters: settings.model.adapters(),
             settings,
             files,
-            model,
             output,
         })
     }
@@ -242,7 +240,7 @@ impl Run {
 
     fn load(&self, subject: &Subject, events: OnEvent<'_>) -> Result<Loaded> {
         let settings = &self.settings;
-        let tokenizer = self.files.tokenizer(settings.job.tokenizer.as_deref())?;
+        let tokenizer = self.files.tokenizer(settings.model.tokenizer.as_deref())?;
         let seed = settings
             .training
             .data_seed
@@ -273,18 +271,19 @@ impl Run {
     fn trainer(&self, subject: &Subject, divisor: Divisor, events: OnEvent<'_>) -> Result<Trainer> {
         let JobSettings {
             job,
+            model,
             data,
             training,
             ..
         } = &self.settings;
         let name = job.loss.as_deref().unwrap_or_else(|| usual_loss(data.task));
         let loss = smoothed(parse_loss(name, divisor), training.label_smoothing_factor);
-        let mut options = self.model.compile_options()?;
+        let mut options = model.compile_options()?;
         if training.bf16 {
             options.precision = Precision::Bf16;
         }
-        let model = subject.adapted.model.clone();
-        let trainer = Trainer::new(model, &loss, training.clone(), self.model.mode(), &options)?;
+        let graph = subject.adapted.model.clone();
+        let trainer = Trainer::new(graph, &loss, training.clone(), model.mode(), &options)?;
         let (count, names) = (trainer.trainable(), subject.names.join(", "));
         note(events, format!("training {count} parameters of {names}"))?;
         Ok(trainer)
@@ -320,7 +319,7 @@ impl Run {
         trainer.check(&data)?;
         events(&Event::Stoppable)?;
         let report_to = &self.settings.job.report_to;
-        let mut watchers = Watchers::open(&self.output, report_to, json!(self.settings))?;
+        let mut watchers = Watchers::open(&self.output, report_to, self.settings.to_file())?;
         watchers.describe(loaded.report.lines(), subject.summary()?);
         let stop = trainer.train(&data, Some(&output), &mut |e| {
             tally.event(e);
