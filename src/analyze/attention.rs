@@ -37,50 +37,50 @@ pub(crate) struct Ends<'a> {
 #[derive(Clone, Debug)]
 pub struct AttentionCore {
     /// What the softmax reads: `[…, queries, keys]`, masks and biases included.
-    pub scores: ValueId,
+    pub(crate) scores: ValueId,
     /// Left operand of the product that makes the scores: the queries, scaled as the graph does it, rotated where it does.
-    pub queries: ValueId,
+    pub(crate) queries: ValueId,
     /// Element type of the queries.
-    pub dtype: Option<DType>,
+    pub(crate) dtype: Option<DType>,
     /// What happens to a score between that product and the softmax, in order, masks and biases apart.
-    pub then: Vec<Step>,
+    pub(crate) then: Vec<Step>,
     /// The keys, from the product's right operand against the flow to what the scores' factors do not belong to any more: each with
     /// the number of steps of [`then`](Self::then), from the first, that lie between it and the product. The last has all that are
     /// the keys' own.
-    pub keys: Vec<(ValueId, usize)>,
+    pub(crate) keys: Vec<(ValueId, usize)>,
     /// What the mix multiplies the probabilities with: `[…, keys, head]`.
-    pub values: ValueId,
+    pub(crate) values: ValueId,
     /// Nodes from the scores to the mix, in order.
-    pub tail: Vec<NodeId>,
+    pub(crate) tail: Vec<NodeId>,
     /// What the mix makes.
-    pub output: ValueId,
+    pub(crate) output: ValueId,
     /// What else is added to the scores: masks.
-    pub masks: Vec<ValueId>,
+    pub(crate) masks: Vec<ValueId>,
     /// Conditions under which a score is replaced by a constant: masks that say what is hidden.
     pub(crate) hidden: Vec<ValueId>,
     /// The bias by relative position, where there is one.
-    pub bias: Option<RelativeBias>,
+    pub(crate) bias: Option<RelativeBias>,
     /// How heads lie in the queries.
-    pub query_heads: HeadAxis,
+    pub(crate) query_heads: HeadAxis,
     /// How heads lie in the values.
-    pub value_heads: HeadAxis,
+    pub(crate) value_heads: HeadAxis,
     /// Number of query heads.
-    pub heads: usize,
+    pub(crate) heads: usize,
     /// Number of heads of keys and values.
-    pub kv_heads: usize,
+    pub(crate) kv_heads: usize,
     /// Width of a head.
-    pub head: usize,
+    pub(crate) head: usize,
     /// What enters the module: the input of the query projection.
-    pub input: ValueId,
+    pub(crate) input: ValueId,
     /// The query projection's output, whose leading axes the module's input should have.
-    pub like: ValueId,
+    pub(crate) like: ValueId,
     /// Width of that input.
-    pub width: usize,
+    pub(crate) width: usize,
 }
 
 /// What is added to scores by the distance of key and query.
 #[derive(Clone, Debug)]
-pub struct RelativeBias {
+pub(crate) struct RelativeBias {
     /// What is added, perhaps with a mask: `[…, queries, keys]`.
     pub value: ValueId,
     /// Positions of keys minus positions of queries: `[queries, keys]`.
@@ -95,7 +95,7 @@ pub struct RelativeBias {
 
 /// What happens to a score.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Multiplication with a value of one element.
     Mul(ValueId),
     /// Division by a value of one element.
@@ -114,7 +114,7 @@ pub enum Step {
 
 /// The axes of an operand in front of its last two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeadAxis {
+pub(crate) enum HeadAxis {
     /// `[batch, heads]`.
     Query,
     /// `[batch, kv_heads]`, fewer than the queries'.

@@ -14,24 +14,24 @@ use rustc_hash::FxHashSet;
 #[derive(Clone, Debug)]
 pub struct Longer {
     /// What the embeddings make: `[batch, sequence, width]`.
-    pub embedded: ValueId,
+    pub(crate) embedded: ValueId,
     /// Width of an embedding.
-    pub width: usize,
+    pub(crate) width: usize,
     /// Inputs `[batch, sequence]`.
-    pub inputs: Vec<(ValueId, Meaning)>,
+    pub(crate) inputs: Vec<(ValueId, Meaning)>,
     /// Nodes in front of the embeddings to be computed again of longer inputs, in order.
-    pub nodes: Vec<NodeId>,
+    pub(crate) nodes: Vec<NodeId>,
     /// Values of which the rest reads the longer version, and where.
-    pub moved: Vec<(ValueId, Vec<Use>)>,
+    pub(crate) moved: Vec<(ValueId, Vec<Use>)>,
     /// Shape constants with the sequence's length in them: where they are read, the numbers, and whether they are a vector.
-    pub shapes: Vec<Shape>,
+    pub(crate) shapes: Vec<Shape>,
     /// Values behind the embeddings, whose declared shapes are no longer true.
-    pub behind: Vec<ValueId>,
+    pub(crate) behind: Vec<ValueId>,
 }
 
 /// A shape constant.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// The constant.
     pub value: ValueId,
     /// Where it is read as a shape.
@@ -46,7 +46,7 @@ pub struct Shape {
 
 /// What an input with an axis of the sequence says of a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meaning {
+pub(crate) enum Meaning {
     /// Whether it is attended to.
     Mask,
     /// Where it is.

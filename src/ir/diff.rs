@@ -138,16 +138,6 @@ impl Diff {
 }
 
 /// The difference from `a` to `b`. `module_of` names the module that a node of the main graph belongs to.
-///
-/// ```
-/// use onnx_graft::ir::{diff, text};
-///
-/// let a = text::parse("graph g(%x: f32[2]) -> (%y)\n  %y = Relu(%x)  // act")?;
-/// let b = text::parse("graph g(%x: f32[2]) -> (%y)\n  %n = Neg(%x)  // neg\n  %y = Relu(%n)  // act")?;
-/// let d = diff::diff(&a, &b, &|_, _| "mlp".to_owned());
-/// assert_eq!((d.nodes().added, d.nodes().changed), (1, 1));
-/// # Ok::<(), onnx_graft::Error>(())
-/// ```
 pub(crate) fn diff(a: &Model, b: &Model, module_of: &dyn Fn(&Model, NodeId) -> String) -> Diff {
     Diff {
         modules: modules(a, b, module_of),

@@ -22,15 +22,6 @@ use serde::Serialize;
 use std::path::PathBuf;
 
 /// Prints a model file.
-///
-/// ```
-/// use onnx_graft::job::Print;
-///
-/// let mut job = Print::new("fixtures/qwen3/model.onnx");
-/// job.after = Some("fuse-blocks".into());
-/// assert!(job.run(&mut |_| Ok(()))?.contains("onnx_graft::RotaryEmbedding"));
-/// # Ok::<(), onnx_graft::Error>(())
-/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub(crate) struct Print {

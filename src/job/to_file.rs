@@ -18,18 +18,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Attaches adapters to a model file: writes `MODEL.NAMES.onnx` and a folder for each adapter.
-///
-/// ```
-/// use onnx_graft::job::{AdapterSettings, AttachToFile, Written};
-///
-/// let adapters = AdapterSettings { adapters: vec!["lora[r=4]".into()], ..AdapterSettings::default() };
-/// let mut job = AttachToFile::new("fixtures/qwen3/model.onnx", adapters);
-/// job.dry_run = true;
-/// let report = job.run(&mut |_| Ok(()))?;
-/// assert_eq!(report.selected.layers, 2);
-/// assert!(matches!(report.output, Written::Dry { .. }));
-/// # Ok::<(), onnx_graft::Error>(())
-/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub(crate) struct AttachToFile {

@@ -112,7 +112,7 @@ impl ParamSpec {
 
     /// The same, but nothing reads it.
     #[must_use]
-    pub fn idle(mut self) -> Self {
+    pub(crate) fn idle(mut self) -> Self {
         self.idle = self.trainable;
         self.trainable = false;
         self
@@ -120,14 +120,14 @@ impl ParamSpec {
 
     /// The same, with a second name.
     #[must_use]
-    pub fn alias(mut self, suffix: impl Into<String>) -> Self {
+    pub(crate) fn alias(mut self, suffix: impl Into<String>) -> Self {
         self.aliases.push(suffix.into());
         self
     }
 
     /// The same, in other scopes than its place's.
     #[must_use]
-    pub fn within(mut self, scopes: &[String]) -> Self {
+    pub(crate) fn within(mut self, scopes: &[String]) -> Self {
         self.scopes = scopes.to_vec();
         self
     }
@@ -240,12 +240,18 @@ impl Init {
     }
 
     /// BERT's: `N(0, 0.02²)`.
-    pub fn bert() -> Init {
+    pub(crate) fn bert() -> Init {
         Init::Normal { std: 0.02 }
     }
 
     /// The values. `None` where they depend on a base weight that cannot be read as floats.
-    pub fn values(&self, dims: &[usize], seed: u64, name: &str, graph: &Graph) -> Option<Vec<f32>> {
+    pub(crate) fn values(
+        &self,
+        dims: &[usize],
+        seed: u64,
+        name: &str,
+        graph: &Graph,
+    ) -> Option<Vec<f32>> {
         let n: usize = dims.iter().product();
         let mut random = Random::new(seed, name);
         Some(match self {

@@ -109,7 +109,7 @@ impl Surroundings<'_, '_> {
     }
 
     /// Size of a value's last axis; the residual stream's where nothing else is known.
-    pub fn width(&self, value: ValueId) -> Option<usize> {
+    pub(crate) fn width(&self, value: ValueId) -> Option<usize> {
         let known = self.known.fact(value).and_then(|f| f.size(-1));
         let hidden = (self.selection.hidden_size > 0).then_some(self.selection.hidden_size);
         known.and_then(|n| usize::try_from(n).ok()).or(hidden)
@@ -146,7 +146,7 @@ impl<'s> Place<'s> {
     }
 
     /// The value that the place replaces.
-    pub fn target(&self) -> ValueId {
+    pub(crate) fn target(&self) -> ValueId {
         match &self.at {
             At::Linear(site) => site.output,
             At::Sublayer(site) => site.stream.unwrap_or(site.output),
@@ -161,7 +161,7 @@ impl<'s> Place<'s> {
     }
 
     /// The node behind which new nodes belong.
-    pub fn anchor(&self, graph: &Graph) -> Option<NodeId> {
+    pub(crate) fn anchor(&self, graph: &Graph) -> Option<NodeId> {
         let producer = |v| graph.producer(v).map(|p| p.0);
         match &self.at {
             At::Linear(site) => Some(site.anchor),
@@ -211,7 +211,7 @@ impl<'s> Place<'s> {
     }
 
     /// What is to be known of places like this one.
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self.at {
             At::Embeddings(_) => Kind::EMBEDDINGS,
             At::Linear(_) => Kind::LINEAR,
@@ -230,7 +230,7 @@ impl<'s> Place<'s> {
 
 /// A kind of place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kind {
+pub(crate) struct Kind {
     /// Its name, in the stamp that `strip` reads.
     pub name: &'static str,
     /// What places of the kind are, for people.
@@ -257,7 +257,7 @@ impl Kind {
     const MASK: Kind = Kind::new(7, "mask", "masks, opened for the prompt", false);
 
     /// What has no place of its own, and grows along with another place.
-    pub const GROWN: Kind = Kind::new(
+    pub(crate) const GROWN: Kind = Kind::new(
         8,
         "grown",
         "inputs and sizes that grow with the sequence",
@@ -294,7 +294,7 @@ impl Kind {
     }
 
     /// The kind of this name.
-    pub fn of(name: &str) -> Option<Kind> {
+    pub(crate) fn of(name: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|k| k.name == name)
     }
 }
@@ -327,7 +327,7 @@ pub struct State {
 
 /// Adapters of one method at one place, of which each sample has one.
 #[derive(Clone, Copy, Debug)]
-pub struct Tasks<'a> {
+pub(crate) struct Tasks<'a> {
     /// The index of each sample's adapter: `[batch]`, each below their number.
     pub ids: Val,
     /// Number of axes of what flows; the batch is the first.
@@ -399,7 +399,7 @@ pub struct BuildCx<'a> {
 
 impl<'a> BuildCx<'a> {
     /// A context.
-    pub fn new(
+    pub(crate) fn new(
         b: &'a Builder,
         graph: &'a Graph,
         base: DType,
@@ -433,7 +433,11 @@ impl<'a> BuildCx<'a> {
     }
 
     /// The same of what can fail.
-    pub fn once_or<E>(&self, key: &str, make: impl FnOnce() -> Result<Val, E>) -> Result<Val, E> {
+    pub(crate) fn once_or<E>(
+        &self,
+        key: &str,
+        make: impl FnOnce() -> Result<Val, E>,
+    ) -> Result<Val, E> {
         let full = format!("{}: {key}", self.owner.borrow());
         if let Some(v) = self.once.borrow().get(&full) {
             return Ok(*v);
@@ -465,14 +469,14 @@ impl<'a> BuildCx<'a> {
     }
 
     /// Which example of a packed row each position belongs to, where rows are packed: the input `[batch, positions]`, 0 for padding.
-    pub fn segments(&self) -> Option<Val> {
+    pub(crate) fn segments(&self) -> Option<Val> {
         let input = self.graph.find(contract::SEGMENT_IDS);
         let input = input.filter(|v| self.graph.is_input(*v))?;
         Some(Val::Old(input))
     }
 
     /// Has readers of a value read what the last node made, which says so.
-    pub fn replace(&self, old: ValueId, new: Val, uses: Vec<Use>) {
+    pub(crate) fn replace(&self, old: ValueId, new: Val, uses: Vec<Use>) {
         self.b
             .mark_last_node(stamp::REPLACES, self.graph.name_of(old));
         self.b.mark_last_node(stamp::READERS, "some");
@@ -480,7 +484,7 @@ impl<'a> BuildCx<'a> {
     }
 
     /// One row for each task, made of one parameter each, and for each sample the row of its task: `[batch, 1, …, elements]`.
-    pub fn rows(&self, rows: &[Val], tasks: &Tasks<'_>) -> Val {
+    pub(crate) fn rows(&self, rows: &[Val], tasks: &Tasks<'_>) -> Val {
         let b = self.b;
         let flat: Vec<Val> = rows
             .iter()
@@ -497,7 +501,7 @@ impl<'a> BuildCx<'a> {
     }
 
     /// What stands for a value of the base model by now.
-    pub fn current(&self, value: ValueId) -> Val {
+    pub(crate) fn current(&self, value: ValueId) -> Val {
         Val::Old(self.current.get(&value).copied().unwrap_or(value))
     }
 
@@ -595,12 +599,12 @@ impl<'a> BuildCx<'a> {
     }
 
     /// `mean over the sequence of σ(W·x + b)`: `[batch, 1, gates]`.
-    pub fn gate(&self, x: Val, p: &Params<'_>) -> Val {
+    pub(crate) fn gate(&self, x: Val, p: &Params<'_>) -> Val {
         self.gate_of(x, p.get("gate.weight"), p.get("gate.bias"))
     }
 
     /// The same of given parameters; `x` as the base model has it.
-    pub fn gate_of(&self, x: Val, weight: Val, bias: Val) -> Val {
+    pub(crate) fn gate_of(&self, x: Val, weight: Val, bias: Val) -> Val {
         self.whole_rows
             .set(Some("a gate is the mean over all positions of a row"));
         let score = self.b.add(self.b.linear_t(self.up(x), weight), bias);

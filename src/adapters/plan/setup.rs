@@ -98,7 +98,7 @@ impl Setup {
     }
 
     /// The names in it, each once, in order.
-    pub(crate) fn names(&self) -> Vec<&str> {
+    pub fn names(&self) -> Vec<&str> {
         let mut out: Vec<&str> = Vec::new();
         self.visit(&mut |setup| {
             if let Setup::Single(name) = setup
