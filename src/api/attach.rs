@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::rewrite::passes::AttachPass;
 use crate::rewrite::pipelines;
-use crate::select::{Interface, PerStack, Selection, infer_interface};
+use crate::select::{Interface, PerStack, Selection, beside, infer_interface};
 use std::path::{Path, PathBuf};
 
 /// Attaches adapters to a model: says where they go, which ones they are and how they act together, and [runs](Self::run).
@@ -262,7 +262,7 @@ pub fn find_interface(model: &Verified, file: Option<&Path>) -> Result<Interface
 
 /// What `config.json` beside a model says, for the adapter's own file.
 fn meta(model: Option<&Path>, interface: &Interface, selection: &Selection) -> Meta {
-    let config = model.map(|m| m.with_file_name("config.json"));
+    let config = model.map(|m| beside(m, "config.json"));
     let text = config.and_then(|c| std::fs::read_to_string(c).ok());
     let config: serde_json::Value =
         serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();

@@ -3,6 +3,7 @@
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options;
+use crate::select::beside;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -183,12 +184,12 @@ const NOT_FOLLOWED: [(&str, &str); 11] = [
 /// lengths. Warns of fields that are not followed.
 pub(crate) fn generation_config(model: &Path) -> Result<(Map<String, Value>, Vec<Diagnostic>)> {
     let mut fields = Map::new();
-    let own = object(&model.with_file_name("config.json"))?;
+    let own = object(&beside(model, "config.json"))?;
     for key in ["eos_token_id", "decoder_start_token_id"] {
         let value = own.get(key).filter(|v| !v.is_null());
         fields.extend(value.map(|v| (key.to_owned(), v.clone())));
     }
-    let path = model.with_file_name("generation_config.json");
+    let path = beside(model, "generation_config.json");
     let config = object(&path)?;
     let mut warnings = Vec::new();
     for (key, neutral) in NOT_FOLLOWED {

@@ -12,6 +12,7 @@ use crate::options::Options;
 use crate::rewrite::pipelines::Mode;
 use crate::runtime::CompileOptions;
 use crate::runtime::Precision;
+use crate::select;
 use crate::text::Tokenizer;
 use crate::train::DecoderStart;
 use schemars::JsonSchema;
@@ -123,7 +124,7 @@ pub(super) struct ModelFiles {
 impl ModelFiles {
     /// The files of a model. Those that are missing say nothing.
     pub(super) fn at(path: &Path) -> Self {
-        let text = std::fs::read_to_string(path.with_file_name("config.json")).unwrap_or_default();
+        let text = std::fs::read_to_string(select::beside(path, "config.json")).unwrap_or_default();
         let config: Value = serde_json::from_str(&text).unwrap_or_default();
         // A text model inside another one has its own part.
         let config = match config.get("text_config") {
@@ -143,7 +144,7 @@ impl ModelFiles {
 
     /// The tokenizer that is named, or the one beside the model.
     pub(super) fn tokenizer(&self, named: Option<&str>) -> Result<Option<Tokenizer>> {
-        let beside = self.path.with_file_name("tokenizer.json");
+        let beside = select::beside(&self.path, "tokenizer.json");
         match named {
             Some(path) => Tokenizer::open(Path::new(path)).map(Some),
             None if beside.exists() => Tokenizer::open(&beside).map(Some),
@@ -169,7 +170,7 @@ impl ModelFiles {
         if let Some("mbart" | "plbart") = self.config["model_type"].as_str() {
             return Ok(DecoderStart::Last);
         }
-        let text = std::fs::read_to_string(self.path.with_file_name("generation_config.json"));
+        let text = std::fs::read_to_string(select::beside(&self.path, "generation_config.json"));
         let generation: Value = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
         let said = [&self.config, &generation];
         let id = said

@@ -18,10 +18,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::Precision;
 use crate::runtime::io;
+use crate::text::Tokenizer;
 use crate::train::watch::Watchers;
 use crate::train::{
-    DataArguments, DecoderStart, Files, Loaded, Output, Resume, Stop, Task, TrainData, Trainer,
-    dataset_divisor, parse_loss, smoothed,
+    CollateArguments, DataArguments, DecoderStart, Files, Loaded, Output, PaddingSide, Resume,
+    Stop, Task, TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
 };
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -116,6 +117,7 @@ struct Subject {
     vocabulary: Option<i64>,
     head: Option<Head>,
     decoder_start: DecoderStart,
+    collate: CollateArguments,
 }
 
 impl Run {
@@ -172,13 +174,13 @@ impl Run {
             })?;
             trainer
         } else {
-            let loaded = self.load(&subject, events)?;
+            let loaded = self.load(&mut subject, events)?;
             self.give_head(&mut subject, &loaded)?;
             let model = &subject.adapted.model;
             subject.decoder_start = self.files.decoder_start(model, loaded.pad_id, events)?;
             let mut trainer = self.trainer(&subject, dataset_divisor(), events)?;
             if self.settings.job.dry_run {
-                let found = trainer.dry_run(&self.train_data(&subject, &loaded))?;
+                let found = trainer.dry_run(&Self::train_data(&subject, &loaded))?;
                 return Ok(TrainReport {
                     dry_run: Some(found),
                     ..tally.report()
@@ -233,14 +235,24 @@ impl Run {
             names: names.collect(),
             head: adapted.head.clone(),
             decoder_start: DecoderStart::default(),
+            collate: self.settings.collate,
             adapted,
             vocabulary,
         })
     }
 
-    fn load(&self, subject: &Subject, events: OnEvent<'_>) -> Result<Loaded> {
+    fn load(&self, subject: &mut Subject, events: OnEvent<'_>) -> Result<Loaded> {
         let settings = &self.settings;
         let tokenizer = self.files.tokenizer(settings.model.tokenizer.as_deref())?;
+        let side = tokenizer.as_ref().and_then(Tokenizer::pads_left);
+        let side = side.map(|left| {
+            if left {
+                PaddingSide::Left
+            } else {
+                PaddingSide::Right
+            }
+        });
+        subject.collate.padding_side = subject.collate.padding_side.or(side);
         let seed = settings
             .training
             .data_seed
@@ -289,11 +301,11 @@ impl Run {
         Ok(trainer)
     }
 
-    fn train_data<'a>(&self, subject: &Subject, loaded: &'a Loaded) -> TrainData<'a> {
+    fn train_data<'a>(subject: &Subject, loaded: &'a Loaded) -> TrainData<'a> {
         TrainData {
             train: &loaded.train,
             eval: loaded.eval.as_ref(),
-            collate: self.settings.collate,
+            collate: subject.collate,
             pad_id: loaded.pad_id,
             decoder_start: subject.decoder_start,
             max_length: loaded.max_length,
@@ -309,7 +321,7 @@ impl Run {
         tally: &mut Tally,
         events: OnEvent<'_>,
     ) -> Result<()> {
-        let data = self.train_data(subject, loaded);
+        let data = Self::train_data(subject, loaded);
         let save =
             |store: &AdapterStore, folder: &Path| subject.save(store, folder, false).map(|_| ());
         let output = Output {

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The schema version this library writes where AdapterHub's own form cannot say it.
 pub(crate) const SCHEMA_VERSION: u32 = 1;
@@ -314,8 +314,7 @@ impl Interface {
 
     /// The `model_type` that the `config.json` beside a model states.
     pub(crate) fn model_type_beside(model: &Path) -> Option<String> {
-        let dir = model.parent().unwrap_or(Path::new(""));
-        let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
+        let text = std::fs::read_to_string(beside(model, "config.json")).ok()?;
         let config: Value = serde_json::from_str(&text).ok()?;
         config.get("model_type")?.as_str().map(str::to_owned)
     }
@@ -383,6 +382,19 @@ fn sorted(value: Value) -> Value {
 
 fn fail(d: Diagnostic) -> Error {
     Error::new(ErrorKind::Interface, d)
+}
+
+/// A file that belongs to a model: beside it, or a folder further up where the model lies in a folder `onnx`, as on the Hub.
+pub(crate) fn beside(model: &Path, name: &str) -> PathBuf {
+    let near = model.with_file_name(name);
+    let folder = model.parent();
+    let inside = folder
+        .and_then(Path::file_name)
+        .is_some_and(|n| n == "onnx");
+    match folder.and_then(Path::parent) {
+        Some(up) if inside && !near.exists() && up.join(name).exists() => up.join(name),
+        Some(_) | None => near,
+    }
 }
 
 #[cfg(test)]

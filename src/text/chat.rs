@@ -16,6 +16,10 @@ pub(crate) struct ChatTemplate {
     template: Template,
     special: Map<String, Value>,
     marks: bool,
+    /// Takes its place where a conversation has tools.
+    with_tools: Option<Box<ChatTemplate>>,
+    /// Whether a conversation without tools has no template.
+    only_with_tools: bool,
 }
 
 /// What a conversation is rendered with besides its messages.
@@ -49,7 +53,21 @@ impl ChatTemplate {
             template: Template::lenient(&source)?,
             special,
             marks,
+            with_tools: None,
+            only_with_tools: false,
         })
+    }
+
+    /// The same, with another one (`tool_use`) for conversations with tools.
+    pub(crate) fn with_tools(mut self, template: Option<ChatTemplate>) -> Self {
+        self.with_tools = template.map(Box::new);
+        self
+    }
+
+    /// The same for conversations with tools alone: the tokenizer has no default template.
+    pub(crate) fn only_with_tools(mut self) -> Self {
+        self.only_with_tools = true;
+        self
     }
 
     /// The text of a conversation.
@@ -57,6 +75,18 @@ impl ChatTemplate {
     /// # Errors
     /// What the template says about the messages.
     pub(crate) fn render(&self, messages: &[Value], options: ChatOptions<'_>) -> Result<Chat> {
+        match (&self.with_tools, options.tools) {
+            (Some(template), Some(_)) => return template.render(messages, options),
+            (_, None) if self.only_with_tools => {
+                let d = Diagnostic::error(
+                    "chat-template",
+                    "the tokenizer has a chat template for conversations with tools alone",
+                );
+                let help = "give the rows a column `tools`, or another template: `chat_template`";
+                return Err(Error::new(ErrorKind::Train, d.help(help)));
+            }
+            _ => {}
+        }
         let mut values = self.special.clone();
         values.insert("messages".to_owned(), Value::from(messages));
         values.insert(

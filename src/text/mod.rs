@@ -1,6 +1,7 @@
 //! Text in and out of token ids: tokenizers, templates and chat templates. Knows no model and no dataset.
 
 mod chat;
+mod settings;
 mod template;
 mod tokenizer;
 

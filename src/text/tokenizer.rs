@@ -1,8 +1,10 @@
 //! A tokenizer with what stands beside it: special tokens by role, and the chat template.
 
 use super::chat::{ChatOptions, ChatTemplate};
+use super::settings::{self, Files, content};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
+use indexmap::IndexMap;
 use serde_json::{Map, Value};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -26,7 +28,8 @@ pub(crate) struct Tokenizer {
     pad: Option<i64>,
     eos: Option<i64>,
     max_length: Option<usize>,
-    chat: Option<String>,
+    chat: IndexMap<String, String>,
+    pads_left: Option<bool>,
 }
 
 /// One token of a text.
@@ -61,12 +64,20 @@ impl Tokenizer {
         };
         let mut inner = tokenizers::Tokenizer::from_file(&path)
             .map_err(|e| failed(&path, format!("not a readable tokenizer.json: {e}")))?;
-        let config = json(&path.with_file_name("tokenizer_config.json"))?;
+        let beside = |name: &str| json(&path.with_file_name(name));
+        let files = Files {
+            config: beside("tokenizer_config.json")?,
+            special: beside("special_tokens_map.json")?,
+            added: beside("added_tokens.json")?,
+            model: beside("config.json")?,
+        };
+        let config = files.whole();
         let padding = inner.get_padding().map(|p| i64::from(p.pad_id));
         inner.with_padding(None);
         inner
             .with_truncation(None)
             .map_err(|e| failed(&path, e.to_string()))?;
+        settings::apply(&mut inner, &files, &config, &ROLES).map_err(|e| failed(&path, e))?;
         let mut special = Map::new();
         for role in ROLES {
             if let Some(token) = config.get(role).and_then(content) {
@@ -85,7 +96,9 @@ impl Tokenizer {
         // Hugging Face writes 1e30 where there is no limit.
         let limit = config.get("model_max_length").and_then(Value::as_u64);
         let max_length = limit.filter(|&n| n > 0 && n < 1 << 30).map(|n| n as usize);
-        let chat = chat_source(&path, &config)?;
+        let chat = chat_sources(&path, &config)?;
+        let side = config.get("padding_side").and_then(Value::as_str);
+        let pads_left = side.map(|s| s == "left");
         Ok(Tokenizer {
             inner,
             path,
@@ -94,6 +107,7 @@ impl Tokenizer {
             eos,
             max_length,
             chat,
+            pads_left,
         })
     }
 
@@ -156,25 +170,56 @@ impl Tokenizer {
     /// # Errors
     /// A tokenizer without one, and one that does not parse.
     pub(crate) fn chat_template(&self) -> Result<ChatTemplate> {
-        let Some(source) = &self.chat else {
-            let d = Diagnostic::error("chat-template", "the tokenizer has no chat template")
-                .at(self.path.display().to_string());
-            let help = "put the model's tokenizer_config.json or chat_template.jinja beside tokenizer.json, or give `chat_template`";
-            return Err(Error::new(ErrorKind::Train, d.help(help)));
+        let at = |e: Error| {
+            let file = self.path.with_file_name("the chat template");
+            e.within(file.display().to_string())
         };
-        ChatTemplate::new(source, self.special.clone()).map_err(|e| {
-            e.within(
-                self.path
-                    .with_file_name("the chat template")
-                    .display()
-                    .to_string(),
+        let named = |name: &str| {
+            let source = self.chat.get(name);
+            source.map(|s| ChatTemplate::new(s, self.special.clone()).map_err(at))
+        };
+        let tools = named("tool_use").transpose()?;
+        match (named("default").transpose()?, tools) {
+            (Some(usual), tools) => Ok(usual.with_tools(tools)),
+            (None, Some(tools)) => Ok(tools.only_with_tools()),
+            (None, None) => Err(self.no_template()),
+        }
+    }
+
+    /// The chat template of this name, where the tokenizer has several.
+    ///
+    /// # Errors
+    /// One that does not parse.
+    pub(crate) fn named_template(&self, name: &str) -> Result<Option<ChatTemplate>> {
+        let source = self.chat.get(name);
+        source
+            .map(|s| ChatTemplate::new(s, self.special.clone()))
+            .transpose()
+    }
+
+    fn no_template(&self) -> Error {
+        let d = Diagnostic::error("chat-template", "the tokenizer has no chat template")
+            .at(self.path.display().to_string());
+        let help = if self.chat.is_empty() {
+            "put the model's tokenizer_config.json or chat_template.jinja beside tokenizer.json, or give `chat_template`".to_owned()
+        } else {
+            let names: Vec<&str> = self.chat.keys().map(String::as_str).collect();
+            format!(
+                "none of its templates is the default one; give `chat_template` one of their names: {}",
+                names.join(", ")
             )
-        })
+        };
+        Error::new(ErrorKind::Train, d.help(help))
+    }
+
+    /// Where the configuration says that padding goes: to the left, or not.
+    pub(crate) fn pads_left(&self) -> Option<bool> {
+        self.pads_left
     }
 
     /// Whether there is a chat template.
     pub(crate) fn has_chat_template(&self) -> bool {
-        self.chat.is_some()
+        !self.chat.is_empty()
     }
 
     /// The special tokens by role, as text.
@@ -203,36 +248,51 @@ impl Tokenizer {
     }
 }
 
-/// A token, written as itself or as an `AddedToken` object.
-fn content(token: &Value) -> Option<&str> {
-    match token {
-        Value::Object(o) => o.get("content")?.as_str(),
-        other => other.as_str(),
-    }
-}
-
-/// The chat template beside a tokenizer: the file of its own first, as in transformers.
-fn chat_source(path: &Path, config: &Value) -> Result<Option<String>> {
+/// The chat templates beside a tokenizer by their names: files of their own first, as in Transformers.
+fn chat_sources(path: &Path, config: &Map<String, Value>) -> Result<IndexMap<String, String>> {
+    let read = |file: &Path| {
+        let text = std::fs::read_to_string(file);
+        text.map_err(|e| Error::io(file, "cannot read the chat template", e))
+    };
+    let usual = "default".to_owned();
     let file = path.with_file_name("chat_template.jinja");
-    if file.exists() {
-        let text = std::fs::read_to_string(&file);
-        return text
-            .map(Some)
-            .map_err(|e| Error::io(&file, "cannot read the chat template", e));
+    let more = path.with_file_name("additional_chat_templates");
+    if file.exists() || more.is_dir() {
+        let mut out = IndexMap::new();
+        if file.exists() {
+            out.insert(usual, read(&file)?);
+        }
+        let listed = std::fs::read_dir(&more).into_iter().flatten().flatten();
+        let mut files: Vec<PathBuf> = listed.map(|f| f.path()).collect();
+        files.sort();
+        for file in files {
+            if let (Some("jinja"), Some(name)) = (
+                file.extension().and_then(|e| e.to_str()),
+                file.file_stem().and_then(|n| n.to_str()),
+            ) {
+                out.insert(name.to_owned(), read(&file)?);
+            }
+        }
+        return Ok(out);
     }
     let own = json(&path.with_file_name("chat_template.json"))?;
-    let source = [own.get("chat_template"), config.get("chat_template")]
-        .into_iter()
-        .flatten()
-        .next();
-    Ok(match source {
+    let source = [own.get("chat_template"), config.get("chat_template")];
+    Ok(match source.into_iter().flatten().next() {
         // Several templates by name.
-        Some(Value::Array(list)) => list
-            .iter()
-            .find(|t| t["name"] == "default")
-            .and_then(|t| t["template"].as_str().map(str::to_owned)),
-        Some(other) => other.as_str().map(str::to_owned),
-        None => None,
+        Some(Value::Array(list)) => {
+            let text = |t: &Value, key: &str| t.get(key)?.as_str().map(str::to_owned);
+            let both = |t: &Value| Some((text(t, "name")?, text(t, "template")?));
+            list.iter().filter_map(both).collect()
+        }
+        Some(Value::Object(named)) => {
+            let text = |(k, v): (&String, &Value)| Some((k.clone(), v.as_str()?.to_owned()));
+            named.iter().filter_map(text).collect()
+        }
+        Some(other) => {
+            let text = other.as_str().map(|t| (usual, t.to_owned()));
+            text.into_iter().collect()
+        }
+        None => IndexMap::new(),
     })
 }
 

@@ -27,8 +27,8 @@ pub(crate) enum PaddingSide {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CollateArguments {
-    /// Where padding goes.
-    pub padding_side: PaddingSide,
+    /// Where padding goes (default: where `tokenizer_config.json` says, else right).
+    pub padding_side: Option<PaddingSide>,
     /// Makes the length of a batch a multiple of this.
     pub pad_to_multiple_of: Option<usize>,
     /// Puts examples of similar length together, in a random order otherwise.

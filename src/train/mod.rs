@@ -21,8 +21,8 @@ pub(crate) use answers::Answers;
 pub(crate) use args::Interval;
 pub(crate) use args::{Resume, TrainingArguments};
 #[cfg(test)]
-pub(crate) use batch::{Batch, PaddingSide};
-pub(crate) use batch::{CollateArguments, Collator, DecoderStart};
+pub(crate) use batch::Batch;
+pub(crate) use batch::{CollateArguments, Collator, DecoderStart, PaddingSide};
 pub(crate) use data::is_template_file;
 #[cfg(test)]
 pub(crate) use data::{CompletionMask, EvalSplit, Example, IGNORE, ReadOptions, Tokens};

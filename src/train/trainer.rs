@@ -66,7 +66,7 @@ impl TrainData<'_> {
     fn collator(&self) -> Collator {
         Collator {
             pad_id: self.pad_id,
-            side: self.collate.padding_side,
+            side: self.collate.padding_side.unwrap_or_default(),
             multiple_of: self.collate.pad_to_multiple_of,
             packing: self.collate.packing,
             decoder_start: self.decoder_start,

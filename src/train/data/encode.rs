@@ -324,17 +324,26 @@ impl<'a> Encoder<'a> {
         self.chat.as_ref().ok_or_else(|| none.to_owned())
     }
 
-    fn chat_options<'b>(&'b self, roles: &Roles<'b>) -> ChatOptions<'b> {
+    /// The tools of a row; a table holds them as JSON text.
+    fn tools(roles: &Roles<'_>) -> Found<Option<Value>> {
+        if roles.get("tools").is_none() {
+            return Ok(None);
+        }
+        roles.list("tools").map(|list| Some(Value::Array(list)))
+    }
+
+    fn chat_options<'b>(&'b self, tools: Option<&'b Value>) -> ChatOptions<'b> {
         ChatOptions {
             add_generation_prompt: false,
-            tools: roles.get("tools"),
+            tools,
             kwargs: Some(&self.args.chat_template_kwargs),
         }
     }
 
     /// A conversation.
     fn conversation(&self, roles: &Roles<'_>) -> Found<Outcome> {
-        let (chat, options) = (self.chat()?, self.chat_options(roles));
+        let tools = Self::tools(roles)?;
+        let (chat, options) = (self.chat()?, self.chat_options(tools.as_ref()));
         let messages = messages(&roles.list("messages")?)?;
         let (text, spans) = match self.args.assistant_only_loss {
             AssistantLoss::Turns(false) => {
@@ -365,7 +374,8 @@ impl<'a> Encoder<'a> {
 
     /// Messages that are learned behind messages that are read.
     fn reply(&self, prompt: &[Value], completion: &[Value], roles: &Roles<'_>) -> Found<Outcome> {
-        let (chat, options) = (self.chat()?, self.chat_options(roles));
+        let tools = Self::tools(roles)?;
+        let (chat, options) = (self.chat()?, self.chat_options(tools.as_ref()));
         let all: Vec<Value> = messages(prompt)?
             .into_iter()
             .chain(messages(completion)?)
@@ -548,9 +558,10 @@ impl<'a> Encoder<'a> {
                     .unwrap_or_else(|| roles.missing("prompt")));
             }
         };
+        let tools = Self::tools(&roles)?;
         let options = ChatOptions {
             add_generation_prompt: true,
-            ..self.chat_options(&roles)
+            ..self.chat_options(tools.as_ref())
         };
         let prompt = self
             .chat()?
@@ -611,6 +622,9 @@ fn chat_template(
             Ok(None)
         };
     };
+    if let Some(named) = tokenizer.named_template(given)? {
+        return Ok(Some(named));
+    }
     let source = if is_file(given) {
         let path = Path::new(given);
         std::fs::read_to_string(path)
