@@ -145,11 +145,15 @@ pub fn manifest(model: &Verified) -> Result<Vec<(String, Config)>> {
 
 /// The library's summary table of a rewritten model.
 pub fn summary(model: &Verified, setup: &Setup) -> Result<Summary> {
+    summed_up(model, setup, &AdapterStore::from_model(model.model()))
+}
+
+/// The same of these parameters, some of which may not be in the graph.
+fn summed_up(model: &Verified, setup: &Setup, store: &AdapterStore) -> Result<Summary> {
     let adapters = manifest(model)?;
-    let store = AdapterStore::from_model(model.model());
     Ok(Summary::new(
         adapters.iter().map(|(n, c)| (&**n, c)),
-        &store,
+        store,
         setup,
         crate::analyze::parameters::base_parameters(&model.model().graph),
     ))

@@ -1,9 +1,10 @@
 //! Attaching: from a model and the names of adapters to the adapted model.
 
-use super::{adapter, manifest, open, opened, summary};
+use super::{adapter, manifest, open, opened, summed_up};
 use crate::adapters::folder::{AdapterFolder, Meta};
 use crate::adapters::head::Head;
 use crate::adapters::manifest::Manifest;
+use crate::adapters::plan::plan;
 use crate::adapters::summary::Summary;
 use crate::adapters::{Adapter, AdapterStore, Config, Setup};
 use crate::diag::Diagnostic;
@@ -133,6 +134,14 @@ impl Attach {
             expanded = expanded.or(first);
             selection = interface.select(&model)?;
         }
+        let active = setup.names();
+        let is_idle = |a: &&Adapter| !active.contains(&&*a.name);
+        let idle: Vec<Adapter> = adapters.iter().filter(is_idle).cloned().collect();
+        let idle = if idle.is_empty() {
+            AdapterStore::default()
+        } else {
+            plan(&idle, &selection, &model, self.seed)?.store
+        };
         let mut warnings = selection.misses.clone();
         warnings.extend(expanded);
         let pass = AttachPass {
@@ -154,6 +163,7 @@ impl Attach {
             interface,
             setup,
             configs,
+            idle,
             head: None,
         })
     }
@@ -177,6 +187,8 @@ pub struct Adapted {
     pub meta: Meta,
     /// Configurations of the adapters that were attached, which may be of methods that no manifest can name.
     configs: Vec<(String, Config)>,
+    /// Parameters of adapters that are not active: no part of the graph.
+    idle: AdapterStore,
     /// The head that was attached along.
     pub(crate) head: Option<Head>,
 }
@@ -187,7 +199,7 @@ impl Adapted {
     /// # Errors
     /// A manifest that cannot be read.
     pub fn summary(&self) -> Result<Summary> {
-        summary(&self.model, &self.setup)
+        summed_up(&self.model, &self.setup, &self.store())
     }
 
     /// The adapters: names and configurations.
@@ -200,7 +212,11 @@ impl Adapted {
 
     /// The parameters that the adapters have in the model.
     pub fn store(&self) -> AdapterStore {
-        AdapterStore::from_model(self.model.model())
+        let mut out = AdapterStore::from_model(self.model.model());
+        for (name, param) in self.idle.iter() {
+            out.insert(name, param.clone());
+        }
+        out
     }
 
     /// The folder of one adapter, with the parameters of `store`.
@@ -219,6 +235,12 @@ impl Adapted {
             return Err(Error::new(ErrorKind::Method, d));
         };
         let interface = Some(interface_for(&config, &self.interface).to_json());
+        let idle = self.idle.of(name);
+        let store = if store.of(name).iter().next().is_none() {
+            &idle
+        } else {
+            store
+        };
         let mut meta = self.meta.clone();
         let manifest = Manifest::read(self.model.model());
         let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;

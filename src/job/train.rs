@@ -296,7 +296,8 @@ impl Run {
         }
         let graph = subject.adapted.model.clone();
         let trainer = Trainer::new(graph, &loss, training.clone(), model.mode(), &options)?;
-        let (count, names) = (trainer.trainable(), subject.names.join(", "));
+        let names = training.train_adapters.as_ref().unwrap_or(&subject.names);
+        let (count, names) = (trainer.trainable(), names.join(", "));
         note(events, format!("training {count} parameters of {names}"))?;
         Ok(trainer)
     }

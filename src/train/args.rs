@@ -121,6 +121,8 @@ pub(crate) struct TrainingArguments {
     /// Keeps only what flows from one part of the model to the next, and computes the rest of the forward pass a second time when the
     /// backward pass needs it: less memory, more time, the same numbers.
     pub gradient_checkpointing: bool,
+    /// Names of the adapters that are trained (default: all that are active); the others of a setup stay as they are, bit by bit.
+    pub train_adapters: Option<Vec<String>>,
     /// Seed of initial values, data order and dropout.
     pub seed: u64,
     /// Seed of the data order (default: `seed`).
@@ -177,6 +179,7 @@ impl Default for TrainingArguments {
             label_smoothing_factor: 0.0,
             bf16: false,
             gradient_checkpointing: false,
+            train_adapters: None,
             seed: 42,
             data_seed: None,
             dataloader_drop_last: false,

@@ -1,5 +1,6 @@
 //! Losses by the names that settings give them.
 
+use crate::adapters::AdapterStore;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
 use crate::rewrite::passes::loss::{Divisor, Loss, RowLoss};
@@ -61,6 +62,15 @@ pub(crate) fn parse_loss(text: &str, divisor: Divisor) -> Loss {
 }
 
 /// An error where nothing can be trained.
+pub(super) fn not_trained(name: &str, store: &AdapterStore) -> Error {
+    let found = format!("`train_adapters` names `{name}`, which has no parameters here");
+    Error::new(
+        ErrorKind::Train,
+        Diagnostic::error("train-adapters", found)
+            .help(format!("active are: {}", store.adapters().join(", "))),
+    )
+}
+
 pub(super) fn nothing_to_train() -> Error {
     Error::new(
         ErrorKind::Train,

@@ -13,7 +13,7 @@ use super::data::Dataset;
 use super::dry::DryRun;
 use super::evaluate::Evaluator;
 use super::event::{Event, OnEvent, StepReport, Stop};
-use super::loss::nothing_to_train;
+use super::loss::{not_trained, nothing_to_train};
 use super::optimizer::update;
 use crate::adapters::AdapterStore;
 use crate::diag::Diagnostic;
@@ -119,7 +119,13 @@ impl Trainer {
         options: &CompileOptions,
     ) -> Result<Trainer> {
         args.validate()?;
-        let store = AdapterStore::from_model(model.model());
+        let mut store = AdapterStore::from_model(model.model());
+        if let Some(only) = &args.train_adapters {
+            let unknown = store.train_only(only);
+            if let Some(name) = unknown {
+                return Err(not_trained(&name, &store));
+            }
+        }
         let names: Vec<String> = store.trainable();
         if names.is_empty() {
             return Err(nothing_to_train());

@@ -210,6 +210,33 @@ fn a_name_is_attached_once() {
     );
 }
 
+/// What is not active is no part of the graph, and is saved with its weights all the same.
+#[test]
+fn an_inactive_adapter_keeps_its_weights() {
+    let folder = spec::read_folder(&fixture("qwen3/plugin/lora_all")).unwrap();
+    let b = folder.clone().into_adapter(Some("b"));
+    let adapted = onnx_graft::Attach::open(fixture("qwen3/model.onnx"))
+        .unwrap()
+        .adapters([fresh("seq_bn"), b])
+        .active("a".into())
+        .run()
+        .unwrap();
+    let graph = AdapterStore::from_model(adapted.model.model());
+    assert_eq!(graph.of("b").iter().count(), 0);
+    let kept = adapted.folder("b", &adapted.store()).unwrap();
+    let mut values: Vec<_> = kept.weights.tensors.values().map(|t| t.bytes()).collect();
+    let mut wanted: Vec<_> = folder.weights.tensors.values().map(|t| t.bytes()).collect();
+    values.sort();
+    wanted.sort();
+    assert_eq!(values, wanted);
+    let rows = adapted.summary().unwrap().rows;
+    let told: Vec<_> = rows
+        .iter()
+        .map(|r| (&*r.name, r.active, r.params > 0))
+        .collect();
+    assert_eq!(told, [("a", true, true), ("b", false, true)]);
+}
+
 #[test]
 fn one_of_two_adapters_is_stripped() {
     let (model, selection) = open("qwen3", DYNAMO);

@@ -210,3 +210,40 @@ fn epochs_count_micro_batches() {
     assert!((epochs[4] - (1.0 + 2.0 / 3.0)).abs() < 1e-12);
     assert_eq!(at, [3, 5]);
 }
+
+/// `Stack(language, task)` with the task alone in training: the language is left as it is, bit by bit.
+#[test]
+fn one_adapter_of_a_stack_is_trained() {
+    let interface = Interface::resolve("qwen3").unwrap();
+    let specs = ["language=lora[r=2]", "task=seq_bn[reduction_factor=4]"];
+    let adapted = Attach::to(api::open(fixture("qwen3/model.onnx")).unwrap())
+        .interface(&interface)
+        .adapters(specs.map(|s| api::adapter(s).unwrap()))
+        .run()
+        .unwrap();
+    let before = adapted.store();
+    let only = |name: &str| TrainingArguments {
+        train_adapters: Some(vec![name.to_owned()]),
+        ..args()
+    };
+    let train = rows();
+    let mut trainer = Trainer::causal_lm(adapted.model.clone(), only("task")).unwrap();
+    trainer
+        .train(&TrainData::new(&train), None, &mut |_| Ok(()))
+        .unwrap();
+    let after = trainer.store();
+    let changed = |name: &str| {
+        let own = before.of(name);
+        let differs = |(key, p): (&str, &onnx_graft::adapters::Param)| {
+            after.get(key).unwrap().tensor.bytes() != p.tensor.bytes()
+        };
+        own.iter().filter(|(k, p)| differs((k, p))).count()
+    };
+    assert_eq!(changed("language"), 0);
+    assert!(changed("task") > 0);
+    let failed = Trainer::causal_lm(adapted.model, only("tusk")).unwrap_err();
+    assert!(
+        failed.to_string().contains("active are: language, task"),
+        "{failed}"
+    );
+}

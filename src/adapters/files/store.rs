@@ -1,5 +1,6 @@
 //! Parameters as data: what is saved, loaded and trained.
 
+use crate::adapters::head::owner;
 use crate::adapters::naming::{belongs, modern, renamed};
 use crate::adapters::param::decays;
 use crate::diag::Diagnostic;
@@ -72,6 +73,30 @@ impl AdapterStore {
     pub(crate) fn trainable(&self) -> Vec<String> {
         let trained = self.iter().filter(|(_, p)| p.trainable);
         trained.map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Freezes the parameters of all adapters but these; heads stay as they are. The first of the names that nothing here has.
+    pub(crate) fn train_only(&mut self, adapters: &[String]) -> Option<String> {
+        let has = |name: &&String| self.params.values().any(|p| *p.adapter == **name);
+        let unknown = adapters.iter().find(|n| !has(n)).cloned();
+        for p in self.params.values_mut() {
+            let is_head = p.adapter.starts_with(&*owner(""));
+            if !is_head && !adapters.iter().any(|n| *n == *p.adapter) {
+                p.trainable = false;
+            }
+        }
+        unknown
+    }
+
+    /// Names of the adapters that have parameters here, heads apart, in order.
+    pub(crate) fn adapters(&self) -> Vec<&str> {
+        let mut out: Vec<&str> = Vec::new();
+        for p in self.params.values() {
+            if !p.adapter.starts_with(&*owner("")) && !out.contains(&&*p.adapter) {
+                out.push(&p.adapter);
+            }
+        }
+        out
     }
 
     /// A parameter.
