@@ -4,9 +4,9 @@
 //! look-up in a table of floats, or as numbers that become angles. A mask that compares positions is no use: it sees differences alone.
 
 use super::through::Through;
-use super::view::View;
+use super::view::{View, tensor};
 use crate::diag::Diagnostic;
-use crate::ir::{DType, NodeId, TensorData, Use, ValueId, contract};
+use crate::ir::{DType, Graph, NodeId, TensorData, Use, ValueId, contract};
 use rustc_hash::FxHashSet;
 
 /// How a node uses positions.
@@ -180,4 +180,44 @@ fn is_float(view: View<'_>, v: ValueId) -> bool {
     view.fact(v)
         .and_then(|f| f.dtype)
         .is_some_and(DType::is_float)
+}
+
+/// Fewest positions that a query sees where a graph masks those further away; `None` where it sees all.
+pub(crate) fn attention_window(g: &Graph) -> Option<u64> {
+    let compares = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"];
+    let nodes = g
+        .nodes()
+        .filter(|n| compares.iter().any(|op| g.node(*n).op.is_onnx(op)));
+    let sides = nodes.flat_map(|n| g.node_inputs(n)).flatten();
+    // `tril(…, -window)` marks what is further away.
+    let below = g.nodes().filter_map(|n| {
+        let node = g.node(n);
+        let lower = node.op.is_onnx("Trilu") && node.int("upper", 1) == 0;
+        let diagonal = lower.then(|| g.input(n, 1)).flatten();
+        let diagonal = diagonal.and_then(|v| number(g, v)).filter(|k| *k < 0);
+        diagonal.map(i64::unsigned_abs)
+    });
+    sides
+        .filter_map(|v| distance(g, v))
+        .chain(below)
+        .filter(|d| *d > 1)
+        .min()
+}
+
+/// The number that is added to or taken from positions.
+fn distance(g: &Graph, side: ValueId) -> Option<u64> {
+    let passes = Through::ALIKE.or(Through::SHAPE).or(Through::REPEAT);
+    let (n, _) = g.producer(passes.source(g, side))?;
+    if !Through::SUM.takes(&g.node(n).op) {
+        return None;
+    }
+    let mut inputs = g.node_inputs(n).into_iter().flatten();
+    inputs.find_map(|v| number(g, v)).map(i64::unsigned_abs)
+}
+
+/// A constant of one element.
+fn number(g: &Graph, v: ValueId) -> Option<i64> {
+    let tensor = tensor(g, v)?;
+    let single = tensor.count() == Some(1) && tensor.dtype == DType::Int64;
+    single.then(|| tensor.to_i64()?.first().copied()).flatten()
 }

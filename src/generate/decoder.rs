@@ -6,13 +6,14 @@
 use super::failed;
 use crate::adapters::whole_row_adapters;
 use crate::analyze::logits::logits;
+use crate::analyze::positions::attention_window;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
 use crate::ir::{DType, Dim, OpId, Type};
 use crate::rewrite::Pipeline;
-use crate::rewrite::passes::cache::{Part, attention_window, new_name, past_name};
+use crate::rewrite::passes::cache::{Part, new_name, past_name};
 use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::cache::Grown;
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value};

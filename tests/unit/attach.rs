@@ -4,7 +4,7 @@ use super::support::fixture;
 use onnx_graft::adapters::{Adapter, AdapterFolder, AdapterStore, Config, Setup, spec};
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract::stamp;
-use onnx_graft::ir::text;
+use onnx_graft::ir::{TensorData, text};
 use onnx_graft::rewrite::Pipeline;
 use onnx_graft::rewrite::passes::{AttachPass, Strip};
 use onnx_graft::select::{Interface, Selection};
@@ -210,6 +210,24 @@ fn a_name_is_attached_once() {
     );
 }
 
+#[test]
+fn weights_that_are_no_numbers_are_refused() {
+    let mut folder = AdapterFolder::read(&fixture("qwen3/plugin/lora_all")).unwrap();
+    let (name, tensor) = folder.weights.tensors.iter_mut().next().unwrap();
+    let mut values = tensor.to_f32().unwrap();
+    values[0] = f32::NAN;
+    let name = name.clone();
+    *tensor = TensorData::from_f32(tensor.dims.clone(), &values);
+    let failed = onnx_graft::Attach::open(fixture("qwen3/model.onnx"))
+        .unwrap()
+        .adapters([folder.into_adapter(None)])
+        .run()
+        .unwrap_err()
+        .to_string();
+    assert!(failed.contains("weights-finite"), "{failed}");
+    assert!(failed.contains(&*name), "{failed}");
+}
+
 /// What is not active is no part of the graph, and is saved with its weights all the same.
 #[test]
 fn an_inactive_adapter_keeps_its_weights() {
@@ -224,8 +242,18 @@ fn an_inactive_adapter_keeps_its_weights() {
     let graph = AdapterStore::from_model(adapted.model.model());
     assert_eq!(graph.of("b").iter().count(), 0);
     let kept = adapted.folder("b", &adapted.store()).unwrap();
-    let mut values: Vec<_> = kept.weights.tensors.values().map(|t| t.bytes()).collect();
-    let mut wanted: Vec<_> = folder.weights.tensors.values().map(|t| t.bytes()).collect();
+    let mut values: Vec<_> = kept
+        .weights
+        .tensors
+        .values()
+        .map(TensorData::bytes)
+        .collect();
+    let mut wanted: Vec<_> = folder
+        .weights
+        .tensors
+        .values()
+        .map(TensorData::bytes)
+        .collect();
     values.sort();
     wanted.sort();
     assert_eq!(values, wanted);

@@ -191,6 +191,7 @@ impl AdapterStore {
                 continue;
             };
             match conform(tensor, &p.tensor) {
+                Some(tensor) if !finite(&tensor) => found.push(not_finite(name)),
                 Some(tensor) => taken.push(tensor),
                 None => found.push(misshapen(name, &p.tensor, tensor)),
             }
@@ -221,6 +222,18 @@ impl AdapterStore {
         }
         Ok(Loaded { heads })
     }
+}
+
+/// Whether a tensor holds numbers alone: no NaN, nothing infinite.
+fn finite(tensor: &TensorData) -> bool {
+    let values = tensor.dtype.is_float().then(|| tensor.to_f32()).flatten();
+    values.is_none_or(|v| v.iter().all(|x| x.is_finite()))
+}
+
+fn not_finite(name: &str) -> Diagnostic {
+    let found = format!("`{name}` holds values that are not finite");
+    Diagnostic::error("weights-finite", found)
+        .help("the training that made the file went wrong: take an earlier checkpoint")
 }
 
 /// What a file had beside the adapter.

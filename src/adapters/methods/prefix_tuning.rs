@@ -180,6 +180,14 @@ impl Method for PrefixTuning {
             let scope = format!("{}.{}", pooled(&f.module, around), f.location);
             // One place has the positions of the whole model counted behind the prefix.
             let positions = if self.shift_positions && out.is_empty() {
+                if let Some(window) = positions::attention_window(around.graph) {
+                    let found = format!(
+                        "the graph masks what is further away than {window} positions, and PEFT's prefix moves out of that window"
+                    );
+                    return Err(Diagnostic::error("prefix-window", found).help(
+                        "export the model without a sliding window; `shift_positions=False` is the Adapters library's prefix, which is always seen",
+                    ));
+                }
                 positions::uses(around.view())?
             } else {
                 Vec::new()

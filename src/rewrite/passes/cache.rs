@@ -13,7 +13,7 @@
 use crate::analyze::attention::{AttentionCore, Step, copy};
 use crate::analyze::positions::{Usage, usage};
 use crate::analyze::through::Through;
-use crate::analyze::view::{View, tensor};
+use crate::analyze::view::View;
 use crate::diag::Diagnostic;
 use crate::ir::contract;
 use crate::ir::{Builder, DType, Dim, Graph, InfoEntry, NodeId, OpId, Type, Use, Val, ValueId};
@@ -99,37 +99,6 @@ impl Pass for AddCache {
         cx.commit(patch)?;
         Ok(())
     }
-}
-
-/// Fewest positions that a query sees where a graph masks those further away; `None` where it sees all.
-pub(crate) fn attention_window(g: &Graph) -> Option<u64> {
-    let compares = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"];
-    let nodes = g
-        .nodes()
-        .filter(|n| compares.iter().any(|op| g.node(*n).op.is_onnx(op)));
-    let sides = nodes.flat_map(|n| g.node_inputs(n)).flatten();
-    sides
-        .filter_map(|v| distance(g, v))
-        .filter(|d| *d > 1)
-        .min()
-}
-
-/// The number that is added to or taken from positions.
-fn distance(g: &Graph, side: ValueId) -> Option<u64> {
-    let passes = Through::ALIKE.or(Through::SHAPE).or(Through::REPEAT);
-    let (n, _) = g.producer(passes.source(g, side))?;
-    if !Through::SUM.takes(&g.node(n).op) {
-        return None;
-    }
-    let mut inputs = g.node_inputs(n).into_iter().flatten();
-    inputs.find_map(|v| number(g, v)).map(i64::unsigned_abs)
-}
-
-/// A constant of one element.
-fn number(g: &Graph, v: ValueId) -> Option<i64> {
-    let tensor = tensor(g, v)?;
-    let single = tensor.count() == Some(1) && tensor.dtype == DType::Int64;
-    single.then(|| tensor.to_i64()?.first().copied()).flatten()
 }
 
 /// An attention, and where its keys and values are.

@@ -46,6 +46,13 @@ impl Lora {
             if self.form() != Form::LowRank || !(chosen.wants_table(path) || held) {
                 continue;
             }
+            if path.ends_with("embed_positions") {
+                let found = format!(
+                    "`{path}` is looked up by positions here, and by another argument of its module in PEFT"
+                );
+                return Err(Diagnostic::error("target-modules", found)
+                    .help("leave it out with `exclude_modules`; PEFT passes the module's first argument on, a mask or token ids"));
+            }
             if self.dora() || self.targets.lora_bias {
                 let found = format!(
                     "`{path}` is an embedding table, which has no DoRA and no bias of `B` here"
