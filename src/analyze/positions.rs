@@ -221,3 +221,79 @@ fn number(g: &Graph, v: ValueId) -> Option<i64> {
     let single = tensor.count() == Some(1) && tensor.dtype == DType::Int64;
     single.then(|| tensor.to_i64()?.first().copied()).flatten()
 }
+
+/// How far back an attention sees, by the masks on its scores: `None` where it sees all.
+///
+/// # Errors
+/// A mask that bounds the distance in a form that is not followed here.
+pub(crate) fn seen(view: View<'_>, masks: &[ValueId]) -> Result<Option<u64>, Diagnostic> {
+    let g = view.graph;
+    let unknown = || {
+        Diagnostic::error(
+            "prefix-window",
+            "a mask hides what is far away in a form that is not followed here, and PEFT's prefix moves out of that window",
+        )
+        .help("export the model without a sliding window")
+    };
+    let mut found: Option<u64> = None;
+    let mut seen: FxHashSet<ValueId> = FxHashSet::default();
+    let mut todo = masks.to_vec();
+    while let Some(v) = todo.pop() {
+        let Some((n, _)) = g.producer(v).filter(|_| seen.insert(v)) else {
+            continue;
+        };
+        todo.extend(g.node_inputs(n).into_iter().flatten());
+        let lower = view.is(n, "Trilu") && g.node(n).int("upper", 1) == 0;
+        let diagonal = lower.then(|| g.input(n, 1)).flatten();
+        if diagonal.and_then(|v| number(g, v)).is_some_and(|k| k < -1) {
+            return Err(unknown());
+        }
+        let Some(window) = compared(view, n) else {
+            continue;
+        };
+        match (window, found) {
+            (Some(w), None) => found = Some(w),
+            (Some(w), Some(other)) if w == other => {}
+            _ => return Err(unknown()),
+        }
+    }
+    Ok(found)
+}
+
+/// Where a node compares keys with queries that are moved: how many positions are seen, if that is known of the form.
+fn compared(view: View<'_>, n: NodeId) -> Option<Option<u64>> {
+    let g = view.graph;
+    let (left, right) = view.pair(n)?;
+    let op = view.op(n);
+    if !["Greater", "GreaterOrEqual", "Less", "LessOrEqual"].contains(&op) {
+        return None;
+    }
+    let moved = |v: ValueId| distance(g, v).filter(|d| *d > 1);
+    let (d, side, on_left) = match (moved(left), moved(right)) {
+        (None, Some(d)) => (d, right, false),
+        (Some(d), None) => (d, left, true),
+        (None, None) => return None,
+        (Some(_), Some(_)) => return Some(None),
+    };
+    // Only `queries - d` is followed.
+    let passes = Through::ALIKE.or(Through::SHAPE).or(Through::REPEAT);
+    let made = g.producer(passes.source(g, side)).map(|p| p.0);
+    let subtracts = made.is_some_and(|m| {
+        let constant = |slot: usize| g.input(m, slot).and_then(|v| number(g, v));
+        match view.op(m) {
+            "Sub" => constant(1).is_some_and(|k| k > 0),
+            "Add" => [0, 1]
+                .into_iter()
+                .any(|s| constant(s).is_some_and(|k| k < 0)),
+            _ => false,
+        }
+    });
+    if !subtracts {
+        return Some(None);
+    }
+    let strict = matches!(
+        (op, on_left),
+        ("Greater" | "LessOrEqual", false) | ("GreaterOrEqual" | "Less", true)
+    );
+    Some(Some(if strict { d } else { d + 1 }))
+}

@@ -95,6 +95,8 @@ pub(crate) struct Pool {
     pub scopes: Arc<[String]>,
     /// Scope of the place's own parameters.
     pub own: String,
+    /// How far back the attention sees, where the prefix can leave its window.
+    pub(crate) window: Option<u64>,
     /// Positions that are counted behind the prefix, and who reads them.
     pub(crate) positions: Arc<[(ValueId, Vec<Use>)]>,
 }

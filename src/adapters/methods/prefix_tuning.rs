@@ -180,19 +180,18 @@ impl Method for PrefixTuning {
             let scope = format!("{}.{}", pooled(&f.module, around), f.location);
             // One place has the positions of the whole model counted behind the prefix.
             let positions = if self.shift_positions && out.is_empty() {
-                if let Some(window) = positions::attention_window(around.graph) {
-                    let found = format!(
-                        "the graph masks what is further away than {window} positions, and PEFT's prefix moves out of that window"
-                    );
-                    return Err(Diagnostic::error("prefix-window", found).help(
-                        "export the model without a sliding window; `shift_positions=False` is the Adapters library's prefix, which is always seen",
-                    ));
-                }
                 positions::uses(around.view())?
             } else {
                 Vec::new()
             };
+            let window = if self.shift_positions {
+                let masks: Vec<ValueId> = core.masks.iter().chain(&core.hidden).copied().collect();
+                positions::seen(around.view(), &masks)?
+            } else {
+                None
+            };
             let pool = Pool {
+                window,
                 positions: positions.into(),
                 index: layers
                     .iter()
@@ -293,7 +292,7 @@ impl Method for PrefixTuning {
         let n = self.prefix_length;
         let mixed = state.values.unwrap_or_else(|| cx.current(core.values));
         Ok(State {
-            out: with_scores(core, keys, state.out, n, cx)?,
+            out: with_scores(core, keys, state.out, (n, pool.window), cx)?,
             values: Some(with_values(core, values, mixed, n, cx)),
             delta: Some(keys),
             ..state
@@ -573,7 +572,7 @@ fn with_scores(
     core: &AttentionCore,
     prefix: Val,
     scores: Val,
-    length: usize,
+    (length, window): (usize, Option<u64>),
     cx: &BuildCx<'_>,
 ) -> Result<Val, Diagnostic> {
     let b = cx.b;
@@ -632,6 +631,9 @@ fn with_scores(
         let leading = b.slice(b.shape(scores), 0, 0, -1);
         own = b.reshape(own, b.concat(&[leading, b.ints(&[length as i64])], 0));
     }
+    if let Some(window) = window {
+        own = within(window, own, (length, now), cx);
+    }
     let mut others = scores;
     if let Some((bias, whole)) = bias {
         let moved = b.slice(whole, -1, length as i64, i64::MAX);
@@ -640,6 +642,20 @@ fn with_scores(
         others = map.get(&core.scores).copied().unwrap_or(scores);
     }
     Ok(b.concat(&[own, others], -1))
+}
+
+/// Scores of a prefix `[…, queries, P]` that leaves a window: position `j` of it is seen by the query `i` behind it if `P + i - j` is
+/// less than the window.
+fn within(window: u64, own: Val, (length, dtype): (usize, DType), cx: &BuildCx<'_>) -> Val {
+    let b = cx.b;
+    let rows = b.squeeze(b.slice(b.shape(own), 0, -2, -1), &[0]);
+    let queries = b.op("Range", &[b.int(0), rows, b.int(1)], &[]);
+    let window = i64::try_from(window).unwrap_or(i64::MAX / 2);
+    let bounds: Vec<i64> = (0..length as i64)
+        .map(|j| window - length as i64 + j)
+        .collect();
+    let seen = b.op("Less", &[b.unsqueeze(queries, &[1]), b.ints(&bounds)], &[]);
+    b.op("Where", &[seen, own, b.scalar_of(f32::MIN, dtype)], &[])
 }
 
 /// Values of the prefix in front of the others.
