@@ -248,32 +248,40 @@ pub(crate) fn seen(view: View<'_>, masks: &[ValueId]) -> Result<Option<u64>, Dia
         if diagonal.and_then(|v| number(g, v)).is_some_and(|k| k < -1) {
             return Err(unknown());
         }
-        let Some(window) = compared(view, n) else {
-            continue;
-        };
-        match (window, found) {
-            (Some(w), None) => found = Some(w),
-            (Some(w), Some(other)) if w == other => {}
-            _ => return Err(unknown()),
+        match (compared(view, n), found) {
+            (Bound::None, _) => {}
+            (Bound::At(w), None) => found = Some(w),
+            (Bound::At(w), Some(other)) if w == other => {}
+            (Bound::At(_) | Bound::Unknown, _) => return Err(unknown()),
         }
     }
     Ok(found)
 }
 
-/// Where a node compares keys with queries that are moved: how many positions are seen, if that is known of the form.
-fn compared(view: View<'_>, n: NodeId) -> Option<Option<u64>> {
+/// How a node bounds the distance of keys and queries.
+enum Bound {
+    /// Not at all.
+    None,
+    /// So many positions are seen.
+    At(u64),
+    /// In a form that is not followed.
+    Unknown,
+}
+
+/// How a node bounds the distance of keys and queries, where it compares them.
+fn compared(view: View<'_>, n: NodeId) -> Bound {
     let g = view.graph;
-    let (left, right) = view.pair(n)?;
     let op = view.op(n);
-    if !["Greater", "GreaterOrEqual", "Less", "LessOrEqual"].contains(&op) {
-        return None;
-    }
+    let compares = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"].contains(&op);
+    let Some((left, right)) = view.pair(n).filter(|_| compares) else {
+        return Bound::None;
+    };
     let moved = |v: ValueId| distance(g, v).filter(|d| *d > 1);
     let (d, side, on_left) = match (moved(left), moved(right)) {
         (None, Some(d)) => (d, right, false),
         (Some(d), None) => (d, left, true),
-        (None, None) => return None,
-        (Some(_), Some(_)) => return Some(None),
+        (None, None) => return Bound::None,
+        (Some(_), Some(_)) => return Bound::Unknown,
     };
     // Only `queries - d` is followed.
     let passes = Through::ALIKE.or(Through::SHAPE).or(Through::REPEAT);
@@ -289,11 +297,11 @@ fn compared(view: View<'_>, n: NodeId) -> Option<Option<u64>> {
         }
     });
     if !subtracts {
-        return Some(None);
+        return Bound::Unknown;
     }
     let strict = matches!(
         (op, on_left),
         ("Greater" | "LessOrEqual", false) | ("GreaterOrEqual" | "Less", true)
     );
-    Some(Some(if strict { d } else { d + 1 }))
+    Bound::At(if strict { d } else { d + 1 })
 }
