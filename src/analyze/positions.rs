@@ -20,10 +20,7 @@ pub(crate) enum Usage {
 
 /// How a node uses positions that it reads at a slot, if it does.
 pub(crate) fn usage(view: View<'_>, n: NodeId, slot: u32) -> Option<Usage> {
-    let float = |v: Option<ValueId>| {
-        let dtype = v.and_then(|v| view.fact(v)?.dtype);
-        dtype.is_some_and(DType::is_float)
-    };
+    let float = |v: Option<ValueId>| v.is_some_and(|v| is_float(view, v));
     if view.is(n, "Gather") && slot == 1 && float(view.input(n, 0)) {
         return Some(Usage::Table);
     }
@@ -182,21 +179,25 @@ fn is_float(view: View<'_>, v: ValueId) -> bool {
         .is_some_and(DType::is_float)
 }
 
+/// Operators that compare positions.
+const COMPARES: [&str; 4] = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"];
+
+/// How far below the diagonal a triangle begins: `tril(…, -window)` marks what is further away.
+fn below(g: &Graph, n: NodeId) -> Option<u64> {
+    let node = g.node(n);
+    let lower = node.op.is_onnx("Trilu") && node.int("upper", 1) == 0;
+    let diagonal = lower.then(|| g.input(n, 1)).flatten()?;
+    let diagonal = number(g, diagonal).filter(|k| *k < 0);
+    diagonal.map(i64::unsigned_abs)
+}
+
 /// Fewest positions that a query sees where a graph masks those further away; `None` where it sees all.
 pub(crate) fn attention_window(g: &Graph) -> Option<u64> {
-    let compares = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"];
     let nodes = g
         .nodes()
-        .filter(|n| compares.iter().any(|op| g.node(*n).op.is_onnx(op)));
+        .filter(|n| COMPARES.iter().any(|op| g.node(*n).op.is_onnx(op)));
     let sides = nodes.flat_map(|n| g.node_inputs(n)).flatten();
-    // `tril(…, -window)` marks what is further away.
-    let below = g.nodes().filter_map(|n| {
-        let node = g.node(n);
-        let lower = node.op.is_onnx("Trilu") && node.int("upper", 1) == 0;
-        let diagonal = lower.then(|| g.input(n, 1)).flatten();
-        let diagonal = diagonal.and_then(|v| number(g, v)).filter(|k| *k < 0);
-        diagonal.map(i64::unsigned_abs)
-    });
+    let below = g.nodes().filter_map(|n| below(g, n));
     sides
         .filter_map(|v| distance(g, v))
         .chain(below)
@@ -204,13 +205,16 @@ pub(crate) fn attention_window(g: &Graph) -> Option<u64> {
         .min()
 }
 
-/// The number that is added to or taken from positions.
-fn distance(g: &Graph, side: ValueId) -> Option<u64> {
+/// The node that adds to positions, or takes from them.
+fn moves(g: &Graph, side: ValueId) -> Option<NodeId> {
     let passes = Through::ALIKE.or(Through::SHAPE).or(Through::REPEAT);
     let (n, _) = g.producer(passes.source(g, side))?;
-    if !Through::SUM.takes(&g.node(n).op) {
-        return None;
-    }
+    Through::SUM.takes(&g.node(n).op).then_some(n)
+}
+
+/// The number that is added to or taken from positions.
+fn distance(g: &Graph, side: ValueId) -> Option<u64> {
+    let n = moves(g, side)?;
     let mut inputs = g.node_inputs(n).into_iter().flatten();
     inputs.find_map(|v| number(g, v)).map(i64::unsigned_abs)
 }
@@ -243,9 +247,7 @@ pub(crate) fn seen(view: View<'_>, masks: &[ValueId]) -> Result<Option<u64>, Dia
             continue;
         };
         todo.extend(g.node_inputs(n).into_iter().flatten());
-        let lower = view.is(n, "Trilu") && g.node(n).int("upper", 1) == 0;
-        let diagonal = lower.then(|| g.input(n, 1)).flatten();
-        if diagonal.and_then(|v| number(g, v)).is_some_and(|k| k < -1) {
+        if below(g, n).is_some_and(|d| d > 1) {
             return Err(unknown());
         }
         match (compared(view, n), found) {
@@ -272,7 +274,7 @@ enum Bound {
 fn compared(view: View<'_>, n: NodeId) -> Bound {
     let g = view.graph;
     let op = view.op(n);
-    let compares = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"].contains(&op);
+    let compares = COMPARES.contains(&op);
     let Some((left, right)) = view.pair(n).filter(|_| compares) else {
         return Bound::None;
     };
@@ -284,9 +286,7 @@ fn compared(view: View<'_>, n: NodeId) -> Bound {
         (Some(_), Some(_)) => return Bound::Unknown,
     };
     // Only `queries - d` is followed.
-    let passes = Through::ALIKE.or(Through::SHAPE).or(Through::REPEAT);
-    let made = g.producer(passes.source(g, side)).map(|p| p.0);
-    let subtracts = made.is_some_and(|m| {
+    let subtracts = moves(g, side).is_some_and(|m| {
         let constant = |slot: usize| g.input(m, slot).and_then(|v| number(g, v));
         match view.op(m) {
             "Sub" => constant(1).is_some_and(|k| k > 0),

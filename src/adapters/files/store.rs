@@ -80,8 +80,7 @@ impl AdapterStore {
         let has = |name: &&String| self.params.values().any(|p| *p.adapter == **name);
         let unknown = adapters.iter().find(|n| !has(n)).cloned();
         for p in self.params.values_mut() {
-            let is_head = p.adapter.starts_with(&*owner(""));
-            if !is_head && !adapters.iter().any(|n| *n == *p.adapter) {
+            if !is_head(p) && !adapters.iter().any(|n| *n == *p.adapter) {
                 p.trainable = false;
             }
         }
@@ -92,7 +91,7 @@ impl AdapterStore {
     pub(crate) fn adapters(&self) -> Vec<&str> {
         let mut out: Vec<&str> = Vec::new();
         for p in self.params.values() {
-            if !p.adapter.starts_with(&*owner("")) && !out.contains(&&*p.adapter) {
+            if !is_head(p) && !out.contains(&&*p.adapter) {
                 out.push(&p.adapter);
             }
         }
@@ -222,6 +221,11 @@ impl AdapterStore {
         }
         Ok(Loaded { heads })
     }
+}
+
+/// Whether a parameter belongs to a head.
+fn is_head(p: &Param) -> bool {
+    p.adapter.starts_with(&*owner(""))
 }
 
 /// Whether a tensor holds numbers alone: no NaN, nothing infinite.

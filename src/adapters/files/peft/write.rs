@@ -122,14 +122,7 @@ fn low_rank(
     a: &TensorData,
     b: &TensorData,
 ) -> Result<(usize, TensorData, TensorData)> {
-    if fused(adapter, module) && by_columns(adapter) {
-        return Err(refuse(
-            format!(
-                "`{module}` holds q, k and v head by head, and the file does not say in which columns"
-            ),
-            "merge the adapter into its model, or train with `target_modules`",
-        ));
-    }
+    told(adapter, module)?;
     let on = enabled(lora);
     if let (3, Some(once)) = (on.len(), thrice_the_same(a, lora.r)) {
         return Ok((lora.r, once, b.clone()));
@@ -183,14 +176,7 @@ fn scale_vector(
     if !fused(adapter, module) {
         return typed(&b.dims, &values, b);
     }
-    if by_columns(adapter) {
-        return Err(refuse(
-            format!(
-                "`{module}` holds q, k and v head by head, and the file does not say in which columns"
-            ),
-            "merge the adapter into its model",
-        ));
-    }
+    told(adapter, module)?;
     let on = enabled(lora);
     let hidden = adapter.meta.hidden_size.unwrap_or(0) as usize;
     if on.is_empty() || values.len() != on.len() * hidden {
@@ -229,9 +215,18 @@ fn fused(adapter: &AdapterFolder, module: &str) -> bool {
     path.is_some_and(|p| module.ends_with(&format!(".{p}")))
 }
 
-/// Whether the adapter goes by columns that only its model tells.
-fn by_columns(adapter: &AdapterFolder) -> bool {
-    base::recorded(&adapter.meta.extra).is_some_and(|b| base::by_columns(&b))
+/// Refuses a packed projection whose columns of q, k and v its model alone tells.
+fn told(adapter: &AdapterFolder, module: &str) -> Result<()> {
+    let base = base::recorded(&adapter.meta.extra);
+    if !fused(adapter, module) || !base.is_some_and(|b| base::by_columns(&b)) {
+        return Ok(());
+    }
+    Err(refuse(
+        format!(
+            "`{module}` holds q, k and v head by head, and the file does not say in which columns"
+        ),
+        "merge the adapter into its model, or train with `target_modules`",
+    ))
 }
 
 fn interface(adapter: &AdapterFolder) -> Option<Interface> {
