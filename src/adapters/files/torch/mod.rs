@@ -1,4 +1,4 @@
-//! Files of `torch.save`: a zip archive with a pickle of tensors. Reads and writes dictionaries of tensors and nothing else: the
+//! Files of `torch.save`: a zip archive with a pickle of tensors, or, before torch 1.6, pickles one behind the other. Reads and writes dictionaries of tensors and nothing else: the
 //! pickle machine knows the handful of functions that rebuild tensors, and never runs anything.
 
 mod pickle;
@@ -26,6 +26,9 @@ pub(crate) fn read(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>> {
 }
 
 fn inner(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>, String> {
+    if pickle::is_old(bytes) {
+        return pickle::old_tensors(bytes);
+    }
     // Of entries with the same path, the first one counts.
     let mut entries: FxHashMap<String, Bytes> = FxHashMap::default();
     for (path, content) in zip::entries(bytes)? {
@@ -87,6 +90,45 @@ mod tests {
     fn what_is_written_is_read() {
         let bytes = Bytes::from(write("pytorch_adapter", &sample()).unwrap());
         assert_eq!(read(&bytes).unwrap(), sample());
+    }
+
+    fn fixture(name: &str) -> Bytes {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        std::fs::read(path.join("fixtures/torch").join(name))
+            .unwrap()
+            .into()
+    }
+
+    /// Views of one storage, a transposed one among them, and half precision; saved with `_use_new_zipfile_serialization=False`.
+    #[test]
+    fn the_container_of_torch_before_1_6_is_read() {
+        let file = fixture("old.bin");
+        let found = read(&file).unwrap();
+        for (name, tensor) in sample() {
+            assert_eq!(found[&name], tensor, "{name}");
+        }
+        let floats = |name: &str| found[name].to_f32().unwrap();
+        assert_eq!(floats("d"), [1.0, 2.0]);
+        assert_eq!(&*found["e"].dims, [3, 2]);
+        assert_eq!(floats("e"), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        assert_eq!(found["f"].dtype, crate::ir::DType::Float16);
+        assert_eq!(floats("f"), [0.5, -2.0]);
+        for n in 0..file.len() {
+            assert!(read(&file.slice(..n)).is_err(), "cut at {n}");
+            let mut bad = file.to_vec();
+            bad[n] ^= 0x55;
+            let _ = read(&bad.into());
+        }
+    }
+
+    #[test]
+    fn an_expanded_tensor_has_its_numbers_again() {
+        let found = read(&fixture("expanded.bin")).unwrap();
+        assert_eq!(found["a"], TensorData::from_f32([3], &[2.0; 3]));
+        assert_eq!(
+            found["b"],
+            TensorData::from_f32([2, 2], &[1.0, 1.0, 2.0, 2.0])
+        );
     }
 
     /// Every prefix, and every file with one byte changed, is read or refused, without a panic.

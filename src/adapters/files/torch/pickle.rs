@@ -25,7 +25,7 @@ const STORAGES: [(&str, DType); 10] = [
 #[derive(Clone, Copy, Debug)]
 enum V {
     None,
-    Bool(#[expect(dead_code, reason = "nothing that is read depends on a boolean")] bool),
+    Bool(bool),
     Int(i64),
     Object(usize),
 }
@@ -35,45 +35,99 @@ enum Object {
     Text(Box<str>),
     Tuple(Vec<V>),
     Dict(Vec<(V, V)>),
+    List(Vec<V>),
     Other,
     Global(Box<str>),
-    Storage { dtype: DType, bytes: Bytes },
-    Tensor(TensorData),
+    Storage { dtype: DType, key: Box<str> },
+    Tensor(View),
 }
+
+/// A part of a storage, by elements.
+#[derive(Clone, Debug)]
+struct View {
+    storage: usize,
+    offset: usize,
+    size: Vec<usize>,
+    stride: Vec<usize>,
+}
+
+/// Where the data of storages lie: by key, with the element type.
+type Storages<'a> = dyn Fn(&str) -> Option<Bytes> + 'a;
 
 /// The tensors of the dictionary that the pickle makes.
 pub(super) fn tensors(
     code: &[u8],
-    storage: &dyn Fn(&str) -> Option<Bytes>,
+    storage: &Storages<'_>,
     budget: usize,
 ) -> Result<IndexMap<Box<str>, TensorData>, String> {
-    let mut machine = Machine {
-        code,
-        at: 0,
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: FxHashMap::default(),
-        objects: Vec::new(),
-        storage,
-        budget,
-    };
+    let mut machine = Machine::new(code, budget);
     let top = machine.run()?;
-    let Some(Object::Dict(entries)) = machine.object(top) else {
-        return Err("it does not hold a dictionary".into());
-    };
-    let mut out = IndexMap::new();
-    let mut names = code.len();
-    for (k, v) in entries {
-        let (Some(Object::Text(key)), Some(Object::Tensor(tensor))) =
-            (machine.object(*k), machine.object(*v))
-        else {
-            return Err("it holds something other than named tensors".into());
-        };
-        // A name stands in the pickle once, however many tensors a hostile one gives it.
-        names = names.checked_sub(key.len()).ok_or_else(damaged)?;
-        out.insert(key.clone(), tensor.clone());
+    machine.tensors(top, storage)
+}
+
+/// What the files of torch before 1.6 begin with: a pickle of a number, and one of the version of the format, 1001.
+const MAGIC: [u8; 15] = [
+    0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.',
+];
+
+/// Whether a file is in the container of torch before 1.6.
+pub(super) fn is_old(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC)
+}
+
+/// The tensors of a file of torch before 1.6: pickles one behind the other (a number, a version, the machine, the object, the keys of its
+/// storages), and then each storage with its number of elements in front.
+pub(super) fn old_tensors(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>, String> {
+    let mut machine = Machine::new(bytes, bytes.len());
+    machine.at = MAGIC.len();
+    let version = machine.next()?;
+    if !matches!(version, V::Int(1001)) {
+        return Err("it is of a version of the old container that is not known".into());
     }
-    Ok(out)
+    let about = machine.next()?;
+    if let Some(Object::Dict(entries)) = machine.object(about) {
+        let big = entries.iter().any(|(k, v)| {
+            let key = machine.object(*k);
+            matches!(key, Some(Object::Text(t)) if &**t == "little_endian")
+                && matches!(v, V::Bool(false))
+        });
+        if big {
+            return Err("the numbers are big-endian".into());
+        }
+    }
+    let top = machine.next()?;
+    let keys = machine.next()?;
+    let Some(Object::List(keys)) = machine.object(keys) else {
+        return Err(damaged());
+    };
+    let mut types: FxHashMap<&str, DType> = FxHashMap::default();
+    for object in &machine.objects {
+        if let Object::Storage { dtype, key } = object {
+            types.insert(key, *dtype);
+        }
+    }
+    let mut found: FxHashMap<&str, Bytes> = FxHashMap::default();
+    let mut at = machine.at;
+    for key in keys {
+        let Some(Object::Text(key)) = machine.object(*key) else {
+            return Err(damaged());
+        };
+        let dtype = types.get(&**key).ok_or_else(damaged)?;
+        let count = bytes.get(at..).and_then(|b| b.first_chunk::<8>());
+        let count = u64::from_le_bytes(*count.ok_or_else(cut)?);
+        let size = usize::try_from(count).ok();
+        let size = size.and_then(|n| n.checked_mul(dtype.bits() as usize / 8));
+        let begin = at + 8;
+        let end = size.and_then(|n| begin.checked_add(n));
+        let end = end.filter(|e| *e <= bytes.len()).ok_or_else(cut)?;
+        found.insert(key, bytes.slice(begin..end));
+        at = end;
+    }
+    machine.tensors(top, &|key| found.get(key).cloned())
+}
+
+fn cut() -> String {
+    "the file is cut off".to_owned()
 }
 
 struct Machine<'a> {
@@ -83,12 +137,65 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: FxHashMap<u32, V>,
     objects: Vec<Object>,
-    storage: &'a dyn Fn(&str) -> Option<Bytes>,
     /// Bytes that may still be copied.
     budget: usize,
 }
 
+impl<'a> Machine<'a> {
+    fn new(code: &'a [u8], budget: usize) -> Self {
+        Machine {
+            code,
+            at: 0,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: FxHashMap::default(),
+            objects: Vec::new(),
+            budget,
+        }
+    }
+}
+
 impl Machine<'_> {
+    /// What the next of several pickles makes.
+    fn next(&mut self) -> Result<V, String> {
+        self.stack.clear();
+        self.marks.clear();
+        self.memo.clear();
+        self.run()
+    }
+
+    /// The tensors of a dictionary.
+    fn tensors(
+        &self,
+        top: V,
+        storage: &Storages<'_>,
+    ) -> Result<IndexMap<Box<str>, TensorData>, String> {
+        let Some(Object::Dict(entries)) = self.object(top) else {
+            return Err("it does not hold a dictionary".into());
+        };
+        let mut out = IndexMap::new();
+        let mut names = self.code.len();
+        let mut budget = self.budget;
+        // A tensor of several names is made once.
+        let mut made: FxHashMap<usize, TensorData> = FxHashMap::default();
+        for (k, v) in entries {
+            let (Some(Object::Text(key)), V::Object(at), Some(Object::Tensor(view))) =
+                (self.object(*k), *v, self.object(*v))
+            else {
+                return Err("it holds something other than named tensors".into());
+            };
+            // A name stands in the pickle once, however many tensors a hostile one gives it.
+            names = names.checked_sub(key.len()).ok_or_else(damaged)?;
+            let tensor = match made.get(&at) {
+                Some(tensor) => tensor.clone(),
+                None => self.tensor(view, storage, &mut budget)?,
+            };
+            made.insert(at, tensor.clone());
+            out.insert(key.clone(), tensor);
+        }
+        Ok(out)
+    }
+
     fn object(&self, v: V) -> Option<&Object> {
         match v {
             V::Object(i) => self.objects.get(i),
@@ -158,7 +265,7 @@ impl Machine<'_> {
                 0x80 => drop(self.byte()?),
                 0x95 => drop(self.number::<8>()?),
                 b'}' => self.push(Object::Dict(Vec::new())),
-                b']' => self.push(Object::Other),
+                b']' => self.push(Object::List(Vec::new())),
                 b')' => self.push(Object::Tuple(Vec::new())),
                 b'(' => self.marks.push(self.stack.len()),
                 b'N' => self.stack.push(V::None),
@@ -222,8 +329,12 @@ impl Machine<'_> {
                 0x93 => self.stack_global()?,
                 b'Q' => self.persistent()?,
                 b'R' => self.reduce()?,
-                // An entry of a list, or the state of an `OrderedDict`: torch keeps versions of modules there.
-                b'a' | b'b' => drop(self.pop()?),
+                // The state of an `OrderedDict`: torch keeps versions of modules there.
+                b'b' => drop(self.pop()?),
+                b'a' => {
+                    let item = self.pop()?;
+                    self.extend(&[item]);
+                }
                 b's' => {
                     let (v, k) = (self.pop()?, self.pop()?);
                     self.set(&[k, v])?;
@@ -232,7 +343,10 @@ impl Machine<'_> {
                     let items = self.since_mark()?;
                     self.set(&items)?;
                 }
-                b'e' => drop(self.since_mark()?),
+                b'e' => {
+                    let items = self.since_mark()?;
+                    self.extend(&items);
+                }
                 other => {
                     return Err(format!(
                         "its pickle has the instruction {other:#04x}, which dictionaries of tensors have no use for"
@@ -261,7 +375,7 @@ impl Machine<'_> {
     /// Counts bytes that were copied.
     fn spend(&mut self, copied: usize) -> Result<(), String> {
         let left = self.budget.checked_sub(copied);
-        self.budget = left.ok_or("its tensors overlap more than the file is large")?;
+        self.budget = left.ok_or_else(overlap)?;
         Ok(())
     }
 
@@ -302,13 +416,22 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// `('storage', torch.FloatStorage, key, location, count)`.
+    /// Adds items to the list on the stack.
+    fn extend(&mut self, items: &[V]) {
+        if let Some(V::Object(i)) = self.stack.last()
+            && let Some(Object::List(list)) = self.objects.get_mut(*i)
+        {
+            list.extend_from_slice(items);
+        }
+    }
+
+    /// `('storage', torch.FloatStorage, key, location, count)`; in the old container with a view, which nothing has today.
     fn persistent(&mut self) -> Result<(), String> {
         let id = self.pop()?;
         let Some(Object::Tuple(items)) = self.object(id) else {
             return Err(damaged());
         };
-        let [_, class, key, _, _] = items[..] else {
+        let ([_, class, key, _, _] | [_, class, key, _, _, V::None]) = items[..] else {
             return Err(damaged());
         };
         let (Some(Object::Global(class)), Some(Object::Text(key))) =
@@ -319,12 +442,9 @@ impl Machine<'_> {
         let short = class.strip_prefix("torch.").unwrap_or(class);
         let known = STORAGES.iter().find(|(name, _)| *name == short);
         let (_, dtype) = known.ok_or_else(|| format!("it has a tensor of `{class}`"))?;
-        let bytes = (self.storage)(key)
-            .ok_or_else(|| format!("the data of a tensor (data/{key}) is missing"))?;
-        self.push(Object::Storage {
-            dtype: *dtype,
-            bytes,
-        });
+        let (dtype, key) = (*dtype, key.clone());
+        self.spend(key.len())?;
+        self.push(Object::Storage { dtype, key });
         Ok(())
     }
 
@@ -343,55 +463,75 @@ impl Machine<'_> {
                 self.stack.push(tensor);
             }
             "torch._utils._rebuild_tensor_v2" => {
-                let (tensor, copied) = self.tensor(args)?;
-                self.spend(copied)?;
-                self.push(Object::Tensor(tensor));
+                let view = self.view(args)?;
+                self.push(Object::Tensor(view));
             }
             other => return Err(format!("it would call `{other}`, which is not done")),
         }
         Ok(())
     }
 
-    /// A tensor of `(storage, offset, size, stride, …)`, and how many bytes were copied for it.
-    fn tensor(&self, args: &[V]) -> Result<(TensorData, usize), String> {
-        let [storage, V::Int(offset), size, stride, ..] = *args else {
-            return Err(damaged());
-        };
-        let Some(Object::Storage { dtype, bytes }) = self.object(storage) else {
+    /// The view of `(storage, offset, size, stride, …)`.
+    fn view(&self, args: &[V]) -> Result<View, String> {
+        let [V::Object(storage), V::Int(offset), size, stride, ..] = *args else {
             return Err(damaged());
         };
         let (size, stride) = (self.sizes(size)?, self.sizes(stride)?);
+        if size.len() != stride.len() {
+            return Err(misfit());
+        }
+        Ok(View {
+            storage,
+            offset: usize::try_from(offset).map_err(|_| damaged())?,
+            size,
+            stride,
+        })
+    }
+
+    /// The tensor of a view. `budget` is the number of bytes that may still be copied.
+    fn tensor(
+        &self,
+        view: &View,
+        storage: &Storages<'_>,
+        budget: &mut usize,
+    ) -> Result<TensorData, String> {
+        let View {
+            offset,
+            size,
+            stride,
+            ..
+        } = view;
+        let Some(Object::Storage { dtype, key }) = self.objects.get(view.storage) else {
+            return Err(damaged());
+        };
+        let bytes =
+            storage(key).ok_or_else(|| format!("the data of a tensor (data/{key}) is missing"))?;
         let width = dtype.bits() as usize / 8;
         let available = bytes.len() / width.max(1);
         let count = size
             .iter()
             .try_fold(1usize, |a, d| a.checked_mul(*d))
             .ok_or_else(damaged)?;
-        let offset = usize::try_from(offset).map_err(|_| damaged())?;
-        if size.len() != stride.len() || count > available || offset > available {
-            return Err("a tensor does not fit its data".into());
+        if *offset > available {
+            return Err(misfit());
         }
         let dims: Box<[u64]> = size.iter().map(|d| *d as u64).collect();
-        if contiguous(&size, &stride) {
-            let end = offset
-                .checked_add(count)
-                .filter(|e| *e <= available)
-                .ok_or("a tensor does not fit its data")?;
-            return Ok((
-                TensorData::raw(*dtype, dims, bytes.slice(offset * width..end * width)),
-                0,
-            ));
+        if contiguous(size, stride) {
+            let end = offset.checked_add(count).filter(|e| *e <= available);
+            let end = end.ok_or_else(misfit)?;
+            let part = bytes.slice(offset * width..end * width);
+            return Ok(TensorData::raw(*dtype, dims, part));
         }
+        let left = count.checked_mul(width).and_then(|n| budget.checked_sub(n));
+        *budget = left.ok_or_else(overlap)?;
         let mut out = Vec::with_capacity(count * width);
         let mut index = vec![0usize; size.len()];
         for _ in 0..count {
             let at = index
                 .iter()
-                .zip(&stride)
-                .try_fold(offset, |a, (i, s)| a.checked_add(i.checked_mul(*s)?));
-            let at = at
-                .filter(|a| *a < available)
-                .ok_or("a tensor does not fit its data")?;
+                .zip(stride)
+                .try_fold(*offset, |a, (i, s)| a.checked_add(i.checked_mul(*s)?));
+            let at = at.filter(|a| *a < available).ok_or_else(misfit)?;
             out.extend(&bytes[at * width..(at + 1) * width]);
             for axis in (0..size.len()).rev() {
                 index[axis] += 1;
@@ -401,8 +541,7 @@ impl Machine<'_> {
                 index[axis] = 0;
             }
         }
-        let copied = out.len();
-        Ok((TensorData::raw(*dtype, dims, out.into()), copied))
+        Ok(TensorData::raw(*dtype, dims, out.into()))
     }
 
     fn sizes(&self, v: V) -> Result<Vec<usize>, String> {
@@ -422,6 +561,14 @@ impl Machine<'_> {
 
 fn damaged() -> String {
     "its pickle is damaged".to_owned()
+}
+
+fn misfit() -> String {
+    "a tensor does not fit its data".to_owned()
+}
+
+fn overlap() -> String {
+    "its tensors overlap more than the file is large".to_owned()
 }
 
 fn contiguous(size: &[usize], stride: &[usize]) -> bool {

@@ -44,7 +44,7 @@ fn directory(bytes: &Bytes) -> Result<(u64, usize), String> {
     let end = (begin..bytes.len().saturating_sub(21))
         .rev()
         .find(|&i| u32_at(bytes, i) == Ok(END))
-        .ok_or("it is not a zip archive; files of torch before 1.6 are not read")?;
+        .ok_or("it is neither a zip archive nor a file of torch before 1.6")?;
     let mut count = u64::from(u16_at(bytes, end + 10)?);
     let mut at = u64::from(u32_at(bytes, end + 16)?);
     if let Some(locator) = end.checked_sub(20)
