@@ -165,9 +165,19 @@ impl Config {
 
     /// Reads the dictionary form.
     pub(crate) fn from_dict(value: &Value, unknown: UnknownKeys) -> Result<Config> {
-        let Value::Object(map) = value else {
-            return Err(invalid("a configuration is a JSON object"));
+        let map = match value {
+            Value::Object(map) => map,
+            // The library's first versions wrote an identifier.
+            Value::String(text) => return Config::parse(text),
+            _ => {
+                return Err(invalid(
+                    "a configuration is a JSON object, or an identifier",
+                ));
+            }
         };
+        if let Some(Value::String(base)) = map.get("using") {
+            return Config::over(base, map, unknown);
+        }
         let members = if map.get("architecture").and_then(Value::as_str) == Some("union") {
             let Some(Value::Array(members)) = map.get("configs") else {
                 return Err(invalid("a union has a list `configs`"));
@@ -187,6 +197,16 @@ impl Config {
         let config = Config(members);
         config.validate()?;
         Ok(config)
+    }
+
+    /// What the library's first versions wrote: fields over those of an identifier.
+    fn over(base: &str, own: &Map<String, Value>, unknown: UnknownKeys) -> Result<Config> {
+        let Value::Object(mut fields) = Config::parse(base)?.to_dict() else {
+            return Err(invalid("`using` names no configuration"));
+        };
+        let own = own.iter().filter(|(key, _)| *key != "using");
+        fields.extend(own.map(|(key, value)| (key.clone(), value.clone())));
+        Config::from_dict(&Value::Object(fields), unknown)
     }
 
     /// Reads the string form: `identifier`, `identifier[key=value, …]`, several joined by `|` to a union.
@@ -449,6 +469,23 @@ mod tests {
 
     fn hash(text: &str) -> String {
         Config::parse(text).unwrap().hash()
+    }
+
+    #[test]
+    fn configurations_of_the_librarys_first_versions_are_read() {
+        let read = |text: &str| {
+            let value: Value = serde_json::from_str(text).unwrap();
+            Config::from_dict(&value, UnknownKeys::Keep)
+        };
+        for name in ["pfeiffer", "houlsby", "pfeiffer+inv", "parallel", "lora"] {
+            let named = read(&format!("{name:?}")).unwrap();
+            assert_eq!(named, Config::parse(name).unwrap(), "{name}");
+        }
+        let over = read(r#"{"using": "houlsby", "reduction_factor": 4}"#).unwrap();
+        let same = Config::parse("double_seq_bn[reduction_factor=4]").unwrap();
+        assert_eq!(over, same);
+        assert!(read(r#""pfeifer""#).is_err());
+        assert!(read("7").is_err());
     }
 
     /// Values that the library's own function gives.
