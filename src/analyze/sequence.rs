@@ -99,6 +99,11 @@ impl Longer {
                 .help("train without packing; `group_by_length` also saves padding"));
             }
             let axes = dims.iter().filter(|d| *d == sequence).count();
+            if axes == 0 && own_axis(view, &inside, v) {
+                inputs.push((v, Meaning::of(graph.name_of(v))));
+                grown.insert(v);
+                continue;
+            }
             if axes == 0 || sequence.as_const().is_some() && dims.len() != 2 {
                 continue;
             }
@@ -182,6 +187,36 @@ impl Meaning {
 /// Whether an input of this shape can be the keys or values of an attention: `[batch, heads, past, head]`.
 fn is_cache(dims: &[Sym]) -> bool {
     matches!(dims, [batch, _, past, _] if batch.as_const().is_none() && past.as_const().is_none())
+}
+
+/// Whether an input is the mask, the positions or the types of this sequence although its axis has a name of its own, as exporters write
+/// it where the model does not compare the lengths. `inside`: what makes the embeddings.
+fn own_axis(view: View<'_>, inside: &FxHashSet<NodeId>, v: ValueId) -> bool {
+    let graph = view.graph;
+    let Some([_, axis]) = view.dims(v) else {
+        return false;
+    };
+    let name = graph.name_of(v);
+    let (stem, decoders) = match name.strip_prefix("decoder_") {
+        Some(stem) => (stem, true),
+        None => (name, false),
+    };
+    let known = [
+        contract::ATTENTION_MASK,
+        contract::POSITION_IDS,
+        contract::TOKEN_TYPE_IDS,
+    ];
+    let ids = graph.find(contract::DECODER_INPUT_IDS);
+    let decodes = ids.is_some_and(|ids| reads_input(graph, inside, ids));
+    let elsewhere = |p: &ValueId| {
+        let dims = view.dims(*p).unwrap_or_default();
+        *p != v && dims.contains(axis)
+    };
+    let mut others = graph.inputs().iter().map(|p| p.value);
+    known.contains(&stem)
+        && axis.as_const().is_none()
+        && decoders == decodes
+        && !others.any(|p| elsewhere(&p))
 }
 
 /// Whether one of the nodes reads a value.
