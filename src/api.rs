@@ -1,6 +1,6 @@
 //! The jobs of the command line, one call each.
 
-use crate::adapters::head::Head;
+use crate::adapters::heads::Head;
 use crate::adapters::manifest::Manifest;
 use crate::adapters::summary::Summary;
 use crate::adapters::{Adapter, AdapterStore, Config, Setup};

@@ -1,8 +1,9 @@
 //! Both ends of a language model's vocabulary: the table that tokens are looked up in, and the logits.
 
+use super::through::Through;
 use crate::diag::Diagnostic;
 use crate::ir::contract;
-use crate::ir::{DType, Graph, ValueId};
+use crate::ir::{DType, Graph, Use, ValueId};
 
 /// The logits: the output of this name; without one `logits`, or else the first output.
 ///
@@ -27,19 +28,32 @@ pub(crate) fn logits(g: &Graph, name: Option<&str>) -> Result<ValueId, Diagnosti
     })
 }
 
-/// Number of rows of the table that `input_ids` looks up, if the graph has one.
+/// The table that `input_ids` looks up, if the graph has one, with its number of rows.
+pub(crate) fn word_table(g: &Graph) -> Option<(ValueId, i64)> {
+    let passes = Through::ALIKE.or(Through::SHAPE);
+    let mut open = vec![g.find(contract::INPUT_IDS)?];
+    while let Some(ids) = open.pop() {
+        for u in g.uses(ids) {
+            let Use::Input(n, slot) = u else { continue };
+            let node = g.node(n);
+            if slot == 0 && passes.takes(&node.op) {
+                open.extend(g.output(n, 0));
+            }
+            if slot != 1 || !node.op.is_onnx("Gather") {
+                continue;
+            }
+            let table = g.input(n, 0)?;
+            let stored = g.value(table).tensor.as_ref();
+            let stored = stored.filter(|t| t.dtype.is_float() || t.dtype == DType::Uint8);
+            if let Some(rows) = stored.and_then(|t| t.dims.first()) {
+                return Some((table, *rows as i64));
+            }
+        }
+    }
+    None
+}
+
+/// Number of rows of that table.
 pub(crate) fn vocabulary(g: &Graph) -> Option<i64> {
-    let ids = g.find(contract::INPUT_IDS)?;
-    g.uses(ids).into_iter().find_map(|u| {
-        let table = g.input(u.node(), 0)?;
-        let tensor = g
-            .value(table)
-            .tensor
-            .as_ref()
-            .filter(|t| t.dtype.is_float() || t.dtype == DType::Uint8)?;
-        let looked_up = g.node(u.node()).op.is_onnx("Gather");
-        looked_up
-            .then(|| tensor.dims.first().map(|&d| d as i64))
-            .flatten()
-    })
+    word_table(g).map(|(_, rows)| rows)
 }

@@ -6,7 +6,7 @@ use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
 use crate::adapters::identifiers;
 use crate::api;
 use crate::error::Result;
-use crate::job::{Average, Convert, Converted, Format, Summed, rename_beside, sum_up};
+use crate::job::{Average, Convert, Converted, Format, Summed, copy_head, rename_beside, sum_up};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,8 @@ pub(super) fn run(command: &AdapterCommand, ui: &Ui) -> Result<()> {
             force,
         } => {
             let (out, path) = rename_beside(folder, name, output.as_deref())?;
-            written(&out, &path, *force, ui)
+            written(&out, &path, *force, ui)?;
+            copy_head(folder, &path, name, *force)
         }
         AdapterCommand::Eject {
             folder,
@@ -31,7 +32,8 @@ pub(super) fn run(command: &AdapterCommand, ui: &Ui) -> Result<()> {
             force,
         } => {
             let out = api::eject_prefix_tuning(AdapterFolder::read(folder)?)?;
-            written(&out, output, *force, ui)
+            written(&out, output, *force, ui)?;
+            copy_head(folder, output, &out.name, *force)
         }
         AdapterCommand::Delete { folder } => deleted(folder, ui),
         AdapterCommand::Convert(args) => converted(args, ui),
@@ -136,13 +138,13 @@ fn folders(all: &[(PathBuf, AdapterFolder)], ui: &Ui) -> Result<()> {
     }
     ui.result(&json!(rows), || {
         let mut text = format!(
-            "{:<20}{:<16}{:>12}  {:<14}{:<10}{}\n",
+            "{:<20}{:<16}{:>12}  {:<16}{:<24}{}\n",
             "Name", "Architecture", "#Param", "Model type", "Route", "Config"
         );
         for (_, f) in all {
             let route = f.route().to_string();
             text += &format!(
-                "{:<20}{:<16}{:>12}  {:<14}{route:<10}{}\n",
+                "{:<20}{:<16}{:>12}  {:<16}{route:<24}{}\n",
                 f.name,
                 f.config.architecture(),
                 f.parameters(),

@@ -17,6 +17,14 @@ pub(crate) const DECODER_INPUT_IDS: &str = "decoder_input_ids";
 pub(crate) const DECODER_ATTENTION_MASK: &str = "decoder_attention_mask";
 /// Graph output: scores of classes or tokens.
 pub(crate) const LOGITS: &str = "logits";
+/// Graph output: how well the answer begins at each token, `f32[batch, seq]`.
+pub(crate) const START_LOGITS: &str = "start_logits";
+/// Graph output: how well the answer ends at each token, `f32[batch, seq]`.
+pub(crate) const END_LOGITS: &str = "end_logits";
+/// Graph output of a base model: its hidden states, `f32[batch, seq, width]`.
+pub(crate) const LAST_HIDDEN_STATE: &str = "last_hidden_state";
+/// Graph output of a base model: what its own pooler makes of them, `f32[batch, width]`.
+pub(crate) const POOLER_OUTPUT: &str = "pooler_output";
 
 /// Graph input that packing adds: the number of the example that a position belongs to, 0 for padding, `i64[batch, seq]`.
 pub(crate) const SEGMENT_IDS: &str = "segment_ids";
@@ -24,6 +32,10 @@ pub(crate) const SEGMENT_IDS: &str = "segment_ids";
 pub(crate) const TASK_IDS: &str = "task_ids";
 /// Graph input that a loss adds: labels. Their shape depends on the loss.
 pub(crate) const LABELS: &str = "labels";
+/// Graph input that a loss of answers adds: the token that the answer begins at, `i64[batch]`.
+pub(crate) const START_POSITIONS: &str = "start_positions";
+/// Graph input that a loss of answers adds: the token that the answer ends at, `i64[batch]`.
+pub(crate) const END_POSITIONS: &str = "end_positions";
 /// Graph input that a mean squared error adds: the values to reach, of the output's shape.
 pub(crate) const TARGET: &str = "target";
 /// Graph input that a summed loss is divided by, a scalar.

@@ -1,8 +1,9 @@
 //! Which interface reads a model, and which adapters it gets.
 
 use super::event::{OnEvent, warn};
-use crate::adapters::head::Head;
-use crate::adapters::{Adapter, Setup, spec};
+use super::model::ModelFiles;
+use crate::adapters::heads::{Head, Joined, SavedHead, StaticHead};
+use crate::adapters::{Adapter, Config, Route, Setup, spec};
 use crate::api::{self, Adapted, Attach};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,6 +21,9 @@ pub struct AdapterSettings {
     pub adapters: Vec<String>,
     /// How the adapters are composed (default: all are active, one behind the other).
     pub active: Option<String>,
+    /// How the Adapters library is to integrate fresh adapters: `native`, by its own class for the model's type, or `plugin`, through the
+    /// interface (default: native where it has such a class and no interface file is named).
+    pub route: Option<String>,
 }
 
 impl AdapterSettings {
@@ -56,20 +60,6 @@ impl AdapterSettings {
         })
     }
 
-    /// What attaches the adapters to the model of a file, and their names.
-    pub(super) fn builder(
-        &self,
-        model: Verified,
-        interface: &Interface,
-        path: &Path,
-    ) -> Result<(Attach, Vec<String>)> {
-        let adapters = self.load(interface)?;
-        let setup = self.setup(&adapters)?;
-        let names = adapters.iter().map(|a| a.name.clone()).collect();
-        let attach = Attach::to(model).from_file(path).interface(interface);
-        Ok((attach.adapters(adapters).active(setup), names))
-    }
-
     /// Attaches the adapters by the interface that is named, or that of the model.
     pub(super) fn attach(
         &self,
@@ -80,49 +70,112 @@ impl AdapterSettings {
         events: OnEvent<'_>,
     ) -> Result<Adapted> {
         let interface = self.interface(path, &model)?;
-        self.attach_by(&interface, model, path, seed, training, events)
+        let how = Attaching {
+            seed,
+            training,
+            train_head: false,
+        };
+        self.attach_by(&interface, model, path, how, events)
     }
 
-    /// Attaches the adapters, with the head that was saved with one of them where the graph has none.
+    /// Attaches the adapters, with the head that was saved with one of them. A graph without a head gets it behind its hidden states; in
+    /// a graph with a head of the same class it takes that one's place.
     pub(super) fn attach_by(
         &self,
         interface: &Interface,
         model: Verified,
         path: &Path,
-        seed: u64,
-        training: bool,
+        how: Attaching,
         events: OnEvent<'_>,
     ) -> Result<Adapted> {
-        let (attach, names) = self.builder(model, interface, path)?;
-        let mut adapted = attach.seed(seed).training(training).run()?;
-        (adapted.model, adapted.head) =
-            self.with_head(&names, adapted.model, seed, training, events)?;
+        let mut adapters = self.load(interface)?;
+        let setup = self.setup(&adapters)?;
+        let (joined, saved) = self.join_head(
+            &mut adapters,
+            interface,
+            &model,
+            path,
+            how.train_head,
+            events,
+        )?;
+        let attach = Attach::to(model).from_file(path).interface(interface);
+        let mut attach = attach.adapters(adapters).active(setup);
+        if let Some(route) = self.route(interface, path)? {
+            attach = attach.route(route);
+        }
+        let mut adapted = attach.seed(how.seed).training(how.training).run()?;
+        if let Some((head, own)) = joined {
+            adapted.take_head(SavedHead::Static(head), own);
+        } else if let Some(saved) = saved {
+            let (model, head) = headed_by(saved, adapted.model, path, how, events)?;
+            adapted.model = model;
+            adapted.head = head.map(SavedHead::Flexible);
+        }
         warn(events, &adapted.warnings)?;
         Ok(adapted)
     }
 
-    /// The model with the head that was saved with one of its adapters, and that head, where the graph has none.
-    pub(super) fn with_head(
+    /// Gives the adapter that a head was saved with the head's values, where the graph has a head of the same class; `train`: also where
+    /// none was saved. The adapter's configuration without them, or else the head that is still to be attached.
+    pub(super) fn join_head(
         &self,
-        names: &[String],
-        model: Verified,
-        seed: u64,
-        training: bool,
+        adapters: &mut [Adapter],
+        interface: &Interface,
+        model: &Verified,
+        path: &Path,
+        train: bool,
         events: OnEvent<'_>,
-    ) -> Result<(Verified, Option<Head>)> {
-        let Some(head) = self.saved_head(names)? else {
-            return Ok((model, None));
+    ) -> Result<(Option<(StaticHead, Config)>, Option<SavedHead>)> {
+        let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
+        let saved = self.saved_head(&names, events)?;
+        let mut head = match (has_head(model), saved) {
+            (true, Some(SavedHead::Static(head))) => head,
+            (true, _) if train => {
+                let name = names.last().map_or("", String::as_str);
+                let class = ModelFiles::at(path).class();
+                let selection = interface.select(model)?;
+                StaticHead::of_graph(name, &class, &selection, &model.model().graph)?
+            }
+            (_, saved) => return Ok((None, saved)),
         };
-        if model.model().graph.find(contract::LOGITS).is_some() {
-            let found = format!("the head that was saved with `{}` is not used", head.name);
-            let found = Diagnostic::warning("head-ignored", found).help(
-                "the graph has its own head; export the model without one to use the saved one",
-            );
-            warn(events, &[found])?;
-            return Ok((model, None));
+        let Some(adapter) = adapters.iter_mut().find(|a| a.name == head.name) else {
+            return Ok((None, None));
+        };
+        let (own, selection) = (adapter.config.clone(), interface.select(model)?);
+        Ok(
+            match head.join(adapter, &selection, &model.model().graph, train)? {
+                Joined::Taken | Joined::Same => (Some((head, own)), None),
+                Joined::Other => (None, Some(SavedHead::Static(head))),
+            },
+        )
+    }
+
+    /// The route that is named.
+    fn route(&self, interface: &Interface, path: &Path) -> Result<Option<Route>> {
+        let own = || Interface::model_type_beside(path).or_else(|| interface.model_type.clone());
+        match self.route.as_deref() {
+            None => Ok(None),
+            Some("plugin") => Ok(Some(Route::Plugin)),
+            Some("native") => {
+                let own = own().unwrap_or_default();
+                let route = Route::native(&own);
+                let none = || {
+                    let found = format!(
+                        "--route native: the Adapters library has no class for models of type `{own}`"
+                    );
+                    Error::new(
+                        ErrorKind::Usage,
+                        Diagnostic::error("route", found).help("use --route plugin"),
+                    )
+                };
+                route.map(Some).ok_or_else(none)
+            }
+            Some(other) => {
+                let found = format!("--route is `{other}`");
+                let found = Diagnostic::error("route", found).help("use native or plugin");
+                Err(Error::new(ErrorKind::Usage, found))
+            }
         }
-        let model = api::attach_head(model, head.clone(), seed, training)?;
-        Ok((model, Some(head)))
     }
 
     /// The folders that adapters are loaded from.
@@ -136,25 +189,39 @@ impl AdapterSettings {
 
     /// Names of the classes of the head that the adapters' folders hold, in the order of their ids.
     pub(super) fn saved_classes(&self) -> Result<Option<Vec<String>>> {
-        let ids = self
-            .saved_head(&self.adapters)?
-            .and_then(|h| h.config.label2id);
-        Ok(ids.map(|ids| in_order(ids.into_iter())))
+        let saved = self.saved_head(&self.adapters, &mut |_| Ok(()))?;
+        let ids = saved.as_ref().and_then(SavedHead::label2id);
+        Ok(ids.map(|ids| in_order(ids.clone().into_iter())))
     }
 
-    /// The head in the folder of the first adapter that has one.
-    fn saved_head(&self, names: &[String]) -> Result<Option<Head>> {
+    /// The head in the folder of the last active adapter that has one, as the library takes it. Others are named.
+    fn saved_head(&self, names: &[String], events: OnEvent<'_>) -> Result<Option<SavedHead>> {
+        let active = self.active.as_deref().and_then(|t| Setup::parse(t).ok());
+        let mut found: Vec<(usize, SavedHead)> = Vec::new();
         for (text, name) in self.adapters.iter().zip(names) {
             let folder = text.split_once('=').map_or(text.as_str(), |(_, spec)| spec);
-            for place in [text.as_str(), folder] {
-                if Path::new(place).is_dir()
-                    && let Some(head) = Head::read(Path::new(place), Some(name))?
-                {
-                    return Ok(Some(head));
-                }
+            let mut places = [text.as_str(), folder].into_iter().map(Path::new);
+            let Some(place) = places.find(|p| p.is_dir()) else {
+                continue;
+            };
+            let at = match &active {
+                Some(setup) => setup.names().iter().position(|n| n == name),
+                None => Some(found.len()),
+            };
+            if let (Some(at), Some(head)) = (at, SavedHead::read(place, Some(name))?) {
+                found.push((at, head));
             }
         }
-        Ok(None)
+        found.sort_by_key(|(at, _)| *at);
+        let last = found.pop().map(|(_, head)| head);
+        for (_, other) in found {
+            let (name, used) = (other.name(), last.as_ref().map_or("", SavedHead::name));
+            let found = format!("the head that was saved with `{name}` is not used");
+            let found = Diagnostic::warning("head-ignored", found);
+            let help = format!("the one of `{used}` is: the last active adapter's");
+            warn(events, &[found.help(help)])?;
+        }
+        Ok(last)
     }
 
     /// Number of tasks that the setup chooses from by `task_ids`.
@@ -162,6 +229,65 @@ impl AdapterSettings {
         let setup = Setup::parse(self.active.as_deref()?).ok()?;
         setup.multi_tasks().iter().map(|tasks| tasks.len()).min()
     }
+}
+
+/// How adapters are attached.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Attaching {
+    /// Seed of initial values.
+    pub(super) seed: u64,
+    /// Whether dropout is wanted.
+    pub(super) training: bool,
+    /// Whether a head of the graph's own is trained.
+    pub(super) train_head: bool,
+}
+
+/// Whether a graph has a prediction head.
+pub(super) fn has_head(model: &Verified) -> bool {
+    let graph = &model.model().graph;
+    let own = [contract::LOGITS, contract::START_LOGITS];
+    own.iter().any(|n| graph.find(n).is_some())
+}
+
+/// The model with a saved head behind its hidden states, and that head. Where the graph has a head already, it stays, and the saved one
+/// is named.
+pub(super) fn headed_by(
+    saved: SavedHead,
+    model: Verified,
+    path: &Path,
+    how: Attaching,
+    events: OnEvent<'_>,
+) -> Result<(Verified, Option<Head>)> {
+    let mut unused = |why: &str| {
+        let found = format!(
+            "the head that was saved with `{}` is not used",
+            saved.name()
+        );
+        warn(
+            events,
+            &[Diagnostic::warning("head-ignored", found).help(why)],
+        )
+    };
+    if has_head(&model) {
+        unused("the graph has its own head; export the model without one to use the saved one")?;
+        return Ok((model, None));
+    }
+    let head = match &saved {
+        SavedHead::Flexible(head) => head.clone(),
+        SavedHead::Static(head) => match head.flexible() {
+            Ok(head) => head,
+            Err(e) => {
+                unused(&format!("{e}; export the model with its head"))?;
+                return Ok((model, None));
+            }
+        },
+    };
+    let head = Head {
+        base: ModelFiles::at(path).head_base(),
+        ..head
+    };
+    let model = api::attach_head(model, head.clone(), how.seed, how.training)?;
+    Ok((model, Some(head)))
 }
 
 /// Names in the order of their ids.

@@ -1,6 +1,6 @@
 //! The prediction head that a base model gets for a task of whole examples.
 
-use crate::adapters::head::{Head, HeadConfig, HeadType};
+use crate::adapters::heads::{Head, HeadBase, HeadConfig, HeadType};
 use crate::error::Result;
 use crate::infer::Verified;
 use crate::ir::contract;
@@ -9,6 +9,7 @@ use crate::train::{Dataset, Labels, Loaded, Task};
 /// The head for a task, where the task needs one and the graph has none. Its size and its names come from the data.
 pub(super) fn choose_head(
     model: &Verified,
+    base: HeadBase,
     name: &str,
     task: Task,
     config: HeadConfig,
@@ -25,7 +26,7 @@ pub(super) fn choose_head(
         _ if names.is_empty() => {
             let sets = [Some(&loaded.train), loaded.eval.as_ref()];
             let mut most = sets.into_iter().flatten().map(largest_class);
-            most.try_fold(config.num_labels, |n, m| m.map(|m| n.max(m)))?
+            most.try_fold(config.num_labels(), |n, m| m.map(|m| n.max(m)))?
         }
         _ => names.len(),
     };
@@ -37,15 +38,15 @@ pub(super) fn choose_head(
         .enumerate()
         .map(|(i, n)| (n.clone(), i as i64))
         .collect();
+    let config = HeadConfig {
+        head_type,
+        num_labels: Some(num_labels),
+        label2id: (!names.is_empty()).then_some(ids),
+        ..config
+    };
     Ok(Some(Head {
-        name: name.to_owned(),
-        config: HeadConfig {
-            head_type,
-            num_labels,
-            label2id: (!names.is_empty()).then_some(ids),
-            ..config
-        },
-        weights: None,
+        base,
+        ..Head::fresh(name, config)
     }))
 }
 

@@ -1,6 +1,6 @@
 //! Folding adapters into base weights: the method's expression, evaluated here.
 
-use super::attach::AdapterSettings;
+use super::attach::{AdapterSettings, Attaching, headed_by};
 use super::check::{keep, usage};
 use super::event::{OnEvent, warn};
 use super::open;
@@ -66,13 +66,25 @@ impl Merge {
         let interface = self.adapters.interface(&self.model, &model)?;
         let (model, opened) = api::opened(model, false)?;
         warn(events, &opened)?;
-        let adapters = self.adapters.load(&interface)?;
-        let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
+        let mut adapters = self.adapters.load(&interface)?;
+        let (_, saved) = self.adapters.join_head(
+            &mut adapters,
+            &interface,
+            &model,
+            &self.model,
+            false,
+            events,
+        )?;
         let merged = if self.reset {
             reset(&model, &interface, adapters)?
         } else {
             let merged = merge(&model, &interface, adapters)?;
-            self.adapters.with_head(&names, merged, 0, false, events)?.0
+            match saved {
+                Some(saved) => {
+                    headed_by(saved, merged, &self.model, Attaching::default(), events)?.0
+                }
+                None => merged,
+            }
         };
         let options = SaveOptions {
             force: self.force,

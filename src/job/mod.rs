@@ -47,6 +47,7 @@ pub use report::TrainReport;
 pub use request::Request;
 pub use train::Job;
 
+pub(crate) use crate::adapters::heads::files::copy_renamed as copy_head;
 pub(crate) use average::Average;
 pub(crate) use check::usage;
 pub(crate) use convert::{Convert, Converted, Format, rename_beside};

@@ -4,6 +4,7 @@ use super::attach::AdapterSettings;
 use super::check::usage;
 use super::event::{Event, OnEvent, note};
 use super::settings::AdapterSpecs;
+use crate::adapters::heads::HeadBase;
 use crate::diag::Diagnostic;
 use crate::error::Result;
 use crate::infer::Verified;
@@ -44,6 +45,9 @@ pub(crate) struct ModelSettings {
     pub(crate) adapter: AdapterSpecs,
     /// The setup: which adapters are active and how they are composed (default: all, one behind the other).
     pub(crate) active: Option<String>,
+    /// How the Adapters library is to integrate fresh adapters: native, by its own class for the model's type, or plugin, through the
+    /// interface (default: native where it has such a class and no interface file is named).
+    pub(crate) route: Option<String>,
     /// The tokenizer: tokenizer.json or its folder (default: the one beside the model).
     pub(crate) tokenizer: Option<String>,
     /// Device to compute on: cpu; cuda or cuda:N in a build with CUDA.
@@ -64,6 +68,7 @@ impl Default for ModelSettings {
             interface: None,
             adapter: AdapterSpecs::Default,
             active: None,
+            route: None,
             tokenizer: None,
             device: "cpu".to_owned(),
             dtype: Dtype::F32,
@@ -80,6 +85,7 @@ impl ModelSettings {
             interface: self.interface.clone(),
             adapters: self.adapter.list(),
             active: self.active.clone(),
+            route: self.route.clone(),
         }
     }
 
@@ -149,6 +155,26 @@ impl ModelFiles {
             Some(path) => Tokenizer::open(Path::new(path)).map(Some),
             None if beside.exists() => Tokenizer::open(&beside).map(Some),
             None => Ok(None),
+        }
+    }
+
+    /// The class that the model was exported from.
+    pub(super) fn class(&self) -> String {
+        let class = self.config["architectures"][0].as_str();
+        class.unwrap_or_default().to_owned()
+    }
+
+    /// What a prediction head has to know of the model.
+    pub(super) fn head_base(&self) -> HeadBase {
+        let eos = &self.config["eos_token_id"];
+        HeadBase {
+            model_type: self.config["model_type"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+            eos_token_id: eos.as_i64().or_else(|| eos[0].as_i64()),
+            layer_norm_eps: self.config["layer_norm_eps"].as_f64(),
+            tied: self.config["tie_word_embeddings"].as_bool().unwrap_or(true),
         }
     }
 

@@ -4,7 +4,7 @@ use super::check::usage;
 use super::event::{Event, OnEvent};
 use crate::adapters::card::{Card, on_hub};
 use crate::adapters::folder::{AdapterFolder, file};
-use crate::adapters::head;
+use crate::adapters::heads;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{self, Hub, Kind, PushFile, PushOptions, Pushed, Reference, Source};
@@ -130,7 +130,7 @@ impl Push {
             Err(e) => return Err(e),
         };
         let mut card = Card::new(&to.repo, &folder);
-        card.head = self.folder.join(head::file::CONFIG).exists();
+        card.head = self.folder.join(heads::file::CONFIG).exists();
         if let Some(base) = &self.base_model {
             if !on_hub(base) {
                 return Err(usage(

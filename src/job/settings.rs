@@ -1,7 +1,7 @@
 //! A fine-tuning job: one JSON object that holds what to train, on what, and how. Every field is also a flag of `rewrite train`.
 
 use super::model::ModelSettings;
-use crate::adapters::head::HeadConfig;
+use crate::adapters::heads::HeadConfig;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 #[cfg(test)]
@@ -56,6 +56,9 @@ pub(crate) struct JobArguments {
     /// The prediction head that a base model gets for a task of whole examples, under the library's field names. `num_labels` and
     /// `label2id` come from the data.
     pub head: Option<HeadConfig>,
+    /// Trains the head that the graph has, too, as the library does with the head of a Transformers class. It is saved beside the
+    /// adapter.
+    pub train_head: bool,
     /// The folder that adapters, checkpoints and reports go to.
     pub output_dir: Option<String>,
     /// Replaces the results of an earlier run in the output folder.
@@ -78,6 +81,7 @@ impl Default for JobArguments {
             model: None,
             loss: None,
             head: None,
+            train_head: false,
             output_dir: None,
             overwrite_output_dir: false,
             report_to: vec![ReportTo::Jsonl, ReportTo::Html],

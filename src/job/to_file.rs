@@ -1,8 +1,8 @@
 //! The main job: attaches adapters to a model file and writes the result beside it.
 
-use super::attach::AdapterSettings;
+use super::attach::{AdapterSettings, Attaching};
 use super::check::{ensure_absent, exists, keep};
-use super::event::{OnEvent, warn};
+use super::event::OnEvent;
 use super::open;
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
 use crate::adapters::place::Kind;
@@ -114,12 +114,14 @@ impl AttachToFile {
         let model = open(&self.model, events)?;
         let before = self.dry_run.then(|| model.clone());
         let interface = self.adapters.interface(&self.model, &model)?;
-        let (attach, names) = self.adapters.builder(model, &interface, &self.model)?;
-        let mut adapted = attach.seed(self.seed).run()?;
-        warn(events, &adapted.warnings)?;
-        (adapted.model, adapted.head) =
-            self.adapters
-                .with_head(&names, adapted.model, self.seed, false, events)?;
+        let how = Attaching {
+            seed: self.seed,
+            ..Attaching::default()
+        };
+        let adapted = self
+            .adapters
+            .attach_by(&interface, model, &self.model, how, events)?;
+        let names: Vec<String> = adapted.manifest()?.into_iter().map(|a| a.0).collect();
         let summary = adapted.summary()?;
         let selected = selected(&adapted);
         let output = match before {
@@ -174,10 +176,7 @@ impl AttachToFile {
                 ..WriteOptions::default()
             };
             folder.write(path, options)?;
-            let head = adapted.head.as_ref();
-            if let Some(head) = head.filter(|h| h.name == folder.name) {
-                head.write(path, &store, &adapted.meta, self.force)?;
-            }
+            adapted.write_head(&folder.name, path, &store, self.force)?;
         }
         let adapters = folders.into_iter().map(|(p, _)| p).collect();
         Ok(Written::Files { saved, adapters })

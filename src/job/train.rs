@@ -1,6 +1,6 @@
 //! A training job: a model, adapters and data become adapter folders.
 
-use super::attach::AdapterSettings;
+use super::attach::{AdapterSettings, Attaching};
 use super::check::{check_outputs, fits, usage};
 use super::event::{Event, OnEvent, note, notes};
 use super::head::choose_head;
@@ -9,7 +9,7 @@ use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
 use super::settings::JobSettings;
 use crate::adapters::folder::WriteOptions;
-use crate::adapters::head::Head;
+use crate::adapters::heads::SavedHead;
 use crate::adapters::{AdapterStore, Setup};
 use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
@@ -115,7 +115,6 @@ struct Subject {
     adapted: Adapted,
     names: Vec<String>,
     vocabulary: Option<i64>,
-    head: Option<Head>,
     decoder_start: DecoderStart,
     collate: CollateArguments,
 }
@@ -227,13 +226,17 @@ impl Run {
             base = api::pack(base, &interface)?;
         }
         let seed = settings.training.seed;
+        let how = Attaching {
+            seed,
+            training: true,
+            train_head: settings.job.train_head,
+        };
         let adapted = self
             .adapters
-            .attach_by(&interface, base, path, seed, true, events)?;
+            .attach_by(&interface, base, path, how, events)?;
         let names = adapted.manifest()?.into_iter().map(|a| a.0);
         Ok(Subject {
             names: names.collect(),
-            head: adapted.head.clone(),
             decoder_start: DecoderStart::default(),
             collate: self.settings.collate,
             adapted,
@@ -270,13 +273,15 @@ impl Run {
     fn give_head(&self, subject: &mut Subject, loaded: &Loaded) -> Result<()> {
         let settings = &self.settings;
         let config = settings.job.head.clone().unwrap_or_default();
-        let (model, name) = (&subject.adapted.model, &subject.names[0]);
-        let Some(head) = choose_head(model, name, settings.data.task, config, loaded)? else {
+        let model = &subject.adapted.model;
+        let name = subject.names.last().map_or("", String::as_str);
+        let base = self.files.head_base();
+        let Some(head) = choose_head(model, base, name, settings.data.task, config, loaded)? else {
             return Ok(());
         };
         let seed = settings.training.seed;
         subject.adapted.model = api::attach_head(model.clone(), head.clone(), seed, true)?;
-        subject.head = Some(head);
+        subject.adapted.head = Some(SavedHead::Flexible(head));
         Ok(())
     }
 
@@ -410,9 +415,7 @@ impl Subject {
                 ..WriteOptions::default()
             };
             saved.write(&at, options)?;
-            if let Some(head) = self.head.as_ref().filter(|h| h.name == *name) {
-                head.write(&at, store, &self.adapted.meta, force)?;
-            }
+            self.adapted.write_head(name, &at, store, force)?;
             written.push(at);
         }
         Ok(written)

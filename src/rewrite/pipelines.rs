@@ -18,7 +18,7 @@ use super::passes::recompute::Recompute;
 use super::passes::shapes::EarlyShapes;
 use super::passes::{AttachPass, Merge, Strip};
 use crate::adapters::Setup;
-use crate::adapters::head::{Head, HeadConfig};
+use crate::adapters::heads::{Head, HeadConfig};
 use crate::adapters::methods::Fold;
 use crate::ir::{OpId, contract};
 use crate::select::Selection;
@@ -236,11 +236,7 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         evaluate: Box::new(|_| Ok(Vec::new())),
     };
     let head = AttachHead {
-        head: Head {
-            name: String::new(),
-            config: HeadConfig::default(),
-            weights: None,
-        },
+        head: Head::fresh("", HeadConfig::default()),
         seed: 0,
         training: false,
     };

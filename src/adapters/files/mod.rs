@@ -1,10 +1,9 @@
-//! Files of adapters: AdapterHub's folders, PEFT's, torch's pickles, cards, heads, and averages of folders.
+//! Files of adapters: AdapterHub's folders, PEFT's, torch's pickles, cards, and averages of folders.
 
 pub(crate) mod average;
 pub(crate) mod base;
 pub(crate) mod card;
 pub(crate) mod folder;
-pub(crate) mod head;
 pub(crate) mod peft;
 pub(crate) mod spec;
 pub(super) mod store;

@@ -1,6 +1,6 @@
 //! Parameters as data: what is saved, loaded and trained.
 
-use crate::adapters::head::owner;
+use crate::adapters::heads::owner;
 use crate::adapters::naming::{belongs, modern, renamed};
 use crate::adapters::param::decays;
 use crate::diag::Diagnostic;

@@ -380,7 +380,9 @@ impl Known for Lora {
     }
 
     fn disjoint(&self, other: &Self) -> bool {
-        !self.leave_out.is_empty() || !other.leave_out.is_empty()
+        // One that adapts nothing holds a head's values alone.
+        let none = |l: &Lora| l.targets.target_modules.is_some() && l.targets.adapts_none();
+        !self.leave_out.is_empty() || !other.leave_out.is_empty() || none(self) || none(other)
     }
 }
 

@@ -189,6 +189,17 @@ impl Method for Reft {
         torch_dtype(self.dtype.as_deref())
     }
 
+    fn notes(&self, around: &Surroundings<'_, '_>, _: &[Place<'_>]) -> Vec<Diagnostic> {
+        if self.subtract_projection != Some(false) || around.has.is_some() {
+            return Vec::new();
+        }
+        let what = format!(
+            "`{}` does not subtract the projection, which the Adapters library forgets when it reads a file: it would compute another ReFT",
+            around.name
+        );
+        vec![Diagnostic::warning("beyond-library", what)]
+    }
+
     fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
         if !self.output_reft {
             return Ok(Vec::new());

@@ -1,13 +1,17 @@
 //! Attaching a prediction head: `logits` from the hidden states that a base model gives.
 
-use crate::adapters::head::{COMPUTED, Head, Pooling, owner};
+use super::loss::lengthened;
+use crate::adapters::heads::{Head, HeadType, Pooling, owner};
 use crate::adapters::param_stamps;
 use crate::diag::Diagnostic;
 use crate::ir::contract;
-use crate::ir::contract::stamp;
+use crate::ir::contract::{POOLER_OUTPUT, stamp};
 use crate::ir::{Builder, DType, Dim, Graph, Metadata, OpId, Sym, TensorData, Type, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError};
 use rustc_hash::FxHashMap;
+
+/// Element type that a head computes in.
+const COMPUTED: DType = DType::Float;
 
 /// Adds a head behind the last hidden states.
 #[derive(Clone, Debug)]
@@ -26,12 +30,15 @@ impl Pass for AttachHead {
     }
 
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
-        self.head.config.validate()?;
+        let config = &self.head.config;
+        config.validate()?;
         let g = &cx.model().graph;
-        let (hidden, width, batch) = hidden_states(cx)?;
-        let params = self.head.store(width, self.seed, g)?;
+        let hidden = hidden_states(cx, config.outputs())?;
+        let (steps, table) = self.head.layers(hidden.width, g)?;
+        let params = self.head.store(&steps, table.is_some(), self.seed, g)?;
+        let pooler = pooler(g);
         let mut patch = cx.patch("head", None);
-        let logits = {
+        let outputs = {
             let b = patch.builder();
             b.set_scope(&format!("heads.{}", self.head.name));
             let mut values: FxHashMap<String, Val> = FxHashMap::default();
@@ -43,48 +50,159 @@ impl Pass for AttachHead {
             stamps.insert(stamp::ADAPTER.into(), owner(&self.head.name).into());
             b.set_stamp(stamps);
             b.set_float(COMPUTED);
-            let hidden = b.cast(hidden, COMPUTED);
-            let read = match self.head.config.pooling {
-                Pooling::First => {
-                    let first = b.slice(hidden, 1, 0, 1);
-                    b.squeeze(first, &[1])
-                }
-                Pooling::Last => last(b, g, hidden)?,
-            };
+            let table = table.map(|t| b.cast(t, COMPUTED));
+            let x = self.read(b, g, hidden.value, pooler)?;
             let get = |at: usize, kind: &str| {
                 let name = format!("heads.{}.{at}.{kind}", self.head.name);
-                // `params` names every linear of the configuration.
-                values.get(&name).copied().unwrap_or(hidden)
+                // `params` names everything of the steps but the table.
+                values.get(&name).copied().or(table).unwrap_or(x)
             };
-            let p = self.head.config.dropout_prob.unwrap_or(0.0);
-            self.head
-                .config
-                .build(b, read, get, |v| dropout(b, v, p, self.training))
+            let p = config.dropout();
+            let epsilon = self.head.base.layer_norm_eps.unwrap_or(1e-12) as f32;
+            let dropout = |v| dropout(b, v, p, self.training);
+            let scores = config.build(b, x, &steps, get, dropout, epsilon);
+            self.shaped(b, scores, &hidden)
         };
-        let dims = [batch, Dim::Known(self.head.config.num_labels as i64)];
-        patch.add_output(logits, contract::LOGITS, Some(Type::tensor(COMPUTED, dims)));
+        for (name, value, dims) in outputs {
+            patch.add_output(value, name, Some(Type::tensor(COMPUTED, dims)));
+        }
         cx.commit(patch)?;
         Ok(())
     }
 }
 
-/// The hidden states, their width and how the batch is called.
-fn hidden_states(cx: &PassCx<'_>) -> Result<(ValueId, usize, Dim), Diagnostic> {
+impl AttachHead {
+    /// The positions that the head reads: all of them, or one of each row.
+    fn read(
+        &self,
+        b: &Builder,
+        g: &Graph,
+        hidden: ValueId,
+        pooler: Option<ValueId>,
+    ) -> Result<Val, Diagnostic> {
+        let Head { config, base, .. } = &self.head;
+        let states = || b.cast(hidden, COMPUTED);
+        if !config.head_type.of_examples() {
+            // T5 scores its words by the table of embeddings, which is not scaled.
+            let scaled = base.tied && matches!(&*base.model_type, "t5" | "mt5");
+            let states = states();
+            return Ok(if scaled {
+                b.div(states, root(b, states))
+            } else {
+                states
+            });
+        }
+        match self.head.pooling() {
+            Pooling::Pooler => pooler.map(|v| b.cast(v, COMPUTED)).ok_or_else(|| {
+                Diagnostic::error(
+                    "head",
+                    format!("the head reads the model's pooler, and the graph has no output `{POOLER_OUTPUT}`"),
+                )
+                .help("export the base model with its pooler")
+            }),
+            Pooling::First => {
+                let first = b.slice(states(), 1, 0, 1);
+                Ok(b.squeeze(first, &[1]))
+            }
+            Pooling::Last => {
+                let mask = input(g, contract::ATTENTION_MASK, "`pooling` last")?;
+                let states = states();
+                Ok(last(b, b.cast(mask, DType::Int64), states, lengthened(g)))
+            }
+            Pooling::Eos => {
+                let ids = input(g, contract::INPUT_IDS, "`pooling` eos")?;
+                let Some(eos) = base.eos_token_id else {
+                    return Err(Diagnostic::error(
+                        "head",
+                        "the head reads the last end-of-sequence token, whose id is not known",
+                    )
+                    .help("put the model's config.json beside it"));
+                };
+                let ends = b.op("Equal", &[b.cast(ids, DType::Int64), b.int(eos)], &[]);
+                let ends = b.cast(ends, DType::Int64);
+                Ok(last(b, ends, states(), lengthened(g)))
+            }
+        }
+    }
+
+    /// The outputs of the head with their sizes.
+    fn shaped(
+        &self,
+        b: &Builder,
+        scores: Val,
+        hidden: &Hidden,
+    ) -> Vec<(&'static str, Val, Vec<Dim>)> {
+        let config = &self.head.config;
+        let Hidden { batch, seq, .. } = hidden;
+        let labels = Dim::Known(config.num_labels() as i64);
+        match config.head_type {
+            HeadType::QuestionAnswering => {
+                let names = config.outputs().iter().enumerate();
+                names
+                    .map(|(i, name)| {
+                        let of = b.slice(scores, 2, i as i64, i as i64 + 1);
+                        let dims = vec![batch.clone(), seq.clone()];
+                        (*name, b.squeeze(of, &[2]), dims)
+                    })
+                    .collect()
+            }
+            HeadType::MultipleChoice => {
+                let choices = config.num_choices.unwrap_or(2) as i64;
+                let rows = b.reshape(scores, b.ints(&[-1, choices]));
+                let dims = vec![Dim::Unknown, Dim::Known(choices)];
+                vec![(contract::LOGITS, rows, dims)]
+            }
+            HeadType::Tagging => {
+                vec![(
+                    contract::LOGITS,
+                    scores,
+                    vec![batch.clone(), seq.clone(), labels],
+                )]
+            }
+            t if t.of_words() => {
+                let dims = vec![batch.clone(), seq.clone(), Dim::Unknown];
+                vec![(contract::LOGITS, scores, dims)]
+            }
+            _ => vec![(contract::LOGITS, scores, vec![batch.clone(), labels])],
+        }
+    }
+}
+
+/// The hidden states of a base model.
+struct Hidden {
+    value: ValueId,
+    width: usize,
+    batch: Dim,
+    seq: Dim,
+}
+
+/// The square root of the width of a value.
+fn root(b: &Builder, v: Val) -> Val {
+    let width = b.cast(b.slice(b.shape(v), 0, 2, 3), COMPUTED);
+    b.unary("Sqrt", width)
+}
+
+/// What the model's own pooler makes: the output of this name, or the only one of rank two.
+fn pooler(g: &Graph) -> Option<ValueId> {
+    let mut outputs = g.outputs().iter().map(|p| p.value);
+    outputs.find(|v| g.name_of(*v) == POOLER_OUTPUT)
+}
+
+/// The hidden states of a graph that has none of these outputs yet.
+fn hidden_states(cx: &PassCx<'_>, outputs: &[&str]) -> Result<Hidden, Diagnostic> {
     let g = &cx.model().graph;
-    if g.find(contract::LOGITS).is_some() {
+    let own = std::iter::once(&contract::LOGITS).chain(outputs);
+    if let Some(name) = own.into_iter().find(|n| g.find(n).is_some()) {
         return Err(Diagnostic::error(
             "head",
-            format!(
-                "the graph has a value `{}`: a head of its own",
-                contract::LOGITS
-            ),
+            format!("the graph has a value `{name}`: a head of its own"),
         )
         .help("train on that head's loss, or export the base model without a head"));
     }
     let named = g
         .outputs()
         .iter()
-        .find(|p| g.name_of(p.value) == "last_hidden_state");
+        .find(|p| g.name_of(p.value) == contract::LAST_HIDDEN_STATE);
     let ranked = || {
         g.outputs()
             .iter()
@@ -106,11 +224,16 @@ fn hidden_states(cx: &PassCx<'_>) -> Result<(ValueId, usize, Dim), Diagnostic> {
             format!("the width of `{}` is not known", g.name_of(value)),
         ));
     };
-    let batch = match fact.dims.as_ref().and_then(|d| d.first()) {
-        Some(s) => named_dim(s),
-        None => Dim::Unknown,
+    let dim = |at: usize| {
+        let known = fact.dims.as_ref().and_then(|d| d.get(at));
+        known.map_or(Dim::Unknown, named_dim)
     };
-    Ok((value, width, batch))
+    Ok(Hidden {
+        value,
+        width,
+        batch: dim(0),
+        seq: dim(1),
+    })
 }
 
 fn named_dim(s: &Sym) -> Dim {
@@ -123,16 +246,15 @@ fn named_dim(s: &Sym) -> Dim {
     }
 }
 
-/// `[batch, width]` at the last position that is attended to. A position that is attended to weighs its number, so that the largest is
-/// the last, wherever the padding is.
-fn last(b: &Builder, g: &Graph, hidden: Val) -> Result<Val, Diagnostic> {
-    let Some(mask) = g.find(contract::ATTENTION_MASK).filter(|v| g.is_input(*v)) else {
-        return Err(Diagnostic::error(
-            "head",
-            "`pooling` last needs the graph input `attention_mask`",
-        ));
-    };
-    let mask = b.cast(mask, DType::Int64);
+/// The graph input of this name, which `what` needs.
+fn input(g: &Graph, name: &str, what: &str) -> Result<ValueId, Diagnostic> {
+    let found = g.find(name).filter(|v| g.is_input(*v));
+    found.ok_or_else(|| Diagnostic::error("head", format!("{what} needs the graph input `{name}`")))
+}
+
+/// `[batch, width]` at the last position that `mask` marks. A position that is marked weighs its number, so that the largest is the last,
+/// wherever the padding is. `longer`: adapters put positions in front, which the mask does not have.
+fn last(b: &Builder, mask: Val, hidden: Val, longer: bool) -> Val {
     let length = b.slice(b.shape(mask), 0, 1, 2);
     let numbers = b.op(
         "Range",
@@ -148,13 +270,19 @@ fn last(b: &Builder, g: &Graph, hidden: Val) -> Result<Val, Diagnostic> {
         &[b.mul(mask, numbers)],
         &[("axis", 1i64.into()), ("keepdims", 1i64.into())],
     );
+    let at = if longer {
+        let more = b.sub(b.slice(b.shape(hidden), 0, 1, 2), length);
+        b.add(at, more)
+    } else {
+        at
+    };
     let at = b.unsqueeze(at, &[2]);
     // [batch, 1, 1] against the last axis's [width].
     let width = b.slice(b.shape(hidden), 0, 2, 3);
     let shape = b.concat(&[b.ints(&[1, 1]), width], 0);
     let at = b.op("Expand", &[at, shape], &[]);
     let picked = b.op("GatherElements", &[hidden, at], &[("axis", 1i64.into())]);
-    Ok(b.squeeze(picked, &[1]))
+    b.squeeze(picked, &[1])
 }
 
 fn dropout(b: &Builder, v: Val, p: f64, training: bool) -> Val {

@@ -374,7 +374,7 @@ fn rows(
 }
 
 /// Whether adapters make the sequence longer than the inputs are.
-fn lengthened(g: &Graph) -> bool {
+pub(super) fn lengthened(g: &Graph) -> bool {
     let mut nodes = g.nodes().map(|n| &g.node(n).metadata);
     nodes.any(|m| {
         m.get(stamp::PLACE)

@@ -1,7 +1,7 @@
 //! Taking adapters out again: the inverse of [`AttachPass`](super::AttachPass), on the same model or on one that was written and read again.
 
 use crate::adapters::manifest::Manifest;
-use crate::adapters::{Setup, head};
+use crate::adapters::{Setup, heads};
 use crate::diag::{Diagnostic, nearest};
 use crate::ir::contract::stamp;
 use crate::ir::{Graph, Metadata, NodeId, ValueId};
@@ -21,7 +21,7 @@ impl Strip {
         found.is_some_and(|name| {
             self.adapter
                 .as_deref()
-                .is_none_or(|wanted| wanted == &**name || *head::owner(wanted) == **name)
+                .is_none_or(|wanted| wanted == &**name || *heads::owner(wanted) == **name)
         })
     }
 }

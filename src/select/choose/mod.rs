@@ -63,7 +63,7 @@ pub(super) fn run(
     let output_embeddings = scene.head();
     let modules = scene.modules(&layers, output_embeddings.as_ref());
     let tables = scene.tables(&layers);
-    let parameters = scene.parameters(&modules, &tables);
+    let parameters = scene.parameters(&layers, &modules, &tables);
     let width = |l: &Layer| {
         view.last(l.input)
             .or(l.output_proj.as_ref().map(|p| p.d_out))

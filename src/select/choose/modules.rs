@@ -2,6 +2,7 @@
 
 use super::scene::{Scene, site};
 use crate::analyze::linear::{Layout, Linear};
+use crate::analyze::norm::Norms;
 use crate::ir::{NodeId, ValueId};
 use crate::select::modules::Witness;
 use crate::select::site::{Layer, LinearModule, LinearSite, ParameterSite, Role, TableSite};
@@ -140,10 +141,11 @@ impl Scene<'_> {
         lookups.filter_map(site).collect()
     }
 
-    /// The stored parameters of modules, by their names in the state dict: what linears read, and every other initializer that has
-    /// such a name.
+    /// The stored parameters of modules, by their names in the state dict: what linears and norms read, and every other initializer that
+    /// has such a name.
     pub(super) fn parameters(
         &self,
+        layers: &[Layer],
         modules: &[LinearModule],
         tables: &[TableSite],
     ) -> Vec<ParameterSite> {
@@ -192,6 +194,11 @@ impl Scene<'_> {
             let dims = vec![t.rows, t.width];
             out.push(as_stored(t.path.clone(), "weight", t.value, nodes, dims));
         }
+        for site in self.of_norms(layers) {
+            if seen.insert(format!("{}.{}", site.module, site.name)) {
+                out.push(site);
+            }
+        }
         for &value in graph.initializers() {
             let Some((module, name)) = graph.name_of(value).rsplit_once('.') else {
                 continue;
@@ -205,6 +212,50 @@ impl Scene<'_> {
             let dims = tensor.dims.iter().map(|d| *d as usize).collect();
             let nodes = self.lookups(value);
             out.push(as_stored(module.into(), name, value, nodes, dims));
+        }
+        out
+    }
+
+    /// Weights and biases of norms. Exporters store equal ones once, so that a name tells of one norm alone.
+    fn of_norms(&self, layers: &[Layer]) -> Vec<ParameterSite> {
+        let within = Within::new(layers);
+        let mut out: Vec<ParameterSite> = Vec::new();
+        for norm in Norms::new(self.view).all {
+            let module = norm.nodes.last().and_then(|n| self.tree.of(*n));
+            let Some((module, _)) = module.filter(|m| m.1 < Witness::Neighbours) else {
+                continue;
+            };
+            let path = self.module_path(&self.tree.module(module).path, &within);
+            for &n in &norm.nodes {
+                let named = match self.view.op(n) {
+                    "Mul" => "weight",
+                    "Add" => "bias",
+                    _ => "",
+                };
+                for (slot, value) in self.view.inputs(n).iter().enumerate() {
+                    let name = match (named, slot) {
+                        ("", 1) => "weight",
+                        ("", 2) => "bias",
+                        (named, _) => named,
+                    };
+                    let Some(value) = value.filter(|_| !name.is_empty() && !path.is_empty()) else {
+                        continue;
+                    };
+                    let tensor = self.view.tensor(value).filter(|t| t.dtype.is_float());
+                    let Some([width]) = tensor.map(|t| &*t.dims).filter(|d| *d != [1]) else {
+                        continue;
+                    };
+                    let same = |p: &&mut ParameterSite| p.module == path && &*p.name == name;
+                    match out.iter_mut().find(same) {
+                        Some(known) if known.value == value => known.nodes.push(n),
+                        Some(_) => {}
+                        None => {
+                            let dims = vec![*width as usize];
+                            out.push(as_stored(path.clone(), name, value, vec![n], dims));
+                        }
+                    }
+                }
+            }
         }
         out
     }

@@ -170,8 +170,10 @@ impl Lora {
     ) -> Result<Vec<Place<'s>>, Diagnostic> {
         let chosen = self.targets.compiled()?;
         let modules = &around.selection.modules;
+        let none = self.targets.target_modules.is_some() && self.targets.adapts_none();
         let wanted: Vec<&LinearModule> = modules
             .iter()
+            .filter(|_| !none)
             .filter(|m| m.layer.is_none_or(|l| !self.leave_out.contains(&l)))
             .filter(|m| is_wanted(m, &chosen, around))
             .collect();
@@ -277,6 +279,16 @@ impl Lora {
             around,
             if self.selfattn_lora { wanted } else { 0 },
         ));
+        out.extend(thirds::beyond(
+            around,
+            if self.selfattn_lora { wanted } else { 0 },
+        ));
+        if self.dora() && around.has.is_none() {
+            out.push(Diagnostic::warning(
+                "beyond-library",
+                format!("`{name}` is DoRA, which the Adapters library does not know: it would load the file as plain LoRA or VeRA"),
+            ).help("`rewrite adapter convert --to peft` makes a file that PEFT reads"));
+        }
         let fresh = *around.route == Route::Plugin && around.has.is_none();
         if fresh && !places.is_empty() && self.selfattn_lora && self.wants("o") {
             out.push(Diagnostic::warning(

@@ -1,5 +1,5 @@
 use super::AttachHead;
-use crate::adapters::head::{Head, HeadConfig, Pooling};
+use crate::adapters::heads::{Head, HeadConfig, Pooling};
 use crate::rewrite::passes::testing::{check, refuses};
 
 const BASE: &str = r#"
@@ -11,18 +11,14 @@ const BASE: &str = r#"
 
 fn head(pooling: Pooling, training: bool) -> AttachHead {
     let config = HeadConfig {
-        num_labels: 3,
-        layers: 1,
+        num_labels: Some(3),
+        layers: Some(1),
         dropout_prob: Some(0.5),
-        pooling,
+        pooling: Some(pooling),
         ..HeadConfig::default()
     };
     AttachHead {
-        head: Head {
-            name: "task".into(),
-            config,
-            weights: None,
-        },
+        head: Head::fresh("task", config),
         seed: 7,
         training,
     }
