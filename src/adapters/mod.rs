@@ -6,12 +6,13 @@
 pub(crate) mod config;
 pub(crate) mod docs;
 mod files;
+pub(crate) mod heads;
 pub(crate) mod manifest;
 pub(crate) mod methods;
 pub(crate) mod plan;
 pub(crate) mod summary;
 
-pub(crate) use files::{average, base, card, folder, head, peft, spec, torch};
+pub(crate) use files::{average, base, card, folder, peft, spec, torch};
 pub(crate) use plan::{naming, param, place};
 
 use files::store;
@@ -46,6 +47,8 @@ pub struct Adapter {
     pub(crate) weights: Option<Weights>,
     /// The fingerprint of the base model that its file names.
     pub(crate) base: Option<Box<str>>,
+    /// What its file says besides.
+    pub(crate) meta: Option<Meta>,
 }
 
 impl Adapter {
@@ -78,6 +81,7 @@ impl Adapter {
             route: Route::Plugin,
             weights: None,
             base: None,
+            meta: None,
         }
     }
 }

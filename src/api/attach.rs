@@ -2,11 +2,11 @@
 
 use super::{adapter, manifest, open, opened, summed_up};
 use crate::adapters::folder::{AdapterFolder, Meta};
-use crate::adapters::head::Head;
+use crate::adapters::heads::SavedHead;
 use crate::adapters::manifest::Manifest;
 use crate::adapters::plan::plan;
 use crate::adapters::summary::Summary;
-use crate::adapters::{Adapter, AdapterStore, Config, Setup};
+use crate::adapters::{Adapter, AdapterStore, Config, Route, Setup};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -34,6 +34,7 @@ pub struct Attach {
     active: Option<Setup>,
     seed: u64,
     training: bool,
+    route: Option<Route>,
 }
 
 impl Attach {
@@ -47,6 +48,7 @@ impl Attach {
             active: None,
             seed: 42,
             training: false,
+            route: None,
         }
     }
 
@@ -93,6 +95,13 @@ impl Attach {
         self
     }
 
+    /// How the Adapters library is to integrate fresh adapters, which decides their names and, in a few places, what is computed (default:
+    /// by its own class for the model's type, if it has one and no interface file was given). Saved adapters stay what they are.
+    pub fn route(mut self, route: Route) -> Self {
+        self.route = Some(route);
+        self
+    }
+
     /// Seed of initial parameter values (default: 42).
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -119,10 +128,20 @@ impl Attach {
         if adapters.is_empty() {
             adapters.push(Adapter::default_of(&interface)?);
         }
+        let route = self.route;
+        let route = route.unwrap_or_else(|| usual_route(&interface, self.file.as_deref()));
+        for adapter in adapters.iter_mut().filter(|a| a.weights.is_none()) {
+            adapter.route = route.clone();
+        }
         let names = adapters.iter().map(|a| a.name.clone());
         let setup = self.active.unwrap_or_else(|| Setup::stack(names));
-        let configs = adapters.iter().map(|a| (a.name.clone(), a.config.clone()));
-        let configs = configs.collect();
+        let attached = adapters.iter().map(|a| Attached {
+            name: a.name.clone(),
+            config: a.config.clone(),
+            route: a.route.clone(),
+            meta: a.meta.clone(),
+        });
+        let attached = attached.collect();
         let mut methods = adapters.iter().flat_map(|a| a.config.methods());
         let cores = methods.any(|m| m.opens_attention());
         let (mut model, mut expanded) = opened(self.model, cores)?;
@@ -162,11 +181,30 @@ impl Attach {
             warnings,
             interface,
             setup,
-            configs,
+            attached,
             idle,
             head: None,
         })
     }
+}
+
+/// One adapter that was attached. Its configuration may be of a method that no manifest can name.
+#[derive(Clone, Debug)]
+struct Attached {
+    name: String,
+    config: Config,
+    route: Route,
+    /// What its own file said.
+    meta: Option<Meta>,
+}
+
+/// How the library integrates a fresh adapter: by its own class for the model's type; through the interface, where it has none, or where
+/// an interface file says how.
+fn usual_route(interface: &Interface, file: Option<&Path>) -> Route {
+    let own = file.and_then(Interface::model_type_beside);
+    let own = own.or_else(|| interface.model_type.clone());
+    let own = own.filter(|_| interface.is_builtin());
+    own.and_then(|t| Route::native(&t)).unwrap_or(Route::Plugin)
 }
 
 /// A model with adapters.
@@ -185,12 +223,12 @@ pub struct Adapted {
     pub setup: Setup,
     /// What saved adapters tell about their model.
     pub meta: Meta,
-    /// Configurations of the adapters that were attached, which may be of methods that no manifest can name.
-    configs: Vec<(String, Config)>,
+    /// The adapters that were attached.
+    attached: Vec<Attached>,
     /// Parameters of adapters that are not active: no part of the graph.
     idle: AdapterStore,
     /// The head that was attached along.
-    pub(crate) head: Option<Head>,
+    pub(crate) head: Option<SavedHead>,
 }
 
 impl Adapted {
@@ -219,38 +257,71 @@ impl Adapted {
         out
     }
 
+    /// Says that an adapter brought this head, whose parameters are its own in the graph, and what the adapter's configuration is
+    /// without it.
+    pub(crate) fn take_head(&mut self, head: SavedHead, config: Config) {
+        let of = self.attached.iter_mut().find(|a| a.name == head.name());
+        if let Some(attached) = of {
+            attached.config = config;
+        }
+        self.head = Some(head);
+    }
+
+    /// Writes the head that an adapter has into its folder, with the parameters of `store`.
+    #[cfg(feature = "train")]
+    pub(crate) fn write_head(
+        &self,
+        adapter: &str,
+        folder: &Path,
+        store: &AdapterStore,
+        force: bool,
+    ) -> Result<()> {
+        match self.head.as_ref().filter(|h| h.name() == adapter) {
+            Some(head) => head.write(folder, store, &self.model.model().graph, &self.meta, force),
+            None => Ok(()),
+        }
+    }
+
     /// The folder of one adapter, with the parameters of `store`.
     ///
     /// # Errors
     /// [`ErrorKind::Method`]: the model has no adapter of this name.
     pub fn folder(&self, name: &str, store: &AdapterStore) -> Result<AdapterFolder> {
-        let attached = self.configs.iter().find(|(n, _)| n == name).cloned();
+        let attached = self.attached.iter().find(|a| a.name == name);
         let found = match attached {
-            Some(found) => Some(found),
-            None => self.manifest()?.into_iter().find(|(n, _)| n == name),
+            Some(found) => Some(found.config.clone()),
+            None => {
+                let mut there = self.manifest()?.into_iter();
+                there.find(|(n, _)| n == name).map(|(_, config)| config)
+            }
         };
-        let Some((_, config)) = found else {
+        let Some(config) = found else {
             let message = format!("the model has no adapter `{name}`");
             let d = Diagnostic::error("adapter-unknown", message);
             return Err(Error::new(ErrorKind::Method, d));
         };
-        let interface = Some(interface_for(&config, &self.interface).to_json());
+        // The library's own classes need none, and a folder that has one is of the plugin route.
+        let plugin = attached.is_none_or(|a| a.route == Route::Plugin);
+        let interface = plugin.then(|| interface_for(&config, &self.interface).to_json());
         let idle = self.idle.of(name);
         let store = if store.of(name).iter().next().is_none() {
             &idle
         } else {
             store
         };
-        let mut meta = self.meta.clone();
+        let saved = attached.and_then(|a| a.meta.clone());
+        let mut meta = saved.map_or_else(|| self.meta.clone(), |saved| self.meta.under(saved));
         let manifest = Manifest::read(self.model.model());
         let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;
         if manifest.adapters.iter().any(|a| a.name == name && a.thirds) {
             // Without our mark it stays a file that goes by thirds.
             meta.extra.remove(crate::adapters::base::KEY);
         }
-        Ok(AdapterFolder::from_store(
-            name, config, store, meta, interface,
-        ))
+        let mut folder = AdapterFolder::from_store(name, config, store, meta, interface);
+        if let Some(SavedHead::Static(head)) = self.head.as_ref().filter(|h| h.name() == name) {
+            head.without(&mut folder.weights);
+        }
+        Ok(folder)
     }
 }
 

@@ -117,6 +117,10 @@ pub(crate) struct AdapterArgs {
     /// says which adapter each sample has (default: all are active, one behind the other)
     #[arg(long, value_name = "SETUP")]
     pub(crate) active: Option<String>,
+    /// How the Adapters library is to integrate fresh adapters: by its own class for the model's type, or through the interface; decides
+    /// their names, and in places what they compute (default: native where it has a class and no interface file is named)
+    #[arg(long, value_name = "native|plugin")]
+    pub(crate) route: Option<String>,
 }
 
 impl AdapterArgs {
@@ -126,6 +130,7 @@ impl AdapterArgs {
             interface: self.interface.clone(),
             adapters: self.adapters.clone(),
             active: self.active.clone(),
+            route: self.route.clone(),
         }
     }
 
@@ -139,6 +144,9 @@ impl AdapterArgs {
         }
         if let Some(active) = &self.active {
             flags.insert("active".into(), json!(active));
+        }
+        if let Some(route) = &self.route {
+            flags.insert("route".into(), json!(route));
         }
     }
 }

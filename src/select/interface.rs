@@ -18,6 +18,9 @@ use std::path::{Path, PathBuf};
 /// The schema version this library writes where AdapterHub's own form cannot say it.
 pub(crate) const SCHEMA_VERSION: u32 = 1;
 
+/// What the source of an interface begins with that this library brings.
+const BUILTIN: &str = "built-in ";
+
 /// One path, or one for each entry of `model_layers`; null where there is none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -325,7 +328,7 @@ impl Interface {
             .binary_search_by(|(name, _)| (*name).cmp(model_type))
             .ok()?;
         let (name, text) = super::builtin::INTERFACES[at];
-        Some(Interface::parse(text, &format!("built-in {name}")))
+        Some(Interface::parse(text, &format!("{BUILTIN}{name}")))
     }
 
     /// Names of the built-in interfaces, sorted.
@@ -344,6 +347,32 @@ impl Interface {
             && self.fields.layer_ln_cross.is_null()
             && self.fields.layer_gate_proj.is_null()
             && self.fields.paths().iter().all(|(_, p)| p.len().is_none())
+    }
+
+    /// Whether it is one of those that this library brings.
+    pub(crate) fn is_builtin(&self) -> bool {
+        self.source.starts_with(BUILTIN)
+    }
+
+    /// As much of it as AdapterHub's library can read: of several stacks the first, and none of our fields.
+    #[must_use]
+    pub(crate) fn to_adapterhub(&self) -> Interface {
+        let mut out = self.clone();
+        let own = ["graph", "layer_gate_proj", "layer_ln_cross"];
+        if let Ok(Value::Object(mut fields)) = serde_json::to_value(&self.fields) {
+            fields.retain(|name, _| !own.contains(&name.as_str()));
+            for row in &PATHS {
+                if let Some(field) = fields.get_mut(row.field.name())
+                    && let Value::Array(each) = field
+                {
+                    *field = each.first().cloned().unwrap_or_default();
+                }
+            }
+            if let Ok(fields) = serde_json::from_value(Value::Object(fields)) {
+                out.fields = fields;
+            }
+        }
+        out
     }
 
     /// The file, in AdapterHub's form: keys sorted, indent 2, all 18 fields. Our additions appear only where they are used.
@@ -507,7 +536,9 @@ mod tests {
                 "interface-type | i.json:4:3, model_layers | `model_layers` is 7, expected a string, or a list with one for each stack"
             ]
         );
-        assert_eq!(findings(&BARE.replace("\"mlp.up_proj\"", "null")).len(), 1);
+        // Models of experts have no one linear there.
+        assert!(Interface::parse(&BARE.replace("\"mlp.up_proj\"", "null"), "i.json").is_ok());
+        assert_eq!(findings(&BARE.replace("\"mlp.up_proj\"", "7")).len(), 1);
         assert_eq!(
             findings(&BARE.replace("\"lora\"", "\"lorra\"")),
             ["interface-method | i.json:2:3, adapter_methods | unknown method `lorra`"]

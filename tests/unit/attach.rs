@@ -491,6 +491,46 @@ fn prefixes_are_one_parameter_for_all_layers() {
     assert_eq!(table, 2 * layers as u64 * 2 * 2 * 8);
 }
 
+/// What the library has a class of its own for gets that class's names, unless an interface file says how; what is written is that again
+/// when it is read.
+#[test]
+fn fresh_adapters_are_those_of_the_librarys_class() {
+    use onnx_graft::adapters::{Route, WriteOptions};
+    let path = fixture("bert").join(DYNAMO);
+    let attach = || onnx_graft::Attach::open(&path).unwrap();
+    let native = attach().adapter("a=seq_bn").unwrap().run().unwrap();
+    let folder = native.folder("a", &native.store()).unwrap();
+    assert_eq!(folder.interface, None);
+    assert_eq!(folder.route().to_string(), "native:bert");
+    let plugin = attach().adapter("a=seq_bn").unwrap().route(Route::Plugin);
+    let plugin = plugin.run().unwrap();
+    let names = |a: &onnx_graft::Adapted| -> Vec<String> {
+        a.store().iter().map(|(n, _)| n.to_owned()).collect()
+    };
+    assert_ne!(names(&native), names(&plugin));
+    let file = Interface::read(&fixture("bert/interface.json")).unwrap();
+    let by_file = attach().interface(&file).adapter("a=seq_bn").unwrap();
+    assert_eq!(names(&by_file.run().unwrap()), names(&plugin));
+    for adapted in [native, plugin] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = adapted.folder("a", &adapted.store()).unwrap();
+        folder
+            .write(
+                dir.path(),
+                WriteOptions {
+                    force: true,
+                    ..WriteOptions::default()
+                },
+            )
+            .unwrap();
+        let spec = dir.path().to_str().unwrap();
+        let again = attach().adapter(spec).unwrap().run().unwrap();
+        assert_eq!(again.store(), adapted.store());
+        let text = |m: &Verified| text::print(m.model());
+        assert_eq!(text(&again.model), text(&adapted.model));
+    }
+}
+
 /// Outputs are declared with the length they have.
 #[test]
 fn outputs_grow_with_a_prompt() {
@@ -501,6 +541,36 @@ fn outputs_grow_with_a_prompt() {
     };
     assert_eq!(outputs("vit"), "f32[batch, 20, 32]");
     assert_eq!(outputs("bert"), "f32[batch, ?, 32]");
+}
+
+/// Exporters give the mask an axis of its own where the model does not compare its length with that of the tokens.
+#[test]
+fn a_mask_with_an_axis_of_its_own_grows_with_a_prompt() {
+    use onnx_graft::ir::{DType, Dim, Type};
+    use onnx_graft::runtime::{CompileOptions, Plan, io};
+    let (model, selection) = open("qwen3", DYNAMO);
+    let mut apart = model.clone().into_model();
+    let mask = apart.graph.find("attention_mask").unwrap();
+    let dims = ["batch", "own"].map(|d| Dim::Symbol(d.into()));
+    apart.graph.value_mut(mask).unwrap().ty = Some(Type::tensor(DType::Int64, dims));
+    let apart = Verified::check(apart).unwrap();
+    let interface = Interface::read(&fixture("qwen3").join("interface.json")).unwrap();
+    let other = interface.select(&apart).unwrap();
+    let logits = |model: Verified, selection: Selection| {
+        let pass = AttachPass::new(selection, fresh("prompt_tuning[prompt_length=3]"));
+        let model = Pipeline::new().with(pass).run(model).unwrap().model;
+        let data = io::read(&fixture("qwen3").join("inputs.safetensors")).unwrap();
+        let mut feeds = onnx_graft::runtime::Feeds::new();
+        for (name, value) in data.0 {
+            if let Some(name) = name.strip_prefix("input/") {
+                feeds.insert(name, value);
+            }
+        }
+        let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
+        let out = plan.run(&feeds).unwrap();
+        out.get("logits").unwrap().to_f32().unwrap()
+    };
+    assert_eq!(logits(model, selection), logits(apart, other));
 }
 
 #[test]

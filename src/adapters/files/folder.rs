@@ -1,5 +1,6 @@
 //! Adapter folders, as AdapterHub's `save_adapter` writes them: `adapter_config.json`, weights as `adapter.safetensors` and as
-//! `pytorch_adapter.bin`, and `adapter_interface.json` for adapters of the plugin route.
+//! `pytorch_adapter.bin`, and `adapter_interface.json` for adapters of the plugin route. What the library cannot read of an interface
+//! (lists of several stacks, fields of our own) stands whole in a file beside it.
 //!
 //! Both weight files are written, because the Python library reads the torch file unless it is told otherwise. Where only
 //! safetensors are wanted, [`WriteOptions`] says so.
@@ -28,8 +29,10 @@ pub(crate) mod file {
     pub(crate) const SAFETENSORS: &str = "adapter.safetensors";
     /// Weights, torch.
     pub(crate) const TORCH: &str = "pytorch_adapter.bin";
-    /// The interface of the model.
+    /// The interface of the model, as the Adapters library reads it.
     pub(crate) const INTERFACE: &str = "adapter_interface.json";
+    /// The whole interface, where that one cannot say all of it.
+    pub(crate) const WHOLE_INTERFACE: &str = "adapter_interface.onnx_graft.json";
 }
 
 /// The version that is written: that of the library whose files these are.
@@ -52,6 +55,27 @@ pub struct Meta {
     pub extra: Map<String, Value>,
 }
 
+impl Meta {
+    /// What a file said, with these values where it said nothing, and this version and base.
+    pub(crate) fn under(&self, saved: Meta) -> Meta {
+        let text = |saved: String, own: &String| {
+            if saved.is_empty() { own.clone() } else { saved }
+        };
+        let mut extra = saved.extra;
+        for (key, value) in &self.extra {
+            extra.insert(key.clone(), value.clone());
+        }
+        Meta {
+            hidden_size: saved.hidden_size.or(self.hidden_size),
+            model_class: text(saved.model_class, &self.model_class),
+            model_name: text(saved.model_name, &self.model_name),
+            model_type: text(saved.model_type, &self.model_type),
+            version: self.version.clone(),
+            extra,
+        }
+    }
+}
+
 /// A saved adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterFolder {
@@ -63,7 +87,7 @@ pub struct AdapterFolder {
     pub meta: Meta,
     /// Its weights, by the names of the file.
     pub(crate) weights: Weights,
-    /// The text of `adapter_interface.json`, where there is one.
+    /// The text of its interface, where it has one beside it: an adapter of the plugin route.
     pub interface: Option<String>,
     /// What was corrected on reading.
     pub notes: Vec<Diagnostic>,
@@ -135,7 +159,30 @@ impl AdapterFolder {
         let name = take_text(&mut top, "name").unwrap_or_else(|| "default".into());
         let version = take_text(&mut top, "version");
         let mut dict = top.shift_remove("config").unwrap_or_default();
-        let notes = correct(&mut dict, version.as_deref());
+        let mut named = None;
+        if dict.is_null() {
+            // The library's default, and what it wrote where a configuration had a name.
+            let id = top.get("config_id").and_then(Value::as_str);
+            let id = id
+                .filter(|id| Config::parse(id).is_ok())
+                .unwrap_or("seq_bn");
+            named = Some(
+                Diagnostic::warning(
+                    "compat-config",
+                    format!("the file has no configuration: it is taken to be `{id}`"),
+                )
+                .note(
+                    "the library takes its default, `seq_bn`, where there is no `config_id` either",
+                ),
+            );
+            dict = Value::String(id.to_owned());
+        }
+        let mut notes = correct(&mut dict, version.as_deref());
+        notes.extend(named);
+        let weights = Weights::new(&name, read_weights(folder)?);
+        if let Some(note) = uninverted(&mut dict, &top, &weights) {
+            notes.push(note);
+        }
         let config = config(&dict).map_err(at)?;
         let meta = Meta {
             hidden_size: top.shift_remove("hidden_size").and_then(|v| v.as_u64()),
@@ -145,10 +192,11 @@ impl AdapterFolder {
             version,
             extra: top,
         };
-        let interface = folder.join(file::INTERFACE);
+        let mut interfaces = [file::WHOLE_INTERFACE, file::INTERFACE].into_iter();
+        let interface = interfaces.find_map(|f| fs::read_to_string(folder.join(f)).ok());
         Ok(AdapterFolder {
-            weights: Weights::new(&name, read_weights(folder)?),
-            interface: fs::read_to_string(interface).ok(),
+            weights,
+            interface,
             name,
             config,
             meta,
@@ -190,6 +238,7 @@ impl AdapterFolder {
             config: self.config,
             weights: Some(self.weights),
             base: crate::adapters::base::recorded(&self.meta.extra),
+            meta: Some(self.meta),
         }
     }
 
@@ -251,7 +300,14 @@ impl AdapterFolder {
             ));
         }
         if let Some(text) = &self.interface {
-            out.push((file::INTERFACE, text.clone().into_bytes()));
+            let whole = Interface::parse(text, file::INTERFACE).ok();
+            let reduced = whole.filter(|i| !i.is_adapterhub());
+            if let Some(reduced) = reduced.map(|i| i.to_adapterhub().to_json()) {
+                out.push((file::INTERFACE, reduced.into_bytes()));
+                out.push((file::WHOLE_INTERFACE, text.clone().into_bytes()));
+            } else {
+                out.push((file::INTERFACE, text.clone().into_bytes()));
+            }
         }
         out.push((file::CONFIG, self.config_json().into_bytes()));
         Ok(out)
@@ -322,10 +378,11 @@ pub(crate) fn free(folder: &Path) -> Result<()> {
 }
 
 /// The files of an adapter folder, with those of the head that the library saves beside it.
-const OWN_FILES: [&str; 7] = [
+const OWN_FILES: [&str; 8] = [
     file::SAFETENSORS,
     file::TORCH,
     file::INTERFACE,
+    file::WHOLE_INTERFACE,
     "head_config.json",
     "pytorch_model_head.bin",
     "model_head.safetensors",
@@ -468,6 +525,21 @@ fn correct(config: &mut Value, version: Option<&str>) -> Vec<Diagnostic> {
     notes
 }
 
+/// Files of task adapters may name an invertible part that they do not hold: the library leaves it out.
+fn uninverted(dict: &mut Value, top: &Map<String, Value>, weights: &Weights) -> Option<Diagnostic> {
+    let task = top.get("type").and_then(Value::as_str) == Some("text_task");
+    let named = dict.get("inv_adapter").is_some_and(|v| !v.is_null());
+    let held = weights.has(&format!("invertible_adapters.{}", weights.adapter));
+    if !task || !named || held {
+        return None;
+    }
+    let fields = dict.as_object_mut()?;
+    fields.insert("inv_adapter".into(), Value::Null);
+    fields.insert("inv_adapter_reduction_factor".into(), Value::Null);
+    let found = "the file names an invertible adapter and holds none: it is left out";
+    Some(Diagnostic::warning("compat-invertible", found))
+}
+
 fn before_1_1(version: &str) -> bool {
     let Some(numbers) = version.strip_prefix("adapters.") else {
         return false;
@@ -590,101 +662,4 @@ pub(crate) fn is_adapter_key(key: &str, adapter: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::adapters::Param;
-
-    fn store() -> AdapterStore {
-        let mut store = AdapterStore::default();
-        let key = "model.layers.0.self_attn.q_proj.loras.a.lora_A";
-        store.insert(
-            key,
-            Param {
-                adapter: "a".into(),
-                tensor: TensorData::from_f32([1, 2], &[1.0, 2.0]),
-                trainable: true,
-                idle: false,
-                decay: true,
-                aliases: vec!["model.second.name.loras.a.x".into()],
-            },
-        );
-        store
-    }
-
-    #[test]
-    fn what_is_written_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config::parse("lora[r=1]").unwrap();
-        let meta = Meta {
-            hidden_size: Some(2),
-            model_type: "qwen3".into(),
-            version: Some(VERSION.into()),
-            ..Meta::default()
-        };
-        let folder = AdapterFolder::from_store("a", config, &store(), meta, Some("{}".into()));
-        let path = dir.path().join("out").join("a");
-        folder.write(&path, WriteOptions::default()).unwrap();
-        assert_eq!(AdapterFolder::read(&path).unwrap(), folder);
-        fs::remove_file(path.join(file::SAFETENSORS)).unwrap();
-        assert_eq!(AdapterFolder::read(&path).unwrap(), folder);
-        let again = folder.write(&path, WriteOptions::default()).unwrap_err();
-        assert!(again.to_string().contains("--force"));
-        let force = WriteOptions {
-            force: true,
-            ..WriteOptions::default()
-        };
-        folder.write(&path, force).unwrap();
-        let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().collect();
-        assert_eq!(left.len(), 1, "no temporary folder stays");
-    }
-
-    #[test]
-    fn old_files_are_corrected() {
-        let fix = |text: &str, version: Option<&str>| {
-            let mut v: Value = serde_json::from_str(text).unwrap();
-            correct(&mut v, version);
-            v
-        };
-        let lora = r#"{"architecture":"lora","r":8,"alpha":16}"#;
-        assert_eq!(fix(lora, Some("adapters.1.0.1"))["alpha"], 8);
-        assert_eq!(fix(lora, Some("adapters.1.1.0"))["alpha"], 16);
-        assert_eq!(fix(lora, Some("3.2.1"))["alpha"], 16);
-        assert_eq!(
-            fix(r#"{"non_linearity":"gelu"}"#, None)["non_linearity"],
-            "gelu_new"
-        );
-        assert_eq!(
-            fix(r#"{"non_linearity":"gelu"}"#, Some(VERSION))["non_linearity"],
-            "gelu"
-        );
-    }
-
-    #[test]
-    fn deleting_takes_only_what_an_adapter_consists_of() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a");
-        let config = Config::parse("lora[r=1]").unwrap();
-        let folder = AdapterFolder::from_store("a", config, &store(), Meta::default(), None);
-        folder.write(&path, WriteOptions::default()).unwrap();
-        let mine = path.join("notes.txt");
-        fs::write(&mine, "mine").unwrap();
-        let done = delete(&path).unwrap();
-        assert_eq!((done.files.len(), &done.kept), (3, &vec![mine.clone()]));
-        assert!(delete(&path).is_err(), "there is no adapter any more");
-        fs::write(path.join(file::CONFIG), "{}").unwrap();
-        assert!(delete(&path).is_err(), "this is no adapter's");
-        assert!(mine.exists() && path.join(file::CONFIG).exists());
-        fs::remove_file(mine).unwrap();
-        folder
-            .write(
-                &path,
-                WriteOptions {
-                    force: true,
-                    ..WriteOptions::default()
-                },
-            )
-            .unwrap();
-        delete(&path).unwrap();
-        assert!(!path.exists());
-    }
-}
+mod tests;
