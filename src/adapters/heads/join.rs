@@ -1,9 +1,8 @@
 //! A head of a Transformers class on a graph that has one: its modules get the adapter's own values, as PEFT's `modules_to_save` do.
 
 use super::files::StaticHead;
-use crate::adapters::methods::MethodConfig;
-use crate::adapters::methods::lora::{Lora, Names, Targets};
-use crate::adapters::{Adapter, AdapterStore, Config, Weights};
+use crate::adapters::methods::lora::Targets;
+use crate::adapters::{Adapter, AdapterStore, Weights};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{Graph, TensorData};
@@ -157,39 +156,9 @@ impl StaticHead {
         let words = selection.output_embeddings.as_ref().map(|s| &*s.path);
         let kept = !all && modules.iter().any(|m| Some(*m) == words);
         let modules: Vec<String> = modules.into_iter().map(str::to_owned).collect();
-        let mut methods = adapter.config.methods().to_vec();
-        let targeted = |m: &MethodConfig| matches!(m, MethodConfig::Lora(l) if l.targets.is_some());
-        if !methods.iter().any(targeted) {
-            let none = Targets {
-                target_modules: Some(Names::Many(Vec::new())),
-                ..Targets::default()
-            };
-            methods.push(
-                Lora {
-                    targets: none,
-                    ..Lora::lora()
-                }
-                .into(),
-            );
-        }
-        for method in &mut methods {
-            if let MethodConfig::Lora(l) = method
-                && l.targets.is_some()
-            {
-                let list = if kept {
-                    &mut l.targets.save_embedding_layers
-                } else {
-                    &mut l.targets.modules_to_save
-                };
-                list.extend(modules.iter().cloned());
-                self.take(&l.targets, adapter.weights.as_mut(), selection, graph);
-                break;
-            }
-        }
-        adapter.config = match <[MethodConfig; 1]>::try_from(methods) {
-            Ok([one]) => Config::one(one),
-            Err(several) => Config::union(several),
-        };
+        let (config, targets) = adapter.config.saving(&modules, kept);
+        adapter.config = config;
+        self.take(&targets, adapter.weights.as_mut(), selection, graph);
         Ok(Joined::Taken)
     }
 
@@ -203,16 +172,9 @@ impl StaticHead {
     ) {
         let mut tensors = Vec::new();
         for site in &selection.parameters {
-            let kept = targets.kept(&site.module).then_some(&*site.module);
-            let Some(outer) = targets.saved(&site.module).or(kept) else {
+            let Some(key) = targets.key(site, &self.name) else {
                 continue;
             };
-            let inner = site.module[outer.len()..].trim_start_matches('.');
-            let dot = if inner.is_empty() { "" } else { "." };
-            let key = format!(
-                "{outer}.modules_to_save.{}.{inner}{dot}{}",
-                self.name, site.name
-            );
             let own = format!("{}.{}", site.module, site.name);
             let value = self.weights.get(&*own).cloned();
             tensors.extend(value.or_else(|| stored(site, graph)).map(|t| (key, t)));

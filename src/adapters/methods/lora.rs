@@ -29,6 +29,7 @@ pub(crate) use targets::{Names, Targets, TokenIndices};
 mod columns;
 mod dora;
 pub(super) mod places;
+mod saved;
 pub(super) mod stack;
 mod tables;
 mod targets;
