@@ -398,7 +398,11 @@ impl Client {
                 format!("`{}` has no such file at this revision", about.repo),
             )
             .help("a pull without a path and with `-v` lists what there is"),
-            (_, 401) if said.is_some_and(|s| s.contains("Invalid credentials")) => {
+            (_, 401)
+                if said.is_some_and(|s| {
+                    s.contains("Invalid credentials") || s.contains("Invalid username")
+                }) =>
+            {
                 fail("hub-token", "the token was refused").help(format!(
                     "make a new one at {}/settings/tokens",
                     self.endpoint

@@ -128,7 +128,7 @@ impl fmt::Display for Reference {
 }
 
 /// Whether a repository can have this name.
-fn repo_id(text: &str) -> bool {
+pub(super) fn repo_id(text: &str) -> bool {
     let part = |p: &str| {
         !p.is_empty()
             && p.bytes()

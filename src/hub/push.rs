@@ -198,6 +198,11 @@ impl<'a> Item<'a> {
 }
 
 #[derive(Deserialize)]
+struct Whoami {
+    name: String,
+}
+
+#[derive(Deserialize)]
 struct Modes {
     files: Vec<Mode>,
 }
@@ -265,7 +270,7 @@ impl Hub {
         options: &PushOptions,
         on: OnTransfer<'_>,
     ) -> Result<Pushed> {
-        self.may_push(to)?;
+        let to = &self.owned(to)?;
         let items = files.iter().map(Item::new).collect::<Result<Vec<_>>>()?;
         if options.create {
             self.create(to, options.private)?;
@@ -321,6 +326,24 @@ impl Hub {
         pushed.commit = done.commit_oid;
         pushed.pull_request = done.pull_request_url.map(|u| self.client.scrubbed(&u));
         Ok(pushed)
+    }
+
+    /// The place of a push with its owner: a bare name is the user's own. Asks the Hub whose token it is, and so whether it is one.
+    ///
+    /// # Errors
+    /// Offline or without a token; a token that the Hub refuses.
+    pub(crate) fn owned(&self, to: &Reference) -> Result<Reference> {
+        self.may_push(to)?;
+        let url = format!("{}/api/whoami-v2", self.client.endpoint());
+        let me: Whoami = self.client.json(&Ask::new(Method::GET, url, to))?;
+        if to.repo.contains('/') {
+            return Ok(to.clone());
+        }
+        let repo = format!("{}/{}", me.name, to.repo);
+        if !super::name::repo_id(&repo) {
+            return Err(refused(to, "a name that no user has"));
+        }
+        Ok(Reference { repo, ..to.clone() })
     }
 
     fn may_push(&self, to: &Reference) -> Result<()> {

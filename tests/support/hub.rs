@@ -282,6 +282,13 @@ fn hub(state: &mut State, seen: &Seen, url: &str, store: &str) -> Reply {
             .with("x-error-message", "Invalid rev id");
     }
     let commit = state.commit.clone().unwrap_or_else(|| COMMIT.to_owned());
+    if path == "/api/whoami-v2" {
+        return if known {
+            reply(200, json!({"name": "me", "orgs": []}).to_string())
+        } else {
+            reply(401, "").with("x-error-message", "Invalid username or password.")
+        };
+    }
     if method == "GET" && path.starts_with("/api/") {
         let mut siblings: Vec<Value> = state
             .files
