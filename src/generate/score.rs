@@ -138,7 +138,10 @@ fn batch(plan: &Plan, name: &str, rows: &[Scored]) -> Result<TokenScores> {
                 }
                 fill(places, most)?
             }
-            _ => continue,
+            _ => match spec.empty_cache(rows.len()) {
+                Some(empty) => empty,
+                None => continue,
+            },
         };
         feeds.insert(&spec.name, value);
     }

@@ -10,7 +10,7 @@ use super::value::{Value, Weight};
 use crate::diag::{Diagnostic, Severity, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::{DType, Dim, Type, TypeKind};
+use crate::ir::{DType, Dim, Type, TypeKind, contract};
 use indexmap::IndexMap;
 use onnx_graft_kernels::pool::Pool;
 use rustc_hash::FxHashMap;
@@ -59,6 +59,33 @@ pub struct FeedSpec {
     pub used: bool,
 }
 
+impl FeedSpec {
+    /// A cache without positions for so many rows, where this is an input for cached keys or values whose sizes are declared.
+    pub(crate) fn empty_cache(&self, rows: usize) -> Option<Value> {
+        if !self.name.starts_with(contract::PAST) {
+            return None;
+        }
+        let [_, Dim::Known(heads), _, Dim::Known(head)] = self.ty.as_ref()?.dims()? else {
+            return None;
+        };
+        let dims = [
+            rows,
+            usize::try_from(*heads).ok()?,
+            0,
+            usize::try_from(*head).ok()?,
+        ];
+        let dtype = self
+            .ty
+            .as_ref()
+            .and_then(Type::dtype)
+            .unwrap_or(DType::Float);
+        match Value::from_f32(&dims, Vec::new()).ok()? {
+            Value::Float(x) => Some(Value::Float(x.tagged(dtype))),
+            other => Some(other),
+        }
+    }
+}
+
 /// Named values for a run.
 #[derive(Clone, Debug, Default)]
 pub struct Feeds(pub(crate) IndexMap<String, Value>);
@@ -89,6 +116,14 @@ impl Feeds {
     pub(crate) fn for_plan(mut self, plan: &Plan) -> Self {
         self.0
             .retain(|name, _| plan.feeds.iter().any(|f| f.name == *name));
+        let rows = self.0.get(contract::INPUT_IDS).map(|ids| ids.dims()[0]);
+        for spec in plan.feeds.iter().filter(|f| f.used && f.default.is_none()) {
+            if let (Some(rows), false) = (rows, self.0.contains_key(&spec.name))
+                && let Some(empty) = spec.empty_cache(rows)
+            {
+                self.0.insert(spec.name.clone(), empty);
+            }
+        }
         self
     }
 
