@@ -96,7 +96,8 @@ pub fn template(data: &[u8]) {
     let mut special = Map::new();
     special.insert("bos_token".to_owned(), "<s>".into());
     special.insert("eos_token".to_owned(), "</s>".into());
-    let Ok(template) = ChatTemplate::new(source, special) else {
+    let dated = ChatTemplate::new(source, special).and_then(|t| t.dated(Some("2025-02-03")));
+    let Ok((template, _)) = dated else {
         return;
     };
     let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
@@ -114,5 +115,28 @@ pub fn template(data: &[u8]) {
     let _ = template.render(&talk[..2], options);
     if let Ok((text, spans)) = template.turns(&talk, ChatOptions::default()) {
         assert!(spans.into_iter().all(|span| text.get(span).is_some()));
+    }
+}
+
+/// The card of a data set: the files of the splits that it tells are files of the data set.
+#[cfg(feature = "train")]
+pub fn card(data: &[u8]) {
+    use crate::train::Splits;
+
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let names = [
+        "a.jsonl",
+        "main/train-0.jsonl",
+        "main/test-0.jsonl",
+        "de/x.csv",
+    ];
+    let files = names.map(str::to_owned);
+    for config in [None, Some("main"), Some("de")] {
+        if let Ok(splits) = Splits::of(&files, Some(text), config, "fuzz") {
+            let mut told = splits.all.iter().flat_map(|(_, told)| told);
+            assert!(told.all(|f| files.contains(f)));
+        }
     }
 }

@@ -174,6 +174,10 @@ impl Kind {
                 let (last, first): (Vec<&Kind>, Vec<&Kind>) = kinds.iter().partition(rank);
                 let mut wanted = Vec::new();
                 for k in first.into_iter().chain(last.into_iter().rev()) {
+                    // A path may have an equals sign in it: an object among other kinds is JSON.
+                    if *k == Kind::Map && !text.trim_start().starts_with('{') {
+                        continue;
+                    }
                     match k.parse(text) {
                         Ok(v) => return Ok(v),
                         Err(e) => wanted.push(e),
@@ -310,6 +314,14 @@ pub(crate) fn rename<T: Options>(options: &mut Map<String, Value>) -> Result<()>
 pub(crate) fn read<T: Options>(mut options: Map<String, Value>) -> Result<T> {
     options.retain(|_, v| !v.is_null());
     let known = fields::<T>();
+    for field in &known {
+        // One value is a list of one, as in `"report_to": "none"`.
+        if let (Kind::List(item), Some(value)) = (&field.kind, options.get_mut(&field.name))
+            && item.holds(value)
+        {
+            *value = Value::Array(vec![value.take()]);
+        }
+    }
     // One by one, so that the message can name the option.
     for (name, value) in &options {
         let one = Map::from_iter([(name.clone(), value.clone())]);

@@ -90,7 +90,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ),
         (
             "fuzz",
-            &["text", "adapters", "select", "infer", "ir", "onnx"],
+            &["train", "text", "adapters", "select", "infer", "ir", "onnx"],
         ),
         ("lib", &[]),
         ("main", &[]),
@@ -307,7 +307,7 @@ fn methods_are_named_in_their_own_files_only() {
 }
 
 /// Most public items that the front may have, fields and re-exports not counted. Raise it only with an item that users need.
-const FRONT_ITEMS: usize = 410;
+const FRONT_ITEMS: usize = 402;
 
 /// Number of public items in a file's code. `unreachable_pub` is an error, so each of them is part of the front.
 fn public_items(text: &str) -> usize {
@@ -335,8 +335,10 @@ fn the_front_is_small_and_closed() {
     const CLOSED: [&str; 3] = ["ops", "options", "text"];
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut all = 0;
-    // What is generated lies in a module of the crate.
-    let written = |(path, _): &(PathBuf, String)| !path.ends_with("onnx/proto.rs");
+    // What is generated lies in a module of the crate; doors for fuzzing are in no build of a user.
+    let written = |(path, _): &(PathBuf, String)| {
+        !path.ends_with("onnx/proto.rs") && !path.ends_with("src/fuzz.rs")
+    };
     for (path, text) in sources().into_iter().filter(written) {
         let n = public_items(&text);
         all += n;

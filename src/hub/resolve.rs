@@ -1,6 +1,5 @@
 //! References in the place of files: `hub:org/name@revision:path`.
 
-use super::name::harmless;
 use super::pull::nothing;
 use super::{Hub, IntoError, Listing, OnTransfer, Reference, RemoteFile, fail, matches};
 use crate::error::Result;
@@ -17,12 +16,12 @@ pub(crate) enum Want {
     Interface,
     /// A `tokenizer.json`, with the files that say more about it.
     Tokenizer,
-    /// Files of rows: Parquet, JSON lines, CSV.
+    /// Files of rows: a data set, with splits and configurations, which the Hub knows nothing of.
     Data,
 }
 
 /// What an adapter consists of.
-const ADAPTER: [&str; 13] = [
+const ADAPTER: [&str; 14] = [
     "adapter_config.json",
     "adapter_interface.json",
     "adapter.safetensors",
@@ -36,6 +35,7 @@ const ADAPTER: [&str; 13] = [
     "model_adapter_fusion.safetensors",
     "pytorch_model_adapter_fusion.bin",
     "setup.json",
+    "chat_template.jinja",
 ];
 /// What is read beside a model or a tokenizer.
 const BESIDE: [&str; 9] = [
@@ -49,9 +49,8 @@ const BESIDE: [&str; 9] = [
     "chat_template.json",
     "adapter_interface.json",
 ];
-const ROWS: [&str; 5] = ["parquet", "jsonl", "ndjson", "csv", "json"];
 
-/// Pulls what a text refers to, if it begins with `hub:`: one file, the folder of an adapter, or the files of data.
+/// Pulls what a text refers to, if it begins with `hub:`: one file, or the folder of an adapter.
 ///
 /// # Errors
 /// References that are none, and what [`Hub::pull`] refuses.
@@ -90,6 +89,20 @@ impl Hub {
             }
         })
     }
+
+    /// Pulls files of a listing by name, and says which folder they are in.
+    pub(crate) fn pull_named(
+        &self,
+        reference: &Reference,
+        listing: &Listing,
+        names: &[String],
+        on: OnTransfer<'_>,
+    ) -> Result<PathBuf> {
+        let names: std::collections::BTreeSet<&String> = names.iter().collect();
+        let wanted = listing.files.iter().filter(|f| names.contains(&f.path));
+        self.pull_files(reference, listing, wanted.collect(), on)
+            .map(|pulled| pulled.folder)
+    }
 }
 
 type Files<'a> = Vec<&'a RemoteFile>;
@@ -123,17 +136,8 @@ fn chosen<'a>(
         Want::Interface => named("adapter_interface.json"),
         Want::Tokenizer => named("tokenizer.json"),
         Want::Adapter => named("adapter_config.json"),
-        Want::Data => {
-            let rows = |f: &&&RemoteFile| ROWS.iter().any(|e| is(&f.path, e)) && harmless(&f.path);
-            inside.iter().filter(rows).copied().collect()
-        }
+        Want::Data => inside.clone(),
     };
-    if want == Want::Data {
-        if main.is_empty() {
-            return Err(missing(reference, "files of rows", &[]));
-        }
-        return Ok((main, Vec::new()));
-    }
     let what = match want {
         Want::Model => "ONNX model",
         Want::Interface => "adapter_interface.json",
@@ -321,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn adapters_and_data_come_as_several_files() {
+    fn adapters_come_as_several_files() {
         let repo = [
             "README.md",
             "adapter.safetensors",
@@ -336,21 +340,6 @@ mod tests {
         assert_eq!(
             choose("a/b:sub", Want::Adapter, &repo).unwrap(),
             "sub/adapter_config.json + "
-        );
-        let data = [
-            "README.md",
-            "main/test-0.parquet",
-            "main/train-0.parquet",
-            "main/train-1.parquet",
-        ];
-        let get = |r: &str| choose(r, Want::Data, &data).unwrap();
-        assert_eq!(
-            get("datasets/a/b:main/train-*"),
-            "main/train-0.parquet main/train-1.parquet + "
-        );
-        assert_eq!(
-            get("datasets/a/b:main"),
-            "main/test-0.parquet main/train-0.parquet main/train-1.parquet + "
         );
     }
 }

@@ -1,6 +1,6 @@
 //! Which interface reads a model, and which adapters it gets.
 
-use super::event::{OnEvent, warn};
+use super::event::{Event, OnEvent, warn};
 use super::model::ModelFiles;
 use crate::adapters::heads::{Head, Joined, SavedHead, StaticHead};
 use crate::adapters::{Adapter, Config, Route, Setup, spec};
@@ -112,6 +112,7 @@ impl AdapterSettings {
             adapted.head = head.map(SavedHead::Flexible);
         }
         warn(events, &adapted.warnings)?;
+        tell(&adapted, events)?;
         Ok(adapted)
     }
 
@@ -288,6 +289,31 @@ pub(super) fn headed_by(
     };
     let model = api::attach_head(model, head.clone(), how.seed, how.training)?;
     Ok((model, Some(head)))
+}
+
+/// Says what was attached: a line for each adapter, and one for each of its parameters to those who want to know everything.
+fn tell(adapted: &Adapted, events: OnEvent<'_>) -> Result<()> {
+    let selection = &adapted.selection;
+    events(&Event::Detail(format!(
+        "selected {} layers of {}",
+        selection.layers.len(),
+        adapted
+            .interface
+            .model_type
+            .as_deref()
+            .unwrap_or("a model of no known type"),
+    )))?;
+    for row in adapted.summary()?.rows {
+        let line = format!(
+            "adapter {}: {}, {} parameters",
+            row.name, row.architecture, row.params
+        );
+        events(&Event::Detail(line))?;
+    }
+    for (name, param) in adapted.store().iter() {
+        events(&Event::Trace(format!("  {name} {:?}", param.tensor.dims)))?;
+    }
+    Ok(())
 }
 
 /// Names in the order of their ids.

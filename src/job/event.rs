@@ -14,6 +14,8 @@ pub enum Event {
     Warning(Diagnostic),
     /// A line for those who want to know more.
     Detail(String),
+    /// A line for those who want to know everything.
+    Trace(String),
     /// An event of the training: a step, an entry of the log, an evaluation, a checkpoint.
     Training(train::Event),
     /// The steps begin: from here on, a stop that is asked for leaves a checkpoint.

@@ -12,7 +12,7 @@ use crate::options::{self, Options, fields};
 use crate::train::Task;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -62,6 +62,10 @@ struct PromptSettings {
     prompts: Option<String>,
     /// Prompts are what a user says, in the form of the model's chat template.
     chat: bool,
+    /// The chat template, as text or as a file (default: the one that an adapter was trained with, else that of the tokenizer).
+    chat_template: Option<String>,
+    /// Further variables of the chat template: `{"enable_thinking": false}`.
+    chat_template_kwargs: Map<String, Value>,
     /// Texts are generated one after the other, so that each comes as a whole.
     one_by_one: bool,
 }
@@ -123,7 +127,12 @@ impl Generation {
         if asked.one_by_one && many {
             prepared.settings.args.batch_size = 1;
         }
-        let prompts = prepared.encode(&texts, asked.chat)?;
+        if let (Some(tokenizer), Some(given)) = (&mut prepared.tokenizer, &asked.chat_template) {
+            tokenizer.set_template(given)?;
+        }
+        let kwargs = &asked.chat_template_kwargs;
+        let prompts = prepared.encode(&texts, asked.chat, kwargs)?;
+        prepared.check_bos(&prompts, events)?;
         let decoder = prepared.decoder(&model, events)?;
         let started = Instant::now();
         let total = prompts.len() * prepared.settings.args.num_return_sequences;

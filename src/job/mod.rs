@@ -16,6 +16,7 @@ mod evaluate;
 mod event;
 mod generate;
 mod head;
+mod ignored;
 mod infer;
 mod merge;
 mod model;
@@ -59,7 +60,7 @@ pub(crate) use pull::Pull;
 #[cfg(feature = "hub")]
 pub(crate) use push::{Parcel, Push};
 #[cfg(feature = "cli")]
-pub(crate) use remote::{fetched, wanted};
+pub(crate) use remote::{Want, fetched, wanted};
 pub(crate) use run::Run;
 pub(crate) use settings::JobArguments;
 pub(crate) use strip::Strip;
@@ -71,8 +72,21 @@ use crate::infer::Verified;
 use std::path::Path;
 
 /// Reads and verifies a model.
-fn open(path: &Path, events: OnEvent<'_>) -> Result<Verified> {
+pub(crate) fn open(path: &Path, events: OnEvent<'_>) -> Result<Verified> {
     let model = crate::api::open(path)?;
+    let g = &model.model().graph;
+    let (nodes, weights) = (g.node_count(), g.initializers().len());
+    let line = format!(
+        "read {}: {nodes} nodes, {weights} initializers, {} inputs, {} outputs",
+        path.display(),
+        g.inputs().len(),
+        g.outputs().len()
+    );
+    events(&Event::Detail(line))?;
+    for (name, version) in &model.model().opset_imports {
+        let name = if name.is_empty() { "ai.onnx" } else { &**name };
+        events(&Event::Trace(format!("operators of {name} {version}")))?;
+    }
     for finding in model.warnings() {
         events(&Event::Detail(finding.to_string()))?;
     }

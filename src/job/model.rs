@@ -1,10 +1,10 @@
 //! A model with the files that stand beside it, and what a job says of them.
 
 use super::attach::AdapterSettings;
-use super::check::usage;
 use super::event::{Event, OnEvent, note};
 use super::settings::AdapterSpecs;
 use crate::adapters::heads::HeadBase;
+use crate::adapters::spec;
 use crate::diag::Diagnostic;
 use crate::error::Result;
 use crate::infer::Verified;
@@ -30,7 +30,7 @@ pub(crate) enum Dtype {
     F32,
     /// Operands of products rounded to bfloat16.
     Bf16,
-    /// Refused: products are not computed in it.
+    /// The same as `f32`: no processor multiplies faster in it, and `f32` holds all of its numbers.
     F16,
 }
 
@@ -101,14 +101,8 @@ impl ModelSettings {
     /// How a graph is compiled.
     pub(crate) fn compile_options(&self) -> Result<CompileOptions> {
         let precision = match self.dtype {
-            Dtype::F32 => Precision::F32,
+            Dtype::F32 | Dtype::F16 => Precision::F32,
             Dtype::Bf16 => Precision::Bf16,
-            Dtype::F16 => {
-                return Err(usage(
-                    "products are computed in f32 or bf16, not in f16",
-                    "--dtype bf16; weights of any float type are read as they are",
-                ));
-            }
         };
         Ok(CompileOptions {
             precision,
@@ -148,14 +142,25 @@ impl ModelFiles {
         super::open(&self.path, events)
     }
 
-    /// The tokenizer that is named, or the one beside the model.
-    pub(super) fn tokenizer(&self, named: Option<&str>) -> Result<Option<Tokenizer>> {
+    /// The tokenizer that is named, or the one beside the model; with the chat template that the first of these adapters was trained
+    /// with, where one has its own.
+    pub(super) fn tokenizer(
+        &self,
+        named: Option<&str>,
+        adapters: &[String],
+    ) -> Result<Option<Tokenizer>> {
         let beside = select::beside(&self.path, "tokenizer.json");
-        match named {
-            Some(path) => Tokenizer::open(Path::new(path)).map(Some),
-            None if beside.exists() => Tokenizer::open(&beside).map(Some),
-            None => Ok(None),
+        let mut tokenizer = match named {
+            Some(path) => Tokenizer::open(Path::new(path))?,
+            None if beside.exists() => Tokenizer::open(&beside)?,
+            None => return Ok(None),
+        };
+        for adapter in adapters {
+            if tokenizer.adopt_template(Path::new(spec::split(adapter).1))? {
+                break;
+            }
         }
+        Ok(Some(tokenizer))
     }
 
     /// The class that the model was exported from.

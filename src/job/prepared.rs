@@ -34,7 +34,8 @@ impl Prepared {
         events: OnEvent<'_>,
     ) -> Result<Self> {
         let arguments = arguments(&files, generation, events)?;
-        let tokenizer = files.tokenizer(model.tokenizer.as_deref())?;
+        let adapters = &model.adapters().adapters;
+        let tokenizer = files.tokenizer(model.tokenizer.as_deref(), adapters)?;
         let base = files.open(events)?;
         let (model, selection) = adapted(base, &files, &model.adapters(), events)?;
         let settings = Settings::new(arguments, tokenizer.as_ref(), files.positions());
@@ -48,7 +49,12 @@ impl Prepared {
     }
 
     /// Prompts as tokens. With `chat`, a text is what a user says.
-    pub(super) fn encode(&self, texts: &[PromptText], chat: bool) -> Result<Vec<Prompt>> {
+    pub(super) fn encode(
+        &self,
+        texts: &[PromptText],
+        chat: bool,
+        kwargs: &Map<String, Value>,
+    ) -> Result<Vec<Prompt>> {
         let tokenizer = self.tokenizer.as_ref();
         let said = |text: &str| {
             vec![Message {
@@ -58,11 +64,28 @@ impl Prepared {
         };
         let encode = |text: &PromptText| match text {
             PromptText::Ids(ids) => Ok(Prompt { ids: ids.clone() }),
-            PromptText::Text(text) if chat => conversation(&said(text), tokenizer),
+            PromptText::Text(text) if chat => conversation(&said(text), kwargs, tokenizer),
             PromptText::Text(text) => Prompt::new(text, true, tokenizer),
-            PromptText::Messages(messages) => conversation(messages, tokenizer),
+            PromptText::Messages(messages) => conversation(messages, kwargs, tokenizer),
         };
         texts.iter().map(encode).collect()
+    }
+
+    /// Warns of prompts that begin with the beginning-of-sequence token twice.
+    pub(super) fn check_bos(&self, prompts: &[Prompt], events: OnEvent<'_>) -> Result<()> {
+        let Some(bos) = self.tokenizer.as_ref().and_then(Tokenizer::bos_id) else {
+            return Ok(());
+        };
+        let twice = prompts.iter().filter(|p| p.ids.starts_with(&[bos, bos]));
+        match twice.count() {
+            0 => Ok(()),
+            n => note(
+                events,
+                format!(
+                    "warning: {n} prompts begin with the beginning-of-sequence token twice: the tokenizer adds it, so the text should not have it"
+                ),
+            ),
+        }
     }
 
     /// The decoder of the model, compiled as the settings say.
@@ -126,7 +149,11 @@ fn adapted(
 }
 
 /// A conversation in the form of the model's chat template.
-fn conversation(messages: &[Message], tokenizer: Option<&Tokenizer>) -> Result<Prompt> {
+fn conversation(
+    messages: &[Message],
+    kwargs: &Map<String, Value>,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Prompt> {
     let Some(tokenizer) = tokenizer else {
         let d = Diagnostic::error(
             "tokenizer-missing",
@@ -139,5 +166,6 @@ fn conversation(messages: &[Message], tokenizer: Option<&Tokenizer>) -> Result<P
     };
     let said = |m: &Message| json!({ "role": m.role, "content": m.content });
     let messages: Vec<Value> = messages.iter().map(said).collect();
-    Prompt::new(&tokenizer.chat(&messages, true)?, false, Some(tokenizer))
+    let text = tokenizer.chat(&messages, kwargs, true)?;
+    Prompt::new(&text, false, Some(tokenizer))
 }

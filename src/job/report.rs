@@ -13,9 +13,9 @@ pub struct TrainReport {
     pub adapters: Vec<PathBuf>,
     /// Optimizer steps done in all.
     pub steps: u64,
-    /// Loss of the first step of this run; not a number where there was none.
+    /// Loss of the first step of this run that had something to learn; not a number where there was none.
     pub first_loss: f64,
-    /// Loss of the last step.
+    /// Loss of the last such step.
     pub last_loss: f64,
     /// Loss of every step.
     pub losses: Vec<f64>,
@@ -57,13 +57,19 @@ impl Tally {
         }
     }
 
+    /// Losses of the steps that had something to learn.
+    fn learned(&self) -> impl Iterator<Item = f64> {
+        self.losses.iter().copied().filter(|l| !l.is_nan())
+    }
+
     /// The report of what was counted; nothing is written yet.
     pub(super) fn report(self) -> TrainReport {
+        let (first, last) = (self.learned().next(), self.learned().last());
         TrainReport {
             adapters: Vec::new(),
             steps: 0,
-            first_loss: self.losses.first().copied().unwrap_or(f64::NAN),
-            last_loss: self.losses.last().copied().unwrap_or(f64::NAN),
+            first_loss: first.unwrap_or(f64::NAN),
+            last_loss: last.unwrap_or(f64::NAN),
             tokens_per_second: self.tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9),
             losses: self.losses,
             best_step: None,

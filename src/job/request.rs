@@ -1,14 +1,15 @@
 //! What is asked of a job, and how it is understood.
 
 use super::check::usage;
-use super::event::OnEvent;
+use super::event::{Event, OnEvent};
 use super::model::ModelSettings;
-use super::settings::JobSettings;
+use super::settings::{JobFile, JobSettings};
 use crate::adapters::{identifiers, spec};
 use crate::error::Result;
 use crate::generate::GenerationArguments;
 use crate::options::{self, OptionField, Options};
-use crate::train::{CollateArguments, DataArguments, TrainingArguments, is_template_file};
+use crate::text::is_template_file;
+use crate::train::{CollateArguments, DataArguments, TrainingArguments};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,8 @@ pub(super) struct Resolved {
     pub(super) model: PathBuf,
     /// All other settings by name.
     pub(super) settings: Map<String, Value>,
+    /// The settings of the data as they were given: with references to the Hub.
+    pub(super) origin: Map<String, Value>,
 }
 
 impl Request {
@@ -58,8 +61,8 @@ impl Request {
         self
     }
 
-    /// The settings of the job file, if the request names one.
-    pub(super) fn job_file(&self) -> Result<Option<Map<String, Value>>> {
+    /// The settings of the job file, if the request names one, and the names of those that change nothing.
+    pub(super) fn job_file(&self) -> Result<Option<JobFile>> {
         let is_job = self.file.extension().is_some_and(|e| e == "json");
         is_job
             .then(|| JobSettings::open(&self.here.join(&self.file)))
@@ -72,13 +75,18 @@ impl Request {
         let folder = file.parent().map_or_else(PathBuf::new, Path::to_path_buf);
         let of_file = self.job_file()?;
         let is_job = of_file.is_some();
-        let mut settings = of_file.unwrap_or_default();
+        let (mut settings, ignored) = of_file.unwrap_or_default();
+        if !ignored.is_empty() && purpose == Purpose::Train {
+            let line = format!(
+                "ignored, as it changes nothing here: {}",
+                ignored.join(", ")
+            );
+            events(&Event::Note(line))?;
+        }
         purpose.narrow(&mut settings)?;
-        super::remote::fetch(&mut settings, events)?;
         place(&mut settings, &folder);
         let mut flags = self.flags.clone();
         rename(&mut flags)?;
-        super::remote::fetch(&mut flags, events)?;
         place(&mut flags, &self.here);
         if purpose == Purpose::Evaluate && flags.contains_key("data") {
             // The job's own evaluation data stands back.
@@ -86,13 +94,23 @@ impl Request {
             settings.shift_remove("eval_split");
         }
         settings.extend(flags);
+        let data = ["data", "eval_data"].into_iter();
+        let origin = data
+            .filter_map(|n| Some((n.to_owned(), settings.get(n)?.clone())))
+            .collect();
+        // What a flag replaces is not pulled.
+        super::remote::fetch(&mut settings, events)?;
         let named = settings.shift_remove("model");
         let model = match named.as_ref().and_then(Value::as_str) {
             _ if !is_job => file,
             Some(model) => PathBuf::from(model),
             None => return Err(usage("the job names no model", "\"model\": \"model.onnx\"")),
         };
-        Ok(Resolved { model, settings })
+        Ok(Resolved {
+            model,
+            settings,
+            origin,
+        })
     }
 }
 
@@ -202,6 +220,9 @@ impl Text {
     }
 
     fn placed(self, text: &str, folder: &Path) -> Option<String> {
+        if text.starts_with("hub:") || text.contains("=hub:") {
+            return None;
+        }
         let path = folder.join(text);
         let shown = |path: &Path| path.display().to_string();
         match self {

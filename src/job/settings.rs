@@ -1,5 +1,6 @@
 //! A fine-tuning job: one JSON object that holds what to train, on what, and how. Every field is also a flag of `rewrite train`.
 
+use super::ignored;
 use super::model::ModelSettings;
 use crate::adapters::heads::HeadConfig;
 use crate::diag::Diagnostic;
@@ -67,6 +68,8 @@ pub(crate) struct JobArguments {
     pub report_to: Vec<ReportTo>,
     /// Prints steps, tokens and an estimate of the memory, and trains nothing.
     pub dry_run: bool,
+    /// Number of training examples that are shown before anything is trained: which of their tokens are read, and which are learned.
+    pub show_examples: usize,
     /// Pushes the adapters to the Hub when training is done.
     pub push_to_hub: bool,
     /// The repository that is pushed to (default: the name of the output folder).
@@ -86,6 +89,7 @@ impl Default for JobArguments {
             overwrite_output_dir: false,
             report_to: vec![ReportTo::Jsonl, ReportTo::Html],
             dry_run: false,
+            show_examples: 0,
             push_to_hub: false,
             hub_model_id: None,
             hub_private_repo: false,
@@ -94,6 +98,9 @@ impl Default for JobArguments {
 }
 
 impl Options for JobArguments {}
+
+/// The options of a job file, under their own names, and the names of those that change nothing here.
+pub(super) type JobFile = (Map<String, Value>, Vec<String>);
 
 /// All settings of a training job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -116,11 +123,11 @@ pub(crate) struct JobSettings {
 }
 
 impl JobSettings {
-    /// The options of a job file, under their own names.
+    /// The options of a job file, under their own names, and the names of those that change nothing here.
     ///
     /// # Errors
     /// A file that cannot be read, or holds no job: see [`read`](Self::read).
-    pub(super) fn open(path: &Path) -> Result<Map<String, Value>> {
+    pub(super) fn open(path: &Path) -> Result<JobFile> {
         let text =
             std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read the job", e))?;
         let place = path.display().to_string();
@@ -137,10 +144,11 @@ impl JobSettings {
         };
         options.shift_remove("$schema");
         // Here, where the file is known: options of other origin join these.
-        Self::rename(&mut options)
-            .and_then(|()| Self::read(options.clone()))
+        let ignored = Self::rename(&mut options)
+            .and_then(|()| ignored::take(&mut options))
+            .and_then(|names| Self::read(options.clone()).map(|_| names))
             .map_err(|e| e.within(&place))?;
-        Ok(options)
+        Ok((options, ignored))
     }
 
     fn rename(options: &mut Map<String, Value>) -> Result<()> {
@@ -332,7 +340,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/jobs");
         for entry in fs::read_dir(folder).unwrap() {
             let job =
-                JobSettings::read(JobSettings::open(&entry.unwrap().path()).unwrap()).unwrap();
+                JobSettings::read(JobSettings::open(&entry.unwrap().path()).unwrap().0).unwrap();
             job.training.validate().unwrap();
             assert!(job.job.model.is_some());
         }
@@ -368,8 +376,27 @@ mod tests {
             assert!(e.contains(want) && e.contains("job.json"), "{e}");
         }
         fs::write(&path, r#"{"$schema": "s", "evaluation_strategy": "steps"}"#).unwrap();
-        let options = JobSettings::open(&path).unwrap();
+        let (options, ignored) = JobSettings::open(&path).unwrap();
         assert_eq!(options.keys().collect::<Vec<_>>(), ["eval_strategy"]);
+        assert!(ignored.is_empty());
+    }
+
+    #[test]
+    fn arguments_of_other_trainers_are_ignored_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("job.json");
+        let text = r#"{"model": "m.onnx", "fp16": false, "run_name": "x", "deepspeed": null, "report_to": "none"}"#;
+        fs::write(&path, text).unwrap();
+        let (options, ignored) = JobSettings::open(&path).unwrap();
+        assert_eq!(ignored, ["fp16", "run_name", "deepspeed"]);
+        let job = JobSettings::read(options).unwrap();
+        assert_eq!(job.job.report_to, [ReportTo::None]);
+        fs::write(&path, r#"{"neftune_noise_alpha": 5}"#).unwrap();
+        let e = JobSettings::open(&path).unwrap_err().to_string();
+        assert!(
+            e.contains("`neftune_noise_alpha` = 5") && e.contains("job.json"),
+            "{e}"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A training job: a model, adapters and data become adapter folders.
 
 use super::attach::{AdapterSettings, Attaching};
-use super::check::{check_outputs, fits, usage};
+use super::check::{check_outputs, fits, usage, write_file};
 use super::event::{Event, OnEvent, note, notes};
 use super::head::choose_head;
 use super::model::ModelFiles;
@@ -18,13 +18,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::Precision;
 use crate::runtime::io;
-use crate::text::Tokenizer;
-use crate::train::watch::Watchers;
+use crate::text::{CHAT_TEMPLATE, Tokenizer};
+use crate::train::watch::{self, Watchers};
 use crate::train::{
     CollateArguments, DataArguments, DecoderStart, Files, Loaded, Output, PaddingSide, Resume,
     Stop, Task, TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -105,6 +105,8 @@ impl Job {
 /// A job that is understood.
 struct Run {
     settings: JobSettings,
+    /// The settings of the data as they were given.
+    origin: Map<String, Value>,
     files: ModelFiles,
     adapters: AdapterSettings,
     output: PathBuf,
@@ -117,6 +119,10 @@ struct Subject {
     vocabulary: Option<i64>,
     decoder_start: DecoderStart,
     collate: CollateArguments,
+    /// The chat template of the data, which goes into the folders.
+    chat_template: Option<String>,
+    /// Settings that the run itself decided, for the record.
+    decided: Map<String, Value>,
 }
 
 impl Run {
@@ -126,6 +132,7 @@ impl Run {
         // Not in a file: `bf16` says it there.
         all.shift_remove("dtype");
         let mut settings = JobSettings::read(all)?;
+        let origin = resolved.origin.clone();
         settings.model = resolved.model_settings()?;
         settings.job.model = Some(resolved.model.display().to_string());
         let files = ModelFiles::at(&resolved.model);
@@ -146,12 +153,16 @@ impl Run {
         Ok(Run {
             adapters: settings.model.adapters(),
             settings,
+            origin,
             files,
             output,
         })
     }
 
     fn train(&self, stop: Option<&Arc<AtomicBool>>, events: OnEvent<'_>) -> Result<TrainReport> {
+        if self.settings.job.push_to_hub && !self.settings.job.dry_run {
+            self.check_push()?;
+        }
         let one_batch = self.one_batch()?;
         let mut subject = self.prepare(one_batch.is_none(), events)?;
         let training = &self.settings.training;
@@ -205,9 +216,9 @@ impl Run {
     /// The file of tensors, if the data is one batch of them, which need not be of any task.
     fn one_batch(&self) -> Result<Option<PathBuf>> {
         let data = self.settings.data.data.as_ref();
-        let files = data.map_or_else(Vec::new, Files::list);
-        Ok(match &*files {
-            [one] if is_safetensors(one)? => Some(one.clone()),
+        let file = data.and_then(Files::single);
+        Ok(match file {
+            Some(one) if is_safetensors(&one)? => Some(one),
             _ => None,
         })
     }
@@ -239,6 +250,8 @@ impl Run {
             names: names.collect(),
             decoder_start: DecoderStart::default(),
             collate: self.settings.collate,
+            chat_template: None,
+            decided: Map::new(),
             adapted,
             vocabulary,
         })
@@ -246,7 +259,8 @@ impl Run {
 
     fn load(&self, subject: &mut Subject, events: OnEvent<'_>) -> Result<Loaded> {
         let settings = &self.settings;
-        let tokenizer = self.files.tokenizer(settings.model.tokenizer.as_deref())?;
+        let named = settings.model.tokenizer.as_deref();
+        let tokenizer = self.files.tokenizer(named, &self.adapters.adapters)?;
         let side = tokenizer.as_ref().and_then(Tokenizer::pads_left);
         let side = side.map(|left| {
             if left {
@@ -262,11 +276,50 @@ impl Run {
             .unwrap_or(settings.training.seed);
         let data = DataArguments {
             task_count: self.adapters.task_count(),
+            chat_date: settings.data.chat_date.clone().or_else(|| self.kept_date()),
             ..settings.data.clone()
         };
-        notes(events, |say| {
+        let loaded = notes(events, |say| {
             data.load(tokenizer.as_ref(), subject.vocabulary, seed, say)
-        })
+        })?;
+        if tokenizer.is_none() {
+            let line = "no tokenizer: rows are token ids".to_owned();
+            events(&Event::Detail(line))?;
+        }
+        for (what, read) in [
+            ("train", Some(&loaded.report.data)),
+            ("evaluate", loaded.report.eval_data.as_ref()),
+        ] {
+            for file in read.into_iter().flat_map(|r| &r.files) {
+                events(&Event::Detail(format!("{what}: {file}")))?;
+            }
+        }
+        for line in loaded.report.lines() {
+            events(&Event::Detail(line))?;
+        }
+        let date = loaded.chat_date.clone();
+        let date = date.map(|d| ("chat_date".to_owned(), Value::String(d)));
+        subject.decided.extend(date);
+        subject.chat_template.clone_from(&loaded.chat_template);
+        let all = loaded.train.len();
+        for i in 0..settings.job.show_examples.min(all) {
+            let example = loaded.train.get(i)?;
+            let text = example.shown(tokenizer.as_ref(), &loaded.report.label_names);
+            note(events, format!("example {} of {all}:\n{text}", i + 1))?;
+        }
+        Ok(loaded)
+    }
+
+    /// The date that the chat template had in the run that this one goes on with.
+    fn kept_date(&self) -> Option<String> {
+        let from = match &self.settings.training.resume_from_checkpoint {
+            Some(Resume::Last(true)) => self.output.clone(),
+            Some(Resume::From(checkpoint)) => Path::new(checkpoint).parent()?.to_owned(),
+            Some(Resume::Last(false)) | None => return None,
+        };
+        let text = std::fs::read_to_string(from.join(watch::file::RUN)).ok()?;
+        let run: Value = serde_json::from_str(&text).ok()?;
+        run["job"]["chat_date"].as_str().map(str::to_owned)
     }
 
     /// Adds a head for a task of whole examples, where the graph has none.
@@ -337,7 +390,7 @@ impl Run {
         trainer.check(&data)?;
         events(&Event::Stoppable)?;
         let report_to = &self.settings.job.report_to;
-        let mut watchers = Watchers::open(&self.output, report_to, self.settings.to_file())?;
+        let mut watchers = Watchers::open(&self.output, report_to, self.described(subject))?;
         watchers.describe(loaded.report.lines(), subject.summary()?);
         let stop = trainer.train(&data, Some(&output), &mut |e| {
             tally.event(e);
@@ -356,16 +409,22 @@ impl Run {
         Ok(())
     }
 
+    /// The settings for the record: data on the Hub by its name there.
+    fn described(&self, subject: &Subject) -> Value {
+        let mut file = self.settings.to_file();
+        if let Value::Object(options) = &mut file {
+            options.extend(self.origin.clone());
+            options.extend(subject.decided.clone());
+        }
+        file
+    }
+
     /// Pushes the adapters, each to its repository: `hub_model_id`, or the name of the output folder; with the adapter's name behind it
     /// where there are several.
     #[cfg(feature = "hub")]
     fn push(&self, written: &[PathBuf], events: OnEvent<'_>) -> Result<()> {
         let job = &self.settings.job;
-        let named = self.output.file_name();
-        let named = named.map(|n| n.to_string_lossy().into_owned());
-        let Some(repo) = job.hub_model_id.clone().or(named) else {
-            return Err(usage("no repository to push to", "--hub-model-id org/name"));
-        };
+        let repo = self.push_to()?;
         for folder in written {
             let name = folder.file_name().unwrap_or_default().to_string_lossy();
             let repo = if written.len() > 1 {
@@ -383,6 +442,34 @@ impl Run {
             let pushed = push.run(events)?;
             events(&Event::Pushed(pushed))?;
         }
+        Ok(())
+    }
+
+    /// The repository that is pushed to.
+    #[cfg(feature = "hub")]
+    fn push_to(&self) -> Result<String> {
+        let named = self.output.file_name();
+        let named = named.map(|n| n.to_string_lossy().into_owned());
+        let given = self.settings.job.hub_model_id.clone();
+        given
+            .or(named)
+            .ok_or_else(|| usage("no repository to push to", "--hub-model-id org/name"))
+    }
+
+    /// Asks the Hub before the first step whether the token is one.
+    #[cfg(feature = "hub")]
+    fn check_push(&self) -> Result<()> {
+        let to = crate::hub::Reference::target(&self.push_to()?)?;
+        crate::hub::Hub::from_env()?.owned(&to).map(|_| ())
+    }
+
+    #[cfg(not(feature = "hub"))]
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "the Hub is a feature"
+    )]
+    fn check_push(&self) -> Result<()> {
         Ok(())
     }
 
@@ -415,6 +502,9 @@ impl Subject {
                 ..WriteOptions::default()
             };
             saved.write(&at, options)?;
+            if let Some(template) = &self.chat_template {
+                write_file(&at.join(CHAT_TEMPLATE), template.as_bytes())?;
+            }
             self.adapted.write_head(name, &at, store, force)?;
             written.push(at);
         }

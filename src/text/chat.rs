@@ -13,6 +13,7 @@ const END: char = '\u{fdd1}';
 /// A compiled chat template.
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
+    source: String,
     template: Template,
     special: Map<String, Value>,
     marks: bool,
@@ -48,14 +49,47 @@ impl ChatTemplate {
     /// # Errors
     /// One that does not parse.
     pub(crate) fn new(source: &str, special: Map<String, Value>) -> Result<Self> {
-        let (source, marks) = marked(source);
+        let (with_marks, marks) = marked(source);
         Ok(ChatTemplate {
-            template: Template::lenient(&source)?,
+            source: source.to_owned(),
+            template: Template::lenient(&with_marks)?,
             special,
             marks,
             with_tools: None,
             only_with_tools: false,
         })
+    }
+
+    /// The same with a date (`2025-01-31`) for `strftime_now`; that of today without one. `None` where the template asks for no date,
+    /// otherwise the date that it gets.
+    ///
+    /// # Errors
+    /// A text that is no date.
+    pub(crate) fn dated(mut self, date: Option<&str>) -> Result<(Self, Option<String>)> {
+        let mut used = None;
+        if let Some(inner) = self.with_tools.take() {
+            let (inner, date) = inner.dated(date)?;
+            self.with_tools = Some(Box::new(inner));
+            used = date;
+        }
+        if self.source.contains("strftime_now") {
+            let date = date.map_or_else(super::template::today, str::to_owned);
+            let day = date.parse().map_err(|_| {
+                let d = Diagnostic::error("chat-date", format!("`{date}` is no date"));
+                Error::new(
+                    ErrorKind::Train,
+                    d.help("`chat_date`: a date such as 2025-01-31"),
+                )
+            })?;
+            self.template.set_date(day);
+            used = Some(date);
+        }
+        Ok((self, used))
+    }
+
+    /// The template as it was given.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
     }
 
     /// The same, with another one (`tool_use`) for conversations with tools.

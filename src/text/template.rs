@@ -2,7 +2,7 @@
 //!
 //! What differs between the engines is evened out here: `True`, `None` and lists print as Python prints them, `tojson` writes what
 //! `json.dumps` writes, the methods of Python's strings, lists and dicts exist, and blocks are trimmed as Hugging Face sets it.
-//! There is no clock: `strftime_now` is not defined, so that the same rows give the same text every day.
+//! There is no clock: `strftime_now` gives the date that it is told, so that the same rows give the same text every day.
 
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
@@ -69,6 +69,22 @@ impl Template {
         Ok(Template { env })
     }
 
+    /// Gives `strftime_now` a date, at midnight.
+    pub(super) fn set_date(&mut self, date: chrono::NaiveDate) {
+        let now = date.and_time(chrono::NaiveTime::MIN);
+        let at = move |form: String| -> std::result::Result<String, minijinja::Error> {
+            use std::fmt::Write as _;
+            let mut text = String::new();
+            // A form that is none is an error of the formatter.
+            write!(text, "{}", now.format(&form)).map_err(|_| {
+                let message = format!("strftime_now: {form:?} is no form of a date");
+                minijinja::Error::new(JinjaKind::InvalidOperation, message)
+            })?;
+            Ok(text)
+        };
+        self.env.add_function("strftime_now", at);
+    }
+
     /// The text for these values.
     ///
     /// # Errors
@@ -109,6 +125,11 @@ impl Template {
     }
 }
 
+/// The date of this day, where this machine is: `2025-01-31`.
+pub(crate) fn today() -> String {
+    chrono::Local::now().date_naive().to_string()
+}
+
 fn failed(e: &minijinja::Error) -> Error {
     let what = e
         .detail()
@@ -123,9 +144,11 @@ fn failed(e: &minijinja::Error) -> Error {
         None => "the template".to_owned(),
     });
     let d = match e.kind() {
-        JinjaKind::UndefinedError => d.help("give it a value, or a default: {{ name | default(\"\") }}"),
+        JinjaKind::UndefinedError => {
+            d.help("give it a value, or a default: {{ name | default(\"\") }}")
+        }
         JinjaKind::UnknownFunction if message.contains("strftime_now") => {
-            d.help("there is no clock, so that the same rows give the same text every day: give the date in `chat_template_kwargs`, or edit the template")
+            d.help("only chat templates have it; write the date")
         }
         _ => d,
     };

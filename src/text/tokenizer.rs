@@ -9,6 +9,26 @@ use serde_json::{Map, Value};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// The file of a chat template beside a tokenizer, or in the folder of an adapter that was trained with it.
+pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+
+/// Whether a chat template is given as a file: it names one, and a template has braces.
+pub(crate) fn is_template_file(template: &str) -> bool {
+    !template.contains(['{', '\n'])
+}
+
+/// The source of a template that is given as text or as a file.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(crate) fn template_source(given: &str) -> Result<String> {
+    if !is_template_file(given) {
+        return Ok(given.to_owned());
+    }
+    let path = Path::new(given);
+    std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read the chat template", e))
+}
+
 /// Roles that a tokenizer's configuration names a token for.
 const ROLES: [&str; 7] = [
     "bos_token",
@@ -27,6 +47,7 @@ pub(crate) struct Tokenizer {
     special: Map<String, Value>,
     pad: Option<i64>,
     eos: Option<i64>,
+    bos: Option<i64>,
     max_length: Option<usize>,
     chat: IndexMap<String, String>,
     pads_left: Option<bool>,
@@ -93,6 +114,7 @@ impl Tokenizer {
             inner.token_to_id(token).map(i64::from)
         };
         let (pad, eos) = (id("pad_token").or(padding), id("eos_token"));
+        let bos = id("bos_token");
         // Hugging Face writes 1e30 where there is no limit.
         let limit = config.get("model_max_length").and_then(Value::as_u64);
         let max_length = limit.filter(|&n| n > 0 && n < 1 << 30).map(|n| n as usize);
@@ -105,6 +127,7 @@ impl Tokenizer {
             special,
             pad,
             eos,
+            bos,
             max_length,
             chat,
             pads_left,
@@ -157,12 +180,45 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A tokenizer without a chat template, and what the template says about the messages.
-    pub(crate) fn chat(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String> {
+    pub(crate) fn chat(
+        &self,
+        messages: &[Value],
+        kwargs: &Map<String, Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let options = ChatOptions {
             add_generation_prompt,
+            kwargs: Some(kwargs),
             ..ChatOptions::default()
         };
-        Ok(self.chat_template()?.render(messages, options)?.text)
+        let (template, _) = self.chat_template()?.dated(None)?;
+        Ok(template.render(messages, options)?.text)
+    }
+
+    /// Takes the chat template of an adapter folder, if one lies there, in place of its own: the adapter was trained with it. Whether
+    /// there was one.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn adopt_template(&mut self, folder: &Path) -> Result<bool> {
+        if !folder.join(CHAT_TEMPLATE).exists() {
+            return Ok(false);
+        }
+        self.chat = chat_sources(&folder.join("tokenizer.json"), &Map::new())?;
+        Ok(true)
+    }
+
+    /// Takes a chat template in place of its own: a text, the name of one of its own, or a file.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn set_template(&mut self, given: &str) -> Result<()> {
+        let source = match self.chat.get(given) {
+            Some(named) => named.clone(),
+            None => template_source(given)?,
+        };
+        self.chat = IndexMap::from([("default".to_owned(), source)]);
+        Ok(())
     }
 
     /// The chat template, compiled.
@@ -242,6 +298,11 @@ impl Tokenizer {
         self.eos
     }
 
+    /// The id that begins a sequence, if one is declared.
+    pub(crate) fn bos_id(&self) -> Option<i64> {
+        self.bos
+    }
+
     /// The longest sequence the model was made for, where the configuration says so.
     pub(crate) fn max_length(&self) -> Option<usize> {
         self.max_length
@@ -255,7 +316,7 @@ fn chat_sources(path: &Path, config: &Map<String, Value>) -> Result<IndexMap<Str
         text.map_err(|e| Error::io(file, "cannot read the chat template", e))
     };
     let usual = "default".to_owned();
-    let file = path.with_file_name("chat_template.jinja");
+    let file = path.with_file_name(CHAT_TEMPLATE);
     let more = path.with_file_name("additional_chat_templates");
     if file.exists() || more.is_dir() {
         let mut out = IndexMap::new();

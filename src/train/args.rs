@@ -85,13 +85,15 @@ pub(crate) struct TrainingArguments {
     pub warmup_ratio: f64,
     /// When the loss is logged.
     pub logging_strategy: Interval,
-    /// Number of optimizer steps from one log entry to the next; a number below 1 is a share of all steps.
-    pub logging_steps: f64,
+    /// Number of optimizer steps from one log entry to the next; a number below 1 is a share of all steps (default: a fiftieth of all
+    /// steps, at most 500, so that a short run has a curve too; Hugging Face's is 500).
+    pub logging_steps: Option<f64>,
     /// Whether the first step is logged as well.
     pub logging_first_step: bool,
     /// When the evaluation data is evaluated.
     pub eval_strategy: Interval,
-    /// Number of optimizer steps from one evaluation to the next; a number below 1 is a share of all steps (default: `logging_steps`).
+    /// Number of optimizer steps from one evaluation to the next; a number below 1 is a share of all steps (default: `logging_steps`,
+    /// else 500).
     pub eval_steps: Option<f64>,
     /// Number of steps (or epochs, by the strategy) before the first evaluation.
     pub eval_delay: f64,
@@ -162,7 +164,7 @@ impl Default for TrainingArguments {
             warmup_steps: 0,
             warmup_ratio: 0.0,
             logging_strategy: Interval::Steps,
-            logging_steps: 500.0,
+            logging_steps: None,
             logging_first_step: false,
             eval_strategy: Interval::No,
             eval_steps: None,
@@ -272,7 +274,7 @@ impl TrainingArguments {
                 "at least 0 and below 1",
             ),
             unless(
-                every(self.logging_steps),
+                self.logging_steps.is_none_or(every),
                 "logging_steps",
                 "a whole number, or a share below 1",
             ),
@@ -330,10 +332,7 @@ impl TrainingArguments {
             "`load_best_model_at_end` needs checkpoints and evaluations at the same steps",
             "give `eval_strategy` and `save_strategy` the same value, steps or epoch",
         );
-        let (save, eval) = (
-            self.save_steps,
-            self.eval_steps.unwrap_or(self.logging_steps),
-        );
+        let (save, eval) = (self.save_steps, self.eval_steps());
         let multiple = (save >= 1.0 && eval >= 1.0 && save % eval == 0.0)
             || (save < 1.0 && eval < 1.0 && ((save / eval).round() * eval - save).abs() < 1e-9);
         say(
@@ -384,6 +383,19 @@ impl TrainingArguments {
         } else {
             Some(steps as u64)
         }
+    }
+
+    /// Steps from one log entry to the next, in a run of so many.
+    pub(super) fn log_every(&self, total: u64) -> Option<u64> {
+        match self.logging_steps {
+            Some(steps) => Self::every(steps, total),
+            None => Some(total.div_ceil(50).clamp(1, 500)),
+        }
+    }
+
+    /// Steps from one evaluation to the next, as they are written down.
+    pub(super) fn eval_steps(&self) -> f64 {
+        self.eval_steps.or(self.logging_steps).unwrap_or(500.0)
     }
 
     /// The measure that decides what is best, without the prefix `eval_`.

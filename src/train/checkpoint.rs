@@ -51,8 +51,9 @@ pub(crate) struct Progress {
     pub total_loss: f64,
     /// Sum of the losses since the last log entry.
     pub logged_loss: f64,
-    /// The step of the last log entry.
-    pub logged_step: u64,
+    /// The updates at the last log entry.
+    #[serde(default)]
+    pub logged_updates: u32,
     /// Best measure so far.
     pub best_metric: Option<f64>,
     /// The step it belongs to.

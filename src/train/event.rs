@@ -11,7 +11,7 @@ pub struct StepReport {
     pub step: u64,
     /// Epochs done, with the fraction of the current one.
     pub epoch: f64,
-    /// Loss before the update, mean over labelled positions of all micro-batches.
+    /// Loss before the update, mean over labelled positions of all micro-batches; not a number where there is none.
     pub loss: f64,
     /// Learning rate of the update.
     pub learning_rate: f64,
@@ -30,7 +30,7 @@ pub struct LogEntry {
     pub step: u64,
     /// Epochs done, with the fraction of the current one.
     pub epoch: f64,
-    /// Mean loss of the steps since the last entry.
+    /// Mean loss of the steps since the last entry that learned something.
     pub loss: f64,
     /// Learning rate of the last update.
     pub learning_rate: f64,

@@ -23,7 +23,8 @@ pub(crate) use args::{Resume, TrainingArguments};
 #[cfg(test)]
 pub(crate) use batch::Batch;
 pub(crate) use batch::{CollateArguments, Collator, DecoderStart, PaddingSide};
-pub(crate) use data::is_template_file;
+#[cfg(any(feature = "hub", test, fuzzing))]
+pub(crate) use data::Splits;
 #[cfg(test)]
 pub(crate) use data::{CompletionMask, EvalSplit, Example, IGNORE, ReadOptions, Tokens};
 pub(crate) use data::{DataArguments, Dataset, Files, Labels, Loaded, Task, TextPair};

@@ -286,7 +286,7 @@ impl Trainer {
             reason,
             steps: p.step,
             runtime: started.elapsed().as_secs_f64(),
-            train_loss: p.total_loss / p.step.max(1) as f64,
+            train_loss: p.total_loss / f64::from(p.updates.max(1)),
             best_step: p.best_step,
             best_metric: p.best_metric,
             done: p.step - before,

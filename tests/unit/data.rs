@@ -47,6 +47,32 @@ fn all(d: &Dataset) -> Vec<Example> {
 }
 
 #[test]
+fn functions_of_templates_are_those_of_transformers() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizer/templates.json");
+    let table: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let messages = table["messages"].as_array().unwrap();
+    let cases = table["cases"].as_array().unwrap();
+    for case in cases {
+        let source = case["template"].as_str().unwrap();
+        let template = ChatTemplate::new(source, serde_json::Map::new()).unwrap();
+        let (template, _) = template.dated(table["date"].as_str()).unwrap();
+        let options = ChatOptions {
+            tools: Some(&table["tools"]),
+            ..ChatOptions::default()
+        };
+        match (template.render(messages, options), case["text"].as_str()) {
+            (Ok(chat), Some(want)) => assert_eq!(chat.text, want, "{source}"),
+            (Err(e), None) => {
+                let want = case["error"].as_str().unwrap();
+                assert!(e.to_string().contains(want), "{source}: {e}");
+            }
+            (found, _) => panic!("{source}: {found:?}"),
+        }
+    }
+    assert!(cases.len() > 10);
+}
+
+#[test]
 fn every_format_of_the_same_rows_gives_what_transformers_and_trl_give() {
     let files = [
         "main/train-00000-of-00001.parquet",
@@ -200,7 +226,7 @@ fn a_folder_of_the_hub_has_its_splits() {
         .unwrap_err()
         .to_string();
     assert!(
-        e.contains("no file of the folder belongs to the split `validation`"),
+        e.contains("the data has no split `validation`") && e.contains("splits: train, test"),
         "{e}"
     );
 }

@@ -115,6 +115,8 @@ macro_rules! doors {
 }
 
 doors! {
+    #[cfg(feature = "train")]
+    card,
     config,
     interface,
     safetensors,

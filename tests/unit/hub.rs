@@ -489,7 +489,6 @@ fn references_stand_for_files() {
         ("adapter_config.json", b"{}", false),
         ("adapter.safetensors", &BIG, true),
         ("pytorch_adapter.bin", &BIG, true),
-        ("main/train-0.parquet", b"rows", false),
     ]);
     let find = |text: &str, want| {
         desk.hub()
@@ -501,8 +500,6 @@ fn references_stand_for_files() {
         !adapter[0].join("pytorch_adapter.bin").exists(),
         "the same weights are not pulled twice"
     );
-    let rows = find("hub:org/repo:main", Want::Data).unwrap();
-    assert!(rows.len() == 1 && rows[0].ends_with("main/train-0.parquet"));
     assert_eq!(
         code(&find("hub:org/repo", Want::Model).unwrap_err()),
         "hub-file"

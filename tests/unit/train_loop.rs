@@ -94,9 +94,11 @@ fn the_loss_is_logged_when_the_strategy_says() {
             ..args()
         }))
     };
-    assert_eq!(of(Interval::Steps, 4.0), [4, 8]);
-    assert_eq!(of(Interval::Epoch, 4.0), [3, 6, 9]);
-    assert!(of(Interval::No, 1.0).is_empty());
+    assert_eq!(of(Interval::Steps, Some(4.0)), [4, 8]);
+    assert_eq!(of(Interval::Epoch, Some(4.0)), [3, 6, 9]);
+    assert!(of(Interval::No, Some(1.0)).is_empty());
+    // A short run has a curve.
+    assert_eq!(of(Interval::Steps, None), (1..=9).collect::<Vec<_>>());
 }
 
 #[test]

@@ -17,15 +17,46 @@ pub(crate) enum Files {
     /// One of them.
     One(String),
     /// Several, read in this order.
+    Many(Vec<DataSet>),
+    /// Files by split.
+    Splits(BTreeMap<String, Paths>),
+}
+
+/// One of several data sets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum DataSet {
+    /// A file or folder.
+    Path(String),
+    /// Files by split.
+    Splits(BTreeMap<String, Paths>),
+}
+
+/// Files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Paths {
+    /// One of them.
+    One(String),
+    /// Several, read in this order.
     Many(Vec<String>),
 }
 
 impl Files {
     /// All of them.
-    pub(crate) fn list(&self) -> Vec<PathBuf> {
+    pub(super) fn sets(&self) -> Vec<DataSet> {
         match self {
-            Files::One(one) => vec![PathBuf::from(one)],
-            Files::Many(many) => many.iter().map(PathBuf::from).collect(),
+            Files::One(one) => vec![DataSet::Path(one.clone())],
+            Files::Many(many) => many.clone(),
+            Files::Splits(splits) => vec![DataSet::Splits(splits.clone())],
+        }
+    }
+
+    /// The file, if it is one.
+    pub(crate) fn single(&self) -> Option<PathBuf> {
+        match &*self.sets() {
+            [DataSet::Path(path)] => Some(PathBuf::from(path)),
+            _ => None,
         }
     }
 }
@@ -38,7 +69,7 @@ pub(crate) enum EvalSplit {
     Count(usize),
     /// A share of the examples, below 1.
     Share(f64),
-    /// A split of the data folder, by name.
+    /// A split of the data, by name, or a part of one.
     Named(String),
 }
 
@@ -123,14 +154,18 @@ pub(crate) enum AssistantTurn {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DataArguments {
-    /// Training data: a file, several, or a folder as on the Hub. Names end in .jsonl, .json, .csv, .tsv (also with .gz) or .parquet.
+    /// Training data: a file, several, a folder, a data set on the Hub (`hub:datasets/org/name`), or files by split
+    /// (`{"train": "a.jsonl", "test": "b.jsonl"}`). Names end in .jsonl, .json, .csv, .tsv (also with .gz) or .parquet. What is which
+    /// split of a folder or of a data set on the Hub is decided as in `datasets`: by its card, then by names of folders and files.
     pub data: Option<Files>,
-    /// Evaluation data in files of its own. Of a folder, the validation or test split is read.
+    /// Evaluation data in files of its own. Of a folder or a data set on the Hub, the validation or test split is read.
     pub eval_data: Option<Files>,
-    /// The split that is trained on when the data is a folder with several.
+    /// The configuration of a data set that has several: one that its card lists, or a folder in it.
+    pub data_config: Option<String>,
+    /// The split that is trained on, or a part of it, or several: `train[:1000]`, `train[10%:20%]`, `train[-5:]`, `train+validation`.
     pub train_split: String,
-    /// Evaluation data that is taken from the training data: a share below 1 or a whole number of examples, drawn by the seed, or the name of a split of
-    /// the data folder.
+    /// Evaluation data that is taken from the training data: a share below 1 or a whole number of examples, drawn by the seed, or a split
+    /// of the data or a part of one (`test`, `train[90%:]`).
     pub eval_split: Option<EvalSplit>,
     /// Number of examples that are trained on, the first of the data (default: all).
     pub max_train_samples: Option<usize>,
@@ -140,6 +175,8 @@ pub(crate) struct DataArguments {
     pub task: Task,
     /// The column of each role, where their names differ: `{"prompt": "question", "completion": "answer"}`. Roles: text, `text_pair`,
     /// prompt, completion, source, target, messages, tools, label, `task_ids`, `input_ids`, `attention_mask`, `token_type_ids`, labels.
+    /// Without it, `conversations` are messages too (`ShareGPT`: `from` and `value`), and rows with `instruction` and `output` (and `input`)
+    /// are prompts and completions in the words of Stanford Alpaca, from "Below is an instruction" to "Response:".
     pub columns: BTreeMap<String, String>,
     /// A Jinja template over the columns that makes the whole text of an example.
     pub template: Option<String>,
@@ -151,6 +188,9 @@ pub(crate) struct DataArguments {
     pub chat_template: Option<String>,
     /// Further variables of the chat template: `{"enable_thinking": false}`.
     pub chat_template_kwargs: Map<String, Value>,
+    /// The date that `strftime_now` of a chat template gives, such as `2025-01-31` (default: the day on which the run began; `run.json`
+    /// keeps it).
+    pub chat_date: Option<String>,
     /// Learns what the assistant says (true), its last turn (`last`), or the whole conversation (false).
     pub assistant_only_loss: AssistantLoss,
     /// Ends texts with the end-of-sequence token unless they have it (default: for prompts with completions, as in TRL, and not for others).
@@ -190,6 +230,7 @@ impl Default for DataArguments {
         DataArguments {
             data: None,
             eval_data: None,
+            data_config: None,
             train_split: "train".to_owned(),
             eval_split: None,
             max_train_samples: None,
@@ -201,6 +242,7 @@ impl Default for DataArguments {
             completion_template: None,
             chat_template: None,
             chat_template_kwargs: Map::new(),
+            chat_date: None,
             assistant_only_loss: AssistantLoss::Turns(false),
             append_eos: None,
             add_special_tokens: true,
@@ -224,6 +266,10 @@ impl Options for DataArguments {
     const ALIASES: &'static [(&'static str, &'static str)] = &[
         ("train_file", "data"),
         ("validation_file", "eval_data"),
+        ("dataset_config", "data_config"),
+        ("dataset_config_name", "data_config"),
+        ("dataset_train_split", "train_split"),
+        ("dataset_test_split", "eval_split"),
         ("max_length", "max_seq_length"),
     ];
 }
@@ -367,9 +413,4 @@ impl DataArguments {
             Err(Error::many(ErrorKind::Train, found))
         }
     }
-}
-
-/// Whether a chat template is given as a file: it names one, and a template has braces.
-pub(crate) fn is_file(template: &str) -> bool {
-    !template.contains(['{', '\n'])
 }

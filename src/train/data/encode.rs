@@ -1,18 +1,16 @@
 //! Rows become examples: templates, tokens, labels, and the cut to the longest length.
 
-use super::args::{
-    AssistantLoss, AssistantTurn, DataArguments, Side, Task, TokenRef, Tokens, is_file,
-};
+use super::args::{AssistantLoss, AssistantTurn, DataArguments, Side, Task, TokenRef, Tokens};
+use super::forms::{alpaca, messages};
 use super::mask::{CompletionMask, Marker};
 use super::roles::{Class, Roles};
 use super::tokens::{Columns, cut, overlap};
 use super::{Example, IGNORE, Labels};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::text::{ChatOptions, ChatTemplate, Template, Token, Tokenizer};
+use crate::text::{ChatOptions, ChatTemplate, Template, Token, Tokenizer, template_source};
 use serde_json::{Map, Value};
 use std::ops::Range;
-use std::path::Path;
 
 /// Makes examples of rows.
 pub(super) struct Encoder<'a> {
@@ -23,14 +21,18 @@ pub(super) struct Encoder<'a> {
     prompt: Option<Template>,
     completion: Option<Template>,
     chat: Option<ChatTemplate>,
+    /// The date that the chat template is given, where it asks for one.
+    pub(super) chat_date: Option<String>,
     mask: Option<CompletionMask>,
     eos: Option<String>,
+    bos: Option<i64>,
     max_length: usize,
     max_target: usize,
     pub(super) pad_id: i64,
 }
 
 /// An example, and what the report counts.
+#[expect(clippy::struct_excessive_bools, reason = "each is counted by itself")]
 pub(super) struct Outcome {
     pub(super) example: Example,
     /// The name of its class, where that has no id yet.
@@ -42,6 +44,12 @@ pub(super) struct Outcome {
     pub(super) in_context: Option<Vec<i64>>,
     /// Prompt and completion were tokenized apart.
     pub(super) apart: bool,
+    /// The row is an instruction of Alpaca's form.
+    pub(super) alpaca: bool,
+    /// The chat template made the text.
+    pub(super) chat: bool,
+    /// The text begins with the beginning-of-sequence token twice.
+    pub(super) twice: bool,
 }
 
 impl Outcome {
@@ -53,6 +61,9 @@ impl Outcome {
             not_found: None,
             in_context: None,
             apart: false,
+            alpaca: false,
+            chat: false,
+            twice: false,
         }
     }
 }
@@ -71,6 +82,11 @@ pub(crate) struct TextPair {
 type Found<T> = std::result::Result<T, String>;
 
 impl<'a> Encoder<'a> {
+    /// The source of the chat template.
+    pub(super) fn chat_source(&self) -> Option<&str> {
+        self.chat.as_ref().map(ChatTemplate::source)
+    }
+
     pub(super) fn new(
         args: &'a DataArguments,
         tokenizer: Option<&'a Tokenizer>,
@@ -83,6 +99,13 @@ impl<'a> Encoder<'a> {
             None => Ok(None),
         };
         let pad_id = pad_id(args, tokenizer, vocab)?;
+        let (chat, chat_date) = match chat_template(args, tokenizer)? {
+            Some(chat) => {
+                let (chat, date) = chat.dated(args.chat_date.as_deref())?;
+                (Some(chat), date)
+            }
+            None => (None, None),
+        };
         let max_length = args.max_length(tokenizer);
         let eos = tokenizer.and_then(|t| {
             let eos = t.special_tokens().get("eos_token")?.as_str()?;
@@ -109,9 +132,11 @@ impl<'a> Encoder<'a> {
             text: template(&args.template, "template")?,
             prompt: template(&args.prompt_template, "prompt_template")?,
             completion: template(&args.completion_template, "completion_template")?,
-            chat: chat_template(args, tokenizer)?,
+            chat,
+            chat_date,
             mask: mask(args, tokenizer, pad_id)?,
             eos,
+            bos: tokenizer.and_then(Tokenizer::bos_id),
             max_length,
             max_target: args.max_target_length.unwrap_or(max_length),
             pad_id,
@@ -133,6 +158,14 @@ impl<'a> Encoder<'a> {
         if out.example.input_ids.is_empty() {
             return Err("the row has no tokens".to_owned());
         }
+        out.twice = self.bos.is_some()
+            && out
+                .example
+                .input_ids
+                .iter()
+                .take(2)
+                .all(|&id| Some(id) == self.bos)
+            && out.example.input_ids.len() > 1;
         self.in_vocabulary("token id", &out.example.input_ids)?;
         if let Labels::Tokens(l) | Labels::Sequence(l) = &out.example.labels {
             self.in_vocabulary("label", l)?;
@@ -184,6 +217,11 @@ impl<'a> Encoder<'a> {
         if roles.has("text") {
             return self.whole(&roles.text("text")?);
         }
+        if let Some((prompt, completion)) = alpaca(roles)? {
+            let mut out = self.continued(&prompt, &completion)?;
+            out.alpaca = true;
+            return Ok(out);
+        }
         let known = ["input_ids", "messages", "prompt", "completion", "text"];
         if let Some(null) = roles.null(&known) {
             return Err(null);
@@ -193,7 +231,7 @@ impl<'a> Encoder<'a> {
         let columns: Vec<&str> = roles.row.keys().map(String::as_str).collect();
         Err(near.unwrap_or_else(|| {
             format!(
-                "a row has `text`, `prompt` and `completion`, `messages`, or `input_ids`, and this one has {}: name them in `columns`, or give a `template`",
+                "a row has `text`, `prompt` and `completion`, `messages`, `instruction` and `output`, or `input_ids`, and this one has {}: name them in `columns`, or give a `template`",
                 if columns.is_empty() { "nothing".to_owned() } else { columns.join(", ") }
             )
         }))
@@ -389,7 +427,9 @@ impl<'a> Encoder<'a> {
 
     fn spoken(&self, text: &str, spans: &[Range<usize>]) -> Found<Outcome> {
         let tokens = self.tokens(text, None, false)?;
-        self.masked(text, tokens, |t| spans.iter().any(|s| overlap(&t.span, s)))
+        let mut out = self.masked(text, tokens, |t| spans.iter().any(|s| overlap(&t.span, s)))?;
+        out.chat = true;
+        Ok(out)
     }
 
     /// Token ids as they stand in the row.
@@ -553,6 +593,9 @@ impl<'a> Encoder<'a> {
                 return Ok(plain((roles.text("source")?, roles.text("target")?)));
             }
             _ => {
+                if let Some(pair) = alpaca(&roles)? {
+                    return Ok(plain(pair));
+                }
                 return Err(roles
                     .null(&["messages", "prompt", "source"])
                     .unwrap_or_else(|| roles.missing("prompt")));
@@ -594,20 +637,6 @@ fn in_context(text: &str, tokens: &[Token], template: &str) -> Option<Vec<i64>> 
     whole.then(|| within.iter().map(|t| t.id).collect())
 }
 
-/// The messages of a conversation: objects with a role.
-fn messages(list: &[Value]) -> Found<Vec<Value>> {
-    if list.is_empty() {
-        return Err("the conversation is empty".to_owned());
-    }
-    let message = |(i, m): (usize, &Value)| match m.get("role").and_then(Value::as_str) {
-        Some(_) => Ok(m.clone()),
-        None => Err(format!(
-            "message {i} has no `role`: a message is {{\"role\": \"user\", \"content\": \"…\"}}"
-        )),
-    };
-    list.iter().enumerate().map(message).collect()
-}
-
 fn chat_template(
     args: &DataArguments,
     tokenizer: Option<&Tokenizer>,
@@ -625,13 +654,7 @@ fn chat_template(
     if let Some(named) = tokenizer.named_template(given)? {
         return Ok(Some(named));
     }
-    let source = if is_file(given) {
-        let path = Path::new(given);
-        std::fs::read_to_string(path)
-            .map_err(|e| Error::io(path, "cannot read the chat template", e))?
-    } else {
-        given.clone()
-    };
+    let source = template_source(given)?;
     ChatTemplate::new(&source, tokenizer.special_tokens().clone()).map(Some)
 }
 

@@ -1,11 +1,12 @@
 //! From data arguments to datasets: files are read row by row, rows become examples in parallel and in order, and what went wrong is
 //! counted and reported.
 
-use super::args::{DataArguments, EvalSplit, Files, OnBadRow, Task};
+use super::args::{DataArguments, EvalSplit, OnBadRow, Task};
 use super::dataset::{Builder, Dataset};
 use super::encode::{Encoder, Outcome, TextPair};
 use super::mask::Marker;
-use super::source::{self, Fault, Row, Source, Split};
+use super::source::{Fault, Row, Source};
+use super::splits::{Part, meet};
 use super::{Example, IGNORE, Labels};
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,6 +34,10 @@ pub(crate) struct Loaded {
     pub pad_id: i64,
     /// The longest sequence in tokens that an example may have.
     pub max_length: usize,
+    /// The chat template, where it made examples.
+    pub chat_template: Option<String>,
+    /// The date that it was given, where it asks for one.
+    pub chat_date: Option<String>,
     /// What was read.
     pub report: DataReport,
 }
@@ -85,6 +90,12 @@ pub(crate) struct ReadReport {
     pub unlabelled: u64,
     /// Examples whose prompt and completion were tokenized apart, because the prompt has other tokens in the whole text.
     pub apart: u64,
+    /// Rows with an instruction and an output that were learned in Alpaca's form.
+    pub alpaca: u64,
+    /// Examples that the chat template made.
+    pub conversations: u64,
+    /// Examples that begin with the beginning-of-sequence token twice.
+    pub twice: u64,
     /// What the response template is tokenized to where it was not found and stands in the text.
     pub in_context: Option<Vec<i64>>,
     /// The same of the instruction template.
@@ -189,17 +200,26 @@ impl DataArguments {
         } else {
             self.max_train_samples
         };
-        let (all, data) = self.read(&self.train_files()?, limit, &encoder, &mut classes)?;
+        let (train_parts, eval_parts) = (self.train_parts()?, self.eval_parts()?);
+        if let Some(eval) = &eval_parts
+            && meet(&train_parts, eval)
+        {
+            note(
+                "evaluation reads rows that are trained on: `train_split` and `eval_split` overlap"
+                    .to_owned(),
+            );
+        }
+        let (all, data) = self.read(&train_parts, limit, &encoder, &mut classes)?;
         // What evaluation data names must be a class that was trained.
         classes.fixed |= !classes.names.is_empty();
-        let (train, eval, eval_data) = match (drawn, self.eval_files()?) {
+        let (train, eval, eval_data) = match (drawn, eval_parts) {
             (Some(split), _) => {
                 let (train, eval) = self.draw(&all, split, seed)?;
                 (train, Some(eval), None)
             }
-            (None, Some(files)) => {
+            (None, Some(parts)) => {
                 let (eval, report) =
-                    self.read(&files, self.max_eval_samples, &encoder, &mut classes)?;
+                    self.read(&parts, self.max_eval_samples, &encoder, &mut classes)?;
                 (all, Some(eval), Some(report))
             }
             (None, None) => (all, None, None),
@@ -214,12 +234,16 @@ impl DataArguments {
             eval_tokens: eval.as_ref().map_or(0, tokens),
             label_names: classes.names,
         };
+        let spoken = report.data.conversations > 0;
+        let chat_template = encoder.chat_source().filter(|_| spoken).map(str::to_owned);
         self.tell(&report, tokenizer, &encoder, note);
         Ok(Loaded {
             train,
             eval,
             pad_id: encoder.pad_id,
             max_length: self.max_length(tokenizer),
+            chat_template,
+            chat_date: encoder.chat_date.clone(),
             report,
         })
     }
@@ -236,10 +260,10 @@ impl DataArguments {
     ) -> Result<Vec<TextPair>> {
         self.validate()?;
         let encoder = Encoder::new(self, tokenizer, None)?;
-        let files = self.eval_files()?.map_or_else(|| self.train_files(), Ok)?;
+        let parts = self.eval_parts()?.map_or_else(|| self.train_parts(), Ok)?;
         let (mut out, mut skipped) = (Vec::new(), Vec::new());
-        for file in &files {
-            let source = source::open(file)?;
+        for source in parts.iter().flat_map(Part::sources) {
+            let (name, source) = source?;
             let unit = source.unit;
             for row in source {
                 if self.max_eval_samples.is_some_and(|n| out.len() >= n) {
@@ -250,7 +274,7 @@ impl DataArguments {
                     Err(Fault::Row { at, reason }) => (at, Err(reason)),
                     Err(Fault::File(e)) => return Err(e),
                 };
-                let place = format!("{}, {unit} {at}", file.display());
+                let place = format!("{name}, {unit} {at}");
                 match pair {
                     Ok(pair) => out.push(pair),
                     Err(reason) if self.on_bad_row == OnBadRow::Error => {
@@ -265,41 +289,9 @@ impl DataArguments {
             note(format!("{} rows were left out:\n  {shown}", skipped.len()));
         }
         if out.is_empty() {
-            return Err(empty(&files, skipped.len() as u64, skipped.first()));
+            return Err(empty(&files(&parts), skipped.len() as u64, skipped.first()));
         }
         Ok(out)
-    }
-
-    fn train_files(&self) -> Result<Vec<PathBuf>> {
-        let Some(data) = &self.data else {
-            let d = Diagnostic::error("data-argument", "no data was given");
-            return Err(Error::new(ErrorKind::Train, d.help("--data train.jsonl")));
-        };
-        files(data, split(&self.train_split)?, self.train_split != "train")
-    }
-
-    fn eval_files(&self) -> Result<Option<Vec<PathBuf>>> {
-        let named = match &self.eval_split {
-            Some(EvalSplit::Named(name)) => Some(split(name)?),
-            _ => None,
-        };
-        match (&self.eval_data, named, &self.data) {
-            (Some(data), _, _) => {
-                files(data, named.unwrap_or(Split::Validation), named.is_some()).map(Some)
-            }
-            (None, Some(split), Some(data)) => {
-                if let Some(file) = data.list().into_iter().find(|p| !p.is_dir()) {
-                    let d = Diagnostic::error(
-                        "data-argument",
-                        "`eval_split` names a split, and the data is no folder",
-                    )
-                    .at(file.display().to_string());
-                    return Err(Error::new(ErrorKind::Train, d.help("give the evaluation file as `eval_data`, or a share such as 0.1 as `eval_split`")));
-                }
-                files(data, split, true).map(Some)
-            }
-            _ => Ok(None),
-        }
     }
 
     /// Draws the evaluation examples by the seed. Both parts keep the order of the files.
@@ -334,15 +326,13 @@ impl DataArguments {
 
     fn read(
         &self,
-        files: &[PathBuf],
+        parts: &[Part],
         limit: Option<usize>,
         encoder: &Encoder<'_>,
         classes: &mut Classes,
     ) -> Result<(Dataset, ReadReport)> {
-        let sources = files
-            .iter()
-            .map(|file| Ok((file.display().to_string(), source::open(file)?)));
-        self.collect(sources, files, limit, encoder, classes)
+        let sources = parts.iter().flat_map(Part::sources);
+        self.collect(sources, &files(parts), limit, encoder, classes)
     }
 
     fn collect(
@@ -478,6 +468,12 @@ impl DataArguments {
                     "have no token that is learned".to_owned(),
                 ));
             }
+            if read.alpaca > 0 {
+                note(of(read.alpaca, "have `instruction` and `output`: they are learned as Alpaca's \"### Instruction:\" and \"### Response:\"; `prompt_template` and `completion_template` make another text".to_owned()));
+            }
+            if read.twice > 0 {
+                note(of(read.twice, "begin with the beginning-of-sequence token twice: the text has it, and the tokenizer adds it; take it out of the template, or set `add_special_tokens` to false".to_owned()));
+            }
             if read.apart > 0 {
                 note(of(read.apart, "have prompt and completion tokenized apart: the prompt alone has other tokens than in the whole text".to_owned()));
             }
@@ -567,6 +563,9 @@ impl Reading<'_> {
         r.no_instruction += u64::from(o.not_found == Some(Marker::Instruction));
         r.unlabelled += u64::from(labels == 0);
         r.apart += u64::from(o.apart);
+        r.alpaca += u64::from(o.alpaca);
+        r.conversations += u64::from(o.chat);
+        r.twice += u64::from(o.twice);
         let seen = match o.not_found {
             Some(Marker::Instruction) => &mut r.instruction_in_context,
             Some(Marker::Response) | None => &mut r.in_context,
@@ -630,29 +629,11 @@ fn encode(
     }
 }
 
-fn split(name: &str) -> Result<Split> {
-    Split::named(name).ok_or_else(|| {
-        let d = Diagnostic::error("data-argument", format!("there is no split `{name}`"));
-        Error::new(
-            ErrorKind::Train,
-            d.help("splits are train, validation and test"),
-        )
-    })
-}
-
-fn files(given: &Files, split: Split, strict: bool) -> Result<Vec<PathBuf>> {
-    let mut out = Vec::new();
-    for path in given.list() {
-        out.extend(source::resolve(&path, split, strict)?);
-    }
-    if out.is_empty() {
-        let d = Diagnostic::error("data-argument", "the list of data files is empty");
-        return Err(Error::new(
-            ErrorKind::Train,
-            d.help("name at least one file"),
-        ));
-    }
-    Ok(out)
+/// The files of parts, each once.
+fn files(parts: &[Part]) -> Vec<PathBuf> {
+    let mut seen = std::collections::BTreeSet::new();
+    let all = parts.iter().flat_map(|p| &p.files);
+    all.filter(|file| seen.insert(*file)).cloned().collect()
 }
 
 fn bad_row(place: &str, reason: String) -> Error {
@@ -704,7 +685,7 @@ impl Dataset {
         };
         let encoder = Encoder::new(&args, options.tokenizer, options.vocab)?;
         let mut classes = Classes::default();
-        let source = source::json_lines(path).map(|s| (path.display().to_string(), s));
+        let source = super::source::json_lines(path).map(|s| (path.display().to_string(), s));
         let files = [path.to_path_buf()];
         let (data, _) = args.collect(
             std::iter::once(source),

@@ -4,20 +4,22 @@
 //! files ─ source ─> rows ─ encode (templates, tokenizer, labels, cut) ─> examples ─ dataset ─> memory or a mapped temporary file
 //! ```
 //!
-//! A row that cannot be used is an error with file and line, or is left out and counted; it is never dropped in silence.
+//! `splits` says which files are trained on. A row that cannot be used is an error with file and line, or is left out and counted; it is never dropped in silence.
 
 mod args;
 mod dataset;
 mod encode;
+mod forms;
 mod load;
 mod mask;
 mod roles;
+mod show;
 mod source;
+mod splits;
 #[cfg(test)]
 mod tests;
 mod tokens;
 
-pub(crate) use args::is_file as is_template_file;
 pub(crate) use args::{DataArguments, Files, Task};
 #[cfg(test)]
 pub(crate) use args::{EvalSplit, OnBadRow, Tokens};
@@ -28,6 +30,8 @@ pub(crate) use load::Loaded;
 pub(crate) use load::{ReadOptions, ReadReport};
 #[cfg(test)]
 pub(crate) use mask::CompletionMask;
+#[cfg(any(feature = "hub", test, fuzzing))]
+pub(crate) use splits::Splits;
 
 /// The label that the loss ignores.
 pub(crate) const IGNORE: i64 = -100;

@@ -14,7 +14,17 @@ type Found<T> = Result<T, String>;
 
 impl<'a> Roles<'a> {
     fn column<'b>(&'b self, role: &'b str) -> &'b str {
-        self.columns.get(role).map_or(role, String::as_str)
+        match self.columns.get(role) {
+            Some(column) => column,
+            // As conversations in ShareGPT's form are called.
+            None if role == "messages"
+                && !self.row.contains_key(role)
+                && self.row.contains_key("conversations") =>
+            {
+                "conversations"
+            }
+            None => role,
+        }
     }
 
     /// The value of a role, if the row has one that is not null.

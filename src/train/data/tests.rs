@@ -1,6 +1,8 @@
 //! Rows, roles and what is said about bad ones.
 
 mod files;
+mod forms;
+mod splits;
 
 use super::*;
 use crate::error::Result;

@@ -102,7 +102,7 @@ impl Trainer {
             return Ok(StepReport {
                 step: self.progress.step,
                 epoch,
-                loss: 0.0,
+                loss: f64::NAN,
                 learning_rate,
                 grad_norm: 0.0,
                 tokens,
@@ -123,20 +123,20 @@ impl Trainer {
         l.last = Some(*report);
         l.since_log.1 += report.tokens;
         let p = &mut self.progress;
-        p.total_loss += report.loss;
-        p.logged_loss += report.loss;
+        // A step without a label has no loss, and counts nothing.
+        if !report.loss.is_nan() {
+            p.total_loss += report.loss;
+            p.logged_loss += report.loss;
+        }
         let (step, total) = (p.step, self.total);
         let due = |every: Option<u64>| every.is_some_and(|n| step.is_multiple_of(n));
         let last = step >= total;
-        let log = TrainingArguments::every(self.args.logging_steps, total);
+        let log = self.args.log_every(total);
         let logs = self.args.logging_strategy == Interval::Steps && due(log);
         if logs || (self.args.logging_first_step && step == 1) {
             self.log(report, l)?;
         }
-        let eval = TrainingArguments::every(
-            self.args.eval_steps.unwrap_or(self.args.logging_steps),
-            total,
-        );
+        let eval = TrainingArguments::every(self.args.eval_steps(), total);
         let delayed = (step as f64) < self.args.eval_delay;
         let mut improved = false;
         if self.args.eval_strategy == Interval::Steps && due(eval) && !delayed {
@@ -189,18 +189,21 @@ impl Trainer {
 
     fn log(&mut self, report: &StepReport, l: &mut Loop<'_, '_>) -> Result<()> {
         let p = &mut self.progress;
-        let steps = (p.step - p.logged_step).max(1);
+        let steps = p.updates - p.logged_updates;
+        if steps == 0 {
+            return Ok(());
+        }
         let entry = LogEntry {
             step: p.step,
             epoch: report.epoch,
-            loss: p.logged_loss / steps as f64,
+            loss: p.logged_loss / f64::from(steps),
             learning_rate: report.learning_rate,
             grad_norm: report.grad_norm,
             tokens_per_second: l.since_log.1 as f64
                 / l.since_log.0.elapsed().as_secs_f64().max(1e-9),
         };
         p.logged_loss = 0.0;
-        p.logged_step = p.step;
+        p.logged_updates = p.updates;
         p.log(&entry);
         l.since_log = (Instant::now(), 0);
         (l.on_event)(&Event::Log(entry))

@@ -42,6 +42,17 @@ pub(crate) enum ReportTo {
     Tensorboard,
     /// `report.html`: curves, the job and its results in one file.
     Html,
+    /// All of them.
+    All,
+    /// Nothing but `run.json`.
+    None,
+}
+
+impl ReportTo {
+    /// Whether a list asks for this one. `none` beside others asks for nothing.
+    fn asked(self, list: &[ReportTo]) -> bool {
+        !list.contains(&ReportTo::None) && (list.contains(&self) || list.contains(&ReportTo::All))
+    }
 }
 
 /// The watchers of a run, all fed with the same events.
@@ -61,16 +72,16 @@ impl Watchers {
     /// Files that cannot be written.
     pub(crate) fn open(folder: &Path, to: &[ReportTo], job: Value) -> Result<Watchers> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", e))?;
-        let board = if to.contains(&ReportTo::Tensorboard) {
+        let board = if ReportTo::Tensorboard.asked(to) {
             Some(EventFile::create(&folder.join(file::RUNS))?)
         } else {
             None
         };
         Ok(Watchers {
-            logs: to.contains(&ReportTo::Jsonl),
+            logs: ReportTo::Jsonl.asked(to),
             log: None,
             board,
-            report: to.contains(&ReportTo::Html),
+            report: ReportTo::Html.asked(to),
             record: RunRecord::new(job),
             folder: folder.to_owned(),
         })
@@ -143,11 +154,11 @@ impl Watchers {
 
     /// Writes the record and the report.
     fn write(&self) -> Result<()> {
+        let text = serde_json::to_string_pretty(&self.record).unwrap_or_default() + "\n";
+        atomically(&self.folder.join(file::RUN), text.as_bytes())?;
         if !self.report {
             return Ok(());
         }
-        let text = serde_json::to_string_pretty(&self.record).unwrap_or_default() + "\n";
-        atomically(&self.folder.join(file::RUN), text.as_bytes())?;
         let report = html(&self.record)?;
         atomically(&self.folder.join(file::REPORT), report.as_bytes())
     }

@@ -2,19 +2,19 @@
 //!
 //! A file is read as a stream: what is held is one row, or what the format itself needs (a page of Parquet).
 
-mod files;
 mod json;
 mod parquet;
 mod table;
 
-pub(super) use files::{Split, resolve};
-
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::{Map, Value};
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::ops::Range;
 use std::path::Path;
+use std::rc::Rc;
 
 /// The longest row of a text format in bytes; short in tests, which write one.
 const LONGEST: usize = if cfg!(test) { 1 << 20 } else { 64 << 20 };
@@ -49,6 +49,29 @@ impl Iterator for Source {
         self.rows.next()
     }
 }
+
+impl Source {
+    /// The rows whose number is in the range; `at` is the number of the first, and counts on through several sources.
+    pub(super) fn within(mut self, at: Rc<Cell<u64>>, range: Range<u64>) -> Source {
+        let rows = std::iter::from_fn(move || {
+            while at.get() < range.end {
+                let row = self.rows.next()?;
+                let number = at.replace(at.get() + 1);
+                if number >= range.start || matches!(row, Err(Fault::File(_))) {
+                    return Some(row);
+                }
+            }
+            None
+        });
+        Source {
+            unit: self.unit,
+            rows: Box::new(rows),
+        }
+    }
+}
+
+/// The ends of the names of data files.
+pub(super) const FORMATS: &str = ".jsonl, .json, .csv, .tsv (each also with .gz) or .parquet";
 
 /// What a data file holds, by the end of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,8 +111,7 @@ pub(super) fn open(path: &Path) -> Result<Source> {
             "the name does not say what the file holds",
         )
         .at(path.display().to_string());
-        let help =
-            "names of data files end in .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet";
+        let help = format!("names of data files end in {FORMATS}");
         return Err(Error::new(ErrorKind::Train, d.help(help)));
     };
     if format == Format::Parquet {

@@ -199,11 +199,14 @@ fn folders_say_which_of_their_files_are_meant() {
     );
     put("split/data/train-00000-of-00002.jsonl");
     put("split/data/train-00001-of-00002.jsonl");
-    put("split/data/dev.jsonl");
+    put("split/data/validation-00000-of-00001.jsonl");
     let (train, eval) = files("split", json!({"eval_split": "validation"})).unwrap();
     assert_eq!(
         (train.len(), eval.unwrap()),
-        (2, vec!["split/data/dev.jsonl".to_owned()])
+        (
+            2,
+            vec!["split/data/validation-00000-of-00001.jsonl".to_owned()]
+        )
     );
     put("folders/train/x.jsonl");
     put("folders/test/x.jsonl");
@@ -229,5 +232,5 @@ fn folders_say_which_of_their_files_are_meant() {
     let e = files("plain/a.jsonl", json!({"eval_split": "test"}))
         .unwrap_err()
         .to_string();
-    assert!(e.contains("the data is no folder"), "{e}");
+    assert!(e.contains("all of it is `train`"), "{e}");
 }
