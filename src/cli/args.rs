@@ -5,9 +5,11 @@
     reason = "the documentation is the help text on a terminal"
 )]
 
+use super::exec::ExecArgs;
 use super::flags::Flags;
 use crate::generate::GenerationArguments;
-use crate::job::{AdapterSettings, Dtype, JobArguments, ModelSettings};
+use crate::job::{AdapterSettings, JobArguments, ModelSettings};
+use crate::options::Kind;
 use crate::rewrite::pipelines::Mode;
 use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -45,62 +47,6 @@ pub(crate) struct Global {
     /// Show more detail; given twice, all of it
     #[arg(short, long, global = true, display_order = 902, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-}
-
-/// Options of commands that execute a graph.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct ExecArgs {
-    /// Device to compute on: cpu, or cuda or cuda:N in a build with the `cuda` feature
-    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
-    pub(crate) device: String,
-    /// Element type of activations; this version computes in f32
-    #[arg(long, value_enum, default_value = "f32")]
-    pub(crate) dtype: DTypeArg,
-    /// Number of threads (default: all cores)
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<usize>,
-}
-
-impl ExecArgs {
-    /// How a graph is executed.
-    pub(crate) fn settings(&self) -> ModelSettings {
-        ModelSettings {
-            device: self.device.clone(),
-            dtype: self.dtype(),
-            threads: self.threads,
-            ..ModelSettings::default()
-        }
-    }
-
-    fn dtype(&self) -> Dtype {
-        match self.dtype {
-            DTypeArg::F32 => Dtype::F32,
-            DTypeArg::Bf16 => Dtype::Bf16,
-            DTypeArg::F16 => Dtype::F16,
-        }
-    }
-
-    /// Names the settings that were given. What is the default stands back behind a job file.
-    pub(crate) fn name(&self, flags: &mut Map<String, Value>) {
-        let usual = ModelSettings::default();
-        if self.device != usual.device {
-            flags.insert("device".into(), json!(self.device));
-        }
-        if self.dtype() != usual.dtype {
-            flags.insert("dtype".into(), json!(self.dtype()));
-        }
-        if let Some(threads) = self.threads {
-            flags.insert("threads".into(), threads.into());
-        }
-    }
-}
-
-/// Element type of activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DTypeArg {
-    F32,
-    Bf16,
-    F16,
 }
 
 /// What selects and what is spliced in.
@@ -148,6 +94,14 @@ impl AdapterArgs {
         if let Some(route) = &self.route {
             flags.insert("route".into(), json!(route));
         }
+    }
+}
+
+/// An object of a text, as options that are objects have it.
+fn object(text: &str) -> Result<Map<String, Value>, String> {
+    match Kind::Map.parse(text)? {
+        Value::Object(map) => Ok(map),
+        other => Err(format!("found {other}")),
     }
 }
 
@@ -740,6 +694,12 @@ pub(crate) struct GenerateArgs {
     /// Put each prompt as what a user says into the model's chat template
     #[arg(long)]
     pub(crate) chat: bool,
+    /// The chat template, as text or as a file (default: the one that an adapter was trained with, else that of the tokenizer)
+    #[arg(long, value_name = "FILE|TEXT")]
+    pub(crate) chat_template: Option<String>,
+    /// Further variables of the chat template: `enable_thinking=false`, or a JSON object
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = object)]
+    pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
     /// Print the text as it comes
     #[arg(long)]
     pub(crate) stream: bool,

@@ -44,6 +44,12 @@ fn request(args: &GenerateArgs, stream: bool) -> Request {
     let mut request = Request::new(&args.model);
     request.flags.extend(args.generation.given.clone());
     args.select.name(&mut request.flags);
+    if let Some(template) = &args.chat_template {
+        request = request.set("chat_template", template.clone());
+    }
+    if let Some(kwargs) = &args.chat_template_kwargs {
+        request = request.set("chat_template_kwargs", kwargs.clone());
+    }
     args.exec.name(&mut request.flags);
     name_beside(
         &mut request.flags,

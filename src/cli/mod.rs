@@ -5,9 +5,11 @@ mod adapters;
 mod args;
 mod attach;
 mod eval;
+mod exec;
 mod flags;
 mod generate;
 mod graphs;
+mod habits;
 mod hub;
 mod inspect;
 mod interrupt;
@@ -21,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::job::{Event, usage};
 use crate::onnx::Saved;
-use args::{Cli, Command, ExecArgs, InterfaceCommand};
+use args::{Cli, Command, InterfaceCommand};
 use clap::{CommandFactory, Parser};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
@@ -30,13 +32,18 @@ use std::process::ExitCode;
 
 /// Runs the command line of the process.
 pub fn main() -> ExitCode {
+    let given = habits::arguments(std::env::args_os().collect());
+    let before = given.iter().take_while(|a| *a != "--");
     let plain = Ui {
-        json: false,
-        quiet: false,
+        json: before.clone().any(|a| a == "--json"),
+        quiet: before.clone().any(|a| a == "-q" || a == "--quiet"),
         verbose: 0,
     };
-    let done = remote::arguments(std::env::args_os().collect(), &plain).and_then(|arguments| {
-        let cli = Cli::try_parse_from(arguments).unwrap_or_else(|e| refuse(&e));
+    let done = remote::arguments(given, &plain).and_then(|arguments| {
+        let cli = match Cli::try_parse_from(&arguments) {
+            Ok(cli) => cli,
+            Err(e) => return Ok(refuse(&e, &arguments, &plain)),
+        };
         let ui = Ui {
             json: cli.global.json,
             quiet: cli.global.quiet,
@@ -48,28 +55,47 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) if broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            let _ = writeln!(std::io::stderr().lock(), "{e}");
             let usage = e.kind() == ErrorKind::Usage;
+            plain.failed(&e.to_string(), e.findings());
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
 }
 
-/// Prints what is wrong with the arguments and ends the process. A word in the place of the model that is nearly a command, and no
-/// file, is taken for one.
-fn refuse(e: &clap::Error) -> ! {
-    let word = std::env::args().nth(1).unwrap_or_default();
+/// The command that a word in the place of the model nearly is, when there is no such file.
+fn misspelt(word: &str) -> Option<String> {
     let command = Cli::command();
     let names = || command.get_subcommands().map(clap::Command::get_name);
+    let known = names().any(|n| n == word) || Path::new(word).exists();
+    let near = (!known).then(|| nearest(word, names())).flatten()?;
+    Some(format!(
+        "there is no command `{word}`; did you mean `{near}`?"
+    ))
+}
+
+/// Prints what is wrong with the arguments, or the help that was asked for.
+fn refuse(e: &clap::Error, arguments: &[std::ffi::OsString], ui: &Ui) -> ExitCode {
+    let word = arguments
+        .get(1)
+        .and_then(|w| w.to_str())
+        .unwrap_or_default();
     let conflict = e.kind() == clap::error::ErrorKind::ArgumentConflict;
-    let misspelt = conflict && !names().any(|n| n == word) && !Path::new(&word).exists();
-    let near = misspelt.then(|| nearest(&word, names())).flatten();
-    if let Some(near) = near {
-        let message = format!("there is no command `{word}`; did you mean `{near}`?");
+    let message = conflict.then(|| misspelt(word)).flatten();
+    let error = message.map(|message| {
         let kind = clap::error::ErrorKind::InvalidSubcommand;
-        Cli::command().error(kind, message).exit();
+        Cli::command().error(kind, message)
+    });
+    let e = error.as_ref().unwrap_or(e);
+    let asked = !e.use_stderr();
+    if ui.json && !asked {
+        let text = e.render().to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let message = first.trim_start_matches("error: ");
+        ui.failed(&text, &[Diagnostic::error("arguments", message)]);
+    } else {
+        let _ = e.print();
     }
-    e.exit()
+    ExitCode::from(if asked { 0 } else { 2 })
 }
 
 fn broken_pipe(e: &Error) -> bool {
@@ -79,6 +105,10 @@ fn broken_pipe(e: &Error) -> bool {
 
 fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
     let Some(command) = cli.command else {
+        let word = cli.attach.model.as_deref().and_then(Path::to_str);
+        if let Some(message) = word.and_then(misspelt) {
+            return Err(usage(message, "rewrite --help lists the commands"));
+        }
         return attach::attach(&cli.attach, ui).map(|()| ExitCode::SUCCESS);
     };
     match command {
@@ -161,6 +191,20 @@ impl Ui {
         stdout(text().as_bytes())
     }
 
+    /// Why the work failed: text on stderr, and JSON on stdout if that was asked for.
+    fn failed(&self, text: &str, findings: &[Diagnostic]) {
+        let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
+        if self.json {
+            let finding = |d: &Diagnostic| {
+                json!({
+                    "code": d.code, "message": d.message, "path": d.path, "notes": d.notes, "help": d.help,
+                })
+            };
+            let findings: Vec<_> = findings.iter().map(finding).collect();
+            let _ = self.result(&json!({ "errors": findings }), String::new);
+        }
+    }
+
     /// A line on stderr.
     fn note(&self, text: &str) {
         if !self.quiet {
@@ -183,6 +227,7 @@ impl Ui {
             Event::Note(line) => self.note(line),
             Event::Warning(finding) => self.warnings([finding]),
             Event::Detail(line) if self.verbose > 0 => self.note(line),
+            Event::Trace(line) if self.verbose > 1 => self.note(line),
             _ => {}
         }
     }
@@ -210,15 +255,11 @@ impl Ui {
 
 /// Reads and verifies a model.
 fn open(path: &Path, ui: &Ui) -> Result<Verified> {
-    let verified = crate::api::open(path)?;
-    if ui.verbose > 0 {
-        ui.warnings(verified.warnings());
-    }
-    Ok(verified)
+    crate::job::open(path, &mut |event| ui.shown(event))
 }
 
 /// Compile options of a command that executes.
-fn compile_options(exec: &ExecArgs) -> Result<crate::runtime::CompileOptions> {
+fn compile_options(exec: &exec::ExecArgs) -> Result<crate::runtime::CompileOptions> {
     exec.settings().compile_options()
 }
 

@@ -95,9 +95,20 @@ impl<'a> Progress<'a> {
     fn step(&mut self, r: &StepReport) {
         self.tokens += r.tokens;
         self.bar.set_position(r.step);
+        // A step that has nothing to learn has no loss.
+        let loss = if r.loss.is_nan() {
+            "no loss".to_owned()
+        } else {
+            format!("loss {:.4}", r.loss)
+        };
+        if self.ui.verbose > 1 {
+            self.line(&format!(
+                "step {}: {loss}, gradient {:.4}, rate {:.2e}, {} tokens in {} positions",
+                r.step, r.grad_norm, r.learning_rate, r.tokens, r.positions
+            ));
+        }
         self.bar.set_message(format!(
-            "loss {:.4}  lr {:.2e}{}",
-            r.loss,
+            "{loss}  lr {:.2e}{}",
             r.learning_rate,
             speed(self.rate())
         ));

@@ -3,7 +3,7 @@
 
 use super::Ui;
 use crate::error::Result;
-use crate::job::{fetched, wanted};
+use crate::job::{Want, fetched, wanted};
 use std::ffi::OsString;
 
 /// The name of the setting that a flag gives.
@@ -41,11 +41,12 @@ pub(super) fn arguments(given: Vec<OsString>, ui: &Ui) -> Result<Vec<OsString>> 
             (None, None) => ("model".to_owned(), text),
         };
         let found = match wanted(&setting(&flag)) {
+            // The job knows of splits and configurations.
+            Some(Want::Data) | None => None,
             Some(want) => fetched(value, want, &mut |event| {
                 ui.event(event);
                 Ok(())
             })?,
-            None => None,
         };
         let Some(paths) = found else {
             out.push(arg);

@@ -1,6 +1,7 @@
 //! `rewrite run`: parses arguments, shows events and prints.
 
 use super::args::RunArgs;
+use super::exec::BackendArg;
 use super::{Ui, compile_options};
 use crate::error::Result;
 use crate::job::Run;
@@ -13,7 +14,8 @@ pub(super) fn run(args: &RunArgs, ui: &Ui) -> Result<()> {
     job.wanted.clone_from(&args.wanted);
     job.loss.clone_from(&args.loss);
     job.grad.clone_from(&args.grad);
-    (job.native, job.seed, job.force) = (args.native, args.seed, args.force);
+    let native = args.native || args.exec.backend == Some(BackendArg::Native);
+    (job.native, job.seed, job.force) = (native, args.seed, args.force);
     let report = job.run(&mut |event| ui.shown(event))?;
     let shapes: serde_json::Map<String, serde_json::Value> = report
         .outputs

@@ -81,6 +81,134 @@ fn pull_prints_where_files_are() {
     assert!(text.contains("datasets--org--repo"));
 }
 
+/// Rows of token ids.
+fn rows(n: usize) -> Vec<u8> {
+    "{\"input_ids\": [1, 2, 3]}\n".repeat(n).into_bytes()
+}
+
+/// What the record of a run says of its data, and the number of examples that were trained on.
+fn trained(desk: &Desk, more: &[&str]) -> (serde_json::Value, u64) {
+    let model = fixture("qwen3/model.onnx").display().to_string();
+    let args = [
+        "train",
+        &model,
+        "--adapter",
+        "lora",
+        "--max-steps",
+        "1",
+        "--output-dir",
+        "out",
+        "--force",
+    ];
+    ok(desk, &[&args, more].concat());
+    let read = |name: &str| fs::read_to_string(desk.path("out").join(name)).unwrap();
+    let run: serde_json::Value = serde_json::from_str(&read("run.json")).unwrap();
+    let log = read("log.jsonl");
+    let begin = log.lines().last().unwrap();
+    let begin = log
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
+        .find(|e| e.get("examples").is_some())
+        .unwrap_or_else(|| panic!("{begin}"));
+    (run["job"].clone(), begin["examples"].as_u64().unwrap())
+}
+
+#[test]
+fn training_reads_the_split_and_configuration_that_are_asked_for() {
+    let card = b"---\nconfigs:\n- config_name: main\n  default: true\n  data_files:\n  - split: train\n    path: main/train-*\n  - split: test\n    \
+path: main/test-*\n- config_name: other\n  data_dir: other\n---\n";
+    let (three, two, five) = (rows(3), rows(2), rows(5));
+    let (desk, server) = desk(&[
+        ("README.md", &card[..], false),
+        ("main/train-0.jsonl", &three, false),
+        ("main/test-0.jsonl", &two, false),
+        ("other/train.jsonl", &five, false),
+        ("other/test.jsonl", &five, false),
+    ]);
+    let data = "hub:datasets/org/repo";
+    let (job, examples) = trained(&desk, &["--data", data]);
+    assert_eq!((&job["data"], examples), (&serde_json::json!([data]), 3));
+    let asked = |name: &str| {
+        let state = server.state.lock().unwrap();
+        state.seen.iter().any(|s| s.line.contains(name))
+    };
+    assert!(
+        asked("main/test-0.jsonl") && !asked("other/"),
+        "only the configuration is pulled"
+    );
+    for (more, n) in [
+        (&["--data", "hub:datasets/org/repo:other"][..], 5),
+        (
+            &[
+                "--data",
+                data,
+                "--data-config",
+                "other",
+                "--train-split",
+                "train[:80%]",
+            ],
+            4,
+        ),
+        (&["--data", data, "--train-split", "train+test"], 5),
+        (&["--data", "hub:datasets/org/repo:main/test-0.jsonl"], 2),
+        (&["--data", "hub:datasets/org/repo:*/train*"], 8),
+    ] {
+        assert_eq!(trained(&desk, more).1, n, "{more:?}");
+    }
+    let model = fixture("qwen3/model.onnx").display().to_string();
+    let out = desk.command(&[
+        "train",
+        &model,
+        "--output-dir",
+        "new",
+        "--data",
+        "hub:datasets/org/repo:man",
+    ]);
+    let said = stderr(&out);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(
+        said.contains("did you mean `main`") && !desk.path("new").exists(),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_push_after_training_is_checked_before_the_first_step() {
+    let (mut desk, server) = desk(&[]);
+    let model = fixture("qwen3/model.onnx").display().to_string();
+    let data = fixture("train/ids.jsonl").display().to_string();
+    let train = [
+        "train",
+        &model,
+        "--data",
+        &data,
+        "--max-steps",
+        "1",
+        "--output-dir",
+        "out",
+        "--push-to-hub",
+        "--hub-model-id",
+        "mine",
+    ];
+    ok(&desk, &train);
+    let seen = server.seen("POST /api/models/");
+    assert!(
+        seen.iter().all(|s| s.line.contains("/api/models/me/mine/")) && !seen.is_empty(),
+        "{seen:?}"
+    );
+    fs::remove_dir_all(desk.path("out")).unwrap();
+    for (token, says) in [
+        (None, "a push needs a token"),
+        (Some("hf_wrong"), "the token was refused"),
+    ] {
+        desk.env("HF_TOKEN", token.map(str::to_owned));
+        let out = desk.command(&train);
+        assert_eq!(out.status.code(), Some(1));
+        assert!(stderr(&out).contains(says), "{}", stderr(&out));
+        assert!(!desk.path("out").exists(), "nothing is trained");
+    }
+}
+
 #[test]
 fn bad_requests_end_with_one_and_leave_nothing() {
     let (desk, _server) = desk(&[("a.json", b"{}", false)]);

@@ -14,9 +14,13 @@ mod fixtures;
 #[cfg(feature = "cli")]
 mod generate;
 #[cfg(feature = "cli")]
+mod habits;
+#[cfg(feature = "cli")]
 mod hub;
 #[cfg(feature = "cli")]
 mod learn;
+#[cfg(feature = "cli")]
+mod page;
 #[cfg(feature = "cli")]
 mod resume;
 #[cfg(feature = "cli")]
