@@ -249,7 +249,8 @@ impl Run {
             at = rows.min(at + size);
             batch.map(|b| (!b.is_empty()).then_some(b))
         };
-        let options = self.model.compile_options()?;
+        let mut options = self.model.compile_options()?;
+        options.cache_size = self.prepared.files.cache_size();
         let sums = score(model.clone(), self.model.portable, &options, next)?;
         if sums.items == 0 {
             let d = Diagnostic::error("eval-labels", "no token of the data is labelled");
@@ -392,6 +393,7 @@ impl Run {
         let name = model.model().graph.name_of(id).to_owned();
         let mut options = self.model.compile_options()?;
         options.outputs = Some(vec![name.clone()]);
+        options.cache_size = self.prepared.files.cache_size();
         let plan = Plan::compile(&model, &options)?;
         let files = &self.prepared.files;
         let decoder_start = files.decoder_start(&self.prepared.model, pad_id, events)?;

@@ -349,6 +349,7 @@ impl Run {
         let name = job.loss.as_deref().unwrap_or_else(|| usual_loss(data.task));
         let loss = smoothed(parse_loss(name, divisor), training.label_smoothing_factor);
         let mut options = model.compile_options()?;
+        options.cache_size = self.files.cache_size();
         if training.bf16 {
             options.precision = Precision::Bf16;
         }

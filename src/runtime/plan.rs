@@ -32,6 +32,8 @@ pub struct CompileOptions {
     pub precision: Precision,
     /// Threads for this plan; `None` takes the global pool.
     pub threads: Option<usize>,
+    /// Number of heads of cached keys and values, and the width of one, where the graph does not declare them.
+    pub cache_size: Option<[usize; 2]>,
 }
 
 impl Default for CompileOptions {
@@ -42,6 +44,7 @@ impl Default for CompileOptions {
             device: Device::Cpu,
             precision: Precision::F32,
             threads: None,
+            cache_size: None,
         }
     }
 }
@@ -57,23 +60,22 @@ pub struct FeedSpec {
     pub(crate) default: Option<Value>,
     /// Whether anything requested depends on it.
     pub used: bool,
+    /// Heads and width of a cache, where they are not declared.
+    pub(crate) cache_size: Option<[usize; 2]>,
 }
 
 impl FeedSpec {
-    /// A cache without positions for so many rows, where this is an input for cached keys or values whose sizes are declared.
+    /// A cache without positions for so many rows, where this is an input for cached keys or values whose sizes are known.
     pub(crate) fn empty_cache(&self, rows: usize) -> Option<Value> {
         if !self.name.starts_with(contract::PAST) {
             return None;
         }
-        let [_, Dim::Known(heads), _, Dim::Known(head)] = self.ty.as_ref()?.dims()? else {
-            return None;
+        let declared = self.ty.as_ref()?.dims()?;
+        let size = |axis: usize| match declared.get(axis) {
+            Some(Dim::Known(n)) => usize::try_from(*n).ok(),
+            _ => self.cache_size.map(|s| s[axis / 2]),
         };
-        let dims = [
-            rows,
-            usize::try_from(*heads).ok()?,
-            0,
-            usize::try_from(*head).ok()?,
-        ];
+        let dims = [rows, size(1)?, 0, size(3)?];
         let dtype = self
             .ty
             .as_ref()
@@ -237,6 +239,7 @@ impl Plan {
                 ty,
                 default,
                 used: false,
+                cache_size: options.cache_size,
             });
         }
         let open = code.inputs.clone();
@@ -344,6 +347,9 @@ impl Plan {
                 let d =
                     Diagnostic::error("run-input", format!("the input `{}` is missing", spec.name));
                 findings.push(match &spec.ty {
+                    Some(_) if spec.name.starts_with(contract::PAST) => d.help(
+                        "feed it; it is empty in training and evaluation, where the graph declares its sizes, or config.json beside the model (num_key_value_heads, head_dim)",
+                    ),
                     Some(ty) => d.help(format!("feed a tensor of type {ty}")),
                     None => d,
                 });

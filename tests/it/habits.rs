@@ -316,6 +316,26 @@ fn decoders_with_a_cache_train_and_evaluate_like_others() {
 }
 
 #[test]
+fn the_sizes_of_a_cache_are_declared_or_beside_the_model() {
+    let desk = Desk::new();
+    fs::copy(
+        fixture("onnx/qwen3-genai-int4.onnx"),
+        desk.path("model.onnx"),
+    )
+    .unwrap();
+    let data = ids();
+    let eval = ["eval", "model.onnx", "--data", &data];
+    let said = desk.fails(&eval);
+    assert!(
+        said.contains("past_key_values.0.key") && said.contains("config.json"),
+        "{said}"
+    );
+    let config = json!({"num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 8});
+    desk.write("config.json", &config.to_string());
+    assert!(desk.json(&eval)["metrics"]["loss"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
 fn flags_of_every_command_stand_anywhere_and_say_something() {
     let desk = Desk::new();
     let data = ids();
