@@ -7,18 +7,17 @@ use super::model::{ModelFiles, ModelSettings};
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
 use crate::adapters::whole_row_adapters;
-use crate::analyze::logits::{logits, vocabulary};
+use crate::analyze::logits::vocabulary;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{Generated, GenerationArguments, Prompt, Scored, generate, score};
-use crate::ir::contract;
 use crate::options::{self, Options, fields};
 use crate::rewrite::pipelines;
 use crate::runtime::Plan;
 use crate::train::metrics::{Normalization, exact_match, final_number, same_final_number};
 use crate::train::{
-    Answers, Collator, DataArguments, Dataset, EvalArguments, Labels, Metric, Task, TextPair,
-    TrainingArguments,
+    Answers, Collator, DataArguments, Dataset, EvalArguments, Labels, Masking, Metric, Task,
+    TextPair, TrainingArguments, answers_of, labels_of,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -123,9 +122,13 @@ impl Evaluation {
         let run = Run::resolve(&self.request, events)?;
         let mut report = match run.evaluation.task {
             Task::CausalLm => run.tokens(events)?,
-            Task::Classification | Task::Regression | Task::MultiLabel | Task::Seq2seq => {
-                run.answers(events)?
-            }
+            Task::Classification
+            | Task::Regression
+            | Task::MultiLabel
+            | Task::Seq2seq
+            | Task::TokenClassification
+            | Task::QuestionAnswering
+            | Task::MaskedLm => run.answers(events)?,
         };
         report.runtime = started.elapsed().as_secs_f64();
         if let Some(file) = &run.predictions {
@@ -362,7 +365,12 @@ impl Run {
     fn answers(&self, events: OnEvent<'_>) -> Result<EvalReport> {
         let task = self.evaluation.task;
         let mut data = self.data.clone();
-        if matches!(task, Task::Classification | Task::MultiLabel) && data.label_names.is_none() {
+        let classes = [
+            Task::Classification,
+            Task::MultiLabel,
+            Task::TokenClassification,
+        ];
+        if classes.contains(&task) && data.label_names.is_none() {
             let saved = self.adapters.saved_classes()?;
             data.label_names = saved.or_else(|| self.prepared.files.classes());
         }
@@ -373,7 +381,10 @@ impl Run {
             items: answers.right().len(),
             ..EvalReport::default()
         };
-        if task != Task::Seq2seq {
+        if !matches!(
+            task,
+            Task::Seq2seq | Task::TokenClassification | Task::QuestionAnswering | Task::MaskedLm
+        ) {
             let names = data.label_names.as_deref().unwrap_or_default();
             report.predictions = predictions(&answers, report.samples, task, names);
         }
@@ -389,17 +400,19 @@ impl Run {
         let model = pipelines::inference(self.model.mode())
             .run(self.prepared.model.clone())?
             .model;
-        let id = logits(&model.model().graph, None).map_err(|d| Error::new(ErrorKind::Run, d))?;
-        let name = model.model().graph.name_of(id).to_owned();
+        let names = answers_of(&model, self.evaluation.task)?;
         let mut options = self.model.compile_options()?;
-        options.outputs = Some(vec![name.clone()]);
+        options.outputs = Some(names.clone());
         options.cache_size = self.prepared.files.cache_size();
         let plan = Plan::compile(&model, &options)?;
         let files = &self.prepared.files;
         let decoder_start = files.decoder_start(&self.prepared.model, pad_id, events)?;
+        let words = vocabulary(&self.prepared.model.model().graph);
+        let tokenizer = self.prepared.tokenizer.as_ref();
         let collator = Collator {
             pad_id,
             decoder_start,
+            masking: Masking::of(&self.data, tokenizer, words, self.seed)?,
             ..Collator::default()
         };
         let mut answers = Answers::new(self.evaluation.task);
@@ -407,13 +420,16 @@ impl Run {
         let mut done = 0;
         for chunk in rows.chunks(self.evaluation.per_device_eval_batch_size) {
             progress(events, "rows", done, data.len())?;
-            let mut feeds = collator.rows(data, chunk)?.feeds;
-            let labels = feeds.0.shift_remove(contract::LABELS).ok_or_else(|| {
+            let feeds = collator.rows(data, chunk)?.feeds;
+            let labels = labels_of(&feeds);
+            if labels.len() != names.len() {
                 let d = Diagnostic::error("eval-row", "the rows have no labels");
-                Error::new(ErrorKind::Train, d.help("see --columns"))
-            })?;
+                return Err(Error::new(ErrorKind::Train, d.help("see --columns")));
+            }
             let results = plan.run(&feeds.for_plan(&plan))?;
-            answers.add(&name, &results[&name].0, &labels)?;
+            for (name, labels) in names.iter().zip(&labels) {
+                answers.add(name, &results[name].0, labels)?;
+            }
             done += chunk.len();
         }
         progress(events, "rows", done, data.len())?;
@@ -429,7 +445,7 @@ fn labelled(data: &Dataset, index: usize) -> Result<Scored> {
             labels,
             task_id: example.task_id,
         }),
-        Labels::Sequence(_) | Labels::Class(_) | Labels::Values(_) => Err(Error::new(
+        _ => Err(Error::new(
             ErrorKind::Train,
             Diagnostic::error("eval-row", "the row has no labels of tokens"),
         )),

@@ -1,9 +1,9 @@
 //! The prediction head that a base model gets for a task of whole examples.
 
+use super::attach::has_head;
 use crate::adapters::heads::{Head, HeadBase, HeadConfig, HeadType};
 use crate::error::Result;
 use crate::infer::Verified;
-use crate::ir::contract;
 use crate::train::{Dataset, Labels, Loaded, Task};
 
 /// The head for a task, where the task needs one and the graph has none. Its size and its names come from the data.
@@ -17,6 +17,9 @@ pub(super) fn choose_head(
 ) -> Result<Option<Head>> {
     let head_type = match task {
         Task::CausalLm | Task::Seq2seq => return Ok(None),
+        Task::TokenClassification => HeadType::Tagging,
+        Task::QuestionAnswering => HeadType::QuestionAnswering,
+        Task::MaskedLm => HeadType::MaskedLm,
         Task::Classification | Task::Regression => HeadType::Classification,
         Task::MultiLabel => HeadType::MultilabelClassification,
     };
@@ -30,7 +33,7 @@ pub(super) fn choose_head(
         }
         _ => names.len(),
     };
-    if model.model().graph.find(contract::LOGITS).is_some() {
+    if has_head(model) {
         return Ok(None);
     }
     let ids = names
@@ -38,10 +41,11 @@ pub(super) fn choose_head(
         .enumerate()
         .map(|(i, n)| (n.clone(), i as i64))
         .collect();
+    let labelled = !head_type.of_words() && head_type != HeadType::QuestionAnswering;
     let config = HeadConfig {
         head_type,
-        num_labels: Some(num_labels),
-        label2id: (!names.is_empty()).then_some(ids),
+        num_labels: labelled.then_some(num_labels),
+        label2id: (labelled && !names.is_empty()).then_some(ids),
         ..config
     };
     Ok(Some(Head {
@@ -54,9 +58,12 @@ pub(super) fn choose_head(
 fn largest_class(data: &Dataset) -> Result<usize> {
     let mut most = 0;
     for i in 0..data.len() {
-        if let Labels::Class(c) = data.get(i)?.labels {
-            most = most.max(usize::try_from(c).map_or(0, |c| c + 1));
-        }
+        let own = match data.get(i)?.labels {
+            Labels::Class(c) => c,
+            Labels::Each(l) => l.into_iter().max().unwrap_or(-1),
+            _ => continue,
+        };
+        most = most.max(usize::try_from(own).map_or(0, |c| c + 1));
     }
     Ok(most)
 }

@@ -51,7 +51,8 @@ impl AdapterSpecs {
 pub(crate) struct JobArguments {
     /// The ONNX file.
     pub model: Option<String>,
-    /// What is minimised: causal-lm, seq2seq, classification, multi-label, regression, mse, or the name of a scalar value
+    /// What is minimised: causal-lm, seq2seq, classification, multi-label, regression, token-classification, question-answering,
+    /// masked-lm, mse, or the name of a scalar value
     /// (default: what the task of the data asks for).
     pub loss: Option<String>,
     /// The prediction head that a base model gets for a task of whole examples, under the library's field names. `num_labels` and

@@ -21,8 +21,8 @@ use crate::runtime::io;
 use crate::text::{CHAT_TEMPLATE, Tokenizer};
 use crate::train::watch::{self, Watchers};
 use crate::train::{
-    CollateArguments, DataArguments, DecoderStart, Files, Loaded, Output, PaddingSide, Resume,
-    Stop, Task, TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
+    CollateArguments, DataArguments, DecoderStart, Files, Loaded, Masking, Output, PaddingSide,
+    Resume, Stop, Task, TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
 };
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -118,6 +118,7 @@ struct Subject {
     names: Vec<String>,
     vocabulary: Option<i64>,
     decoder_start: DecoderStart,
+    masking: Option<Masking>,
     collate: CollateArguments,
     /// The chat template of the data, which goes into the folders.
     chat_template: Option<String>,
@@ -231,7 +232,16 @@ impl Run {
         let interface = self.adapters.interface(path, &base)?;
         let vocabulary = vocabulary(&base.model().graph);
         if rows {
-            fits(&base, settings.data.task, settings.job.loss.is_none())?;
+            let (task, usual) = (settings.data.task, settings.job.loss.is_none());
+            fits(&base, task, usual)?;
+            let class = self.files.class();
+            if task == Task::CausalLm && usual && class.ends_with("ForMaskedLM") {
+                let found = format!(
+                    "a {class} sees the words that it is to tell: the task causal-lm is not for it"
+                );
+                let d = Diagnostic::error("task", found);
+                return Err(Error::new(ErrorKind::Train, d.help("--task masked-lm")));
+            }
         }
         if settings.collate.packing {
             base = api::pack(base, &interface)?;
@@ -249,6 +259,7 @@ impl Run {
         Ok(Subject {
             names: names.collect(),
             decoder_start: DecoderStart::default(),
+            masking: None,
             collate: self.settings.collate,
             chat_template: None,
             decided: Map::new(),
@@ -282,6 +293,7 @@ impl Run {
         let loaded = notes(events, |say| {
             data.load(tokenizer.as_ref(), subject.vocabulary, seed, say)
         })?;
+        subject.masking = Masking::of(&data, tokenizer.as_ref(), subject.vocabulary, seed)?;
         if tokenizer.is_none() {
             let line = "no tokenizer: rows are token ids".to_owned();
             events(&Event::Detail(line))?;
@@ -368,6 +380,7 @@ impl Run {
             collate: subject.collate,
             pad_id: loaded.pad_id,
             decoder_start: subject.decoder_start,
+            masking: subject.masking,
             max_length: loaded.max_length,
         }
     }
@@ -521,6 +534,9 @@ fn usual_loss(task: Task) -> &'static str {
         Task::Classification => "classification",
         Task::Regression => "regression",
         Task::MultiLabel => "multi-label",
+        Task::TokenClassification => "token-classification",
+        Task::QuestionAnswering => "question-answering",
+        Task::MaskedLm => "masked-lm",
     }
 }
 

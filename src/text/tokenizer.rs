@@ -64,6 +64,24 @@ pub(crate) struct Token {
     pub text: Option<u8>,
     /// The bytes of the text it stands for.
     pub span: Range<usize>,
+    /// The word it is of, counted in its text.
+    pub word: Option<usize>,
+}
+
+/// The tokens of an encoding.
+fn listed(encoding: &tokenizers::Encoding) -> Vec<Token> {
+    let texts = encoding.get_sequence_ids();
+    let (ids, types) = (encoding.get_ids(), encoding.get_type_ids());
+    let (added, spans) = (encoding.get_special_tokens_mask(), encoding.get_offsets());
+    let words = encoding.get_word_ids();
+    let token = |i: usize| Token {
+        id: i64::from(ids[i]),
+        type_id: i64::from(types[i]),
+        text: (added[i] == 0).then(|| u8::from(texts[i] == Some(1))),
+        span: spans[i].0..spans[i].1,
+        word: words[i].map(|w| w as usize),
+    };
+    (0..ids.len()).map(token).collect()
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -155,16 +173,32 @@ impl Tokenizer {
             None => self.inner.encode(text, special),
         };
         let encoding = encoding.map_err(|e| failed(&self.path, e.to_string()))?;
-        let texts = encoding.get_sequence_ids();
-        let (ids, types) = (encoding.get_ids(), encoding.get_type_ids());
-        let (added, spans) = (encoding.get_special_tokens_mask(), encoding.get_offsets());
-        let token = |i: usize| Token {
-            id: i64::from(ids[i]),
-            type_id: i64::from(types[i]),
-            text: (added[i] == 0).then(|| u8::from(texts[i] == Some(1))),
-            span: spans[i].0..spans[i].1,
-        };
-        Ok((0..ids.len()).map(token).collect())
+        Ok(listed(&encoding))
+    }
+
+    /// Tokens of a text that is cut into words already. Each says which word it is of.
+    ///
+    /// # Errors
+    /// Words that cannot be tokenized.
+    pub(crate) fn words(&self, words: &[String], special: bool) -> Result<Vec<Token>> {
+        let encoding = self.inner.encode(words, special);
+        let encoding = encoding.map_err(|e| failed(&self.path, e.to_string()))?;
+        Ok(listed(&encoding))
+    }
+
+    /// Ids of the tokens that are no text.
+    pub(crate) fn special_ids(&self) -> Vec<i64> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, t)| t.special);
+        let mut ids: Vec<i64> = special.map(|(id, _)| i64::from(*id)).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The id that stands for a masked token, if one is declared.
+    pub(crate) fn mask_id(&self) -> Option<i64> {
+        let text = self.special.get("mask_token")?;
+        self.token_id(text.as_str()?)
     }
 
     /// The text of ids.

@@ -52,7 +52,12 @@ impl Answers {
         let count: usize = labels.dims().iter().product();
         let classes = matches!(
             self.task,
-            Task::Classification | Task::Seq2seq | Task::CausalLm
+            Task::Classification
+                | Task::Seq2seq
+                | Task::CausalLm
+                | Task::TokenClassification
+                | Task::QuestionAnswering
+                | Task::MaskedLm
         );
         let width = logits.len().checked_div(count).unwrap_or(0);
         let rank = labels.dims().len() + usize::from(classes);
@@ -62,7 +67,9 @@ impl Answers {
         if count > 0 && !(fits && shaped) {
             let want = match self.task {
                 Task::Classification => "[rows, classes]",
-                Task::Seq2seq | Task::CausalLm => "[rows, tokens, vocabulary]",
+                Task::Seq2seq | Task::CausalLm | Task::MaskedLm => "[rows, tokens, vocabulary]",
+                Task::TokenClassification => "[rows, tokens, classes]",
+                Task::QuestionAnswering => "[rows, tokens]",
                 Task::Regression | Task::MultiLabel => "the shape of the labels",
             };
             let found = output.dims();

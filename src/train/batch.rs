@@ -1,6 +1,7 @@
 //! From examples to batches: which examples stand together, and how they become tensors.
 
 use super::data::{Dataset, Example, IGNORE, Labels};
+use super::masking::{Draws, Masking};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::contract;
@@ -162,7 +163,7 @@ fn packed(window: &[usize], lengths: &[u32], capacity: usize) -> Vec<Vec<usize>>
 }
 
 /// Turns examples into tensors.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Collator {
     /// The id of padding.
     pub pad_id: i64,
@@ -174,6 +175,8 @@ pub(crate) struct Collator {
     pub packing: bool,
     /// What an encoder-decoder's decoder begins with.
     pub decoder_start: DecoderStart,
+    /// How tokens are masked that are to be told.
+    pub masking: Option<Masking>,
 }
 
 /// What a decoder reads in front of the shifted labels (`shift_tokens_right` of Transformers).
@@ -211,6 +214,14 @@ impl Grid {
 }
 
 impl Collator {
+    /// The same in this epoch.
+    pub(crate) fn at(&self, epoch: u64) -> Collator {
+        Collator {
+            masking: self.masking.map(|m| Masking { epoch, ..m }),
+            ..self.clone()
+        }
+    }
+
     fn grid(&self, widths: impl Iterator<Item = usize>) -> Grid {
         let (mut rows, mut width) = (0, 0);
         for w in widths {
@@ -230,7 +241,14 @@ impl Collator {
     /// # Errors
     /// Those of [`collate`](Self::collate), and data that cannot be read.
     pub(crate) fn rows(&self, data: &Dataset, rows: &[Vec<usize>]) -> Result<Batch> {
-        let examples = |row: &Vec<usize>| row.iter().map(|&i| data.get(i)).collect();
+        let example = |&i: &usize| {
+            let mut e = data.get(i)?;
+            if let Some(masking) = &self.masking {
+                masking.apply(i, &mut e);
+            }
+            Ok(e)
+        };
+        let examples = |row: &Vec<usize>| row.iter().map(example).collect();
         let rows: Vec<Vec<Example>> = rows.iter().map(examples).collect::<Result<_>>()?;
         self.collate(&rows)
     }
@@ -347,13 +365,45 @@ impl Collator {
         let examples: Vec<&Example> = rows.iter().flatten().collect();
         match first.labels {
             Labels::Tokens(_) => Err(mixed()),
+            Labels::Each(_) => {
+                let each = |e: &&Example| match &e.labels {
+                    Labels::Each(l) => Some(l.clone()),
+                    _ => None,
+                };
+                let all = examples.iter().map(each).collect::<Option<Vec<_>>>();
+                let all = all.ok_or_else(mixed)?;
+                let n = all.iter().map(|l| count(l)).sum();
+                let labels = grid.fill(IGNORE, all.into_iter())?;
+                Ok((feeds.with(contract::LABELS, labels), n, n))
+            }
+            Labels::Span(..) => {
+                let mut ends = [Vec::new(), Vec::new()];
+                for e in &examples {
+                    let Labels::Span(from, until) = e.labels else {
+                        return Err(mixed());
+                    };
+                    let shift = if grid.left {
+                        (grid.width - e.input_ids.len()) as i64
+                    } else {
+                        0
+                    };
+                    ends[0].push(from + shift);
+                    ends[1].push(until + shift);
+                }
+                let [from, until] = ends;
+                let n = examples.len();
+                let feeds = feeds
+                    .with(contract::START_POSITIONS, vector(from)?)
+                    .with(contract::END_POSITIONS, vector(until)?);
+                Ok((feeds, n, n))
+            }
             Labels::Sequence(_) => self
                 .sequences(&examples, feeds)
                 .and_then(|f| f.ok_or_else(mixed)),
             Labels::Class(_) => {
                 let class = |e: &&Example| match e.labels {
                     Labels::Class(c) => Some(c),
-                    Labels::Tokens(_) | Labels::Sequence(_) | Labels::Values(_) => None,
+                    _ => None,
                 };
                 let classes: Vec<i64> = examples
                     .iter()
@@ -369,10 +419,7 @@ impl Collator {
                 for e in &examples {
                     match &e.labels {
                         Labels::Values(v) if v.len() == width => values.extend_from_slice(v),
-                        Labels::Values(_)
-                        | Labels::Tokens(_)
-                        | Labels::Sequence(_)
-                        | Labels::Class(_) => return Err(mixed()),
+                        _ => return Err(mixed()),
                     }
                 }
                 let labels = Value::from_f32(&[examples.len(), width], values)
@@ -393,7 +440,7 @@ impl Collator {
         for e in examples {
             match &e.labels {
                 Labels::Sequence(l) => targets.push(l.clone()),
-                Labels::Tokens(_) | Labels::Class(_) | Labels::Values(_) => return Ok(None),
+                _ => return Ok(None),
             }
         }
         let grid = Grid {
@@ -432,17 +479,9 @@ fn vector(data: Vec<i64>) -> Result<Value> {
 /// The order of `n` examples in an epoch: a seeded shuffle, the same on every machine.
 pub(crate) fn epoch_order(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
-    let mut state = seed ^ epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut next = || {
-        // SplitMix64 (Steele, Lea, Flood 2014).
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
+    let mut draws = Draws::new(seed ^ epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     for i in (1..n).rev() {
-        let j = ((u128::from(next()) * (i as u128 + 1)) >> 64) as usize;
+        let j = ((u128::from(draws.next()) * (i as u128 + 1)) >> 64) as usize;
         order.swap(i, j);
     }
     order

@@ -53,10 +53,13 @@ impl Metric {
         };
         match self {
             Loss => true,
-            Perplexity => matches!(task, Task::CausalLm | Task::Seq2seq),
+            Perplexity => matches!(task, Task::CausalLm | Task::Seq2seq | Task::MaskedLm),
             ExactMatch | FinalNumber => task == Task::CausalLm,
             Accuracy => task != Task::Regression,
-            F1 | Precision | Recall => matches!(task, Task::Classification | Task::MultiLabel),
+            F1 | Precision | Recall => matches!(
+                task,
+                Task::Classification | Task::MultiLabel | Task::TokenClassification
+            ),
             MatthewsCorrelation => task == Task::Classification,
             Mse | Mae | Pearson | Spearman => task == Task::Regression,
         }
@@ -155,10 +158,14 @@ impl EvalArguments {
             return all;
         }
         match self.task {
-            Task::CausalLm | Task::Seq2seq => {
+            Task::CausalLm | Task::Seq2seq | Task::MaskedLm => {
                 vec![Metric::Loss, Metric::Perplexity, Metric::Accuracy]
             }
-            Task::Classification | Task::MultiLabel => vec![Metric::Accuracy, Metric::F1],
+            Task::Classification | Task::MultiLabel | Task::TokenClassification => {
+                vec![Metric::Accuracy, Metric::F1]
+            }
+            // Of both ends of an answer.
+            Task::QuestionAnswering => vec![Metric::Accuracy],
             Task::Regression => vec![Metric::Mse, Metric::Pearson, Metric::Spearman],
         }
     }

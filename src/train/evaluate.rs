@@ -35,6 +35,8 @@ fn task(loss: &Loss) -> Option<Task> {
             RowLoss::Classification => Task::Classification,
             RowLoss::MultiLabel => Task::MultiLabel,
             RowLoss::Regression => Task::Regression,
+            RowLoss::Tagging => Task::TokenClassification,
+            RowLoss::Spans => Task::QuestionAnswering,
         }),
         _ => None,
     }
@@ -75,9 +77,10 @@ impl Evaluator {
             .run(self.model.clone())?
             .model;
         let mut outputs = vec![contract::LOSS.to_owned()];
-        if task(&self.loss).is_some() {
-            outputs.push(answers_of(&graph)?);
-        }
+        outputs.extend(match task(&self.loss) {
+            None => Vec::new(),
+            Some(task) => answers_of(&graph, task)?,
+        });
         let options = CompileOptions {
             outputs: Some(outputs),
             variables: self.params.clone(),
@@ -125,17 +128,17 @@ impl Evaluator {
             }
             let divisor =
                 Value::from_f32(&[], vec![b.scored as f32]).map_err(|e| failed(&e.to_string()))?;
-            let labels = b.feeds.0.get(contract::LABELS).cloned();
+            let labels = labels_of(&b.feeds);
             let feeds = b.feeds.with(contract::NUM_ITEMS, divisor);
             let out = run(plan, feeds, &values)?;
             let loss = out
                 .get(contract::LOSS)
                 .and_then(|v| v.to_f32().ok()?.first().copied());
             let loss = loss.ok_or_else(|| failed("the loss is no scalar"))?;
-            if let (Some(answers), Some(labels)) = (&mut answers, labels)
-                && let Some((name, output)) = out.get_index(1)
-            {
-                answers.add(name, &output.0, &labels)?;
+            if let Some(answers) = &mut answers {
+                for ((name, output), labels) in out.iter().skip(1).zip(&labels) {
+                    answers.add(name, &output.0, labels)?;
+                }
             }
             sum += f64::from(loss) * b.examples as f64;
             examples += b.examples;
@@ -190,11 +193,26 @@ fn run(plan: &Plan, feeds: Feeds, params: &Feeds) -> Result<Outputs> {
     plan.run(&feeds)
 }
 
-/// Name of the output that answers a row.
-fn answers_of(graph: &Verified) -> Result<String> {
+/// Names of the outputs that answer a row.
+pub(crate) fn answers_of(graph: &Verified, task: Task) -> Result<Vec<String>> {
+    if task == Task::QuestionAnswering {
+        let names = [contract::START_LOGITS, contract::END_LOGITS];
+        return Ok(names.map(str::to_owned).to_vec());
+    }
     let g = &graph.model().graph;
     let id = logits(g, None).map_err(|d| Error::new(ErrorKind::Train, d))?;
-    Ok(g.name_of(id).to_owned())
+    Ok(vec![g.name_of(id).to_owned()])
+}
+
+/// What is right, for each of these outputs.
+pub(crate) fn labels_of(feeds: &Feeds) -> Vec<Value> {
+    let names = [
+        contract::LABELS,
+        contract::START_POSITIONS,
+        contract::END_POSITIONS,
+    ];
+    let found = names.iter().filter_map(|n| feeds.0.get(*n).cloned());
+    found.collect()
 }
 
 fn failed(message: &str) -> Error {

@@ -20,7 +20,7 @@ pub(crate) fn smoothed(loss: Loss, factor: f64) -> Loss {
             smoothing: factor,
         },
         Loss::Rows {
-            kind: kind @ RowLoss::Classification,
+            kind: kind @ (RowLoss::Classification | RowLoss::Tagging),
             divisor,
             ..
         } => Loss::Rows {
@@ -40,8 +40,8 @@ fn rows(kind: RowLoss, divisor: Divisor) -> Loss {
     }
 }
 
-/// Parses a loss as the command line names it: `causal-lm`, `seq2seq`, `classification`, `multi-label`, `regression`, `mse`, or the name
-/// of a scalar value.
+/// Parses a loss as the command line names it: `causal-lm`, `seq2seq`, `classification`, `multi-label`, `regression`,
+/// `token-classification`, `question-answering`, `masked-lm`, `mse`, or the name of a scalar value.
 pub(crate) fn parse_loss(text: &str, divisor: Divisor) -> Loss {
     match text {
         "causal-lm" => Loss::CausalLm {
@@ -56,6 +56,13 @@ pub(crate) fn parse_loss(text: &str, divisor: Divisor) -> Loss {
         "classification" => rows(RowLoss::Classification, divisor),
         "multi-label" => rows(RowLoss::MultiLabel, divisor),
         "regression" => rows(RowLoss::Regression, divisor),
+        "token-classification" => rows(RowLoss::Tagging, divisor),
+        "question-answering" => rows(RowLoss::Spans, divisor),
+        "masked-lm" => Loss::Tokens {
+            shift: false,
+            divisor,
+            smoothing: 0.0,
+        },
         "mse" => Loss::Mse { output: None },
         name => Loss::Named(name.to_owned()),
     }

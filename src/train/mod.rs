@@ -10,6 +10,7 @@ mod eval_args;
 mod evaluate;
 mod event;
 mod loss;
+mod masking;
 pub(crate) mod metrics;
 mod optimizer;
 mod schedule;
@@ -30,9 +31,11 @@ pub(crate) use data::{CompletionMask, EvalSplit, Example, IGNORE, ReadOptions, T
 pub(crate) use data::{DataArguments, Dataset, Files, Labels, Loaded, Task, TextPair};
 pub use dry::DryRun;
 pub(crate) use eval_args::{EvalArguments, Metric};
+pub(crate) use evaluate::{answers_of, labels_of};
 pub(crate) use event::Stop;
 pub use event::{EvalEntry, Event, LogEntry, StepReport};
 pub(crate) use loss::{parse_loss, smoothed};
+pub(crate) use masking::Masking;
 #[cfg(test)]
 pub(crate) use schedule::Schedule;
 pub(crate) use trainer::{Output, TrainData, Trainer, dataset_divisor};

@@ -14,6 +14,7 @@ use super::dry::DryRun;
 use super::evaluate::Evaluator;
 use super::event::{Event, OnEvent, StepReport, Stop};
 use super::loss::{not_trained, nothing_to_train};
+use super::masking::Masking;
 use super::optimizer::update;
 use crate::adapters::AdapterStore;
 use crate::diag::Diagnostic;
@@ -43,6 +44,8 @@ pub(crate) struct TrainData<'a> {
     pub pad_id: i64,
     /// What a decoder begins with.
     pub decoder_start: DecoderStart,
+    /// How words are masked that are to be told.
+    pub masking: Option<Masking>,
     /// Tokens of a packed row.
     pub max_length: usize,
 }
@@ -56,6 +59,7 @@ impl<'a> TrainData<'a> {
             eval: None,
             collate: CollateArguments::default(),
             pad_id: 0,
+            masking: None,
             decoder_start: DecoderStart::default(),
             max_length: 2048,
         }
@@ -70,6 +74,7 @@ impl TrainData<'_> {
             multiple_of: self.collate.pad_to_multiple_of,
             packing: self.collate.packing,
             decoder_start: self.decoder_start,
+            masking: self.masking,
         }
     }
 

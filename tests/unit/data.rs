@@ -324,3 +324,72 @@ fn damaged_parquet_is_an_error_and_never_a_crash() {
         "{e}"
     );
 }
+
+/// Rows of words with classes, and of questions with answers, as `run_ner.py` and `run_qa.py` of Transformers make examples of them.
+#[test]
+fn rows_with_labels_of_tokens_are_those_of_transformers_scripts() {
+    let recorded = read("marked.json");
+    let tokenizer = Tokenizer::open(&fixture("wordpiece")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let load = |case: &Value, task: &str| {
+        std::fs::write(&rows, case["row"].to_string()).unwrap();
+        let mut options = json!({ "task": task, "data": rows });
+        for key in ["max_seq_length", "doc_stride", "label_all_tokens"] {
+            if let Some(value) = case.get(key) {
+                options[key] = value.clone();
+            }
+        }
+        let loaded = args(&options).load(Some(&tokenizer), None, 0, &mut |_| {});
+        let data = loaded.unwrap().train;
+        let all = (0..data.len()).map(|i| data.get(i).unwrap());
+        all.collect::<Vec<Example>>()
+    };
+    let tags = recorded["tags"].as_array().unwrap();
+    for case in tags {
+        let [example] = &load(case, "token-classification")[..] else {
+            panic!("one example");
+        };
+        assert_eq!(example.input_ids, ints(&case["want"]["input_ids"]));
+        let want = Labels::Each(ints(&case["want"]["labels"]));
+        assert_eq!(example.labels, want, "{case}");
+    }
+    let questions = recorded["questions"].as_array().unwrap();
+    for case in questions {
+        let got = load(case, "question-answering");
+        let want = case["want"].as_array().unwrap();
+        assert_eq!(got.len(), want.len(), "{case}");
+        for (example, want) in got.iter().zip(want) {
+            assert_eq!(example.input_ids, ints(&want["input_ids"]));
+            let span = ints(&want["span"]);
+            assert_eq!(example.labels, Labels::Span(span[0], span[1]), "{case}");
+            let types = example.token_type_ids.clone().unwrap();
+            assert_eq!(types, ints(&want["token_type_ids"]));
+        }
+    }
+}
+
+#[test]
+fn rows_with_labels_of_tokens_that_do_not_fit_are_refused() {
+    let tokenizer = Tokenizer::open(&fixture("wordpiece")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let error = |task: &str, row: Value| {
+        std::fs::write(&rows, row.to_string()).unwrap();
+        let options = args(&json!({ "task": task, "data": rows, "max_seq_length": 40 }));
+        let loaded = options.load(Some(&tokenizer), None, 0, &mut |_| {});
+        loaded.unwrap_err().to_string()
+    };
+    let e = error(
+        "token-classification",
+        json!({ "tokens": ["a", "b"], "labels": [1] }),
+    );
+    assert!(e.contains("1 classes for 2 words"), "{e}");
+    let answers = json!({ "text": ["b"], "answer_start": [0] });
+    let row = json!({ "question": "a", "context": "a b", "answers": answers });
+    let e = error("question-answering", row);
+    assert!(e.contains("does not stand at character 0"), "{e}");
+    let row = json!({ "question": "a ".repeat(60), "context": "a b", "answers": { "text": [], "answer_start": [] } });
+    let e = error("question-answering", row);
+    assert!(e.contains("`doc_stride` is 128"), "{e}");
+}

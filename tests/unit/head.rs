@@ -234,3 +234,70 @@ fn what_makes_no_head_is_refused() {
     let e = api::attach_head(base, head(config), 0, false).unwrap_err();
     assert!(e.to_string().contains("tanh"), "{e}");
 }
+
+/// A base model learns a task of tokens with a head of its own, which is saved in the library's form and answers in an evaluation.
+#[test]
+fn tasks_of_tokens_train_a_head_and_are_measured() {
+    use onnx_graft::job::{Evaluation, Job};
+    use serde_json::json;
+    let wordpiece = fixture("data/wordpiece");
+    let rows: Vec<serde_json::Value> = (0..6)
+        .map(|i| {
+            let ids: Vec<i64> = (0..8).map(|j| 5 + (i * 7 + j * 3) % 40).collect();
+            let labels: Vec<i64> = ids.iter().map(|id| id % 3).collect();
+            json!({ "input_ids": ids, "labels": labels })
+        })
+        .collect();
+    let asked: Vec<serde_json::Value> = (0..6)
+        .map(|i| {
+            let answers = json!({ "text": ["b"], "answer_start": [2 + 2 * (i % 2)] });
+            let context = if i % 2 == 0 { "c b d" } else { "c d b" };
+            json!({ "question": "a", "context": context, "answers": answers })
+        })
+        .collect();
+    for (task, rows, kind, measure) in [
+        ("token-classification", &rows, "tagging", "accuracy"),
+        ("masked-lm", &rows, "masked_lm", "perplexity"),
+        (
+            "question-answering",
+            &asked,
+            "question_answering",
+            "accuracy",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("rows.jsonl");
+        let lines: Vec<String> = rows.iter().map(ToString::to_string).collect();
+        std::fs::write(&data, lines.join("\n")).unwrap();
+        let out = dir.path().join("out");
+        let model = fixture("bert/model.onnx");
+        let set = [
+            ("task", json!(task)),
+            ("data", json!(data)),
+            ("tokenizer", json!(wordpiece)),
+        ];
+        let mut job = Job::open(&model).unwrap();
+        let mut evaluation = Evaluation::open(&model).unwrap();
+        for (name, value) in set {
+            job = job.set(name, value.clone());
+            evaluation = evaluation.set(name, value);
+        }
+        let report = job
+            .set("adapter", "a=lora[r=2]")
+            .set("output_dir", json!(out))
+            .set("max_steps", 3)
+            .set("learning_rate", 0.01)
+            .run(&mut |_| Ok(()))
+            .unwrap_or_else(|e| panic!("{task}: {e}"));
+        assert_eq!(report.steps, 3);
+        let text = std::fs::read_to_string(out.join("a/head_config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(config["config"]["head_type"], kind);
+        assert_eq!(config["model_class"], "BertAdapterModel");
+        let report = evaluation
+            .set("adapter", json!(out.join("a")))
+            .run(&mut |_| Ok(()))
+            .unwrap_or_else(|e| panic!("{task}: {e}"));
+        assert!(report.metrics[measure].is_finite(), "{task}");
+    }
+}

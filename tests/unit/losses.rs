@@ -277,3 +277,45 @@ fn a_loss_that_does_not_fit_the_logits_says_so() {
         assert!(e.contains(want), "{e}");
     }
 }
+
+/// As torch's `(CrossEntropyLoss(start) + CrossEntropyLoss(end)) / 2`.
+#[test]
+fn answers_are_the_mean_of_where_they_begin_and_where_they_end() {
+    use onnx_graft::rewrite::Pipeline;
+    use onnx_graft::rewrite::passes::loss::{Loss, RowLoss};
+    use onnx_graft::runtime::Plan;
+    let text = r#"graph-text 1
+opset "" 17
+graph main(%a: f32[batch, seq], %b: f32[batch, seq]) -> (%start_logits: f32[batch, seq], %end_logits: f32[batch, seq])
+  %start_logits = Identity(%a)
+  %end_logits = Identity(%b)
+"#;
+    let model = onnx_graft::ir::text::parse(text).unwrap();
+    let loss = Loss::Rows {
+        kind: RowLoss::Spans,
+        divisor: Divisor::Labels,
+        smoothing: 0.0,
+    };
+    let model = Verified::check(model).unwrap();
+    let model = Pipeline::new().with(loss).run(model).unwrap().model;
+    let (a, b) = (
+        [0.5f32, -1.0, 2.0, 0.0, 0.25, 1.0],
+        [1.0f32, 0.0, -0.5, 3.0, 0.5, 0.0],
+    );
+    let floats = |x: &[f32]| Value::from_f32(&[2, 3], x.to_vec()).unwrap();
+    let feeds = Feeds::new()
+        .with("a", floats(&a))
+        .with("b", floats(&b))
+        .with("start_positions", ints(&[2], &[0, 1]))
+        .with("end_positions", ints(&[2], &[2, 1]));
+    let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
+    let out = plan.run(&feeds).unwrap();
+    let got = f64::from(out.get("loss").unwrap().to_f32().unwrap()[0]);
+    let row = |x: &[f32], at: usize| {
+        let sum: f64 = x.iter().map(|v| f64::from(*v).exp()).sum();
+        sum.ln() - f64::from(x[at])
+    };
+    let start = f64::midpoint(row(&a[..3], 0), row(&a[3..], 1));
+    let end = f64::midpoint(row(&b[..3], 2), row(&b[3..], 1));
+    assert!((got - f64::midpoint(start, end)).abs() < 1e-6, "{got}");
+}

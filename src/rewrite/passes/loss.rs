@@ -54,6 +54,11 @@ pub enum RowLoss {
     MultiLabel,
     /// Squared difference: `labels: f32[batch, labels]`.
     Regression,
+    /// Cross entropy of each token's class by itself: `labels: i64[batch, seq]`; -100 does not count.
+    Tagging,
+    /// The mean of two cross entropies over the tokens, of where an answer begins and where it ends: outputs `start_logits` and
+    /// `end_logits`, `start_positions` and `end_positions: i64[batch]`.
+    Spans,
 }
 
 /// What the summed cross entropy is divided by.
@@ -97,6 +102,19 @@ impl Pass for Loss {
                 let v = output(g, None, Some(contract::LOGITS))?;
                 tokens(cx, &mut patch, v, *divisor, *shift, *smoothing)?;
             }
+            Loss::Rows {
+                kind: RowLoss::Tagging,
+                divisor,
+                smoothing,
+            } => {
+                let v = output(g, None, Some(contract::LOGITS))?;
+                tokens(cx, &mut patch, v, *divisor, false, *smoothing)?;
+            }
+            Loss::Rows {
+                kind: RowLoss::Spans,
+                divisor,
+                ..
+            } => spans(cx, &mut patch, *divisor)?,
             Loss::Rows {
                 kind,
                 divisor,
@@ -343,14 +361,16 @@ fn rows(
         .as_deref()
         .map_or_else(|| vec![Dim::Unknown, Dim::Unknown], declared);
     let labels = match kind {
-        RowLoss::Classification => Type::tensor(DType::Int64, dims[..1].to_vec()),
+        RowLoss::Classification | RowLoss::Tagging | RowLoss::Spans => {
+            Type::tensor(DType::Int64, dims[..1].to_vec())
+        }
         RowLoss::MultiLabel | RowLoss::Regression => Type::tensor(wide(ty), dims),
     };
     let labels = graph_input(g, patch, contract::LABELS, labels)?;
     let x = widened(patch, logits, ty);
     let b = patch.builder();
     let each = match kind {
-        RowLoss::Classification => None,
+        RowLoss::Classification | RowLoss::Tagging | RowLoss::Spans => None,
         RowLoss::MultiLabel => {
             // log(1 + exp(x)) - x·y
             Some(b.sub(b.unary("Softplus", x), b.mul(x, labels)))
@@ -370,6 +390,56 @@ fn rows(
         loss = b.div(loss, n);
     }
     patch.add_output(loss, contract::LOSS, Some(Type::tensor(wide(ty), [])));
+    Ok(())
+}
+
+/// The loss of where answers begin and end.
+fn spans(cx: &PassCx<'_>, patch: &mut Patch, divisor: Divisor) -> Result<(), Diagnostic> {
+    let g = &cx.model().graph;
+    let mut whole = None;
+    let mut kind = DType::Float;
+    for (name, position) in [
+        (contract::START_LOGITS, contract::START_POSITIONS),
+        (contract::END_LOGITS, contract::END_POSITIONS),
+    ] {
+        let port = g.outputs().iter().find(|p| g.name_of(p.value) == name);
+        let Some(logits) = port.map(|p| p.value) else {
+            return Err(Diagnostic::error(
+                "loss-value",
+                format!("the graph has no output `{name}`"),
+            )
+            .help("export the model with its head for question answering, or the base model without a head"));
+        };
+        let (ty, fact) = floating(cx, logits)?;
+        kind = wide(ty);
+        let batch = fact
+            .dims
+            .as_deref()
+            .map(declared)
+            .and_then(|d| d.first().cloned());
+        let ty_in = Type::tensor(DType::Int64, [batch.unwrap_or(Dim::Unknown)]);
+        let at = graph_input(g, patch, position, ty_in)?;
+        let x = widened(patch, logits, ty);
+        let b = patch.builder();
+        // Adapters may put positions in front of the tokens.
+        let at = match g.find(contract::INPUT_IDS).filter(|_| lengthened(g)) {
+            Some(ids) => {
+                let length = |v: ValueId| b.slice(b.shape(v), 0, 1, 2);
+                b.add(at, b.sub(length(logits), length(ids)))
+            }
+            None => at,
+        };
+        let loss = cross_entropy(b, x, at, divisor, 0.0, kind);
+        whole = Some(whole.map_or(loss, |w| b.add(w, loss)));
+    }
+    let b = patch.builder();
+    let Some(sum) = whole else { return Ok(()) };
+    let mut loss = b.mul(sum, b.scalar_of(0.5, kind));
+    if divisor == Divisor::Input {
+        let n = graph_input(g, patch, contract::NUM_ITEMS, Type::tensor(kind, []))?;
+        loss = b.div(loss, n);
+    }
+    patch.add_output(loss, contract::LOSS, Some(Type::tensor(kind, [])));
     Ok(())
 }
 

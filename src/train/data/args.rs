@@ -108,6 +108,12 @@ pub(crate) enum Task {
     Regression,
     /// Choose any number of classes for a text or a pair of texts.
     MultiLabel,
+    /// Choose a class for each word: rows with `tokens` and `labels` (or `ner_tags`, `pos_tags`, `chunk_tags`).
+    TokenClassification,
+    /// Find the answer to a question in a text: rows with `question`, `context` and `answers`, as in `SQuAD`.
+    QuestionAnswering,
+    /// Tell words that are masked.
+    MaskedLm,
 }
 
 /// Which end of a sequence is cut when it is too long.
@@ -174,7 +180,7 @@ pub(crate) struct DataArguments {
     /// The task that the rows are for.
     pub task: Task,
     /// The column of each role, where their names differ: `{"prompt": "question", "completion": "answer"}`. Roles: text, `text_pair`,
-    /// prompt, completion, source, target, messages, tools, label, `task_ids`, `input_ids`, `attention_mask`, `token_type_ids`, labels.
+    /// prompt, completion, source, target, messages, tools, tokens, question, context, answers, label, `task_ids`, `input_ids`, `attention_mask`, `token_type_ids`, labels.
     /// Without it, `conversations` are messages too (`ShareGPT`: `from` and `value`), and rows with `instruction` and `output` (and `input`)
     /// are prompts and completions in the words of Stanford Alpaca, from "Below is an instruction" to "Response:".
     pub columns: BTreeMap<String, String>,
@@ -212,6 +218,13 @@ pub(crate) struct DataArguments {
     pub pad_token: Option<TokenRef>,
     /// The classes by name, in the order of their ids (default: the order in which they first occur).
     pub label_names: Option<Vec<String>>,
+    /// Of the task token-classification: whether every token of a word has its class, and not the first alone.
+    pub label_all_tokens: bool,
+    /// Of the task question-answering: number of tokens that two parts of a long text have in common.
+    pub doc_stride: usize,
+    /// Of the task masked-lm: share of the tokens that are to be told. Of these, 80 % are masked, and 10 % are another word (Devlin et al.
+    /// 2018).
+    pub mlm_probability: f64,
     /// The tasks that the column `task_ids` may name, in the order of their ids.
     pub task_names: Option<Vec<String>>,
     /// How many tasks the adapters of the run have, where that is known. No option: it comes from the adapters.
@@ -253,6 +266,9 @@ impl Default for DataArguments {
             instruction_template: None,
             pad_token: None,
             label_names: None,
+            label_all_tokens: false,
+            doc_stride: 128,
+            mlm_probability: 0.15,
             task_names: None,
             task_count: None,
             on_bad_row: OnBadRow::Error,
@@ -275,7 +291,7 @@ impl Options for DataArguments {
 }
 
 /// The roles that a column may have.
-pub(super) const ROLES: [&str; 14] = [
+pub(super) const ROLES: [&str; 18] = [
     "text",
     "text_pair",
     "prompt",
@@ -284,6 +300,10 @@ pub(super) const ROLES: [&str; 14] = [
     "target",
     "messages",
     "tools",
+    "tokens",
+    "question",
+    "context",
+    "answers",
     "label",
     "task_ids",
     "input_ids",
@@ -382,6 +402,11 @@ impl DataArguments {
             self.template.is_none() || self.task != Task::Seq2seq,
             "an encoder-decoder has a source and a target".to_owned(),
             "use `prompt_template` and `completion_template` instead of `template`",
+        );
+        say(
+            self.mlm_probability > 0.0 && self.mlm_probability < 1.0,
+            "`mlm_probability` must be above 0 and below 1".to_owned(),
+            "leave it out for the usual 0.15",
         );
         say(
             self.task != Task::MultiLabel

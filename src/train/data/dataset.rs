@@ -246,6 +246,9 @@ fn encode(e: &Example, truncated: bool, out: &mut Vec<u8>) {
         Labels::Sequence(_) => 2,
         Labels::Class(_) => 3,
         Labels::Values(_) => 4,
+        Labels::Each(l) if aligned(l) => 5,
+        Labels::Each(_) => 6,
+        Labels::Span(..) => 7,
     };
     let flag = |on: bool, bit: u8| if on { bit } else { 0 };
     out.push(
@@ -256,8 +259,14 @@ fn encode(e: &Example, truncated: bool, out: &mut Vec<u8>) {
     list(&e.input_ids, out);
     match &e.labels {
         // Which of the ids are labels: the lengths of the runs, the ignored first.
-        Labels::Tokens(l) if kind == 0 => runs(l.iter().map(|&l| i64::from(l != IGNORE)), out),
-        Labels::Tokens(l) | Labels::Sequence(l) => list(l, out),
+        Labels::Tokens(l) | Labels::Each(l) if matches!(kind, 0 | 5) => {
+            runs(l.iter().map(|&l| i64::from(l != IGNORE)), out);
+        }
+        Labels::Tokens(l) | Labels::Sequence(l) | Labels::Each(l) => list(l, out),
+        Labels::Span(from, until) => {
+            signed(*from, out);
+            signed(*until, out);
+        }
         Labels::Class(c) => signed(*c, out),
         Labels::Values(v) => {
             unsigned(v.len() as u64, out);
@@ -276,15 +285,22 @@ fn decode(r: &mut Reader<'_>) -> Option<Example> {
     let flags = r.byte()?;
     let input_ids = r.list()?;
     let labels = match flags & 0b111 {
-        0 => {
+        kind @ (0 | 5) => {
             let kept = r.runs(input_ids.len())?;
             let label = |(id, kept): (&i64, i64)| if kept != 0 { *id } else { IGNORE };
-            Labels::Tokens(input_ids.iter().zip(kept).map(label).collect())
+            let labels = input_ids.iter().zip(kept).map(label).collect();
+            if kind == 0 {
+                Labels::Tokens(labels)
+            } else {
+                Labels::Each(labels)
+            }
         }
         1 => Labels::Tokens(r.list()?),
         2 => Labels::Sequence(r.list()?),
         3 => Labels::Class(r.signed()?),
         4 => Labels::Values(r.values()?),
+        6 => Labels::Each(r.list()?),
+        7 => Labels::Span(r.signed()?, r.signed()?),
         _ => return None,
     };
     let token_type_ids = if flags & TYPES != 0 {

@@ -12,6 +12,8 @@ use crate::text::{ChatOptions, ChatTemplate, Template, Token, Tokenizer, templat
 use serde_json::{Map, Value};
 use std::ops::Range;
 
+mod marked;
+
 /// Makes examples of rows.
 pub(super) struct Encoder<'a> {
     args: &'a DataArguments,
@@ -28,6 +30,8 @@ pub(super) struct Encoder<'a> {
     bos: Option<i64>,
     max_length: usize,
     max_target: usize,
+    /// Tokens that are never masked.
+    special: Vec<i64>,
     pub(super) pad_id: i64,
 }
 
@@ -37,6 +41,10 @@ pub(super) struct Outcome {
     pub(super) example: Example,
     /// The name of its class, where that has no id yet.
     pub(super) class: Option<String>,
+    /// Names of the classes of tokens, where these have no ids yet.
+    pub(super) names: Vec<(usize, String)>,
+    /// Further examples that the row makes.
+    pub(super) more: Vec<Example>,
     pub(super) truncated: bool,
     /// The template that was not found.
     pub(super) not_found: Option<Marker>,
@@ -57,6 +65,8 @@ impl Outcome {
         Outcome {
             example,
             class: None,
+            names: Vec::new(),
+            more: Vec::new(),
             truncated,
             not_found: None,
             in_context: None,
@@ -139,6 +149,7 @@ impl<'a> Encoder<'a> {
             bos: tokenizer.and_then(Tokenizer::bos_id),
             max_length,
             max_target: args.max_target_length.unwrap_or(max_length),
+            special: tokenizer.map(Tokenizer::special_ids).unwrap_or_default(),
             pad_id,
         })
     }
@@ -153,6 +164,9 @@ impl<'a> Encoder<'a> {
             Task::CausalLm => self.causal(&roles)?,
             Task::Seq2seq => self.seq2seq(&roles)?,
             Task::Classification | Task::Regression | Task::MultiLabel => self.labelled(&roles)?,
+            Task::TokenClassification => self.tagged(&roles)?,
+            Task::QuestionAnswering => self.asked(&roles)?,
+            Task::MaskedLm => self.maskable(&roles)?,
         };
         out.example.task_id = roles.task(self.args.task_names.as_deref(), self.args.task_count)?;
         if out.example.input_ids.is_empty() {
@@ -508,15 +522,18 @@ impl<'a> Encoder<'a> {
         let labels = match self.args.task {
             Task::Regression => Labels::Values(roles.numbers(roles.label_role())?),
             Task::MultiLabel => Labels::Values(roles.classes(names)?),
-            Task::Classification | Task::CausalLm | Task::Seq2seq => {
-                Labels::Class(match roles.class(names)? {
-                    Class::Id(id) => id,
-                    Class::Name(name) => {
-                        class = Some(name);
-                        0
-                    }
-                })
-            }
+            Task::Classification
+            | Task::CausalLm
+            | Task::Seq2seq
+            | Task::TokenClassification
+            | Task::QuestionAnswering
+            | Task::MaskedLm => Labels::Class(match roles.class(names)? {
+                Class::Id(id) => id,
+                Class::Name(name) => {
+                    class = Some(name);
+                    0
+                }
+            }),
         };
         let (mut example, truncated) = if roles.has("input_ids") && self.text.is_none() {
             let mut rows = Columns::read(roles)?;

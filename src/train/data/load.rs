@@ -538,6 +538,19 @@ impl Reading<'_> {
         } else if let Labels::Class(id) = &o.example.labels {
             self.classes.number(*id)?;
         }
+        if self.args.task == Task::TokenClassification
+            && let Labels::Each(labels) = &mut o.example.labels
+        {
+            let named: Vec<usize> = o.names.iter().map(|(at, _)| *at).collect();
+            for (at, label) in labels.iter().enumerate() {
+                if *label != IGNORE && !named.contains(&at) {
+                    self.classes.number(*label)?;
+                }
+            }
+            for (at, name) in &o.names {
+                labels[*at] = self.classes.id(name)?;
+            }
+        }
         if let Labels::Values(v) = &o.example.labels {
             let width = *self.width.get_or_insert(v.len());
             if v.len() != width || width == 0 {
@@ -552,6 +565,12 @@ impl Reading<'_> {
 
     fn keep(&mut self, o: &Outcome) -> Result<()> {
         self.builder.push(&o.example, o.truncated)?;
+        for example in &o.more {
+            self.builder.push(example, false)?;
+            self.report.examples += 1;
+            self.report.tokens += example.input_ids.len() as u64;
+            self.report.labels += learned(example);
+        }
         let r = &mut self.report;
         let (tokens, labels) = (o.example.input_ids.len() as u64, learned(&o.example));
         r.examples += 1;
@@ -581,8 +600,9 @@ impl Reading<'_> {
 fn learned(e: &Example) -> u64 {
     match &e.labels {
         Labels::Tokens(l) => l.iter().skip(1).filter(|&&l| l != IGNORE).count() as u64,
-        Labels::Sequence(l) => l.iter().filter(|&&l| l != IGNORE).count() as u64,
+        Labels::Sequence(l) | Labels::Each(l) => l.iter().filter(|&&l| l != IGNORE).count() as u64,
         Labels::Class(_) => 1,
+        Labels::Span(..) => 2,
         Labels::Values(v) => v.len() as u64,
     }
 }

@@ -45,6 +45,10 @@ pub(crate) enum Labels {
     Sequence(Vec<i64>),
     /// A class of the sequence.
     Class(i64),
+    /// A label for each input token by itself, [`IGNORE`] where the loss ignores it: a class, or the token that is masked.
+    Each(Vec<i64>),
+    /// The first and the last token of an answer.
+    Span(i64, i64),
     /// Numbers for the sequence: a regression target, or one 0 or 1 for each label of a multi-label task.
     Values(Vec<f32>),
 }

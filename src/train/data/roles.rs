@@ -125,6 +125,16 @@ impl<'a> Roles<'a> {
     pub(super) fn class(&self, names: Option<&[String]>) -> Found<Class> {
         let role = self.label_role();
         let value = self.get(role).ok_or_else(|| self.missing(role))?;
+        self.class_of(role, value, names)
+    }
+
+    /// A class of the column that a role has, by id or by name.
+    pub(super) fn class_of(
+        &self,
+        role: &str,
+        value: &Value,
+        names: Option<&[String]>,
+    ) -> Found<Class> {
         if let Value::String(name) = value {
             // A name first, so that classes may be named "0" and "1" in any order.
             if let Some(id) = names.and_then(|n| n.iter().position(|n| n == name)) {

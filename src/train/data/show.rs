@@ -34,6 +34,25 @@ impl Example {
                 let kept: Vec<i64> = labels.iter().copied().filter(|&l| l != IGNORE).collect();
                 run("learned", &kept, tokenizer, &mut out);
             }
+            Labels::Each(labels) => {
+                run("read", ids, tokenizer, &mut out);
+                for (at, label) in labels.iter().enumerate().filter(|(_, l)| **l != IGNORE) {
+                    let id = ids.get(at).copied().unwrap_or(IGNORE);
+                    let text = tokenizer.and_then(|t| t.decode(&[id], false).ok());
+                    let text = text.unwrap_or_else(|| id.to_string());
+                    let name = usize::try_from(*label).ok().and_then(|l| names.get(l));
+                    let name = name.map_or_else(|| label.to_string(), Clone::clone);
+                    let _ = writeln!(out, "  learned  {text:?} is {name}");
+                }
+            }
+            Labels::Span(from, until) => {
+                run("read", ids, tokenizer, &mut out);
+                let span = usize::try_from(*from)
+                    .ok()
+                    .zip(usize::try_from(*until).ok());
+                let answer = span.and_then(|(a, b)| ids.get(a..=b)).unwrap_or_default();
+                run("learned", answer, tokenizer, &mut out);
+            }
             Labels::Class(class) => {
                 run("read", ids, tokenizer, &mut out);
                 let name = usize::try_from(*class).ok().and_then(|c| names.get(c));

@@ -43,7 +43,11 @@ impl Trainer {
                 }
                 let mut batches = Vec::with_capacity(window.len());
                 for rows in window {
-                    batches.push(l.collator.rows(l.data.train, rows)?);
+                    batches.push(
+                        l.collator
+                            .at(self.progress.epoch)
+                            .rows(l.data.train, rows)?,
+                    );
                 }
                 // Epochs are counted in micro-batches.
                 let done = ((self.progress.window + 1) * size).min(micro.len());
