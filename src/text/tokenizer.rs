@@ -8,6 +8,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use tokenizers::ModelWrapper;
 
 /// Roles that a tokenizer's configuration names a token for.
 const ROLES: [&str; 7] = [
@@ -27,6 +28,7 @@ pub(crate) struct Tokenizer {
     special: Map<String, Value>,
     pad: Option<i64>,
     eos: Option<i64>,
+    unknown: Option<i64>,
     max_length: Option<usize>,
     chat: IndexMap<String, String>,
     pads_left: Option<bool>,
@@ -93,6 +95,14 @@ impl Tokenizer {
             inner.token_to_id(token).map(i64::from)
         };
         let (pad, eos) = (id("pad_token").or(padding), id("eos_token"));
+        // What the configuration names may be another role's token, and be made by no text.
+        let token = |text: &str| inner.token_to_id(text).map(i64::from);
+        let unknown = match inner.get_model() {
+            ModelWrapper::BPE(m) => m.get_unk_token().as_deref().and_then(token),
+            ModelWrapper::WordPiece(m) => token(&m.unk_token),
+            ModelWrapper::WordLevel(m) => token(&m.unk_token),
+            ModelWrapper::Unigram(_) => id("unk_token"),
+        };
         // Hugging Face writes 1e30 where there is no limit.
         let limit = config.get("model_max_length").and_then(Value::as_u64);
         let max_length = limit.filter(|&n| n > 0 && n < 1 << 30).map(|n| n as usize);
@@ -105,10 +115,21 @@ impl Tokenizer {
             special,
             pad,
             eos,
+            unknown,
             max_length,
             chat,
             pads_left,
         })
+    }
+
+    /// The token that stands for what the vocabulary does not have.
+    pub(crate) fn unknown_id(&self) -> Option<i64> {
+        self.unknown
+    }
+
+    /// Number of tokens, those that were added included.
+    pub(crate) fn size(&self) -> usize {
+        self.inner.get_vocab_size(true)
     }
 
     /// The ids of a text; `special` adds the special tokens of the tokenizer's post-processor.

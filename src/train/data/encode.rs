@@ -42,6 +42,10 @@ pub(super) struct Outcome {
     pub(super) in_context: Option<Vec<i64>>,
     /// Prompt and completion were tokenized apart.
     pub(super) apart: bool,
+    /// Number of tokens of its text that the tokenizer does not know.
+    pub(super) unknown: u64,
+    /// Number of tokens that the tokenizer made.
+    pub(super) tokenized: u64,
 }
 
 impl Outcome {
@@ -53,6 +57,8 @@ impl Outcome {
             not_found: None,
             in_context: None,
             apart: false,
+            unknown: 0,
+            tokenized: 0,
         }
     }
 }
@@ -133,7 +139,20 @@ impl<'a> Encoder<'a> {
         if out.example.input_ids.is_empty() {
             return Err("the row has no tokens".to_owned());
         }
-        self.in_vocabulary("token id", &out.example.input_ids)?;
+        let made = self.tokenizer.filter(|_| !roles.has("input_ids"));
+        let ids = &out.example.input_ids;
+        self.in_vocabulary("token id", ids)
+            .map_err(|e| match made {
+                Some(t) => format!(
+                    "{e}: the tokenizer, of {} tokens, is of another model",
+                    t.size()
+                ),
+                None => e,
+            })?;
+        if let Some(t) = made {
+            out.tokenized = ids.len() as u64;
+            out.unknown = ids.iter().filter(|id| t.unknown_id() == Some(**id)).count() as u64;
+        }
         if let Labels::Tokens(l) | Labels::Sequence(l) = &out.example.labels {
             self.in_vocabulary("label", l)?;
         }

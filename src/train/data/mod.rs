@@ -11,6 +11,7 @@ mod dataset;
 mod encode;
 mod load;
 mod mask;
+mod report;
 mod roles;
 mod source;
 #[cfg(test)]
@@ -25,9 +26,11 @@ pub(crate) use dataset::Dataset;
 pub(crate) use encode::TextPair;
 pub(crate) use load::Loaded;
 #[cfg(test)]
-pub(crate) use load::{ReadOptions, ReadReport};
+pub(crate) use load::ReadOptions;
 #[cfg(test)]
 pub(crate) use mask::CompletionMask;
+#[cfg(test)]
+pub(crate) use report::ReadReport;
 
 /// The label that the loss ignores.
 pub(crate) const IGNORE: i64 = -100;
