@@ -5,7 +5,9 @@ use super::check::{keep, usage};
 use super::event::{OnEvent, warn};
 use super::open;
 use crate::adapters::Adapter;
+use crate::adapters::base::check_finite;
 use crate::adapters::methods::Fold;
+use crate::adapters::target::Met;
 use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -66,7 +68,7 @@ impl Merge {
         let interface = self.adapters.interface(&self.model, &model)?;
         let (model, opened) = api::opened(model, false)?;
         warn(events, &opened)?;
-        let mut adapters = self.adapters.load(&interface)?;
+        let mut adapters = self.adapters.load(&interface, events)?;
         let (_, saved) = self.adapters.join_head(
             &mut adapters,
             &interface,
@@ -114,10 +116,22 @@ pub fn reset(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) ->
 fn fold(
     model: &Verified,
     interface: &Interface,
-    adapters: Vec<Adapter>,
+    mut adapters: Vec<Adapter>,
     fold: Fold,
 ) -> Result<Verified> {
     let selection = interface.select(model)?;
+    check_finite(&selection, model).map_err(|d| Error::new(ErrorKind::Invalid, d))?;
+    let model_type = interface.model_type.as_deref().unwrap_or_default();
+    let met = Met {
+        selection: &selection,
+        interface,
+        model_type,
+    };
+    met.check(&adapters)?;
+    if fold == Fold::Out {
+        // They are in the weights, which are other ones than those of the base model that their files name.
+        adapters.iter_mut().for_each(|a| a.base.forget_weights());
+    }
     let pass = merging(selection, adapters, fold);
     Ok(pipelines::merging(pass).run(model.clone())?.model)
 }

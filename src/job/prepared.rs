@@ -36,6 +36,10 @@ impl Prepared {
         let arguments = arguments(&files, generation, events)?;
         let tokenizer = files.tokenizer(model.tokenizer.as_deref())?;
         let base = files.open(events)?;
+        warn(
+            events,
+            &tokenizer.as_ref().and_then(|t| files.foreign(t, &base)),
+        )?;
         let (model, selection) = adapted(base, &files, &model.adapters(), events)?;
         let settings = Settings::new(arguments, tokenizer.as_ref(), files.positions());
         Ok(Prepared {
