@@ -1,13 +1,15 @@
 //! A training job: a model, adapters and data become adapter folders.
 
 use super::attach::{AdapterSettings, Attaching};
-use super::check::{check_outputs, fits, usage};
-use super::event::{Event, OnEvent, note, notes};
+use super::check::{fits, usage};
+use super::event::{Event, OnEvent, note, notes, warn};
+use super::folder::RunFolder;
 use super::head::choose_head;
 use super::model::ModelFiles;
 use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
 use super::settings::JobSettings;
+use crate::adapters::base::Base;
 use crate::adapters::folder::WriteOptions;
 use crate::adapters::heads::SavedHead;
 use crate::adapters::{AdapterStore, Setup};
@@ -15,14 +17,15 @@ use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ir::contract;
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::Precision;
 use crate::runtime::io;
 use crate::text::Tokenizer;
 use crate::train::watch::Watchers;
 use crate::train::{
-    CollateArguments, DataArguments, DecoderStart, Files, Loaded, Output, PaddingSide, Resume,
-    Stop, Task, TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
+    CollateArguments, DataArguments, DecoderStart, Files, Loaded, Output, PaddingSide, Stop, Task,
+    TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
 };
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -155,18 +158,20 @@ impl Run {
         let one_batch = self.one_batch()?;
         let mut subject = self.prepare(one_batch.is_none(), events)?;
         let training = &self.settings.training;
-        let resumes = matches!(
-            training.resume_from_checkpoint,
-            Some(Resume::Last(true) | Resume::From(_))
-        );
-        let force = self.settings.job.overwrite_output_dir || resumes;
-        check_outputs(&self.output, &subject.names, force)?;
-        let mut tally = Tally::new();
+        let names = subject.names.clone();
+        let resume = training.resume_from_checkpoint.as_ref();
+        let replace = self.settings.job.overwrite_output_dir;
+        let folder = RunFolder::new(&self.output, &names, resume, replace);
+        folder.check()?;
+        let (mut tally, mut watchers) = (Tally::new(), None);
+        // Until the adapters are written.
+        let claim;
         let trainer = if let Some(file) = &one_batch {
             if training.max_steps <= 0 {
                 return Err(usage("one batch needs a number of steps", "--max-steps 5"));
             }
             let mut trainer = self.trainer(&subject, Divisor::Labels, events)?;
+            claim = folder.claim()?;
             trainer.train_on(&io::read(file)?.plain(), &mut |e| {
                 tally.event(e);
                 events(&Event::Training(e.clone()))
@@ -174,6 +179,7 @@ impl Run {
             trainer
         } else {
             let loaded = self.load(&mut subject, events)?;
+            self.one_class(&subject, &loaded, events)?;
             self.give_head(&mut subject, &loaded)?;
             let model = &subject.adapted.model;
             subject.decoder_start = self.files.decoder_start(model, loaded.pad_id, events)?;
@@ -188,7 +194,10 @@ impl Run {
             if let Some(stop) = stop {
                 trainer.stop_on(Arc::clone(stop));
             }
-            self.on_data(&mut trainer, &subject, &loaded, &mut tally, events)?;
+            trainer.check(&Self::train_data(&subject, &loaded))?;
+            claim = folder.claim()?;
+            let written = self.on_data(&mut trainer, &subject, &loaded, &mut tally, events)?;
+            watchers = Some(written);
             trainer
         };
         let mut report = tally.report();
@@ -196,6 +205,14 @@ impl Run {
         report.best_step = trainer.progress().best_step;
         report.best_metric = trainer.progress().best_metric;
         report.adapters = subject.save(&trainer.store(), &self.output, true)?;
+        if let Some(mut watchers) = watchers {
+            for name in &names {
+                let made = subject.adapted.folder(name, &trainer.store().of(name))?;
+                watchers.made(name, made.content());
+            }
+            watchers.close()?;
+        }
+        drop(claim);
         if self.settings.job.push_to_hub {
             self.push(&report.adapters, events)?;
         }
@@ -269,6 +286,37 @@ impl Run {
         })
     }
 
+    /// Refuses data of one class where the classes come from the data, and says it where they do not.
+    fn one_class(&self, subject: &Subject, loaded: &Loaded, events: OnEvent<'_>) -> Result<()> {
+        let (task, read) = (self.settings.data.task, &loaded.report.data);
+        let Some(class) = read
+            .class
+            .filter(|_| task == Task::Classification && !read.mixed)
+        else {
+            return Ok(());
+        };
+        let names = &loaded.report.label_names;
+        let named = usize::try_from(class).ok().and_then(|c| names.get(c));
+        let class = named.map_or_else(|| class.to_string(), |n| format!("`{n}`"));
+        let message = format!("all {} examples are of one class, {class}", read.examples);
+        let headless = subject
+            .adapted
+            .model
+            .model()
+            .graph
+            .find(contract::LOGITS)
+            .is_none();
+        if headless && self.settings.data.label_names.is_none() {
+            let d = Diagnostic::error("data-one-class", message);
+            return Err(Error::new(ErrorKind::Train, d.help("give examples of every class; where more are to come, name the classes: --label-names")));
+        }
+        let d = Diagnostic::warning("data-one-class", message);
+        warn(
+            events,
+            &[d.help("the model learns to answer this class whatever it is given")],
+        )
+    }
+
     /// Adds a head for a task of whole examples, where the graph has none.
     fn give_head(&self, subject: &mut Subject, loaded: &Loaded) -> Result<()> {
         let settings = &self.settings;
@@ -318,7 +366,7 @@ impl Run {
         }
     }
 
-    /// Trains on the job's datasets.
+    /// Trains on the job's datasets. What writes the run down is still open.
     fn on_data(
         &self,
         trainer: &mut Trainer,
@@ -326,15 +374,16 @@ impl Run {
         loaded: &Loaded,
         tally: &mut Tally,
         events: OnEvent<'_>,
-    ) -> Result<()> {
+    ) -> Result<Watchers> {
         let data = Self::train_data(subject, loaded);
         let save =
             |store: &AdapterStore, folder: &Path| subject.save(store, folder, false).map(|_| ());
+        let base = Base::recorded(&subject.adapted.meta.extra).to_string();
         let output = Output {
             folder: &self.output,
+            base: &base,
             save: &save,
         };
-        trainer.check(&data)?;
         events(&Event::Stoppable)?;
         let report_to = &self.settings.job.report_to;
         let mut watchers = Watchers::open(&self.output, report_to, self.settings.to_file())?;
@@ -344,8 +393,8 @@ impl Run {
             events(&Event::Training(e.clone()))?;
             watchers.event(e)
         })?;
-        watchers.close()?;
         if stop == Stop::Interrupted {
+            watchers.close()?;
             let message = format!(
                 "stopped after step {}; a checkpoint was written",
                 trainer.steps()
@@ -353,7 +402,7 @@ impl Run {
             let d = Diagnostic::error("interrupted", message);
             return Err(Error::new(ErrorKind::Train, d.help("go on with --resume")));
         }
-        Ok(())
+        Ok(watchers)
     }
 
     /// Pushes the adapters, each to its repository: `hub_model_id`, or the name of the output folder; with the adapter's name behind it
