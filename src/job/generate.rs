@@ -1,7 +1,7 @@
 //! Generation: a model, adapters and prompts become texts.
 
 use super::check::{fits, usage};
-use super::event::{Event, OnEvent, progress};
+use super::event::{Event, OnEvent, progress, warn};
 use super::model::{ModelFiles, ModelSettings};
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
@@ -124,6 +124,7 @@ impl Generation {
             prepared.settings.args.batch_size = 1;
         }
         let prompts = prepared.encode(&texts, asked.chat)?;
+        warn(events, &prepared.unknown(&prompts))?;
         let decoder = prepared.decoder(&model, events)?;
         let started = Instant::now();
         let total = prompts.len() * prepared.settings.args.num_return_sequences;

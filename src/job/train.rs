@@ -264,6 +264,11 @@ impl Run {
     fn load(&self, subject: &mut Subject, events: OnEvent<'_>) -> Result<Loaded> {
         let settings = &self.settings;
         let tokenizer = self.files.tokenizer(settings.model.tokenizer.as_deref())?;
+        let model = &subject.adapted.model;
+        let foreign = tokenizer
+            .as_ref()
+            .and_then(|t| self.files.foreign(t, model));
+        warn(events, &foreign)?;
         let side = tokenizer.as_ref().and_then(Tokenizer::pads_left);
         let side = side.map(|left| {
             if left {

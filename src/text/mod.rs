@@ -7,4 +7,4 @@ mod tokenizer;
 
 pub(crate) use chat::{ChatOptions, ChatTemplate};
 pub(crate) use template::Template;
-pub(crate) use tokenizer::{Token, Tokenizer};
+pub(crate) use tokenizer::{SUSPECT, Token, Tokenizer};

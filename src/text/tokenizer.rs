@@ -21,6 +21,9 @@ const ROLES: [&str; 7] = [
     "mask_token",
 ];
 
+/// Share of unknown tokens above which a tokenizer is suspected to be another model's.
+pub(crate) const SUSPECT: f64 = 0.1;
+
 /// Turns text into token ids and back.
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -122,9 +125,9 @@ impl Tokenizer {
         })
     }
 
-    /// The token that stands for what the vocabulary does not have.
-    pub(crate) fn unknown_id(&self) -> Option<i64> {
-        self.unknown
+    /// Number of ids that stand for what the vocabulary does not have.
+    pub(crate) fn unknown(&self, ids: &[i64]) -> u64 {
+        ids.iter().filter(|id| self.unknown == Some(**id)).count() as u64
     }
 
     /// Number of tokens, those that were added included.

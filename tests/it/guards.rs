@@ -3,7 +3,7 @@
 
 use super::desk::{Desk, stderr};
 use super::support::fixture;
-use onnx_graft::ir::DType;
+use onnx_graft::ir::{DType, TensorData};
 use std::fs::{self, File};
 
 fn contains(text: &str, parts: &[&str]) {
@@ -91,6 +91,21 @@ fn an_adapter_stays_with_the_weights_that_it_was_trained_on() {
     ]
     .concat());
 
+    let merge = [&["merge"], &on("other.onnx")[..]].concat();
+    let out = desk.command(&[&merge[..], &["-o", "m.onnx", "--allow-other-base"]].concat());
+    assert!(out.status.success());
+    contains(&stderr(&out), &["warning[base-differs]"]);
+
+    // An average of adapters for two models belongs to neither.
+    let mut there = training("other.onnx", "ids.jsonl", &[]);
+    there[9] = "there";
+    desk.ok(&there);
+    let average = ["adapter", "average", "both", "-a", "out/a", "-a", "there/a"];
+    contains(
+        &stderr(&desk.command(&average)),
+        &["warning[base-differs]", "different base models"],
+    );
+
     // What was only attached to leaves the base model what it was; so does what was folded in and is taken out.
     desk.ok(&[&on("model.onnx")[..], &["-o", "with/"]].concat());
     desk.ok(&["strip", "with/model.a.onnx", "-o", "without.onnx"]);
@@ -118,7 +133,7 @@ fn a_base_model_with_weights_that_are_no_numbers_is_refused() {
         .filter_map(|v| model.graph.value(*v).tensor.as_ref())
         .filter(|t| t.dtype == DType::Float && t.dims.len() == 2)
         .last()
-        .and_then(|t| t.bytes())
+        .and_then(TensorData::bytes)
         .unwrap();
     let mut bytes = fs::read(desk.path("model.onnx")).unwrap();
     let at = bytes
@@ -383,7 +398,7 @@ fn a_tokenizer_of_another_model_is_found_out() {
         desk.write(
             "rows.jsonl",
             &format!("{{\"text\": \"{text}\"}}\n").repeat(4),
-        )
+        );
     };
     rows("wholly foreign words here");
     let said = desk.fails(&training("model.onnx", "rows.jsonl", &more));
@@ -401,6 +416,25 @@ fn a_tokenizer_of_another_model_is_found_out() {
     contains(
         &stderr(&out),
         &["25 % of the tokens", "is it the model's own?"],
+    );
+    let prompt = [
+        "generate",
+        "model.onnx",
+        "-i",
+        "interface.json",
+        "--prompt",
+        "wholly foreign words",
+        "--max-new-tokens",
+        "1",
+    ];
+    let out = desk.command(&[&prompt[..], &more].concat());
+    assert!(out.status.success(), "{}", stderr(&out));
+    contains(
+        &stderr(&out),
+        &[
+            "warning[tokenizer-unknown]",
+            "100 % of the prompts' tokens (3 of 3)",
+        ],
     );
     // Tokens that the model has no embeddings for.
     let mut own: serde_json::Value =

@@ -14,7 +14,7 @@ use crate::diag::Diagnostic;
 use crate::infer::Verified;
 use crate::ir::contract::stamp;
 use crate::ir::{DType, Graph, TensorData, ValueId};
-use crate::select::{AttentionSite, Layout, LinearSite, QkvLayout, Role, Selection};
+use crate::select::{AttentionSite, Layout, LinearSite, ParameterSite, QkvLayout, Role, Selection};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -99,8 +99,10 @@ impl Base {
             own.insert("base".into(), json!(modules));
         }
         if !self.weights.is_empty() {
-            let text = |(n, s): (&Box<str>, &Sample)| (n.to_string(), json!(s.to_string()));
-            let weights: Map<String, Value> = self.weights.iter().map(text).collect();
+            let mut weights = Map::new();
+            for (name, sample) in &self.weights {
+                weights.insert(name.to_string(), json!(sample.to_string()));
+            }
             own.insert("weights".into(), weights.into());
         }
         extra.insert(KEY.into(), own.into());
@@ -182,6 +184,11 @@ impl Base {
         )
     }
 
+    /// Whether weights that both know are other ones.
+    pub(crate) fn has_other_weights(&self, other: &Base) -> bool {
+        !self.mismatches(other).is_empty()
+    }
+
     /// The elements that are other ones.
     fn mismatches(&self, here: &Base) -> Vec<String> {
         let mut out = Vec::new();
@@ -201,8 +208,8 @@ impl Base {
             let pairs = there.values.iter().zip(&here.values);
             for (index, (a, b)) in positions(name, &there.dims).zip(pairs) {
                 let slack = rounding(there.dtype, *a).max(rounding(here.dtype, *b));
-                // Written so that a NaN is another one.
-                if !((a - b).abs() <= slack) {
+                let equal = (a - b).abs() <= slack;
+                if !equal {
                     out.push(format!(
                         "`{name}` is {a} in its file at {index:?}, {b} here"
                     ));
@@ -371,7 +378,7 @@ fn parameters(selection: &Selection, graph: &Graph) -> BTreeMap<Box<str>, Stored
             });
         }
     }
-    for p in &selection.parameters {
+    for p in stored(selection) {
         if let ([width], Some(name)) = (&p.dims[..], within(selection, &p.module, &p.name)) {
             out.entry(name)
                 .or_insert_with(|| Stored::vector(p.stored, *width));
@@ -379,6 +386,12 @@ fn parameters(selection: &Selection, graph: &Graph) -> BTreeMap<Box<str>, Stored
     }
     out.retain(|_, p| base_floats(graph, p.value).is_some());
     out
+}
+
+/// The parameters of modules. Of what else has a name with dots, such as masks, an infinity is part and other exports have other values.
+fn stored(selection: &Selection) -> impl Iterator<Item = &ParameterSite> {
+    let all = selection.parameters.iter();
+    all.filter(|p| matches!(&*p.name, "weight" | "bias"))
 }
 
 /// The tensor of an initializer that holds floats and is no adapter's.
@@ -395,7 +408,7 @@ pub(crate) fn check_finite(selection: &Selection, model: &Verified) -> Result<()
         .modules
         .iter()
         .map(|m| (&m.site.path, m.site.weight.value));
-    let others = selection.parameters.iter().map(|p| (&p.module, p.stored));
+    let others = stored(selection).map(|p| (&p.module, p.stored));
     let mut seen = rustc_hash::FxHashSet::default();
     let all = linears.chain(others).filter(|(_, v)| seen.insert(*v));
     let broken: Vec<(&str, usize)> = all

@@ -4,6 +4,7 @@
 //! be meant; the others are said, as names differ between libraries where models do not.
 
 use crate::adapters::Adapter;
+use crate::adapters::methods::MethodConfig;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::select::{Family, Interface, Selection};
@@ -133,7 +134,11 @@ impl Met<'_> {
         if families.is_empty() || adapter.weights.is_some() {
             return None;
         }
-        let mut own = adapter.config.methods().iter().filter_map(|m| m.family());
+        let mut own = adapter
+            .config
+            .methods()
+            .iter()
+            .filter_map(MethodConfig::family);
         let other = own.find(|f| !families.contains(f))?;
         let message = format!(
             "`{}` is of the family `{}`, which the interface does not list",

@@ -151,7 +151,7 @@ impl<'a> Encoder<'a> {
             })?;
         if let Some(t) = made {
             out.tokenized = ids.len() as u64;
-            out.unknown = ids.iter().filter(|id| t.unknown_id() == Some(**id)).count() as u64;
+            out.unknown = t.unknown(ids);
         }
         if let Labels::Tokens(l) | Labels::Sequence(l) = &out.example.labels {
             self.in_vocabulary("label", l)?;

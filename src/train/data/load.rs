@@ -5,12 +5,12 @@ use super::args::{DataArguments, EvalSplit, Files, OnBadRow, Task};
 use super::dataset::{Builder, Dataset};
 use super::encode::{Encoder, Outcome, TextPair};
 use super::mask::Marker;
-use super::report::{DataReport, ReadReport, UNKNOWN};
+use super::report::{DataReport, FOREIGN, ReadReport};
 use super::source::{self, Fault, Row, Source, Split};
 use super::{Example, IGNORE, Labels};
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
-use crate::text::Tokenizer;
+use crate::text::{SUSPECT, Tokenizer};
 use crate::train::batch::epoch_order;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -324,7 +324,7 @@ impl DataArguments {
         if report.unlabelled == report.examples {
             return Err(Self::nothing_to_learn(files, &report));
         }
-        if report.unknown_share() > UNKNOWN.1 {
+        if report.unknown_share() > FOREIGN {
             let d = Diagnostic::error("tokenizer-unknown", report.unknown_text()).at(report
                 .files
                 .first()
@@ -420,7 +420,7 @@ impl DataArguments {
                     "have no token that is learned".to_owned(),
                 ));
             }
-            if read.unknown_share() > UNKNOWN.0 {
+            if read.unknown_share() > SUSPECT {
                 note(format!(
                     "warning: {what}: {}: is it the model's own?",
                     read.unknown_text()

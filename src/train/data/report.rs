@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-/// Shares of unknown tokens above which a tokenizer is suspected to be another model's, and above which it is taken to be one.
-pub(super) const UNKNOWN: (f64, f64) = (0.1, 0.5);
+/// Share of unknown tokens above which a tokenizer is taken to be another model's.
+pub(super) const FOREIGN: f64 = 0.5;
 
 /// What was read, and what became of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
