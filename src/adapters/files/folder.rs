@@ -181,7 +181,10 @@ impl AdapterFolder {
         }
         let mut notes = correct(&mut dict, version.as_deref());
         notes.extend(named);
-        let weights = Weights::new(&name, read_weights(folder, [file::SAFETENSORS, file::TORCH])?);
+        let weights = Weights::new(
+            &name,
+            read_weights(folder, [file::SAFETENSORS, file::TORCH])?,
+        );
         if let Some(note) = uninverted(&mut dict, &top, &weights) {
             notes.push(note);
         }
