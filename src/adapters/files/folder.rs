@@ -200,11 +200,11 @@ impl AdapterFolder {
         let mut interfaces = [file::WHOLE_INTERFACE, file::INTERFACE].into_iter();
         let interface = interfaces.find_map(|f| fs::read_to_string(folder.join(f)).ok());
         Ok(AdapterFolder {
-            weights,
-            interface,
             name,
             config,
             meta,
+            weights,
+            interface,
             notes,
         })
     }
