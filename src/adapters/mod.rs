@@ -12,7 +12,7 @@ pub(crate) mod methods;
 pub(crate) mod plan;
 pub(crate) mod summary;
 
-pub(crate) use files::{average, base, card, folder, peft, spec, torch};
+pub(crate) use files::{average, base, card, folder, peft, spec, target, torch};
 pub(crate) use plan::{naming, param, place};
 
 use files::store;
@@ -45,10 +45,14 @@ pub struct Adapter {
     pub(crate) route: Route,
     /// Its weights; without, it gets initial values.
     pub(crate) weights: Option<Weights>,
-    /// The fingerprint of the base model that its file names.
-    pub(crate) base: Option<Box<str>>,
+    /// The base model that its file names.
+    pub(crate) base: base::Base,
     /// What its file says besides.
     pub(crate) meta: Option<Meta>,
+    /// What of it can contradict a model.
+    pub(crate) target: target::Target,
+    /// Whether it may be attached to another base model than the one that it was made for.
+    pub allow_other_base: bool,
 }
 
 impl Adapter {
@@ -80,8 +84,10 @@ impl Adapter {
             config,
             route: Route::Plugin,
             weights: None,
-            base: None,
             meta: None,
+            base: base::Base::default(),
+            target: target::Target::default(),
+            allow_other_base: false,
         }
     }
 }

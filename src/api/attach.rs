@@ -1,11 +1,13 @@
 //! Attaching: from a model and the names of adapters to the adapted model.
 
 use super::{adapter, manifest, open, opened, summed_up};
+use crate::adapters::base::{Base, check_finite};
 use crate::adapters::folder::{AdapterFolder, Meta};
 use crate::adapters::heads::SavedHead;
 use crate::adapters::manifest::Manifest;
 use crate::adapters::plan::plan;
 use crate::adapters::summary::Summary;
+use crate::adapters::target::Met;
 use crate::adapters::{Adapter, AdapterStore, Config, Route, Setup};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -153,6 +155,15 @@ impl Attach {
             expanded = expanded.or(first);
             selection = interface.select(&model)?;
         }
+        check_finite(&selection, &model).map_err(|d| Error::new(ErrorKind::Invalid, d))?;
+        let base = Base::of(&selection, &model);
+        let meta = meta(self.file.as_deref(), &interface, &selection, &base);
+        let met = Met {
+            selection: &selection,
+            interface: &interface,
+            model_type: &meta.model_type,
+        };
+        let said = met.check(&adapters)?;
         let active = setup.names();
         let is_idle = |a: &&Adapter| !active.contains(&&*a.name);
         let idle: Vec<Adapter> = adapters.iter().filter(is_idle).cloned().collect();
@@ -163,6 +174,7 @@ impl Attach {
         };
         let mut warnings = selection.misses.clone();
         warnings.extend(expanded);
+        warnings.extend(said);
         let pass = AttachPass {
             selection: selection.clone(),
             setup: setup.clone(),
@@ -175,7 +187,7 @@ impl Attach {
             warnings.append(&mut report.warnings);
         }
         Ok(Adapted {
-            meta: meta(self.file.as_deref(), &interface, &selection),
+            meta,
             model: rewritten.model,
             selection,
             warnings,
@@ -315,7 +327,9 @@ impl Adapted {
         let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;
         if manifest.adapters.iter().any(|a| a.name == name && a.thirds) {
             // Without our mark it stays a file that goes by thirds.
-            meta.extra.remove(crate::adapters::base::KEY);
+            Base::recorded(&meta.extra)
+                .by_thirds()
+                .record(&mut meta.extra);
         }
         let mut folder = AdapterFolder::from_store(name, config, store, meta, interface);
         if let Some(SavedHead::Static(head)) = self.head.as_ref().filter(|h| h.name() == name) {
@@ -354,14 +368,14 @@ pub fn find_interface(model: &Verified, file: Option<&Path>) -> Result<Interface
 }
 
 /// What `config.json` beside a model says, for the adapter's own file.
-fn meta(model: Option<&Path>, interface: &Interface, selection: &Selection) -> Meta {
+fn meta(model: Option<&Path>, interface: &Interface, selection: &Selection, base: &Base) -> Meta {
     let config = model.map(|m| beside(m, "config.json"));
     let text = config.and_then(|c| std::fs::read_to_string(c).ok());
     let config: serde_json::Value =
         serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
     let string = |v: &serde_json::Value| v.as_str().map(str::to_owned);
     let mut extra = serde_json::Map::new();
-    crate::adapters::base::record(&mut extra, selection);
+    base.record(&mut extra);
     Meta {
         hidden_size: (selection.hidden_size > 0).then_some(selection.hidden_size as u64),
         model_class: string(&config["architectures"][0]).unwrap_or_default(),

@@ -67,6 +67,9 @@ pub(crate) struct AdapterArgs {
     /// their names, and in places what they compute (default: native where it has a class and no interface file is named)
     #[arg(long, value_name = "native|plugin")]
     pub(crate) route: Option<String>,
+    /// Attach saved adapters to another base model than the one that they were made for
+    #[arg(long)]
+    pub(crate) allow_other_base: bool,
 }
 
 impl AdapterArgs {
@@ -77,6 +80,7 @@ impl AdapterArgs {
             adapters: self.adapters.clone(),
             active: self.active.clone(),
             route: self.route.clone(),
+            allow_other_base: self.allow_other_base,
         }
     }
 
@@ -93,6 +97,9 @@ impl AdapterArgs {
         }
         if let Some(route) = &self.route {
             flags.insert("route".into(), json!(route));
+        }
+        if self.allow_other_base {
+            flags.insert("allow_other_base".into(), json!(true));
         }
     }
 }

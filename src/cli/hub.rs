@@ -83,7 +83,7 @@ fn push(args: &PushArgs, ui: &Ui) -> Result<()> {
     let mut bar = Bar::new(ui);
     let done = push.run(&mut |event| {
         bar.event(event);
-        Ok(())
+        ui.shown(event)
     });
     bar.clear();
     pushed(&done?, ui)
@@ -108,6 +108,7 @@ pub(super) fn pushed(pushed: &Pushed, ui: &Ui) -> Result<()> {
 }
 
 fn preview(parcel: &Parcel, ui: &Ui) -> Result<()> {
+    ui.warnings(&parcel.notes);
     let names: Vec<&str> = parcel.files.iter().map(|f| f.path.as_str()).collect();
     ui.note(&format!("{} would get {}", parcel.to, names.join(", ")));
     let card = parcel.card();

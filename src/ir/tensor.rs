@@ -195,6 +195,37 @@ impl TensorData {
         })
     }
 
+    /// Some elements by their positions, for the types of [`to_f32`](Self::to_f32); `None` where there is no such position.
+    pub(crate) fn floats_at(&self, at: &[usize]) -> Option<Vec<f32>> {
+        let bytes = self.bytes()?;
+        let size = usize::try_from(self.dtype.bytes_for(1)?).ok()?;
+        let one = |i: &usize| {
+            let begin = i.checked_mul(size)?;
+            let bytes = bytes.get(begin..begin.checked_add(size)?)?;
+            Self::raw(self.dtype, [], Bytes::copy_from_slice(bytes)).to_f32()
+        };
+        Some(at.iter().map(one).collect::<Option<Vec<_>>>()?.concat())
+    }
+
+    /// Number of elements that are NaN or infinite; 0 for types that [`to_f32`](Self::to_f32) does not read. Nothing is copied.
+    pub(crate) fn not_finite(&self) -> usize {
+        /// Elements whose exponent has all bits set.
+        fn count<const N: usize>(bytes: &[u8], bits: impl Fn(&[u8; N]) -> bool) -> usize {
+            let elements = bytes.as_chunks().0;
+            elements.iter().map(|c| usize::from(bits(c))).sum()
+        }
+        let Some(b) = self.bytes() else {
+            return 0;
+        };
+        match self.dtype {
+            DType::Float => count(&b, |c| u32::from_le_bytes(*c) & 0x7f80_0000 == 0x7f80_0000),
+            DType::Double => count(&b, |c| !f64::from_le_bytes(*c).is_finite()),
+            DType::Bfloat16 => count(&b, |c| u16::from_le_bytes(*c) & 0x7f80 == 0x7f80),
+            DType::Float16 => count(&b, |c| u16::from_le_bytes(*c) & 0x7c00 == 0x7c00),
+            _ => 0,
+        }
+    }
+
     /// The elements as `i64`, for integer and bool tensors of at least a byte.
     pub fn to_i64(&self) -> Option<Vec<i64>> {
         let b = self.bytes()?;

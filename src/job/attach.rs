@@ -1,9 +1,10 @@
 //! Which interface reads a model, and which adapters it gets.
 
-use super::event::{Event, OnEvent, warn};
+use super::event::{Event, OnEvent, note, warn};
 use super::model::ModelFiles;
 use crate::adapters::heads::{Head, Joined, SavedHead, StaticHead};
-use crate::adapters::{Adapter, Config, Route, Setup, spec};
+use crate::adapters::spec::{self, Spec};
+use crate::adapters::{Adapter, Config, Route, Setup};
 use crate::api::{self, Adapted, Attach};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,6 +25,8 @@ pub struct AdapterSettings {
     /// How the Adapters library is to integrate fresh adapters: `native`, by its own class for the model's type, or `plugin`, through the
     /// interface (default: native where it has such a class and no interface file is named).
     pub route: Option<String>,
+    /// Whether adapters may be attached to another base model than the one that they were made for.
+    pub allow_other_base: bool,
 }
 
 impl AdapterSettings {
@@ -39,11 +42,32 @@ impl AdapterSettings {
     }
 
     /// The adapters that are named; the first method of the interface, without any.
-    pub(super) fn load(&self, interface: &Interface) -> Result<Vec<Adapter>> {
+    pub(super) fn load(&self, interface: &Interface, events: OnEvent<'_>) -> Result<Vec<Adapter>> {
         if self.adapters.is_empty() {
             return Ok(vec![Adapter::default_of(interface)?]);
         }
-        let load = |text: &String| spec::parse(text)?.load();
+        let load = |text: &String| {
+            warn(events, &spec::shadowed(text))?;
+            let adapter = match spec::parse(text)? {
+                Spec::Saved { name, folder } => {
+                    let read = spec::read_folder(&folder)?;
+                    warn(events, &read.notes)?;
+                    let count = read.parameters();
+                    let adapter = read.into_adapter(name.as_deref());
+                    let at = folder.display();
+                    note(
+                        events,
+                        format!("loaded `{}` from {at}: {count} parameters", adapter.name),
+                    )?;
+                    adapter
+                }
+                fresh @ Spec::Fresh { .. } => fresh.load()?,
+            };
+            Ok(Adapter {
+                allow_other_base: self.allow_other_base,
+                ..adapter
+            })
+        };
         self.adapters.iter().map(load).collect()
     }
 
@@ -88,7 +112,7 @@ impl AdapterSettings {
         how: Attaching,
         events: OnEvent<'_>,
     ) -> Result<Adapted> {
-        let mut adapters = self.load(interface)?;
+        let mut adapters = self.load(interface, events)?;
         let setup = self.setup(&adapters)?;
         let (joined, saved) = self.join_head(
             &mut adapters,
@@ -182,8 +206,8 @@ impl AdapterSettings {
     /// The folders that adapters are loaded from.
     pub(super) fn sources(&self) -> Vec<PathBuf> {
         let source = |text: &String| match spec::parse(text).ok()? {
-            spec::Spec::Saved { folder, .. } => folder.canonicalize().ok(),
-            spec::Spec::Fresh { .. } => None,
+            Spec::Saved { folder, .. } => folder.canonicalize().ok(),
+            Spec::Fresh { .. } => None,
         };
         self.adapters.iter().filter_map(source).collect()
     }
@@ -202,7 +226,7 @@ impl AdapterSettings {
         for (text, name) in self.adapters.iter().zip(names) {
             let folder = text.split_once('=').map_or(text.as_str(), |(_, spec)| spec);
             let mut places = [text.as_str(), folder].into_iter().map(Path::new);
-            let Some(place) = places.find(|p| p.is_dir()) else {
+            let Some(place) = places.find(|p| p.is_dir() && !spec::is_identifier(folder)) else {
                 continue;
             };
             let at = match &active {

@@ -1,6 +1,5 @@
 //! What is refused before work begins: settings that are missing, outputs that are there, graphs that cannot do a task.
 
-use crate::adapters::folder::file;
 use crate::analyze::logits::{logits, vocabulary};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -64,24 +63,6 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
         Ok(())
     };
     write().map_err(|e| Error::io(path, "cannot write", e))
-}
-
-/// Refuses a folder of results that is a file, or that holds one of the adapters already.
-pub(super) fn check_outputs(output: &Path, names: &[String], force: bool) -> Result<()> {
-    if output.exists() && !output.is_dir() {
-        return Err(usage(
-            format!("{} is not a folder", output.display()),
-            "--output-dir takes a folder; it is made when it is missing",
-        ));
-    }
-    let there = names
-        .iter()
-        .map(|n| output.join(n))
-        .find(|f| f.join(file::CONFIG).exists());
-    match there {
-        Some(there) if !force => Err(exists(&there)),
-        _ => Ok(()),
-    }
 }
 
 /// Refuses a graph that cannot do a task.

@@ -1,7 +1,7 @@
 //! Generation: a model, adapters and prompts become texts.
 
 use super::check::{fits, usage};
-use super::event::{Event, OnEvent, progress};
+use super::event::{Event, OnEvent, progress, warn};
 use super::model::{ModelFiles, ModelSettings};
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
@@ -133,6 +133,7 @@ impl Generation {
         let kwargs = &asked.chat_template_kwargs;
         let prompts = prepared.encode(&texts, asked.chat, kwargs)?;
         prepared.check_bos(&prompts, events)?;
+        warn(events, &prepared.unknown(&prompts))?;
         let decoder = prepared.decoder(&model, events)?;
         let started = Instant::now();
         let total = prompts.len() * prepared.settings.args.num_return_sequences;

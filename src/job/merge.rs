@@ -5,7 +5,9 @@ use super::check::{keep, usage};
 use super::event::{OnEvent, warn};
 use super::open;
 use crate::adapters::Adapter;
+use crate::adapters::base::check_finite;
 use crate::adapters::methods::Fold;
+use crate::adapters::target::Met;
 use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -66,7 +68,7 @@ impl Merge {
         let interface = self.adapters.interface(&self.model, &model)?;
         let (model, opened) = api::opened(model, false)?;
         warn(events, &opened)?;
-        let mut adapters = self.adapters.load(&interface)?;
+        let mut adapters = self.adapters.load(&interface, events)?;
         let (_, saved) = self.adapters.join_head(
             &mut adapters,
             &interface,
@@ -75,17 +77,12 @@ impl Merge {
             false,
             events,
         )?;
-        let merged = if self.reset {
-            reset(&model, &interface, adapters)?
-        } else {
-            let merged = merge(&model, &interface, adapters)?;
-            match saved {
-                Some(saved) => {
-                    headed_by(saved, merged, &self.model, Attaching::default(), events)?.0
-                }
-                None => merged,
-            }
-        };
+        let way = if self.reset { Fold::Out } else { Fold::In };
+        let (mut merged, said) = fold(&model, &interface, adapters, way)?;
+        warn(events, &said)?;
+        if let Some(saved) = saved.filter(|_| !self.reset) {
+            merged = headed_by(saved, merged, &self.model, Attaching::default(), events)?.0;
+        }
         let options = SaveOptions {
             force: self.force,
             ..SaveOptions::default()
@@ -99,7 +96,7 @@ impl Merge {
 /// # Errors
 /// Adapters whose method has no merged form (bottlenecks, gated LoRA), and weights that are not stored as floats.
 pub fn merge(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
-    fold(model, interface, adapters, Fold::In)
+    Ok(fold(model, interface, adapters, Fold::In)?.0)
 }
 
 /// Takes adapters out of weights that they were folded into, as the library's `reset_adapter` does. The weights come back up to
@@ -108,18 +105,35 @@ pub fn merge(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) ->
 /// # Errors
 /// Those of [`merge`], and DoRA, whose norms the merged weight does not tell any more.
 pub fn reset(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
-    fold(model, interface, adapters, Fold::Out)
+    Ok(fold(model, interface, adapters, Fold::Out)?.0)
 }
 
+/// The model, and what was found that did not stop the work.
 fn fold(
     model: &Verified,
     interface: &Interface,
-    adapters: Vec<Adapter>,
+    mut adapters: Vec<Adapter>,
     fold: Fold,
-) -> Result<Verified> {
+) -> Result<(Verified, Vec<Diagnostic>)> {
     let selection = interface.select(model)?;
+    check_finite(&selection, model).map_err(|d| Error::new(ErrorKind::Invalid, d))?;
+    let model_type = interface.model_type.as_deref().unwrap_or_default();
+    let met = Met {
+        selection: &selection,
+        interface,
+        model_type,
+    };
+    let mut said = met.check(&adapters)?;
+    if fold == Fold::Out {
+        // They are in the weights, which are other ones than those of the base model that their files name.
+        for adapter in &mut adapters {
+            adapter.base.forget_weights();
+        }
+    }
     let pass = merging(selection, adapters, fold);
-    Ok(pipelines::merging(pass).run(model.clone())?.model)
+    let merged = pipelines::merging(pass).run(model.clone())?;
+    said.extend(merged.reports.into_iter().flat_map(|r| r.warnings));
+    Ok((merged.model, said))
 }
 
 /// The pass, with this library's runtime as what evaluates.

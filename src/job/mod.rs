@@ -14,6 +14,7 @@ mod compare;
 mod convert;
 mod evaluate;
 mod event;
+mod folder;
 mod generate;
 mod head;
 mod ignored;

@@ -5,6 +5,7 @@ use super::event::{Event, OnEvent, note};
 use super::settings::AdapterSpecs;
 use crate::adapters::heads::HeadBase;
 use crate::adapters::spec;
+use crate::analyze::logits::vocabulary;
 use crate::diag::Diagnostic;
 use crate::error::Result;
 use crate::infer::Verified;
@@ -48,6 +49,8 @@ pub(crate) struct ModelSettings {
     /// How the Adapters library is to integrate fresh adapters: native, by its own class for the model's type, or plugin, through the
     /// interface (default: native where it has such a class and no interface file is named).
     pub(crate) route: Option<String>,
+    /// Attaches saved adapters to another base model than the one that they were made for.
+    pub(crate) allow_other_base: bool,
     /// The tokenizer: tokenizer.json or its folder (default: the one beside the model).
     pub(crate) tokenizer: Option<String>,
     /// Device to compute on: cpu; cuda or cuda:N in a build with CUDA.
@@ -69,6 +72,7 @@ impl Default for ModelSettings {
             adapter: AdapterSpecs::Default,
             active: None,
             route: None,
+            allow_other_base: false,
             tokenizer: None,
             device: "cpu".to_owned(),
             dtype: Dtype::F32,
@@ -86,6 +90,7 @@ impl ModelSettings {
             adapters: self.adapter.list(),
             active: self.active.clone(),
             route: self.route.clone(),
+            allow_other_base: self.allow_other_base,
         }
     }
 
@@ -181,6 +186,19 @@ impl ModelFiles {
             layer_norm_eps: self.config["layer_norm_eps"].as_f64(),
             tied: self.config["tie_word_embeddings"].as_bool().unwrap_or(true),
         }
+    }
+
+    /// Where a tokenizer has tokens that the model has no embeddings for.
+    pub(super) fn foreign(&self, tokenizer: &Tokenizer, model: &Verified) -> Option<Diagnostic> {
+        let rows = vocabulary(&model.model().graph)?;
+        let tokens = tokenizer.size();
+        let beyond = i64::try_from(tokens).is_ok_and(|t| t > rows);
+        beyond.then(|| {
+            let message = format!("the tokenizer has {tokens} tokens, and the model embeds {rows}");
+            Diagnostic::warning("tokenizer-size", message)
+                .at(self.path.display().to_string())
+                .help("a tokenizer of another model? Tokens beyond the table cannot be used")
+        })
     }
 
     fn size(&self, name: &str) -> Option<usize> {

@@ -11,7 +11,7 @@ use crate::generate::{
 };
 use crate::infer::Verified;
 use crate::select::Selection;
-use crate::text::Tokenizer;
+use crate::text::{SUSPECT, Tokenizer};
 use serde_json::{Map, Value, json};
 
 /// A model with its adapters, its tokenizer, and how it generates.
@@ -37,6 +37,10 @@ impl Prepared {
         let adapters = &model.adapters().adapters;
         let tokenizer = files.tokenizer(model.tokenizer.as_deref(), adapters)?;
         let base = files.open(events)?;
+        warn(
+            events,
+            &tokenizer.as_ref().and_then(|t| files.foreign(t, &base)),
+        )?;
         let (model, selection) = adapted(base, &files, &model.adapters(), events)?;
         let settings = Settings::new(arguments, tokenizer.as_ref(), files.positions());
         Ok(Prepared {
@@ -86,6 +90,22 @@ impl Prepared {
                 ),
             ),
         }
+    }
+
+    /// Prompts of which the tokenizer does not know much.
+    pub(super) fn unknown(&self, prompts: &[Prompt]) -> Option<Diagnostic> {
+        let tokenizer = self.tokenizer.as_ref()?;
+        let tokens: usize = prompts.iter().map(|p| p.ids.len()).sum();
+        let unknown: u64 = prompts.iter().map(|p| tokenizer.unknown(&p.ids)).sum();
+        let share = unknown as f64 / tokens.max(1) as f64;
+        (share > SUSPECT).then(|| {
+            let message = format!(
+                "{:.0} % of the prompts' tokens ({unknown} of {tokens}) are unknown to the tokenizer",
+                100.0 * share
+            );
+            Diagnostic::warning("tokenizer-unknown", message)
+                .help("is it the model's own? Give another one: --tokenizer")
+        })
     }
 
     /// The decoder of the model, compiled as the settings say.

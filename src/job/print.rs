@@ -82,7 +82,7 @@ impl Print {
             (model, selection) = (adapted.model, Some(adapted.selection));
         }
         if let Some((name, pass)) = last.filter(|_| !attaches) {
-            let (before, mut pipeline) = self.pipeline(name, model, selection)?;
+            let (before, mut pipeline) = self.pipeline(name, model, selection, events)?;
             if let Some(pass) = pass {
                 pipeline = pipeline.through(pass);
             }
@@ -115,6 +115,7 @@ impl Print {
         name: &str,
         model: Verified,
         selection: Option<Selection>,
+        events: OnEvent<'_>,
     ) -> Result<(Verified, Pipeline)> {
         let loss = parse_loss(&self.loss, Divisor::Labels);
         let mode = self.mode;
@@ -147,7 +148,7 @@ impl Print {
                 let pipeline = if name == "packing" {
                     pipelines::packing(selection)
                 } else {
-                    let adapters = self.adapters.load(&interface)?;
+                    let adapters = self.adapters.load(&interface, events)?;
                     pipelines::merging(merging(selection, adapters, Fold::In))
                 };
                 return Ok((model, pipeline));

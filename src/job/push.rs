@@ -1,7 +1,7 @@
 //! A folder is pushed to the Hub, an adapter with a model card that is made from its training.
 
 use super::check::usage;
-use super::event::{Event, OnEvent};
+use super::event::{Event, OnEvent, warn};
 use crate::adapters::card::{Card, on_hub};
 use crate::adapters::folder::{AdapterFolder, file};
 use crate::adapters::heads;
@@ -12,7 +12,7 @@ use crate::options::fields;
 use crate::train::TrainingArguments;
 use crate::train::watch::file::RUN;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Name of the model card in its folder.
 const CARD: &str = "README.md";
@@ -61,6 +61,8 @@ pub(crate) struct Parcel {
     pub(crate) to: Reference,
     /// The files, the card among them.
     pub(crate) files: Vec<PushFile>,
+    /// What a person should know of the card.
+    pub(crate) notes: Vec<Diagnostic>,
     /// Whether the folder is an adapter's.
     adapter: bool,
 }
@@ -85,10 +87,11 @@ impl Push {
         let mut files = hub::folder(&self.folder)?;
         let adapter = files.iter().any(|f| f.path == file::CONFIG) && to.kind == Kind::Model;
         let there = files.iter().any(|f| f.path == CARD);
+        let mut notes = Vec::new();
         if adapter
             && !self.no_card
             && (!there || self.overwrite_card)
-            && let Some(card) = self.card(&to)?
+            && let Some(card) = self.card(&to, &mut notes)?
         {
             files.retain(|f| f.path != CARD);
             files.push(PushFile {
@@ -96,12 +99,18 @@ impl Push {
                 source: Source::Bytes(card.text().into_bytes()),
             });
         }
-        Ok(Parcel { to, files, adapter })
+        Ok(Parcel {
+            to,
+            files,
+            notes,
+            adapter,
+        })
     }
 
     /// Pushes the folder as one commit.
     pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<Pushed> {
         let parcel = self.parcel()?;
+        warn(events, &parcel.notes)?;
         let options = PushOptions {
             create: self.create,
             private: self.private,
@@ -123,7 +132,7 @@ impl Push {
     }
 
     /// The card of an adapter folder; none of a folder of PEFT's, whose tools write their own.
-    fn card(&self, to: &Reference) -> Result<Option<Card>> {
+    fn card(&self, to: &Reference, notes: &mut Vec<Diagnostic>) -> Result<Option<Card>> {
         let folder = match AdapterFolder::read(&self.folder) {
             Ok(folder) => folder,
             Err(e) if e.findings().iter().any(|f| f.code == "peft") => return Ok(None),
@@ -144,23 +153,50 @@ impl Push {
         card.tags.clone_from(&self.tags);
         card.languages.clone_from(&self.languages);
         card.license.clone_from(&self.license);
-        if let Some(run) = self.record()? {
-            from_run(&mut card, &run);
+        if let Some((path, run)) = self.record()? {
+            let made = run["made"].as_object().into_iter().flatten();
+            let content = folder.content();
+            if made.map(|m| m.1).any(|hash| *hash == *content) {
+                from_run(&mut card, &run);
+            } else {
+                self.other_run(&path, &folder.name, notes)?;
+            }
         }
         Ok(Some(card))
     }
 
-    /// What the training left.
-    fn record(&self) -> Result<Option<Value>> {
+    /// A record of a run that did not make the adapter: refused where it was named, and left alone where it only stands there.
+    fn other_run(&self, path: &Path, name: &str, notes: &mut Vec<Diagnostic>) -> Result<()> {
+        let message = format!(
+            "{} is not of the run that made `{name}`: no adapter that it names has these weights",
+            path.display()
+        );
+        if self.run.is_some() {
+            let d = Diagnostic::error("run-record", message);
+            return Err(Error::new(
+                ErrorKind::Train,
+                d.help("--run takes the run.json of the training that wrote this folder; leave it out for a card without figures"),
+            ));
+        }
+        notes.push(
+            Diagnostic::warning("run-record", message)
+                .help("the card has no figures; --run FILE names the record of its training"),
+        );
+        Ok(())
+    }
+
+    /// What a training left, and the file that says it.
+    fn record(&self) -> Result<Option<(PathBuf, Value)>> {
         let beside = self.folder.join("..").join(RUN);
         let path = match &self.run {
-            Some(path) => path.as_path(),
-            None if beside.exists() => beside.as_path(),
+            Some(path) => path.clone(),
+            None if beside.exists() => beside,
             None => return Ok(None),
         };
         let text =
-            std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot be read", e))?;
-        serde_json::from_str(&text).map(Some).map_err(|e| {
+            std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+        let parsed = serde_json::from_str(&text);
+        parsed.map(|run| Some((path.clone(), run))).map_err(|e| {
             let d = Diagnostic::error("run-record", e.to_string());
             let d = d.at(path.display().to_string());
             Error::new(

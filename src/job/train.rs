@@ -1,13 +1,15 @@
 //! A training job: a model, adapters and data become adapter folders.
 
 use super::attach::{AdapterSettings, Attaching};
-use super::check::{check_outputs, fits, usage, write_file};
-use super::event::{Event, OnEvent, note, notes};
+use super::check::{fits, usage, write_file};
+use super::event::{Event, OnEvent, note, notes, warn};
+use super::folder::RunFolder;
 use super::head::choose_head;
 use super::model::ModelFiles;
 use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
 use super::settings::JobSettings;
+use crate::adapters::base::Base;
 use crate::adapters::folder::WriteOptions;
 use crate::adapters::heads::SavedHead;
 use crate::adapters::{AdapterStore, Setup};
@@ -15,6 +17,7 @@ use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ir::contract;
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::Precision;
 use crate::runtime::io;
@@ -167,18 +170,20 @@ impl Run {
         let one_batch = self.one_batch()?;
         let mut subject = self.prepare(one_batch.is_none(), events)?;
         let training = &self.settings.training;
-        let resumes = matches!(
-            training.resume_from_checkpoint,
-            Some(Resume::Last(true) | Resume::From(_))
-        );
-        let force = self.settings.job.overwrite_output_dir || resumes;
-        check_outputs(&self.output, &subject.names, force)?;
-        let mut tally = Tally::new();
+        let names = subject.names.clone();
+        let resume = training.resume_from_checkpoint.as_ref();
+        let replace = self.settings.job.overwrite_output_dir;
+        let folder = RunFolder::new(&self.output, &names, resume, replace);
+        folder.check()?;
+        let (mut tally, mut watchers) = (Tally::new(), None);
+        // Until the adapters are written.
+        let claim;
         let trainer = if let Some(file) = &one_batch {
             if training.max_steps <= 0 {
                 return Err(usage("one batch needs a number of steps", "--max-steps 5"));
             }
             let mut trainer = self.trainer(&subject, Divisor::Labels, events)?;
+            claim = folder.claim()?;
             trainer.train_on(&io::read(file)?.plain(), &mut |e| {
                 tally.event(e);
                 events(&Event::Training(e.clone()))
@@ -186,6 +191,7 @@ impl Run {
             trainer
         } else {
             let loaded = self.load(&mut subject, events)?;
+            self.one_class(&subject, &loaded, events)?;
             self.give_head(&mut subject, &loaded)?;
             let model = &subject.adapted.model;
             subject.decoder_start = self.files.decoder_start(model, loaded.pad_id, events)?;
@@ -200,7 +206,10 @@ impl Run {
             if let Some(stop) = stop {
                 trainer.stop_on(Arc::clone(stop));
             }
-            self.on_data(&mut trainer, &subject, &loaded, &mut tally, events)?;
+            trainer.check(&Self::train_data(&subject, &loaded))?;
+            claim = folder.claim()?;
+            let written = self.on_data(&mut trainer, &subject, &loaded, &mut tally, events)?;
+            watchers = Some(written);
             trainer
         };
         let mut report = tally.report();
@@ -208,6 +217,14 @@ impl Run {
         report.best_step = trainer.progress().best_step;
         report.best_metric = trainer.progress().best_metric;
         report.adapters = subject.save(&trainer.store(), &self.output, true)?;
+        if let Some(mut watchers) = watchers {
+            for name in &names {
+                let made = subject.adapted.folder(name, &trainer.store().of(name))?;
+                watchers.made(name, made.content());
+            }
+            watchers.close()?;
+        }
+        drop(claim);
         if self.settings.job.push_to_hub {
             self.push(&report.adapters, events)?;
         }
@@ -272,6 +289,11 @@ impl Run {
         let settings = &self.settings;
         let named = settings.model.tokenizer.as_deref();
         let tokenizer = self.files.tokenizer(named, &self.adapters.adapters)?;
+        let model = &subject.adapted.model;
+        let foreign = tokenizer
+            .as_ref()
+            .and_then(|t| self.files.foreign(t, model));
+        warn(events, &foreign)?;
         let side = tokenizer.as_ref().and_then(Tokenizer::pads_left);
         let side = side.map(|left| {
             if left {
@@ -334,6 +356,37 @@ impl Run {
         run["job"]["chat_date"].as_str().map(str::to_owned)
     }
 
+    /// Refuses data of one class where the classes come from the data, and says it where they do not.
+    fn one_class(&self, subject: &Subject, loaded: &Loaded, events: OnEvent<'_>) -> Result<()> {
+        let (task, read) = (self.settings.data.task, &loaded.report.data);
+        let Some(class) = read
+            .class
+            .filter(|_| task == Task::Classification && !read.mixed)
+        else {
+            return Ok(());
+        };
+        let names = &loaded.report.label_names;
+        let named = usize::try_from(class).ok().and_then(|c| names.get(c));
+        let class = named.map_or_else(|| class.to_string(), |n| format!("`{n}`"));
+        let message = format!("all {} examples are of one class, {class}", read.examples);
+        let headless = subject
+            .adapted
+            .model
+            .model()
+            .graph
+            .find(contract::LOGITS)
+            .is_none();
+        if headless && self.settings.data.label_names.is_none() {
+            let d = Diagnostic::error("data-one-class", message);
+            return Err(Error::new(ErrorKind::Train, d.help("give examples of every class; where more are to come, name the classes: --label-names")));
+        }
+        let d = Diagnostic::warning("data-one-class", message);
+        warn(
+            events,
+            &[d.help("the model learns to answer this class whatever it is given")],
+        )
+    }
+
     /// Adds a head for a task of whole examples, where the graph has none.
     fn give_head(&self, subject: &mut Subject, loaded: &Loaded) -> Result<()> {
         let settings = &self.settings;
@@ -385,7 +438,7 @@ impl Run {
         }
     }
 
-    /// Trains on the job's datasets.
+    /// Trains on the job's datasets. What writes the run down is still open.
     fn on_data(
         &self,
         trainer: &mut Trainer,
@@ -393,15 +446,16 @@ impl Run {
         loaded: &Loaded,
         tally: &mut Tally,
         events: OnEvent<'_>,
-    ) -> Result<()> {
+    ) -> Result<Watchers> {
         let data = Self::train_data(subject, loaded);
         let save =
             |store: &AdapterStore, folder: &Path| subject.save(store, folder, false).map(|_| ());
+        let base = Base::recorded(&subject.adapted.meta.extra).to_string();
         let output = Output {
             folder: &self.output,
+            base: &base,
             save: &save,
         };
-        trainer.check(&data)?;
         events(&Event::Stoppable)?;
         let report_to = &self.settings.job.report_to;
         let mut watchers = Watchers::open(&self.output, report_to, self.described(subject))?;
@@ -411,8 +465,8 @@ impl Run {
             events(&Event::Training(e.clone()))?;
             watchers.event(e)
         })?;
-        watchers.close()?;
         if stop == Stop::Interrupted {
+            watchers.close()?;
             let message = format!(
                 "stopped after step {}; a checkpoint was written",
                 trainer.steps()
@@ -420,7 +474,7 @@ impl Run {
             let d = Diagnostic::error("interrupted", message);
             return Err(Error::new(ErrorKind::Train, d.help("go on with --resume")));
         }
-        Ok(())
+        Ok(watchers)
     }
 
     /// The settings for the record: data on the Hub by its name there.

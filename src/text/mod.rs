@@ -7,4 +7,6 @@ mod tokenizer;
 
 pub(crate) use chat::{ChatOptions, ChatTemplate};
 pub(crate) use template::Template;
-pub(crate) use tokenizer::{CHAT_TEMPLATE, Token, Tokenizer, is_template_file, template_source};
+pub(crate) use tokenizer::{
+    CHAT_TEMPLATE, SUSPECT, Token, Tokenizer, is_template_file, template_source,
+};

@@ -8,6 +8,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use tokenizers::ModelWrapper;
 
 /// The file of a chat template beside a tokenizer, or in the folder of an adapter that was trained with it.
 pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -40,6 +41,9 @@ const ROLES: [&str; 7] = [
     "mask_token",
 ];
 
+/// Share of unknown tokens above which a tokenizer is suspected to be another model's.
+pub(crate) const SUSPECT: f64 = 0.1;
+
 /// Turns text into token ids and back.
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -48,6 +52,7 @@ pub(crate) struct Tokenizer {
     pad: Option<i64>,
     eos: Option<i64>,
     bos: Option<i64>,
+    unknown: Option<i64>,
     max_length: Option<usize>,
     chat: IndexMap<String, String>,
     pads_left: Option<bool>,
@@ -133,6 +138,14 @@ impl Tokenizer {
         };
         let (pad, eos) = (id("pad_token").or(padding), id("eos_token"));
         let bos = id("bos_token");
+        // What the configuration names may be another role's token, and be made by no text.
+        let token = |text: &str| inner.token_to_id(text).map(i64::from);
+        let unknown = match inner.get_model() {
+            ModelWrapper::BPE(m) => m.get_unk_token().as_deref().and_then(token),
+            ModelWrapper::WordPiece(m) => token(&m.unk_token),
+            ModelWrapper::WordLevel(m) => token(&m.unk_token),
+            ModelWrapper::Unigram(_) => id("unk_token"),
+        };
         // Hugging Face writes 1e30 where there is no limit.
         let limit = config.get("model_max_length").and_then(Value::as_u64);
         let max_length = limit.filter(|&n| n > 0 && n < 1 << 30).map(|n| n as usize);
@@ -146,10 +159,21 @@ impl Tokenizer {
             pad,
             eos,
             bos,
+            unknown,
             max_length,
             chat,
             pads_left,
         })
+    }
+
+    /// Number of ids that stand for what the vocabulary does not have.
+    pub(crate) fn unknown(&self, ids: &[i64]) -> u64 {
+        ids.iter().filter(|id| self.unknown == Some(**id)).count() as u64
+    }
+
+    /// Number of tokens, those that were added included.
+    pub(crate) fn size(&self) -> usize {
+        self.inner.get_vocab_size(true)
     }
 
     /// The ids of a text; `special` adds the special tokens of the tokenizer's post-processor.

@@ -217,9 +217,9 @@ impl TrainingArguments {
         let every = |x: f64| x.is_finite() && x >= 0.0 && (x < 1.0 || x.fract() == 0.0);
         let checks = [
             unless(
-                rate(self.learning_rate),
+                rate(self.learning_rate) && self.learning_rate > 0.0,
                 "learning_rate",
-                "a number of at least 0",
+                "a number above 0: at 0 nothing is learned",
             ),
             unless(
                 self.per_device_train_batch_size > 0,

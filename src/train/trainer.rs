@@ -87,6 +87,8 @@ impl TrainData<'_> {
 pub(crate) struct Output<'a> {
     /// The folder of checkpoints.
     pub folder: &'a Path,
+    /// The fingerprint of the base model: a run goes on over no other one.
+    pub base: &'a str,
     /// Writes adapters into a folder.
     pub save: &'a dyn Fn(&AdapterStore, &Path) -> Result<()>,
 }
@@ -371,9 +373,10 @@ impl Trainer {
             ));
         }
         self.total = self.args.total_steps(micro);
-        let run = self.conditions(data);
+        let mut run = self.conditions(data);
         let resumed = match output {
             Some(o) => {
+                run.insert(keep::BASE.into(), o.base.into());
                 checkpoint::sweep(o.folder);
                 self.resume(o.folder, &run, on_event)?
             }

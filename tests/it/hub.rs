@@ -232,32 +232,59 @@ fn bad_requests_end_with_one_and_leave_nothing() {
 fn a_pushed_adapter_has_a_card_of_its_training() {
     let (desk, server) = desk(&[]);
     let out = desk.folder().join("out");
-    let folder = out.join("lora");
-    fs::create_dir_all(&folder).unwrap();
-    for name in [
-        "adapter_config.json",
-        "adapter_interface.json",
-        "pytorch_adapter.bin",
-    ] {
-        fs::copy(
-            fixture("qwen3/plugin/lora_qv").join(name),
-            folder.join(name),
-        )
-        .unwrap();
-    }
-    let run = serde_json::json!({
-        "job": {"learning_rate": 1e-3, "seed": 42, "resume_from_checkpoint": "/home/me/x", "data": "hub:datasets/openai/gsm8k:main", "output_dir": "/home/me"},
-        "end": {"steps": 20, "train_loss": 0.5, "best_step": 10},
-        "evaluations": [
-            {"step": 10, "metrics": {"loss": 0.25}},
-            {"step": 20, "metrics": {"loss": 0.75}},
+    let [model, data] = ["qwen3/model.onnx", "train/ids.jsonl"].map(fixture);
+    let [model, data] = [&model, &data].map(|p| p.to_str().unwrap());
+    ok(
+        &desk,
+        &[
+            "train",
+            model,
+            "-i",
+            "qwen3",
+            "-a",
+            "lora[r=2]",
+            "--data",
+            data,
+            "--max-steps",
+            "1",
+            "--output-dir",
+            "out",
         ],
-    });
+    );
+    let text = fs::read_to_string(out.join("run.json")).unwrap();
+    let mut run: serde_json::Value = serde_json::from_str(&text).unwrap();
+    run["job"] = serde_json::json!({"learning_rate": 1e-3, "seed": 42, "resume_from_checkpoint": "/home/me/x", "data": "hub:datasets/openai/gsm8k:main", "output_dir": "/home/me"});
+    run["end"] = serde_json::json!({"steps": 20, "train_loss": 0.5, "best_step": 10});
+    run["evaluations"] = serde_json::json!([
+        {"step": 10, "metrics": {"loss": 0.25}},
+        {"step": 20, "metrics": {"loss": 0.75}},
+    ]);
     fs::write(out.join("run.json"), run.to_string()).unwrap();
+    // An adapter that stands beside the record, and is of no run.
+    let other = out.join("other");
+    fs::create_dir_all(&other).unwrap();
+    for name in ["adapter_config.json", "pytorch_adapter.bin"] {
+        let from = fixture("qwen3/plugin/lora_qv").join(name);
+        fs::copy(from, other.join(name)).unwrap();
+    }
+    let dry = ["hub", "push", "out/other", "org/repo", "--dry-run"];
+    let done = desk.command(&dry);
+    let (card, said) = [done.stdout, done.stderr]
+        .map(|b| String::from_utf8(b).unwrap())
+        .into();
+    assert!(
+        done.status.success() && said.contains("warning[run-record]"),
+        "{said}"
+    );
+    assert!(!card.contains("0.25") && !card.contains("gsm8k"), "{card}");
+    let done = desk.command(&[&dry[..], &["--run", "out/run.json"]].concat());
+    assert_eq!(done.status.code(), Some(1));
+    // The same weights under another name are the run's.
+    ok(&desk, &["adapter", "rename", "out/lora", "mine"]);
     let args = [
         "hub",
         "push",
-        "out/lora",
+        "out/mine",
         "org/repo",
         "--base-model",
         "Qwen/Qwen3-0.6B",

@@ -14,6 +14,8 @@ mod fixtures;
 #[cfg(feature = "cli")]
 mod generate;
 #[cfg(feature = "cli")]
+mod guards;
+#[cfg(feature = "cli")]
 mod habits;
 #[cfg(feature = "cli")]
 mod hub;

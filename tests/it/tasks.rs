@@ -221,7 +221,10 @@ fn targets() {
 
 #[test]
 fn a_graph_that_cannot_do_the_task_says_so_first() {
-    let desk = Rows::new("{\"text\": \"the cat sat\", \"source\": \"a\", \"target\": \"b\"}\n");
+    let row = |target: &str| {
+        format!("{{\"text\": \"the cat sat\", \"source\": \"a\", \"target\": \"{target}\"}}\n")
+    };
+    let desk = Rows::new(&(row("b") + &row("c")));
     let run = &RUN[..4];
     let hidden = "`last_hidden_state` is [batch, sequence, 32], expected [batch, tokens, 48]";
     for command in ["train", "eval"] {

@@ -4,6 +4,7 @@
 //! One departure: the library gives an adapter that was averaged by its singular values the new rank and the old `alpha`, which
 //! multiplies its effect by `r / rank`. Here `alpha` follows the rank, so that `alpha / r`, and with it the effect, stays.
 
+use crate::adapters::base::Base;
 use crate::adapters::folder::{AdapterFolder, VERSION};
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::naming::{belongs, renamed};
@@ -126,7 +127,25 @@ pub(crate) fn average(
             tensors,
         },
         interface: first.interface.clone(),
-        notes: adapters.iter().flat_map(|a| a.notes.clone()).collect(),
+        notes: adapters
+            .iter()
+            .flat_map(|a| a.notes.clone())
+            .chain(adapters[1..].iter().filter_map(|a| other_base(first, a)))
+            .collect(),
+    })
+}
+
+/// Two adapters that were made for different weights.
+fn other_base(first: &AdapterFolder, other: &AdapterFolder) -> Option<Diagnostic> {
+    let [a, b] = [first, other].map(|f| Base::recorded(&f.meta.extra));
+    a.has_other_weights(&b).then(|| {
+        let message = format!(
+            "`{}` and `{}` were made for different base models",
+            first.name, other.name
+        );
+        Diagnostic::warning("base-differs", message)
+            .note(format!("{a}; {b}"))
+            .help("the average is recorded as one for the first of them")
     })
 }
 

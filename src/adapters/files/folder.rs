@@ -5,9 +5,11 @@
 //! Both weight files are written, because the Python library reads the torch file unless it is told otherwise. Where only
 //! safetensors are wanted, [`WriteOptions`] says so.
 
+use crate::adapters::base::Base;
 use crate::adapters::config::json;
-use crate::adapters::naming::{Route, belongs};
+use crate::adapters::naming::{Route, belongs, renamed};
 use crate::adapters::store::Weights;
+use crate::adapters::target::Target;
 use crate::adapters::{Adapter, AdapterStore, Config, MethodConfig, UnknownKeys, torch};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -179,7 +181,10 @@ impl AdapterFolder {
         }
         let mut notes = correct(&mut dict, version.as_deref());
         notes.extend(named);
-        let weights = Weights::new(&name, read_weights(folder)?);
+        let weights = Weights::new(
+            &name,
+            read_weights(folder, [file::SAFETENSORS, file::TORCH])?,
+        );
         if let Some(note) = uninverted(&mut dict, &top, &weights) {
             notes.push(note);
         }
@@ -195,13 +200,30 @@ impl AdapterFolder {
         let mut interfaces = [file::WHOLE_INTERFACE, file::INTERFACE].into_iter();
         let interface = interfaces.find_map(|f| fs::read_to_string(folder.join(f)).ok());
         Ok(AdapterFolder {
-            weights,
-            interface,
             name,
             config,
             meta,
+            weights,
+            interface,
             notes,
         })
+    }
+
+    /// A hash of its configuration and weights, under any name and in whichever files.
+    pub(crate) fn content(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.config.to_dict().to_string().as_bytes());
+        let own = self.weights.tensors.iter();
+        let own = own.filter(|(key, _)| is_adapter_key(key, &self.weights.adapter));
+        let mut all: Vec<(String, &TensorData)> = own
+            .map(|(key, t)| (renamed(key, &self.weights.adapter, "adapter"), t))
+            .collect();
+        all.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        for (key, tensor) in all {
+            hasher.update(format!("\n{key} {} {:?}\n", tensor.dtype, tensor.dims).as_bytes());
+            hasher.update(&tensor.bytes().unwrap_or_default());
+        }
+        format!("blake3:{}", hasher.finalize().to_hex())
     }
 
     /// How the library integrated it. A file of the plugin route has the interface beside it; without one, it is of the library's own
@@ -220,7 +242,7 @@ impl AdapterFolder {
             None => Interface::builtin(&self.meta.model_type).and_then(Result::ok),
         };
         let packed = interface.and_then(|i| i.fields.attn_qkv_proj.get(0).map(str::to_owned));
-        let ours = crate::adapters::base::recorded(&self.meta.extra).is_some();
+        let ours = Base::recorded(&self.meta.extra).is_ours();
         let by_flags = |m: &MethodConfig| m.adapts_projections() && !m.names_modules();
         let Some(packed) = packed.filter(|_| !ours) else {
             return false;
@@ -237,8 +259,14 @@ impl AdapterFolder {
             name: name.map_or(self.name, str::to_owned),
             config: self.config,
             weights: Some(self.weights),
-            base: crate::adapters::base::recorded(&self.meta.extra),
+            base: Base::recorded(&self.meta.extra),
+            target: Target {
+                hidden_size: self.meta.hidden_size,
+                model_type: self.meta.model_type.clone(),
+                interface: self.interface,
+            },
             meta: Some(self.meta),
+            allow_other_base: false,
         }
     }
 
@@ -284,7 +312,18 @@ impl AdapterFolder {
     /// # Errors
     /// [`ErrorKind::Io`], also when a file is there and `force` is not set.
     pub fn write(&self, folder: &Path, options: WriteOptions) -> Result<()> {
-        write_files(folder, &self.files(options)?, options.force)
+        write_files(folder, &self.files(options)?, options.force)?;
+        // Weights of an earlier saving, in the form that is not written.
+        for (written, name) in [
+            (options.safetensors, file::SAFETENSORS),
+            (options.torch, file::TORCH),
+        ] {
+            let path = folder.join(name);
+            if !written && path.exists() {
+                fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot be replaced", e))?;
+            }
+        }
+        Ok(())
     }
 
     /// Contents of the files, the configuration last.
@@ -559,25 +598,67 @@ fn before_1_1(version: &str) -> bool {
     (major, minor) < (1, 1)
 }
 
-fn read_weights(folder: &Path) -> Result<IndexMap<Box<str>, TensorData>> {
-    let (safe, torch_file) = (folder.join(file::SAFETENSORS), folder.join(file::TORCH));
+/// The weights in one of two files, safetensors or torch's. Where both are there and can be read, they must be the same.
+pub(in crate::adapters) fn read_weights(
+    folder: &Path,
+    [safe, torch_file]: [&str; 2],
+) -> Result<IndexMap<Box<str>, TensorData>> {
+    let names = [safe, torch_file];
+    let [safe, torch_file] = names.map(|n| folder.join(n));
+    let of_torch = || {
+        torch::read(&read_file(&torch_file)?)
+            .map_err(|e| e.within(torch_file.display().to_string()))
+    };
     if safe.exists() {
-        return read_safetensors(&read_file(&safe)?)
-            .map_err(|e| e.within(safe.display().to_string()));
+        let found = read_safetensors(&read_file(&safe)?)
+            .map_err(|e| e.within(safe.display().to_string()))?;
+        if torch_file.exists()
+            && let Ok(other) = of_torch()
+        {
+            same(&found, &other, names)
+                .map_err(|d| Error::new(ErrorKind::Method, d.at(folder.display().to_string())))?;
+        }
+        return Ok(found);
     }
     if torch_file.exists() {
-        return torch::read(&read_file(&torch_file)?)
-            .map_err(|e| e.within(torch_file.display().to_string()));
+        return of_torch();
     }
     Err(Error::new(
         ErrorKind::Io,
         Diagnostic::error(
             "weights-missing",
-            format!("there is neither {} nor {}", file::SAFETENSORS, file::TORCH),
+            format!("there is neither {} nor {}", names[0], names[1]),
         )
         .at(folder.display().to_string())
         .help("to start from initial values, give the configuration file instead of the folder"),
     ))
+}
+
+/// Refuses two files of one adapter that hold different weights: who reads which is by chance.
+fn same(
+    a: &IndexMap<Box<str>, TensorData>,
+    b: &IndexMap<Box<str>, TensorData>,
+    names: [&str; 2],
+) -> Result<(), Diagnostic> {
+    let equal = |x: &TensorData, y: &TensorData| {
+        x.dtype == y.dtype && x.dims == y.dims && x.bytes() == y.bytes()
+    };
+    let changed = a
+        .iter()
+        .filter(|(k, t)| b.get(*k).is_none_or(|o| !equal(t, o)));
+    let mut differ: Vec<&str> = changed.map(|(k, _)| &**k).collect();
+    differ.extend(b.keys().filter(|k| !a.contains_key(*k)).map(|k| &**k));
+    let Some(first) = differ.first() else {
+        return Ok(());
+    };
+    let [safe, torch_file] = names;
+    let message = format!(
+        "{safe} and {torch_file} hold different weights: {} of {} tensors, the first is `{first}`",
+        differ.len(),
+        a.len().max(b.len())
+    );
+    Err(Diagnostic::error("weights-differ", message)
+        .help("one of them is of another saving: remove it"))
 }
 
 pub(in crate::adapters) fn read_file(path: &Path) -> Result<Bytes> {

@@ -7,4 +7,5 @@ pub(crate) mod folder;
 pub(crate) mod peft;
 pub(crate) mod spec;
 pub(super) mod store;
+pub(crate) mod target;
 pub(crate) mod torch;

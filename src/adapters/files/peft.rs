@@ -10,11 +10,8 @@ mod read;
 mod write;
 
 use crate::adapters::config::json;
-use crate::adapters::folder::{
-    WriteOptions, object, read_file, read_safetensors, to_safetensors, write_files,
-};
+use crate::adapters::folder::{WriteOptions, object, read_weights, to_safetensors, write_files};
 use crate::adapters::store::convert;
-use crate::adapters::torch;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::TensorData;
@@ -68,13 +65,7 @@ impl PeftFolder {
                 "this is not a folder of PEFT's",
             ));
         }
-        let (safe, bin) = (folder.join(file::SAFETENSORS), folder.join(file::TORCH));
-        let tensors = if safe.exists() {
-            read_safetensors(&read_file(&safe)?)
-                .map_err(|e| e.within(safe.display().to_string()))?
-        } else {
-            torch::read(&read_file(&bin)?).map_err(|e| e.within(bin.display().to_string()))?
-        };
+        let tensors = read_weights(folder, [file::SAFETENSORS, file::TORCH])?;
         Ok(PeftFolder { config, tensors })
     }
 

@@ -32,14 +32,15 @@ pub enum Spec {
 /// Reads `NAME=SPEC` or `SPEC`.
 ///
 /// A fresh adapter without a name is called after its method. A path is a folder with weights, a folder with a configuration alone,
-/// or a JSON file; everything else is a configuration string. A file that is called as an identifier is meant by `./lora` only.
+/// or a JSON file; everything else is a configuration string. A file or folder that is called as an identifier is meant by `./lora` only.
 ///
 /// # Errors
 /// [`ErrorKind::Method`], with the nearest name where one was mistyped.
 pub(crate) fn parse(text: &str) -> Result<Spec> {
     let (name, spec) = split(text);
     let path = Path::new(spec);
-    if path.is_dir() {
+    let identifier = is_identifier(spec);
+    if path.is_dir() && !identifier {
         let weights = [
             file::SAFETENSORS,
             file::TORCH,
@@ -55,7 +56,7 @@ pub(crate) fn parse(text: &str) -> Result<Spec> {
         }
         return fresh(name, &path.join(file::CONFIG));
     }
-    if path.is_file() && !identifiers().any(|i| i == spec) {
+    if path.is_file() && !identifier {
         return fresh(name, path);
     }
     let config = Config::parse(spec)
@@ -72,6 +73,24 @@ pub(crate) fn split(text: &str) -> (Option<&str>, &str) {
         Some((name, spec)) if !name.contains('[') => (Some(name.trim()), spec.trim()),
         _ => (None, text.trim()),
     }
+}
+
+/// Whether a specification is a method's identifier, whatever stands in the working folder.
+pub(crate) fn is_identifier(spec: &str) -> bool {
+    identifiers().any(|i| i == spec)
+}
+
+/// Where a specification is an identifier and an adapter's folder is called so too.
+pub(crate) fn shadowed(text: &str) -> Option<Diagnostic> {
+    let (_, spec) = split(text);
+    let there = is_identifier(spec) && Path::new(spec).join(file::CONFIG).exists();
+    there.then(|| {
+        Diagnostic::warning(
+            "spec-folder",
+            format!("`{spec}` is taken as the method, and the adapter in the folder {spec}/ is not loaded"),
+        )
+        .help(format!("`--adapter ./{spec}` loads it"))
+    })
 }
 
 fn default_name(spec: &str) -> String {

@@ -95,7 +95,12 @@ pub(crate) fn plan<'s>(
             ));
         }
         out.notes.extend(notes);
-        out.notes.extend(other_base(adapter, selection));
+        match adapter.base.differs(adapter, selection, model) {
+            Some(other) if other.severity == Severity::Error => {
+                return Err(Error::new(ErrorKind::Method, other));
+            }
+            found => out.notes.extend(found),
+        }
         let loaded = match &adapter.weights {
             None => None,
             Some(weights) => {
@@ -176,12 +181,8 @@ fn member<'s>(
             .weights
             .is_some()
             .then_some(&has as &dyn Fn(&str) -> bool),
-        foreign: adapter.weights.is_some() && adapter.base.is_none(),
-        by_columns: match &adapter.base {
-            _ if adapter.weights.is_none() => true,
-            Some(base) => crate::adapters::base::by_columns(base),
-            None => false,
-        },
+        foreign: adapter.weights.is_some() && !adapter.base.is_ours(),
+        by_columns: adapter.weights.is_none() || adapter.base.by_columns(),
         known: model,
     };
     let places = method.places(&around).map_err(wrong)?;
@@ -294,18 +295,4 @@ fn placeholder(spec: &ParamSpec, dtype: DType) -> TensorData {
 
 fn dims(spec: &ParamSpec) -> Box<[u64]> {
     spec.shape.iter().map(|d| d.get() as u64).collect()
-}
-
-/// A warning where the file names another base model.
-fn other_base(adapter: &Adapter, selection: &Selection) -> Option<Diagnostic> {
-    let recorded = adapter.base.as_deref()?;
-    let here = crate::adapters::base::fingerprint(selection);
-    (recorded != here).then(|| {
-        Diagnostic::warning(
-            "base-differs",
-            format!("`{}` was made for another base model", adapter.name),
-        )
-        .note(format!("its file says {recorded}, this model is {here}"))
-        .help("modules or shapes differ; where its parameters fit, it is attached all the same")
-    })
 }

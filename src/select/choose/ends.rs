@@ -1,7 +1,7 @@
 //! What stands around the layers: embeddings and the projection onto the vocabulary.
 
 use super::record::shown;
-use super::scene::{Scene, ends_with, site};
+use super::scene::{Scene, ends_with, fits_end, site};
 use crate::analyze::boundary::Marks;
 use crate::diag::Diagnostic;
 use crate::ir::{NodeId, ValueId};
@@ -101,6 +101,9 @@ impl Scene<'_> {
                 output: l.input,
             }];
         }
+        if self.contradicts(path) {
+            return Vec::new();
+        }
         if let Some(output) = self.composite(&full, layers) {
             return vec![ModuleSite {
                 path: full,
@@ -121,6 +124,41 @@ impl Scene<'_> {
                 output,
             })
             .collect()
+    }
+
+    /// Whether the look-ups are of modules with other names, and nothing has this one. A table that several modules share may be
+    /// stored under the name of any of them.
+    fn contradicts(&self, path: &str) -> bool {
+        let graph = self.view.graph;
+        let inside = |name: &str| format!(".{name}.").contains(&format!(".{path}."));
+        let lookups = self.view.order.iter().copied();
+        let lookups = lookups.filter(|n| self.view.is_lookup(*n) && self.is_named(*n));
+        let modules: Vec<&str> = lookups
+            .filter(|n| self.view.reads_token_ids(*n))
+            .filter_map(|n| Some(&*self.tree.module(self.tree.of(n)?.0).path))
+            .collect();
+        let shared = modules.iter().any(|m| *m != modules[0]);
+        let mut named = graph.initializers().iter().map(|v| graph.name_of(*v));
+        !modules.is_empty() && !shared && !modules.iter().any(|m| inside(m)) && !named.any(inside)
+    }
+
+    /// Where the base model is not what `base_model` says, as far as names tell.
+    pub(super) fn other_base(&self, layers: &[Layer]) -> Option<Diagnostic> {
+        let path = self.interface.fields.base_model.as_deref()?;
+        let full = self.prefix.full.strip_suffix('.')?;
+        if fits_end(full, path) || fits_end(path, full) {
+            return None;
+        }
+        let first = layers.first().map_or("", |l| &*l.path);
+        let message = format!("`base_model` = \"{path}\" does not hold the layers");
+        Some(
+            Diagnostic::error("select-no-match", message)
+                .at(format!("{}, interface.base_model", self.interface.source))
+                .note(format!(
+                    "the first layer is `{first}`: the base model is `{full}`"
+                ))
+                .help("set it to that, or leave it out: it is found by the layers"),
+        )
     }
 
     /// What a module without nodes of its name makes that holds the table and more, as BERT's `embeddings`: the last value in front of

@@ -37,7 +37,7 @@ pub(super) fn run(
         prefix: Prefix::default(),
     };
     let mut record = Record::default();
-    let (mut layers, totals) = match layers(&mut scene, &mut record) {
+    let (mut layers, totals, named) = match layers(&mut scene, &mut record) {
         Ok(found) => found,
         Err(findings) => return (None, findings),
     };
@@ -58,6 +58,9 @@ pub(super) fn run(
     findings.extend(record.findings(&interface.source, &totals));
     if layers.is_empty() && findings.is_empty() {
         findings.push(no_layers(interface));
+    }
+    if named {
+        findings.extend(scene.other_base(&layers));
     }
     let embeddings = scene.embeddings(&layers, &mut findings);
     let output_embeddings = scene.head();
@@ -83,11 +86,11 @@ pub(super) fn run(
     (Some(selection), findings)
 }
 
-/// The layers, and the number of them in each stack: by name, or where names lead nowhere, by structure.
+/// The layers, the number of them in each stack, and whether they were found by name; where names lead nowhere, by structure.
 fn layers(
     scene: &mut Scene<'_>,
     record: &mut Record,
-) -> Result<(Vec<Layer>, Vec<usize>), Vec<Diagnostic>> {
+) -> Result<(Vec<Layer>, Vec<usize>, bool), Vec<Diagnostic>> {
     let stacks = scene.interface.stacks();
     let error = match scene.spots() {
         Ok(spots) => {
@@ -100,7 +103,7 @@ fn layers(
                     layers.extend(named.layer(spot, call));
                 }
             }
-            return Ok((layers, totals));
+            return Ok((layers, totals, true));
         }
         Err(e) => e,
     };
@@ -110,7 +113,7 @@ fn layers(
     match unnamed.layers(error) {
         Ok(layers) => {
             let totals = vec![layers.len(); stacks];
-            Ok((layers, totals))
+            Ok((layers, totals, false))
         }
         Err(e) => Err(e.findings().to_vec()),
     }

@@ -58,6 +58,10 @@ pub(super) struct Outcome {
     pub(super) chat: bool,
     /// The text begins with the beginning-of-sequence token twice.
     pub(super) twice: bool,
+    /// Number of tokens of its text that the tokenizer does not know.
+    pub(super) unknown: u64,
+    /// Number of tokens that the tokenizer made.
+    pub(super) tokenized: u64,
 }
 
 impl Outcome {
@@ -74,6 +78,8 @@ impl Outcome {
             alpaca: false,
             chat: false,
             twice: false,
+            unknown: 0,
+            tokenized: 0,
         }
     }
 }
@@ -180,7 +186,20 @@ impl<'a> Encoder<'a> {
                 .take(2)
                 .all(|&id| Some(id) == self.bos)
             && out.example.input_ids.len() > 1;
-        self.in_vocabulary("token id", &out.example.input_ids)?;
+        let made = self.tokenizer.filter(|_| !roles.has("input_ids"));
+        let ids = &out.example.input_ids;
+        self.in_vocabulary("token id", ids)
+            .map_err(|e| match made {
+                Some(t) => format!(
+                    "{e}: the tokenizer, of {} tokens, is of another model",
+                    t.size()
+                ),
+                None => e,
+            })?;
+        if let Some(t) = made {
+            out.tokenized = ids.len() as u64;
+            out.unknown = t.unknown(ids);
+        }
         if let Labels::Tokens(l) | Labels::Sequence(l) = &out.example.labels {
             self.in_vocabulary("label", l)?;
         }

@@ -5,15 +5,15 @@ use super::args::{DataArguments, EvalSplit, OnBadRow, Task};
 use super::dataset::{Builder, Dataset};
 use super::encode::{Encoder, Outcome, TextPair};
 use super::mask::Marker;
+use super::report::{DataReport, FOREIGN, ReadReport};
 use super::source::{Fault, Row, Source};
 use super::splits::{Part, meet};
 use super::{Example, IGNORE, Labels};
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
-use crate::text::Tokenizer;
+use crate::text::{SUSPECT, Tokenizer};
 use crate::train::batch::epoch_order;
 use rayon::prelude::*;
-use serde::Serialize;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -40,81 +40,6 @@ pub(crate) struct Loaded {
     pub chat_date: Option<String>,
     /// What was read.
     pub report: DataReport,
-}
-
-/// What was read, and what became of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct DataReport {
-    /// The training data.
-    pub data: ReadReport,
-    /// The evaluation data, when it has files of its own.
-    pub eval_data: Option<ReadReport>,
-    /// Examples that are trained on.
-    pub train_examples: usize,
-    /// Their tokens.
-    pub train_tokens: u64,
-    /// Examples that are evaluated on.
-    pub eval_examples: usize,
-    /// Their tokens.
-    pub eval_tokens: u64,
-    /// The classes by name, in the order of their ids; empty where they have no names.
-    pub label_names: Vec<String>,
-}
-
-/// What was read of some files.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct ReadReport {
-    /// The files.
-    pub files: Vec<String>,
-    /// Rows that were read.
-    pub rows: u64,
-    /// Examples made of them.
-    pub examples: u64,
-    /// Tokens of these.
-    pub tokens: u64,
-    /// Tokens that are learned.
-    pub labels: u64,
-    /// Tokens of the longest.
-    pub longest: u64,
-    /// Examples that were cut to the longest length allowed.
-    pub truncated: u64,
-    /// Bad rows that were left out.
-    pub skipped: u64,
-    /// Place and reason of the first of them.
-    pub reasons: Vec<String>,
-    /// Examples in which the response or instruction template was not found: none of their tokens is learned.
-    pub not_found: u64,
-    /// Those of them in which the response template was found, and the instruction template was not.
-    pub no_instruction: u64,
-    /// Examples without any token that is learned, these included.
-    pub unlabelled: u64,
-    /// Examples whose prompt and completion were tokenized apart, because the prompt has other tokens in the whole text.
-    pub apart: u64,
-    /// Rows with an instruction and an output that were learned in Alpaca's form.
-    pub alpaca: u64,
-    /// Examples that the chat template made.
-    pub conversations: u64,
-    /// Examples that begin with the beginning-of-sequence token twice.
-    pub twice: u64,
-    /// What the response template is tokenized to where it was not found and stands in the text.
-    pub in_context: Option<Vec<i64>>,
-    /// The same of the instruction template.
-    pub instruction_in_context: Option<Vec<i64>>,
-}
-
-impl ReadReport {
-    /// The templates that were not found: name, number of examples, and the tokens where the template stands in a text.
-    fn not_found(&self) -> [(&'static str, u64, Option<&[i64]>); 2] {
-        let response = self.not_found - self.no_instruction;
-        [
-            ("response", response, self.in_context.as_deref()),
-            (
-                "instruction",
-                self.no_instruction,
-                self.instruction_in_context.as_deref(),
-            ),
-        ]
-    }
 }
 
 /// The classes of labels: all have names, or all have numbers.
@@ -383,6 +308,17 @@ impl DataArguments {
         if report.unlabelled == report.examples {
             return Err(Self::nothing_to_learn(files, &report));
         }
+        if report.unknown_share() > FOREIGN {
+            let d = Diagnostic::error("tokenizer-unknown", report.unknown_text()).at(report
+                .files
+                .first()
+                .cloned()
+                .unwrap_or_default());
+            return Err(Error::new(
+                ErrorKind::Train,
+                d.help("give the tokenizer that the model was trained with: --tokenizer"),
+            ));
+        }
         Ok((reading.builder.finish()?, report))
     }
 
@@ -473,6 +409,12 @@ impl DataArguments {
             }
             if read.twice > 0 {
                 note(of(read.twice, "begin with the beginning-of-sequence token twice: the text has it, and the tokenizer adds it; take it out of the template, or set `add_special_tokens` to false".to_owned()));
+            }
+            if read.unknown_share() > SUSPECT {
+                note(format!(
+                    "warning: {what}: {}: is it the model's own?",
+                    read.unknown_text()
+                ));
             }
             if read.apart > 0 {
                 note(of(read.apart, "have prompt and completion tokenized apart: the prompt alone has other tokens than in the whole text".to_owned()));
@@ -585,6 +527,11 @@ impl Reading<'_> {
         r.alpaca += u64::from(o.alpaca);
         r.conversations += u64::from(o.chat);
         r.twice += u64::from(o.twice);
+        (r.tokenized, r.unknown) = (r.tokenized + o.tokenized, r.unknown + o.unknown);
+        if let Labels::Class(class) = &o.example.labels {
+            r.mixed |= r.class.is_some_and(|c| c != *class);
+            r.class.get_or_insert(*class);
+        }
         let seen = match o.not_found {
             Some(Marker::Instruction) => &mut r.instruction_in_context,
             Some(Marker::Response) | None => &mut r.in_context,
@@ -715,47 +662,5 @@ impl Dataset {
             &mut classes,
         )?;
         Ok(data)
-    }
-}
-
-impl DataReport {
-    /// What was read, in sentences for a report.
-    pub(crate) fn lines(&self) -> Vec<String> {
-        let mut out = vec![format!(
-            "{} training examples of {} tokens",
-            self.train_examples, self.train_tokens
-        )];
-        if self.eval_examples > 0 {
-            out.push(format!(
-                "{} evaluation examples of {} tokens",
-                self.eval_examples, self.eval_tokens
-            ));
-        }
-        for read in std::iter::once(&self.data).chain(&self.eval_data) {
-            out.push(format!(
-                "{} rows, longest {} tokens, {} tokens learned",
-                read.rows, read.longest, read.labels
-            ));
-            let counts = [
-                (read.truncated, "examples were cut"),
-                (read.skipped, "bad rows were left out"),
-                (
-                    read.not_found,
-                    "examples lack the template, and nothing of them is learned",
-                ),
-                (read.unlabelled, "examples have nothing to learn"),
-            ];
-            out.extend(
-                counts
-                    .iter()
-                    .filter(|(n, _)| *n > 0)
-                    .map(|(n, what)| format!("{n} {what}")),
-            );
-            out.extend(read.reasons.iter().cloned());
-        }
-        if !self.label_names.is_empty() {
-            out.push(format!("classes: {}", self.label_names.join(", ")));
-        }
-        out
     }
 }

@@ -12,6 +12,7 @@ mod encode;
 mod forms;
 mod load;
 mod mask;
+mod report;
 mod roles;
 mod show;
 mod source;
@@ -27,9 +28,11 @@ pub(crate) use dataset::Dataset;
 pub(crate) use encode::TextPair;
 pub(crate) use load::Loaded;
 #[cfg(test)]
-pub(crate) use load::{ReadOptions, ReadReport};
+pub(crate) use load::ReadOptions;
 #[cfg(test)]
 pub(crate) use mask::CompletionMask;
+#[cfg(test)]
+pub(crate) use report::ReadReport;
 #[cfg(any(feature = "hub", test, fuzzing))]
 pub(crate) use splits::Splits;
 

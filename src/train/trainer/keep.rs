@@ -11,6 +11,8 @@ use serde_json::{Map, Value as Json, json};
 use std::path::Path;
 use std::time::Instant;
 
+/// The fingerprint of the base model, among the conditions of a run.
+pub(super) const BASE: &str = "base";
 /// Number of steps of the whole run, among its conditions.
 const TOTAL: &str = "total_steps";
 
@@ -142,6 +144,12 @@ impl Trainer {
             on_event(&Event::Warning { message })?;
             return Ok(None);
         };
+        // Checkpoints of older versions do not say it.
+        let mut run = run.clone();
+        if !found.run.contains_key(BASE) {
+            run.shift_remove(BASE);
+        }
+        let run = &run;
         // A run may be prolonged: what is done stays, and the schedule is that of the longer run from here on.
         let mut shorter = run.clone();
         if self.total > found.progress.step

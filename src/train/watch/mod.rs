@@ -93,6 +93,11 @@ impl Watchers {
         self.record.adapters = adapters;
     }
 
+    /// Says which adapter the run wrote, by its content.
+    pub(crate) fn made(&mut self, name: &str, content: String) {
+        self.record.made.insert(name.to_owned(), content);
+    }
+
     /// Takes an event.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use crate::train::event::Event;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 #[cfg(test)]
 use std::io::BufRead;
 use std::path::Path;
@@ -27,6 +28,8 @@ pub(crate) struct RunRecord {
     pub warnings: Vec<String>,
     /// How the run ended; null while it goes on.
     pub end: Value,
+    /// The adapters that it wrote, when it had ended: hashes of their contents by name. What is said above is of no other ones.
+    pub made: BTreeMap<String, String>,
 }
 
 impl RunRecord {

@@ -3,7 +3,7 @@
 use super::flags::{Role, linears, locate};
 use super::{PREFIX, PeftFolder, floats, refuse, typed};
 use crate::adapters::average::Blocks;
-use crate::adapters::base;
+use crate::adapters::base::Base;
 use crate::adapters::folder::AdapterFolder;
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::methods::lora::{Lora, Names, TokenIndices};
@@ -217,8 +217,7 @@ fn fused(adapter: &AdapterFolder, module: &str) -> bool {
 
 /// Refuses a packed projection whose columns of q, k and v its model alone tells.
 fn told(adapter: &AdapterFolder, module: &str) -> Result<()> {
-    let base = base::recorded(&adapter.meta.extra);
-    if !fused(adapter, module) || !base.is_some_and(|b| base::by_columns(&b)) {
+    if !fused(adapter, module) || !Base::recorded(&adapter.meta.extra).by_columns() {
         return Ok(());
     }
     Err(refuse(

@@ -1,0 +1,154 @@
+//! What an adapter's file says of the model that it was made for, and what of it contradicts the model that it meets.
+//!
+//! Weights are compared in [`base`](super::base). Here it is words: the width, the model's type and the interface. A wrong width cannot
+//! be meant; the others are said, as names differ between libraries where models do not.
+
+use crate::adapters::Adapter;
+use crate::adapters::methods::MethodConfig;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::select::{Family, Interface, Selection};
+
+/// What a file says; nothing for a fresh adapter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Target {
+    /// Width of the model.
+    pub(crate) hidden_size: Option<u64>,
+    /// Its `model_type`; empty where it is not said.
+    pub(crate) model_type: String,
+    /// The text of the interface beside the adapter.
+    pub(crate) interface: Option<String>,
+}
+
+/// The model that an adapter meets.
+pub(crate) struct Met<'a> {
+    pub(crate) selection: &'a Selection,
+    pub(crate) interface: &'a Interface,
+    /// Its `model_type`; empty where it is not known.
+    pub(crate) model_type: &'a str,
+}
+
+impl Met<'_> {
+    /// What contradicts the model in words that may be meant.
+    ///
+    /// # Errors
+    /// What cannot be meant, of all adapters.
+    pub(crate) fn check(&self, adapters: &[Adapter]) -> Result<Vec<Diagnostic>> {
+        let widths: Vec<Diagnostic> = adapters.iter().filter_map(|a| self.width(a)).collect();
+        if !widths.is_empty() {
+            return Err(Error::many(ErrorKind::Method, widths));
+        }
+        let said = |a| [self.kind(a), self.names(a), self.method(a)];
+        Ok(adapters.iter().flat_map(said).flatten().collect())
+    }
+
+    fn width(&self, adapter: &Adapter) -> Option<Diagnostic> {
+        let there = adapter.target.hidden_size?;
+        let selection = self.selection;
+        // A model of several towers has several; its file says one of them.
+        let reads = selection
+            .layers
+            .iter()
+            .filter_map(|l| l.intermediate.as_ref());
+        let makes = selection
+            .layers
+            .iter()
+            .filter_map(|l| l.output_proj.as_ref());
+        let mut widths = reads.map(|l| l.d_in).chain(makes.map(|l| l.d_out));
+        let here = selection.hidden_size as u64;
+        if here == 0 || here == there || widths.any(|w| w as u64 == there) {
+            return None;
+        }
+        let message = format!(
+            "`{}` was made for a model of width {there} (`hidden_size`), and this one is {here} wide",
+            adapter.name
+        );
+        Some(
+            Diagnostic::error("model-differs", message)
+                .help("give the model that it was trained on"),
+        )
+    }
+
+    fn kind(&self, adapter: &Adapter) -> Option<Diagnostic> {
+        let (there, here) = (&*adapter.target.model_type, self.model_type);
+        // The parts of a model are called after it: `clip`, `clip_text_model`.
+        let part = |whole: &str, of: &str| {
+            whole
+                .strip_prefix(of)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+        };
+        if there.is_empty() || here.is_empty() || part(there, here) || part(here, there) {
+            return None;
+        }
+        let message = format!(
+            "`{}` was made for a model of the type `{there}`, and this one is `{here}`",
+            adapter.name
+        );
+        Some(
+            Diagnostic::warning("model-differs", message)
+                .help("where its parameters fit, it is attached all the same"),
+        )
+    }
+
+    fn names(&self, adapter: &Adapter) -> Option<Diagnostic> {
+        let text = adapter.target.interface.as_deref()?;
+        let there = Interface::parse(text, "adapter_interface.json").ok()?;
+        let pairs = there
+            .fields
+            .paths()
+            .into_iter()
+            .zip(self.interface.fields.paths());
+        let stacks = there.stacks().max(self.interface.stacks());
+        let differ = pairs.filter(|((_, a), (_, b))| {
+            (0..stacks).any(|s| matches!((a.get(s), b.get(s)), (Some(a), Some(b)) if a != b))
+        });
+        let lines: Vec<String> = differ
+            .map(|((field, a), (_, b))| {
+                let first = |p: &crate::select::PerStack| p.get(0).unwrap_or_default().to_owned();
+                format!(
+                    "`{}` is \"{}\" there, \"{}\" here",
+                    field.name(),
+                    first(a),
+                    first(b)
+                )
+            })
+            .collect();
+        if lines.is_empty() {
+            return None;
+        }
+        let message = format!(
+            "the interface beside `{}` names other modules than the one in use",
+            adapter.name
+        );
+        Some(
+            Diagnostic::warning("interface-differs", message)
+                .note(lines.join(", "))
+                .help("`--interface FOLDER/adapter_interface.json` takes the adapter's own"),
+        )
+    }
+
+    /// A method that the interface does not list; of a saved adapter, whoever saved it could use it.
+    fn method(&self, adapter: &Adapter) -> Option<Diagnostic> {
+        let listed = &self.interface.fields.adapter_methods;
+        let families: Vec<Family> = listed.iter().filter_map(|w| Family::of(w)).collect();
+        if families.is_empty() || adapter.weights.is_some() {
+            return None;
+        }
+        let mut own = adapter
+            .config
+            .methods()
+            .iter()
+            .filter_map(MethodConfig::family);
+        let other = own.find(|f| !families.contains(f))?;
+        let message = format!(
+            "`{}` is of the family `{}`, which the interface does not list",
+            adapter.name,
+            other.name()
+        );
+        Some(
+            Diagnostic::warning("interface-method", message)
+                .note(format!("`adapter_methods` of {}: {}", self.interface.source, listed.join(", ")))
+                .help("the Adapters library may refuse it for this model; extend `adapter_methods` where it is meant"),
+        )
+    }
+}
