@@ -390,6 +390,12 @@ impl Run {
     /// Adds a head for a task of whole examples, where the graph has none.
     fn give_head(&self, subject: &mut Subject, loaded: &Loaded) -> Result<()> {
         let settings = &self.settings;
+        let names = &loaded.report.label_names;
+        if let Some(SavedHead::Static(head)) = &mut subject.adapted.head
+            && !names.is_empty()
+        {
+            head.name_labels(names);
+        }
         let config = settings.job.head.clone().unwrap_or_default();
         let model = &subject.adapted.model;
         let name = subject.names.last().map_or("", String::as_str);

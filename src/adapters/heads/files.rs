@@ -422,6 +422,13 @@ impl Head {
 }
 
 impl StaticHead {
+    /// Says what its labels are called, in the order of their ids.
+    pub(crate) fn name_labels(&mut self, names: &[String]) {
+        let ids = names.iter().enumerate();
+        self.label2id = Some(ids.map(|(i, n)| (n.clone(), i as i64)).collect());
+        self.num_labels = Some(names.len());
+    }
+
     /// The same as a flexible head, for a base model.
     ///
     /// # Errors

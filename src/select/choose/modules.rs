@@ -181,7 +181,10 @@ impl Scene<'_> {
                 && seen.insert(format!("{}.bias", site.path))
             {
                 let module = site.path.clone();
-                out.push(as_stored(module, "bias", bias, nodes, vec![site.d_out]));
+                let own = as_stored(module, "bias", bias, nodes, vec![site.d_out]);
+                // Exporters store equal biases once, and hand them on.
+                let stored = self.view.root(bias);
+                out.push(ParameterSite { stored, ..own });
             }
         }
         // A table that a head shares is stored under one of the two names.
@@ -251,7 +254,9 @@ impl Scene<'_> {
                         Some(_) => {}
                         None => {
                             let dims = vec![*width as usize];
-                            out.push(as_stored(path.clone(), name, value, vec![n], dims));
+                            let own = as_stored(path.clone(), name, value, vec![n], dims);
+                            let stored = self.view.root(value);
+                            out.push(ParameterSite { stored, ..own });
                         }
                     }
                 }
