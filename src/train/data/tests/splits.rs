@@ -26,7 +26,10 @@ fn write(root: &Path, tree: &serde_json::Map<String, Value>) {
                 lines.join("\n") + "\n"
             }
             "json" if !tree.contains_key("train.csv") => objects.collect::<Value>().to_string(),
-            _ => objects.map(|o| format!("{o}\n")).collect(),
+            _ => {
+                let lines: Vec<String> = objects.map(|o| o.to_string()).collect();
+                lines.join("\n") + "\n"
+            }
         };
         let mut bytes = text.into_bytes();
         if end == "gz" {
