@@ -251,6 +251,10 @@ fn the_template_of_a_training_is_kept_and_used() {
         let out = generate(more);
         assert!(out.status.success(), "{}", stderr(&out));
     }
+    // The template goes where the adapter goes.
+    desk.ok(&["-i", "qwen3", "-a", "out/lora", MODEL, "-o", "new/m.onnx"]);
+    let kept = fs::read_to_string(desk.path("new/lora/chat_template.jinja")).unwrap();
+    assert_eq!(kept, template);
     let args = [
         "eval",
         MODEL,
