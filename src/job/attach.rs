@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
 use crate::select::Interface;
+use crate::text::CHAT_TEMPLATE;
 use std::path::{Path, PathBuf};
 
 /// The interface and the adapters that a job or a command names.
@@ -247,6 +248,23 @@ impl AdapterSettings {
             warn(events, &[found.help(help)])?;
         }
         Ok(last)
+    }
+
+    /// The chat template that an adapter was trained with, where the folder that it is loaded from has one.
+    pub(super) fn template_of(&self, name: &str) -> Option<String> {
+        let kept = |text: &String| {
+            let Ok(spec::Spec::Saved {
+                name: given,
+                folder,
+            }) = spec::parse(text)
+            else {
+                return None;
+            };
+            let template = std::fs::read_to_string(folder.join(CHAT_TEMPLATE)).ok()?;
+            let own = || spec::read_folder(&folder).ok().map(|f| f.name);
+            (given.or_else(own)? == name).then_some(template)
+        };
+        self.adapters.iter().find_map(kept)
     }
 
     /// Number of tasks that the setup chooses from by `task_ids`.

@@ -161,7 +161,9 @@ impl ModelFiles {
             None => return Ok(None),
         };
         for adapter in adapters {
-            if tokenizer.adopt_template(Path::new(spec::split(adapter).1))? {
+            if let Ok(spec::Spec::Saved { folder, .. }) = spec::parse(adapter)
+                && tokenizer.adopt_template(&folder)?
+            {
                 break;
             }
         }

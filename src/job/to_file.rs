@@ -1,7 +1,7 @@
 //! The main job: attaches adapters to a model file and writes the result beside it.
 
 use super::attach::{AdapterSettings, Attaching};
-use super::check::{ensure_absent, exists, keep};
+use super::check::{ensure_absent, exists, keep, write_file};
 use super::event::OnEvent;
 use super::open;
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::infer::Verified;
 use crate::ir::contract::stamp;
 use crate::onnx::{SaveOptions, Saved};
+use crate::text::CHAT_TEMPLATE;
 use indexmap::IndexMap;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -176,6 +177,9 @@ impl AttachToFile {
                 ..WriteOptions::default()
             };
             folder.write(path, options)?;
+            if let Some(template) = self.adapters.template_of(&folder.name) {
+                write_file(&path.join(CHAT_TEMPLATE), template.as_bytes())?;
+            }
             adapted.write_head(&folder.name, path, &store, self.force)?;
         }
         let adapters = folders.into_iter().map(|(p, _)| p).collect();

@@ -28,6 +28,7 @@ use crate::train::{
     Resume, Stop, Task, TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
 };
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -123,8 +124,8 @@ struct Subject {
     decoder_start: DecoderStart,
     masking: Option<Masking>,
     collate: CollateArguments,
-    /// The chat template of the data, which goes into the folders.
-    chat_template: Option<String>,
+    /// The chat template that each adapter was trained with, by name; it goes into the folder.
+    templates: BTreeMap<String, String>,
     /// Settings that the run itself decided, for the record.
     decided: Map<String, Value>,
 }
@@ -278,7 +279,7 @@ impl Run {
             decoder_start: DecoderStart::default(),
             masking: None,
             collate: self.settings.collate,
-            chat_template: None,
+            templates: BTreeMap::new(),
             decided: Map::new(),
             adapted,
             vocabulary,
@@ -334,7 +335,19 @@ impl Run {
         let date = loaded.chat_date.clone();
         let date = date.map(|d| ("chat_date".to_owned(), Value::String(d)));
         subject.decided.extend(date);
-        subject.chat_template.clone_from(&loaded.chat_template);
+        let trained = settings.training.train_adapters.as_ref();
+        for name in &subject.names {
+            let trained = trained.is_none_or(|only| only.contains(name));
+            let own = || self.adapters.template_of(name);
+            let template = loaded
+                .chat_template
+                .clone()
+                .filter(|_| trained)
+                .or_else(own);
+            subject
+                .templates
+                .extend(template.map(|t| (name.clone(), t)));
+        }
         let all = loaded.train.len();
         for i in 0..settings.job.show_examples.min(all) {
             let example = loaded.train.get(i)?;
@@ -576,7 +589,7 @@ impl Subject {
                 ..WriteOptions::default()
             };
             saved.write(&at, options)?;
-            if let Some(template) = &self.chat_template {
+            if let Some(template) = self.templates.get(name) {
                 write_file(&at.join(CHAT_TEMPLATE), template.as_bytes())?;
             }
             self.adapted.write_head(name, &at, store, force)?;

@@ -1,6 +1,7 @@
 //! Which files of a data set are which split: the rules of `datasets` (5.0.1), for a folder and for a repository on the Hub alike.
 //!
-//! Looks at names and at the card (`README.md`) alone, and reads no data. In this order: the configurations that the card lists;
+//! Looks at names and at the card (`README.md`) alone, and reads no data, so that only what belongs to a configuration is pulled from the
+//! Hub, and a listing there and a folder here get one answer. In this order: the configurations that the card lists;
 //! `data/SPLIT-00000-of-00001.*`; a word such as `train` or `test` in the names of folders; one in the names of files; all files as
 //! `train`. Unlike `datasets`, letters of any case are the same (`Test.jsonl` is not trained on), and folders that are data sets of their
 //! own are not read as one.

@@ -14,17 +14,31 @@ fn write(root: &Path, tree: &serde_json::Map<String, Value>) {
             std::fs::write(path, rows.as_str().unwrap()).unwrap();
             continue;
         };
-        let table = Path::new(name).extension().is_some_and(|e| e == "csv");
-        let mut text = String::from(if table { "input_ids\n" } else { "" });
-        for n in number..number + rows {
-            text += &if table {
-                format!("\"[{n}, 0]\"\n")
-            } else {
-                format!("{{\"input_ids\": [{n}, 0]}}\n")
-            };
+        let numbers = number..number + rows;
+        let end = Path::new(name).extension().unwrap().to_str().unwrap();
+        let objects = numbers.clone().map(|n| json!({"input_ids": [n, 0]}));
+        let separator = if end == "csv" { ',' } else { '\t' };
+        let text = match end {
+            "csv" | "tsv" => {
+                let lines = numbers.map(|n| format!("\"[{n}, 0]\"{separator}x"));
+                let head = format!("input_ids{separator}x");
+                let lines: Vec<String> = std::iter::once(head).chain(lines).collect();
+                lines.join("\n") + "\n"
+            }
+            "json" if !tree.contains_key("train.csv") => objects.collect::<Value>().to_string(),
+            _ => {
+                let lines: Vec<String> = objects.map(|o| o.to_string()).collect();
+                lines.join("\n") + "\n"
+            }
+        };
+        let mut bytes = text.into_bytes();
+        if end == "gz" {
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            std::io::Write::write_all(&mut gzip, &bytes).unwrap();
+            bytes = gzip.finish().unwrap();
         }
         number += rows;
-        std::fs::write(path, text).unwrap();
+        std::fs::write(path, bytes).unwrap();
     }
 }
 
