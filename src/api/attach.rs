@@ -300,12 +300,11 @@ impl Adapted {
     /// [`ErrorKind::Method`]: the model has no adapter of this name.
     pub fn folder(&self, name: &str, store: &AdapterStore) -> Result<AdapterFolder> {
         let attached = self.attached.iter().find(|a| a.name == name);
-        let found = match attached {
-            Some(found) => Some(found.config.clone()),
-            None => {
-                let mut there = self.manifest()?.into_iter();
-                there.find(|(n, _)| n == name).map(|(_, config)| config)
-            }
+        let found = if let Some(found) = attached {
+            Some(found.config.clone())
+        } else {
+            let mut there = self.manifest()?.into_iter();
+            there.find(|(n, _)| n == name).map(|(_, config)| config)
         };
         let Some(config) = found else {
             let message = format!("the model has no adapter `{name}`");

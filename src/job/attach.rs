@@ -132,7 +132,7 @@ impl AdapterSettings {
         if let Some((head, own)) = joined {
             adapted.take_head(SavedHead::Static(head), own);
         } else if let Some(saved) = saved {
-            let (model, head) = headed_by(saved, adapted.model, path, how, events)?;
+            let (model, head) = headed_by(&saved, adapted.model, path, how, events)?;
             adapted.model = model;
             adapted.head = head.map(SavedHead::Flexible);
         }
@@ -151,7 +151,7 @@ impl AdapterSettings {
         path: &Path,
         train: bool,
         events: OnEvent<'_>,
-    ) -> Result<(Option<(StaticHead, Config)>, Option<SavedHead>)> {
+    ) -> Result<(Option<OwnHead>, Option<SavedHead>)> {
         let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
         let saved = self.saved_head(&names, events)?;
         let mut head = match (has_head(model), saved) {
@@ -274,6 +274,9 @@ impl AdapterSettings {
     }
 }
 
+/// A head that an adapter has among its own parameters, and the adapter's configuration without it.
+type OwnHead = (StaticHead, Config);
+
 /// How adapters are attached.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Attaching {
@@ -295,7 +298,7 @@ pub(super) fn has_head(model: &Verified) -> bool {
 /// The model with a saved head behind its hidden states, and that head. Where the graph has a head already, it stays, and the saved one
 /// is named.
 pub(super) fn headed_by(
-    saved: SavedHead,
+    saved: &SavedHead,
     model: Verified,
     path: &Path,
     how: Attaching,
@@ -315,7 +318,7 @@ pub(super) fn headed_by(
         unused("the graph has its own head; export the model without one to use the saved one")?;
         return Ok((model, None));
     }
-    let head = match &saved {
+    let head = match saved {
         SavedHead::Flexible(head) => head.clone(),
         SavedHead::Static(head) => match head.flexible() {
             Ok(head) => head,

@@ -81,7 +81,7 @@ impl Merge {
         let (mut merged, said) = fold(&model, &interface, adapters, way)?;
         warn(events, &said)?;
         if let Some(saved) = saved.filter(|_| !self.reset) {
-            merged = headed_by(saved, merged, &self.model, Attaching::default(), events)?.0;
+            merged = headed_by(&saved, merged, &self.model, Attaching::default(), events)?.0;
         }
         let options = SaveOptions {
             force: self.force,

@@ -48,7 +48,7 @@ pub(crate) fn parse_loss(text: &str, divisor: Divisor) -> Loss {
             logits: None,
             divisor,
         },
-        "seq2seq" => Loss::Tokens {
+        "seq2seq" | "masked-lm" => Loss::Tokens {
             shift: false,
             divisor,
             smoothing: 0.0,
@@ -58,11 +58,6 @@ pub(crate) fn parse_loss(text: &str, divisor: Divisor) -> Loss {
         "regression" => rows(RowLoss::Regression, divisor),
         "token-classification" => rows(RowLoss::Tagging, divisor),
         "question-answering" => rows(RowLoss::Spans, divisor),
-        "masked-lm" => Loss::Tokens {
-            shift: false,
-            divisor,
-            smoothing: 0.0,
-        },
         "mse" => Loss::Mse { output: None },
         name => Loss::Named(name.to_owned()),
     }

@@ -544,6 +544,7 @@ fn outputs_grow_with_a_prompt() {
 }
 
 /// Exporters give the mask an axis of its own where the model does not compare its length with that of the tokens.
+#[cfg(feature = "runtime")]
 #[test]
 fn a_mask_with_an_axis_of_its_own_grows_with_a_prompt() {
     use onnx_graft::ir::{DType, Dim, Type};

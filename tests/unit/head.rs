@@ -61,7 +61,7 @@ fn recorded(folder: &std::path::Path) -> Vec<(String, Vec<f32>)> {
     let data = io::read(&folder.join("reference.safetensors")).unwrap();
     let named = data.0.iter();
     named
-        .map(|(k, v)| (k.to_string(), v.to_f32().unwrap()))
+        .map(|(k, v)| (k.clone(), v.to_f32().unwrap()))
         .collect()
 }
 
@@ -228,7 +228,7 @@ fn what_makes_no_head_is_refused() {
     assert!(e.to_string().contains("a head of its own"), "{e}");
     let base = api::open(fixture("bert/model.onnx")).unwrap();
     let config = HeadConfig {
-        activation_function: Some(Some("tann".into())),
+        activation_function: onnx_graft::adapters::heads::Usual::Given(Some("tann".into())),
         ..HeadConfig::default()
     };
     let e = api::attach_head(base, head(config), 0, false).unwrap_err();

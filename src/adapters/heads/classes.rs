@@ -1,7 +1,7 @@
 //! What classes of models say of their heads: which position the library's flexible head reads in a model of each type, and what the
 //! head of a Transformers class is as a flexible one (the library's `STATIC_TO_FLEX_HEAD_MAP`).
 
-use super::{HeadConfig, HeadType, Pooling};
+use super::{HeadConfig, HeadType, Pooling, Usual};
 
 /// Model types with a class of flexible heads: `config.model_type`, the class without `AdapterModel`, and the position that is read.
 const FLEXIBLE: [(&str, &str, Pooling); 25] = [
@@ -109,7 +109,7 @@ pub(crate) fn of_class(class: &str) -> Option<Static> {
     let one = |module: &'static str| {
         let config = HeadConfig {
             layers: Some(1),
-            activation_function: Some(None),
+            activation_function: Usual::Given(None),
             ..base.clone()
         };
         Some((config, vec![(1, module)]))
@@ -117,7 +117,7 @@ pub(crate) fn of_class(class: &str) -> Option<Static> {
     let two = |activation: &str, first: &'static str, last: &'static str| {
         let config = HeadConfig {
             layers: Some(2),
-            activation_function: Some(Some(activation.into())),
+            activation_function: Usual::Given(Some(activation.into())),
             ..base.clone()
         };
         Some((config, vec![(1, first), (4, last)]))
@@ -125,7 +125,7 @@ pub(crate) fn of_class(class: &str) -> Option<Static> {
     let words = |activation: &str, [dense, norm, last]: [&'static str; 3]| {
         let config = HeadConfig {
             layers: Some(2),
-            activation_function: Some(Some(activation.into())),
+            activation_function: Usual::Given(Some(activation.into())),
             layer_norm: Some(true),
             bias: Some(true),
             ..base.clone()
@@ -181,9 +181,8 @@ pub(crate) fn of_class(class: &str) -> Option<Static> {
             let bias = Some(false);
             (HeadConfig { bias, ..c }, m)
         })?,
-        (HeadType::ImageClassification, "ViT") => one("classifier")?,
         (HeadType::Tagging, "Llama" | "Mistral") => one("score")?,
-        (HeadType::Tagging, _) => one("classifier")?,
+        (HeadType::Tagging, _) | (HeadType::ImageClassification, "ViT") => one("classifier")?,
         (HeadType::QuestionAnswering, _) => one("qa_outputs")?,
         (HeadType::MaskedLm, "Bert" | "Deberta" | "DebertaV2") | (HeadType::CausalLm, "Bert") => {
             words("gelu", bert)?
@@ -206,9 +205,8 @@ pub(crate) fn of_class(class: &str) -> Option<Static> {
         (HeadType::MaskedLm | HeadType::CausalLm, "Electra") => words("gelu", electra)?,
         (HeadType::CausalLm, "BertGeneration") => last("lm_head.decoder", true)?,
         (HeadType::CausalLm, "GPTJ") => last("lm_head", true)?,
-        (HeadType::CausalLm, _) => last("lm_head", false)?,
         (HeadType::Seq2seqLm, "Whisper") => last("proj_out", false)?,
-        (HeadType::Seq2seqLm, _) => last("lm_head", false)?,
+        (HeadType::CausalLm | HeadType::Seq2seqLm, _) => last("lm_head", false)?,
         _ => return None,
     };
     config.head_type = head_type;

@@ -180,12 +180,9 @@ pub(crate) struct HeadConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<usize>,
     /// Activation between them (default: tanh; gelu for masked words; none for other language models).
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "given",
-        default
-    )]
-    pub activation_function: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Usual::is_default")]
+    #[schemars(with = "Option<String>")]
+    pub activation_function: Usual,
     /// Names of the labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label2id: Option<BTreeMap<String, i64>>,
@@ -218,9 +215,27 @@ pub(crate) struct HeadConfig {
     pub pooling: Option<Pooling>,
 }
 
-/// A field that may be null, told apart from one that is not there.
-fn given<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Option<String>>, D::Error> {
-    Option::deserialize(d).map(Some)
+/// An activation, or none; or what is usual for the type, where nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Usual {
+    /// What is usual.
+    #[default]
+    Default,
+    /// This one; null for none.
+    Given(Option<String>),
+}
+
+impl Usual {
+    fn is_default(&self) -> bool {
+        *self == Usual::Default
+    }
+}
+
+impl<'de> Deserialize<'de> for Usual {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Option::deserialize(d).map(Usual::Given)
+    }
 }
 
 /// One layer of a head. The numbers are places in the library's `nn.Sequential`.
@@ -338,8 +353,8 @@ impl HeadConfig {
 
     fn activation(&self) -> Option<&str> {
         match &self.activation_function {
-            Some(given) => given.as_deref(),
-            None => self.head_type.usual_activation(),
+            Usual::Given(given) => given.as_deref(),
+            Usual::Default => self.head_type.usual_activation(),
         }
     }
 
