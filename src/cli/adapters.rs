@@ -6,7 +6,7 @@ use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
 use crate::adapters::identifiers;
 use crate::api;
 use crate::error::Result;
-use crate::job::{Average, Convert, Converted, Format, Summed, copy_head, rename_beside, sum_up};
+use crate::job::{Average, Convert, Converted, Format, Summed, copy_beside, rename_beside, sum_up};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ pub(super) fn run(command: &AdapterCommand, ui: &Ui) -> Result<()> {
         } => {
             let (out, path) = rename_beside(folder, name, output.as_deref())?;
             written(&out, &path, *force, ui)?;
-            copy_head(folder, &path, name, *force)
+            copy_beside(folder, &path, name, *force)
         }
         AdapterCommand::Eject {
             folder,
@@ -33,7 +33,7 @@ pub(super) fn run(command: &AdapterCommand, ui: &Ui) -> Result<()> {
         } => {
             let out = api::eject_prefix_tuning(AdapterFolder::read(folder)?)?;
             written(&out, output, *force, ui)?;
-            copy_head(folder, output, &out.name, *force)
+            copy_beside(folder, output, &out.name, *force)
         }
         AdapterCommand::Delete { folder } => deleted(folder, ui),
         AdapterCommand::Convert(args) => converted(args, ui),

@@ -1,7 +1,7 @@
 //! Which interface reads a model, and which adapters it gets.
 
 use super::event::{Event, OnEvent, note, warn};
-use super::model::ModelFiles;
+use super::files::{ModelFiles, in_order};
 use crate::adapters::heads::{Head, Joined, SavedHead, StaticHead};
 use crate::adapters::spec::{self, Spec};
 use crate::adapters::{Adapter, Config, Route, Setup};
@@ -359,11 +359,4 @@ fn tell(adapted: &Adapted, events: OnEvent<'_>) -> Result<()> {
         events(&Event::Trace(format!("  {name} {:?}", param.tensor.dims)))?;
     }
     Ok(())
-}
-
-/// Names in the order of their ids.
-pub(super) fn in_order(ids: impl Iterator<Item = (String, i64)>) -> Vec<String> {
-    let mut names: Vec<(i64, String)> = ids.map(|(name, id)| (id, name)).collect();
-    names.sort_unstable();
-    names.into_iter().map(|(_, name)| name).collect()
 }

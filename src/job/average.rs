@@ -1,7 +1,9 @@
 //! Adapter folders are averaged.
 
 use crate::adapters::folder::{AdapterFolder, WriteOptions};
+use crate::adapters::heads;
 use crate::adapters::{AverageOptions, Combine, average};
+use crate::diag::Diagnostic;
 use crate::error::Result;
 use std::path::PathBuf;
 
@@ -39,7 +41,14 @@ impl Average {
             normalize: self.normalize,
             combine: Combine::named(&self.strategy, self.rank)?,
         };
-        let out = average(&self.name, &adapters, &options)?;
+        let mut out = average(&self.name, &adapters, &options)?;
+        let headed = |p: &&PathBuf| p.join(heads::file::CONFIG).exists();
+        if let Some(first) = self.adapters.iter().find(headed) {
+            let found = format!("the head in {} is not averaged", first.display());
+            let d = Diagnostic::warning("head-ignored", found);
+            out.notes
+                .push(d.help("copy one, or train a new one on the averaged adapter"));
+        }
         let path = self.output.clone();
         let path = path.unwrap_or_else(|| PathBuf::from(&self.name));
         let options = WriteOptions {

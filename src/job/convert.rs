@@ -1,12 +1,14 @@
 //! Adapter folders from one format or name to another.
 
-use super::check::usage;
+use super::check::{usage, write_file};
 use crate::adapters::average::rename;
 use crate::adapters::folder::{AdapterFolder, WriteOptions};
+use crate::adapters::heads::files::copy_renamed;
 use crate::adapters::peft::{self, PeftFolder};
 use crate::adapters::spec::folder_name;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::select::Interface;
+use crate::text::CHAT_TEMPLATE;
 use std::path::{Path, PathBuf};
 
 /// Formats of adapter folders.
@@ -112,4 +114,19 @@ pub(crate) fn rename_beside(
     let out = rename(AdapterFolder::read(from)?, name)?;
     let beside = || from.parent().unwrap_or(Path::new("")).join(name);
     Ok((out, to.map_or_else(beside, Path::to_owned)))
+}
+
+/// Copies what stands beside an adapter, its head and its chat template, to the same adapter under another name.
+///
+/// # Errors
+/// Files that cannot be read, or are there already and `force` is not set.
+pub(crate) fn copy_beside(from: &Path, to: &Path, name: &str, force: bool) -> Result<()> {
+    copy_renamed(from, to, name, force)?;
+    let template = from.join(CHAT_TEMPLATE);
+    if template.exists() {
+        let text =
+            std::fs::read(&template).map_err(|e| Error::io(&template, "cannot be read", e))?;
+        write_file(&to.join(CHAT_TEMPLATE), &text)?;
+    }
+    Ok(())
 }

@@ -3,7 +3,8 @@
 use super::attach::AdapterSettings;
 use super::check::{exists, fits, keep, usage, write_file};
 use super::event::{OnEvent, notes, progress};
-use super::model::{ModelFiles, ModelSettings};
+use super::files::ModelFiles;
+use super::model::ModelSettings;
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
 use crate::adapters::whole_row_adapters;

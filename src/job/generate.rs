@@ -2,7 +2,8 @@
 
 use super::check::{fits, usage};
 use super::event::{Event, OnEvent, progress, warn};
-use super::model::{ModelFiles, ModelSettings};
+use super::files::ModelFiles;
+use super::model::ModelSettings;
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
 use crate::error::Result;

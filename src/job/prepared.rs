@@ -2,7 +2,8 @@
 
 use super::attach::AdapterSettings;
 use super::event::{Event, OnEvent, note, warn};
-use super::model::{ModelFiles, ModelSettings};
+use super::files::ModelFiles;
+use super::model::ModelSettings;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{

@@ -14,35 +14,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(test)]
 use serde_json::json;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 use std::path::Path;
-
-/// The adapters of a job.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub(crate) enum AdapterSpecs {
-    /// The first method that the interface lists.
-    #[default]
-    Default,
-    /// `SPEC` or `NAME=SPEC`.
-    One(String),
-    /// Several of them.
-    Many(Vec<String>),
-    /// Specs by name.
-    Named(BTreeMap<String, String>),
-}
-
-impl AdapterSpecs {
-    /// Each as `SPEC` or `NAME=SPEC`.
-    pub(crate) fn list(&self) -> Vec<String> {
-        match self {
-            AdapterSpecs::Default => Vec::new(),
-            AdapterSpecs::One(s) => vec![s.clone()],
-            AdapterSpecs::Many(list) => list.clone(),
-            AdapterSpecs::Named(map) => map.iter().map(|(n, s)| format!("{n}={s}")).collect(),
-        }
-    }
-}
 
 /// Which model, what is minimised, and where results go. Paths in a job file are relative to the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

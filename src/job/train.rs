@@ -3,9 +3,9 @@
 use super::attach::{AdapterSettings, Attaching};
 use super::check::{fits, usage, write_file};
 use super::event::{Event, OnEvent, note, notes, warn};
+use super::files::ModelFiles;
 use super::folder::RunFolder;
 use super::head::choose_head;
-use super::model::ModelFiles;
 use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
 use super::settings::JobSettings;

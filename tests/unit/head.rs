@@ -175,6 +175,23 @@ fn a_head_is_written_as_it_was_read() {
 }
 
 #[test]
+fn a_head_goes_where_its_renamed_adapter_goes() {
+    use onnx_graft::adapters::heads::files::copy_renamed;
+    for kind in ["tagging", "BertForTokenClassification"] {
+        let from = fixture("bert/heads").join(kind);
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("b");
+        copy_renamed(&from, &to, "b", false).unwrap();
+        let (before, after) = (read(&from, Some("b")), read(&to, Some("b")));
+        assert_eq!(after, before, "{kind}");
+        assert!(copy_renamed(&from, &to, "b", false).is_err());
+        copy_renamed(&from, &to, "b", true).unwrap();
+    }
+    let empty = tempfile::tempdir().unwrap();
+    copy_renamed(empty.path(), &empty.path().join("b"), "b", false).unwrap();
+}
+
+#[test]
 fn stripping_takes_the_head_out() {
     let base = api::open(fixture("bert/model.onnx")).unwrap();
     let text = |m: &Verified| onnx_graft::ir::text::print(m.model());

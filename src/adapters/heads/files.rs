@@ -97,14 +97,10 @@ impl SavedHead {
     /// # Errors
     /// Files that cannot be read or understood.
     pub(crate) fn read(folder: &Path, rename: Option<&str>) -> Result<Option<SavedHead>> {
-        let path = folder.join(file::CONFIG);
-        if !path.exists() {
+        let Some(mut top) = described(folder)? else {
             return Ok(None);
-        }
-        let text =
-            std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
-        let at = |e: Error| e.within(path.display().to_string());
-        let mut top = object(&text).map_err(at)?;
+        };
+        let at = |e: Error| e.within(folder.join(file::CONFIG).display().to_string());
         let mut take = |name: &str| top.shift_remove(name).unwrap_or_default();
         let saved = take("name").as_str().unwrap_or_default().to_owned();
         let config = take("config");
@@ -181,17 +177,25 @@ impl SavedHead {
     }
 }
 
+/// What the head's file in a folder says, if there is one.
+fn described(folder: &Path) -> Result<Option<Map<String, Value>>> {
+    let path = folder.join(file::CONFIG);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+    let top = object(&text).map_err(|e| e.within(path.display().to_string()))?;
+    Ok(Some(top))
+}
+
 /// Copies the head of an adapter's folder into that of the same adapter under another name, if it has one.
 ///
 /// # Errors
 /// Files that cannot be read, or are there already and `force` is not set.
 pub(crate) fn copy_renamed(from: &Path, to: &Path, name: &str, force: bool) -> Result<()> {
-    let path = from.join(file::CONFIG);
-    if !path.exists() {
+    let Some(mut top) = described(from)? else {
         return Ok(());
-    }
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
-    let mut top = object(&text).map_err(|e| e.within(path.display().to_string()))?;
+    };
     let mut tensors = tensors(from)?;
     if let Some(saved) = top.get("name").and_then(Value::as_str) {
         let (old, new) = (format!("heads.{saved}."), format!("heads.{name}."));
