@@ -288,10 +288,13 @@ impl Adapted {
         store: &AdapterStore,
         force: bool,
     ) -> Result<()> {
-        match self.head.as_ref().filter(|h| h.name() == adapter) {
-            Some(head) => head.write(folder, store, &self.model.model().graph, &self.meta, force),
-            None => Ok(()),
-        }
+        let Some(head) = self.head.as_ref().filter(|h| h.name() == adapter) else {
+            return Ok(());
+        };
+        let attached = self.attached.iter().find(|a| a.name == adapter);
+        let saved = attached.and_then(|a| a.meta.clone());
+        let meta = saved.map_or_else(|| self.meta.clone(), |saved| self.meta.under(saved));
+        head.write(folder, store, &self.model.model().graph, &meta, force)
     }
 
     /// The folder of one adapter, with the parameters of `store`.

@@ -102,16 +102,14 @@ fn converted(args: &ConvertArgs, ui: &Ui) -> Result<()> {
     job.force = args.force;
     match job.run()? {
         Converted::Adapterhub(out) => say(&out, &args.output, ui),
-        Converted::Peft(out) => ui.result(
-            &json!({ "folder": args.output, "config": out.config }),
-            || {
-                format!(
-                    "wrote {}{}\n",
-                    args.output.display(),
-                    std::path::MAIN_SEPARATOR
-                )
-            },
-        ),
+        Converted::Peft(out, notes) => {
+            ui.warnings(&notes);
+            let report = json!({ "folder": args.output, "config": out.config });
+            ui.result(&report, || {
+                let separator = std::path::MAIN_SEPARATOR;
+                format!("wrote {}{separator}\n", args.output.display())
+            })
+        }
     }
 }
 

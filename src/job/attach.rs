@@ -2,7 +2,8 @@
 
 use super::event::{Event, OnEvent, note, warn};
 use super::files::{ModelFiles, in_order};
-use crate::adapters::heads::{Head, Joined, SavedHead, StaticHead};
+use crate::adapters::AdapterFolder;
+use crate::adapters::heads::{self, Head, Joined, SavedHead, StaticHead};
 use crate::adapters::spec::{self, Spec};
 use crate::adapters::{Adapter, Config, Route, Setup};
 use crate::api::{self, Adapted, Attach};
@@ -211,6 +212,20 @@ impl AdapterSettings {
             Spec::Fresh { .. } => None,
         };
         self.adapters.iter().filter_map(source).collect()
+    }
+
+    /// Names of the adapters that were saved with a head, and their folders.
+    pub(super) fn headed(&self) -> Vec<(String, PathBuf)> {
+        let named = |text: &String| match spec::parse(text).ok()? {
+            Spec::Saved { name, folder } => {
+                let own = || AdapterFolder::read(&folder).ok().map(|f| f.name);
+                let headed = folder.join(heads::file::CONFIG).exists();
+                let name = headed.then(|| name.or_else(own)).flatten()?;
+                Some((name, folder))
+            }
+            Spec::Fresh { .. } => None,
+        };
+        self.adapters.iter().filter_map(named).collect()
     }
 
     /// Names of the classes of the head that the adapters' folders hold, in the order of their ids.

@@ -3,9 +3,10 @@
 use super::check::{usage, write_file};
 use crate::adapters::average::rename;
 use crate::adapters::folder::{AdapterFolder, WriteOptions};
-use crate::adapters::heads::files::copy_renamed;
+use crate::adapters::heads::{self, files::copy_renamed};
 use crate::adapters::peft::{self, PeftFolder};
 use crate::adapters::spec::folder_name;
+use crate::diag::Diagnostic;
 use crate::error::{Error, Result};
 use crate::select::Interface;
 use crate::text::CHAT_TEMPLATE;
@@ -45,8 +46,8 @@ pub(crate) struct Convert {
 pub(crate) enum Converted {
     /// In AdapterHub's format.
     Adapterhub(AdapterFolder),
-    /// In PEFT's format.
-    Peft(PeftFolder),
+    /// In PEFT's format, and what is to be known of it.
+    Peft(PeftFolder, Vec<Diagnostic>),
 }
 
 impl Convert {
@@ -74,8 +75,14 @@ impl Convert {
         match (self.to, peft::is_peft(&self.folder)) {
             (Format::Peft, false) => {
                 let out = peft::to_peft(&AdapterFolder::read(&self.folder)?)?;
+                let mut notes = Vec::new();
+                if self.folder.join(heads::file::CONFIG).exists() {
+                    let found = "the head that was saved with the adapter is not converted";
+                    let d = Diagnostic::warning("head-ignored", found);
+                    notes.push(d.help("attach the folder as it is to use its head"));
+                }
                 out.write(&self.output, options)?;
-                Ok(Converted::Peft(out))
+                Ok(Converted::Peft(out, notes))
             }
             (Format::Adapterhub, true) => {
                 let interface = self.interface.as_deref().map(Interface::resolve);

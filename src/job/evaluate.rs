@@ -164,7 +164,7 @@ impl Run {
         ])?;
         let files = ModelFiles::at(&resolved.model);
         let mut data: DataArguments = resolved.read()?;
-        files.within_positions(&mut data.max_seq_length, events)?;
+        data.positions = files.within_positions(data.max_seq_length, events)?;
         if data.data.is_none() {
             return Err(usage("no data was given", "--data test.jsonl"));
         }
@@ -366,12 +366,7 @@ impl Run {
     fn answers(&self, events: OnEvent<'_>) -> Result<EvalReport> {
         let task = self.evaluation.task;
         let mut data = self.data.clone();
-        let classes = [
-            Task::Classification,
-            Task::MultiLabel,
-            Task::TokenClassification,
-        ];
-        if classes.contains(&task) && data.label_names.is_none() {
+        if task.has_classes() && data.label_names.is_none() {
             let saved = self.adapters.saved_classes()?;
             data.label_names = saved.or_else(|| self.prepared.files.classes());
         }

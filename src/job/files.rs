@@ -143,28 +143,24 @@ impl ModelFiles {
             .find_map(|name| self.size(name))
     }
 
-    /// Ends rows where the positions of the model end, unless a longer length was asked for.
+    /// Number of positions that the model was made for, at which rows end unless a longer length was asked for.
     pub(super) fn within_positions(
         &self,
-        length: &mut Option<usize>,
+        asked: Option<usize>,
         events: OnEvent<'_>,
-    ) -> Result<()> {
-        /// The usual length.
-        const USUAL: usize = 2048;
-        let Some(most) = self.positions() else {
-            return Ok(());
-        };
-        match *length {
-            None if most < USUAL => *length = Some(most),
-            Some(asked) if asked > most => note(
+    ) -> Result<Option<usize>> {
+        let most = self.positions();
+        if let (Some(asked), Some(most)) = (asked, most)
+            && asked > most
+        {
+            note(
                 events,
                 format!(
                     "warning: `max_seq_length` is {asked}, and the model was made for {most} positions; longer rows may fail"
                 ),
-            )?,
-            None | Some(_) => {}
+            )?;
         }
-        Ok(())
+        Ok(most)
     }
 
     /// Names of the classes in the order of their ids.

@@ -1,6 +1,6 @@
 //! A training job: a model, adapters and data become adapter folders.
 
-use super::attach::{AdapterSettings, Attaching};
+use super::attach::{AdapterSettings, Attaching, has_head};
 use super::check::{fits, usage, write_file};
 use super::event::{Event, OnEvent, note, notes, warn};
 use super::files::ModelFiles;
@@ -12,6 +12,7 @@ use super::settings::JobSettings;
 use crate::adapters::base::Base;
 use crate::adapters::folder::WriteOptions;
 use crate::adapters::heads::SavedHead;
+use crate::adapters::heads::files::copy_renamed;
 use crate::adapters::{AdapterStore, Setup};
 use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
@@ -123,6 +124,8 @@ struct Subject {
     vocabulary: Option<i64>,
     decoder_start: DecoderStart,
     masking: Option<Masking>,
+    /// Folders that adapters with heads were loaded from.
+    heads: Vec<(String, PathBuf)>,
     collate: CollateArguments,
     /// The chat template that each adapter was trained with, by name; it goes into the folder.
     templates: BTreeMap<String, String>,
@@ -141,7 +144,7 @@ impl Run {
         settings.model = resolved.model_settings()?;
         settings.job.model = Some(resolved.model.display().to_string());
         let files = ModelFiles::at(&resolved.model);
-        files.within_positions(&mut settings.data.max_seq_length, events)?;
+        settings.data.positions = files.within_positions(settings.data.max_seq_length, events)?;
         let Some(output) = settings.job.output_dir.as_deref().map(PathBuf::from) else {
             return Err(usage("no output folder was given", "--output-dir out"));
         };
@@ -278,6 +281,7 @@ impl Run {
             names: names.collect(),
             decoder_start: DecoderStart::default(),
             masking: None,
+            heads: self.adapters.headed(),
             collate: self.settings.collate,
             templates: BTreeMap::new(),
             decided: Map::new(),
@@ -308,7 +312,12 @@ impl Run {
             .training
             .data_seed
             .unwrap_or(settings.training.seed);
+        let label_names = match settings.data.label_names.clone() {
+            None if settings.data.task.has_classes() => self.known_classes(subject)?,
+            given => given,
+        };
         let data = DataArguments {
+            label_names,
             task_count: self.adapters.task_count(),
             chat_date: settings.data.chat_date.clone().or_else(|| self.kept_date()),
             ..settings.data.clone()
@@ -355,6 +364,19 @@ impl Run {
             note(events, format!("example {} of {all}:\n{text}", i + 1))?;
         }
         Ok(loaded)
+    }
+
+    /// The classes that the head knows: those of a saved one, else those of the graph's own, unless they are placeholders.
+    fn known_classes(&self, subject: &Subject) -> Result<Option<Vec<String>>> {
+        if let Some(head) = &subject.adapted.head
+            && let Some(names) = self.adapters.saved_classes()?
+            && head.label2id().is_some()
+        {
+            return Ok(Some(names));
+        }
+        let own = has_head(&subject.adapted.model).then(|| self.files.classes());
+        let named = |names: &Vec<String>| names.iter().any(|n| !n.starts_with("LABEL_"));
+        Ok(own.flatten().filter(named))
     }
 
     /// The date that the chat template had in the run that this one goes on with.
@@ -404,10 +426,12 @@ impl Run {
     fn give_head(&self, subject: &mut Subject, loaded: &Loaded) -> Result<()> {
         let settings = &self.settings;
         let names = &loaded.report.label_names;
-        if let Some(SavedHead::Static(head)) = &mut subject.adapted.head
-            && !names.is_empty()
-        {
-            head.name_labels(names);
+        let graph = &subject.adapted.model.model().graph;
+        let width = crate::analyze::logits::logits(graph, None).ok();
+        let width = width.and_then(|v| subject.adapted.model.fact(v)?.size(-1));
+        let width = width.and_then(|n| usize::try_from(n).ok());
+        if let Some(SavedHead::Static(head)) = &mut subject.adapted.head {
+            head.name_labels(names, width.filter(|_| settings.data.task.has_classes()));
         }
         let config = settings.job.head.clone().unwrap_or_default();
         let model = &subject.adapted.model;
@@ -593,6 +617,10 @@ impl Subject {
                 write_file(&at.join(CHAT_TEMPLATE), template.as_bytes())?;
             }
             self.adapted.write_head(name, &at, store, force)?;
+            let own = self.adapted.head.as_ref().map(SavedHead::name) == Some(name);
+            if let Some((_, from)) = self.heads.iter().find(|(n, _)| n == name && !own) {
+                copy_renamed(from, &at, name, force)?;
+            }
             written.push(at);
         }
         Ok(written)

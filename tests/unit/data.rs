@@ -393,3 +393,23 @@ fn rows_with_labels_of_tokens_that_do_not_fit_are_refused() {
     let e = error("question-answering", row);
     assert!(e.contains("`doc_stride` is 128"), "{e}");
 }
+
+/// The tokenizer says how long a row may be, where it says less than the model has positions.
+#[test]
+fn rows_end_where_the_tokenizer_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = fixture("wordpiece/tokenizer.json");
+    std::fs::copy(from, dir.path().join("tokenizer.json")).unwrap();
+    let config = json!({ "model_max_length": 6 }).to_string();
+    std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    let of = |positions, asked| DataArguments {
+        positions,
+        max_seq_length: asked,
+        ..DataArguments::default()
+    };
+    assert_eq!(of(Some(64), None).max_length(Some(&tokenizer)), 6);
+    assert_eq!(of(Some(4), None).max_length(Some(&tokenizer)), 4);
+    assert_eq!(of(Some(64), None).max_length(None), 64);
+    assert_eq!(of(Some(64), Some(100)).max_length(Some(&tokenizer)), 100);
+}

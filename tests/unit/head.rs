@@ -318,3 +318,88 @@ fn tasks_of_tokens_train_a_head_and_are_measured() {
         assert!(report.metrics[measure].is_finite(), "{task}");
     }
 }
+
+/// Rows of a further training come in another order, and not of every class: what a class is stays what it was.
+#[test]
+fn the_classes_of_a_saved_head_stay_what_they_are() {
+    use onnx_graft::job::{Evaluation, Job};
+    use serde_json::{Value, json};
+    let row = |i: usize| {
+        let (label, first) = if i % 2 == 0 { ("yes", 5) } else { ("no", 30) };
+        let ids: Vec<usize> = (0..6).map(|j| first + (i + j) % 10).collect();
+        json!({ "input_ids": ids, "label": label }).to_string()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (forth, back) = (
+        dir.path().join("forth.jsonl"),
+        dir.path().join("back.jsonl"),
+    );
+    let rows: Vec<String> = (0..16).map(row).collect();
+    std::fs::write(&forth, rows.join("\n")).unwrap();
+    let turned: Vec<&str> = rows.iter().rev().map(String::as_str).collect();
+    std::fs::write(&back, turned.join("\n")).unwrap();
+    let model = fixture("bert/model.onnx");
+    let train = |adapter: &str, data: &std::path::Path, out: &str, steps: u64, rate: f64| {
+        let out = dir.path().join(out);
+        let set: [(&str, Value); 6] = [
+            ("task", json!("classification")),
+            ("adapter", json!(adapter)),
+            ("data", json!(data)),
+            ("output_dir", json!(out)),
+            ("max_steps", json!(steps)),
+            ("learning_rate", json!(rate)),
+        ];
+        let job = set
+            .into_iter()
+            .fold(Job::open(&model).unwrap(), |j, (n, v)| j.set(n, v));
+        job.run(&mut |_| Ok(())).unwrap();
+        out.join("a")
+    };
+    let first = train("a=lora[r=4]", &forth, "one", 40, 0.02);
+    let second = train(first.to_str().unwrap(), &back, "two", 1, 1e-7);
+    for folder in [&first, &second] {
+        for data in [&forth, &back] {
+            let evaluation = Evaluation::open(&model).unwrap();
+            let report = evaluation
+                .set("task", "classification")
+                .set("adapter", json!(folder))
+                .set("data", json!(data))
+                .run(&mut |_| Ok(()))
+                .unwrap();
+            assert!(report.metrics["accuracy"] > 0.9, "{}", folder.display());
+        }
+    }
+}
+
+/// An adapter that is not active keeps its head, as it keeps its weights.
+#[test]
+fn a_head_that_is_not_used_stays_in_its_folder() {
+    use onnx_graft::job::Job;
+    use serde_json::json;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("rows.jsonl");
+    let row = |i: usize| json!({ "input_ids": [5, 6, 7 + i], "label": i % 2 }).to_string();
+    std::fs::write(&data, (0..4).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    let model = fixture("bert/model.onnx");
+    let train = |adapters: serde_json::Value, active: &str, out: &str| {
+        let job = Job::open(&model).unwrap().set("task", "classification");
+        let job = job.set("adapter", adapters).set("data", json!(data));
+        let job = job.set("max_steps", 1).set("active", active);
+        let out = dir.path().join(out);
+        job.set("output_dir", json!(out))
+            .run(&mut |_| Ok(()))
+            .unwrap();
+        out
+    };
+    let a = train(json!(["a=lora[r=2]"]), "a", "one").join("a");
+    let b = train(json!(["b=lora[r=2]"]), "b", "two").join("b");
+    let both = train(json!([a, b]), "b", "both");
+    for name in ["a", "b"] {
+        assert!(
+            both.join(name).join("model_head.safetensors").exists(),
+            "{name}"
+        );
+    }
+    let bytes = |p: &std::path::Path| std::fs::read(p.join("model_head.safetensors")).unwrap();
+    assert_eq!(bytes(&both.join("a")), bytes(&a));
+}

@@ -329,14 +329,14 @@ impl AdapterFolder {
     /// Contents of the files, the configuration last.
     fn files(&self, options: WriteOptions) -> Result<Vec<(&'static str, Vec<u8>)>> {
         let mut out = Vec::new();
+        // In one order, whatever file they were read from.
+        let mut tensors = self.weights.tensors.clone();
+        tensors.sort_unstable_keys();
         if options.safetensors {
-            out.push((file::SAFETENSORS, to_safetensors(&self.weights.tensors)?));
+            out.push((file::SAFETENSORS, to_safetensors(&tensors)?));
         }
         if options.torch {
-            out.push((
-                file::TORCH,
-                torch::write("pytorch_adapter", &self.weights.tensors)?,
-            ));
+            out.push((file::TORCH, torch::write("pytorch_adapter", &tensors)?));
         }
         if let Some(text) = &self.interface {
             let whole = Interface::parse(text, file::INTERFACE).ok();

@@ -220,13 +220,40 @@ fn write_all(folder: &Path, tensors: &Tensors, top: &Value, force: bool) -> Resu
     write_files(folder, &files, force)
 }
 
+/// The weights in a folder, by name. Two files of them are the same.
 fn tensors(folder: &Path) -> Result<Tensors> {
     let (safe, pickle) = (folder.join(file::SAFETENSORS), folder.join(file::TORCH));
-    if safe.exists() {
-        read_safetensors(&read_file(&safe)?).map_err(|e| e.within(safe.display().to_string()))
+    let torch =
+        || torch::read(&read_file(&pickle)?).map_err(|e| e.within(pickle.display().to_string()));
+    let mut out = if safe.exists() {
+        let read = read_safetensors(&read_file(&safe)?)
+            .map_err(|e| e.within(safe.display().to_string()))?;
+        if pickle.exists() {
+            let other = torch()?;
+            let same = |(name, t): (&Box<str>, &TensorData)| {
+                other
+                    .get(name)
+                    .is_some_and(|o| o.dims == t.dims && o.bytes() == t.bytes())
+            };
+            if other.len() != read.len() || !read.iter().all(same) {
+                let found = format!(
+                    "{} and {} hold different weights",
+                    file::SAFETENSORS,
+                    file::TORCH
+                );
+                let d = Diagnostic::error("weights-differ", found).at(folder.display().to_string());
+                return Err(Error::new(
+                    ErrorKind::Method,
+                    d.help("delete the older one; a save by the Python library replaces one of them only"),
+                ));
+            }
+        }
+        read
     } else {
-        torch::read(&read_file(&pickle)?).map_err(|e| e.within(pickle.display().to_string()))
-    }
+        torch()?
+    };
+    out.sort_unstable_keys();
+    Ok(out)
 }
 
 /// Writes a head's files into its adapter's folder.
@@ -426,11 +453,21 @@ impl Head {
 }
 
 impl StaticHead {
-    /// Says what its labels are called, in the order of their ids.
-    pub(crate) fn name_labels(&mut self, names: &[String]) {
-        let ids = names.iter().enumerate();
-        self.label2id = Some(ids.map(|(i, n)| (n.clone(), i as i64)).collect());
-        self.num_labels = Some(names.len());
+    /// Says what its labels are called, in the order of their ids; as the library calls those without names, where they have none.
+    pub(crate) fn name_labels(&mut self, names: &[String], count: Option<usize>) {
+        let Some(count) = count.filter(|n| names.is_empty() || names.len() <= *n) else {
+            return;
+        };
+        let name = |i: usize| {
+            names
+                .get(i)
+                .cloned()
+                .unwrap_or_else(|| format!("LABEL_{i}"))
+        };
+        if !names.is_empty() || self.label2id.is_none() {
+            self.label2id = Some((0..count).map(|i| (name(i), i as i64)).collect());
+        }
+        self.num_labels = Some(count);
     }
 
     /// The same as a flexible head, for a base model.

@@ -63,7 +63,10 @@ impl StaticHead {
             .collect();
         let tables: Vec<_> = selection.tables.iter().map(|t| t.value).collect();
         let own = |p: &&ParameterSite| {
-            !p.module.is_empty() && !base.contains(&top(&p.module)) && !tables.contains(&p.stored)
+            !p.module.is_empty()
+                && !p.nodes.is_empty()
+                && !base.contains(&top(&p.module))
+                && !tables.contains(&p.stored)
         };
         let own = selection.parameters.iter().filter(own);
         let weights: IndexMap<Box<str>, TensorData> = own

@@ -116,6 +116,16 @@ pub(crate) enum Task {
     MaskedLm,
 }
 
+impl Task {
+    /// Whether its labels are classes.
+    pub(crate) fn has_classes(self) -> bool {
+        matches!(
+            self,
+            Task::Classification | Task::MultiLabel | Task::TokenClassification
+        )
+    }
+}
+
 /// Which end of a sequence is cut when it is too long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -227,6 +237,9 @@ pub(crate) struct DataArguments {
     pub mlm_probability: f64,
     /// The tasks that the column `task_ids` may name, in the order of their ids.
     pub task_names: Option<Vec<String>>,
+    /// Number of positions that the model was made for, where that is known. No option: it comes from the model.
+    #[serde(skip)]
+    pub positions: Option<usize>,
     /// How many tasks the adapters of the run have, where that is known. No option: it comes from the adapters.
     #[serde(skip)]
     pub task_count: Option<usize>,
@@ -270,6 +283,7 @@ impl Default for DataArguments {
             doc_stride: 128,
             mlm_probability: 0.15,
             task_names: None,
+            positions: None,
             task_count: None,
             on_bad_row: OnBadRow::Error,
             in_memory_max_size: 64 << 20,
@@ -316,7 +330,8 @@ impl DataArguments {
     /// The longest sequence in tokens.
     pub(crate) fn max_length(&self, tokenizer: Option<&Tokenizer>) -> usize {
         let limit = tokenizer.and_then(Tokenizer::max_length).unwrap_or(2048);
-        self.max_seq_length.unwrap_or(limit.min(2048))
+        let limit = limit.min(self.positions.unwrap_or(2048)).min(2048);
+        self.max_seq_length.unwrap_or(limit)
     }
 
     /// Checks values and combinations; every violation is reported.

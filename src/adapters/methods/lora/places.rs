@@ -227,6 +227,10 @@ impl Lora {
         adapted: &FxHashSet<&str>,
         around: &Surroundings<'_, 's>,
     ) -> Option<Place<'s>> {
+        if site.nodes.is_empty() && around.has.is_none() {
+            // Nothing reads it.
+            return None;
+        }
         let is_bias = &*site.name == "bias";
         let of_bias = match self.targets.bias.as_deref() {
             Some("all") => is_bias,
