@@ -325,7 +325,7 @@ fn the_classes_of_a_saved_head_stay_what_they_are() {
     use onnx_graft::job::{Evaluation, Job};
     use serde_json::{Value, json};
     let row = |i: usize| {
-        let (label, first) = if i % 2 == 0 { ("yes", 5) } else { ("no", 30) };
+        let (label, first) = [("yes", 5), ("no", 30)][i % 2];
         let ids: Vec<usize> = (0..6).map(|j| first + (i + j) % 10).collect();
         json!({ "input_ids": ids, "label": label }).to_string()
     };

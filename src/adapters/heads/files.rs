@@ -230,12 +230,11 @@ fn tensors(folder: &Path) -> Result<Tensors> {
             .map_err(|e| e.within(safe.display().to_string()))?;
         if pickle.exists() {
             let other = torch()?;
-            let same = |(name, t): (&Box<str>, &TensorData)| {
-                other
-                    .get(name)
-                    .is_some_and(|o| o.dims == t.dims && o.bytes() == t.bytes())
+            let same = |name: &str, t: &TensorData| {
+                let other = other.get(name);
+                other.is_some_and(|o| o.dims == t.dims && o.bytes() == t.bytes())
             };
-            if other.len() != read.len() || !read.iter().all(same) {
+            if other.len() != read.len() || !read.iter().all(|(name, t)| same(name, t)) {
                 let found = format!(
                     "{} and {} hold different weights",
                     file::SAFETENSORS,
