@@ -4,6 +4,8 @@ use super::{adapter, manifest, open, opened, summed_up};
 use crate::adapters::base::{Base, check_finite};
 use crate::adapters::folder::{AdapterFolder, Meta};
 use crate::adapters::heads::SavedHead;
+#[cfg(feature = "train")]
+use crate::adapters::heads::files::copy_renamed;
 use crate::adapters::manifest::Manifest;
 use crate::adapters::plan::plan;
 use crate::adapters::summary::Summary;
@@ -196,6 +198,7 @@ impl Attach {
             attached,
             idle,
             head: None,
+            headed: Vec::new(),
         })
     }
 }
@@ -241,6 +244,8 @@ pub struct Adapted {
     idle: AdapterStore,
     /// The head that was attached along.
     pub(crate) head: Option<SavedHead>,
+    /// Adapters that were saved with a head, and their folders.
+    pub(crate) headed: Vec<(String, PathBuf)>,
 }
 
 impl Adapted {
@@ -279,7 +284,14 @@ impl Adapted {
         self.head = Some(head);
     }
 
-    /// Writes the head that an adapter has into its folder, with the parameters of `store`.
+    /// What an adapter's file says of the model: what it said before, and what it did not.
+    fn meta_of(&self, adapter: &str) -> Meta {
+        let attached = self.attached.iter().find(|a| a.name == adapter);
+        let saved = attached.and_then(|a| a.meta.clone());
+        saved.map_or_else(|| self.meta.clone(), |saved| self.meta.under(saved))
+    }
+
+    /// Writes the head that an adapter has into its folder, with the parameters of `store`; one that is no part of the graph as it was.
     #[cfg(feature = "train")]
     pub(crate) fn write_head(
         &self,
@@ -288,13 +300,14 @@ impl Adapted {
         store: &AdapterStore,
         force: bool,
     ) -> Result<()> {
-        let Some(head) = self.head.as_ref().filter(|h| h.name() == adapter) else {
-            return Ok(());
-        };
-        let attached = self.attached.iter().find(|a| a.name == adapter);
-        let saved = attached.and_then(|a| a.meta.clone());
-        let meta = saved.map_or_else(|| self.meta.clone(), |saved| self.meta.under(saved));
-        head.write(folder, store, &self.model.model().graph, &meta, force)
+        if let Some(head) = self.head.as_ref().filter(|h| h.name() == adapter) {
+            let meta = self.meta_of(adapter);
+            return head.write(folder, store, &self.model.model().graph, &meta, force);
+        }
+        match self.headed.iter().find(|(name, _)| name == adapter) {
+            Some((name, from)) => copy_renamed(from, folder, name, force),
+            None => Ok(()),
+        }
     }
 
     /// The folder of one adapter, with the parameters of `store`.
@@ -323,8 +336,7 @@ impl Adapted {
         } else {
             store
         };
-        let saved = attached.and_then(|a| a.meta.clone());
-        let mut meta = saved.map_or_else(|| self.meta.clone(), |saved| self.meta.under(saved));
+        let mut meta = self.meta_of(name);
         let manifest = Manifest::read(self.model.model());
         let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;
         if manifest.adapters.iter().any(|a| a.name == name && a.thirds) {

@@ -2,7 +2,6 @@
 
 use super::event::{Event, OnEvent, note, warn};
 use super::files::{ModelFiles, in_order};
-use crate::adapters::AdapterFolder;
 use crate::adapters::heads::{self, Head, Joined, SavedHead, StaticHead};
 use crate::adapters::spec::{self, Spec};
 use crate::adapters::{Adapter, Config, Route, Setup};
@@ -115,6 +114,7 @@ impl AdapterSettings {
         events: OnEvent<'_>,
     ) -> Result<Adapted> {
         let mut adapters = self.load(interface, events)?;
+        let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
         let setup = self.setup(&adapters)?;
         let (joined, saved) = self.join_head(
             &mut adapters,
@@ -130,6 +130,7 @@ impl AdapterSettings {
             attach = attach.route(route);
         }
         let mut adapted = attach.seed(how.seed).training(how.training).run()?;
+        adapted.headed = self.headed(&names);
         if let Some((head, own)) = joined {
             adapted.take_head(SavedHead::Static(head), own);
         } else if let Some(saved) = saved {
@@ -214,18 +215,19 @@ impl AdapterSettings {
         self.adapters.iter().filter_map(source).collect()
     }
 
-    /// Names of the adapters that were saved with a head, and their folders.
-    pub(super) fn headed(&self) -> Vec<(String, PathBuf)> {
-        let named = |text: &String| match spec::parse(text).ok()? {
-            Spec::Saved { name, folder } => {
-                let own = || AdapterFolder::read(&folder).ok().map(|f| f.name);
-                let headed = folder.join(heads::file::CONFIG).exists();
-                let name = headed.then(|| name.or_else(own)).flatten()?;
-                Some((name, folder))
-            }
-            Spec::Fresh { .. } => None,
+    /// The adapters that were saved with a head, and their folders. `names` are those of all adapters, in order.
+    fn headed(&self, names: &[String]) -> Vec<(String, PathBuf)> {
+        let folder = |text: &String| {
+            let folder = text.split_once('=').map_or(text.as_str(), |(_, spec)| spec);
+            let mut places = [text.as_str(), folder].into_iter().map(Path::new);
+            let place = places.find(|p| p.is_dir() && !spec::is_identifier(folder))?;
+            let headed = place.join(heads::file::CONFIG).exists();
+            headed.then(|| place.to_owned())
         };
-        self.adapters.iter().filter_map(named).collect()
+        let named = self.adapters.iter().zip(names);
+        named
+            .filter_map(|(text, name)| Some((name.clone(), folder(text)?)))
+            .collect()
     }
 
     /// Names of the classes of the head that the adapters' folders hold, in the order of their ids.
@@ -239,17 +241,12 @@ impl AdapterSettings {
     fn saved_head(&self, names: &[String], events: OnEvent<'_>) -> Result<Option<SavedHead>> {
         let active = self.active.as_deref().and_then(|t| Setup::parse(t).ok());
         let mut found: Vec<(usize, SavedHead)> = Vec::new();
-        for (text, name) in self.adapters.iter().zip(names) {
-            let folder = text.split_once('=').map_or(text.as_str(), |(_, spec)| spec);
-            let mut places = [text.as_str(), folder].into_iter().map(Path::new);
-            let Some(place) = places.find(|p| p.is_dir() && !spec::is_identifier(folder)) else {
-                continue;
-            };
+        for (name, place) in self.headed(names) {
             let at = match &active {
-                Some(setup) => setup.names().iter().position(|n| n == name),
+                Some(setup) => setup.names().iter().position(|n| *n == name),
                 None => Some(found.len()),
             };
-            if let (Some(at), Some(head)) = (at, SavedHead::read(place, Some(name))?) {
+            if let (Some(at), Some(head)) = (at, SavedHead::read(&place, Some(&name))?) {
                 found.push((at, head));
             }
         }

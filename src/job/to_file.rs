@@ -5,7 +5,6 @@ use super::check::{ensure_absent, exists, keep, write_file};
 use super::event::OnEvent;
 use super::open;
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
-use crate::adapters::heads::{SavedHead, files::copy_renamed};
 use crate::adapters::place::Kind;
 use crate::adapters::summary::Summary;
 use crate::api::Adapted;
@@ -182,11 +181,6 @@ impl AttachToFile {
                 write_file(&path.join(CHAT_TEMPLATE), template.as_bytes())?;
             }
             adapted.write_head(&folder.name, path, &store, self.force)?;
-            let own = adapted.head.as_ref().map(SavedHead::name) == Some(&folder.name);
-            let heads = self.adapters.headed();
-            if let Some((name, from)) = heads.iter().find(|(n, _)| *n == folder.name && !own) {
-                copy_renamed(from, path, name, self.force)?;
-            }
         }
         let adapters = folders.into_iter().map(|(p, _)| p).collect();
         Ok(Written::Files { saved, adapters })

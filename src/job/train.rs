@@ -12,7 +12,6 @@ use super::settings::JobSettings;
 use crate::adapters::base::Base;
 use crate::adapters::folder::WriteOptions;
 use crate::adapters::heads::SavedHead;
-use crate::adapters::heads::files::copy_renamed;
 use crate::adapters::{AdapterStore, Setup};
 use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
@@ -124,8 +123,6 @@ struct Subject {
     vocabulary: Option<i64>,
     decoder_start: DecoderStart,
     masking: Option<Masking>,
-    /// Folders that adapters with heads were loaded from.
-    heads: Vec<(String, PathBuf)>,
     collate: CollateArguments,
     /// The chat template that each adapter was trained with, by name; it goes into the folder.
     templates: BTreeMap<String, String>,
@@ -281,7 +278,6 @@ impl Run {
             names: names.collect(),
             decoder_start: DecoderStart::default(),
             masking: None,
-            heads: self.adapters.headed(),
             collate: self.settings.collate,
             templates: BTreeMap::new(),
             decided: Map::new(),
@@ -617,10 +613,6 @@ impl Subject {
                 write_file(&at.join(CHAT_TEMPLATE), template.as_bytes())?;
             }
             self.adapted.write_head(name, &at, store, force)?;
-            let own = self.adapted.head.as_ref().map(SavedHead::name) == Some(name);
-            if let Some((_, from)) = self.heads.iter().find(|(n, _)| n == name && !own) {
-                copy_renamed(from, &at, name, force)?;
-            }
             written.push(at);
         }
         Ok(written)
