@@ -27,11 +27,14 @@ pub(crate) fn usage(view: View<'_>, n: NodeId, slot: u32) -> Option<Usage> {
     (view.is(n, "Cast") && float(view.out(n))).then_some(Usage::Number)
 }
 
-/// Every value by which positions are looked up or become angles, with the readers that do so.
+/// Every value by which positions are looked up or become angles, with the readers that do so; nodes of `others` are no readers.
 ///
 /// # Errors
 /// When no positions are found, or they become something that is not known here (a bias by distance, for example).
-pub(crate) fn uses(view: View<'_>) -> Result<Vec<(ValueId, Vec<Use>)>, Diagnostic> {
+pub(crate) fn uses(
+    view: View<'_>,
+    others: &FxHashSet<NodeId>,
+) -> Result<Vec<(ValueId, Vec<Use>)>, Diagnostic> {
     let graph = view.graph;
     let reached = reach(view, &|_| true);
     // The difference of two positions is none.
@@ -51,6 +54,9 @@ pub(crate) fn uses(view: View<'_>) -> Result<Vec<(ValueId, Vec<Use>)>, Diagnosti
         let mut readers = Vec::new();
         for u in graph.uses(v) {
             let Use::Input(n, slot) = u else { continue };
+            if others.contains(&n) {
+                continue;
+            }
             let used = match usage(view, n, slot) {
                 Some(Usage::Table) => Some(true),
                 Some(Usage::Number) => becomes(view, n),
@@ -81,6 +87,22 @@ pub(crate) fn uses(view: View<'_>) -> Result<Vec<(ValueId, Vec<Use>)>, Diagnosti
         .help("export the model with the input `position_ids`"));
     }
     Ok(out)
+}
+
+/// Nodes that values are made of, without what gives them their shape alone.
+pub(crate) fn makers(view: View<'_>, values: &[ValueId]) -> FxHashSet<NodeId> {
+    let mut out = FxHashSet::default();
+    let mut todo = values.to_vec();
+    while let Some(v) = todo.pop() {
+        let Some((n, _)) = view.graph.producer(v) else {
+            continue;
+        };
+        if !view.measures(n) && out.insert(n) {
+            todo.extend(view.graph.node_inputs(n).into_iter().flatten());
+            todo.extend(view.graph.node_captures(n));
+        }
+    }
+    out
 }
 
 /// All integers that are made of positions, through nodes that are let through.

@@ -15,7 +15,7 @@ use crate::analyze::positions;
 use crate::diag::Diagnostic;
 use crate::ir::{Builder, DType, NodeId, Spot, Val, ValueId};
 use crate::select::{AttentionSite, Family, Layer};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -51,6 +51,13 @@ pub(crate) struct PrefixTuning {
     /// Whether positions are counted behind the prefix, as PEFT does: the prefix is a cache there. The Adapters library counts from 0.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shift_positions: bool,
+    /// Number of layers whose prefixes the parameter holds, if there are more of them than layers with one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_layers: Option<usize>,
+    /// Whether layer `i` has the entries `4i` and `4i + 1` of the keys and values of all layers, counted around, as in PEFT's prefix of
+    /// an encoder-decoder (`num_transformer_submodules` is 2 there).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub every_other: bool,
     /// Seed of the initial values.
     pub init_weights_seed: Option<i64>,
     /// Keys of other versions.
@@ -73,6 +80,8 @@ impl Default for PrefixTuning {
             use_gating: false,
             shared_gating: true,
             shift_positions: false,
+            num_layers: None,
+            every_other: false,
             init_weights_seed: None,
             extra: Map::new(),
         }
@@ -172,15 +181,32 @@ impl Method for PrefixTuning {
                 layers.push(f.layer.index);
             }
         }
+        let encoder = if self.shift_positions {
+            encoder(&all, around)?
+        } else {
+            FxHashSet::default()
+        };
         let mut out = Vec::with_capacity(2 * found.len());
         for f in found {
             let layers = &numbers[&(&*f.room, f.location)];
+            let parts = self.num_layers.unwrap_or(layers.len());
+            if parts < layers.len() {
+                return Err(Diagnostic::error(
+                    "prefix-layers",
+                    format!(
+                        "the prefix has keys and values of {parts} layers, and the model has {}",
+                        layers.len()
+                    ),
+                )
+                .at(f.layer.path.to_string())
+                .help("it belongs to a smaller model"));
+            }
             let homes = homes(&all, &f.room, around);
             let core = Arc::new(f.site.core(around.view())?);
             let scope = format!("{}.{}", pooled(&f.module, around), f.location);
             // One place has the positions of the whole model counted behind the prefix.
-            let positions = if self.shift_positions && out.is_empty() {
-                positions::uses(around.view())?
+            let positions = if self.shift_positions && out.is_empty() && core.bias.is_none() {
+                positions::uses(around.view(), &encoder)?
             } else {
                 Vec::new()
             };
@@ -197,7 +223,7 @@ impl Method for PrefixTuning {
                     .iter()
                     .position(|l| *l == f.layer.index)
                     .unwrap_or_default(),
-                parts: layers.len(),
+                parts,
                 width: around.width(f.layer.input),
                 scopes: homes
                     .iter()
@@ -277,7 +303,7 @@ impl Method for PrefixTuning {
             .then(|| cx.gate_of(state.x, p.get("weight"), p.get("bias")));
         // `[batch or 1, kv_heads, P, head]`.
         let prefix = |kind: usize| {
-            let row = (2 * pool.index + kind) as i64;
+            let row = self.row(pool, kind) as i64;
             let prefix = b.squeeze(b.slice(table, 0, row, row + 1), &[0]);
             let Some(gates) = gates else { return prefix };
             let column = if kind == 0 {
@@ -292,7 +318,7 @@ impl Method for PrefixTuning {
         let n = self.prefix_length;
         let mixed = state.values.unwrap_or_else(|| cx.current(core.values));
         Ok(State {
-            out: with_scores(core, keys, state.out, (n, pool.window), cx)?,
+            out: self.with_scores(core, keys, state.out, pool.window, cx)?,
             values: Some(with_values(core, values, mixed, n, cx)),
             delta: Some(keys),
             ..state
@@ -360,6 +386,18 @@ fn attentions<'s>(around: &Surroundings<'_, 's>) -> Vec<Found<'s>> {
     out
 }
 
+/// Nodes that the encoder is made of: all that the values of cross-attentions are made of.
+fn encoder(
+    all: &[Found<'_>],
+    around: &Surroundings<'_, '_>,
+) -> Result<FxHashSet<NodeId>, Diagnostic> {
+    let mut values = Vec::new();
+    for f in all.iter().filter(|f| f.location == "cross_prefix") {
+        values.push(f.site.core(around.view())?.values);
+    }
+    Ok(positions::makers(around.view(), &values))
+}
+
 /// Module of the pool's copy in an attention, for the adapter.
 fn pooled(module: &str, around: &Surroundings<'_, '_>) -> String {
     around.scope(&format!("{module}.pool"), "prefix_tunings")
@@ -421,15 +459,8 @@ impl PrefixTuning {
 
     /// Has everything that reads positions read them behind the prefix, where this is the place that says where.
     fn shift(&self, place: &Place<'_>, cx: &BuildCx<'_>) -> Result<(), Diagnostic> {
-        let (core, pool) = parts(place)?;
+        let (_, pool) = parts(place)?;
         let b = cx.b;
-        if core.bias.is_some() {
-            return Err(Diagnostic::error(
-                "prefix-bias",
-                "`shift_positions` in front of a bias by relative position: PEFT has no such prefix",
-            )
-            .at(place.scope.clone()));
-        }
         for (v, uses) in &*pool.positions {
             if cx.current(*v) != Val::Old(*v) {
                 return Err(Diagnostic::error(
@@ -470,6 +501,15 @@ impl PrefixTuning {
         .help("leave out whole stacks, or none of their layers"))
     }
 
+    /// Where the keys (0) or values (1) of a layer are among all of the table.
+    fn row(&self, pool: &Pool, kind: usize) -> usize {
+        if self.every_other {
+            (4 * pool.index + kind) % (2 * pool.parts)
+        } else {
+            2 * pool.index + kind
+        }
+    }
+
     fn gates(&self) -> usize {
         if self.shared_gating { 1 } else { 2 }
     }
@@ -508,32 +548,124 @@ impl PrefixTuning {
             b.transpose(table, &[2, 0, 3, 1, 4])
         })
     }
-}
 
-/// The bias by relative position for keys behind `length` others: `[…, queries, length + keys]`. Masks are zero there.
-fn longer_bias(bias: &RelativeBias, length: usize, cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
-    let b = cx.b;
-    let distance = cx.current(bias.distance);
-    let steps: Vec<i64> = (0..length as i64).collect();
-    let like = |v: Val| b.op("CastLike", &[v, distance], &[]);
-    let first = b.add(b.slice(distance, 1, 0, 1), like(b.ints(&steps)));
-    let rest = b.add(distance, like(b.ints(&[length as i64])));
-    let mut map = FxHashMap::from_iter([(bias.distance, b.concat(&[first, rest], 1))]);
-    for &mask in &bias.masks {
-        let now = cx.current(mask);
-        let size = b.ints(&[length as i64]);
-        let shape = b.concat(&[b.slice(b.shape(now), 0, 0, -1), size], 0);
-        let zero = b.op("CastLike", &[b.scalar(0.0), now], &[]);
-        let zeros = b.op("Expand", &[zero, shape], &[]);
-        map.insert(mask, b.concat(&[zeros, now], -1));
+    /// The bias by relative position for keys behind `length` others: `[…, queries, length + keys]`. Masks are zero there.
+    ///
+    /// The library counts the queries from 0 and so has the keys move away from them; where positions are counted behind the prefix, both
+    /// move, and the prefix is further and further behind.
+    fn longer_bias(&self, bias: &RelativeBias, cx: &BuildCx<'_>) -> Result<Val, Diagnostic> {
+        let b = cx.b;
+        let length = self.prefix_length as i64;
+        let (first, moved) = if self.shift_positions {
+            (-length, 0)
+        } else {
+            (0, length)
+        };
+        let distance = cx.current(bias.distance);
+        let steps: Vec<i64> = (first..first + length).collect();
+        let like = |v: Val| b.op("CastLike", &[v, distance], &[]);
+        let first = b.add(b.slice(distance, 1, 0, 1), like(b.ints(&steps)));
+        let rest = b.add(distance, like(b.ints(&[moved])));
+        let mut map = FxHashMap::from_iter([(bias.distance, b.concat(&[first, rest], 1))]);
+        for &mask in &bias.masks {
+            let now = cx.current(mask);
+            let size = b.ints(&[length]);
+            let shape = b.concat(&[b.slice(b.shape(now), 0, 0, -1), size], 0);
+            let zero = b.op("CastLike", &[b.scalar(0.0), now], &[]);
+            let zeros = b.op("Expand", &[zero, shape], &[]);
+            map.insert(mask, b.concat(&[zeros, now], -1));
+        }
+        copy(cx.graph, b, &bias.nodes, &mut map, &|v| cx.current(v));
+        map.get(&bias.value).copied().ok_or_else(|| {
+            Diagnostic::error(
+                "relative-bias",
+                "the bias by relative position cannot be computed again",
+            )
+        })
     }
-    copy(cx.graph, b, &bias.nodes, &mut map, &|v| cx.current(v));
-    map.get(&bias.value).copied().ok_or_else(|| {
-        Diagnostic::error(
-            "relative-bias",
-            "the bias by relative position cannot be computed again",
-        )
-    })
+
+    /// Scores of the prefix in front of the others: `[queries·prefixᵀ, scores]`.
+    fn with_scores(
+        &self,
+        core: &AttentionCore,
+        prefix: Val,
+        scores: Val,
+        window: Option<u64>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Val, Diagnostic> {
+        let (b, length) = (cx.b, self.prefix_length);
+        let bias = match &core.bias {
+            None => None,
+            Some(bias) => {
+                let whole = cx.once_or(
+                    &format!(
+                        "bias {} {length} {}",
+                        bias.value.index(),
+                        self.shift_positions
+                    ),
+                    || self.longer_bias(bias, cx),
+                )?;
+                Some((bias, whole))
+            }
+        };
+        let float = b.float();
+        let cast = |v: Val, from: DType, to: DType| if from == to { v } else { b.cast(v, to) };
+        let dtype = core.dtype.unwrap_or(cx.base);
+        let mut queries = cast(cx.current(core.queries), dtype, float);
+        let mut keys = match core.query_heads {
+            HeadAxis::Grouped => prefix,
+            HeadAxis::Query | HeadAxis::Kv | HeadAxis::Flat => repeated(core, prefix, length, cx),
+        };
+        if core.query_heads == HeadAxis::Grouped {
+            keys = b.unsqueeze(keys, &[2]);
+        }
+        if core.query_heads == HeadAxis::Flat {
+            let rest = b.slice(b.shape(queries), 0, 1, 3);
+            let shape = b.concat(&[b.ints(&[-1, core.heads as i64]), rest], 0);
+            queries = b.reshape(queries, shape);
+        }
+        let perm: &[i64] = if core.query_heads == HeadAxis::Grouped {
+            &[0, 1, 2, 4, 3]
+        } else {
+            &[0, 1, 3, 2]
+        };
+        let mut own = cast(b.matmul(queries, b.transpose(keys, perm)), float, dtype);
+        let mut now = dtype;
+        let mut reshaped = core.query_heads == HeadAxis::Flat;
+        for step in &core.then {
+            match *step {
+                Step::Mul(v) => own = b.mul(own, cx.current(v)),
+                Step::Div(v) => own = b.div(own, cx.current(v)),
+                Step::Scale(x) => own = b.mul(own, b.scalar_of(x, now)),
+                Step::Tanh => own = b.unary("Tanh", own),
+                Step::Cast(to) => {
+                    own = cast(own, now, to);
+                    now = to;
+                }
+                Step::Reshape => reshaped = true,
+                Step::Bias => {
+                    if let Some((_, whole)) = bias {
+                        own = b.add(own, b.slice(whole, -1, 0, length as i64));
+                    }
+                }
+            }
+        }
+        if reshaped {
+            let leading = b.slice(b.shape(scores), 0, 0, -1);
+            own = b.reshape(own, b.concat(&[leading, b.ints(&[length as i64])], 0));
+        }
+        if let Some(window) = window {
+            own = within(window, own, (length, now), cx);
+        }
+        let mut others = scores;
+        if let Some((bias, whole)) = bias {
+            let moved = b.slice(whole, -1, length as i64, i64::MAX);
+            let mut map = FxHashMap::from_iter([(bias.value, moved)]);
+            copy(cx.graph, b, &bias.chain, &mut map, &|v| cx.current(v));
+            others = map.get(&core.scores).copied().unwrap_or(scores);
+        }
+        Ok(b.concat(&[own, others], -1))
+    }
 }
 
 /// `[batch or 1, kv_heads, P, head]` with every head as often as queries share it.
@@ -565,83 +697,6 @@ fn longer_rows(
     let keys = b.slice(b.shape(x), 0, -1, i64::MAX);
     let shape = b.concat(&[leading, keys], 0);
     Some((graph.output(n, 0)?, b.reshape(x, shape)))
-}
-
-/// Scores of the prefix in front of the others: `[queries·prefixᵀ, scores]`.
-fn with_scores(
-    core: &AttentionCore,
-    prefix: Val,
-    scores: Val,
-    (length, window): (usize, Option<u64>),
-    cx: &BuildCx<'_>,
-) -> Result<Val, Diagnostic> {
-    let b = cx.b;
-    let bias = match &core.bias {
-        None => None,
-        Some(bias) => {
-            let whole = cx.once_or(&format!("bias {} {length}", bias.value.index()), || {
-                longer_bias(bias, length, cx)
-            })?;
-            Some((bias, whole))
-        }
-    };
-    let float = b.float();
-    let cast = |v: Val, from: DType, to: DType| if from == to { v } else { b.cast(v, to) };
-    let dtype = core.dtype.unwrap_or(cx.base);
-    let mut queries = cast(cx.current(core.queries), dtype, float);
-    let mut keys = match core.query_heads {
-        HeadAxis::Grouped => prefix,
-        HeadAxis::Query | HeadAxis::Kv | HeadAxis::Flat => repeated(core, prefix, length, cx),
-    };
-    if core.query_heads == HeadAxis::Grouped {
-        keys = b.unsqueeze(keys, &[2]);
-    }
-    if core.query_heads == HeadAxis::Flat {
-        let rest = b.slice(b.shape(queries), 0, 1, 3);
-        let shape = b.concat(&[b.ints(&[-1, core.heads as i64]), rest], 0);
-        queries = b.reshape(queries, shape);
-    }
-    let perm: &[i64] = if core.query_heads == HeadAxis::Grouped {
-        &[0, 1, 2, 4, 3]
-    } else {
-        &[0, 1, 3, 2]
-    };
-    let mut own = cast(b.matmul(queries, b.transpose(keys, perm)), float, dtype);
-    let mut now = dtype;
-    let mut reshaped = core.query_heads == HeadAxis::Flat;
-    for step in &core.then {
-        match *step {
-            Step::Mul(v) => own = b.mul(own, cx.current(v)),
-            Step::Div(v) => own = b.div(own, cx.current(v)),
-            Step::Scale(x) => own = b.mul(own, b.scalar_of(x, now)),
-            Step::Tanh => own = b.unary("Tanh", own),
-            Step::Cast(to) => {
-                own = cast(own, now, to);
-                now = to;
-            }
-            Step::Reshape => reshaped = true,
-            Step::Bias => {
-                if let Some((_, whole)) = bias {
-                    own = b.add(own, b.slice(whole, -1, 0, length as i64));
-                }
-            }
-        }
-    }
-    if reshaped {
-        let leading = b.slice(b.shape(scores), 0, 0, -1);
-        own = b.reshape(own, b.concat(&[leading, b.ints(&[length as i64])], 0));
-    }
-    if let Some(window) = window {
-        own = within(window, own, (length, now), cx);
-    }
-    let mut others = scores;
-    if let Some((bias, whole)) = bias {
-        let moved = b.slice(whole, -1, length as i64, i64::MAX);
-        let mut map = FxHashMap::from_iter([(bias.value, moved)]);
-        copy(cx.graph, b, &bias.chain, &mut map, &|v| cx.current(v));
-        others = map.get(&core.scores).copied().unwrap_or(scores);
-    }
-    Ok(b.concat(&[own, others], -1))
 }
 
 /// Scores of a prefix `[…, queries, P]` that leaves a window: position `j` of it is seen by the query `i` behind it if `P + i - j` is

@@ -381,9 +381,9 @@ fn learned(
             .map_err(|e| refuse(e.to_string(), "the configuration is not right"))?;
     }
     let (mut own, mut tensors) = (None, IndexMap::new());
+    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     for (key, tensor) in &peft.tensors {
         if let ("prompt_embeddings", [rows, width]) = (&**key, &tensor.dims[..]) {
-            let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
             own = Some((tensor, [size(*rows), size(*width)]));
             continue;
         }
@@ -414,12 +414,6 @@ fn learned(
         };
         config.into()
     } else {
-        if both {
-            return Err(refuse(
-                "`num_transformer_submodules` is 2: PEFT's prefix of an encoder-decoder",
-                "prefixes of models with one stack can be attached",
-            ));
-        }
         let key = format!("prefix_tuning.prefix_tunings.{name}.self_prefix.{FLAT}");
         let flat = reshaped(tensor, &[tensor.dims.iter().product()]);
         tensors.insert(key.into(), flat);
@@ -429,7 +423,11 @@ fn learned(
         let config = PrefixTuning {
             flat: true,
             prefix_length: rows,
+            encoder_prefix: false,
+            cross_prefix: false,
             shift_positions: true,
+            num_layers: get("num_layers").and_then(Value::as_u64).map(size),
+            every_other: both,
             ..PrefixTuning::default()
         };
         config.into()

@@ -364,7 +364,11 @@ fn prefix_config(adapter: &AdapterFolder, prefix: &PrefixTuning) -> Map<String, 
     let mut config = learned(adapter, "PREFIX_TUNING", prefix.prefix_length);
     for (key, value) in [
         ("encoder_hidden_size", json!(adapter.meta.hidden_size)),
-        ("num_transformer_submodules", json!(1)),
+        ("num_layers", json!(prefix.num_layers)),
+        (
+            "num_transformer_submodules",
+            json!(1 + u8::from(prefix.every_other)),
+        ),
         ("prefix_projection", json!(false)),
         ("token_dim", Value::Null),
     ] {
