@@ -141,6 +141,9 @@ impl Route {
     }
 
     fn rooms(&self, selection: &Selection) -> Vec<String> {
+        if !self.has_rooms() {
+            return vec![selection.base_prefix.to_string()];
+        }
         let mut out: Vec<String> = Vec::new();
         for layer in &selection.layers {
             let room = self.room(selection, layer);
@@ -160,8 +163,11 @@ impl Route {
 
     /// Where else the library has the parameters of a scope.
     pub(crate) fn copies(&self, selection: &Selection, scope: &str) -> Vec<String> {
+        if !self.has_rooms() {
+            return Vec::new();
+        }
         let rooms = self.rooms(selection);
-        let Some((first, others)) = rooms.split_first().filter(|_| self.has_rooms()) else {
+        let Some((first, others)) = rooms.split_first() else {
             return Vec::new();
         };
         let Some(rest) = scope.strip_prefix(first.as_str()) else {
