@@ -255,3 +255,88 @@ fn mistakes_say_what_to_do() {
         .to_string();
     assert!(text.contains("task_ids"), "{text}");
 }
+
+/// Each sample of a `BatchSplit` has its own child, wherever adapters stand; a batch of another size is refused when the graph runs.
+#[test]
+fn each_part_of_a_batch_has_its_own_child() {
+    let cases: [(&str, &str, &[&str]); 4] = [
+        (
+            "bert",
+            "last_hidden_state",
+            &[
+                "a=double_seq_bn[ln_before=True]",
+                "b=lora[init_weights='bert',alpha=400]",
+            ],
+        ),
+        (
+            "qwen3",
+            "logits",
+            &["a=dora[init_weights='bert',alpha=400]", "b=ia3"],
+        ),
+        (
+            "qwen3",
+            "logits",
+            &["a=loreft", "b=scaled_par_bn[init_weights='bert']"],
+        ),
+        (
+            "bert",
+            "last_hidden_state",
+            &[
+                "a=prefix_tuning_flat[prefix_length=2]",
+                "b=prefix_tuning_flat[prefix_length=3]",
+            ],
+        ),
+    ];
+    for (arch, output, specs) in cases {
+        let alone = ["a", "b"].map(|name| {
+            let model = attach(arch, specs, name).unwrap().model;
+            run(&model, &inputs(arch), output)
+        });
+        let all = attach(arch, specs, "BatchSplit(a, b, batch_sizes=[1, 2])").unwrap();
+        let found = run(&all.model, &inputs(arch), output);
+        let each = found.len() / 3;
+        assert_ne!(alone[0][..each], alone[1][..each], "{specs:?} do something");
+        for (i, alone) in [&alone[0], &alone[1], &alone[1]].into_iter().enumerate() {
+            let rows = i * each..(i + 1) * each;
+            let pairs = found[rows.clone()].iter().zip(&alone[rows]);
+            let worst = pairs.fold(0f32, |m, (g, w)| m.max((g - w).abs()));
+            // The same numbers through the same kernels, in batches of another size.
+            assert!(worst < 1e-5, "{specs:?}, sample {i}: {worst}");
+        }
+        let few = attach(arch, specs, "BatchSplit(a, b, batch_sizes=[1, 1])").unwrap();
+        let plan = Plan::compile(&few.model, &CompileOptions::default()).unwrap();
+        assert!(
+            plan.run(&inputs(arch)).is_err(),
+            "{specs:?}: three samples in two"
+        );
+    }
+}
+
+/// Weights add up to 1, unless they are taken as they are: then they weigh what each child changes.
+#[test]
+fn an_average_weighs_what_its_children_make() {
+    let specs = [
+        "a=lora[attn_matrices=['o'],init_weights='bert',alpha=400,leave_out=[0]]",
+        "b=ia3",
+    ];
+    let of = |setup: &str| {
+        let model = attach("qwen3", &specs, setup).unwrap().model;
+        run(&model, &inputs("qwen3"), "logits")
+    };
+    let near = |found: &[f32], want: &[f32], what: &str| {
+        let pairs = found.iter().zip(want);
+        let worst = pairs.fold(0f32, |m, (g, w)| m.max((g - w).abs()));
+        // Logits are of order 1; only sums are ordered otherwise.
+        assert!(worst < 1e-5, "{what}: {worst}");
+    };
+    let (a, b) = (of("a"), of("b"));
+    near(&of("Average(a, b, weights=[1.0, 0.0])"), &a, "all of a");
+    near(&of("Average(a, b, weights=[0, 3])"), &b, "all of b");
+    near(&of("Average(a, a)"), &a, "twice a");
+    near(
+        &of("Average(a, b, weights=[1, 1], normalize_weights=False)"),
+        &of("Stack(a, b)"),
+        "both changes, of other linears",
+    );
+    assert_ne!(of("Average(a, b)"), a);
+}

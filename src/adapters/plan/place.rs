@@ -293,6 +293,11 @@ impl Kind {
         }
     }
 
+    /// Whether what several adapters make here has a mean.
+    pub(crate) fn averages(self) -> bool {
+        self.composes || self == Kind::LAYER || self == Kind::PARAMETER
+    }
+
     /// The kind of this name.
     pub(crate) fn of(name: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|k| k.name == name)

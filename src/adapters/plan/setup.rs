@@ -9,11 +9,35 @@ use serde_json::{Map, Value, json};
 
 /// A composition of adapters, in AdapterHub's terms.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Setup {
     /// One adapter.
     Single(String),
     /// One after the other.
     Stack(Vec<Setup>),
+    /// Each child has a part of the sequence's positions.
+    Split {
+        /// What has a part each, in order.
+        children: Vec<Setup>,
+        /// Number of positions of each child. They add up to the length of every text.
+        splits: Vec<usize>,
+    },
+    /// Each child has a part of the batch's samples.
+    BatchSplit {
+        /// What has a part each, in order.
+        children: Vec<Setup>,
+        /// Number of samples of each child. They add up to every batch.
+        batch_sizes: Vec<usize>,
+    },
+    /// The mean of what the children make.
+    Average {
+        /// What is averaged.
+        children: Vec<Setup>,
+        /// Weight of each child; they are divided by their sum unless `normalize_weights` is false. (default: equal ones)
+        weights: Option<Vec<f64>>,
+        /// Whether the weights are divided by their sum.
+        normalize_weights: bool,
+    },
     /// Each sample has its own: the child whose index the graph input `task_ids` holds for it.
     MultiTask(Vec<Setup>),
 }
@@ -86,14 +110,45 @@ impl Setup {
 
     /// The block of `adapter_setup.json`.
     pub(crate) fn to_json(&self) -> Value {
-        let block = |name: &str, children: &[Setup]| {
-            let children: Vec<Value> = children.iter().map(Setup::to_json).collect();
-            json!({ "type": name, "children": children })
-        };
+        if let Setup::Single(name) = self {
+            return json!({ "type": "single", "children": [name] });
+        }
+        let children: Vec<Value> = self.children().iter().map(Setup::to_json).collect();
+        let mut out = json!({ "type": self.block(), "children": children });
+        let kwargs: Map<String, Value> = self.arguments().into_iter().map(owned).collect();
+        if !kwargs.is_empty() {
+            out["kwargs"] = kwargs.into();
+        }
+        out
+    }
+
+    /// The blocks that this one is made of.
+    pub(crate) fn children(&self) -> &[Setup] {
         match self {
-            Setup::Single(name) => json!({ "type": "single", "children": [name] }),
-            Setup::Stack(children) => block("Stack", children),
-            Setup::MultiTask(children) => block("MultiTask", children),
+            Setup::Single(_) => &[],
+            Setup::Stack(children)
+            | Setup::Split { children, .. }
+            | Setup::BatchSplit { children, .. }
+            | Setup::Average { children, .. }
+            | Setup::MultiTask(children) => children,
+        }
+    }
+
+    /// The arguments that are not as usual, by the names that the library has for them.
+    fn arguments(&self) -> Vec<(&'static str, Value)> {
+        match self {
+            Setup::Single(_) | Setup::Stack(_) | Setup::MultiTask(_) => Vec::new(),
+            Setup::Split { splits, .. } => vec![("splits", json!(splits))],
+            Setup::BatchSplit { batch_sizes, .. } => vec![("batch_sizes", json!(batch_sizes))],
+            Setup::Average {
+                weights,
+                normalize_weights,
+                ..
+            } => {
+                let weights = weights.as_ref().map(|w| ("weights", json!(w)));
+                let raw = (!normalize_weights).then_some(("normalize_weights", json!(false)));
+                weights.into_iter().chain(raw).collect()
+            }
         }
     }
 
@@ -123,13 +178,8 @@ impl Setup {
 
     fn visit<'a>(&'a self, f: &mut impl FnMut(&'a Setup)) {
         f(self);
-        match self {
-            Setup::Single(_) => {}
-            Setup::Stack(children) | Setup::MultiTask(children) => {
-                for child in children {
-                    child.visit(f);
-                }
-            }
+        for child in self.children() {
+            child.visit(f);
         }
     }
 
@@ -150,13 +200,34 @@ impl Setup {
         self.names().first().copied()
     }
 
-    /// The setup for methods that do not stack: the first adapter, for each task its own.
+    /// The setup for methods that do not stack: the first adapter of each stack.
     #[must_use]
     pub(crate) fn alone(&self) -> Setup {
+        let all = |children: &[Setup]| children.iter().map(Setup::alone).collect();
         match self {
             Setup::Single(_) => self.clone(),
             Setup::Stack(children) => children.first().map_or_else(|| self.clone(), Setup::alone),
-            Setup::MultiTask(tasks) => Setup::MultiTask(tasks.iter().map(Setup::alone).collect()),
+            Setup::Split { children, splits } => Setup::Split {
+                children: all(children),
+                splits: splits.clone(),
+            },
+            Setup::BatchSplit {
+                children,
+                batch_sizes,
+            } => Setup::BatchSplit {
+                children: all(children),
+                batch_sizes: batch_sizes.clone(),
+            },
+            Setup::Average {
+                children,
+                weights,
+                normalize_weights,
+            } => Setup::Average {
+                children: all(children),
+                weights: weights.clone(),
+                normalize_weights: *normalize_weights,
+            },
+            Setup::MultiTask(tasks) => Setup::MultiTask(all(tasks)),
         }
     }
 
@@ -183,59 +254,98 @@ impl Setup {
         self.nesting(None)
     }
 
-    /// Which block may stand in which. A `MultiTask` in a `Stack` ends it: what it makes is no state that could flow on.
+    /// Which block may stand in which, as in the library. What each child makes of its own part ends a place: nothing can follow it.
     fn nesting(&self, parent: Option<&Setup>) -> Result<(), Diagnostic> {
         let bad = |message: String, help: &str| {
             Err(Diagnostic::error("setup-nesting", message)
                 .at(self.to_string())
                 .help(help))
         };
-        let children = match self {
-            Setup::Single(_) => return Ok(()),
-            Setup::Stack(children) | Setup::MultiTask(children) => children,
-        };
+        let (children, block) = (self.children(), self.block());
+        if matches!(self, Setup::Single(_)) {
+            return Ok(());
+        }
         if children.is_empty() {
             return bad(
-                format!("`{}` has no children", self.block()),
+                format!("`{block}` has no children"),
                 "a block names adapters: Stack(a, b)",
             );
         }
-        match (parent, self) {
-            (Some(Setup::Stack(_)), Setup::Stack(_))
-            | (Some(Setup::MultiTask(_)), Setup::MultiTask(_)) => {
-                return bad(
-                    format!("`{0}` cannot stand in `{0}`", self.block()),
-                    "write the adapters of both into one",
-                );
+        if let Some(parent) = parent {
+            let outer = parent.block();
+            if !holds(outer).contains(&block) {
+                let help = if outer == block {
+                    "write the adapters of both into one".to_owned()
+                } else {
+                    format!(
+                        "it holds adapters, and of blocks {}",
+                        holds(outer).join(", ")
+                    )
+                };
+                return bad(format!("`{block}` cannot stand in `{outer}`"), &help);
             }
-            (Some(Setup::Stack(siblings)), Setup::MultiTask(_))
-                if siblings.last() != Some(self) =>
+            if let Setup::Stack(siblings) = parent
+                && siblings.last() != Some(self)
             {
                 return bad(
-                    "`MultiTask` is not the last of its `Stack`".into(),
-                    "put what follows into the tasks: MultiTask(Stack(a, c), Stack(b, c))",
+                    format!("`{block}` is not the last of its `Stack`"),
+                    &format!(
+                        "put what follows into its children: {block}(Stack(a, c), Stack(b, c))"
+                    ),
                 );
             }
-            _ => {}
+            if matches!(self, Setup::Stack(_)) && !self.names_only() {
+                return bad(
+                    "a `Stack` inside another block holds adapters only".into(),
+                    "write the blocks one level higher",
+                );
+            }
         }
-        if let (Some(_), Setup::Stack(inner)) = (parent, self)
-            && inner.iter().any(|c| !matches!(c, Setup::Single(_)))
+        if let Setup::Average {
+            weights: Some(weights),
+            normalize_weights: true,
+            ..
+        } = self
+            && weights.iter().sum::<f64>() == 0.0
         {
             return bad(
-                "a `Stack` inside another block holds adapters only".into(),
-                "write the blocks one level higher",
+                "the weights of `Average` add up to 0".into(),
+                "weights are divided by their sum; `normalize_weights=False` takes them as they are",
             );
         }
         children.iter().try_for_each(|c| c.nesting(Some(self)))
+    }
+
+    fn names_only(&self) -> bool {
+        let single = |c: &Setup| matches!(c, Setup::Single(_));
+        self.children().iter().all(single)
     }
 
     fn block(&self) -> &'static str {
         match self {
             Setup::Single(_) => "single",
             Setup::Stack(_) => "Stack",
+            Setup::Split { .. } => "Split",
+            Setup::BatchSplit { .. } => "BatchSplit",
+            Setup::Average { .. } => "Average",
             Setup::MultiTask(_) => "MultiTask",
         }
     }
+}
+
+/// The blocks that may stand in a block.
+fn holds(block: &str) -> &'static [&'static str] {
+    match block {
+        "Stack" => &["Split", "BatchSplit", "Average", "MultiTask"],
+        "Split" | "BatchSplit" => &["Stack", "Split", "BatchSplit", "Average"],
+        "MultiTask" => &["Stack", "Average"],
+        "Average" => &["Stack", "Split", "BatchSplit"],
+        _ => &[],
+    }
+}
+
+fn owned((key, value): (&'static str, Value)) -> (String, Value) {
+    (key.to_owned(), value)
 }
 
 impl From<&str> for Setup {
@@ -248,11 +358,22 @@ impl std::fmt::Display for Setup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Setup::Single(name) => f.write_str(name),
-            Setup::Stack(children) | Setup::MultiTask(children) => {
+            Setup::Stack(_)
+            | Setup::Split { .. }
+            | Setup::BatchSplit { .. }
+            | Setup::Average { .. }
+            | Setup::MultiTask(_) => {
                 write!(f, "{}(", self.block())?;
-                for (i, child) in children.iter().enumerate() {
+                for (i, child) in self.children().iter().enumerate() {
                     let comma = if i > 0 { ", " } else { "" };
                     write!(f, "{comma}{child}")?;
+                }
+                for (key, value) in self.arguments() {
+                    let value = match value {
+                        Value::Bool(false) => "False".to_owned(),
+                        other => other.to_string().replace(',', ", "),
+                    };
+                    write!(f, ", {key}={value}")?;
                 }
                 f.write_str(")")
             }
@@ -273,20 +394,108 @@ fn resolve(node: Node) -> Result<Setup, Diagnostic> {
         .into_iter()
         .map(resolve)
         .collect::<Result<Vec<_>, _>>()?;
+    let mut given = Arguments {
+        block: &name,
+        kwargs,
+    };
     let setup = match &*name {
         "Stack" => Setup::Stack(children),
+        "Split" => Setup::Split {
+            splits: given.sizes("splits", children.len())?,
+            children,
+        },
+        "BatchSplit" => Setup::BatchSplit {
+            batch_sizes: given.sizes("batch_sizes", children.len())?,
+            children,
+        },
+        "Average" => Setup::Average {
+            weights: given.weights(children.len())?,
+            normalize_weights: given.flag("normalize_weights", true)?,
+            children,
+        },
         "MultiTask" => Setup::MultiTask(children),
         other => return Err(unavailable(other)),
     };
-    if let Some(key) = kwargs.keys().next() {
-        return Err(Diagnostic::error(
-            "setup-argument",
-            format!("`{name}` takes no argument `{key}`"),
-        )
-        .help(format!("write {name}(a, b)")));
-    }
+    given.end()?;
     setup.nesting(None)?;
     Ok(setup)
+}
+
+/// The arguments of a block that were not read yet.
+struct Arguments<'n> {
+    block: &'n str,
+    kwargs: Map<String, Value>,
+}
+
+impl Arguments<'_> {
+    fn wrong(&self, key: &str, value: &Value, wants: &str) -> Diagnostic {
+        Diagnostic::error(
+            "setup-argument",
+            format!("`{key}` of `{}` is {value}", self.block),
+        )
+        .help(format!("it is {wants}"))
+    }
+
+    /// Sizes of the children's parts; one number is the size of each.
+    fn sizes(&mut self, key: &str, children: usize) -> Result<Vec<usize>, Diagnostic> {
+        let Some(value) = self.kwargs.remove(key).filter(|v| !v.is_null()) else {
+            let message = format!("`{}` has no `{key}`", self.block);
+            return Err(Diagnostic::error("setup-argument", message).help(format!(
+                "say how much each child has: {}(a, b, {key}=[2, 2])",
+                self.block
+            )));
+        };
+        let size = |v: &Value| {
+            v.as_u64()
+                .filter(|n| *n > 0)
+                .and_then(|n| n.try_into().ok())
+        };
+        let sizes: Option<Vec<usize>> = match &value {
+            Value::Array(all) => all.iter().map(size).collect(),
+            one => size(one).map(|n| vec![n; children]),
+        };
+        sizes.filter(|s| s.len() == children).ok_or_else(|| {
+            self.wrong(
+                key,
+                &value,
+                "a size of at least 1 for each child, in order, or one for all",
+            )
+        })
+    }
+
+    fn weights(&mut self, children: usize) -> Result<Option<Vec<f64>>, Diagnostic> {
+        let key = "weights";
+        let Some(value) = self.kwargs.remove(key).filter(|v| !v.is_null()) else {
+            return Ok(None);
+        };
+        let all: Option<Vec<f64>> = value
+            .as_array()
+            .and_then(|all| all.iter().map(Value::as_f64).collect());
+        let right = |w: &Vec<f64>| w.len() == children && w.iter().all(|w| w.is_finite());
+        match all.filter(right) {
+            Some(all) => Ok(Some(all)),
+            None => Err(self.wrong(key, &value, "a list with a number for each child")),
+        }
+    }
+
+    fn flag(&mut self, key: &str, usual: bool) -> Result<bool, Diagnostic> {
+        match self.kwargs.remove(key) {
+            None => Ok(usual),
+            Some(Value::Bool(set)) => Ok(set),
+            Some(other) => Err(self.wrong(key, &other, "true or false")),
+        }
+    }
+
+    fn end(self) -> Result<(), Diagnostic> {
+        let Some(key) = self.kwargs.keys().next() else {
+            return Ok(());
+        };
+        Err(Diagnostic::error(
+            "setup-argument",
+            format!("`{}` takes no argument `{key}`", self.block),
+        )
+        .help(format!("write {}(a, b)", self.block)))
+    }
 }
 
 fn unavailable(name: &str) -> Diagnostic {
@@ -295,7 +504,7 @@ fn unavailable(name: &str) -> Diagnostic {
             "setup-block",
             format!("this version cannot compose with `{name}`"),
         )
-        .help("it composes with Stack and MultiTask");
+        .help("it composes with Stack, Split, BatchSplit, Average and MultiTask");
     }
     let finding = Diagnostic::error("setup-block", format!("there is no block `{name}`"));
     match nearest(name, BLOCKS) {
@@ -449,6 +658,16 @@ mod tests {
             ("ac.Stack('a', \"b\",)", "Stack(a, b)"),
             ("MultiTask( i , Stack(k, l) )", "MultiTask(i, Stack(k, l))"),
             ("Stack(a, MultiTask(b, c))", "Stack(a, MultiTask(b, c))"),
+            ("Split(a, b, splits=3)", "Split(a, b, splits=[3, 3])"),
+            (
+                "BatchSplit(a, Stack(b, c), batch_sizes=[1, 2])",
+                "BatchSplit(a, Stack(b, c), batch_sizes=[1, 2])",
+            ),
+            ("Average(a, b)", "Average(a, b)"),
+            (
+                "Average(a, b, weights=[0.5, 2], normalize_weights=False)",
+                "Average(a, b, weights=[0.5, 2.0], normalize_weights=False)",
+            ),
         ] {
             let setup = Setup::parse(text).unwrap();
             assert_eq!(setup.to_string(), same, "{text}");
@@ -470,11 +689,27 @@ mod tests {
             ("Stack()", "`Stack` has no children"),
             ("Stak(a)", "the nearest one is `Stack`"),
             ("Fuse(a, b)", "cannot compose with `Fuse`"),
-            (
-                "Stack(a, Average(b, c, weights=[0.1, 0.9]))",
-                "cannot compose with `Average`",
-            ),
             ("BatchSplit(a, batch_sizes=[2, x y])", "expected `,` or `]`"),
+            ("BatchSplit(a, b)", "`BatchSplit` has no `batch_sizes`"),
+            ("Split(a, b, splits=[3])", "`splits` of `Split` is [3]"),
+            (
+                "Split(a, b, splits=[0, 3])",
+                "a size of at least 1 for each",
+            ),
+            ("Average(a, b, weights=[1, -1])", "add up to 0"),
+            (
+                "Average(a, b, weights=[1])",
+                "`weights` of `Average` is [1]",
+            ),
+            ("Average(a, b, normalize_weights=1)", "it is true or false"),
+            (
+                "Stack(Split(a, b, splits=2), c)",
+                "not the last of its `Stack`",
+            ),
+            (
+                "MultiTask(Split(a, b, splits=2), c)",
+                "`Split` cannot stand in `MultiTask`",
+            ),
             (
                 "MultiTask(a, names=['x'])",
                 "`MultiTask` takes no argument `names`",

@@ -19,6 +19,7 @@ use rustc_hash::FxHashMap;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+mod blocks;
 mod compose;
 mod manifest;
 pub(super) mod outputs;

@@ -3,6 +3,7 @@
 //! Each node of the tree is one function from [`State`] to [`State`]. A composition that copies, cuts or joins what flows gets a
 //! function of its own here, as [`Composer::stack`] and [`Composer::multi_task`] are.
 
+use super::blocks::{self, Cut};
 use super::tasks::{Origin, Picker, no_batch, one_length};
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::place::{At, BuildCx, Params, State, Tasks, wider};
@@ -41,6 +42,34 @@ impl Composer<'_> {
         match setup {
             Setup::Single(name) => self.single(name, at, state, cx, used),
             Setup::Stack(children) => self.stack(children, at, state, cx, used),
+            Setup::Split { children, splits } => {
+                let cut = Cut {
+                    block: "Split",
+                    axis: 1,
+                    sizes: splits,
+                };
+                self.cut(children, cut, (at, state), cx, used)
+            }
+            Setup::BatchSplit {
+                children,
+                batch_sizes,
+            } => {
+                let cut = Cut {
+                    block: "BatchSplit",
+                    axis: 0,
+                    sizes: batch_sizes,
+                };
+                self.cut(children, cut, (at, state), cx, used)
+            }
+            Setup::Average {
+                children,
+                weights,
+                normalize_weights,
+            } => {
+                let given = weights.as_deref();
+                let weights = blocks::weights(given, *normalize_weights, children.len());
+                self.average(children, &weights, (at, state), cx, used)
+            }
             Setup::MultiTask(tasks) => self.multi_task(tasks, at, state, cx, used),
         }
     }
@@ -85,6 +114,113 @@ impl Composer<'_> {
         at.group.iter().find(named).copied()
     }
 
+    /// The first part of a child that is at the place.
+    fn first_of<'g, 's>(&self, children: &[Setup], at: Site<'g, 's>) -> Option<&'g Part<'s>> {
+        let mut names = children.iter().flat_map(Setup::names);
+        names.find_map(|n| self.part(at, n))
+    }
+
+    /// Each child on its own part; the results one behind the other.
+    fn cut<'g, 's>(
+        &self,
+        children: &[Setup],
+        cut: Cut<'_>,
+        (at, state): (Site<'g, 's>, State),
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<State, PassError> {
+        let Some(first) = self.first_of(children, at) else {
+            return Ok(state);
+        };
+        let place = &first.place;
+        cut.check(place, at.rank)?;
+        let b = cx.b;
+        b.set_scope(&self.fresh_scope(&format!("{}/{}", place.scope, cut.block)));
+        let whole = blocks::reads_rows_by_number(place);
+        let states = if whole {
+            vec![state; children.len()]
+        } else {
+            cut.states(b, state)
+        };
+        let old = cut.parts(b, cx.current(place.target()));
+        let made = self.each(children, &states, at, cx, used)?;
+        b.set_scope(&self.fresh_scope(&format!("{}/{}", place.scope, cut.block)));
+        let mut own = Vec::with_capacity(made.len());
+        for (i, (made, old)) in made.into_iter().zip(old).enumerate() {
+            own.push(match made {
+                None => old,
+                Some(made) if whole => cut.parts(b, made)[i],
+                Some(made) => made,
+            });
+        }
+        Ok(State {
+            closed: Some(b.concat(&own, cut.axis)),
+            ..state
+        })
+    }
+
+    /// The weighted sum of what the children make of the place's value. Weights that do not add up to 1 weigh the children's changes.
+    fn average<'g, 's>(
+        &self,
+        children: &[Setup],
+        weights: &[f64],
+        (at, state): (Site<'g, 's>, State),
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<State, PassError> {
+        let Some(first) = self.first_of(children, at) else {
+            return Ok(state);
+        };
+        let place = &first.place;
+        let here = |c: &&Setup| self.first_of(std::slice::from_ref(c), at).is_some();
+        if !place.kind().averages() && children.iter().filter(here).count() > 1 {
+            return Err(blocks::no_average(place).into());
+        }
+        let states = vec![state; children.len()];
+        let made = self.each(children, &states, at, cx, used)?;
+        let b = cx.b;
+        b.set_scope(&self.fresh_scope(&format!("{}/Average", place.scope)));
+        let mut rest = 1.0;
+        let mut sum: Option<Val> = None;
+        let mut add = |v: Val, weight: f64| {
+            let term = b.scale(v, weight as f32);
+            sum = Some(sum.map_or(term, |sum| b.add(sum, term)));
+        };
+        for (made, weight) in made.into_iter().zip(weights) {
+            if let Some(made) = made {
+                add(made, *weight);
+                rest -= weight;
+            }
+        }
+        // Equal weights add up to 1 but for rounding.
+        if rest.abs() > 1e-9 {
+            add(cx.current(place.target()), rest);
+        }
+        Ok(State {
+            closed: sum,
+            ..state
+        })
+    }
+
+    /// What each child makes of its state; `None` of those that are not at the place.
+    fn each<'g, 's>(
+        &self,
+        children: &[Setup],
+        states: &[State],
+        at: Site<'g, 's>,
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<Vec<Option<Val>>, PassError> {
+        let before = used.last.take();
+        let mut out = Vec::with_capacity(children.len());
+        for (child, state) in children.iter().zip(states) {
+            used.last.clone_from(&before);
+            let state = self.apply(child, at, *state, cx, used)?;
+            out.push(closed(state, used.last.as_ref(), cx)?);
+        }
+        Ok(out)
+    }
+
     /// Each sample its own child: together where the method can, and otherwise each child on all samples, of which every sample takes
     /// its own value.
     fn multi_task<'g, 's>(
@@ -95,15 +231,14 @@ impl Composer<'_> {
         cx: &BuildCx<'_>,
         used: &mut Used<'g, 's>,
     ) -> Result<State, PassError> {
-        let here = |t: &Setup| t.names().iter().find_map(|n| self.part(at, n));
-        let Some(first) = tasks.iter().find_map(here) else {
+        let Some(first) = self.first_of(tasks, at) else {
             return Ok(state);
         };
         let place = &first.place;
         let rank = match (&place.at, at.rank) {
             (At::Sequence(_) | At::Mask(_), _) => return Err(one_length(place).into()),
             (_, Some(rank)) if rank > 2 => rank,
-            (_, rank) => return Err(no_batch(place, rank).into()),
+            (_, rank) => return Err(no_batch(place, rank, "MultiTask").into()),
         };
         let owner = &self.adapters[first.adapter].name;
         let origin = Origin {
@@ -114,14 +249,10 @@ impl Composer<'_> {
         if let Some(state) = self.together(tasks, at, state, (&picker, rank), cx, used)? {
             return Ok(state);
         }
-        let before = used.last.take();
-        let mut values = Vec::with_capacity(tasks.len());
-        for task in tasks {
-            used.last.clone_from(&before);
-            let state = self.apply(task, at, state, cx, used)?;
-            let value = closed(state, used.last.as_ref(), cx)?;
-            values.push(value.unwrap_or_else(|| cx.current(place.target())));
-        }
+        let states = vec![state; tasks.len()];
+        let made = self.each(tasks, &states, at, cx, used)?;
+        let old = cx.current(place.target());
+        let values: Vec<Val> = made.into_iter().map(|v| v.unwrap_or(old)).collect();
         cx.b.set_scope(&self.fresh_scope(&format!("{}/tasks", place.scope)));
         Ok(State {
             closed: Some(picker.pick(&values, cx)?),
@@ -145,7 +276,11 @@ impl Composer<'_> {
                 Setup::Single(n) => self
                     .part(at, n)
                     .filter(|p| !p.method.task_shared().is_empty()),
-                Setup::Stack(_) | Setup::MultiTask(_) => None,
+                Setup::Stack(_)
+                | Setup::Split { .. }
+                | Setup::BatchSplit { .. }
+                | Setup::Average { .. }
+                | Setup::MultiTask(_) => None,
             })
             .collect();
         let Some(parts) = parts else {

@@ -136,12 +136,12 @@ pub(super) fn one_length(place: &Place<'_>) -> Diagnostic {
     .help("attach the prompt alone, or use another method for the tasks")
 }
 
-pub(super) fn no_batch(place: &Place<'_>, rank: Option<usize>) -> Diagnostic {
+pub(super) fn no_batch(place: &Place<'_>, rank: Option<usize>, block: &str) -> Diagnostic {
     let found = rank.map_or("an unknown number of".to_owned(), |r| r.to_string());
     Diagnostic::error(
         "tasks-batch",
-        format!("what flows here has {found} axes, and `MultiTask` needs [batch, sequence, width]"),
+        format!("what flows here has {found} axes, and `{block}` needs [batch, sequence, width]"),
     )
     .at(place.scope.clone())
-    .help("export the model with its batch axis; `MultiTask` chooses an adapter for each sample of it")
+    .help("export the model with its batch axis: that of the samples")
 }

@@ -1,0 +1,125 @@
+//! Blocks whose children each have a part of what flows, or whose results are averaged.
+//!
+//! A part is cut before its child runs, so that a block costs no more than one adapter. Prefixes and `ReFT` are the exceptions: they read
+//! masks of all samples, so every child runs on all, and each sample's result is taken from its own.
+
+use super::tasks::{no_batch, one_length};
+use crate::adapters::place::{At, Place, State};
+use crate::diag::Diagnostic;
+use crate::ir::{Attr, Builder, OpId, Val};
+
+/// Where a block cuts.
+#[derive(Clone, Copy)]
+pub(super) struct Cut<'c> {
+    /// The block's name.
+    pub(super) block: &'static str,
+    /// The axis that is cut: 0 for samples, 1 for positions.
+    pub(super) axis: i64,
+    /// How much each child has.
+    pub(super) sizes: &'c [usize],
+}
+
+impl Cut<'_> {
+    /// The parts of a value. A value of another length than all sizes together is refused when the graph runs.
+    pub(super) fn parts(self, b: &Builder, v: Val) -> Vec<Val> {
+        let sizes: Vec<i64> = self.sizes.iter().map(|n| *n as i64).collect();
+        let axis = ("axis", Attr::from(self.axis));
+        let n = sizes.len();
+        if b.opset() < 13 {
+            let attrs = [axis, ("split", sizes.into())];
+            return b.node_n(OpId::onnx("Split"), &[Some(v)], &attrs, n);
+        }
+        let sizes = Some(b.ints(&sizes));
+        b.node_n(OpId::onnx("Split"), &[Some(v), sizes], &[axis], n)
+    }
+
+    /// The state of each part.
+    pub(super) fn states(self, b: &Builder, state: State) -> Vec<State> {
+        let mut made: Vec<(Val, Vec<Val>)> = Vec::new();
+        let mut parts = |v: Val| match made.iter().find(|(whole, _)| *whole == v) {
+            Some((_, parts)) => parts.clone(),
+            None => {
+                let parts = self.parts(b, v);
+                made.push((v, parts.clone()));
+                parts
+            }
+        };
+        let (x, out) = (parts(state.x), parts(state.out));
+        let residual = state.residual.map(&mut parts);
+        let delta = state.delta.map(&mut parts);
+        let at = |all: &Option<Vec<Val>>, i: usize| all.as_ref().map(|all| all[i]);
+        (0..self.sizes.len())
+            .map(|i| State {
+                x: x[i],
+                out: out[i],
+                residual: at(&residual, i),
+                delta: at(&delta, i),
+                ..state
+            })
+            .collect()
+    }
+
+    /// Refuses places that have no such axis.
+    pub(super) fn check(self, place: &Place<'_>, rank: Option<usize>) -> Result<(), Diagnostic> {
+        match (&place.at, rank) {
+            (At::Sequence(_) | At::Mask(_), _) => Err(one_length(place)),
+            (At::Attention(_), _) if self.axis > 0 => Err(Diagnostic::error(
+                "split-attention",
+                "`Split` cuts a text into parts, and a prefix belongs to the attention of all of it",
+            )
+            .at(place.scope.clone())
+            .help("compose prefixes with Stack, BatchSplit, Average or MultiTask")),
+            (At::Layer(_), _) if self.axis > 0 => Err(Diagnostic::error(
+                "split-layer",
+                "`Split` cuts a text into parts, and ReFT chooses positions of all of it",
+            )
+            .at(place.scope.clone())
+            .help("compose ReFT with BatchSplit, Average or MultiTask")),
+            (At::Parameter(_), _) => Err(Diagnostic::error(
+                "split-parameter",
+                format!(
+                    "`{}` gives parts of what flows to its children, and a module of `modules_to_save` is one for all",
+                    self.block
+                ),
+            )
+            .at(place.scope.clone())),
+            (
+                At::Linear(_)
+                | At::Sublayer(_)
+                | At::Layer(_)
+                | At::Attention(_)
+                | At::Embeddings(_)
+                | At::HeadInput(_),
+                Some(rank),
+            ) if rank > 2 => Ok(()),
+            (_, rank) => Err(no_batch(place, rank, self.block)),
+        }
+    }
+}
+
+/// Whether adapters here read more of the graph than what flows, by the number of the sample.
+pub(super) fn reads_rows_by_number(place: &Place<'_>) -> bool {
+    matches!(place.at, At::Attention(_) | At::Layer(_))
+}
+
+/// What is made of the embeddings is undone at the head, and a prompt makes a text longer: neither has a mean.
+pub(super) fn no_average(place: &Place<'_>) -> Diagnostic {
+    Diagnostic::error(
+        "average-place",
+        "what several children of `Average` make here has no mean: invertible adapters and prompts",
+    )
+    .at(place.scope.clone())
+    .help("average the parameters instead: `rewrite adapter average`")
+}
+
+/// The weight of each child of an `Average`.
+pub(super) fn weights(given: Option<&[f64]>, normalize: bool, children: usize) -> Vec<f64> {
+    match given {
+        None => vec![1.0 / children as f64; children],
+        Some(given) if normalize => {
+            let sum: f64 = given.iter().sum();
+            given.iter().map(|w| w / sum).collect()
+        }
+        Some(given) => given.to_vec(),
+    }
+}
