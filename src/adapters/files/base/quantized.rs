@@ -45,26 +45,7 @@ pub(super) fn sample(site: &LinearSite, name: &str, graph: &Graph) -> Option<Sam
                 };
                 (integer(weight, flat)?, zero, scale)
             }
-            WeightForm::NBits {
-                scales,
-                zero_points,
-                bits,
-                block_size,
-            } => {
-                let (bits, size) = (
-                    usize::try_from(*bits).ok()?,
-                    usize::try_from(*block_size).ok().filter(|s| *s > 0)?,
-                );
-                let blocks = site.d_in.div_ceil(size);
-                let (block, at) = (row * blocks + column / size, column % size);
-                let scale = *tensor(*scales)?.floats_at(&[block])?.first()?;
-                let zero = match zero_points {
-                    None => (1u32 << bits.checked_sub(1)?) as f32,
-                    Some(v) => zero(tensor(*v)?, bits, block, (row, column / size, blocks))?,
-                };
-                let number = packed(&weight.bytes()?, bits, block * (size * bits / 8), at)?;
-                (number, zero, scale)
-            }
+            WeightForm::NBits { .. } => blocked(site, weight, (row, column), graph)?,
             WeightForm::Float | WeightForm::Integer { .. } => return None,
         };
         step = step.max(scale.abs());
@@ -76,6 +57,36 @@ pub(super) fn sample(site: &LinearSite, name: &str, graph: &Graph) -> Option<Sam
         values,
         step: Some(step),
     })
+}
+
+/// A number of `MatMulNBits`, with its zero point and its scale.
+fn blocked(
+    site: &LinearSite,
+    weight: &TensorData,
+    (row, column): (usize, usize),
+    graph: &Graph,
+) -> Option<(f32, f32, f32)> {
+    let WeightForm::NBits {
+        scales,
+        zero_points,
+        bits,
+        block_size,
+    } = &site.weight.form
+    else {
+        return None;
+    };
+    let tensor = |v: ValueId| graph.get_value(v)?.tensor.as_ref();
+    let bits = usize::try_from(*bits).ok()?;
+    let size = usize::try_from(*block_size).ok().filter(|s| *s > 0)?;
+    let blocks = site.d_in.div_ceil(size);
+    let (block, at) = (row * blocks + column / size, column % size);
+    let scale = *tensor(*scales)?.floats_at(&[block])?.first()?;
+    let zero = match zero_points {
+        None => (1u32 << bits.checked_sub(1)?) as f32,
+        Some(v) => zero(tensor(*v)?, bits, block, (row, column / size, blocks))?,
+    };
+    let number = packed(&weight.bytes()?, bits, block * (size * bits / 8), at)?;
+    Some((number, zero, scale))
 }
 
 /// The zero point of a block: a float, or a number packed by rows.
