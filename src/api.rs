@@ -1,16 +1,17 @@
 //! The jobs of the command line, one call each.
 
-use crate::adapters::heads::Head;
+use crate::adapters::heads::{Head, Noted};
 use crate::adapters::manifest::Manifest;
 use crate::adapters::summary::Summary;
-use crate::adapters::{Adapter, AdapterStore, Config, Setup};
+use crate::adapters::{Adapter, AdapterStore, Config};
+use crate::analyze::finite;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::diff::Diff;
 use crate::rewrite::passes::head::AttachHead;
 use crate::rewrite::pipelines;
-use crate::select::{Interface, fused_attentions, hiding_operators, module_of};
+use crate::select::{Interface, Selection, fused_attentions, hiding_operators, module_of};
 use std::path::Path;
 
 mod attach;
@@ -97,6 +98,16 @@ pub(crate) fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<D
     Ok((expanded.model, Some(note)))
 }
 
+/// Refuses a model with weights that are not finite; they are named by the modules of a selection, where there is one.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`].
+pub(crate) fn check_finite(model: &Verified, selection: Option<&Selection>) -> Result<()> {
+    let names = selection.map(Selection::modules_of_weights);
+    let names = names.unwrap_or_default();
+    finite::check_finite(model, &names).map_err(|d| Error::new(ErrorKind::Invalid, d))
+}
+
 /// Adds a prediction head to a base model's graph: the output `logits`. The head's parameters are trained with the adapters.
 ///
 /// # Errors
@@ -113,6 +124,23 @@ pub(crate) fn attach_head(
         training,
     };
     Ok(pipelines::heading(pass).run(model)?.model)
+}
+
+/// The heads that a rewritten model says it has, the one in use last.
+///
+/// # Errors
+/// A manifest that cannot be read.
+pub(crate) fn heads(model: &Verified) -> Result<Vec<Noted>> {
+    let manifest = Manifest::read(model.model()).map_err(|d| Error::new(ErrorKind::Method, d))?;
+    Ok(manifest.heads)
+}
+
+/// Names of the classes that the model's head tells apart, in the order of their ids, where the graph says them.
+///
+/// # Errors
+/// A manifest that cannot be read.
+pub(crate) fn classes(model: &Verified) -> Result<Option<Vec<String>>> {
+    Ok(heads(model)?.last().and_then(Noted::classes))
 }
 
 /// Keeps examples of one row apart, for packed training. Comes before adapters are attached.
@@ -143,18 +171,21 @@ pub fn manifest(model: &Verified) -> Result<Vec<(String, Config)>> {
     entries.map(|e| Ok((e.name.clone(), e.config()?))).collect()
 }
 
-/// The library's summary table of a rewritten model.
-pub fn summary(model: &Verified, setup: &Setup) -> Result<Summary> {
-    summed_up(model, setup, &AdapterStore::from_model(model.model()))
+/// The library's summary table of a rewritten model. An adapter is active where the graph has its parameters.
+pub fn summary(model: &Verified) -> Result<Summary> {
+    summed_up(model, &AdapterStore::from_model(model.model()))
 }
 
 /// The same of these parameters, some of which may not be in the graph.
-fn summed_up(model: &Verified, setup: &Setup, store: &AdapterStore) -> Result<Summary> {
+///
+/// # Errors
+/// A manifest that cannot be read.
+pub(crate) fn summed_up(model: &Verified, store: &AdapterStore) -> Result<Summary> {
     let adapters = manifest(model)?;
     Ok(Summary::new(
         adapters.iter().map(|(n, c)| (&**n, c)),
         store,
-        setup,
+        &AdapterStore::from_model(model.model()),
         crate::analyze::parameters::base_parameters(&model.model().graph),
     ))
 }

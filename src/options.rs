@@ -264,9 +264,14 @@ fn map(text: &str) -> std::result::Result<Value, String> {
                 "KEY=VALUE pairs with commas between, or a JSON object, are needed".to_owned(),
             );
         };
-        let value = integer(v)
-            .or_else(|| number(v))
-            .unwrap_or_else(|| Value::String(v.to_owned()));
+        // What JSON writes without quotes is what it says there; all else is text.
+        let plain = match v {
+            "true" => Some(Value::Bool(true)),
+            "false" => Some(Value::Bool(false)),
+            "null" => Some(Value::Null),
+            _ => integer(v).or_else(|| number(v)),
+        };
+        let value = plain.unwrap_or_else(|| Value::String(v.to_owned()));
         out.insert(k.trim().to_owned(), value);
     }
     Ok(Value::Object(out))

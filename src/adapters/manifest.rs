@@ -1,5 +1,6 @@
 //! The manifest: what is attached to a model, as its metadata says it. The one reader and the one writer.
 
+use super::heads::Noted;
 use super::methods::MethodConfig;
 use super::{Config, UnknownKeys};
 use crate::diag::Diagnostic;
@@ -17,6 +18,9 @@ pub(crate) struct Manifest {
     pub tool: String,
     /// The adapters, in the order of attaching.
     pub adapters: Vec<Entry>,
+    /// Prediction heads that came with adapters, the one in use last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<Noted>,
     /// Setups that bind adapters together.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub setups: Vec<Value>,
@@ -63,6 +67,11 @@ impl Manifest {
         };
         serde_json::from_str(text)
             .map_err(|e| Diagnostic::error("manifest", e.to_string()).at(stamp::MANIFEST))
+    }
+
+    /// Says that this version wrote it.
+    pub(crate) fn written(&mut self) {
+        self.tool = concat!("onnx-graft ", env!("CARGO_PKG_VERSION")).into();
     }
 
     /// The text that the model's metadata holds.

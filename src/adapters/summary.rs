@@ -1,6 +1,6 @@
 //! The table of the library's `adapter_summary`.
 
-use super::{AdapterStore, Setup};
+use super::AdapterStore;
 use crate::adapters::Config;
 
 /// One row.
@@ -32,14 +32,14 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Counts. `full` is the number of parameters of the base model.
+    /// Counts. `graph` are the parameters that the graph has: those of active adapters. `full` is the number of parameters of the base
+    /// model.
     pub(crate) fn new<'a>(
         adapters: impl IntoIterator<Item = (&'a str, &'a Config)>,
         store: &AdapterStore,
-        setup: &Setup,
+        graph: &AdapterStore,
         full: u64,
     ) -> Self {
-        let active = setup.names();
         let rows = adapters.into_iter().map(|(name, config)| {
             let own = store.of(name);
             let counted: Vec<_> = own.iter().filter(|(key, _)| !is_buffer(key)).collect();
@@ -56,7 +56,7 @@ impl Summary {
                 } else {
                     params as f64 / full as f64 * 100.0
                 },
-                active: active.contains(&name),
+                active: !graph.of(name).is_empty(),
                 train: counted.iter().all(|(_, p)| p.trainable || p.idle),
             }
         });

@@ -8,6 +8,7 @@
 pub(crate) mod attention;
 pub(crate) mod boundary;
 pub(crate) mod columns;
+pub(crate) mod finite;
 pub(crate) mod flow;
 pub(crate) mod linear;
 pub(crate) mod logits;

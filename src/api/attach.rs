@@ -1,22 +1,24 @@
 //! Attaching: from a model and the names of adapters to the adapted model.
 
-use super::{adapter, manifest, open, opened, summed_up};
-use crate::adapters::base::{Base, check_finite};
-use crate::adapters::folder::{AdapterFolder, Meta};
-use crate::adapters::heads::SavedHead;
+use super::{adapter, check_finite, heads, manifest, open, opened, summed_up};
+use crate::adapters::base::Base;
 #[cfg(feature = "train")]
-use crate::adapters::heads::files::copy_renamed;
+use crate::adapters::folder::remove;
+use crate::adapters::folder::{AdapterFolder, Meta};
+#[cfg(feature = "train")]
+use crate::adapters::heads::files::{copy_renamed, file};
+use crate::adapters::heads::{Noted, SavedHead, StaticHead};
 use crate::adapters::manifest::Manifest;
 use crate::adapters::plan::plan;
 use crate::adapters::summary::Summary;
 use crate::adapters::target::Met;
-use crate::adapters::{Adapter, AdapterStore, Config, Route, Setup};
+use crate::adapters::{Adapter, AdapterStore, Config, Route, Setup, UnknownKeys};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::rewrite::passes::AttachPass;
 use crate::rewrite::pipelines;
-use crate::select::{Interface, PerStack, Selection, beside, infer_interface};
+use crate::select::{Interface, Library, PerStack, Selection, beside, infer_interface};
 use std::path::{Path, PathBuf};
 
 /// Attaches adapters to a model: says where they go, which ones they are and how they act together, and [runs](Self::run).
@@ -157,7 +159,7 @@ impl Attach {
             expanded = expanded.or(first);
             selection = interface.select(&model)?;
         }
-        check_finite(&selection, &model).map_err(|d| Error::new(ErrorKind::Invalid, d))?;
+        check_finite(&model, Some(&selection))?;
         let base = Base::of(&selection, &model);
         let meta = meta(self.file.as_deref(), &interface, &selection, &base);
         let met = Met {
@@ -174,9 +176,16 @@ impl Attach {
         } else {
             plan(&idle, &selection, &model, self.seed)?.store
         };
+        let graph = &model.model().graph;
+        let there = heads(&model)?.into_iter();
+        let there = there.map(|n| n.head(&selection, graph));
+        let there: Vec<SavedHead> = there.collect::<Result<_>>()?;
         let mut warnings = selection.misses.clone();
         warnings.extend(expanded);
         warnings.extend(said);
+        if adapters.iter().any(|a| a.route == Route::Plugin) {
+            warnings.extend(beyond_library(&interface.resolved(&selection)));
+        }
         let pass = AttachPass {
             selection: selection.clone(),
             setup: setup.clone(),
@@ -197,7 +206,7 @@ impl Attach {
             setup,
             attached,
             idle,
-            head: None,
+            heads: there,
             headed: Vec::new(),
         })
     }
@@ -242,8 +251,8 @@ pub struct Adapted {
     attached: Vec<Attached>,
     /// Parameters of adapters that are not active: no part of the graph.
     idle: AdapterStore,
-    /// The head that was attached along.
-    pub(crate) head: Option<SavedHead>,
+    /// The heads that adapters of the graph have, the one in use last.
+    pub(crate) heads: Vec<SavedHead>,
     /// Adapters that were saved with a head, and their folders.
     pub(crate) headed: Vec<(String, PathBuf)>,
 }
@@ -254,7 +263,7 @@ impl Adapted {
     /// # Errors
     /// A manifest that cannot be read.
     pub fn summary(&self) -> Result<Summary> {
-        summed_up(&self.model, &self.setup, &self.store())
+        summed_up(&self.model, &self.store())
     }
 
     /// The adapters: names and configurations.
@@ -276,19 +285,46 @@ impl Adapted {
 
     /// Says that an adapter brought this head, whose parameters are its own in the graph, and what the adapter's configuration is
     /// without it.
-    pub(crate) fn take_head(&mut self, head: SavedHead, config: Config) {
-        let of = self.attached.iter_mut().find(|a| a.name == head.name());
+    ///
+    /// # Errors
+    /// A manifest that cannot be read.
+    pub(crate) fn take_head(&mut self, head: StaticHead, config: Config) -> Result<()> {
+        let noted = Noted::joined(&head, &config);
+        self.model = pipelines::noting(noted).run(self.model.clone())?.model;
+        let of = self.attached.iter_mut().find(|a| a.name == head.name);
         if let Some(attached) = of {
             attached.config = config;
         }
-        self.head = Some(head);
+        self.heads.push(SavedHead::Static(head));
+        Ok(())
+    }
+
+    /// The head of an adapter, if it has one in the graph.
+    fn head_of(&self, adapter: &str) -> Option<&SavedHead> {
+        self.heads.iter().rfind(|h| h.name() == adapter)
     }
 
     /// What an adapter's file says of the model: what it said before, and what it did not.
     fn meta_of(&self, adapter: &str) -> Meta {
         let attached = self.attached.iter().find(|a| a.name == adapter);
         let saved = attached.and_then(|a| a.meta.clone());
-        saved.map_or_else(|| self.meta.clone(), |saved| self.meta.under(saved))
+        let mut meta = saved.map_or_else(|| self.meta.clone(), |saved| self.meta.under(saved));
+        if meta.model_type.is_empty()
+            && let Some(Route::Native { model_type }) = self.route_of(adapter)
+        {
+            meta.model_type = model_type.into();
+        }
+        meta
+    }
+
+    /// How the library integrated an adapter, where that is known.
+    fn route_of(&self, adapter: &str) -> Option<Route> {
+        if let Some(attached) = self.attached.iter().find(|a| a.name == adapter) {
+            return Some(attached.route.clone());
+        }
+        let manifest = Manifest::read(self.model.model()).ok()?;
+        let entry = manifest.adapters.iter().find(|a| a.name == adapter)?;
+        Route::named(entry.route.as_deref()?)
     }
 
     /// Writes the head that an adapter has into its folder, with the parameters of `store`; one that is no part of the graph as it was.
@@ -300,12 +336,13 @@ impl Adapted {
         store: &AdapterStore,
         force: bool,
     ) -> Result<()> {
-        if let Some(head) = self.head.as_ref().filter(|h| h.name() == adapter) {
+        if let Some(head) = self.head_of(adapter) {
             let meta = self.meta_of(adapter);
             return head.write(folder, store, &self.model.model().graph, &meta, force);
         }
         match self.headed.iter().find(|(name, _)| name == adapter) {
             Some((name, from)) => copy_renamed(from, folder, name, force),
+            None if force => remove(folder, &file::ALL),
             None => Ok(()),
         }
     }
@@ -315,21 +352,29 @@ impl Adapted {
     /// # Errors
     /// [`ErrorKind::Method`]: the model has no adapter of this name.
     pub fn folder(&self, name: &str, store: &AdapterStore) -> Result<AdapterFolder> {
+        let manifest = Manifest::read(self.model.model());
+        let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;
         let attached = self.attached.iter().find(|a| a.name == name);
-        let found = if let Some(found) = attached {
-            Some(found.config.clone())
-        } else {
-            let mut there = self.manifest()?.into_iter();
-            there.find(|(n, _)| n == name).map(|(_, config)| config)
-        };
-        let Some(config) = found else {
-            let message = format!("the model has no adapter `{name}`");
-            let d = Diagnostic::error("adapter-unknown", message);
-            return Err(Error::new(ErrorKind::Method, d));
+        let entry = manifest.adapters.iter().find(|a| a.name == name);
+        let config = match (attached, entry) {
+            (Some(attached), _) => attached.config.clone(),
+            (None, Some(entry)) => {
+                let without = manifest.heads.iter().rfind(|h| h.name == name);
+                match without.and_then(Noted::adapter) {
+                    Some(config) => Config::from_dict(config, UnknownKeys::Keep)?,
+                    None => entry.config()?,
+                }
+            }
+            (None, None) => {
+                let message = format!("the model has no adapter `{name}`");
+                let d = Diagnostic::error("adapter-unknown", message);
+                return Err(Error::new(ErrorKind::Method, d));
+            }
         };
         // The library's own classes need none, and a folder that has one is of the plugin route.
-        let plugin = attached.is_none_or(|a| a.route == Route::Plugin);
-        let interface = plugin.then(|| interface_for(&config, &self.interface).to_json());
+        let plugin = self.route_of(name).is_none_or(|r| r == Route::Plugin);
+        let interface =
+            plugin.then(|| interface_for(&config, &self.interface, &self.selection).to_json());
         let idle = self.idle.of(name);
         let store = if store.of(name).iter().next().is_none() {
             &idle
@@ -337,16 +382,14 @@ impl Adapted {
             store
         };
         let mut meta = self.meta_of(name);
-        let manifest = Manifest::read(self.model.model());
-        let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;
-        if manifest.adapters.iter().any(|a| a.name == name && a.thirds) {
+        if entry.is_some_and(|e| e.thirds) {
             // Without our mark it stays a file that goes by thirds.
             Base::recorded(&meta.extra)
                 .by_thirds()
                 .record(&mut meta.extra);
         }
         let mut folder = AdapterFolder::from_store(name, config, store, meta, interface);
-        if let Some(SavedHead::Static(head)) = self.head.as_ref().filter(|h| h.name() == name) {
+        if let Some(SavedHead::Static(head)) = self.head_of(name) {
             head.without(&mut folder.weights);
         }
         Ok(folder)
@@ -355,12 +398,31 @@ impl Adapted {
 
 /// The interface as a saved adapter needs it: the gate's projection, which the Adapters library's form has no field for, is named only
 /// where the adapter's modules are chosen by their names.
-fn interface_for(config: &Config, interface: &Interface) -> Interface {
-    let mut out = interface.clone();
+fn interface_for(config: &Config, interface: &Interface, selection: &Selection) -> Interface {
+    let mut out = interface.resolved(selection);
     if !config.methods().iter().any(|m| m.names_modules()) {
         out.fields.layer_gate_proj = PerStack::default();
     }
     out
+}
+
+/// That the Adapters library cannot use an interface, or not all of it.
+fn beyond_library(interface: &Interface) -> Option<Diagnostic> {
+    let help = "this program reads the whole one beside it; the library's own class for the model takes all of it: --route native";
+    let message = match interface.for_library() {
+        Library::Nothing => {
+            "the Adapters library has no interface for a model like this: none is written for it"
+                .to_owned()
+        }
+        Library::Part(_) if interface.stacks() > 1 => {
+            let first = interface.fields.model_layers.get(0).unwrap_or_default();
+            format!(
+                "the Adapters library's interface has room for one list of layers: the one written for it names `{first}` only"
+            )
+        }
+        Library::Part(_) | Library::Whole => return None,
+    };
+    Some(Diagnostic::warning("interface-library", message).help(help))
 }
 
 /// The interface of a model for which none was given: that of the type in `config.json` beside its file, else one inferred from the

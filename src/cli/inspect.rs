@@ -11,8 +11,26 @@ use std::path::Path;
 pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<()> {
     let model = open(path, ui)?;
     let inspection = Inspection::of(&model);
+    let heads = api::heads(&model)?;
+    let mut shown = json!(inspection);
+    let mut said = inspection.to_string();
+    for head in &heads {
+        let classes = head.classes().unwrap_or_default();
+        let named = if classes.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", classes.join(", "))
+        };
+        said += &format!("head        {} of `{}`{named}\n", head.word(), head.name);
+    }
+    if !heads.is_empty() {
+        let rows = heads
+            .iter()
+            .map(|h| json!({ "name": h.name, "type": h.word(), "classes": h.classes() }));
+        shown["heads"] = rows.collect();
+    }
     let Some(name) = interface else {
-        return ui.result(&json!(inspection), || inspection.to_string());
+        return ui.result(&shown, || said);
     };
     let interface = Interface::resolve(name)?;
     let (model, opened) = api::opened(model, false)?;
@@ -41,10 +59,10 @@ pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<(
         selection.decisions.iter().map(row).collect()
     };
     ui.result(
-        &json!({ "model": inspection, "selected": explained.lines().collect::<Vec<_>>(), "fields": fields }),
+        &json!({ "model": shown, "selected": explained.lines().collect::<Vec<_>>(), "fields": fields }),
         || {
             let head = format!("layer  {:<26}{:<46}value  (witness)", "interface field", "module");
-            format!("{inspection}\n{explained}\n{head}\n{}", rows())
+            format!("{said}\n{explained}\n{head}\n{}", rows())
         },
     )
 }

@@ -27,18 +27,22 @@ pub(super) fn run(args: &RunArgs, ui: &Ui) -> Result<()> {
             )
         })
         .collect();
-    ui.result(
-        &json!({ "outputs": shapes, "loss": report.loss, "file": args.outputs }),
-        || {
-            let mut text = String::new();
-            for (name, v) in &report.outputs {
-                let dims: Vec<String> = v.dims().iter().map(ToString::to_string).collect();
-                text += &format!("{name}: {}[{}]\n", v.dtype(), dims.join(", "));
-            }
-            if let Some(loss) = report.loss {
-                text += &format!("loss = {loss}\n");
-            }
-            text
-        },
-    )
+    let mut found = json!({ "outputs": shapes, "loss": report.loss, "file": args.outputs });
+    if let Some(classes) = &report.classes {
+        found["classes"] = json!(classes);
+    }
+    ui.result(&found, || {
+        let mut text = String::new();
+        for (name, v) in &report.outputs {
+            let dims: Vec<String> = v.dims().iter().map(ToString::to_string).collect();
+            text += &format!("{name}: {}[{}]\n", v.dtype(), dims.join(", "));
+        }
+        if let Some(classes) = &report.classes {
+            text += &format!("classes: {}\n", classes.join(", "));
+        }
+        if let Some(loss) = report.loss {
+            text += &format!("loss = {loss}\n");
+        }
+        text
+    })
 }

@@ -1,9 +1,10 @@
 //! Which interface reads a model, and which adapters it gets.
 
 use super::event::{Event, OnEvent, note, warn};
-use super::files::{ModelFiles, in_order};
-use crate::adapters::heads::{self, Head, Joined, SavedHead, StaticHead};
+use super::files::ModelFiles;
+use crate::adapters::heads::{self, Head, HeadType, Joined, SavedHead, StaticHead};
 use crate::adapters::spec::{self, Spec};
+use crate::adapters::target::Met;
 use crate::adapters::{Adapter, Config, Route, Setup};
 use crate::api::{self, Adapted, Attach};
 use crate::diag::Diagnostic;
@@ -132,11 +133,11 @@ impl AdapterSettings {
         let mut adapted = attach.seed(how.seed).training(how.training).run()?;
         adapted.headed = self.headed(&names);
         if let Some((head, own)) = joined {
-            adapted.take_head(SavedHead::Static(head), own);
+            adapted.take_head(head, own)?;
         } else if let Some(saved) = saved {
             let (model, head) = headed_by(&saved, adapted.model, path, how, events)?;
             adapted.model = model;
-            adapted.head = head.map(SavedHead::Flexible);
+            adapted.heads.extend(head.map(SavedHead::Flexible));
         }
         warn(events, &adapted.warnings)?;
         tell(&adapted, events)?;
@@ -156,9 +157,20 @@ impl AdapterSettings {
     ) -> Result<(Option<OwnHead>, Option<SavedHead>)> {
         let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
         let saved = self.saved_head(&names, events)?;
+        if let Some(saved) = &saved {
+            let selection = interface.select(model)?;
+            let own = Interface::model_type_beside(path).or_else(|| interface.model_type.clone());
+            let met = Met {
+                selection: &selection,
+                interface,
+                model_type: own.as_deref().unwrap_or_default(),
+            };
+            self.check_head(saved, adapters, &met, events)?;
+        }
         let mut head = match (has_head(model), saved) {
             (true, Some(SavedHead::Static(head))) => head,
-            (true, _) if train => {
+            // A head that came with an adapter is trained with it.
+            (true, _) if train && api::heads(model)?.is_empty() => {
                 let name = names.last().map_or("", String::as_str);
                 let class = ModelFiles::at(path).class();
                 let selection = interface.select(model)?;
@@ -176,6 +188,28 @@ impl AdapterSettings {
                 Joined::Other => (None, Some(SavedHead::Static(head))),
             },
         )
+    }
+
+    /// Refuses a saved head that was made for a model of another width, and says what else its file contradicts or leaves open.
+    fn check_head(
+        &self,
+        saved: &SavedHead,
+        adapters: &[Adapter],
+        met: &Met<'_>,
+        events: OnEvent<'_>,
+    ) -> Result<()> {
+        let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
+        let named = self
+            .headed(&names)
+            .into_iter()
+            .find(|(n, _)| n == saved.name());
+        let Some((name, folder)) = named else {
+            return Ok(());
+        };
+        let adapter = adapters.iter().find(|a| a.name == name);
+        let what = format!("the head of `{name}`");
+        let said = met.check_head(&what, &heads::files::target(&folder)?, adapter)?;
+        warn(events, &said)
     }
 
     /// The route that is named.
@@ -228,13 +262,6 @@ impl AdapterSettings {
         named
             .filter_map(|(text, name)| Some((name.clone(), folder(text)?)))
             .collect()
-    }
-
-    /// Names of the classes of the head that the adapters' folders hold, in the order of their ids.
-    pub(super) fn saved_classes(&self) -> Result<Option<Vec<String>>> {
-        let saved = self.saved_head(&self.adapters, &mut |_| Ok(()))?;
-        let ids = saved.as_ref().and_then(SavedHead::label2id);
-        Ok(ids.map(|ids| in_order(ids.clone().into_iter())))
     }
 
     /// The head in the folder of the last active adapter that has one, as the library takes it. Others are named.
@@ -333,7 +360,18 @@ pub(super) fn headed_by(
     let head = match saved {
         SavedHead::Flexible(head) => head.clone(),
         SavedHead::Static(head) => match head.flexible() {
-            Ok(head) => head,
+            Ok(head) => {
+                if head.config.head_type == HeadType::MultipleChoice {
+                    let n = head.config.num_choices.unwrap_or(2);
+                    let found = format!(
+                        "the head that was saved with `{}` is taken to choose one of {n} texts",
+                        head.name
+                    );
+                    let found = Diagnostic::warning("head-choices", found);
+                    warn(events, &[found.help("the file of a Transformers class says its number of labels and not how many texts belong together; in head_config.json, `num_labels` says it")])?;
+                }
+                head
+            }
             Err(e) => {
                 unused(&format!("{e}; export the model with its head"))?;
                 return Ok((model, None));

@@ -117,3 +117,121 @@ pub(super) fn fits(model: &Verified, task: Task, usual_loss: bool) -> Result<()>
     }
     Ok(())
 }
+
+/// What a task asks of a head that a graph has.
+pub(super) struct Asked<'a> {
+    pub(super) task: Task,
+    /// Number of classes, or of values of an example, that the data has.
+    pub(super) labels: usize,
+    /// The classes' names, as far as they are known.
+    pub(super) names: &'a [String],
+}
+
+fn unfit(what: String) -> Error {
+    let d = Diagnostic::error("head-task", what);
+    Error::new(
+        ErrorKind::Train,
+        d.help("choose the task that the head was made for (--task), or train on the base model without this head"),
+    )
+}
+
+/// Refuses a head that was made for another task, as far as the graph says what it was made for.
+pub(super) fn head_type_fits(model: &Verified, task: Task) -> Result<()> {
+    let types: &[&str] = match task {
+        Task::CausalLm | Task::Seq2seq | Task::MaskedLm => return Ok(()),
+        Task::Classification | Task::Regression => &["classification", "image_classification"],
+        Task::MultiLabel => &["multilabel_classification", "image_classification"],
+        Task::TokenClassification => &["tagging"],
+        Task::QuestionAnswering => &["question_answering"],
+    };
+    let noted = crate::api::heads(model)?;
+    let other = |h: &&crate::adapters::heads::Noted| h.is_flexible() && !types.contains(&h.word());
+    if let Some(head) = noted.last().filter(other) {
+        let (name, word) = (&head.name, head.word());
+        return Err(unfit(format!(
+            "the head of `{name}` is of the type {word}, and the task {} needs one of the type {}",
+            task.name(),
+            types[0]
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses data with other labels than a graph's head has scores for. What is not known of their shape is taken to fit.
+pub(super) fn head_fits(model: &Verified, asked: &Asked<'_>) -> Result<()> {
+    let g = &model.model().graph;
+    let output = g.find(contract::LOGITS).filter(|v| g.is_output(*v));
+    match (asked.task, output.and_then(|v| model.fact(v))) {
+        (
+            Task::Classification | Task::Regression | Task::MultiLabel | Task::TokenClassification,
+            Some(scores),
+        ) => scores_fit(scores, asked),
+        (_, Some(_) | None) => Ok(()),
+    }
+}
+
+fn scores_fit(scores: &Fact, asked: &Asked<'_>) -> Result<()> {
+    let Asked {
+        task,
+        labels,
+        names,
+    } = *asked;
+    let rank = scores.rank();
+    let tokens = task == Task::TokenClassification;
+    let fits = |rank: usize| match rank {
+        3 => tokens,
+        2 => !tokens,
+        1 => task == Task::Regression && labels == 1,
+        _ => false,
+    };
+    if let Some(rank) = rank.filter(|r| !fits(*r)) {
+        let of = if tokens {
+            "each token"
+        } else {
+            "the whole text"
+        };
+        return Err(unfit(format!(
+            "the task {} needs scores of {of}, and the head's output `{}` has {rank} axes",
+            task.name(),
+            contract::LOGITS
+        )));
+    }
+    let width = scores.size(-1).and_then(|w| usize::try_from(w).ok());
+    let Some(width) = width.filter(|_| rank != Some(1)) else {
+        return Ok(());
+    };
+    if matches!(task, Task::Regression | Task::MultiLabel) {
+        if labels != width {
+            return Err(unfit(format!(
+                "the task {} has {labels} values for each example here, and the head gives {width}",
+                task.name()
+            )));
+        }
+        return Ok(());
+    }
+    if width < 2 {
+        return Err(unfit(format!(
+            "the head gives one number, and the task {} needs a score for each class",
+            task.name()
+        )));
+    }
+    if labels > width {
+        let what = match names.get(width..labels) {
+            Some(beyond) => format!(
+                "the data has {labels} classes, and the head tells {width} apart: `{}` too many",
+                beyond.join("`, `")
+            ),
+            None => format!(
+                "the data has class {}, and the head tells {width} apart: 0 to {}",
+                labels - 1,
+                width - 1
+            ),
+        };
+        let d = Diagnostic::error("head-classes", what);
+        return Err(Error::new(
+            ErrorKind::Train,
+            d.help("correct the labels, or train a new head on the base model: its classes come from the data"),
+        ));
+    }
+    Ok(())
+}

@@ -1,14 +1,16 @@
 //! Evaluation: a model, adapters and data become measures.
 
 use super::attach::AdapterSettings;
-use super::check::{exists, fits, keep, usage, write_file};
+use super::check::{Asked, exists, fits, head_fits, head_type_fits, keep, usage, write_file};
 use super::event::{OnEvent, notes, progress};
 use super::files::ModelFiles;
+use super::head::label_count;
 use super::model::ModelSettings;
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
 use crate::adapters::whole_row_adapters;
 use crate::analyze::logits::vocabulary;
+use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{Generated, GenerationArguments, Prompt, Scored, generate, score};
@@ -184,6 +186,7 @@ impl Run {
         generation.entry("do_sample").or_insert(json!(false));
         let prepared = Prepared::open(files, &model, generation, events)?;
         fits(&prepared.model, evaluation.task, true)?;
+        head_type_fits(&prepared.model, evaluation.task)?;
         Ok(Run {
             prepared,
             adapters: model.adapters(),
@@ -367,10 +370,18 @@ impl Run {
         let task = self.evaluation.task;
         let mut data = self.data.clone();
         if task.has_classes() && data.label_names.is_none() {
-            let saved = self.adapters.saved_classes()?;
-            data.label_names = saved.or_else(|| self.prepared.files.classes());
+            let noted = api::classes(&self.prepared.model)?;
+            data.label_names = noted.or_else(|| self.prepared.files.classes());
         }
         let (rows, pad_id) = self.dataset(&data, events)?;
+        let names = data.label_names.as_deref().unwrap_or_default();
+        let labels = label_count(&[&rows], &[])?;
+        let asked = Asked {
+            task,
+            labels,
+            names,
+        };
+        head_fits(&self.prepared.model, &asked)?;
         let answers = self.answered(&rows, pad_id, events)?;
         let mut report = EvalReport {
             samples: rows.len(),
@@ -381,7 +392,6 @@ impl Run {
             task,
             Task::Seq2seq | Task::TokenClassification | Task::QuestionAnswering | Task::MaskedLm
         ) {
-            let names = data.label_names.as_deref().unwrap_or_default();
             report.predictions = predictions(&answers, report.samples, task, names);
         }
         for m in self.evaluation.metrics() {
@@ -458,6 +468,10 @@ fn predictions(answers: &Answers, rows: usize, task: Task, names: &[String]) -> 
     // Of several numbers for a row, all of them.
     let width = (answers.right().len() / rows.max(1)).max(1);
     let each = |x: &[f64]| match x {
+        each if task == Task::MultiLabel && names.len() == each.len() => {
+            let set = names.iter().zip(each).filter(|(_, x)| **x > 0.0);
+            set.map(|(name, _)| json!(name)).collect()
+        }
         [one] => shown(*one),
         several => several.iter().copied().map(&shown).collect(),
     };

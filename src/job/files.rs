@@ -82,6 +82,7 @@ impl ModelFiles {
                 .to_owned(),
             eos_token_id: eos.as_i64().or_else(|| eos[0].as_i64()),
             layer_norm_eps: self.config["layer_norm_eps"].as_f64(),
+            dropout: dropout(&self.config),
             tied: self.config["tie_word_embeddings"].as_bool().unwrap_or(true),
         }
     }
@@ -183,8 +184,24 @@ impl ModelFiles {
     }
 }
 
+/// The dropout that the Adapters library gives a head that has none of its own: that of the model's classifiers, or else of its hidden
+/// states, under the names that types of models have for them.
+fn dropout(config: &Value) -> f64 {
+    let names = [
+        "classifier_dropout",
+        "classifier_dropout_prob",
+        "seq_classif_dropout",
+        "hidden_dropout_prob",
+        "dropout",
+        "resid_pdrop",
+        "dropout_rate",
+    ];
+    let found = names.iter().find_map(|n| config[*n].as_f64());
+    found.filter(|p| (0.0..1.0).contains(p)).unwrap_or(0.0)
+}
+
 /// Names in the order of their ids.
-pub(super) fn in_order(ids: impl Iterator<Item = (String, i64)>) -> Vec<String> {
+fn in_order(ids: impl Iterator<Item = (String, i64)>) -> Vec<String> {
     let mut names: Vec<(i64, String)> = ids.map(|(name, id)| (id, name)).collect();
     names.sort_unstable();
     names.into_iter().map(|(_, name)| name).collect()

@@ -100,20 +100,7 @@ impl<'a> RunFolder<'a> {
             .truncate(false)
             .open(&path);
         let lock = open.map_err(|e| Error::io(&path, "cannot be written", e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            // A file system without locks.
-            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(e)) => return Err(Error::io(&path, "cannot be locked", e)),
-            Err(TryLockError::WouldBlock) => {
-                let message = format!("another process trains into {}", self.path.display());
-                let d = Diagnostic::error("run-locked", message);
-                return Err(Error::new(
-                    ErrorKind::Io,
-                    d.help("wait for it, or give another --output-dir"),
-                ));
-            }
-        }
+        locked(&lock, self.path)?;
         // What another process wrote since the first look.
         self.check()?;
         if self.takes == Takes::Away {
@@ -148,6 +135,35 @@ impl<'a> RunFolder<'a> {
             fs::remove_file(path).map_err(|e| failed(path, e))?;
         }
         Ok(())
+    }
+}
+
+/// Refuses a folder that another process trains into; as long as the result lives, none begins.
+pub(super) fn unlocked(folder: &Path) -> Result<Option<Claim>> {
+    let path = folder.join(LOCK);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let lock = File::open(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+    locked(&lock, folder)?;
+    Ok(Some(Claim(lock)))
+}
+
+/// Locks a file of a folder.
+fn locked(lock: &File, folder: &Path) -> Result<()> {
+    match lock.try_lock() {
+        Ok(()) => Ok(()),
+        // A file system without locks.
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
+        Err(TryLockError::Error(e)) => Err(Error::io(&folder.join(LOCK), "cannot be locked", e)),
+        Err(TryLockError::WouldBlock) => {
+            let message = format!("another process trains into {}", folder.display());
+            let d = Diagnostic::error("run-locked", message);
+            Err(Error::new(
+                ErrorKind::Io,
+                d.help("wait for it, or write into another folder"),
+            ))
+        }
     }
 }
 

@@ -23,19 +23,17 @@ pub(super) fn choose_head(
         Task::Classification | Task::Regression => HeadType::Classification,
         Task::MultiLabel => HeadType::MultilabelClassification,
     };
-    let names = &loaded.report.label_names;
-    let num_labels = match loaded.train.get(0)?.labels {
-        Labels::Values(v) => v.len(),
-        _ if names.is_empty() => {
-            let sets = [Some(&loaded.train), loaded.eval.as_ref()];
-            let mut most = sets.into_iter().flatten().map(largest_class);
-            most.try_fold(config.num_labels(), |n, m| m.map(|m| n.max(m)))?
-        }
-        _ => names.len(),
-    };
     if has_head(model) {
         return Ok(None);
     }
+    let names = &loaded.report.label_names;
+    let sets = [Some(&loaded.train), loaded.eval.as_ref()];
+    let found = label_count(&sets.into_iter().flatten().collect::<Vec<_>>(), names)?;
+    let num_labels = match loaded.train.get(0)?.labels {
+        Labels::Values(_) => found,
+        _ if names.is_empty() => found.max(config.num_labels()),
+        _ => names.len(),
+    };
     let ids = names
         .iter()
         .enumerate()
@@ -52,6 +50,20 @@ pub(super) fn choose_head(
         base,
         ..Head::fresh(name, config)
     }))
+}
+
+/// Number of classes that data has, or of values of an example.
+pub(super) fn label_count(data: &[&Dataset], names: &[String]) -> Result<usize> {
+    if let Some(first) = data.first()
+        && let Labels::Values(v) = first.get(0)?.labels
+    {
+        return Ok(v.len());
+    }
+    if !names.is_empty() {
+        return Ok(names.len());
+    }
+    let mut each = data.iter().map(|d| largest_class(d));
+    each.try_fold(0, |n, m| m.map(|m| n.max(m)))
 }
 
 /// Number of classes that data has.

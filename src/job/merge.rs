@@ -5,7 +5,7 @@ use super::check::{keep, usage};
 use super::event::{OnEvent, warn};
 use super::open;
 use crate::adapters::Adapter;
-use crate::adapters::base::check_finite;
+use crate::adapters::heads::Noted;
 use crate::adapters::methods::Fold;
 use crate::adapters::target::Met;
 use crate::api;
@@ -69,7 +69,7 @@ impl Merge {
         let (model, opened) = api::opened(model, false)?;
         warn(events, &opened)?;
         let mut adapters = self.adapters.load(&interface, events)?;
-        let (_, saved) = self.adapters.join_head(
+        let (joined, saved) = self.adapters.join_head(
             &mut adapters,
             &interface,
             &model,
@@ -80,6 +80,10 @@ impl Merge {
         let way = if self.reset { Fold::Out } else { Fold::In };
         let (mut merged, said) = fold(&model, &interface, adapters, way)?;
         warn(events, &said)?;
+        if let Some((head, own)) = joined.filter(|_| !self.reset) {
+            let noted = pipelines::noting(Noted::joined(&head, &own));
+            merged = noted.run(merged)?.model;
+        }
         if let Some(saved) = saved.filter(|_| !self.reset) {
             merged = headed_by(&saved, merged, &self.model, Attaching::default(), events)?.0;
         }
@@ -116,7 +120,7 @@ fn fold(
     fold: Fold,
 ) -> Result<(Verified, Vec<Diagnostic>)> {
     let selection = interface.select(model)?;
-    check_finite(&selection, model).map_err(|d| Error::new(ErrorKind::Invalid, d))?;
+    api::check_finite(model, Some(&selection))?;
     let model_type = interface.model_type.as_deref().unwrap_or_default();
     let met = Met {
         selection: &selection,

@@ -4,6 +4,7 @@ use super::attach::AdapterSettings;
 use super::event::{Event, OnEvent, note, warn};
 use super::files::ModelFiles;
 use super::model::ModelSettings;
+use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{
@@ -158,7 +159,9 @@ fn adapted(
         return Ok((adapted.model, Some(adapted.selection)));
     }
     let found = adapters.interface(&files.path, &model);
-    match found.and_then(|i| i.select(&model)) {
+    let found = found.and_then(|i| i.select(&model));
+    api::check_finite(&model, found.as_ref().ok())?;
+    match found {
         Ok(selection) => Ok((model, Some(selection))),
         Err(e) if adapters.interface.is_some() => Err(e),
         Err(e) => {

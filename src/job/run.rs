@@ -5,6 +5,7 @@ use super::check::{ensure_absent, keep, usage};
 use super::event::OnEvent;
 use super::open;
 use crate::adapters::AdapterStore;
+use crate::api;
 use crate::error::Result;
 use crate::infer::Verified;
 use crate::ir::contract;
@@ -51,6 +52,8 @@ pub(crate) struct RunReport {
     pub outputs: Outputs,
     /// The loss, if there is one.
     pub loss: Option<f32>,
+    /// Names of the classes that the last axis of `logits` stands for, where the graph says them.
+    pub classes: Option<Vec<String>>,
 }
 
 impl Run {
@@ -83,12 +86,15 @@ impl Run {
         ensure_absent(&self.outputs, self.force)?;
         keep(&self.outputs, [&*self.inputs, &*self.model])?;
         let mut model = open(&self.model, events)?;
-        if !self.adapters.adapters.is_empty() {
+        if self.adapters.adapters.is_empty() {
+            api::check_finite(&model, None)?;
+        } else {
             model = self
                 .adapters
                 .attach(model, &self.model, self.seed, false, events)?
                 .model;
         }
+        let classes = api::classes(&model)?;
         let tensors = io::read(&self.inputs)?;
         let graph = &model.model().graph;
         let names = graph.outputs().iter().map(|p| graph.name_of(p.value));
@@ -120,7 +126,11 @@ impl Run {
             .get(contract::LOSS)
             .and_then(|v| v.to_f32().ok())
             .and_then(|v| v.first().copied());
-        Ok(RunReport { outputs, loss })
+        Ok(RunReport {
+            outputs,
+            loss,
+            classes,
+        })
     }
 
     /// The graph with the loss and gradients that are wanted, and the names of all that is wanted.

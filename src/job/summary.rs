@@ -2,7 +2,6 @@
 
 use super::event::{Event, OnEvent};
 use super::open;
-use crate::adapters::Setup;
 use crate::adapters::folder::AdapterFolder;
 use crate::adapters::manifest::Manifest;
 use crate::adapters::spec::read_folder;
@@ -35,8 +34,7 @@ pub(crate) fn sum_up(paths: &[PathBuf], events: OnEvent<'_>) -> Result<Summed> {
         for adapter in manifest.adapters.iter().filter(|a| a.thirds) {
             events(&Event::Warning(in_thirds(&adapter.name)))?;
         }
-        let names = api::manifest(&model)?.into_iter().map(|(n, _)| n);
-        return Ok(Summed::Model(api::summary(&model, &Setup::stack(names))?));
+        return Ok(Summed::Model(api::summary(&model)?));
     }
     let read = |p: &PathBuf| {
         let mut folder = read_folder(p)?;

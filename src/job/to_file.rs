@@ -3,6 +3,7 @@
 use super::attach::{AdapterSettings, Attaching};
 use super::check::{ensure_absent, exists, keep, write_file};
 use super::event::OnEvent;
+use super::folder::unlocked;
 use super::open;
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
 use crate::adapters::place::Kind;
@@ -144,6 +145,7 @@ impl AttachToFile {
         let beside = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
         keep(&path, [&*self.model])?;
         ensure_absent(&path, self.force)?;
+        let _claim = unlocked(&beside)?;
         for name in names {
             folder::free(&beside.join(name))?;
         }
@@ -177,8 +179,9 @@ impl AttachToFile {
                 ..WriteOptions::default()
             };
             folder.write(path, options)?;
-            if let Some(template) = self.adapters.template_of(&folder.name) {
-                write_file(&path.join(CHAT_TEMPLATE), template.as_bytes())?;
+            match self.adapters.template_of(&folder.name) {
+                Some(template) => write_file(&path.join(CHAT_TEMPLATE), template.as_bytes())?,
+                None => folder::remove(path, &[CHAT_TEMPLATE])?,
             }
             adapted.write_head(&folder.name, path, &store, self.force)?;
         }

@@ -1,31 +1,30 @@
 //! A training job: a model, adapters and data become adapter folders.
 
 use super::attach::{AdapterSettings, Attaching, has_head};
-use super::check::{fits, usage, write_file};
+use super::check::{Asked, fits, head_fits, head_type_fits, usage, write_file};
 use super::event::{Event, OnEvent, note, notes, warn};
 use super::files::ModelFiles;
 use super::folder::RunFolder;
-use super::head::choose_head;
+use super::head::{choose_head, label_count};
 use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
 use super::settings::JobSettings;
+use crate::adapters::AdapterStore;
 use crate::adapters::base::Base;
-use crate::adapters::folder::WriteOptions;
+use crate::adapters::folder::{WriteOptions, remove};
 use crate::adapters::heads::SavedHead;
-use crate::adapters::{AdapterStore, Setup};
 use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ir::contract;
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::Precision;
 use crate::runtime::io;
 use crate::text::{CHAT_TEMPLATE, Tokenizer};
 use crate::train::watch::{self, Watchers};
 use crate::train::{
-    CollateArguments, DataArguments, DecoderStart, Files, Loaded, Masking, Output, PaddingSide,
-    Resume, Stop, Task, TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
+    Answer, CollateArguments, DataArguments, DecoderStart, Files, Loaded, Masking, Output,
+    PaddingSide, Resume, Stop, Task, TrainData, Trainer, dataset_divisor, parse_loss, smoothed,
 };
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -175,7 +174,9 @@ impl Run {
         let resume = training.resume_from_checkpoint.as_ref();
         let replace = self.settings.job.overwrite_output_dir;
         let folder = RunFolder::new(&self.output, &names, resume, replace);
-        folder.check()?;
+        if !self.settings.job.dry_run {
+            folder.check()?;
+        }
         let (mut tally, mut watchers) = (Tally::new(), None);
         // Until the adapters are written.
         let claim;
@@ -193,6 +194,7 @@ impl Run {
         } else {
             let loaded = self.load(&mut subject, events)?;
             self.one_class(&subject, &loaded, events)?;
+            self.check_head(&subject, &loaded)?;
             self.give_head(&mut subject, &loaded)?;
             let model = &subject.adapted.model;
             subject.decoder_start = self.files.decoder_start(model, loaded.pad_id, events)?;
@@ -273,6 +275,9 @@ impl Run {
         let adapted = self
             .adapters
             .attach_by(&interface, base, path, how, events)?;
+        if rows && settings.job.loss.is_none() {
+            head_type_fits(&adapted.model, settings.data.task)?;
+        }
         let names = adapted.manifest()?.into_iter().map(|a| a.0);
         Ok(Subject {
             names: names.collect(),
@@ -364,10 +369,7 @@ impl Run {
 
     /// The classes that the head knows: those of a saved one, else those of the graph's own, unless they are placeholders.
     fn known_classes(&self, subject: &Subject) -> Result<Option<Vec<String>>> {
-        if let Some(head) = &subject.adapted.head
-            && let Some(names) = self.adapters.saved_classes()?
-            && head.label2id().is_some()
-        {
+        if let Some(names) = api::classes(&subject.adapted.model)? {
             return Ok(Some(names));
         }
         let own = has_head(&subject.adapted.model).then(|| self.files.classes());
@@ -387,35 +389,65 @@ impl Run {
         run["job"]["chat_date"].as_str().map(str::to_owned)
     }
 
-    /// Refuses data of one class where the classes come from the data, and says it where they do not.
+    /// Refuses data of one class where the classes come from the data, and says it where they do not; also of other labels that are all
+    /// the same.
     fn one_class(&self, subject: &Subject, loaded: &Loaded, events: OnEvent<'_>) -> Result<()> {
         let (task, read) = (self.settings.data.task, &loaded.report.data);
-        let Some(class) = read
-            .class
-            .filter(|_| task == Task::Classification && !read.mixed)
-        else {
+        let Some(first) = read.first.as_ref().filter(|_| !read.mixed) else {
             return Ok(());
         };
         let names = &loaded.report.label_names;
-        let named = usize::try_from(class).ok().and_then(|c| names.get(c));
-        let class = named.map_or_else(|| class.to_string(), |n| format!("`{n}`"));
-        let message = format!("all {} examples are of one class, {class}", read.examples);
-        let headless = subject
-            .adapted
-            .model
-            .model()
-            .graph
-            .find(contract::LOGITS)
-            .is_none();
-        if headless && self.settings.data.label_names.is_none() {
+        let class = |class: &i64| {
+            let named = usize::try_from(*class).ok().and_then(|c| names.get(c));
+            named.map_or_else(|| class.to_string(), |n| format!("`{n}`"))
+        };
+        let number = |bits: &Vec<u32>| {
+            let each = bits.iter().map(|b| f32::from_bits(*b).to_string());
+            each.collect::<Vec<_>>().join(", ")
+        };
+        let n = read.examples;
+        let message = match (task, first) {
+            (Task::Classification, Answer::Class(c)) => {
+                format!("all {n} examples are of one class, {}", class(c))
+            }
+            (Task::TokenClassification, Answer::Class(c)) => {
+                format!("all {} tags are of one class, {}", read.labels, class(c))
+            }
+            (Task::Regression, Answer::Values(v)) if n > 1 => {
+                format!("all {n} targets are {}", number(v))
+            }
+            (Task::MultiLabel, Answer::Values(v)) if n > 1 => {
+                format!("all {n} examples have the same labels: {}", number(v))
+            }
+            (_, Answer::Class(_) | Answer::Values(_)) => return Ok(()),
+        };
+        let headless = !has_head(&subject.adapted.model);
+        if task == Task::Classification && headless && self.settings.data.label_names.is_none() {
             let d = Diagnostic::error("data-one-class", message);
             return Err(Error::new(ErrorKind::Train, d.help("give examples of every class; where more are to come, name the classes: --label-names")));
         }
         let d = Diagnostic::warning("data-one-class", message);
         warn(
             events,
-            &[d.help("the model learns to answer this class whatever it is given")],
+            &[d.help("the model learns to answer this whatever it is given")],
         )
+    }
+
+    /// Refuses a head of the graph's that is for another task, or has other classes than the data.
+    fn check_head(&self, subject: &Subject, loaded: &Loaded) -> Result<()> {
+        let (model, task) = (&subject.adapted.model, self.settings.data.task);
+        if self.settings.job.loss.is_some() || !has_head(model) {
+            return Ok(());
+        }
+        let names = &loaded.report.label_names;
+        let sets = [Some(&loaded.train), loaded.eval.as_ref()];
+        let sets: Vec<_> = sets.into_iter().flatten().collect();
+        let asked = Asked {
+            task,
+            labels: label_count(&sets, &[])?,
+            names,
+        };
+        head_fits(model, &asked)
     }
 
     /// Adds a head for a task of whole examples, where the graph has none.
@@ -426,7 +458,7 @@ impl Run {
         let width = crate::analyze::logits::logits(graph, None).ok();
         let width = width.and_then(|v| subject.adapted.model.fact(v)?.size(-1));
         let width = width.and_then(|n| usize::try_from(n).ok());
-        if let Some(SavedHead::Static(head)) = &mut subject.adapted.head {
+        if let Some(SavedHead::Static(head)) = subject.adapted.heads.last_mut() {
             head.name_labels(names, width.filter(|_| settings.data.task.has_classes()));
         }
         let config = settings.job.head.clone().unwrap_or_default();
@@ -438,7 +470,7 @@ impl Run {
         };
         let seed = settings.training.seed;
         subject.adapted.model = api::attach_head(model.clone(), head.clone(), seed, true)?;
-        subject.adapted.head = Some(SavedHead::Flexible(head));
+        subject.adapted.heads.push(SavedHead::Flexible(head));
         Ok(())
     }
 
@@ -450,7 +482,7 @@ impl Run {
             training,
             ..
         } = &self.settings;
-        let name = job.loss.as_deref().unwrap_or_else(|| usual_loss(data.task));
+        let name = job.loss.as_deref().unwrap_or_else(|| data.task.name());
         let loss = smoothed(parse_loss(name, divisor), training.label_smoothing_factor);
         let mut options = model.compile_options()?;
         options.cache_size = self.files.cache_size();
@@ -459,8 +491,8 @@ impl Run {
         }
         let graph = subject.adapted.model.clone();
         let trainer = Trainer::new(graph, &loss, training.clone(), model.mode(), &options)?;
-        let names = training.train_adapters.as_ref().unwrap_or(&subject.names);
-        let (count, names) = (trainer.trainable(), names.join(", "));
+        let names = trainer.store().trained().join(", ");
+        let count = trainer.trainable();
         note(events, format!("training {count} parameters of {names}"))?;
         Ok(trainer)
     }
@@ -498,7 +530,7 @@ impl Run {
         events(&Event::Stoppable)?;
         let report_to = &self.settings.job.report_to;
         let mut watchers = Watchers::open(&self.output, report_to, self.described(subject))?;
-        watchers.describe(loaded.report.lines(), subject.summary()?);
+        watchers.describe(loaded.report.lines(), subject.summary(&trainer.store())?);
         let stop = trainer.train(&data, Some(&output), &mut |e| {
             tally.event(e);
             events(&Event::Training(e.clone()))?;
@@ -593,9 +625,8 @@ impl Run {
 
 impl Subject {
     /// The adapters' summary table.
-    fn summary(&self) -> Result<String> {
-        let setup = Setup::stack(self.names.iter().cloned());
-        Ok(api::summary(&self.adapted.model, &setup)?.table())
+    fn summary(&self, store: &AdapterStore) -> Result<String> {
+        Ok(api::summed_up(&self.adapted.model, store)?.table())
     }
 
     /// Writes the adapters into a folder.
@@ -609,27 +640,14 @@ impl Subject {
                 ..WriteOptions::default()
             };
             saved.write(&at, options)?;
-            if let Some(template) = self.templates.get(name) {
-                write_file(&at.join(CHAT_TEMPLATE), template.as_bytes())?;
+            match self.templates.get(name) {
+                Some(template) => write_file(&at.join(CHAT_TEMPLATE), template.as_bytes())?,
+                None => remove(&at, &[CHAT_TEMPLATE])?,
             }
             self.adapted.write_head(name, &at, store, force)?;
             written.push(at);
         }
         Ok(written)
-    }
-}
-
-/// What is minimised, where the job does not say it.
-fn usual_loss(task: Task) -> &'static str {
-    match task {
-        Task::CausalLm => "causal-lm",
-        Task::Seq2seq => "seq2seq",
-        Task::Classification => "classification",
-        Task::Regression => "regression",
-        Task::MultiLabel => "multi-label",
-        Task::TokenClassification => "token-classification",
-        Task::QuestionAnswering => "question-answering",
-        Task::MaskedLm => "masked-lm",
     }
 }
 

@@ -10,7 +10,7 @@ use super::passes::cache::AddCache;
 use super::passes::expand::Expand;
 use super::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
 use super::passes::gradient::{GradientPass, Outputs};
-use super::passes::head::AttachHead;
+use super::passes::head::{AttachHead, NoteHead};
 use super::passes::logits::ChooseLogits;
 use super::passes::loss::{Divisor, Loss};
 use super::passes::pack::Pack;
@@ -18,7 +18,7 @@ use super::passes::recompute::Recompute;
 use super::passes::shapes::EarlyShapes;
 use super::passes::{AttachPass, Merge, Strip};
 use crate::adapters::Setup;
-use crate::adapters::heads::{Head, HeadConfig};
+use crate::adapters::heads::{Head, HeadConfig, Noted};
 use crate::adapters::methods::Fold;
 use crate::ir::{OpId, contract};
 use crate::select::Selection;
@@ -76,6 +76,14 @@ pub(crate) fn heading(head: AttachHead) -> Pipeline {
     Pipeline::named("heading").step(
         head,
         "Behind the adapters: the head reads the adapted hidden states.",
+    )
+}
+
+/// Says what the graph's own head became, where an adapter or the weights hold another one.
+pub(crate) fn noting(head: Noted) -> Pipeline {
+    Pipeline::named("noting").step(
+        NoteHead(head),
+        "Behind the adapters, whose manifest it stands in: the file knows its classes, and the head is written again.",
     )
 }
 
@@ -240,12 +248,14 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         seed: 0,
         training: false,
     };
+    let noted = Noted::flexible(&head.head);
     let logits = || contract::LOGITS.to_owned();
     vec![
         opening(Vec::new()),
         packing(selection()),
         attaching(attach),
         heading(head),
+        noting(noted),
         inference(mode),
         loss(&causal, mode),
         training(&causal, &[], Outputs::Drop, true, mode),

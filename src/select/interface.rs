@@ -7,12 +7,13 @@
 use super::check::Check;
 use super::field::{Field, PATHS};
 use super::position::Positions;
+use super::site::Selection;
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The schema version this library writes where AdapterHub's own form cannot say it.
@@ -170,6 +171,17 @@ pub enum InterfaceFile {
     },
     /// Only the fields.
     Bare(Box<Fields>),
+}
+
+/// What the Adapters library can use of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Library {
+    /// All of it.
+    Whole,
+    /// This, of which fields and stacks are left out.
+    Part(Box<Interface>),
+    /// Nothing.
+    Nothing,
 }
 
 /// An interface, ready to select with.
@@ -349,9 +361,82 @@ impl Interface {
             && self.fields.paths().iter().all(|(_, p)| p.len().is_none())
     }
 
+    /// The same with what is open in its paths as a model has it: alternatives (`a|b`), and any entry of a list (`*`) where the layers are
+    /// in one entry only. So the Adapters library, which knows neither, finds the modules.
+    #[must_use]
+    pub(crate) fn resolved(&self, selection: &Selection) -> Interface {
+        let settle = |field: Field, stack: usize, path: &str| -> String {
+            if field == Field::ModelLayers && path.contains('*') {
+                let in_stack = selection.layers.iter().filter(|l| l.stack == stack);
+                let lists = in_stack.filter_map(|l| {
+                    let inner = l.path.strip_prefix(&*selection.base_prefix)?;
+                    Some(inner.rsplit_once('.')?.0)
+                });
+                let lists: BTreeSet<&str> = lists.collect();
+                return match lists.first() {
+                    Some(only) if lists.len() == 1 => (*only).to_owned(),
+                    Some(_) | None => path.to_owned(),
+                };
+            }
+            let mut decided = selection.decisions.iter().filter(|d| d.field == field);
+            let mut all = path.split('|');
+            let has = |p: &&str| {
+                decided.any(|d| {
+                    d.path
+                        .strip_suffix(p)
+                        .is_some_and(|r| r.is_empty() || r.ends_with('.'))
+                })
+            };
+            let first = all.clone().next().unwrap_or(path);
+            all.find(has).unwrap_or(first).to_owned()
+        };
+        let mut out = self.clone();
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(&self.fields) else {
+            return out;
+        };
+        for row in &PATHS {
+            match fields.get_mut(row.field.name()) {
+                Some(Value::String(path)) => *path = settle(row.field, 0, path),
+                Some(Value::Array(each)) => {
+                    for (stack, entry) in each.iter_mut().enumerate() {
+                        if let Value::String(path) = entry {
+                            *path = settle(row.field, stack, path);
+                        }
+                    }
+                }
+                Some(_) | None => {}
+            }
+        }
+        if let Ok(fields) = serde_json::from_value(Value::Object(fields)) {
+            out.fields = fields;
+        }
+        out
+    }
+
+    /// What of it the Adapters library can use: nothing of models of two models, for which it has classes of its own and no interface, nor
+    /// of paths that are open.
+    pub(crate) fn for_library(&self) -> Library {
+        let composite = matches!(self.model_type.as_deref(), Some("clip" | "encoder-decoder"));
+        let reduced = self.to_adapterhub();
+        let paths = reduced.fields.paths();
+        let open = |p: &str| p.contains(['*', '|']);
+        if composite || paths.iter().any(|(_, p)| p.get(0).is_some_and(open)) {
+            Library::Nothing
+        } else if self.is_adapterhub() {
+            Library::Whole
+        } else {
+            Library::Part(Box::new(reduced))
+        }
+    }
+
     /// Whether it is one of those that this library brings.
     pub(crate) fn is_builtin(&self) -> bool {
         self.source.starts_with(BUILTIN)
+    }
+
+    /// The built-in interface for the same type of model.
+    pub(super) fn usual(&self) -> Option<Interface> {
+        Interface::builtin(self.model_type.as_deref()?)?.ok()
     }
 
     /// As much of it as AdapterHub's library can read: of several stacks the first, and none of our fields.

@@ -28,8 +28,8 @@ use crate::ir::{Graph, Model, NodeId, OpId};
 pub use family::Family;
 pub use infer::{Proposal, infer_interface};
 pub(crate) use inspect::Inspection;
-pub(crate) use interface::beside;
 pub use interface::{Fields, GraphNames, Interface, InterfaceFile, PerStack};
+pub(crate) use interface::{Library, beside};
 pub(crate) use modules::{ModuleId, ModuleTree, Witness, module_of};
 pub use site::{
     AttentionSite, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite, ParameterSite,

@@ -11,6 +11,7 @@ pub use crate::analyze::norm::NormKind;
 use crate::analyze::view::View;
 use crate::diag::Diagnostic;
 use crate::ir::{Builder, Graph, NodeId, Val, ValueId};
+use rustc_hash::FxHashMap;
 use std::fmt;
 
 /// Everything that an interface selects in one graph.
@@ -46,6 +47,14 @@ impl Selection {
         let hidden = |a: &AttentionSite| [&a.q, &a.k, &a.v, &a.qkv].iter().all(|p| p.is_none());
         let attentions = |l: &Layer| l.self_attn.as_ref().is_some_and(hidden);
         self.layers.iter().any(attentions)
+    }
+
+    /// The module of each stored weight.
+    pub(crate) fn modules_of_weights(&self) -> FxHashMap<ValueId, &str> {
+        let parameters = self.parameters.iter().map(|p| (p.stored, &*p.module));
+        let linears = self.modules.iter();
+        let linears = linears.map(|m| (m.site.weight.value, &*m.site.path));
+        parameters.chain(linears).collect()
     }
 }
 

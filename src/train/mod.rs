@@ -26,9 +26,9 @@ pub(crate) use batch::Batch;
 pub(crate) use batch::{CollateArguments, Collator, DecoderStart, PaddingSide};
 #[cfg(any(feature = "hub", test, fuzzing))]
 pub(crate) use data::Splits;
+pub(crate) use data::{Answer, DataArguments, Dataset, Files, Labels, Loaded, Task, TextPair};
 #[cfg(test)]
 pub(crate) use data::{CompletionMask, EvalSplit, Example, IGNORE, ReadOptions, Tokens};
-pub(crate) use data::{DataArguments, Dataset, Files, Labels, Loaded, Task, TextPair};
 pub use dry::DryRun;
 pub(crate) use eval_args::{EvalArguments, Metric};
 pub(crate) use evaluate::{answers_of, labels_of};

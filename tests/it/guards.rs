@@ -149,6 +149,21 @@ fn a_base_model_with_weights_that_are_no_numbers_is_refused() {
             &desk.fails(&training(name, "ids.jsonl", &[])),
             &["error[base-finite]"],
         );
+        // Without an adapter, too.
+        desk.write("prompts.jsonl", "{\"input_ids\": [3, 4]}\n");
+        let prompt = ["generate", name, "--prompts", "prompts.jsonl"];
+        let eval = ["eval", name, "--data", "ids.jsonl"];
+        let run = [
+            "run",
+            name,
+            "--inputs",
+            "inputs.safetensors",
+            "--outputs",
+            "o.safetensors",
+        ];
+        for command in [&prompt[..], &eval, &run] {
+            contains(&desk.fails(command), &["error[base-finite]", "1 of `"]);
+        }
     }
 }
 
@@ -335,8 +350,19 @@ fn an_interface_that_names_what_is_not_there_is_refused() {
             "\"embeddings\"",
             "`model_embeddings` = \"embeddings\"",
         ),
+        // Of the right width, and elsewhere.
+        (
+            "\"embed_tokens\"",
+            "\"norm\"",
+            "`model_embeddings` = \"norm\"",
+        ),
+        (
+            "\"embed_tokens\"",
+            "\"layers.0.input_layernorm\"",
+            "`model_embeddings` = \"layers.0.input_layernorm\"",
+        ),
     ] {
-        assert!(text.contains(from));
+        assert!(text.contains(from), "{from}");
         desk.write("wrong.json", &text.replace(from, to));
         let found = desk.fails(&["-i", "wrong.json", "-a", "lora", "model.onnx"]);
         contains(&found, &["error[select-no-match]", said]);
@@ -451,4 +477,144 @@ fn a_tokenizer_of_another_model_is_found_out() {
         &desk.fails(&beyond),
         &["token id 40000 is outside", "another model"],
     );
+}
+
+#[test]
+fn a_base_model_has_no_base_model_inside() {
+    let desk = Desk::with("bert/model.onnx");
+    let text = fs::read_to_string(desk.path("interface.json")).unwrap();
+    desk.write(
+        "wrong.json",
+        &text.replace("\"base_model\": null", "\"base_model\": \"bert\""),
+    );
+    contains(
+        &desk.fails(&["-i", "wrong.json", "-a", "lora", "model.onnx"]),
+        &[
+            "error[select-no-match]",
+            "`base_model` = \"bert\"",
+            "the whole graph",
+        ],
+    );
+    for part in [
+        "embeddings.position_embeddings",
+        "embeddings.token_type_embeddings",
+    ] {
+        let other = format!("\"model_embeddings\": \"{part}\"");
+        desk.write(
+            "wrong.json",
+            &text.replace("\"model_embeddings\": \"embeddings\"", &other),
+        );
+        contains(
+            &desk.fails(&["-i", "wrong.json", "-a", "lora", "model.onnx"]),
+            &["error[select-no-match]", part],
+        );
+    }
+}
+
+#[test]
+fn what_a_file_says_of_its_base_is_read_or_told() {
+    let desk = Desk::attached("a=lora[r=2]");
+    let path = desk.path("a/adapter_config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let attach = |to| ["-i", "interface.json", "-a", "b=a", "model.onnx", "-o", to];
+    let said = |garbage: serde_json::Value, to| {
+        let mut json = json.clone();
+        json["onnx_graft"]["base"] = garbage;
+        fs::write(&path, json.to_string()).unwrap();
+        let out = desk.command(&attach(to));
+        assert!(out.status.success(), "{}", stderr(&out));
+        stderr(&out)
+    };
+    let good = json["onnx_graft"]["base"].clone();
+    assert!(!said(good, "v/").contains("base-garbled"));
+    let text = said("garbage".into(), "w/");
+    contains(&text, &["warning[base-garbled]", "`onnx_graft.base`"]);
+    contains(&said(7.into(), "x/"), &["warning[base-garbled]"]);
+    json["onnx_graft"]["weights"]["embed_tokens.weight"] = "f32[2] xyz".into();
+    fs::write(&path, json.to_string()).unwrap();
+    let out = desk.command(&attach("y/"));
+    contains(&stderr(&out), &["base-garbled", "embed_tokens.weight"]);
+}
+
+#[test]
+fn a_run_that_is_replaced_leaves_nothing_in_its_adapters_folder() {
+    let desk = desk();
+    desk.ok(&training("model.onnx", "ids.jsonl", &[]));
+    for name in [
+        "head_config.json",
+        "model_head.safetensors",
+        "chat_template.jinja",
+        "notes.txt",
+    ] {
+        desk.write(&format!("out/a/{name}"), "{}");
+    }
+    // What a run would be is told wherever it would go.
+    desk.ok(&training("model.onnx", "ids.jsonl", &["--dry-run"]));
+    desk.ok(&training("model.onnx", "ids.jsonl", &["--force"]));
+    let left = |name: &str| desk.path("out/a").join(name).exists();
+    assert!(!left("head_config.json") && !left("model_head.safetensors"));
+    assert!(!left("chat_template.jinja"));
+    assert!(left("notes.txt"), "what no run writes stays");
+}
+
+#[test]
+fn nothing_is_attached_into_a_folder_that_is_trained_into() {
+    let desk = desk();
+    fs::create_dir(desk.path("out")).unwrap();
+    let lock = File::create(desk.path("out/.lock")).unwrap();
+    lock.try_lock().unwrap();
+    let attach = [
+        "-i",
+        "interface.json",
+        "-a",
+        "a=lora",
+        "model.onnx",
+        "-o",
+        "out/",
+    ];
+    contains(&desk.fails(&attach), &["error[run-locked]", "out"]);
+    drop(lock);
+    desk.ok(&attach);
+}
+
+#[test]
+fn a_summary_says_what_is_trained() {
+    let desk = desk();
+    let mut run = training("model.onnx", "ids.jsonl", &["--train-adapters", "b"]);
+    run.extend(["-a", "b=lora[r=2]"]);
+    let out = desk.command(&run);
+    assert!(out.status.success(), "{}", stderr(&out));
+    contains(&stderr(&out), &["parameters of b\n"]);
+    let page = fs::read_to_string(desk.path("out/report.html")).unwrap();
+    let row = |name: &str| {
+        let line = page.lines().find(|l| l.starts_with(&format!("{name} ")));
+        let cells: Vec<String> = line
+            .unwrap()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        cells[cells.len() - 2..].join(" ")
+    };
+    assert_eq!(row("a"), "1 0");
+    assert_eq!(row("b"), "1 1");
+    // Of two adapters in a file, the one that is not active is none of the graph.
+    let json = desk.json(&[
+        "-i",
+        "interface.json",
+        "-a",
+        "out/a",
+        "-a",
+        "out/b",
+        "--active",
+        "a",
+        "model.onnx",
+        "-o",
+        "two/",
+    ]);
+    let active = |json: &serde_json::Value| -> Vec<bool> {
+        let rows = json["summary"].as_array().unwrap().iter();
+        rows.map(|r| r["active"].as_bool().unwrap()).collect()
+    };
+    assert_eq!(active(&json), [true, false]);
 }

@@ -18,6 +18,8 @@ mod guards;
 #[cfg(feature = "cli")]
 mod habits;
 #[cfg(feature = "cli")]
+mod heads;
+#[cfg(feature = "cli")]
 mod hub;
 #[cfg(feature = "cli")]
 mod learn;

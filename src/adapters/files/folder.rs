@@ -14,7 +14,7 @@ use crate::adapters::{Adapter, AdapterStore, Config, MethodConfig, UnknownKeys, 
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, TensorData};
-use crate::select::Interface;
+use crate::select::{Interface, Library};
 use bytes::Bytes;
 use indexmap::IndexMap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -181,6 +181,7 @@ impl AdapterFolder {
         }
         let mut notes = correct(&mut dict, version.as_deref());
         notes.extend(named);
+        notes.extend(Base::garbled(&top));
         let weights = Weights::new(
             &name,
             read_weights(folder, [file::SAFETENSORS, file::TORCH])?,
@@ -312,18 +313,18 @@ impl AdapterFolder {
     /// # Errors
     /// [`ErrorKind::Io`], also when a file is there and `force` is not set.
     pub fn write(&self, folder: &Path, options: WriteOptions) -> Result<()> {
-        write_files(folder, &self.files(options)?, options.force)?;
-        // Weights of an earlier saving, in the form that is not written.
-        for (written, name) in [
-            (options.safetensors, file::SAFETENSORS),
-            (options.torch, file::TORCH),
-        ] {
-            let path = folder.join(name);
-            if !written && path.exists() {
-                fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot be replaced", e))?;
-            }
-        }
-        Ok(())
+        let files = self.files(options)?;
+        write_files(folder, &files, options.force)?;
+        let written: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+        // What an earlier saving wrote, and this one does not.
+        let own = [
+            file::SAFETENSORS,
+            file::TORCH,
+            file::INTERFACE,
+            file::WHOLE_INTERFACE,
+        ];
+        let stale = own.into_iter().filter(|n| !written.contains(n));
+        remove(folder, &stale.collect::<Vec<_>>())
     }
 
     /// Contents of the files, the configuration last.
@@ -340,12 +341,14 @@ impl AdapterFolder {
         }
         if let Some(text) = &self.interface {
             let whole = Interface::parse(text, file::INTERFACE).ok();
-            let reduced = whole.filter(|i| !i.is_adapterhub());
-            if let Some(reduced) = reduced.map(|i| i.to_adapterhub().to_json()) {
-                out.push((file::INTERFACE, reduced.into_bytes()));
-                out.push((file::WHOLE_INTERFACE, text.clone().into_bytes()));
-            } else {
-                out.push((file::INTERFACE, text.clone().into_bytes()));
+            let text = text.clone().into_bytes();
+            match whole.map(|i| i.for_library()) {
+                None | Some(Library::Whole) => out.push((file::INTERFACE, text)),
+                Some(Library::Part(part)) => {
+                    out.push((file::INTERFACE, part.to_json().into_bytes()));
+                    out.push((file::WHOLE_INTERFACE, text));
+                }
+                Some(Library::Nothing) => out.push((file::WHOLE_INTERFACE, text)),
             }
         }
         out.push((file::CONFIG, self.config_json().into_bytes()));
@@ -394,6 +397,17 @@ pub(in crate::adapters) fn write_files(
         let path = folder.join(name);
         fs::rename(staged.path().join(name), &path)
             .map_err(|e| Error::io(&path, "cannot be written", e))?;
+    }
+    Ok(())
+}
+
+/// Removes these files of a folder, as far as they are there.
+///
+/// # Errors
+/// [`ErrorKind::Io`].
+pub(crate) fn remove(folder: &Path, names: &[&str]) -> Result<()> {
+    for path in names.iter().map(|n| folder.join(n)).filter(|p| p.is_file()) {
+        fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot be replaced", e))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::contract::stamp;
 use crate::ir::{DType, Metadata, Model, TensorData};
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use std::collections::BTreeSet;
 
 /// The module of what all places of an adapter share.
@@ -95,6 +95,18 @@ impl AdapterStore {
                 out.push(&p.adapter);
             }
         }
+        out
+    }
+
+    /// What is trained, in order: names of adapters, and heads whose adapters are frozen.
+    pub(crate) fn trained(&self) -> Vec<String> {
+        let trained = || self.params.values().filter(|p| p.trainable);
+        let adapters = trained().filter(|p| !is_head(p));
+        let adapters: IndexSet<&str> = adapters.map(|p| &*p.adapter).collect();
+        let mut out: Vec<String> = adapters.iter().map(|name| (*name).to_owned()).collect();
+        let heads = trained().filter_map(|p| p.adapter.strip_prefix(&*owner("")));
+        let heads: IndexSet<&str> = heads.filter(|name| !adapters.contains(name)).collect();
+        out.extend(heads.iter().map(|name| format!("the head of {name}")));
         out
     }
 

@@ -34,16 +34,38 @@ impl Met<'_> {
     /// # Errors
     /// What cannot be meant, of all adapters.
     pub(crate) fn check(&self, adapters: &[Adapter]) -> Result<Vec<Diagnostic>> {
-        let widths: Vec<Diagnostic> = adapters.iter().filter_map(|a| self.width(a)).collect();
+        let width = |a: &Adapter| self.width(&format!("`{}`", a.name), &a.target);
+        let widths: Vec<Diagnostic> = adapters.iter().filter_map(width).collect();
         if !widths.is_empty() {
             return Err(Error::many(ErrorKind::Method, widths));
         }
-        let said = |a| [self.kind(a), self.names(a), self.method(a)];
+        let said = |a: &Adapter| {
+            let kind = self.kind(&format!("`{}`", a.name), &a.target);
+            [kind, self.names(a), self.method(a)]
+        };
         Ok(adapters.iter().flat_map(said).flatten().collect())
     }
 
-    fn width(&self, adapter: &Adapter) -> Option<Diagnostic> {
-        let there = adapter.target.hidden_size?;
+    /// What contradicts the model in what a head's file says of it; `what` is the head. Its model's type is not said twice where its
+    /// adapter's file has the same.
+    ///
+    /// # Errors
+    /// What cannot be meant.
+    pub(crate) fn check_head(
+        &self,
+        what: &str,
+        target: &Target,
+        adapter: Option<&Adapter>,
+    ) -> Result<Option<Diagnostic>> {
+        if let Some(width) = self.width(what, target) {
+            return Err(Error::new(ErrorKind::Method, width));
+        }
+        let said = adapter.is_some_and(|a| a.target.model_type == target.model_type);
+        Ok(self.kind(what, target).filter(|_| !said))
+    }
+
+    fn width(&self, what: &str, target: &Target) -> Option<Diagnostic> {
+        let there = target.hidden_size?;
         let selection = self.selection;
         // A model of several towers has several; its file says one of them.
         let reads = selection
@@ -60,8 +82,7 @@ impl Met<'_> {
             return None;
         }
         let message = format!(
-            "`{}` was made for a model of width {there} (`hidden_size`), and this one is {here} wide",
-            adapter.name
+            "{what} was made for a model of width {there} (`hidden_size`), and this one is {here} wide"
         );
         Some(
             Diagnostic::error("model-differs", message)
@@ -69,8 +90,8 @@ impl Met<'_> {
         )
     }
 
-    fn kind(&self, adapter: &Adapter) -> Option<Diagnostic> {
-        let (there, here) = (&*adapter.target.model_type, self.model_type);
+    fn kind(&self, what: &str, target: &Target) -> Option<Diagnostic> {
+        let (there, here) = (&*target.model_type, self.model_type);
         // The parts of a model are called after it: `clip`, `clip_text_model`.
         let part = |whole: &str, of: &str| {
             whole
@@ -80,10 +101,8 @@ impl Met<'_> {
         if there.is_empty() || here.is_empty() || part(there, here) || part(here, there) {
             return None;
         }
-        let message = format!(
-            "`{}` was made for a model of the type `{there}`, and this one is `{here}`",
-            adapter.name
-        );
+        let message =
+            format!("{what} was made for a model of the type `{there}`, and this one is `{here}`");
         Some(
             Diagnostic::warning("model-differs", message)
                 .help("where its parameters fit, it is attached all the same"),
@@ -93,12 +112,9 @@ impl Met<'_> {
     fn names(&self, adapter: &Adapter) -> Option<Diagnostic> {
         let text = adapter.target.interface.as_deref()?;
         let there = Interface::parse(text, "adapter_interface.json").ok()?;
-        let pairs = there
-            .fields
-            .paths()
-            .into_iter()
-            .zip(self.interface.fields.paths());
-        let stacks = there.stacks().max(self.interface.stacks());
+        let [there, here] = [&there, self.interface].map(|i| i.resolved(self.selection));
+        let pairs = there.fields.paths().into_iter().zip(here.fields.paths());
+        let stacks = there.stacks().max(here.stacks());
         let differ = pairs.filter(|((_, a), (_, b))| {
             (0..stacks).any(|s| matches!((a.get(s), b.get(s)), (Some(a), Some(b)) if a != b))
         });

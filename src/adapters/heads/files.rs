@@ -6,6 +6,7 @@ use crate::adapters::config::json as text;
 use crate::adapters::folder::{
     Meta, VERSION, object, read_file, read_safetensors, to_safetensors, write_files,
 };
+use crate::adapters::target::Target;
 use crate::adapters::{AdapterStore, Param, torch};
 use crate::analyze::logits::word_table;
 use crate::diag::Diagnostic;
@@ -24,6 +25,8 @@ pub(crate) mod file {
     pub(crate) const TORCH: &str = "pytorch_model_head.bin";
     /// Weights, safetensors.
     pub(crate) const SAFETENSORS: &str = "model_head.safetensors";
+    /// All of them.
+    pub(crate) const ALL: [&str; 3] = [CONFIG, TORCH, SAFETENSORS];
 }
 
 type Tensors = IndexMap<Box<str>, TensorData>;
@@ -37,6 +40,8 @@ pub(crate) struct HeadBase {
     pub eos_token_id: Option<i64>,
     /// Epsilon of its layer norms (default: 1e-12, as the library takes it).
     pub layer_norm_eps: Option<f64>,
+    /// The dropout of its classifiers, where a head does not say its own.
+    pub dropout: f64,
     /// Whether its words are scored by the table of embeddings; T5's hidden states are scaled then.
     pub tied: bool,
 }
@@ -167,14 +172,20 @@ impl SavedHead {
             SavedHead::Static(head) => head.write(folder, store, meta, force),
         }
     }
+}
 
-    /// Names of its labels.
-    pub(crate) fn label2id(&self) -> Option<&BTreeMap<String, i64>> {
-        match self {
-            SavedHead::Flexible(head) => head.config.label2id.as_ref(),
-            SavedHead::Static(head) => head.label2id.as_ref(),
-        }
-    }
+/// What the head's file in a folder says of the model that it was made for.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(crate) fn target(folder: &Path) -> Result<Target> {
+    let top = described(folder)?.unwrap_or_default();
+    let text = |name: &str| top.get(name).and_then(Value::as_str).unwrap_or_default();
+    Ok(Target {
+        hidden_size: top.get("hidden_size").and_then(Value::as_u64),
+        model_type: text("model_type").to_owned(),
+        interface: None,
+    })
 }
 
 /// What the head's file in a folder says, if there is one.
@@ -281,6 +292,11 @@ impl Head {
             weights: None,
             base: HeadBase::default(),
         }
+    }
+
+    /// Dropout before each linear: the head's own, or else the model's.
+    pub(crate) fn dropout(&self) -> f64 {
+        self.config.dropout_prob.unwrap_or(self.base.dropout)
     }
 
     /// The position that is read.
@@ -417,6 +433,13 @@ impl Head {
                     TensorData::from_f32(dims, &values)
                 }
                 Some(file) => match file.get(&*spec.suffix) {
+                    Some(t) if *t.dims == *dims && t.not_finite() > 0 => {
+                        found.push(Diagnostic::error(
+                            "weights-finite",
+                            format!("`{}` holds values that are not finite", spec.suffix),
+                        ));
+                        continue;
+                    }
                     Some(t) if *t.dims == *dims => t.clone(),
                     Some(t) => {
                         let (name, has) = (&spec.suffix, &t.dims);

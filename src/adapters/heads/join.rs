@@ -21,7 +21,7 @@ pub(crate) enum Joined {
 }
 
 /// A stored parameter as the state dict has it.
-fn stored(site: &ParameterSite, graph: &Graph) -> Option<TensorData> {
+pub(super) fn stored(site: &ParameterSite, graph: &Graph) -> Option<TensorData> {
     let tensor = graph.value(site.stored).tensor.as_ref()?;
     let dims: Vec<u64> = site.dims.iter().map(|d| *d as u64).collect();
     if !site.stored_transposed {
@@ -205,6 +205,7 @@ impl StaticHead {
                 out.insert(alias.clone(), t);
             }
         }
+        out.retain(|_, t| t.count() != Some(0));
         out
     }
 

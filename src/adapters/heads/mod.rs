@@ -6,6 +6,7 @@
 pub(crate) mod classes;
 pub(crate) mod files;
 pub(crate) mod join;
+pub(crate) mod noted;
 
 use crate::adapters::methods::act;
 use crate::adapters::param::{Init, ParamSpec, Size};
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 
 pub(crate) use files::{Head, HeadBase, SavedHead, StaticHead, file, owner};
 pub(crate) use join::Joined;
+pub(crate) use noted::Noted;
 
 /// What a head predicts, under the library's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,7 +191,7 @@ pub(crate) struct HeadConfig {
     /// Whether the last linear has a bias (default: yes; no for language models that are not masked).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bias: Option<bool>,
-    /// Dropout before each linear (default: 0).
+    /// Dropout before each linear (default: that of the model's classifiers, else of its hidden states).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropout_prob: Option<f64>,
     /// Whether the model's own pooler is read.
@@ -298,6 +300,16 @@ impl HeadConfig {
         Ok(HeadConfig { head_type, ..read })
     }
 
+    /// The configuration as a graph notes it: what is given, and no more. [`from_file`](Self::from_file) reads it.
+    pub(crate) fn to_note(&self) -> Value {
+        let mut out = serde_json::to_value(self).unwrap_or_default();
+        let name = TYPES.iter().find(|(_, t)| *t == self.head_type);
+        if let Value::Object(fields) = &mut out {
+            fields.insert("head_type".into(), json!(name.map(|(n, _)| n)));
+        }
+        out
+    }
+
     /// The same as a file has it, with the fields that the library's class takes. `words` and `embedding` are the sizes of the last
     /// linear.
     pub(crate) fn to_file(&self, words: usize, embedding: usize) -> Value {
@@ -373,18 +385,13 @@ impl HeadConfig {
             .unwrap_or(self.head_type == HeadType::CausalLm)
     }
 
-    /// Dropout before each linear.
-    pub(crate) fn dropout(&self) -> f64 {
-        self.dropout_prob.unwrap_or(0.0)
-    }
-
     /// Refuses values that make no head.
     pub(crate) fn validate(&self) -> Result<(), Diagnostic> {
         let bad = |m: &str| Err(Diagnostic::error("head", m));
         if self.layers() == 0 || self.num_labels == Some(0) || self.num_choices == Some(0) {
             return bad("a head needs at least one label and one layer");
         }
-        if !(0.0..1.0).contains(&self.dropout()) {
+        if self.dropout_prob.is_some_and(|p| !(0.0..1.0).contains(&p)) {
             return bad("`dropout_prob` must be at least 0 and below 1");
         }
         if self.head_type == HeadType::QuestionAnswering && self.num_labels() != 2 {

@@ -79,6 +79,17 @@ impl Route {
         })
     }
 
+    /// The route of its text.
+    pub(crate) fn named(text: &str) -> Option<Route> {
+        match text.split_once(':') {
+            Some(("native", model_type)) => Some(Route::Native {
+                model_type: model_type.into(),
+            }),
+            Some(_) => None,
+            None => (text == "plugin").then_some(Route::Plugin),
+        }
+    }
+
     fn family(&self) -> &str {
         match self {
             Route::Plugin => "",

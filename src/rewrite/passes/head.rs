@@ -1,7 +1,8 @@
 //! Attaching a prediction head: `logits` from the hidden states that a base model gives.
 
 use super::loss::lengthened;
-use crate::adapters::heads::{Head, HeadType, Pooling, owner};
+use crate::adapters::heads::{Head, HeadType, Noted, Pooling, owner};
+use crate::adapters::manifest::Manifest;
 use crate::adapters::param_stamps;
 use crate::diag::Diagnostic;
 use crate::ir::contract;
@@ -57,7 +58,7 @@ impl Pass for AttachHead {
                 // `params` names everything of the steps but the table.
                 values.get(&name).copied().or(table).unwrap_or(x)
             };
-            let p = config.dropout();
+            let p = self.head.dropout();
             let epsilon = self.head.base.layer_norm_eps.unwrap_or(1e-12) as f32;
             let dropout = |v| dropout(b, v, p, self.training);
             let scores = config.build(b, x, &steps, get, dropout, epsilon);
@@ -66,9 +67,36 @@ impl Pass for AttachHead {
         for (name, value, dims) in outputs {
             patch.add_output(value, name, Some(Type::tensor(COMPUTED, dims)));
         }
+        let noted = Noted::flexible(&self.head);
+        patch.model_metadata(stamp::MANIFEST, Some(&with(cx, noted)?));
         cx.commit(patch)?;
         Ok(())
     }
+}
+
+/// Says in the manifest that the graph's head is this one.
+#[derive(Clone, Debug)]
+pub(crate) struct NoteHead(pub(crate) Noted);
+
+impl Pass for NoteHead {
+    fn name(&self) -> &'static str {
+        "note-head"
+    }
+
+    fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+        let mut patch = cx.patch("note-head", None);
+        patch.model_metadata(stamp::MANIFEST, Some(&with(cx, self.0.clone())?));
+        cx.commit(patch)?;
+        Ok(())
+    }
+}
+
+/// The manifest's text with one more head.
+fn with(cx: &PassCx<'_>, head: Noted) -> Result<String, Diagnostic> {
+    let mut manifest = Manifest::read(cx.model())?;
+    manifest.written();
+    manifest.heads.push(head);
+    Ok(manifest.text())
 }
 
 impl AttachHead {

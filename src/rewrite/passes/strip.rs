@@ -118,9 +118,18 @@ impl Strip {
 
     /// The manifest without what is removed; `None` when nothing is left.
     fn rest(&self, mut manifest: Manifest) -> Option<Manifest> {
-        let name = self.adapter.as_deref()?;
-        manifest.adapters.retain(|a| a.name != name);
-        (!manifest.adapters.is_empty()).then_some(manifest)
+        let gone = |name: &str| self.adapter.as_deref().is_none_or(|n| n == name);
+        let attached: Vec<String> = manifest.names().map(str::to_owned).collect();
+        // A head that was merged into the weights stays with them.
+        manifest
+            .heads
+            .retain(|h| !gone(&h.name) || (!h.is_flexible() && !attached.contains(&h.name)));
+        manifest.adapters.retain(|a| !gone(&a.name));
+        if self.adapter.is_none() {
+            (manifest.setups, manifest.inputs) = (Vec::new(), Vec::new());
+        }
+        let empty = manifest.adapters.is_empty() && manifest.heads.is_empty();
+        (!empty).then_some(manifest)
     }
 }
 

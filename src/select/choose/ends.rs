@@ -9,6 +9,7 @@ use crate::select::field::Field;
 use crate::select::interface::GraphNames;
 use crate::select::modules::{ROOT, Witness};
 use crate::select::site::{Layer, LinearSite, ModuleSite, Role};
+use rustc_hash::FxHashSet;
 
 impl Scene<'_> {
     pub(super) fn embeddings(
@@ -21,11 +22,17 @@ impl Scene<'_> {
             .filter_map(|s| self.interface.fields.model_embeddings.get(s))
             .collect();
         paths.dedup();
+        // What a built-in interface names is what the library takes, as the last norm of Whisper's encoder.
+        let own = &self.interface.fields.model_embeddings;
+        let usual = self.interface.usual();
+        let usual = usual.is_some_and(|u| u.fields.model_embeddings == *own);
         let mut out = Vec::new();
         for path in paths {
             let found = self.embedding(path, layers);
             if found.is_empty() {
                 findings.push(self.no_embeddings(path));
+            } else if !usual && found.iter().all(|s| !self.embeds(s, layers)) {
+                findings.push(self.other_module(path, &found));
             }
             out.extend(found);
         }
@@ -126,6 +133,55 @@ impl Scene<'_> {
             .collect()
     }
 
+    /// Whether a module makes what enters the first layer of a stack: in front of it and, where tokens are looked up there, of them.
+    fn embeds(&self, site: &ModuleSite, layers: &[Layer]) -> bool {
+        let mut firsts: Vec<&Layer> = Vec::new();
+        for layer in layers {
+            if !firsts.iter().any(|l| l.stack == layer.stack) {
+                firsts.push(layer);
+            }
+        }
+        let own = self.before(site.output);
+        let looks_up = |n: &NodeId| self.view.is_lookup(*n) && self.view.reads_token_ids(*n);
+        firsts.iter().any(|l| {
+            let before = self.before(l.input);
+            let inside = self.view.producer(site.output);
+            inside.is_none_or(|n| before.contains(&n))
+                && (!before.iter().any(looks_up) || own.iter().any(looks_up))
+        })
+    }
+
+    /// The nodes that a value is computed by.
+    fn before(&self, value: ValueId) -> FxHashSet<NodeId> {
+        let mut found = FxHashSet::default();
+        let mut open: Vec<NodeId> = self.view.producer(value).into_iter().collect();
+        while let Some(n) = open.pop() {
+            if found.insert(n) {
+                let inputs = self.view.inputs(n).into_iter().flatten();
+                open.extend(inputs.filter_map(|v| self.view.producer(v)));
+            }
+        }
+        found
+    }
+
+    fn other_module(&self, path: &str, found: &[ModuleSite]) -> Diagnostic {
+        let first = found.first().map_or(path, |s| &*s.path);
+        let message = format!("`model_embeddings` = \"{path}\" is not what embeds the tokens");
+        let at = format!("{}, interface.model_embeddings", self.interface.source);
+        Diagnostic::error("select-no-match", message)
+            .at(at)
+            .note(format!("what `{first}` makes is not made of the tokens' embeddings, or does not enter the first layer"))
+            .note(format!("embeddings found: {}", shown(&self.embedders())))
+            .help("name the module that looks the tokens up, relative to the base model")
+    }
+
+    /// The modules that look rows of a table up.
+    fn embedders(&self) -> Vec<&str> {
+        let all = self.view.order.iter().filter(|n| self.view.is_lookup(**n));
+        all.filter_map(|n| Some(&*self.tree.module(self.tree.of(*n)?.0).path))
+            .collect()
+    }
+
     /// Whether the look-ups are of modules with other names, and nothing has this one. A table that several modules share may be
     /// stored under the name of any of them.
     fn contradicts(&self, path: &str) -> bool {
@@ -145,19 +201,35 @@ impl Scene<'_> {
     /// Where the base model is not what `base_model` says, as far as names tell.
     pub(super) fn other_base(&self, layers: &[Layer]) -> Option<Diagnostic> {
         let path = self.interface.fields.base_model.as_deref()?;
-        let full = self.prefix.full.strip_suffix('.')?;
-        if fits_end(full, path) || fits_end(path, full) {
+        let full = self.prefix.full.strip_suffix('.').unwrap_or_default();
+        let whole = full.is_empty();
+        // A built-in interface names the attribute that the class with a head has.
+        let usual = || {
+            let usual = self.interface.usual();
+            usual.is_some_and(|u| u.fields.base_model.as_deref() == Some(path))
+        };
+        let fits = || fits_end(full, path) || fits_end(path, full);
+        if (whole && usual()) || (!whole && fits()) {
             return None;
         }
         let first = layers.first().map_or("", |l| &*l.path);
         let message = format!("`base_model` = \"{path}\" does not hold the layers");
+        let is = if whole {
+            "the whole graph".to_owned()
+        } else {
+            format!("`{full}`")
+        };
         Some(
             Diagnostic::error("select-no-match", message)
                 .at(format!("{}, interface.base_model", self.interface.source))
                 .note(format!(
-                    "the first layer is `{first}`: the base model is `{full}`"
+                    "the first layer is `{first}`: the base model is {is}"
                 ))
-                .help("set it to that, or leave it out: it is found by the layers"),
+                .help(if whole {
+                    "leave it out: it is found by the layers"
+                } else {
+                    "set it to that, or leave it out: it is found by the layers"
+                }),
         )
     }
 
@@ -200,13 +272,7 @@ impl Scene<'_> {
     }
 
     fn no_embeddings(&self, path: &str) -> Diagnostic {
-        let lookups: Vec<&str> = self
-            .view
-            .order
-            .iter()
-            .filter(|n| self.view.is_lookup(**n))
-            .filter_map(|n| Some(&*self.tree.module(self.tree.of(*n)?.0).path))
-            .collect();
+        let lookups = self.embedders();
         let message = format!("`model_embeddings` = \"{path}\" matched nothing");
         let at = format!("{}, interface.model_embeddings", self.interface.source);
         if lookups.is_empty() {

@@ -117,6 +117,20 @@ pub(crate) enum Task {
 }
 
 impl Task {
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Task::CausalLm => "causal-lm",
+            Task::Seq2seq => "seq2seq",
+            Task::Classification => "classification",
+            Task::Regression => "regression",
+            Task::MultiLabel => "multi-label",
+            Task::TokenClassification => "token-classification",
+            Task::QuestionAnswering => "question-answering",
+            Task::MaskedLm => "masked-lm",
+        }
+    }
+
     /// Whether its labels are classes.
     pub(crate) fn has_classes(self) -> bool {
         matches!(

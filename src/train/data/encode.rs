@@ -582,6 +582,12 @@ impl<'a> Encoder<'a> {
         Ok(out)
     }
 
+    /// The names of classes that a row of a multi-label task lists.
+    pub(super) fn class_names(&self, row: &Map<String, Value>) -> Vec<String> {
+        let columns = &self.args.columns;
+        Roles { row, columns }.class_names()
+    }
+
     /// Prompt and completion of a row as text.
     pub(super) fn texts(&self, row: &Map<String, Value>) -> Found<TextPair> {
         let roles = Roles {

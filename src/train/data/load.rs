@@ -13,6 +13,7 @@ use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::{SUSPECT, Tokenizer};
 use crate::train::batch::epoch_order;
+use indexmap::IndexSet;
 use rayon::prelude::*;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -115,6 +116,17 @@ impl DataArguments {
     ) -> Result<Loaded> {
         self.validate()?;
         let encoder = Encoder::new(self, tokenizer, vocab)?;
+        if self.task == Task::MultiLabel && self.label_names.is_none() {
+            let names = self.listed(&encoder)?;
+            if !names.is_empty() {
+                note(format!("classes: {}", names.join(", ")));
+                let named = DataArguments {
+                    label_names: Some(names),
+                    ..self.clone()
+                };
+                return named.load(tokenizer, vocab, seed, note);
+            }
+        }
         let mut classes = Classes::of(self.label_names.as_deref());
         let drawn = match &self.eval_split {
             Some(split @ (EvalSplit::Count(_) | EvalSplit::Share(_))) => Some(split),
@@ -171,6 +183,23 @@ impl DataArguments {
             chat_date: encoder.chat_date.clone(),
             report,
         })
+    }
+
+    /// The names of classes in the lists of a multi-label task, in the order in which the training rows have them. How long a label is
+    /// follows from all of them, so that they are read before the first example is made.
+    fn listed(&self, encoder: &Encoder<'_>) -> Result<Vec<String>> {
+        let mut names: IndexSet<String> = IndexSet::new();
+        let parts = self.train_parts()?;
+        for source in parts.iter().flat_map(Part::sources) {
+            for row in source?.1 {
+                match row {
+                    Ok(Row { values, .. }) => names.extend(encoder.class_names(&values)),
+                    Err(Fault::Row { .. }) => {}
+                    Err(Fault::File(e)) => return Err(e),
+                }
+            }
+        }
+        Ok(names.into_iter().collect())
     }
 
     /// Prompt and completion of the rows that are evaluated on, as text; of the training rows when there are no others. `max_eval_samples`
@@ -528,10 +557,7 @@ impl Reading<'_> {
         r.conversations += u64::from(o.chat);
         r.twice += u64::from(o.twice);
         (r.tokenized, r.unknown) = (r.tokenized + o.tokenized, r.unknown + o.unknown);
-        if let Labels::Class(class) = &o.example.labels {
-            r.mixed |= r.class.is_some_and(|c| c != *class);
-            r.class.get_or_insert(*class);
-        }
+        r.see(&o.example.labels);
         let seen = match o.not_found {
             Some(Marker::Instruction) => &mut r.instruction_in_context,
             Some(Marker::Response) | None => &mut r.in_context,

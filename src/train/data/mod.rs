@@ -31,6 +31,7 @@ pub(crate) use load::Loaded;
 pub(crate) use load::ReadOptions;
 #[cfg(test)]
 pub(crate) use mask::CompletionMask;
+pub(crate) use report::Answer;
 #[cfg(test)]
 pub(crate) use report::ReadReport;
 #[cfg(any(feature = "hub", test, fuzzing))]

@@ -1,5 +1,6 @@
 //! What was read of data, and what became of it.
 
+use super::{IGNORE, Labels};
 use serde::Serialize;
 
 /// Share of unknown tokens above which a tokenizer is taken to be another model's.
@@ -58,10 +59,10 @@ pub(crate) struct ReadReport {
     pub tokenized: u64,
     /// Those of them that stand for what the tokenizer does not know.
     pub unknown: u64,
-    /// The class of the first example that has one.
+    /// The first class, or the first values, that an example has.
     #[serde(skip)]
-    pub class: Option<i64>,
-    /// Whether another example has another class.
+    pub first: Option<Answer>,
+    /// Whether there is another one.
     #[serde(skip)]
     pub mixed: bool,
     /// Rows with an instruction and an output that were learned in Alpaca's form.
@@ -76,7 +77,35 @@ pub(crate) struct ReadReport {
     pub instruction_in_context: Option<Vec<i64>>,
 }
 
+/// What is to be learned of an example, or of one of its tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// A class.
+    Class(i64),
+    /// Values, by their bits.
+    Values(Vec<u32>),
+}
+
 impl ReadReport {
+    /// Looks at the labels of an example: whether all are the same.
+    pub(super) fn see(&mut self, labels: &Labels) {
+        let mut take = |answer: Answer| match &self.first {
+            Some(first) => self.mixed |= *first != answer,
+            None => self.first = Some(answer),
+        };
+        match labels {
+            Labels::Class(class) => take(Answer::Class(*class)),
+            Labels::Each(each) => {
+                let read = each.iter().filter(|l| **l != IGNORE);
+                read.for_each(|l| take(Answer::Class(*l)));
+            }
+            Labels::Values(values) => {
+                take(Answer::Values(values.iter().map(|v| v.to_bits()).collect()));
+            }
+            Labels::Tokens(_) | Labels::Sequence(_) | Labels::Span(..) => {}
+        }
+    }
+
     /// The share of tokens that stand for what the tokenizer does not know.
     pub(super) fn unknown_share(&self) -> f64 {
         self.unknown as f64 / self.tokenized.max(1) as f64

@@ -150,8 +150,9 @@ impl<'a> Roles<'a> {
         let id = integer(value).ok_or_else(|| self.wrong(role, "a class", value))?;
         match names {
             Some(names) if id < 0 || id >= names.len() as i64 => Err(format!(
-                "class {id} is outside the {} of `label_names`",
-                names.len()
+                "class {id} is outside the {} classes: {}",
+                names.len(),
+                names.join(", ")
             )),
             _ if id < 0 => Err(format!("class {id} is negative")),
             _ => Ok(Class::Id(id)),
@@ -177,12 +178,25 @@ impl<'a> Roles<'a> {
                 let near = value
                     .as_str()
                     .and_then(|v| nearest(v, names.iter().map(String::as_str)));
-                let near = near.map_or_else(String::new, |n| format!("; did you mean `{n}`?"));
-                return Err(format!("class {value} is none of `label_names`{near}"));
+                let near = near.map_or_else(
+                    || format!("classes are {}", names.join(", ")),
+                    |n| format!("did you mean `{n}`?"),
+                );
+                return Err(format!("there is no class {value}; {near}"));
             };
             out[at] = 1.0;
         }
         Ok(out)
+    }
+
+    /// The names of classes in a list of them; none in one of numbers.
+    pub(super) fn class_names(&self) -> Vec<String> {
+        let list = self.list(self.label_role()).unwrap_or_default();
+        let name = |v: &Value| v.as_str().map(str::to_owned);
+        list.iter()
+            .map(name)
+            .collect::<Option<_>>()
+            .unwrap_or_default()
     }
 
     fn zeros_and_ones(&self, role: &str, count: Option<usize>) -> Found<Vec<f32>> {

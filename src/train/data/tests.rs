@@ -464,7 +464,7 @@ fn numbers_and_sets_of_classes_are_values() {
     assert!(
         values(json!(["w"]), named())
             .unwrap_err()
-            .contains("none of `label_names`")
+            .contains("there is no class")
     );
     assert!(
         values(json!([0, 1]), named())

@@ -48,7 +48,7 @@ fn what_is_written_is_read() {
 /// The library's loader takes the fields of an interface as they are, and crashes at lists and at fields that it does not know.
 #[test]
 fn an_interface_that_the_library_cannot_read_stands_beside_one_that_it_can() {
-    let whole = Interface::builtin("t5").unwrap().unwrap();
+    let whole = Interface::builtin("bart").unwrap().unwrap();
     assert!(!whole.is_adapterhub());
     let config = Config::parse("lora[r=1]").unwrap();
     let text = Some(whole.to_json());
@@ -64,6 +64,24 @@ fn an_interface_that_the_library_cannot_read_stands_beside_one_that_it_can() {
     );
     let read = AdapterFolder::read(&path).unwrap();
     assert_eq!(read.interface, Some(whole.to_json()));
+}
+
+/// Of models of two models, and of paths that are open, there is nothing that it could read.
+#[test]
+fn an_interface_that_the_library_can_read_nothing_of_is_ours_alone() {
+    for name in ["clip", "encoder-decoder", "t5", "albert"] {
+        let whole = Interface::builtin(name).unwrap().unwrap();
+        let config = Config::parse("lora[r=1]").unwrap();
+        let text = Some(whole.to_json());
+        let folder = AdapterFolder::from_store("a", config, &store(), Meta::default(), text);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        folder.write(&path, WriteOptions::default()).unwrap();
+        assert!(!path.join(file::INTERFACE).exists(), "{name}");
+        let read = AdapterFolder::read(&path).unwrap();
+        assert_eq!(read.interface, Some(whole.to_json()));
+        assert_eq!(read.route(), Route::Plugin);
+    }
 }
 
 #[test]

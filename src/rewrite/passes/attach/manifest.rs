@@ -29,7 +29,7 @@ pub(super) fn check_names(names: &[&str], there: &Manifest) -> Result<(), Diagno
 
 /// The manifest with the pass's adapters added.
 pub(super) fn extended(mut manifest: Manifest, pass: &AttachPass) -> Manifest {
-    manifest.tool = concat!("onnx-graft ", env!("CARGO_PKG_VERSION")).into();
+    manifest.written();
     manifest.adapters.extend(pass.adapters.iter().map(|a| {
         let mut methods = a.config.methods().iter();
         Entry {

@@ -31,6 +31,7 @@ fn the_first_position_is_read() {
         BASE,
         r#"
         opset "" 17
+        meta "onnx_graft.manifest" = "{\"tool\":\"onnx-graft VERSION\",\"adapters\":[],\"heads\":[{\"name\":\"task\",\"flexible\":{\"num_labels\":3,\"layers\":1,\"dropout_prob\":0.5,\"pooling\":\"first\",\"head_type\":\"classification\"}}]}"
         graph main(%input_ids: i64[batch, seq], %attention_mask: i64[batch, seq]) -> (%last_hidden_state: f32[batch, seq, 2], %logits: f32[batch, 3])
           init %table: f32[8, 2] blake3:ef7b0a391c31c128
           init %heads.task.1.weight: f32[3, 2] = {-0.01372029, 0.0075790486, 0.008007464, -0.002046423, 0.0069069653, 0.032864958} +onnx_graft.adapter="head:task" +onnx_graft.param="trainable"
@@ -57,6 +58,7 @@ fn dropout_acts_in_training() {
         BASE,
         r#"
         opset "" 17
+        meta "onnx_graft.manifest" = "{\"tool\":\"onnx-graft VERSION\",\"adapters\":[],\"heads\":[{\"name\":\"task\",\"flexible\":{\"num_labels\":3,\"layers\":1,\"dropout_prob\":0.5,\"pooling\":\"first\",\"head_type\":\"classification\"}}]}"
         graph main(%input_ids: i64[batch, seq], %attention_mask: i64[batch, seq]) -> (%last_hidden_state: f32[batch, seq, 2], %logits: f32[batch, 3])
           init %table: f32[8, 2] blake3:ef7b0a391c31c128
           init %heads.task.1.weight: f32[3, 2] = {-0.01372029, 0.0075790486, 0.008007464, -0.002046423, 0.0069069653, 0.032864958} +onnx_graft.adapter="head:task" +onnx_graft.param="trainable"
@@ -86,6 +88,7 @@ fn the_last_position_that_counts_is_read() {
         BASE,
         r#"
         opset "" 17
+        meta "onnx_graft.manifest" = "{\"tool\":\"onnx-graft VERSION\",\"adapters\":[],\"heads\":[{\"name\":\"task\",\"flexible\":{\"num_labels\":3,\"layers\":1,\"dropout_prob\":0.5,\"pooling\":\"last\",\"head_type\":\"classification\"}}]}"
         graph main(%input_ids: i64[batch, seq], %attention_mask: i64[batch, seq]) -> (%last_hidden_state: f32[batch, seq, 2], %logits: f32[batch, 3])
           init %table: f32[8, 2] blake3:ef7b0a391c31c128
           init %heads.task.1.weight: f32[3, 2] = {-0.01372029, 0.0075790486, 0.008007464, -0.002046423, 0.0069069653, 0.032864958} +onnx_graft.adapter="head:task" +onnx_graft.param="trainable"
@@ -133,6 +136,7 @@ fn the_last_position_needs_a_mask() {
         head(Pooling::Last, false),
         r#"
         opset "" 17
+        meta "onnx_graft.manifest" = "{\"tool\":\"onnx-graft VERSION\",\"adapters\":[],\"heads\":[{\"name\":\"task\",\"flexible\":{\"num_labels\":3,\"layers\":1,\"dropout_prob\":0.5,\"pooling\":\"last\",\"head_type\":\"classification\"}}]}"
         graph main(%x: f32[batch, seq, 2]) -> (%y: f32[batch, seq, 2])
           %y = Relu(%x)
         "#,
@@ -149,6 +153,7 @@ fn a_graph_with_logits_is_refused() {
         head(Pooling::First, false),
         r#"
         opset "" 17
+        meta "onnx_graft.manifest" = "{\"tool\":\"onnx-graft VERSION\",\"adapters\":[],\"heads\":[{\"name\":\"task\",\"flexible\":{\"num_labels\":3,\"layers\":1,\"dropout_prob\":0.5,\"pooling\":\"first\",\"head_type\":\"classification\"}}]}"
         graph main(%x: f32[batch, 2]) -> (%logits: f32[batch, 2])
           %logits = Relu(%x)
         "#,
