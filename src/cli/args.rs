@@ -6,7 +6,7 @@
 )]
 
 use super::exec::ExecArgs;
-use super::flags::Flags;
+use super::flags::{Flags, OtherFlags};
 use crate::generate::GenerationArguments;
 use crate::job::{AdapterSettings, JobArguments, ModelSettings};
 use crate::options::Kind;
@@ -684,6 +684,8 @@ pub(crate) struct TrainArgs {
     pub(crate) collate: Flags<CollateArguments>,
     #[command(flatten)]
     pub(crate) training: Flags<TrainingArguments>,
+    #[command(flatten)]
+    pub(crate) other: OtherFlags,
 }
 
 #[derive(Clone, Debug, Args)]

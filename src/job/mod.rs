@@ -53,6 +53,7 @@ pub use train::Job;
 pub(crate) use average::Average;
 pub(crate) use check::usage;
 pub(crate) use convert::{Convert, Converted, Format, copy_beside, rename_beside};
+pub(crate) use ignored::names as other_arguments;
 pub(crate) use infer::Infer;
 pub(crate) use model::{Dtype, ModelSettings};
 pub(crate) use print::{Print, list_pipelines, pipelines_text};
