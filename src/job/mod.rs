@@ -32,11 +32,13 @@ mod remote;
 mod report;
 mod request;
 mod run;
+mod runs;
 mod settings;
 mod strip;
 mod summary;
 mod to_file;
 mod train;
+mod verdict;
 
 pub use crate::train::{DryRun, EvalEntry, Event as TrainEvent, LogEntry, StepReport};
 pub use attach::AdapterSettings;
@@ -64,10 +66,12 @@ pub(crate) use push::{Parcel, Push};
 #[cfg(feature = "cli")]
 pub(crate) use remote::{Want, fetched, wanted};
 pub(crate) use run::Run;
+pub(crate) use runs::CompareRuns;
 pub(crate) use settings::JobArguments;
 pub(crate) use strip::Strip;
 pub(crate) use summary::{Summed, sum_up};
 pub(crate) use to_file::{AttachReport, AttachToFile, Selected, Written};
+pub(crate) use verdict::CheckModel;
 
 use crate::error::Result;
 use crate::infer::Verified;

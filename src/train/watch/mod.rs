@@ -8,7 +8,7 @@ mod report;
 mod tensorboard;
 
 pub(crate) use record::RunRecord;
-pub(crate) use report::html;
+pub(crate) use report::{comparison, html};
 pub(crate) use tensorboard::EventFile;
 
 use super::event::Event;
