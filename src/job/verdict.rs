@@ -128,6 +128,8 @@ fn task(model: &Verified) -> (Task, &'static str) {
     let g = &model.model().graph;
     if g.find(contract::DECODER_INPUT_IDS).is_some() {
         (Task::Seq2seq, "seq2seq")
+    } else if g.find(contract::INPUT_IDS).is_none() {
+        (Task::Regression, "mse")
     } else if fits(model, Task::CausalLm, true).is_ok() {
         (Task::CausalLm, "causal-lm")
     } else {
@@ -139,7 +141,9 @@ fn task(model: &Verified) -> (Task, &'static str) {
 fn train(adapted: &Adapted, model: &Verified) -> Aspect {
     let (task, loss) = task(model);
     let prepared = || {
-        fits(model, task, true)?;
+        if loss != "mse" {
+            fits(model, task, true)?;
+        }
         let settings = ModelSettings::default();
         let loss = parse_loss(loss, dataset_divisor());
         let options = settings.compile_options()?;
@@ -177,6 +181,14 @@ fn generate(model: &Verified) -> Aspect {
     };
     if g.find(contract::DECODER_INPUT_IDS).is_some() {
         return Aspect::good("generating", format!("an encoder-decoder, {cache}"));
+    }
+    if g.find(contract::INPUT_IDS).is_none() {
+        return Aspect {
+            purpose: "generating",
+            good: false,
+            found: "the graph has no input `input_ids`: it reads no text".to_owned(),
+            help: Vec::new(),
+        };
     }
     match fits(model, Task::CausalLm, true) {
         Ok(()) => Aspect::good("generating", format!("logits of tokens, {cache}")),

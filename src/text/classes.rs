@@ -80,8 +80,6 @@ pub(super) enum Does {
     Cased,
     /// A post-processor from `src_lang`.
     Language,
-    /// A post-processor of Whisper's task.
-    Prefix,
     /// Tokens `<extra_id_N>`.
     T5,
     /// Tokens `<unk_N>`.
@@ -153,12 +151,9 @@ impl Class {
         let all = match self.does {
             Does::T5 => extra_ids(given, number("extra_ids", 100))?,
             Does::Pegasus => unknowns(given, number("offset", 103)),
-            Does::Alone
-            | Does::Flags
-            | Does::Bert
-            | Does::Cased
-            | Does::Language
-            | Does::Prefix => self.with_own(given),
+            Does::Alone | Does::Flags | Does::Bert | Does::Cased | Does::Language => {
+                self.with_own(given)
+            }
         };
         if !all.is_empty() {
             config.insert(key.to_owned(), all.into());
