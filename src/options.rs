@@ -14,6 +14,8 @@ use serde_json::{Map, Value};
 pub(crate) trait Options: Default + Serialize + DeserializeOwned + JsonSchema {
     /// Other names that a field is known under, as (alias, field).
     const ALIASES: &'static [(&'static str, &'static str)] = &[];
+    /// Other words for a word of a field, as (field, other word, word).
+    const WORDS: &'static [(&'static str, &'static str, &'static str)] = &[];
 }
 
 /// One option.
@@ -312,12 +314,23 @@ pub(crate) fn rename<T: Options>(options: &mut Map<String, Value>) -> Result<()>
     Ok(())
 }
 
+/// The word that another word of a field stands for.
+pub(crate) fn word<T: Options>(field: &str, other: &str) -> Option<&'static str> {
+    let found = T::WORDS.iter().find(|(f, o, _)| *f == field && *o == other);
+    found.map(|(_, _, word)| *word)
+}
+
 /// A struct from its options; what is absent or null has its default.
 ///
 /// # Errors
 /// [`ErrorKind::Train`]: a value that does not fit, with the name of the option, what was found and what was expected.
 pub(crate) fn read<T: Options>(mut options: Map<String, Value>) -> Result<T> {
     options.retain(|_, v| !v.is_null());
+    for (name, value) in &mut options {
+        if let Some(word) = value.as_str().and_then(|v| word::<T>(name, v)) {
+            *value = word.into();
+        }
+    }
     let known = fields::<T>();
     for field in &known {
         // One value is a list of one, as in `"report_to": "none"`.

@@ -6,7 +6,7 @@
 )]
 
 use super::exec::ExecArgs;
-use super::flags::Flags;
+use super::flags::{Flags, OtherFlags};
 use crate::generate::GenerationArguments;
 use crate::job::{AdapterSettings, JobArguments, ModelSettings};
 use crate::options::Kind;
@@ -243,6 +243,28 @@ pub(crate) enum Command {
                       rewrite print model.onnx --after list"
     )]
     Print(Box<PrintArgs>),
+    /// Say whether an exported model is good for adapting, training and generating, what is missing, and how to export it better
+    #[command(after_help = "Example:\n  rewrite check model.onnx")]
+    Check {
+        /// The ONNX file
+        model: PathBuf,
+        /// Interface that selects the layers (default: that of the model)
+        #[arg(short, long, value_name = "FILE|NAME")]
+        interface: Option<String>,
+    },
+    /// One HTML page that compares training runs: their curves together, and the settings in which they differ
+    #[command(after_help = "Example:\n  rewrite report out-a out-b -o comparison.html")]
+    Report {
+        /// Output folders of runs
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<PathBuf>,
+        /// The page
+        #[arg(short, long, value_name = "FILE", default_value = "comparison.html")]
+        output: PathBuf,
+        /// Replace an existing page
+        #[arg(long)]
+        force: bool,
+    },
     /// Compare two graphs numerically on generated or given inputs
     #[command(after_help = "Example:\n  rewrite verify model.onnx merged.onnx --engine tract")]
     Verify(VerifyArgs),
@@ -684,6 +706,8 @@ pub(crate) struct TrainArgs {
     pub(crate) collate: Flags<CollateArguments>,
     #[command(flatten)]
     pub(crate) training: Flags<TrainingArguments>,
+    #[command(flatten)]
+    pub(crate) other: OtherFlags,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -1,7 +1,8 @@
 //! Flags made from the options of a struct: kebab-case names, with the field's documentation as help.
 
-use crate::options::{Kind, OptionField, Options, fields};
-use clap::builder::{PossibleValuesParser, ValueParser};
+use crate::job::other_arguments;
+use crate::options::{self, Kind, OptionField, Options, fields};
+use clap::builder::{PossibleValue, PossibleValuesParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches};
 use serde_json::{Map, Value};
 use std::marker::PhantomData;
@@ -37,7 +38,7 @@ fn id(name: &str) -> String {
     format!("option.{name}")
 }
 
-fn arg(field: &OptionField, aliases: Vec<String>) -> Arg {
+fn arg(field: &OptionField, aliases: Vec<String>, others: &[&'static str]) -> Arg {
     let mut help = field.doc.trim_end_matches('.').replace('\n', " ");
     let shown = match &field.default {
         Value::Null | Value::Bool(false) => None,
@@ -64,9 +65,12 @@ fn arg(field: &OptionField, aliases: Vec<String>) -> Arg {
             .default_missing_value("true")
             .action(ArgAction::Set)
             .value_parser(PossibleValuesParser::new(["true", "false"])),
-        Kind::Choice(words) => arg
-            .action(ArgAction::Set)
-            .value_parser(PossibleValuesParser::new(words.clone())),
+        Kind::Choice(words) => {
+            let words = words.iter().map(|w| PossibleValue::new(w.clone()));
+            let others = others.iter().map(|w| PossibleValue::new(*w).hide(true));
+            arg.action(ArgAction::Set)
+                .value_parser(PossibleValuesParser::new(words.chain(others)))
+        }
         Kind::OneOf(kinds) if kinds.contains(&Kind::Bool) => arg
             .num_args(0..=1)
             .default_missing_value("true")
@@ -106,7 +110,12 @@ impl<T: Options> clap::Args for Flags<T> {
         let new = fields::<T>()
             .into_iter()
             .filter(|f| !taken.contains(&f.name.replace('_', "-")));
-        let args: Vec<Arg> = new.map(|f| arg(&f, aliases(&f.name))).collect();
+        let others = |name: &str| -> Vec<&'static str> {
+            let of = T::WORDS.iter().filter(|(field, ..)| *field == name);
+            of.map(|(_, other, _)| *other).collect()
+        };
+        let made = |f: OptionField| arg(&f, aliases(&f.name), &others(&f.name));
+        let args: Vec<Arg> = new.map(made).collect();
         cmd.args(args)
     }
 
@@ -123,7 +132,11 @@ impl<T: Options> clap::FromArgMatches for Flags<T> {
             let Ok(Some(values)) = matches.try_get_many::<String>(&name) else {
                 continue;
             };
-            let values: Result<Vec<Value>, String> = values.map(|v| field.kind.parse(v)).collect();
+            let word = |v: &String| match options::word::<T>(&field.name, v) {
+                Some(word) => field.kind.parse(word),
+                None => field.kind.parse(v),
+            };
+            let values: Result<Vec<Value>, String> = values.map(word).collect();
             let mut values =
                 values.map_err(|e| clap::Error::raw(clap::error::ErrorKind::InvalidValue, e))?;
             let value = match values.len() {
@@ -140,6 +153,61 @@ impl<T: Options> clap::FromArgMatches for Flags<T> {
                 ),
             };
             out.given.insert(field.name, value);
+        }
+        Ok(out)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.given.extend(Self::from_arg_matches(matches)?.given);
+        Ok(())
+    }
+}
+
+/// Flags of Hugging Face's scripts that change nothing here, or are refused with a reason. No help shows them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OtherFlags {
+    /// What was given, by name.
+    pub(crate) given: Map<String, Value>,
+}
+
+impl clap::Args for OtherFlags {
+    fn augment_args(cmd: clap::Command) -> clap::Command {
+        let args = other_arguments().map(|(name, truth)| {
+            let arg = Arg::new(id(name))
+                .long(name.replace('_', "-"))
+                .help("Changes nothing here")
+                .hide(true);
+            if truth {
+                arg.num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true")
+                    .value_parser(PossibleValuesParser::new(["true", "false"]))
+            } else {
+                arg.allow_hyphen_values(true)
+            }
+        });
+        cmd.args(args.collect::<Vec<Arg>>())
+    }
+
+    fn augment_args_for_update(cmd: clap::Command) -> clap::Command {
+        Self::augment_args(cmd)
+    }
+}
+
+impl clap::FromArgMatches for OtherFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut out = OtherFlags::default();
+        for (name, _) in other_arguments() {
+            if let Ok(Some(text)) = matches.try_get_one::<String>(&id(name)) {
+                // Python's words for nothing and for the two truth values.
+                let value = match text.as_str() {
+                    "None" => Value::Null,
+                    "True" => true.into(),
+                    "False" => false.into(),
+                    text => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
+                };
+                out.given.insert(name.to_owned(), value);
+            }
         }
         Ok(out)
     }

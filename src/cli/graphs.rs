@@ -1,12 +1,14 @@
-//! `rewrite print`, `diff`, `strip` and `verify`: parses arguments, shows events and prints.
+//! `rewrite print`, `diff`, `strip`, `check`, `report` and `verify`: parses arguments, shows events and prints.
 
 use super::args::{self, PrintArgs, VerifyArgs};
 use super::{Ui, compile_options, open};
 use crate::api;
 use crate::error::Result;
-use crate::job::{Compare, Engine, Print, Strip, agree, list_pipelines, pipelines_text};
+use crate::job::{
+    CheckModel, Compare, CompareRuns, Engine, Print, Strip, agree, list_pipelines, pipelines_text,
+};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub(super) fn print(args: &PrintArgs, ui: &Ui) -> Result<()> {
     if args.after.as_deref() == Some("list") {
@@ -79,4 +81,35 @@ pub(super) fn verify(args: &VerifyArgs, ui: &Ui) -> Result<()> {
         text
     })?;
     agree(&report)
+}
+
+/// What an exported model is good for, a line or two for each purpose.
+pub(super) fn check(model: PathBuf, interface: Option<String>, ui: &Ui) -> Result<()> {
+    let job = CheckModel { model, interface };
+    let found = job.run(&mut |event| ui.shown(event))?;
+    ui.result(&json!({ "aspects": found }), || {
+        let mut text = String::new();
+        for aspect in &found {
+            let good = if aspect.good { "yes" } else { "no" };
+            text += &format!("{:<11} {good:<4} {}\n", aspect.purpose, aspect.found);
+            for help in &aspect.help {
+                text += &format!("                 help: {help}\n");
+            }
+        }
+        text
+    })
+}
+
+/// Writes the page that compares runs.
+pub(super) fn report(runs: Vec<PathBuf>, output: PathBuf, force: bool, ui: &Ui) -> Result<()> {
+    let job = CompareRuns {
+        runs,
+        output,
+        force,
+    };
+    job.run()?;
+    let page = &job.output;
+    ui.result(&json!({ "report": page, "runs": job.runs }), || {
+        format!("wrote {}\n", page.display())
+    })
 }

@@ -1,21 +1,9 @@
-//! Arguments as scripts of Hugging Face's examples write them: `--learning_rate 1e-3`, `--bf16 true`; and flags of every command before
+//! Arguments as scripts of Hugging Face's examples write them: `--learning_rate 1e-3`, `--bf16 true`; and flags before
 //! the command.
 
 use super::args::Cli;
 use clap::{Arg, CommandFactory};
 use std::ffi::OsString;
-
-/// Flags of every command.
-const GLOBAL: [&str; 8] = [
-    "--json",
-    "--quiet",
-    "-q",
-    "--verbose",
-    "-v",
-    "-vv",
-    "-vvv",
-    "-qv",
-];
 
 /// The same arguments as the parser knows them.
 pub(super) fn arguments(given: Vec<OsString>) -> Vec<OsString> {
@@ -83,15 +71,62 @@ fn switches() -> Vec<String> {
     out
 }
 
-/// Puts flags of every command that stand before the command behind it.
+/// Puts flags that stand before the command behind it, with their values.
 fn behind_the_command(mut given: Vec<OsString>) -> Vec<OsString> {
-    let global = |a: &OsString| a.to_str().is_some_and(|t| GLOBAL.contains(&t));
-    let flags = given.iter().skip(1).take_while(|a| global(a)).count();
-    let command = given.get(flags + 1).and_then(|a| a.to_str());
-    if command.is_some_and(|c| Cli::command().find_subcommand(c).is_some()) {
-        given[1..=flags + 1].rotate_right(1);
+    let all = Cli::command();
+    let text = |at: usize| given.get(at).and_then(|a| a.to_str());
+    let mut at = 1;
+    while let Some(flag) = text(at).filter(|t| t.len() > 1 && t.starts_with('-') && *t != "--") {
+        match takes_value(&all, flag) {
+            Some(value) => at += 1 + usize::from(value),
+            None => return given,
+        }
+    }
+    let flags = at - 1;
+    let Some(command) = text(at).and_then(|word| all.find_subcommand(word)) else {
+        return given;
+    };
+    let part = text(at + 1).and_then(|word| command.find_subcommand(word));
+    let words = if part.is_some() { 2 } else { 1 };
+    if flags > 0 {
+        given[1..=flags + words].rotate_right(words);
     }
     given
+}
+
+/// Whether the argument behind a flag of any command is its value. `None` for what is no flag.
+fn takes_value(command: &clap::Command, flag: &str) -> Option<bool> {
+    if let Some(name) = flag.strip_prefix("--") {
+        let (name, value) = match name.split_once('=') {
+            Some((name, _)) => (name, true),
+            None => (name, false),
+        };
+        let is = |a: &Arg| {
+            let names = a.get_long_and_visible_aliases().unwrap_or_default();
+            let hidden = a.get_all_aliases().unwrap_or_default();
+            names.into_iter().chain(hidden).any(|n| n == name)
+        };
+        return find(command, &is).map(|takes| takes && !value);
+    }
+    let mut shorts = flag.trim_start_matches('-').chars().peekable();
+    while let Some(short) = shorts.next() {
+        // What follows a flag that takes a value is its value.
+        if find(command, &|a: &Arg| a.get_short() == Some(short))? {
+            return Some(shorts.peek().is_none());
+        }
+    }
+    Some(false)
+}
+
+/// Whether the flag of any command takes a value.
+fn find(command: &clap::Command, is: &dyn Fn(&Arg) -> bool) -> Option<bool> {
+    let own = command.get_arguments().find(|a| is(a));
+    let takes = |a: &Arg| {
+        let least = a.get_num_args().map_or(1, |n| n.min_values());
+        a.get_action().takes_values() && least > 0
+    };
+    let mut parts = command.get_subcommands();
+    own.map(takes).or_else(|| parts.find_map(|c| find(c, is)))
 }
 
 #[cfg(test)]
@@ -119,7 +154,27 @@ mod tests {
             ),
             (
                 "rewrite --json -v hub pull a/b",
-                "rewrite hub --json -v pull a/b",
+                "rewrite hub pull --json -v a/b",
+            ),
+            (
+                "rewrite --seed 3 --json train m.onnx --max-steps 2",
+                "rewrite train --seed 3 --json m.onnx --max-steps 2",
+            ),
+            (
+                "rewrite -i qwen3 -qv inspect m.onnx",
+                "rewrite inspect -i qwen3 -qv m.onnx",
+            ),
+            (
+                "rewrite --interface=qwen3 --force adapter delete a",
+                "rewrite adapter delete --interface=qwen3 --force a",
+            ),
+            (
+                "rewrite --interface train model.onnx",
+                "rewrite --interface train model.onnx",
+            ),
+            (
+                "rewrite train m.onnx --fp16 --logging_dir logs --dataloader_num_workers 4",
+                "rewrite train m.onnx --fp16 --logging-dir logs --dataloader-num-workers 4",
             ),
             (
                 "rewrite --quiet model.onnx --seed 3",

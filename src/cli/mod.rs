@@ -154,6 +154,12 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
             });
         }
         Command::Print(args) => graphs::print(&args, ui)?,
+        Command::Check { model, interface } => graphs::check(model, interface, ui)?,
+        Command::Report {
+            runs,
+            output,
+            force,
+        } => graphs::report(runs, output, force, ui)?,
         Command::Verify(args) => graphs::verify(&args, ui)?,
         Command::Hub(command) => hub::run(&command, ui)?,
         Command::Completions { shell } => {

@@ -41,6 +41,7 @@ fn request(args: &TrainArgs) -> Request {
         &args.data.given,
         &args.collate.given,
         &args.training.given,
+        &args.other.given,
     ];
     for given in flags {
         request.flags.extend(given.clone());

@@ -200,6 +200,36 @@ impl<'a> Item<'a> {
 #[derive(Deserialize)]
 struct Whoami {
     name: String,
+    /// What kind of token it is; its form has changed over the years, so nothing is taken for granted.
+    #[serde(default)]
+    auth: Value,
+}
+
+impl Whoami {
+    /// Whether the token is known to have no right to write to a repository.
+    fn only_reads(&self, repo: &str) -> bool {
+        let token = &self.auth["accessToken"];
+        match token["role"].as_str() {
+            Some("read") => true,
+            Some("fineGrained") => {
+                let owner = repo.split_once('/').map_or(repo, |(owner, _)| owner);
+                let Some(scopes) = token["fineGrained"]["scoped"].as_array() else {
+                    return false;
+                };
+                let names = |name: &str| name == owner || name == repo;
+                !scopes.iter().any(|scope| {
+                    let writes = |p: &Value| {
+                        p.as_str()
+                            .is_some_and(|p| p.starts_with("repo") && p.ends_with("write"))
+                    };
+                    let rights = scope["permissions"].as_array();
+                    scope["entity"]["name"].as_str().is_none_or(names)
+                        && rights.is_some_and(|r| r.iter().any(writes))
+                })
+            }
+            _ => false,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -336,12 +366,20 @@ impl Hub {
         self.may_push(to)?;
         let url = format!("{}/api/whoami-v2", self.client.endpoint());
         let me: Whoami = self.client.json(&Ask::new(Method::GET, url, to))?;
-        if to.repo.contains('/') {
-            return Ok(to.clone());
-        }
-        let repo = format!("{}/{}", me.name, to.repo);
-        if !super::name::repo_id(&repo) {
+        let repo = if to.repo.contains('/') {
+            to.repo.clone()
+        } else {
+            format!("{}/{}", me.name, to.repo)
+        };
+        if !to.repo.contains('/') && !super::name::repo_id(&repo) {
             return Err(refused(to, "a name that no user has"));
+        }
+        if me.only_reads(&repo) {
+            let message = format!("the token may read, and not write to {repo}");
+            let page = format!("{}/settings/tokens", self.client.endpoint());
+            let d = fail("hub-token", &message).at(to.to_string());
+            let help = format!("set HF_TOKEN to one that may write: {page}");
+            return Err(d.help(help).into_error());
         }
         Ok(Reference { repo, ..to.clone() })
     }
@@ -573,5 +611,41 @@ impl Reference {
             return Err(d.help("`org/name` or `org/name@branch`").into_error());
         }
         Ok(r)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_only_read_are_known() {
+        let me = |auth: Value| -> Whoami {
+            serde_json::from_value(json!({"name": "me", "auth": auth})).unwrap()
+        };
+        let role = |role: &str| me(json!({"type": "access_token", "accessToken": {"role": role}}));
+        assert!(role("read").only_reads("me/a") && !role("write").only_reads("me/a"));
+        let fine = |name: &str, rights: &[&str]| {
+            let scope = json!({"entity": {"type": "user", "name": name}, "permissions": rights});
+            me(
+                json!({"accessToken": {"role": "fineGrained", "fineGrained": {"global": [], "scoped": [scope]}}}),
+            )
+        };
+        for (name, rights, only) in [
+            ("me", &["repo.content.read", "repo.write"][..], false),
+            ("me/a", &["repo.write"], false),
+            ("me", &["repo.content.read"], true),
+            ("you", &["repo.write"], true),
+            ("me", &[], true),
+        ] {
+            assert_eq!(
+                fine(name, rights).only_reads("me/a"),
+                only,
+                "{name} {rights:?}"
+            );
+        }
+        // What is not said is left to the Hub.
+        assert!(!me(Value::Null).only_reads("me/a"));
+        assert!(!me(json!({"accessToken": {"role": "fineGrained"}})).only_reads("me/a"));
     }
 }

@@ -49,6 +49,22 @@ pub(crate) const PAST_ATTENTION_MASK: &str = "past_attention_mask";
 
 /// What stands in front of the name of a graph input with cached keys or values.
 pub(crate) const PAST: &str = "past_key_values.";
+/// Words of the name of a graph input with cached keys or values, as exporters other than Optimum write it.
+const CACHES: [&str; 6] = ["cache", "caches", "kv", "kvcache", "past", "pkv"];
+/// Words of the name of an input about a cache that is none.
+const ABOUT_CACHES: [&str; 8] = [
+    "branch", "ids", "index", "len", "length", "mask", "position", "seqlens",
+];
+
+/// Whether the name of a graph input says that it holds cached keys or values: `past_key_values.0.key`, and in other exports
+/// `past_key_self_0`, `past_0`, `pkv.0.k`, `cache_k_0`, `layers.0.kv_cache`.
+pub(crate) fn is_past(name: &str) -> bool {
+    let low = name.to_lowercase();
+    let words = || low.split(|c: char| !c.is_alphabetic());
+    name.starts_with(PAST)
+        || words().any(|w| CACHES.contains(&w)) && !words().any(|w| ABOUT_CACHES.contains(&w))
+}
+
 /// What stands in front of the name of a graph output with a whole cache, in exports that have one.
 pub(crate) const PRESENT: &str = "present.";
 /// What stands in front of the name of a graph output with the keys or values of new positions.
@@ -87,4 +103,40 @@ pub(crate) mod stamp {
     pub(crate) const DETACHED: &str = "onnx_graft.detached";
     /// On a random node: the node whose draws it repeats.
     pub(crate) const DRAWS_AS: &str = "onnx_graft.draws_as";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_past;
+
+    #[test]
+    fn caches_are_known_by_their_names() {
+        for name in [
+            "past_key_values.0.key",
+            "past_key_values.3.decoder.value",
+            "past_key_self_0",
+            "past_value_cross_11",
+            "past_0",
+            "pkv.0.k",
+            "past.0.key",
+            "cache_k_0",
+            "k_cache.7",
+            "kv_cache_0",
+            "model.layers.0.KV_Cache",
+        ] {
+            assert!(is_past(name), "{name}");
+        }
+        for name in [
+            "input_ids",
+            "attention_mask",
+            "past_attention_mask",
+            "past_sequence_length",
+            "cache_position",
+            "use_cache_branch",
+            "pastry",
+            "key_0",
+        ] {
+            assert!(!is_past(name), "{name}");
+        }
+    }
 }

@@ -38,6 +38,11 @@ impl ModelFiles {
         }
     }
 
+    /// Whether there is a configuration that can be read.
+    pub(super) fn has_config(&self) -> bool {
+        !self.config.is_null()
+    }
+
     /// Reads and verifies the model.
     pub(super) fn open(&self, events: OnEvent<'_>) -> Result<Verified> {
         super::open(&self.path, events)

@@ -133,6 +133,7 @@ impl Generation {
         }
         let kwargs = &asked.chat_template_kwargs;
         let prompts = prepared.encode(&texts, asked.chat, kwargs)?;
+        prepared.check_ids(&prompts)?;
         prepared.check_bos(&prompts, events)?;
         warn(events, &prepared.unknown(&prompts))?;
         let decoder = prepared.decoder(&model, events)?;

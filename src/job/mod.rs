@@ -32,11 +32,13 @@ mod remote;
 mod report;
 mod request;
 mod run;
+mod runs;
 mod settings;
 mod strip;
 mod summary;
 mod to_file;
 mod train;
+mod verdict;
 
 pub use crate::train::{DryRun, EvalEntry, Event as TrainEvent, LogEntry, StepReport};
 pub use attach::AdapterSettings;
@@ -53,6 +55,7 @@ pub use train::Job;
 pub(crate) use average::Average;
 pub(crate) use check::usage;
 pub(crate) use convert::{Convert, Converted, Format, copy_beside, rename_beside};
+pub(crate) use ignored::names as other_arguments;
 pub(crate) use infer::Infer;
 pub(crate) use model::{Dtype, ModelSettings};
 pub(crate) use print::{Print, list_pipelines, pipelines_text};
@@ -63,10 +66,12 @@ pub(crate) use push::{Parcel, Push};
 #[cfg(feature = "cli")]
 pub(crate) use remote::{Want, fetched, wanted};
 pub(crate) use run::Run;
+pub(crate) use runs::CompareRuns;
 pub(crate) use settings::JobArguments;
 pub(crate) use strip::Strip;
 pub(crate) use summary::{Summed, sum_up};
 pub(crate) use to_file::{AttachReport, AttachToFile, Selected, Written};
+pub(crate) use verdict::CheckModel;
 
 use crate::error::Result;
 use crate::infer::Verified;

@@ -5,6 +5,7 @@ use super::event::{Event, OnEvent, note, warn};
 use super::files::ModelFiles;
 use super::model::ModelSettings;
 use crate::api;
+use crate::analyze::logits::vocabulary;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{
@@ -92,6 +93,31 @@ impl Prepared {
                 ),
             ),
         }
+    }
+
+    /// Refuses prompts with tokens that the model's table does not have.
+    pub(super) fn check_ids(&self, prompts: &[Prompt]) -> Result<()> {
+        let Some(rows) = vocabulary(&self.model.model().graph) else {
+            return Ok(());
+        };
+        let outside = |p: &Prompt| p.ids.iter().copied().find(|id| !(0..rows).contains(id));
+        let Some((at, id)) = prompts
+            .iter()
+            .enumerate()
+            .find_map(|(at, p)| Some((at, outside(p)?)))
+        else {
+            return Ok(());
+        };
+        let message = format!("token id {id} is outside 0..{rows}, the model's vocabulary");
+        let d = Diagnostic::error("prompt-token", message).at(format!("prompt {at}"));
+        let d = match &self.tokenizer {
+            Some(t) => d.help(format!(
+                "the tokenizer, of {} tokens, is of another model: give the model's own, --tokenizer",
+                t.size()
+            )),
+            None => d.help("give ids of the model's own tokenizer"),
+        };
+        Err(Error::new(ErrorKind::Run, d))
     }
 
     /// Prompts of which the tokenizer does not know much.

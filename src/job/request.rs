@@ -75,18 +75,17 @@ impl Request {
         let folder = file.parent().map_or_else(PathBuf::new, Path::to_path_buf);
         let of_file = self.job_file()?;
         let is_job = of_file.is_some();
-        let (mut settings, ignored) = of_file.unwrap_or_default();
-        if !ignored.is_empty() && purpose == Purpose::Train {
-            let line = format!(
-                "ignored, as it changes nothing here: {}",
-                ignored.join(", ")
-            );
-            events(&Event::Note(line))?;
+        let (mut settings, mut ignored) = of_file.unwrap_or_default();
+        let mut flags = self.flags.clone();
+        rename(&mut flags)?;
+        if purpose == Purpose::Train {
+            ignored.extend(super::ignored::take(&mut flags)?);
+            for line in super::ignored::notes(&ignored) {
+                events(&Event::Note(line))?;
+            }
         }
         purpose.narrow(&mut settings)?;
         place(&mut settings, &folder);
-        let mut flags = self.flags.clone();
-        rename(&mut flags)?;
         place(&mut flags, &self.here);
         if purpose == Purpose::Evaluate && flags.contains_key("data") {
             // The job's own evaluation data stands back.

@@ -72,8 +72,8 @@ impl Default for JobArguments {
 
 impl Options for JobArguments {}
 
-/// The options of a job file, under their own names, and the names of those that change nothing here.
-pub(super) type JobFile = (Map<String, Value>, Vec<String>);
+/// The options of a job file, under their own names, and those that change nothing here.
+pub(super) type JobFile = (Map<String, Value>, Map<String, Value>);
 
 /// All settings of a training job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -96,7 +96,7 @@ pub(crate) struct JobSettings {
 }
 
 impl JobSettings {
-    /// The options of a job file, under their own names, and the names of those that change nothing here.
+    /// The options of a job file, under their own names, and those that change nothing here.
     ///
     /// # Errors
     /// A file that cannot be read, or holds no job: see [`read`](Self::read).
@@ -361,6 +361,7 @@ mod tests {
         let text = r#"{"model": "m.onnx", "fp16": false, "run_name": "x", "deepspeed": null, "report_to": "none"}"#;
         fs::write(&path, text).unwrap();
         let (options, ignored) = JobSettings::open(&path).unwrap();
+        let ignored: Vec<&String> = ignored.keys().collect();
         assert_eq!(ignored, ["fp16", "run_name", "deepspeed"]);
         let job = JobSettings::read(options).unwrap();
         assert_eq!(job.job.report_to, [ReportTo::None]);

@@ -202,7 +202,7 @@ impl AttachToFile {
 }
 
 /// What was selected.
-fn selected(adapted: &Adapted) -> Selected {
+pub(super) fn selected(adapted: &Adapted) -> Selected {
     let selection = &adapted.selection;
     let mut first_layer = IndexMap::new();
     if let Some(l) = selection.layers.first() {

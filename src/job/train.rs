@@ -529,6 +529,13 @@ impl Run {
         };
         events(&Event::Stoppable)?;
         let report_to = &self.settings.job.report_to;
+        let away = crate::train::ReportTo::elsewhere(report_to);
+        if !away.is_empty() {
+            let message = format!("`report_to`: nothing is sent to {}", away.join(", "));
+            let d = Diagnostic::warning("report-to", message)
+                .help("the run is written down in the output folder: jsonl, html, tensorboard");
+            warn(events, &[d])?;
+        }
         let mut watchers = Watchers::open(&self.output, report_to, self.described(subject))?;
         watchers.describe(loaded.report.lines(), subject.summary(&trainer.store())?);
         let stop = trainer.train(&data, Some(&output), &mut |e| {

@@ -65,23 +65,42 @@ pub struct FeedSpec {
 }
 
 impl FeedSpec {
-    /// A cache without positions for so many rows, where this is an input for cached keys or values whose sizes are known.
+    /// A cache without positions for so many rows, where this is an input for cached keys or values whose sizes are known:
+    /// `[rows, heads, positions, head]` or `[rows, positions, heads, head]`, and what stands in front of that where keys and values or
+    /// layers are one input.
     pub(crate) fn empty_cache(&self, rows: usize) -> Option<Value> {
-        if !self.name.starts_with(contract::PAST) {
+        if !contract::is_past(&self.name) {
             return None;
         }
-        let declared = self.ty.as_ref()?.dims()?;
-        let size = |axis: usize| match declared.get(axis) {
-            Some(Dim::Known(n)) => usize::try_from(*n).ok(),
-            _ => self.cache_size.map(|s| s[axis / 2]),
+        let ty = self.ty.as_ref()?;
+        let dtype = ty.dtype().unwrap_or(DType::Float);
+        if !matches!(dtype, DType::Float | DType::Float16 | DType::Bfloat16) {
+            return None;
+        }
+        let declared = ty.dims()?;
+        let batch = declared.len().checked_sub(4)?;
+        let known = |axis: usize| match declared[axis] {
+            Dim::Known(n) => usize::try_from(n).ok(),
+            _ => None,
         };
-        let dims = [rows, size(1)?, 0, size(3)?];
-        let dtype = self
-            .ty
-            .as_ref()
-            .and_then(Type::dtype)
-            .unwrap_or(DType::Float);
-        match Value::from_f32(&dims, Vec::new()).ok()? {
+        let open: Vec<usize> = (batch + 1..declared.len())
+            .filter(|axis| known(*axis).is_none())
+            .collect();
+        let positions = match open.as_slice() {
+            [] => return None,
+            [one] => *one,
+            _ => batch + 2,
+        };
+        let size = |axis: usize| match known(axis) {
+            Some(n) => Some(n),
+            None if axis == batch => Some(rows),
+            None if axis == positions => Some(0),
+            None if axis == batch + 1 => self.cache_size.map(|s| s[0]),
+            None if axis == batch + 3 => self.cache_size.map(|s| s[1]),
+            None => None,
+        };
+        let dims: Option<Vec<usize>> = (0..declared.len()).map(size).collect();
+        match Value::from_f32(&dims?, Vec::new()).ok()? {
             Value::Float(x) => Some(Value::Float(x.tagged(dtype))),
             other => Some(other),
         }
@@ -347,7 +366,7 @@ impl Plan {
                 let d =
                     Diagnostic::error("run-input", format!("the input `{}` is missing", spec.name));
                 findings.push(match &spec.ty {
-                    Some(_) if spec.name.starts_with(contract::PAST) => d.help(
+                    Some(_) if contract::is_past(&spec.name) => d.help(
                         "feed it; it is empty in training and evaluation, where the graph declares its sizes, or config.json beside the model (num_key_value_heads, head_dim)",
                     ),
                     Some(ty) => d.help(format!("feed a tensor of type {ty}")),

@@ -10,6 +10,48 @@ use std::ops::Range;
 const BEGIN: char = '\u{fdd0}';
 const END: char = '\u{fdd1}';
 
+/// Arguments of Transformers' `apply_chat_template` that are no variables of a template, and that the program sets itself.
+const NO_VARIABLES: [&str; 12] = [
+    "add_generation_prompt",
+    "continue_final_message",
+    "conversation",
+    "max_length",
+    "messages",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tokenizer_kwargs",
+    "truncation",
+];
+
+/// The template that `chat_template_kwargs` choose: `apply_chat_template` takes its name or its text there.
+///
+/// # Errors
+/// A template that is no text, and arguments that cannot be given.
+pub(crate) fn chosen(kwargs: &Map<String, Value>) -> Result<Option<&str>> {
+    let bad = |message: String| {
+        let d = Diagnostic::error("chat-template-kwargs", message);
+        let help = "`chat_template_kwargs` holds variables of the template, and `chat_template`, `tools` and `documents`";
+        Error::new(ErrorKind::Train, d.help(help))
+    };
+    if let Some(name) = NO_VARIABLES.iter().find(|n| kwargs.contains_key(**n)) {
+        return Err(bad(format!("`{name}` cannot be set")));
+    }
+    match kwargs.get("tools") {
+        None | Some(Value::Null | Value::Array(_)) => {}
+        Some(other) => return Err(bad(format!("`tools` is {other}, expected a list"))),
+    }
+    match kwargs.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(given)) => Ok(Some(given)),
+        Some(other) => Err(bad(format!(
+            "`chat_template` is {other}, expected the name of a template, or a template"
+        ))),
+    }
+}
+
 /// A compiled chat template.
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
@@ -109,7 +151,11 @@ impl ChatTemplate {
     /// # Errors
     /// What the template says about the messages.
     pub(crate) fn render(&self, messages: &[Value], options: ChatOptions<'_>) -> Result<Chat> {
-        match (&self.with_tools, options.tools) {
+        let empty = Map::new();
+        let kwargs = options.kwargs.unwrap_or(&empty);
+        let usual = kwargs.get("tools").filter(|t| !t.is_null());
+        let tools = options.tools.or(usual);
+        match (&self.with_tools, tools) {
             (Some(template), Some(_)) => return template.render(messages, options),
             (_, None) if self.only_with_tools => {
                 let d = Diagnostic::error(
@@ -123,16 +169,16 @@ impl ChatTemplate {
         }
         let mut values = self.special.clone();
         values.insert("messages".to_owned(), Value::from(messages));
-        values.insert(
-            "tools".to_owned(),
-            options.tools.cloned().unwrap_or_default(),
-        );
+        values.insert("tools".to_owned(), tools.cloned().unwrap_or_default());
         values.insert("documents".to_owned(), Value::Null);
         values.insert(
             "add_generation_prompt".to_owned(),
             options.add_generation_prompt.into(),
         );
-        values.extend(options.kwargs.cloned().unwrap_or_default());
+        let variables = kwargs
+            .iter()
+            .filter(|(key, _)| !["tools", "chat_template"].contains(&key.as_str()));
+        values.extend(variables.map(|(k, v)| (k.clone(), v.clone())));
         let text = self.template.render(&values)?;
         if !self.marks {
             return Ok(Chat {

@@ -1,14 +1,15 @@
 //! A tokenizer with what stands beside it: special tokens by role, and the chat template.
 
-use super::chat::{ChatOptions, ChatTemplate};
-use super::settings::{self, Files, content};
+use super::chat::{ChatOptions, ChatTemplate, chosen};
+use super::fields;
+use super::settings::{self, Ends, Files, MORE, content};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use tokenizers::ModelWrapper;
+use tokenizers::{ModelWrapper, PaddingDirection};
 
 /// The file of a chat template beside a tokenizer, or in the folder of an adapter that was trained with it.
 pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -56,6 +57,7 @@ pub(crate) struct Tokenizer {
     max_length: Option<usize>,
     chat: IndexMap<String, String>,
     pads_left: Option<bool>,
+    target: Option<Ends>,
 }
 
 /// One token of a text.
@@ -115,22 +117,39 @@ impl Tokenizer {
             added: beside("added_tokens.json")?,
             model: beside("config.json")?,
         };
-        let config = files.whole();
+        let wrong = fields::wrong(&files);
+        if !wrong.is_empty() {
+            let one = |(file, message): (&str, String)| {
+                let at = path.with_file_name(file).display().to_string();
+                Diagnostic::error("tokenizer", message).at(at)
+            };
+            let findings = wrong.into_iter().map(one).collect();
+            return Err(Error::many(ErrorKind::Train, findings));
+        }
+        let settings = files.settings().map_err(|e| unsupported(&path, e))?;
         let padding = inner.get_padding().map(|p| i64::from(p.pad_id));
+        let padded_left = inner
+            .get_padding()
+            .map(|p| matches!(p.direction, PaddingDirection::Left));
         inner.with_padding(None);
         inner
             .with_truncation(None)
             .map_err(|e| failed(&path, e.to_string()))?;
-        settings::apply(&mut inner, &files, &config, &ROLES).map_err(|e| failed(&path, e))?;
+        let target = settings::apply(&mut inner, &files, &settings, &ROLES);
+        let target = target.map_err(|e| failed(&path, e))?;
+        let config = &settings.config;
         let mut special = Map::new();
         for role in ROLES {
             if let Some(token) = config.get(role).and_then(content) {
                 special.insert(role.to_owned(), Value::from(token));
             }
         }
-        if let Some(Value::Array(list)) = config.get("additional_special_tokens") {
+        if let Some(Value::Array(list)) = config.get(MORE) {
             let tokens: Vec<&str> = list.iter().filter_map(content).collect();
-            special.insert("additional_special_tokens".to_owned(), Value::from(tokens));
+            special.insert(MORE.to_owned(), Value::from(tokens));
+        }
+        for (role, token) in settings.extra() {
+            special.insert(role.clone(), Value::from(token));
         }
         let id = |role: &str| {
             let token = special.get(role)?.as_str()?;
@@ -147,11 +166,10 @@ impl Tokenizer {
             ModelWrapper::Unigram(_) => id("unk_token"),
         };
         // Hugging Face writes 1e30 where there is no limit.
-        let limit = config.get("model_max_length").and_then(Value::as_u64);
-        let max_length = limit.filter(|&n| n > 0 && n < 1 << 30).map(|n| n as usize);
-        let chat = chat_sources(&path, &config)?;
-        let side = config.get("padding_side").and_then(Value::as_str);
-        let pads_left = side.map(|s| s == "left");
+        let limit = config.get("model_max_length").and_then(Value::as_f64);
+        let max_length = limit.filter(|n| (1.0..1e9).contains(n)).map(|n| n as usize);
+        let chat = chat_sources(&path, config)?;
+        let pads_left = settings.pads_left().or(padded_left);
         Ok(Tokenizer {
             inner,
             path,
@@ -163,6 +181,7 @@ impl Tokenizer {
             max_length,
             chat,
             pads_left,
+            target,
         })
     }
 
@@ -198,6 +217,34 @@ impl Tokenizer {
         };
         let encoding = encoding.map_err(|e| failed(&self.path, e.to_string()))?;
         Ok(listed(&encoding))
+    }
+
+    /// The tokens of a text that is to be said in the target language, where the tokenizer tells languages apart.
+    ///
+    /// # Errors
+    /// A tokenizer that does, and does not say which it is.
+    pub(crate) fn target(&self, text: &str, special: bool) -> Result<Vec<Token>> {
+        let Some([front, back]) = self.target.as_ref().filter(|_| special) else {
+            return self.tokens(text, None, special);
+        };
+        if back.is_empty() {
+            let d = Diagnostic::error("tokenizer", "the target's language is not said")
+                .at(self.path.display().to_string())
+                .help("set `tgt_lang` in tokenizer_config.json");
+            return Err(Error::new(ErrorKind::Train, d));
+        }
+        let added = |ids: &[u32]| {
+            let one = |&id: &u32| Token {
+                id: i64::from(id),
+                type_id: 0,
+                text: None,
+                span: 0..0,
+                word: None,
+            };
+            ids.iter().map(one).collect::<Vec<_>>()
+        };
+        let said = self.tokens(text, None, false)?;
+        Ok([added(front), said, added(back)].concat())
     }
 
     /// Tokens of a text that is cut into words already. Each says which word it is of.
@@ -249,7 +296,11 @@ impl Tokenizer {
             kwargs: Some(kwargs),
             ..ChatOptions::default()
         };
-        let (template, _) = self.chat_template()?.dated(None)?;
+        let template = match chosen(kwargs)? {
+            Some(given) => self.template(given)?,
+            None => self.chat_template()?,
+        };
+        let (template, _) = template.dated(None)?;
         Ok(template.render(messages, options)?.text)
     }
 
@@ -298,6 +349,28 @@ impl Tokenizer {
             (None, Some(tools)) => Ok(tools.only_with_tools()),
             (None, None) => Err(self.no_template()),
         }
+    }
+
+    /// The tokenizer's chat template of this name, or this text as a template.
+    ///
+    /// # Errors
+    /// One that does not parse, and a name that the tokenizer does not have.
+    pub(crate) fn template(&self, given: &str) -> Result<ChatTemplate> {
+        let named = self.chat.get(given);
+        if named.is_none() && is_template_file(given) {
+            let names: Vec<&str> = self.chat.keys().map(String::as_str).collect();
+            let d = Diagnostic::error(
+                "chat-template",
+                format!("the tokenizer has no chat template `{given}`"),
+            );
+            let help = match names.as_slice() {
+                [] => "it has none at all; give a file or a text by `chat_template`".to_owned(),
+                names => format!("its templates are {}", names.join(", ")),
+            };
+            return Err(Error::new(ErrorKind::Train, d.help(help)));
+        }
+        let source = named.map_or(given, String::as_str);
+        ChatTemplate::new(source, self.special.clone())
     }
 
     /// The chat template of this name, where the tokenizer has several.
@@ -422,6 +495,12 @@ fn json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| Error::io(path, "cannot read the tokenizer's configuration", e))?;
     serde_json::from_str(&text).map_err(|e| failed(path, e.to_string()))
+}
+
+fn unsupported(path: &Path, message: String) -> Error {
+    let help = "if tokenizer.json is all there is to it, write \"tokenizer_class\": \"PreTrainedTokenizerFast\" in tokenizer_config.json";
+    let d = Diagnostic::error("tokenizer-class", message).at(path.display().to_string());
+    Error::new(ErrorKind::Train, d.help(help))
 }
 
 fn failed(path: &Path, message: String) -> Error {

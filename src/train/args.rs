@@ -142,6 +142,15 @@ impl Options for TrainingArguments {
         ("evaluation_strategy", "eval_strategy"),
         ("resume", "resume_from_checkpoint"),
     ];
+    const WORDS: &'static [(&'static str, &'static str, &'static str)] = &[
+        ("optim", "adamw", "adamw_torch"),
+        ("optim", "adamw_apex_fused", "adamw_torch"),
+        ("optim", "adamw_hf", "adamw_torch"),
+        ("optim", "adamw_torch_fused", "adamw_torch"),
+        ("optim", "adamw_torch_npu_fused", "adamw_torch"),
+        ("optim", "adamw_torch_xla", "adamw_torch"),
+        ("optim", "lion_32bit", "lion"),
+    ];
 }
 
 impl Default for TrainingArguments {

@@ -14,10 +14,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Optim {
     /// AdamW (Loshchilov and Hutter 2019).
     #[default]
-    #[serde(alias = "adamw_torch_fused", alias = "adamw_hf", alias = "adamw")]
     AdamwTorch,
     /// Lion (Chen et al. 2023): the sign of an interpolated momentum.
-    #[serde(alias = "lion_32bit")]
     Lion,
     /// Stochastic gradient descent without momentum.
     Sgd,

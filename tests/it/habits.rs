@@ -90,6 +90,65 @@ fn scripts_of_transformers_run() {
 }
 
 #[test]
+fn arguments_that_change_nothing_are_flags_too() {
+    let desk = Desk::new();
+    let data = ids();
+    let flags = "--max_steps 1 --output_dir out --logging_strategy steps --save_total_limit 2 --dataloader_num_workers 4 --fp16 \
+                 --optim adamw_torch_fused --report_to wandb --run_name mine --ddp_find_unused_parameters False --local_rank=-1";
+    let flags: Vec<&str> = flags.split_whitespace().collect();
+    let out = desk.command(&train(MODEL, &data, &flags));
+    let said = stderr(&out);
+    assert!(out.status.success(), "{said}");
+    let ignored = said.lines().find(|l| l.starts_with("ignored"));
+    let all = "dataloader_num_workers, ddp_find_unused_parameters, local_rank, run_name";
+    assert!(ignored.is_some_and(|l| l.ends_with(all)), "{said}");
+    assert!(said.contains("more digits (f32): fp16"), "{said}");
+    assert!(said.contains("nothing is sent to wandb"), "{said}");
+    assert!(desk.path("out/report.html").exists() && desk.path("out/log.jsonl").exists());
+    assert_eq!(read(&desk, "out/run.json")["job"]["optim"], "adamw_torch");
+    for (more, says) in [
+        ("--adafactor", "`optim` = \"adafactor\""),
+        ("--neftune_noise_alpha 5", "`neftune_noise_alpha` = 5"),
+        ("--deepspeed zero.json", "`deepspeed` = \"zero.json\""),
+        ("--hub_token hf_secret", "HF_TOKEN"),
+    ] {
+        let more: Vec<&str> = more.split(' ').chain(["--output-dir", "no"]).collect();
+        let said = desk.fails(&train(MODEL, &data, &more));
+        assert!(said.contains(says) && !said.contains("hf_secret"), "{said}");
+    }
+    // Flags stand before the command as well.
+    let before = ["--seed", "3", "-i", "qwen3"];
+    let rest = [
+        "train",
+        MODEL,
+        "-a",
+        "lora",
+        "--data",
+        &data,
+        "--max-steps",
+        "1",
+        "--output-dir",
+        "seed",
+    ];
+    desk.ok(&[&before[..], &rest].concat());
+    assert_eq!(read(&desk, "seed/run.json")["job"]["seed"], 3);
+}
+
+#[test]
+fn prompts_of_another_vocabulary_are_refused() {
+    let desk = Desk::new();
+    desk.write(
+        "prompts.jsonl",
+        "{\"input_ids\": [1, 2]}\n{\"input_ids\": [1, 999999]}\n",
+    );
+    let said = desk.fails(&["generate", MODEL, "--prompts", "prompts.jsonl"]);
+    assert!(
+        said.contains("token id 999999 is outside 0..") && said.contains("prompt 1"),
+        "{said}"
+    );
+}
+
+#[test]
 fn what_has_no_label_counts_nothing() {
     let desk = Desk::new();
     let learned = "{\"input_ids\": [1, 2, 3, 4]}\n";
@@ -317,6 +376,31 @@ fn decoders_with_a_cache_train_and_evaluate_like_others() {
     };
     let (with, without) = (loss(PAST, "past/lora"), loss(MODEL, "plain/lora"));
     assert!((with - without).abs() < 1e-5 * without, "{with} {without}");
+}
+
+/// Caches by other names, as other exporters write them: of the same length, so that the file stays one.
+#[test]
+fn caches_of_other_names_are_fed_empty() {
+    let desk = Desk::new();
+    let data = ids();
+    let whole = fs::read(PAST).unwrap();
+    let eval = |model: &str| {
+        desk.json(&["eval", model, "-i", "qwen3", "--data", &data])["metrics"]["loss"].as_f64()
+    };
+    let loss = eval(PAST).unwrap();
+    for (name, words) in [("a.onnx", "pkv_with_a_name"), ("b.onnx", "kv_cache_layers")] {
+        let mut bytes = whole.clone();
+        let old = b"past_key_values";
+        let at: Vec<usize> = (0..bytes.len() - old.len())
+            .filter(|&i| &bytes[i..i + old.len()] == old)
+            .collect();
+        assert!(at.len() > 4 && old.len() == words.len());
+        for i in at {
+            bytes[i..i + old.len()].copy_from_slice(words.as_bytes());
+        }
+        fs::write(desk.path(name), bytes).unwrap();
+        assert_eq!(eval(name), Some(loss), "{words}");
+    }
 }
 
 #[test]

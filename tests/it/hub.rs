@@ -317,3 +317,34 @@ fn a_pushed_adapter_has_a_card_of_its_training() {
         "{paths:?}"
     );
 }
+
+#[test]
+fn a_token_that_only_reads_is_told_before_the_first_step() {
+    let (desk, server) = desk(&[]);
+    let [model, data] = ["qwen3/model.onnx", "train/ids.jsonl"].map(fixture);
+    let [model, data] = [&model, &data].map(|p| p.to_str().unwrap());
+    server.state.lock().unwrap().auth =
+        serde_json::json!({"type": "access_token", "accessToken": {"role": "read"}});
+    let out = desk.command(&[
+        "train",
+        model,
+        "-i",
+        "qwen3",
+        "-a",
+        "lora",
+        "--data",
+        data,
+        "--max-steps",
+        "1",
+        "--push-to-hub",
+        "--output-dir",
+        "out",
+    ]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("may read, and not write to me/out") && said.contains("HF_TOKEN"),
+        "{said}"
+    );
+    assert!(!desk.folder().join("out/log.jsonl").exists() && !said.contains(TOKEN));
+}

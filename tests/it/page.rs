@@ -4,7 +4,7 @@ use super::desk::{Desk, stderr};
 use super::support::fixture;
 
 /// Commands, and the flags that each has for good.
-const PAGE: [(&str, &str); 27] = [
+const PAGE: [(&str, &str); 28] = [
     (
         "",
         "--interface --adapter --active --output --force --dry-run --seed --json --quiet --verbose --help --version",
@@ -50,8 +50,9 @@ const PAGE: [(&str, &str); 27] = [
     ("hub pull", "--force"),
     ("hub push", "--create"),
     ("completions", ""),
+    ("check", "--interface"),
+    ("report", "--output --force"),
     // Where a build has them, they have these.
-    ("check?", ""),
     ("graph?", "--adapter --output --force"),
     ("export-adapter?", "--adapter --output --force"),
 ];
@@ -79,7 +80,7 @@ fn commands_and_flags_are_those_of_the_page() {
         assert!(help.contains("Usage: rewrite"), "{help}");
         walked += 1;
     }
-    assert!(walked >= 24);
+    assert!(walked >= 26);
 }
 
 #[test]
@@ -175,4 +176,54 @@ fn exit_codes_and_outputs_are_those_of_the_page() {
         "model.onnx",
         "--dry-run",
     ]);
+}
+
+#[test]
+fn a_model_is_checked_and_runs_are_compared() {
+    let desk = Desk::with("qwen3/model.onnx");
+    let found = desk.json(&["check", "model.onnx"]);
+    let aspects = found["aspects"].as_array().unwrap();
+    let good =
+        |purpose: &str| aspects.iter().find(|a| a["purpose"] == purpose).unwrap()["good"] == true;
+    assert!(
+        ["adapting", "training", "generating", "shapes"]
+            .iter()
+            .all(|p| good(p)),
+        "{found}"
+    );
+    let said = desk.ok(&["check", fixture("vit/model.onnx").to_str().unwrap()]);
+    assert!(said.contains("generating  no"), "{said}");
+    let data = fixture("train/ids.jsonl").display().to_string();
+    for (rate, out) in [("1e-3", "a"), ("1e-2", "b")] {
+        let args = [
+            "train",
+            "model.onnx",
+            "--data",
+            &data,
+            "--max-steps",
+            "2",
+            "--learning-rate",
+            rate,
+            "--output-dir",
+            out,
+        ];
+        desk.ok(&args);
+    }
+    desk.ok(&["report", "a", "b", "-o", "page.html"]);
+    let page = std::fs::read_to_string(desk.path("page.html")).unwrap();
+    for part in [
+        "Comparison of 2 runs",
+        "Training loss",
+        "learning_rate",
+        "0.001",
+        "0.01",
+        "class=\"legend b\"",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(
+        desk.fails(&["report", "a", "b", "-o", "page.html"])
+            .contains("--force")
+    );
+    assert!(desk.fails(&["report", "nowhere"]).contains("nowhere"));
 }

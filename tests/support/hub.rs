@@ -60,6 +60,8 @@ pub(crate) struct State {
     pub(crate) ignores_ranges: bool,
     /// The store has the Hub's address.
     pub(crate) one_host: bool,
+    /// What the Hub says of the token.
+    pub(crate) auth: Value,
 }
 
 pub(crate) struct Server {
@@ -284,7 +286,8 @@ fn hub(state: &mut State, seen: &Seen, url: &str, store: &str) -> Reply {
     let commit = state.commit.clone().unwrap_or_else(|| COMMIT.to_owned());
     if path == "/api/whoami-v2" {
         return if known {
-            reply(200, json!({"name": "me", "orgs": []}).to_string())
+            let me = json!({"name": "me", "orgs": [], "auth": state.auth});
+            reply(200, me.to_string())
         } else {
             reply(401, "").with("x-error-message", "Invalid username or password.")
         };

@@ -319,7 +319,7 @@ impl Options for DataArguments {
 }
 
 /// The roles that a column may have.
-pub(super) const ROLES: [&str; 18] = [
+pub(super) const ROLES: [&str; 20] = [
     "text",
     "text_pair",
     "prompt",
@@ -327,7 +327,9 @@ pub(super) const ROLES: [&str; 18] = [
     "source",
     "target",
     "messages",
+    "system",
     "tools",
+    "chat_template_kwargs",
     "tokens",
     "question",
     "context",

@@ -1,17 +1,17 @@
 //! Rows become examples: templates, tokens, labels, and the cut to the longest length.
 
-use super::args::{AssistantLoss, AssistantTurn, DataArguments, Side, Task, TokenRef, Tokens};
-use super::forms::{alpaca, messages};
+use super::args::{DataArguments, Side, Task, TokenRef, Tokens};
+use super::forms::{alpaca, conversation, messages};
 use super::mask::{CompletionMask, Marker};
 use super::roles::{Class, Roles};
 use super::tokens::{Columns, cut, overlap};
 use super::{Example, IGNORE, Labels};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::text::{ChatOptions, ChatTemplate, Template, Token, Tokenizer, template_source};
+use crate::text::{ChatOptions, ChatTemplate, Template, Token, Tokenizer};
 use serde_json::{Map, Value};
-use std::ops::Range;
 
+mod chat;
 mod marked;
 
 /// Makes examples of rows.
@@ -115,7 +115,7 @@ impl<'a> Encoder<'a> {
             None => Ok(None),
         };
         let pad_id = pad_id(args, tokenizer, vocab)?;
-        let (chat, chat_date) = match chat_template(args, tokenizer)? {
+        let (chat, chat_date) = match chat::template(args, tokenizer)? {
             Some(chat) => {
                 let (chat, date) = chat.dated(args.chat_date.as_deref())?;
                 (Some(chat), date)
@@ -301,6 +301,11 @@ impl<'a> Encoder<'a> {
             .map_err(|e| reason(&e))
     }
 
+    fn target(&self, text: &str, special: bool) -> Found<Vec<Token>> {
+        let tokens = self.tokenizer()?.target(text, special);
+        tokens.map_err(|e| reason(&e))
+    }
+
     /// A text with the end-of-sequence token, if it is to have it.
     fn ended(&self, text: &str, by_default: bool) -> String {
         match &self.eos {
@@ -389,82 +394,6 @@ impl<'a> Encoder<'a> {
         Ok(out)
     }
 
-    fn chat(&self) -> Found<&ChatTemplate> {
-        let none = "messages need a chat template: put tokenizer_config.json or chat_template.jinja beside tokenizer.json, or give `chat_template`";
-        self.tokenizer()?;
-        self.chat.as_ref().ok_or_else(|| none.to_owned())
-    }
-
-    /// The tools of a row; a table holds them as JSON text.
-    fn tools(roles: &Roles<'_>) -> Found<Option<Value>> {
-        if roles.get("tools").is_none() {
-            return Ok(None);
-        }
-        roles.list("tools").map(|list| Some(Value::Array(list)))
-    }
-
-    fn chat_options<'b>(&'b self, tools: Option<&'b Value>) -> ChatOptions<'b> {
-        ChatOptions {
-            add_generation_prompt: false,
-            tools,
-            kwargs: Some(&self.args.chat_template_kwargs),
-        }
-    }
-
-    /// A conversation.
-    fn conversation(&self, roles: &Roles<'_>) -> Found<Outcome> {
-        let tools = Self::tools(roles)?;
-        let (chat, options) = (self.chat()?, self.chat_options(tools.as_ref()));
-        let messages = messages(&roles.list("messages")?)?;
-        let (text, spans) = match self.args.assistant_only_loss {
-            AssistantLoss::Turns(false) => {
-                let text = chat
-                    .render(&messages, options)
-                    .map_err(|e| reason(&e))?
-                    .text;
-                let all = 0..text.len();
-                (text, vec![all])
-            }
-            AssistantLoss::Turns(true) => chat.turns(&messages, options).map_err(|e| reason(&e))?,
-            AssistantLoss::One(AssistantTurn::Last) => {
-                let whole = chat.render(&messages, options).map_err(|e| reason(&e))?;
-                let last = messages.iter().rposition(|m| m["role"] == "assistant");
-                let span = match (whole.assistant, last) {
-                    (Some(spans), _) => spans.last().cloned(),
-                    (None, Some(i)) => Some(
-                        chat.added(&messages, i..i + 1, &whole.text, options)
-                            .map_err(|e| reason(&e))?,
-                    ),
-                    (None, None) => None,
-                };
-                (whole.text, span.into_iter().collect())
-            }
-        };
-        self.spoken(&text, &spans)
-    }
-
-    /// Messages that are learned behind messages that are read.
-    fn reply(&self, prompt: &[Value], completion: &[Value], roles: &Roles<'_>) -> Found<Outcome> {
-        let tools = Self::tools(roles)?;
-        let (chat, options) = (self.chat()?, self.chat_options(tools.as_ref()));
-        let all: Vec<Value> = messages(prompt)?
-            .into_iter()
-            .chain(messages(completion)?)
-            .collect();
-        let text = chat.render(&all, options).map_err(|e| reason(&e))?.text;
-        let span = chat
-            .added(&all, prompt.len()..all.len(), &text, options)
-            .map_err(|e| reason(&e))?;
-        self.spoken(&text, &[span])
-    }
-
-    fn spoken(&self, text: &str, spans: &[Range<usize>]) -> Found<Outcome> {
-        let tokens = self.tokens(text, None, false)?;
-        let mut out = self.masked(text, tokens, |t| spans.iter().any(|s| overlap(&t.span, s)))?;
-        out.chat = true;
-        Ok(out)
-    }
-
     /// Token ids as they stand in the row.
     fn tokenized(&self, roles: &Roles<'_>) -> Found<Outcome> {
         let mut rows = Columns::read(roles)?;
@@ -523,11 +452,8 @@ impl<'a> Encoder<'a> {
         let special = self.args.add_special_tokens;
         let (source, long) = cut(self.tokens(&source, None, special)?, self.max_length, side)?;
         let target = self.ended(&target, false);
-        let (target, long_target) = cut(
-            self.tokens(&target, None, special)?,
-            self.max_target,
-            Side::Right,
-        )?;
+        let (target, long_target) =
+            cut(self.target(&target, special)?, self.max_target, Side::Right)?;
         let ids = |tokens: Vec<Token>| tokens.into_iter().map(|t| t.id).collect::<Vec<_>>();
         let mut example = Example::tokens(ids(source), Vec::new());
         example.labels = Labels::Sequence(ids(target));
@@ -619,7 +545,7 @@ impl<'a> Encoder<'a> {
             roles.get("completion"),
         ) {
             (Some(_), _, _) => {
-                let mut all = messages(&roles.list("messages")?)?;
+                let mut all = conversation(&roles)?;
                 let last = all
                     .iter()
                     .rposition(|m| m["role"] == "assistant")
@@ -643,10 +569,11 @@ impl<'a> Encoder<'a> {
                     .unwrap_or_else(|| roles.missing("prompt")));
             }
         };
-        let tools = Self::tools(&roles)?;
+        let (tools, kwargs) = (Self::tools(&roles)?, self.kwargs(&roles)?);
         let options = ChatOptions {
             add_generation_prompt: true,
-            ..self.chat_options(tools.as_ref())
+            tools: tools.as_ref(),
+            kwargs: Some(&kwargs),
         };
         let prompt = self
             .chat()?
@@ -677,27 +604,6 @@ fn in_context(text: &str, tokens: &[Token], template: &str) -> Option<Vec<i64>> 
     let (first, last) = (within.first()?, within.last()?);
     let whole = first.span.start <= span.start && last.span.end >= span.end;
     whole.then(|| within.iter().map(|t| t.id).collect())
-}
-
-fn chat_template(
-    args: &DataArguments,
-    tokenizer: Option<&Tokenizer>,
-) -> Result<Option<ChatTemplate>> {
-    let Some(tokenizer) = tokenizer else {
-        return Ok(None);
-    };
-    let Some(given) = &args.chat_template else {
-        return if tokenizer.has_chat_template() {
-            tokenizer.chat_template().map(Some)
-        } else {
-            Ok(None)
-        };
-    };
-    if let Some(named) = tokenizer.named_template(given)? {
-        return Ok(Some(named));
-    }
-    let source = template_source(given)?;
-    ChatTemplate::new(&source, tokenizer.special_tokens().clone()).map(Some)
 }
 
 fn mask(

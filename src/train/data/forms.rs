@@ -33,6 +33,41 @@ pub(super) fn messages(list: &[Value]) -> Found<Vec<Value>> {
     list.iter().enumerate().map(message).collect()
 }
 
+/// The messages of a row. A column `system` beside them, as LLaMA-Factory reads it, is the first message.
+pub(super) fn conversation(roles: &Roles<'_>) -> Found<Vec<Value>> {
+    let mut all = messages(&roles.list("messages")?)?;
+    let system = match roles.get("system") {
+        Some(_) => roles.text("system")?,
+        None => String::new(),
+    };
+    if system.is_empty() {
+        return Ok(all);
+    }
+    match all.first() {
+        Some(first) if first["role"] == "system" && first["content"] == system.as_str() => {}
+        Some(first) if first["role"] == "system" => {
+            return Err("the column `system` and the first message say different things to the system: remove one of them".to_owned());
+        }
+        _ => all.insert(0, json!({"role": "system", "content": system})),
+    }
+    Ok(all)
+}
+
+/// Whether each turn of the assistant is learned: its `weight` is 1, or it has none.
+pub(super) fn learned(messages: &[Value]) -> Found<Vec<bool>> {
+    let said = messages.iter().filter(|m| m["role"] == "assistant");
+    said.map(|m| match &m["weight"] {
+        Value::Null | Value::Bool(true) => Ok(true),
+        Value::Bool(false) => Ok(false),
+        Value::Number(n) if n.as_f64() == Some(1.0) => Ok(true),
+        Value::Number(n) if n.as_f64() == Some(0.0) => Ok(false),
+        other => Err(format!(
+            "`weight` of a message is {other}: it is 1 for a turn that is learned, and 0 for one that is not"
+        )),
+    })
+    .collect()
+}
+
 /// A message of `ShareGPT`'s form with `role` and `content`; what else it has stays.
 fn spoken(i: usize, message: &Value, from: &str) -> Found<Value> {
     let mut out = message.as_object().cloned().unwrap_or_default();
@@ -77,6 +112,15 @@ fn spoken(i: usize, message: &Value, from: &str) -> Found<Value> {
 pub(super) fn alpaca(roles: &Roles<'_>) -> Found<Option<(String, String)>> {
     if !(roles.has("instruction") && roles.has("output")) {
         return Ok(None);
+    }
+    for column in ["system", "history"] {
+        let value = roles.get(column);
+        let empty = |v: &Value| v.as_str() == Some("") || v.as_array().is_some_and(Vec::is_empty);
+        if value.is_some_and(|v| !empty(v)) {
+            return Err(format!(
+                "the column `{column}` has no place in Alpaca's text: make `messages` of the row, or write `prompt_template` and `completion_template`"
+            ));
+        }
     }
     let instruction = roles.text("instruction")?;
     let input = match roles.get("input") {

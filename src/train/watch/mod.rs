@@ -8,7 +8,7 @@ mod report;
 mod tensorboard;
 
 pub(crate) use record::RunRecord;
-pub(crate) use report::html;
+pub(crate) use report::{comparison, html};
 pub(crate) use tensorboard::EventFile;
 
 use super::event::Event;
@@ -46,11 +46,68 @@ pub(crate) enum ReportTo {
     All,
     /// Nothing but `run.json`.
     None,
+    /// A service that nothing is sent to here, as the others that follow: the run is written down in the output folder.
+    Wandb,
+    /// See `wandb`.
+    Mlflow,
+    /// See `wandb`.
+    CometMl,
+    /// See `wandb`.
+    Clearml,
+    /// See `wandb`.
+    Neptune,
+    /// See `wandb`.
+    Swanlab,
+    /// See `wandb`.
+    Trackio,
+    /// See `wandb`.
+    Dvclive,
+    /// See `wandb`.
+    Codecarbon,
+    /// See `wandb`.
+    AzureMl,
+    /// See `wandb`.
+    Dagshub,
+    /// See `wandb`.
+    Flyte,
 }
 
 impl ReportTo {
-    /// Whether a list asks for this one. `none` beside others asks for nothing.
+    /// Whether this is a service elsewhere.
+    fn is_elsewhere(self) -> bool {
+        match self {
+            ReportTo::Jsonl
+            | ReportTo::Tensorboard
+            | ReportTo::Html
+            | ReportTo::All
+            | ReportTo::None => false,
+            ReportTo::Wandb
+            | ReportTo::Mlflow
+            | ReportTo::CometMl
+            | ReportTo::Clearml
+            | ReportTo::Neptune
+            | ReportTo::Swanlab
+            | ReportTo::Trackio
+            | ReportTo::Dvclive
+            | ReportTo::Codecarbon
+            | ReportTo::AzureMl
+            | ReportTo::Dagshub
+            | ReportTo::Flyte => true,
+        }
+    }
+
+    /// The services of a list that nothing is sent to, by their names.
+    pub(crate) fn elsewhere(list: &[ReportTo]) -> Vec<String> {
+        let named = list.iter().filter(|r| r.is_elsewhere());
+        let name = |r: &ReportTo| Some(serde_json::to_value(r).ok()?.as_str()?.to_owned());
+        named.filter_map(name).collect()
+    }
+
+    /// Whether a list asks for this one. `none` beside others asks for nothing; services elsewhere alone leave what is usual.
     fn asked(self, list: &[ReportTo]) -> bool {
+        let usual = [ReportTo::Jsonl, ReportTo::Html];
+        let away = !list.is_empty() && list.iter().all(|r| r.is_elsewhere());
+        let list = if away { &usual[..] } else { list };
         !list.contains(&ReportTo::None) && (list.contains(&self) || list.contains(&ReportTo::All))
     }
 }

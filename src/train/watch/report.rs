@@ -14,7 +14,16 @@ use serde_json::Value;
 const TEMPLATE: &str = include_str!("report.html");
 const SIZE: (u32, u32) = (760, 260);
 /// The template knows these colours and gives them the theme's; the second is dashed, too.
-const COLOURS: [RGBColor; 2] = [RGBColor(0x1f, 0x6f, 0xb2), RGBColor(0xd9, 0x77, 0x06)];
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(0x1f, 0x6f, 0xb2),
+    RGBColor(0xd9, 0x77, 0x06),
+    RGBColor(0x2f, 0x85, 0x5a),
+    RGBColor(0xb8, 0x32, 0x80),
+    RGBColor(0x6b, 0x46, 0xc1),
+    RGBColor(0x71, 0x80, 0x96),
+];
+/// Their names in the template.
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 /// Points of a curve, and rows of a table: more are thinned out.
 const POINTS: usize = 1000;
 const ROWS: usize = 200;
@@ -48,6 +57,107 @@ pub(crate) fn html(record: &RunRecord) -> Result<String> {
         version => env!("CARGO_PKG_VERSION"),
     };
     template.render(values).map_err(failed)
+}
+
+/// A page with several runs, each under its name: their curves together, and what they come to.
+///
+/// # Errors
+/// What the drawing or the template refuse.
+pub(crate) fn comparison(runs: &[(String, RunRecord)]) -> Result<String> {
+    let mut env = Environment::new();
+    env.set_auto_escape_callback(|_| minijinja::AutoEscape::Html);
+    env.add_template("report", TEMPLATE).map_err(failed)?;
+    let template = env.get_template("report").map_err(failed)?;
+    let mut charts = Vec::new();
+    let mut add = |title: &str, of: &dyn Fn(&RunRecord) -> Line| {
+        let lines: Vec<(&str, Line)> = runs.iter().map(|(n, r)| (n.as_str(), of(r))).collect();
+        charts.push(chart(title, &lines)?);
+        Ok::<(), Error>(())
+    };
+    add("Training loss", &|r| series(&r.log, &["loss"]))?;
+    let mut named: Vec<String> = runs.iter().flat_map(|(_, r)| measures(r)).collect();
+    named.sort_by_key(|n| (n != "loss", n.clone()));
+    named.dedup();
+    for name in &named {
+        let title = if name == "loss" {
+            "Evaluation loss".to_owned()
+        } else {
+            capital(name)
+        };
+        add(&title, &|r| series(&r.evaluations, &["metrics", name]))?;
+    }
+    add("Learning rate", &|r| series(&r.log, &["learning_rate"]))?;
+    charts.retain(|c| !c.svg.is_empty());
+    let names: Vec<&str> = runs.iter().map(|(name, _)| name.as_str()).collect();
+    let values = context! {
+        title => format!("Comparison of {} runs", runs.len()),
+        facts => Vec::<(String, String)>::new(),
+        charts => Serde(charts),
+        tables => Serde(compared(&names, runs)),
+        version => env!("CARGO_PKG_VERSION"),
+    };
+    template.render(values).map_err(failed)
+}
+
+/// What the runs come to, and the settings in which they differ: a column for each run.
+fn compared(names: &[&str], runs: &[(String, RunRecord)]) -> Vec<Table> {
+    let head = |first: &str| -> Vec<String> {
+        let all = [first].into_iter().chain(names.iter().copied());
+        all.map(str::to_owned).collect()
+    };
+    let known: Vec<Vec<(&str, String)>> = runs.iter().map(|(_, r)| facts(r)).collect();
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for (fact, _) in known.iter().flatten() {
+        if rows.iter().any(|row| row[0] == *fact) {
+            continue;
+        }
+        let cell = |facts: &Vec<(&str, String)>| {
+            let found = facts.iter().find(|(name, _)| name == fact);
+            found.map_or_else(|| "–".to_owned(), |(_, text)| text.clone())
+        };
+        let cells = known.iter().map(cell);
+        rows.push([(*fact).to_owned()].into_iter().chain(cells).collect());
+    }
+    let mut settings: Vec<&String> = Vec::new();
+    let jobs = || runs.iter().map(|(_, r)| &r.job);
+    for key in jobs()
+        .filter_map(Value::as_object)
+        .flat_map(serde_json::Map::keys)
+    {
+        let first = jobs().next().and_then(|j| j.get(key));
+        if !settings.contains(&key) && jobs().any(|j| j.get(key) != first) {
+            settings.push(key);
+        }
+    }
+    let differing = settings.iter().map(|key| {
+        let cell = |job: &Value| match &job[key.as_str()] {
+            Value::Null => "–".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        [(*key).clone()]
+            .into_iter()
+            .chain(jobs().map(cell))
+            .collect()
+    });
+    let table = |title, note: &str, first: &str, rows: Vec<Vec<String>>| Table {
+        title,
+        note: format!("{} {note}", rows.len()),
+        head: head(first),
+        rows,
+        open: true,
+    };
+    let mut out = vec![
+        table("Results", "measures", "Measure", rows),
+        table(
+            "Settings that differ",
+            "settings",
+            "Setting",
+            differing.collect(),
+        ),
+    ];
+    out.retain(|t| !t.rows.is_empty());
+    out
 }
 
 /// The job without what it leaves open.
@@ -295,8 +405,8 @@ fn capital(name: &str) -> String {
 struct Chart {
     title: String,
     svg: String,
-    /// Name of a line, and whether it is the second.
-    legend: Vec<(String, bool)>,
+    /// Name of a line, and that of its colour.
+    legend: Vec<(String, &'static str)>,
 }
 
 /// Step and value of each entry.
@@ -322,11 +432,8 @@ fn chart(title: &str, lines: &[(&str, Line)]) -> Result<Chart> {
     }
     draw(&mut out.svg, lines)?;
     if drawn.len() > 1 {
-        let names = lines
-            .iter()
-            .enumerate()
-            .map(|(i, l)| (l.0.to_owned(), i == 1));
-        out.legend = names.collect();
+        let names = lines.iter().zip(NAMES.iter().cycle());
+        out.legend = names.map(|(l, n)| (l.0.to_owned(), *n)).collect();
     }
     // It scales with the page, and says what it shows to those who do not see it.
     let (w, h) = SIZE;
@@ -405,7 +512,7 @@ fn draw(svg: &mut String, lines: &[(&str, Line)]) -> Result<()> {
         .light_line_style(plotters::style::TRANSPARENT)
         .draw()
         .map_err(failed)?;
-    for ((_, line), colour) in lines.iter().zip(COLOURS) {
+    for ((_, line), colour) in lines.iter().zip(COLOURS.into_iter().cycle()) {
         let style = ShapeStyle {
             color: colour.into(),
             filled: false,

@@ -1,4 +1,4 @@
-//! JSON lines, and one JSON list of objects, each read object by object.
+//! JSON lines, and one JSON list of objects, each read object by object. Lines of text are read alike.
 
 use super::{Fault, LONGEST, Row};
 use crate::error::Error;
@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 type Item = Result<Row, Fault>;
 
-/// One object a line; empty lines do not count.
+/// One object a line; empty lines do not count. Or one text a line, in the column `text`; empty lines do.
 pub(super) struct Lines<R> {
+    plain: bool,
     reader: R,
     path: PathBuf,
     line: u64,
@@ -20,11 +21,20 @@ pub(super) struct Lines<R> {
 impl<R: BufRead> Lines<R> {
     pub(super) fn new(reader: R, path: &Path) -> Self {
         Lines {
+            plain: false,
             reader,
             path: path.to_path_buf(),
             line: 0,
             done: false,
             buffer: Vec::new(),
+        }
+    }
+
+    /// The lines of a text.
+    pub(super) fn of_text(reader: R, path: &Path) -> Self {
+        Lines {
+            plain: true,
+            ..Lines::new(reader, path)
         }
     }
 
@@ -70,6 +80,7 @@ impl<R: BufRead> Iterator for Lines<R> {
                 }
                 Ok(None) => break,
                 Ok(Some(Err(reason))) => Err(reason),
+                Ok(Some(Ok(()))) if self.plain => plain(&self.buffer),
                 Ok(Some(Ok(()))) if self.buffer.trim_ascii().is_empty() => continue,
                 Ok(Some(Ok(()))) => object(&self.buffer),
             };
@@ -239,6 +250,13 @@ impl<R: BufRead> Iterator for List<R> {
             ))),
         })
     }
+}
+
+fn plain(line: &[u8]) -> Result<Map<String, Value>, String> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let text = std::str::from_utf8(line).map_err(|_| "not UTF-8 text".to_owned())?;
+    Ok(Map::from_iter([("text".to_owned(), text.into())]))
 }
 
 fn object(bytes: &[u8]) -> Result<Map<String, Value>, String> {

@@ -1,13 +1,16 @@
-//! Rows of data files, one after the other: JSON lines, JSON lists, CSV, TSV and Parquet. Knows no roles and no tokens.
+//! Rows of data files, one after the other: JSON lines, JSON lists, CSV, TSV, text and Parquet. Knows no roles and no tokens.
 //!
-//! A file is read as a stream: what is held is one row, or what the format itself needs (a page of Parquet).
+//! A file is read as a stream: what is held are the rows whose columns are looked at together, or what the format itself needs (a page of
+//! Parquet).
 
+mod columns;
 mod json;
 mod parquet;
 mod table;
 
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
+pub(super) use columns::Columns;
 use serde_json::{Map, Value};
 use std::cell::Cell;
 use std::fs::File;
@@ -71,7 +74,7 @@ impl Source {
 }
 
 /// The ends of the names of data files.
-pub(super) const FORMATS: &str = ".jsonl, .json, .csv, .tsv (each also with .gz) or .parquet";
+pub(super) const FORMATS: &str = ".jsonl, .json, .csv, .tsv, .txt (each also with .gz) or .parquet";
 
 /// What a data file holds, by the end of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +84,8 @@ pub(super) enum Format {
     Csv,
     Tsv,
     Json,
+    /// Lines of text, each a row with the column `text`.
+    Text,
 }
 
 impl Format {
@@ -97,14 +102,15 @@ impl Format {
             "json" => Format::Json,
             "csv" => Format::Csv,
             "tsv" => Format::Tsv,
+            "txt" => Format::Text,
             _ => return None,
         };
         Some((format, gzip))
     }
 }
 
-/// Opens a data file; its name says what it holds.
-pub(super) fn open(path: &Path) -> Result<Source> {
+/// Opens a data file; its name says what it holds. `columns` are those of the files before it, if there are any.
+pub(super) fn open(path: &Path, columns: &Columns) -> Result<Source> {
     let Some((format, gzip)) = Format::of(path) else {
         let d = Diagnostic::error(
             "dataset-format",
@@ -126,16 +132,17 @@ pub(super) fn open(path: &Path) -> Result<Source> {
     } else {
         Box::new(file)
     };
-    text(format, reader, path)
+    text(format, reader, path, columns)
 }
 
 /// Opens a file of JSON lines, whatever its name.
 #[cfg(test)]
 pub(super) fn json_lines(path: &Path) -> Result<Source> {
-    text(Format::JsonLines, Box::new(regular(path)?), path)
+    let reader = Box::new(regular(path)?);
+    text(Format::JsonLines, reader, path, &Columns::default())
 }
 
-fn text(format: Format, reader: Box<dyn Read>, path: &Path) -> Result<Source> {
+fn text(format: Format, reader: Box<dyn Read>, path: &Path, columns: &Columns) -> Result<Source> {
     let mut reader = BufReader::with_capacity(1 << 16, reader);
     let head = reader
         .fill_buf()
@@ -143,28 +150,26 @@ fn text(format: Format, reader: Box<dyn Read>, path: &Path) -> Result<Source> {
     if head.starts_with(&[0xef, 0xbb, 0xbf]) {
         reader.consume(3);
     }
+    let source = |unit, rows, table| Source {
+        unit,
+        rows: Box::new(columns::typed(rows, columns.clone(), table)),
+    };
     Ok(match format {
-        Format::Csv | Format::Tsv => Source {
+        Format::Csv => source("line", Box::new(table::rows(reader, b',', path)?), true),
+        Format::Tsv => source("line", Box::new(table::rows(reader, b'\t', path)?), true),
+        Format::Text => Source {
             unit: "line",
-            rows: Box::new(table::rows(
-                reader,
-                if format == Format::Csv { b',' } else { b'\t' },
-                path,
-            )?),
+            rows: Box::new(json::Lines::of_text(reader, path)),
         },
         Format::Json
             if json::is_list(&mut reader)
                 .map_err(|e| Error::io(path, "cannot read the data", e))? =>
         {
-            Source {
-                unit: "row",
-                rows: Box::new(json::List::new(reader, path)),
-            }
+            source("row", Box::new(json::List::new(reader, path)), false)
         }
-        _ => Source {
-            unit: "line",
-            rows: Box::new(json::Lines::new(reader, path)),
-        },
+        Format::Json | Format::JsonLines | Format::Parquet => {
+            source("line", Box::new(json::Lines::new(reader, path)), false)
+        }
     })
 }
 

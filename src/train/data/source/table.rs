@@ -1,4 +1,4 @@
-//! CSV and TSV with a line of column names. Every value is text.
+//! CSV and TSV with a line of column names. Every value is text here; `columns` says what it is.
 
 use super::{Fault, LONGEST, Row};
 use crate::diag::Diagnostic;

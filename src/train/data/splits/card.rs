@@ -12,6 +12,8 @@ pub(super) struct Configuration {
     /// Patterns of the files of each split; none where names say the splits.
     pub(super) files: Vec<(String, Vec<String>)>,
     default: bool,
+    /// Arguments of the reader that are not followed here (`field`, `names`, a `sep` other than a comma).
+    pub(super) unknown: Vec<String>,
 }
 
 /// The configuration that is meant where none is named.
@@ -50,6 +52,38 @@ fn head(card: &str) -> Option<&str> {
     None
 }
 
+/// Keys of a configuration that say which files it has, or nothing about them. All others are arguments of the reader of a format.
+const KNOWN: [&str; 7] = [
+    "config_name",
+    "data_dir",
+    "data_files",
+    "default",
+    "description",
+    "drop_labels",
+    "version",
+];
+/// Arguments of readers with the values that hold here.
+const USUAL: [(&str, &[&str]); 5] = [
+    ("delimiter", &[","]),
+    ("encoding", &["utf-8", "utf8", "UTF-8"]),
+    ("header", &["0", "infer"]),
+    ("quotechar", &["\""]),
+    ("sep", &[","]),
+];
+
+/// The arguments of a reader that a configuration has and that are not followed here.
+fn unknown(value: &Value) -> Vec<&str> {
+    let usual = |key: &str, value: &Value| {
+        let found = USUAL.iter().find(|(k, _)| *k == key);
+        value.is_null()
+            || found.is_some_and(|(_, all)| value.as_str().is_some_and(|v| all.contains(&v)))
+    };
+    let all = value.as_object().into_iter().flatten();
+    all.filter(|(key, value)| !KNOWN.contains(&key.as_str()) && !usual(key, value))
+        .map(|(key, _)| key.as_str())
+        .collect()
+}
+
 fn configuration(value: &Value) -> Result<Configuration, String> {
     let name = value["config_name"]
         .as_str()
@@ -75,6 +109,7 @@ fn configuration(value: &Value) -> Result<Configuration, String> {
         folder: value["data_dir"].as_str().unwrap_or_default().to_owned(),
         files,
         default: value["default"] == true,
+        unknown: unknown(value).into_iter().map(str::to_owned).collect(),
     })
 }
 
@@ -160,6 +195,10 @@ mod tests {
         assert_eq!(all[0].name, "main");
         assert_eq!(all[0].files[1].1, ["main/a.jsonl", "main/b.jsonl"]);
         assert_eq!(default(&all).unwrap().name, "other");
+        assert!(all.iter().all(|c| c.unknown.is_empty()));
+        let read = "---\nconfigs:\n- {config_name: a, sep: \",\", field: data, skiprows: 1, delimiter: \";\"}\n---\n";
+        let all = configurations(read).unwrap();
+        assert_eq!(all[0].unknown, ["field", "skiprows", "delimiter"]);
         assert_eq!(configurations("# no head").unwrap(), []);
         assert_eq!(configurations("---\na: 1\n---\n").unwrap(), []);
     }

@@ -1,7 +1,7 @@
 //! What is trained on and what is evaluated on: splits of the data, and the rows of them that are read.
 
 use super::super::args::{DataArguments, DataSet, EvalSplit, Files, Paths};
-use super::super::source::{self, Fault, Source};
+use super::super::source::{self, Columns, Fault, Source};
 use super::slice::{self, Slice};
 use super::{Splits, failed, wrong};
 use crate::diag::Diagnostic;
@@ -24,9 +24,9 @@ impl Part {
     pub(in super::super) fn sources(
         &self,
     ) -> impl Iterator<Item = Result<(String, Source)>> + use<'_> {
-        let at = Rc::new(Cell::new(0));
+        let (at, columns) = (Rc::new(Cell::new(0)), Columns::default());
         self.files.iter().map(move |file| {
-            let source = source::open(file)?.within(Rc::clone(&at), self.rows.clone());
+            let source = source::open(file, &columns)?.within(Rc::clone(&at), self.rows.clone());
             Ok((file.display().to_string(), source))
         })
     }
@@ -173,7 +173,24 @@ fn walk(folder: &Path, prefix: &str, depth: usize, out: &mut Vec<String>) -> Res
 
 /// The rows of the slices, in their order.
 fn parts(sets: &[Set], slices: &[Slice]) -> Result<Vec<Part>> {
-    slices.iter().map(|slice| part(sets, slice)).collect()
+    let mut out = Vec::new();
+    for slice in slices {
+        let none = sets.iter().all(|s| s.splits.get("all").is_none());
+        if !(slice.is_all() && none) {
+            out.push(part(sets, slice)?);
+            continue;
+        }
+        let mut names: Vec<&str> = Vec::new();
+        for (name, _) in sets.iter().flat_map(|s| &s.splits.all) {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        for name in names {
+            out.push(part(sets, &Slice::whole(name))?);
+        }
+    }
+    Ok(out)
 }
 
 fn part(sets: &[Set], slice: &Slice) -> Result<Part> {
@@ -194,6 +211,13 @@ fn part(sets: &[Set], slice: &Slice) -> Result<Part> {
             .of(count(&files)?)
             .map_err(|what| failed(wrong("dataset-split", what), &sets[0].at))?,
     };
+    if rows.start >= rows.end {
+        let d = wrong("dataset-split", format!("`{slice}` has no rows"));
+        return Err(failed(
+            d.help("the first number is that of the first row, the second that behind the last"),
+            &sets[0].at,
+        ));
+    }
     Ok(Part { files, rows })
 }
 
@@ -215,7 +239,7 @@ fn no_split(set: &Set, split: &str) -> Error {
 fn count(files: &[PathBuf]) -> Result<u64> {
     let mut rows = 0;
     for file in files {
-        for row in source::open(file)? {
+        for row in source::open(file, &Columns::default())? {
             match row {
                 Err(Fault::File(e)) => return Err(e),
                 Ok(_) | Err(Fault::Row { .. }) => rows += 1,

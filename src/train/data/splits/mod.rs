@@ -112,6 +112,16 @@ impl Splits {
             Some(name) => listed.iter().find(|c| c.name == name),
             None => card::default(&listed),
         };
+        if let Some(Configuration { name, unknown, .. }) = chosen
+            && !unknown.is_empty()
+        {
+            let said = unknown.join("`, `");
+            let message = format!(
+                "the card says how the files of the configuration `{name}` are read, which is not followed here: `{said}`"
+            );
+            let help = "name the data files, as JSON lines, or as CSV with commas and a line of column names";
+            return Err(failed(wrong("dataset-card", message).help(help), at));
+        }
         if let Some(configuration) = chosen {
             return configuration.splits(&rows, at);
         }

@@ -28,13 +28,7 @@ fn one(text: &str) -> Result<Slice, String> {
         .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.' || c == '-'))
         .unwrap_or(text.len());
     let (split, rest) = text.split_at(end);
-    let mut slice = Slice {
-        split: split.to_owned(),
-        from: None,
-        to: None,
-        percent: false,
-        whole: false,
-    };
+    let mut slice = Slice::whole(split);
     if split.is_empty() {
         return Err(bad());
     }
@@ -77,7 +71,36 @@ fn one(text: &str) -> Result<Slice, String> {
     Ok(slice)
 }
 
+impl std::fmt::Display for Slice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let border = |x: Option<i64>| {
+            let percent = if self.percent { "%" } else { "" };
+            x.map_or_else(String::new, |x| format!("{x}{percent}"))
+        };
+        match (self.from, self.to) {
+            (None, None) => f.write_str(&self.split),
+            (from, to) => write!(f, "{}[{}:{}]", self.split, border(from), border(to)),
+        }
+    }
+}
+
 impl Slice {
+    /// All of a split.
+    pub(super) fn whole(split: &str) -> Slice {
+        Slice {
+            split: split.to_owned(),
+            from: None,
+            to: None,
+            percent: false,
+            whole: false,
+        }
+    }
+
+    /// Whether this is `all`, which stands for all splits one after the other.
+    pub(super) fn is_all(&self) -> bool {
+        self.split == "all" && self.from.is_none() && self.to.is_none()
+    }
+
     /// The rows, where their number does not depend on how many there are.
     pub(super) fn fixed(&self) -> Option<Range<u64>> {
         let border = |x: Option<i64>, open: u64| match x {

@@ -83,7 +83,7 @@ fn tables_and_lists_have_places_and_faults_of_their_own() {
         .unwrap_err()
         .to_string();
     assert!(e.contains("cannot read"), "{e}");
-    let e = load_as("t.txt", "x", &skip, None).unwrap_err().to_string();
+    let e = load_as("t.doc", "x", &skip, None).unwrap_err().to_string();
     assert!(e.contains("names of data files end in"), "{e}");
 }
 

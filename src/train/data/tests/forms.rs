@@ -57,6 +57,78 @@ fn conversations_of_sharegpt_are_messages() {
 }
 
 #[test]
+fn nothing_beside_a_conversation_is_lost() {
+    let options = json!({"chat_template": CHATML, "assistant_only_loss": true});
+    let turn = |from: &str, value: &str| json!({"from": from, "value": value});
+    let talk = json!([turn("human", "one"), turn("gpt", "two")]);
+    let row = one(
+        json!({"conversations": talk, "system": "be brief"}),
+        &options,
+    );
+    let with = json!([
+        turn("system", "be brief"),
+        turn("human", "one"),
+        turn("gpt", "two")
+    ]);
+    assert_eq!(row, one(json!({"conversations": with}), &options));
+    assert_eq!(
+        row,
+        one(
+            json!({"conversations": with, "system": "be brief"}),
+            &options
+        )
+    );
+    let none = one(json!({"conversations": talk, "system": ""}), &options);
+    assert_eq!(none, one(json!({"conversations": talk}), &options));
+    let said = |weight: serde_json::Value| {
+        json!([
+            {"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": weight},
+            {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 1},
+        ])
+    };
+    let weighed = one(json!({"messages": said(json!(0))}), &options);
+    assert_eq!(learned(&weighed), "d<|im_end|>\n");
+    let both = one(json!({"messages": said(json!(1))}), &options);
+    assert_eq!(learned(&both), "b<|im_end|>\nd<|im_end|>\n");
+    let shout = json!({"chat_template": "{{ messages[0].content ~ loud }}", "chat_template_kwargs": {"loud": "?"}});
+    let own = json!({"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"loud": "!"}});
+    assert_eq!(learned(&one(own, &shout)), "a!");
+    let whole = json!({"chat_template": CHATML});
+    for (row, options, says) in [
+        (
+            json!({"conversations": with, "system": "be long"}),
+            &options,
+            "say different things",
+        ),
+        (
+            json!({"messages": said(json!(0))}),
+            &whole,
+            "set `assistant_only_loss`",
+        ),
+        (
+            json!({"messages": said(json!(0.5))}),
+            &options,
+            "`weight` of a message is 0.5",
+        ),
+        (
+            json!({"instruction": "a", "output": "b", "history": [["c", "d"]]}),
+            &whole,
+            "`history` has no place",
+        ),
+        (
+            json!({"instruction": "a", "output": "b", "system": "c"}),
+            &whole,
+            "`system` has no place",
+        ),
+    ] {
+        let e = load(&[row], options).unwrap_err().to_string();
+        assert!(e.contains(says), "{e}");
+    }
+    let plain = json!({"instruction": "a", "output": "b", "history": [], "system": ""});
+    assert!(load(&[plain], &whole).is_ok());
+}
+
+#[test]
 fn instructions_of_alpaca_have_its_words() {
     let end = "<|endoftext|>";
     let head = "Below is an instruction that describes a task";
