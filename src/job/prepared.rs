@@ -4,8 +4,8 @@ use super::attach::AdapterSettings;
 use super::event::{Event, OnEvent, note, warn};
 use super::files::ModelFiles;
 use super::model::ModelSettings;
-use crate::api;
 use crate::analyze::logits::vocabulary;
+use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{

@@ -111,9 +111,10 @@ impl Case {
         let loss = parse_loss(if targeted { "mse" } else { "causal-lm" }, Divisor::Labels);
         let graph = training_graph(attached.clone(), &loss, &trainable, Keep::Keep, mode).unwrap();
         let length = want.0["logits"].dims[1] as usize;
-        let feeds = match targeted {
-            true => self.feeds.clone(),
-            false => self.with_labels(length),
+        let feeds = if targeted {
+            self.feeds.clone()
+        } else {
+            self.with_labels(length)
         };
         let out = run(&graph, &feeds);
         let (off, most) = apart(&out["loss"].to_f32().unwrap(), &want.0["loss"]);

@@ -36,13 +36,13 @@ impl Cut<'_> {
     /// The state of each part.
     pub(super) fn states(self, b: &Builder, state: State) -> Vec<State> {
         let mut made: Vec<(Val, Vec<Val>)> = Vec::new();
-        let mut parts = |v: Val| match made.iter().find(|(whole, _)| *whole == v) {
-            Some((_, parts)) => parts.clone(),
-            None => {
-                let parts = self.parts(b, v);
-                made.push((v, parts.clone()));
-                parts
+        let mut parts = |v: Val| {
+            if let Some((_, parts)) = made.iter().find(|(whole, _)| *whole == v) {
+                return parts.clone();
             }
+            let parts = self.parts(b, v);
+            made.push((v, parts.clone()));
+            parts
         };
         let (x, out) = (parts(state.x), parts(state.out));
         let residual = state.residual.map(&mut parts);
