@@ -136,6 +136,12 @@ impl Decoder {
             let counts = g.nodes().any(|n| g.node(n).op == grouped);
             out.ragged &= fed(contract::POSITION_IDS) && !counts;
             out.engine = Engine::Own { plan, parts: own };
+        } else if let Some(input) = out.other_cache() {
+            let message = format!(
+                "keys and values are not kept: `{input}` is an input for a cache, and no output is known to be the cache behind it"
+            );
+            let d = Diagnostic::warning("cache", message).note(WHOLE);
+            out.warnings.push(d.help("export the model with Optimum's names: `past_key_values.0.key` and `present.0.key`"));
         } else if let Some(selection) = selection
             && out.options.use_cache
             && !out.is_encoder_decoder()
@@ -227,6 +233,16 @@ impl Decoder {
         }
         let plan = self.compile(&pipelines::inference(self.mode()))?;
         Ok(self.whole.get_or_init(|| plan))
+    }
+
+    /// An input for a cache whose output has no name that tells.
+    fn other_cache(&self) -> Option<String> {
+        let g = &self.model.model().graph;
+        let names = g.inputs().iter().map(|p| g.name_of(p.value));
+        names
+            .filter(|n| contract::is_past(n))
+            .map(str::to_owned)
+            .next()
     }
 
     fn own_parts(&self) -> Result<Vec<OwnPart>> {
@@ -526,7 +542,10 @@ impl<'d> Session<'d> {
                         .map(|r| vec![(r.len() as i64 - 1 - width).max(-width)])
                         .collect::<Vec<_>>(),
                 )?,
-                _ => continue,
+                _ => match spec.empty_cache(new.len()) {
+                    Some(empty) => empty,
+                    None => continue,
+                },
             };
             feeds.insert(&spec.name, value);
         }

@@ -388,6 +388,14 @@ fn caches_of_other_names_are_fed_empty() {
         desk.json(&["eval", model, "-i", "qwen3", "--data", &data])["metrics"]["loss"].as_f64()
     };
     let loss = eval(PAST).unwrap();
+    desk.write("prompts.jsonl", r#"{"input_ids": [1, 5, 9, 2]}"#);
+    let tokens = |model: &str| {
+        let model = ["generate", model, "-i", "qwen3"];
+        let prompts = ["--prompts", "prompts.jsonl", "--max-new-tokens", "6"];
+        desk.json(&[model, prompts].concat())["results"][0]["ids"].clone()
+    };
+    let next = tokens(PAST);
+    assert_eq!(next.as_array().map(Vec::len), Some(6));
     for (name, words) in [("a.onnx", "pkv_with_a_name"), ("b.onnx", "kv_cache_layers")] {
         let mut bytes = whole.clone();
         let old = b"past_key_values";
@@ -400,6 +408,7 @@ fn caches_of_other_names_are_fed_empty() {
         }
         fs::write(desk.path(name), bytes).unwrap();
         assert_eq!(eval(name), Some(loss), "{words}");
+        assert_eq!(tokens(name), next, "{words}");
     }
 }
 
