@@ -58,6 +58,8 @@ pub(crate) fn uses(
                 continue;
             }
             let used = match usage(view, n, slot) {
+                // A row of what the model computes is looked up to be shown: the last token of a text.
+                Some(Usage::Table) if computed(view, n) => None,
                 Some(Usage::Table) => Some(true),
                 Some(Usage::Number) => becomes(view, n),
                 None => None,
@@ -87,6 +89,15 @@ pub(crate) fn uses(
         .help("export the model with the input `position_ids`"));
     }
     Ok(out)
+}
+
+/// Whether a node looks up in something that is made of what the model is fed, and not in a table.
+fn computed(view: View<'_>, n: NodeId) -> bool {
+    let data: Vec<ValueId> = view.input(n, 0).into_iter().collect();
+    let mut read = makers(view, &data)
+        .into_iter()
+        .flat_map(|n| view.graph.node_inputs(n));
+    read.any(|v| v.is_some_and(|v| view.graph.is_input(v)))
 }
 
 /// Nodes that values are made of, without what gives them their shape alone.
@@ -326,4 +337,34 @@ fn compared(view: View<'_>, n: NodeId) -> Bound {
         ("Greater" | "LessOrEqual", false) | ("GreaterOrEqual" | "Less", true)
     );
     Bound::At(if strict { d } else { d + 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::Verified;
+    use crate::ir::text::parse;
+
+    /// Rows of a table are looked up by positions, and so are rows of what the model computes: the last token of a text.
+    #[test]
+    fn a_row_of_what_is_computed_is_no_use_of_a_position() {
+        let graph = "opset \"\" 17\n\
+            graph main(%x: f32[b, s, 4], %position_ids: i64[b, s]) -> (%y: f32[b, s, s, 4])\n\
+            init %table: f32[9, 4] = fill(0.5)\n\
+            %p = Gather(%table, %position_ids)\n\
+            %h = Add(%x, %p)\n\
+            %y = Gather(%h, %position_ids)";
+        let model = Verified::check(parse(graph).unwrap()).unwrap();
+        let g = &model.model().graph;
+        let found = uses(View::new(g, &model), &FxHashSet::default()).unwrap();
+        let [(value, readers)] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert_eq!(g.name_of(*value), "position_ids");
+        let read: Vec<&str> = readers
+            .iter()
+            .filter_map(|u| Some(g.name_of(g.output(u.node(), 0)?)))
+            .collect();
+        assert_eq!(read, ["p"]);
+    }
 }

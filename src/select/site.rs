@@ -79,6 +79,8 @@ pub struct TableSite {
     pub(crate) ids: ValueId,
     /// The rows.
     pub(crate) output: ValueId,
+    /// What the module makes of the rows, where it multiplies them by a number (M2M-100, Gemma 3).
+    pub(crate) scaled: Option<ValueId>,
     /// The initializer that holds the table, `[rows, width]`.
     pub(crate) value: ValueId,
     /// Number of rows.
@@ -107,6 +109,9 @@ pub struct ParameterSite {
     pub(crate) stored: ValueId,
     /// Whether the initializer has its axes exchanged.
     pub(crate) stored_transposed: bool,
+    /// Whether the initializer may be something that the exporter made of the parameter: it has no parameter's name. Gemma's norms
+    /// multiply with `1 + weight`, and exporters store the sum.
+    pub(crate) derived: bool,
 }
 
 /// What one field of the interface was found to be, and by which witness.

@@ -506,6 +506,9 @@ impl Method for Lora {
 
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
         if let (At::Parameter(stored), Detail::Stored(name)) = (&place.at, &place.detail) {
+            if stored.derived {
+                return Err(saved::derived(stored, place));
+            }
             let dims: Vec<Size> = stored.dims.iter().map(|d| Size::from(*d)).collect();
             let init = Init::Stored {
                 value: stored.stored,
@@ -671,7 +674,7 @@ impl Method for Lora {
             return Ok(cx.down(match site.weight.bias {
                 None => b.mul(b.add(out, delta), factor),
                 Some(bias) => {
-                    let bias = cx.up(Val::Old(bias));
+                    let bias = cx.up(dora::bias_now(site, bias, cx));
                     let product = b.add(b.sub(out, bias), delta);
                     b.add(b.mul(product, factor), bias)
                 }

@@ -12,7 +12,7 @@ use crate::analyze::attention::copy;
 use crate::analyze::sequence::{Longer, Meaning, alike};
 use crate::analyze::through::Through;
 use crate::diag::{Diagnostic, nearest};
-use crate::ir::{Spot, Val, ValueId, contract};
+use crate::ir::{NodeId, Spot, Val, ValueId, contract};
 use crate::select::Family;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -258,7 +258,7 @@ fn one_of(field: &str, found: &str, known: &[&str]) -> Result<(), Diagnostic> {
     Err(d.help(format!("use {}", known.join(" or "))))
 }
 
-/// What looks the words up: rows of a table, by the token ids themselves.
+/// What the module makes that looks the words up: rows of a table, by the token ids themselves.
 fn words(input: &str, around: &Surroundings<'_, '_>) -> Result<ValueId, Diagnostic> {
     let graph = around.graph;
     let ids = graph.find(input);
@@ -268,7 +268,10 @@ fn words(input: &str, around: &Surroundings<'_, '_>) -> Result<ValueId, Diagnost
         let by = slot(1).map(|v| Through::LAID_OUT.source(graph, v));
         &*graph.node(*n).op.op_type == "Gather" && table && by.is_some() && by == ids
     });
-    found.and_then(|n| graph.output(n, 0)).ok_or_else(|| {
+    let tables = &around.selection.tables;
+    let scaled = |n: NodeId| tables.iter().find(|t| t.node == n)?.scaled;
+    let made = found.and_then(|n| scaled(n).or_else(|| graph.output(n, 0)));
+    made.ok_or_else(|| {
         Diagnostic::error(
             "site-missing",
             format!("no table of words is looked up by `{input}`: there is nothing that the prompt could stand in front of"),

@@ -41,6 +41,7 @@ fn as_stored(
         transposed: false,
         stored: value,
         stored_transposed: false,
+        derived: false,
     }
 }
 
@@ -128,11 +129,13 @@ impl Scene<'_> {
                 return None;
             };
             let by_rows = self.view.node(node).int("axis", 0) == 0;
+            let output = self.view.graph.output(node, 0)?;
             (by_rows && !path.is_empty()).then_some(TableSite {
                 path,
                 node,
                 ids,
-                output: self.view.graph.output(node, 0)?,
+                output,
+                scaled: self.scaled(node, output),
                 value,
                 rows: usize::try_from(rows).ok()?,
                 width: usize::try_from(width).ok()?,
@@ -175,6 +178,7 @@ impl Scene<'_> {
                     transposed: (read == Layout::InOut) != conv1d,
                     stored: site.weight.value,
                     stored_transposed: (site.weight.layout == Layout::InOut) != conv1d,
+                    derived: false,
                 });
             }
             if let Some(bias) = site.weight.bias
@@ -219,6 +223,21 @@ impl Scene<'_> {
         out
     }
 
+    /// What a module makes of the rows that one of its nodes looks up, where it multiplies them by a number.
+    fn scaled(&self, node: NodeId, rows: ValueId) -> Option<ValueId> {
+        let module = |n: NodeId| self.tree.of(n).map(|(module, _)| module);
+        self.view.graph.uses(rows).into_iter().find_map(|u| {
+            let n = u.node();
+            let factor = |v: &Option<ValueId>| {
+                let number = v.and_then(|v| self.view.constant(v));
+                number.is_some_and(|t| t.count() == Some(1))
+            };
+            let scales = self.view.is(n, "Mul") && self.view.inputs(n).iter().any(factor);
+            let out = self.view.out(n).filter(|_| scales)?;
+            (module(n) == module(node)).then_some(out)
+        })
+    }
+
     /// Weights and biases of norms. Exporters store equal ones once, so that a name tells of one norm alone.
     fn of_norms(&self, layers: &[Layer]) -> Vec<ParameterSite> {
         let within = Within::new(layers);
@@ -256,7 +275,13 @@ impl Scene<'_> {
                             let dims = vec![*width as usize];
                             let own = as_stored(path.clone(), name, value, vec![n], dims);
                             let stored = self.view.root(value);
-                            out.push(ParameterSite { stored, ..own });
+                            let kept = self.view.graph.name_of(stored);
+                            let derived = !kept.ends_with(".weight") && !kept.ends_with(".bias");
+                            out.push(ParameterSite {
+                                stored,
+                                derived,
+                                ..own
+                            });
                         }
                     }
                 }

@@ -4,8 +4,8 @@ use super::Lora;
 use crate::adapters::methods::weight::base_weight;
 use crate::adapters::place::{BuildCx, Params, Place};
 use crate::diag::Diagnostic;
-use crate::ir::Val;
 use crate::ir::contract::stamp;
+use crate::ir::{Val, ValueId};
 use crate::select::{Layout, LinearSite};
 
 impl Lora {
@@ -38,4 +38,18 @@ impl Lora {
         }
         Ok(b.div(b.squeeze(p.get("m.weight"), &[1]), norm))
     }
+}
+
+/// The bias that a linear adds by now: its own, or the one that is trained in its place.
+pub(super) fn bias_now(site: &LinearSite, bias: ValueId, cx: &BuildCx<'_>) -> Val {
+    let g = cx.graph;
+    let instead = |v: &ValueId| {
+        let replaced = g.producer(*v).map(|(n, _)| &g.node(n).metadata);
+        replaced.is_some_and(|m| {
+            m.get(stamp::REPLACES)
+                .is_some_and(|name| **name == *g.name_of(bias))
+        })
+    };
+    let mut read = site.nodes.iter().flat_map(|n| g.node_inputs(*n)).flatten();
+    Val::Old(read.find(instead).unwrap_or(bias))
 }

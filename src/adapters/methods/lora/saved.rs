@@ -3,6 +3,8 @@
 use super::{Lora, Names, Targets};
 use crate::adapters::Config;
 use crate::adapters::methods::MethodConfig;
+use crate::adapters::place::Place;
+use crate::diag::Diagnostic;
 use crate::select::ParameterSite;
 
 impl Config {
@@ -55,4 +57,15 @@ impl Targets {
             site.name
         ))
     }
+}
+
+/// Refuses a parameter that the graph holds in another form than the state dict.
+pub(super) fn derived(site: &ParameterSite, place: &Place<'_>) -> Diagnostic {
+    let parameter = format!("{}.{}", site.module, site.name);
+    Diagnostic::error(
+        "parameter-derived",
+        format!("the graph does not hold `{parameter}` itself, but a constant that was made of it"),
+    )
+    .at(place.scope.clone())
+    .help("norms of Gemma and Nemotron multiply with 1 + weight, and exporters store the sum: leave the norm out of `modules_to_save`, or export without constant folding")
 }
