@@ -57,7 +57,7 @@ impl Summary {
                     params as f64 / full as f64 * 100.0
                 },
                 active: !graph.of(name).is_empty(),
-                train: counted.iter().all(|(_, p)| p.trainable || p.idle),
+                train: !counted.is_empty() && counted.iter().all(|(_, p)| p.trainable || p.idle),
             }
         });
         Summary {

@@ -14,7 +14,7 @@ pub(crate) fn base_parameters(graph: &Graph) -> u64 {
         if value.metadata.contains_key(stamp::ADAPTER) {
             return 0;
         }
-        let weighs = graph.uses(*v).into_iter().any(|u| {
+        let weighs = read(graph, *v).into_iter().any(|u| {
             let Use::Input(n, slot) = u else { return false };
             let op = &*graph.node(n).op.op_type;
             let head =
@@ -39,4 +39,20 @@ pub(crate) fn base_parameters(graph: &Graph) -> u64 {
         }
     };
     graph.initializers().iter().map(counts).sum()
+}
+
+/// Who reads a value, through the conversions of a stored number format.
+fn read(graph: &Graph, v: ValueId) -> Vec<Use> {
+    let mut out = Vec::new();
+    for u in graph.uses(v) {
+        let converted = match u {
+            Use::Input(n, 0) if graph.node(n).op.is_onnx("Cast") => graph.output(n, 0),
+            _ => None,
+        };
+        match converted {
+            Some(converted) => out.extend(graph.uses(converted)),
+            None => out.push(u),
+        }
+    }
+    out
 }

@@ -255,8 +255,7 @@ impl AdapterSettings {
             let folder = text.split_once('=').map_or(text.as_str(), |(_, spec)| spec);
             let mut places = [text.as_str(), folder].into_iter().map(Path::new);
             let place = places.find(|p| p.is_dir() && !spec::is_identifier(folder))?;
-            let headed = place.join(heads::file::CONFIG).exists();
-            headed.then(|| place.to_owned())
+            heads::files::has_head(place).then(|| place.to_owned())
         };
         let named = self.adapters.iter().zip(names);
         named

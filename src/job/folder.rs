@@ -1,16 +1,16 @@
 //! The output folder of a training: it belongs to one run, and to one process at a time.
 //!
 //! A run is recognised by what it leaves: adapters, checkpoints, a log, a record, a report. Another one is refused there unless it goes
-//! on from a checkpoint of the folder, or replaces what is there; then checkpoints and reports of the earlier run are gone before the
-//! first step, so that nothing of two runs stands side by side. Adapters of other names stay: only the record says which ones are the
-//! run's. The lock is the operating system's: it ends with its process, however that ends, and the file means nothing by itself.
+//! on from a checkpoint of the folder, or replaces what is there; then checkpoints, reports and the adapters that its record names are gone
+//! before the first step, so that nothing of two runs stands side by side. The lock is the operating system's: it ends with its process, however that ends, and the file means nothing by itself.
 
 use super::check::usage;
-use crate::adapters::folder::file as adapter;
+use crate::adapters::folder::{self, file as adapter};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::watch::file;
 use crate::train::{Resume, checkpoint};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -119,9 +119,12 @@ impl<'a> RunFolder<'a> {
             .or_else(|| Some(step()?.1))
     }
 
-    /// Deletes checkpoints, log, record, report and curves.
+    /// Deletes checkpoints, the adapters that the run made, log, record, report and curves.
     fn clear(&self) -> Result<()> {
         let failed = |path: &Path, e| Error::io(path, "cannot be replaced", e);
+        for folder in self.made() {
+            folder::delete(&folder)?;
+        }
         for (_, path) in checkpoint::list(self.path) {
             fs::remove_dir_all(&path).map_err(|e| failed(&path, e))?;
         }
@@ -135,6 +138,32 @@ impl<'a> RunFolder<'a> {
             fs::remove_file(path).map_err(|e| failed(path, e))?;
         }
         Ok(())
+    }
+}
+
+/// A part of a run's record.
+#[derive(serde::Deserialize)]
+struct Made {
+    /// Adapters and the hashes of their weights.
+    #[serde(default)]
+    made: BTreeMap<String, String>,
+}
+
+impl RunFolder<'_> {
+    /// Folders of adapters that the run in the folder made, as its record says.
+    fn made(&self) -> Vec<PathBuf> {
+        let text = fs::read(self.path.join(file::RUN)).unwrap_or_default();
+        let names = serde_json::from_slice::<Made>(&text).map(|m| m.made);
+        let names = names.unwrap_or_default().into_keys();
+        // A name is one of a folder inside.
+        let inside =
+            names.filter(|n| Path::new(n).components().count() == 1 && !n.starts_with('.'));
+        let folders = inside.map(|n| self.path.join(n));
+        let is_ours = |f: &PathBuf| {
+            let kind = fs::symlink_metadata(f);
+            kind.is_ok_and(|k| k.is_dir()) && f.join(adapter::CONFIG).exists()
+        };
+        folders.filter(is_ours).collect()
     }
 }
 

@@ -135,7 +135,7 @@ impl Generation {
         let prompts = prepared.encode(&texts, asked.chat, kwargs)?;
         prepared.check_ids(&prompts)?;
         prepared.check_bos(&prompts, events)?;
-        warn(events, &prepared.unknown(&prompts))?;
+        warn(events, &prepared.unknown(&prompts)?)?;
         let decoder = prepared.decoder(&model, events)?;
         let started = Instant::now();
         let total = prompts.len() * prepared.settings.args.num_return_sequences;

@@ -120,20 +120,32 @@ impl Prepared {
         Err(Error::new(ErrorKind::Run, d))
     }
 
-    /// Prompts of which the tokenizer does not know much.
-    pub(super) fn unknown(&self, prompts: &[Prompt]) -> Option<Diagnostic> {
-        let tokenizer = self.tokenizer.as_ref()?;
+    /// Refuses prompts of which the tokenizer knows nothing, and warns of those of which it does not know much.
+    pub(super) fn unknown(&self, prompts: &[Prompt]) -> Result<Option<Diagnostic>> {
+        let Some(tokenizer) = self.tokenizer.as_ref() else {
+            return Ok(None);
+        };
         let tokens: usize = prompts.iter().map(|p| p.ids.len()).sum();
         let unknown: u64 = prompts.iter().map(|p| tokenizer.unknown(&p.ids)).sum();
         let share = unknown as f64 / tokens.max(1) as f64;
-        (share > SUSPECT).then(|| {
-            let message = format!(
-                "{:.0} % of the prompts' tokens ({unknown} of {tokens}) are unknown to the tokenizer",
-                100.0 * share
-            );
-            Diagnostic::warning("tokenizer-unknown", message)
-                .help("is it the model's own? Give another one: --tokenizer")
-        })
+        if share <= SUSPECT {
+            return Ok(None);
+        }
+        let message = format!(
+            "{:.0} % of the prompts' tokens ({unknown} of {tokens}) are unknown to the tokenizer",
+            100.0 * share
+        );
+        let make = if unknown as usize == tokens {
+            Diagnostic::error
+        } else {
+            Diagnostic::warning
+        };
+        let d = make("tokenizer-unknown", message)
+            .help("is it the model's own? Give another one: --tokenizer");
+        if unknown as usize == tokens {
+            return Err(Error::new(ErrorKind::Run, d));
+        }
+        Ok(Some(d))
     }
 
     /// The decoder of the model, compiled as the settings say.

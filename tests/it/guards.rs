@@ -194,6 +194,12 @@ fn a_folder_belongs_to_one_run() {
     contains(&desk.fails(&from), &["error[exists]"]);
 
     // Replaced: nothing of the first run is left that could be taken for the second's.
+    fs::create_dir(desk.path("out/mine")).unwrap();
+    fs::copy(
+        desk.path("out/a/adapter_config.json"),
+        desk.path("out/mine/adapter_config.json"),
+    )
+    .unwrap();
     desk.ok(&[&second[..], &["--force"]].concat());
     assert!(desk.path("out/checkpoint-2").exists());
     let kept = fs::read_to_string(desk.path("out/checkpoint-2/checkpoint.json")).unwrap();
@@ -202,7 +208,9 @@ fn a_folder_belongs_to_one_run() {
     let run: serde_json::Value = serde_json::from_str(&run).unwrap();
     let made: Vec<_> = run["made"].as_object().unwrap().keys().collect();
     assert_eq!(made, ["b"]);
-    assert!(desk.path("out/a").exists(), "adapters of other names stay");
+    assert!(!desk.path("out/a").exists(), "the earlier run made it");
+    let mine = desk.path("out/mine/adapter_config.json");
+    assert!(mine.exists(), "no record names it");
 
     // Results without a checkpoint are nothing to go on from, and not replaced in passing.
     fs::remove_dir_all(desk.path("out/checkpoint-2")).unwrap();
@@ -454,11 +462,11 @@ fn a_tokenizer_of_another_model_is_found_out() {
         "1",
     ];
     let out = desk.command(&[&prompt[..], &more].concat());
-    assert!(out.status.success(), "{}", stderr(&out));
+    assert!(!out.status.success(), "{}", stderr(&out));
     contains(
         &stderr(&out),
         &[
-            "warning[tokenizer-unknown]",
+            "error[tokenizer-unknown]",
             "100 % of the prompts' tokens (3 of 3)",
         ],
     );

@@ -280,10 +280,11 @@ impl Base {
                 continue;
             }
             let pairs = there.values.iter().zip(&here.values);
+            let formats = [there.format(), here.format()];
             let step = there.step.unwrap_or(0.0) + here.step.unwrap_or(0.0);
             let mut found = Vec::new();
             for (index, (a, b)) in positions(name, &there.dims).zip(pairs) {
-                let slack = rounding(there.dtype, *a).max(rounding(here.dtype, *b));
+                let slack = rounding(formats[0], *a).max(rounding(formats[1], *b));
                 let equal = (a - b).abs() <= slack + step;
                 if !equal {
                     found.push(format!(
@@ -343,6 +344,28 @@ fn parse(text: &str) -> Option<Sample> {
         values: values.split(' ').map(number).collect::<Option<_>>()?,
         step,
     })
+}
+
+impl Sample {
+    /// The format that the elements were rounded to: weights that were published in `f16` or `bf16` are often stored as `f32`.
+    fn format(&self) -> DType {
+        let all = |fits: fn(f32) -> bool| self.values.iter().all(|x| fits(*x));
+        if self.dtype != DType::Float || self.values.len() < ELEMENTS {
+            self.dtype
+        } else if all(|x| x.to_bits() & 0xffff == 0) {
+            DType::Bfloat16
+        } else if all(fits_half) {
+            DType::Float16
+        } else {
+            self.dtype
+        }
+    }
+}
+
+/// Whether `f16` has the number: eleven significant bits, and a multiple of 2⁻²⁴.
+fn fits_half(x: f32) -> bool {
+    let steps = x * 2f32.powi(24);
+    x.to_bits() & 0x1fff == 0 && x.abs() <= 65504.0 && steps == steps.trunc()
 }
 
 /// How far two conversions of a number to a format may lie apart. Converters of `f16` flush what is smaller than 1e-7.
@@ -477,7 +500,8 @@ fn parameters<'a>(selection: &'a Selection, graph: &Graph) -> BTreeMap<Box<str>,
             }));
         }
     }
-    for p in stored(selection).filter(|p| is_float(p.stored)) {
+    // What an exporter made of a parameter differs between exports.
+    for p in stored(selection).filter(|p| is_float(p.stored) && !p.derived) {
         if let ([width], Some(name)) = (&p.dims[..], within(selection, &p.module, &p.name)) {
             let vector = || Source::Floats(Stored::vector(p.stored, *width));
             out.entry(name).or_insert_with(vector);
@@ -694,11 +718,31 @@ mod tests {
                     .is_empty()
             );
             assert_eq!(base.mismatches(&rounded), [""; 0]);
+            // The numbers themselves tell that they were rounded.
             for sample in rounded.weights.values_mut() {
                 sample.dtype = DType::Float;
             }
+            assert_eq!(base.mismatches(&rounded), [""; 0]);
+            for sample in rounded.weights.values_mut() {
+                sample.values[0] *= 1.01;
+            }
             assert_ne!(base.mismatches(&rounded), [""; 0]);
         }
+    }
+
+    #[test]
+    fn numbers_of_half_precision_are_known() {
+        let exact = [
+            1.0,
+            -0.5,
+            65504.0,
+            6.1035156e-5,
+            5.9604645e-8,
+            0.0,
+            0.33325195,
+        ];
+        assert!(exact.into_iter().all(fits_half));
+        assert!(![0.1, 65536.0, 1e-8, 0.333252].into_iter().any(fits_half));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Weights are compared in [`base`](super::base). Here it is words: the width, the model's type and the interface. A wrong width cannot
 //! be meant; the others are said, as names differ between libraries where models do not.
 
-use crate::adapters::Adapter;
 use crate::adapters::methods::MethodConfig;
+use crate::adapters::{Adapter, Route};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::select::{Family, Interface, Selection};
@@ -147,7 +147,8 @@ impl Met<'_> {
     fn method(&self, adapter: &Adapter) -> Option<Diagnostic> {
         let listed = &self.interface.fields.adapter_methods;
         let families: Vec<Family> = listed.iter().filter_map(|w| Family::of(w)).collect();
-        if families.is_empty() || adapter.weights.is_some() {
+        // The library's own classes do not ask the interface.
+        if families.is_empty() || adapter.weights.is_some() || adapter.route != Route::Plugin {
             return None;
         }
         let mut own = adapter

@@ -188,11 +188,44 @@ pub(crate) fn target(folder: &Path) -> Result<Target> {
     })
 }
 
+/// Whether a folder has any file of a head.
+pub(crate) fn has_head(folder: &Path) -> bool {
+    let files = [file::CONFIG, file::SAFETENSORS, file::TORCH];
+    files.iter().any(|f| folder.join(f).exists())
+}
+
 /// What the head's file in a folder says, if there is one.
 fn described(folder: &Path) -> Result<Option<Map<String, Value>>> {
     let path = folder.join(file::CONFIG);
-    if !path.exists() {
-        return Ok(None);
+    let mut weights = [file::SAFETENSORS, file::TORCH].into_iter();
+    let weights = weights.find(|f| folder.join(f).exists());
+    match (path.exists(), weights) {
+        (true, Some(_)) => {}
+        (false, None) => return Ok(None),
+        (false, Some(weights)) => {
+            let found = format!(
+                "{weights} holds a head, and {}, which says what it is, is missing",
+                file::CONFIG
+            );
+            let d = Diagnostic::error("head", found).at(folder.display().to_string());
+            return Err(Error::new(
+                ErrorKind::Method,
+                d.help("copy it from where the adapter was saved; take the head's weights away to use the adapter alone"),
+            ));
+        }
+        (true, None) => {
+            let found = format!(
+                "{} says that there is a head, and its weights are missing: {} or {}",
+                file::CONFIG,
+                file::SAFETENSORS,
+                file::TORCH
+            );
+            let d = Diagnostic::error("head", found).at(folder.display().to_string());
+            return Err(Error::new(
+                ErrorKind::Method,
+                d.help("copy them from where the adapter was saved; take the file away to use the adapter alone"),
+            ));
+        }
     }
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
     let top = object(&text).map_err(|e| e.within(path.display().to_string()))?;
