@@ -201,6 +201,15 @@ impl AdapterStore {
                 }
                 continue;
             };
+            let mut copies = p
+                .aliases
+                .iter()
+                .filter_map(|n| Some((n, file.tensors.get(n)?)));
+            let other = copies.find(|(_, t)| t.dims == tensor.dims && t.bytes() != tensor.bytes());
+            if let Some((copy, _)) = other {
+                found.push(not_one(name, copy));
+                continue;
+            }
             match conform(tensor, &p.tensor) {
                 Some(tensor) if !finite(&tensor) => found.push(not_finite(name)),
                 Some(tensor) => taken.push(tensor),
@@ -418,6 +427,15 @@ fn missing_shared(names: &[&str]) -> Diagnostic {
     )
     .note("the Adapters library leaves these out when it saves from a model without a head, so the trained adapter is not whole")
     .help("save it again from a model with a head, or add `model.shared_parameters` to the file under these names")
+}
+
+/// Several modules of the library hold one parameter, and save it each.
+fn not_one(name: &str, copy: &str) -> Diagnostic {
+    Diagnostic::error(
+        "weights-differ",
+        format!("`{name}` and `{copy}` are one parameter, and the file has other values for each"),
+    )
+    .help("the file was changed by hand, or written by something else than the Adapters library: save it again from there")
 }
 
 fn misshapen(name: &str, want: &TensorData, found: &TensorData) -> Diagnostic {
