@@ -238,11 +238,12 @@ impl Decoder {
     /// An input for a cache whose output has no name that tells.
     fn other_cache(&self) -> Option<String> {
         let g = &self.model.model().graph;
-        let names = g.inputs().iter().map(|p| g.name_of(p.value));
-        names
-            .filter(|n| contract::is_past(n))
-            .map(str::to_owned)
-            .next()
+        let mut inputs = g.inputs().iter();
+        let found = inputs.find(|p| {
+            let ty = p.ty.as_ref().or(g.value(p.value).ty.as_ref());
+            contract::is_cache(g.name_of(p.value), ty.and_then(Type::dims))
+        });
+        found.map(|p| g.name_of(p.value).to_owned())
     }
 
     fn own_parts(&self) -> Result<Vec<OwnPart>> {

@@ -3,6 +3,8 @@
 //! Names that exporters use are Hugging Face's. Names that this library adds are its own, and a graph that has a value of that name
 //! already is refused by the pass that would add it. No other file spells one of these names as a literal.
 
+use super::Dim;
+
 /// Graph input: token ids, `i64[batch, seq]`.
 pub(crate) const INPUT_IDS: &str = "input_ids";
 /// Graph input: 1 for every position that counts, `i64[batch, seq]`.
@@ -65,6 +67,41 @@ pub(crate) fn is_past(name: &str) -> bool {
         || words().any(|w| CACHES.contains(&w)) && !words().any(|w| ABOUT_CACHES.contains(&w))
 }
 
+/// Words of the name of an input with keys or values, where a number says of which layer.
+const PARTS: [&str; 4] = ["key", "keys", "value", "values"];
+/// The other words that such a name may have.
+const PLACES: [&str; 11] = [
+    "attention",
+    "attn",
+    "block",
+    "blocks",
+    "cross",
+    "decoder",
+    "encoder",
+    "layer",
+    "layers",
+    "model",
+    "self",
+];
+
+/// Whether a graph input of this name and shape holds cached keys or values: by its name alone, or, where that but names keys or values
+/// and a layer (`layer0.keys`), also by its shape: four axes, and more than the batch is open.
+pub(crate) fn is_cache(name: &str, dims: Option<&[Dim]>) -> bool {
+    let low = name.to_lowercase();
+    let words = || {
+        low.split(|c: char| !c.is_alphabetic())
+            .filter(|w| !w.is_empty())
+    };
+    let known = words().all(|w| PARTS.contains(&w) || PLACES.contains(&w));
+    let named = known && words().any(|w| PARTS.contains(&w));
+    let layer = low.contains(|c: char| c.is_ascii_digit());
+    let open = |dims: &[Dim]| {
+        let mut behind = dims.iter().skip(1);
+        dims.len() == 4 && behind.any(|d| !matches!(d, Dim::Known(_)))
+    };
+    is_past(name) || named && layer && dims.is_some_and(open)
+}
+
 /// What stands in front of the name of a graph output with a whole cache, in exports that have one.
 pub(crate) const PRESENT: &str = "present.";
 /// What stands in front of the name of a graph output with the keys or values of new positions.
@@ -107,7 +144,7 @@ pub(crate) mod stamp {
 
 #[cfg(test)]
 mod tests {
-    use super::is_past;
+    use super::{Dim, is_cache, is_past};
 
     #[test]
     fn caches_are_known_by_their_names() {
@@ -138,5 +175,22 @@ mod tests {
         ] {
             assert!(!is_past(name), "{name}");
         }
+    }
+
+    #[test]
+    fn keys_of_a_layer_are_a_cache_by_their_shape() {
+        let open = Dim::Symbol("p".into());
+        let known = |n| Dim::Known(n);
+        let cache = [open.clone(), known(2), open.clone(), known(8)];
+        let table = [open.clone(), known(2), known(4), known(8)];
+        for name in ["layer0.keys", "layers.1.value", "key_0"] {
+            assert!(is_cache(name, Some(&cache)), "{name}");
+            assert!(!is_cache(name, Some(&table)), "{name}");
+            assert!(!is_cache(name, Some(&cache[..3])), "{name}");
+            assert!(!is_cache(name, None), "{name}");
+        }
+        assert!(!is_cache("keys", Some(&cache)));
+        assert!(!is_cache("pixel_values_0", Some(&cache)));
+        assert!(is_cache("past_0", None));
     }
 }

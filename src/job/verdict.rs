@@ -170,12 +170,16 @@ fn train(adapted: &Adapted, model: &Verified) -> Aspect {
 
 fn generate(model: &Verified) -> Aspect {
     let g = &model.model().graph;
-    let own = g
-        .inputs()
-        .iter()
-        .any(|p| contract::is_past(g.name_of(p.value)));
+    let mut names = g.inputs().iter().map(|p| g.name_of(p.value));
+    let own = names.any(|n| n.starts_with(contract::PAST));
+    let other = g.inputs().iter().any(|p| {
+        let ty = p.ty.as_ref().or(g.value(p.value).ty.as_ref());
+        contract::is_cache(g.name_of(p.value), ty.and_then(Type::dims))
+    });
     let cache = if own {
         "with the cache of the graph"
+    } else if other {
+        "without the cache of the graph, whose outputs have no names that tell: the whole text is computed for each token"
     } else {
         "without a cache of its own: one is added where the layers are known"
     };

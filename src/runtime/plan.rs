@@ -69,10 +69,10 @@ impl FeedSpec {
     /// `[rows, heads, positions, head]` or `[rows, positions, heads, head]`, and what stands in front of that where keys and values or
     /// layers are one input.
     pub(crate) fn empty_cache(&self, rows: usize) -> Option<Value> {
-        if !contract::is_past(&self.name) {
+        let ty = self.ty.as_ref()?;
+        if !contract::is_cache(&self.name, ty.dims()) {
             return None;
         }
-        let ty = self.ty.as_ref()?;
         let dtype = ty.dtype().unwrap_or(DType::Float);
         if !matches!(dtype, DType::Float | DType::Float16 | DType::Bfloat16) {
             return None;
@@ -366,7 +366,7 @@ impl Plan {
                 let d =
                     Diagnostic::error("run-input", format!("the input `{}` is missing", spec.name));
                 findings.push(match &spec.ty {
-                    Some(_) if contract::is_past(&spec.name) => d.help(
+                    Some(ty) if contract::is_cache(&spec.name, ty.dims()) => d.help(
                         "feed it; it is empty in training and evaluation, where the graph declares its sizes, or config.json beside the model (num_key_value_heads, head_dim)",
                     ),
                     Some(ty) => d.help(format!("feed a tensor of type {ty}")),

@@ -134,6 +134,19 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// Whether it says anywhere what the assistant calls.
+    pub(crate) fn reads_calls(&self) -> bool {
+        let with_tools = self.with_tools.as_ref();
+        self.source.contains("tool_calls") || with_tools.is_some_and(|t| t.reads_calls())
+    }
+
+    /// What a rendering found wrong with the template itself.
+    pub(crate) fn fault(&self) -> Option<&Diagnostic> {
+        let with_tools = self.with_tools.as_ref();
+        let inner = with_tools.and_then(|t| t.fault());
+        self.template.fault().or(inner)
+    }
+
     /// The same, with another one (`tool_use`) for conversations with tools.
     pub(crate) fn with_tools(mut self, template: Option<ChatTemplate>) -> Self {
         self.with_tools = template.map(Box::new);

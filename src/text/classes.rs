@@ -122,18 +122,15 @@ pub(super) fn find(config: &Value, model: &Value) -> Result<(&'static Class, Str
 }
 
 impl Class {
-    /// A configuration with what the class adds to it where it says nothing. The roles whose tokens are the class's own, with flags:
-    /// these stand over the flags of the file.
+    /// A configuration with what the class adds to it where it says nothing.
     ///
     /// # Errors
     /// Additional tokens that the class itself refuses.
-    pub(super) fn complete(&self, config: &mut Map<String, Value>) -> Result<Vec<String>, String> {
-        let mut own = Vec::new();
+    pub(super) fn complete(&self, config: &mut Map<String, Value>) -> Result<(), String> {
         for (role, usual) in &self.tokens {
             match (config.get(role), usual) {
                 (None, _) => {
                     config.insert(role.clone(), usual.clone());
-                    own.extend(usual.is_object().then(|| role.clone()));
                 }
                 // The class makes its own kind of token of a text.
                 (Some(Value::String(text)), Value::Object(flags)) => {
@@ -158,7 +155,7 @@ impl Class {
         if !all.is_empty() {
             config.insert(key.to_owned(), all.into());
         }
-        Ok(own)
+        Ok(())
     }
 
     fn with_own(&self, own: Option<Vec<Value>>) -> Vec<Value> {
@@ -171,7 +168,8 @@ impl Class {
             Place::Behind => (own, self.more.clone()),
         };
         for token in rest {
-            if !all.iter().any(|t| content(t) == content(&token)) {
+            // A token with flags is another one than its text.
+            if !all.contains(&token) {
                 all.push(token);
             }
         }

@@ -45,9 +45,9 @@ const FIELDS: [(&str, Kind); 29] = [
     ("add_bos_token", Kind::FlagOrNull),
     ("add_eos_token", Kind::FlagOrNull),
     ("add_prefix_space", Kind::FlagOrNull),
-    ("do_lower_case", Kind::Flag),
+    ("do_lower_case", Kind::FlagOrNull),
     ("strip_accents", Kind::FlagOrNull),
-    ("tokenize_chinese_chars", Kind::Flag),
+    ("tokenize_chinese_chars", Kind::FlagOrNull),
     ("split_special_tokens", Kind::Flag),
     ("legacy_behaviour", Kind::FlagOrNull),
 ];

@@ -5,8 +5,8 @@
 //!   or from `src_lang` (translation);
 //! * BERT's classes, whose `do_lower_case`, `strip_accents` and `tokenize_chinese_chars` go before the file's normalizer;
 //! * `add_prefix_space`, for a pre-tokenizer that has it;
-//! * `added_tokens_decoder`, or `added_tokens.json`, and special tokens that the file does not list as added ones, those among them that
-//!   a class names by itself.
+//! * `added_tokens_decoder`, or `added_tokens.json`, and special tokens: those that the file does not list as added ones, and those with
+//!   flags, whose flags stand over the file's.
 
 use super::classes::{self, Class, Does, Space};
 use serde_json::{Map, Value, json};
@@ -34,34 +34,52 @@ pub(super) struct Settings {
     name: String,
     /// What `tokenizer_config.json` and the class say.
     pub(super) config: Map<String, Value>,
-    /// The roles whose tokens the class itself describes.
-    own: Vec<String>,
 }
 
+/// Roles that a tokenizer's configuration names a token for, in the order in which their tokens are added.
+pub(super) const ROLES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
+
 impl Files {
-    /// The configuration; where it does not list the added tokens, the older files complete it, and the class everything.
+    /// The configuration; where it does not list the added tokens, the older files complete it, and the class everything. A role's token
+    /// has the flags of `added_tokens_decoder`, or of the file itself where there is none; what these do not list is as it is written, and
+    /// as the class makes it of a text.
     ///
     /// # Errors
     /// A class that is not supported.
-    pub(super) fn settings(&self) -> Result<Settings, String> {
+    pub(super) fn settings(&self, inner: &Tokenizer) -> Result<Settings, String> {
         let (class, name) = classes::find(&self.config, &self.model)?;
         let mut config = self.config.as_object().cloned().unwrap_or_default();
-        if !config.contains_key("added_tokens_decoder") {
-            for (key, value) in self.special.as_object().into_iter().flatten() {
-                if key == MORE {
-                    let mut all = list(&config, key);
-                    for token in value.as_array().into_iter().flatten() {
-                        if !all.iter().any(|t| content(t) == content(token)) {
-                            all.push(token.clone());
-                        }
-                    }
-                    config.insert(key.clone(), all.into());
-                } else {
-                    config.insert(key.clone(), value.clone());
-                }
+        let decoder = config.get("added_tokens_decoder").cloned();
+        let described: Vec<Value> = if let Some(decoder) = &decoder {
+            let all = decoder.as_object().into_iter().flat_map(Map::values);
+            all.cloned().collect()
+        } else {
+            self.older(&mut config);
+            let all = inner.get_added_tokens_decoder().into_values();
+            all.filter_map(|t| serde_json::to_value(t).ok()).collect()
+        };
+        for role in ROLES {
+            let text = config.get(role).and_then(content);
+            let found = described
+                .iter()
+                .rfind(|t| text.is_some() && content(t) == text);
+            if let Some(token) = found {
+                config.insert(role.to_owned(), token.clone());
             }
         }
-        let own = class.complete(&mut config)?;
+        class.complete(&mut config)?;
+        if let Some(padding) = inner.get_padding() {
+            let pad = || Value::from(padding.pad_token.as_str());
+            config.entry("pad_token").or_insert_with(pad);
+        }
         // Transformers 5 writes them as a list.
         if let Some(Value::Array(extra)) = config.get("extra_special_tokens") {
             let all = [list(&config, MORE), extra.clone()].concat();
@@ -71,8 +89,32 @@ impl Files {
             class,
             name,
             config,
-            own,
         })
+    }
+
+    /// Adds what `special_tokens_map.json` says; an object there is a special token.
+    fn older(&self, config: &mut Map<String, Value>) {
+        let special = |token: &Value| {
+            let mut token = token.clone();
+            if let Value::Object(flags) = &mut token {
+                flags.insert("special".to_owned(), true.into());
+            }
+            token
+        };
+        for (key, value) in self.special.as_object().into_iter().flatten() {
+            let value = if key == MORE && value.is_array() {
+                let mut all = list(config, key);
+                for token in value.as_array().into_iter().flatten().map(special) {
+                    if !all.iter().any(|t| same(t, &token)) {
+                        all.push(token);
+                    }
+                }
+                all.into()
+            } else {
+                special(value)
+            };
+            config.insert(key.clone(), value);
+        }
     }
 }
 
@@ -85,10 +127,11 @@ fn list(config: &Map<String, Value>, key: &str) -> Vec<Value> {
 }
 
 impl Settings {
-    /// Whether padding goes to the left, where the configuration or the class says so.
-    pub(super) fn pads_left(&self) -> Option<bool> {
+    /// Whether padding goes to the left, where the configuration, the file or the class says so.
+    pub(super) fn pads_left(&self, by_file: Option<bool>) -> Option<bool> {
         let side = self.config.get("padding_side").and_then(Value::as_str);
         side.map(|s| s == "left")
+            .or(by_file)
             .or(self.class.left.then_some(true))
     }
 
@@ -97,6 +140,29 @@ impl Settings {
         let extra = self.config.get("extra_special_tokens");
         let named = extra.and_then(Value::as_object).into_iter().flatten();
         named.filter_map(|(role, token)| Some((role, content(token)?)))
+    }
+
+    /// All special tokens: those of the roles, then the others; each text once, but for those that the list of the others repeats.
+    fn special(&self) -> Vec<&Value> {
+        let config = &self.config;
+        let one = |token: &Value| content(token).map(str::to_owned);
+        let mut seen: Vec<String> = Vec::new();
+        let mut out = Vec::new();
+        let more = config.get(MORE).and_then(Value::as_array);
+        let extra = config
+            .get("extra_special_tokens")
+            .and_then(Value::as_object);
+        let roles = ROLES.iter().filter_map(|role| config.get(*role));
+        let groups = roles.map(std::slice::from_ref);
+        let groups = groups.chain(more.map(Vec::as_slice));
+        let named = extra.into_iter().flat_map(Map::values);
+        for group in groups.chain(named.map(std::slice::from_ref)) {
+            let new = |t: &&Value| one(t).is_some_and(|t| !seen.contains(&t));
+            let new: Vec<&Value> = group.iter().filter(new).collect();
+            seen.extend(new.iter().filter_map(|t| one(t)));
+            out.extend(new);
+        }
+        out
     }
 
     fn text(&self, key: &str) -> Option<&str> {
@@ -118,7 +184,7 @@ pub(super) fn content(token: &Value) -> Option<&str> {
     }
 }
 
-/// Applies the configuration; `roles` are the keys of single special tokens. The ends of a text in the target language, for a class that
+/// Applies the configuration. The ends of a text in the target language, for a class that
 /// has one.
 ///
 /// # Errors
@@ -127,10 +193,9 @@ pub(super) fn apply(
     inner: &mut Tokenizer,
     files: &Files,
     settings: &Settings,
-    roles: &[&str],
 ) -> Result<Option<Ends>, String> {
     converted(inner, settings)?;
-    add_tokens(inner, files, settings, roles)?;
+    add_tokens(inner, files, settings)?;
     prefix_space(inner, settings);
     inner.set_encode_special_tokens(settings.flag("split_special_tokens", false));
     match settings.class.does {
@@ -201,63 +266,48 @@ fn converted(inner: &Tokenizer, settings: &Settings) -> Result<(), String> {
 }
 
 /// Adds the tokens that the configuration lists and the file does not, then the special tokens among them.
-fn add_tokens(
-    inner: &mut Tokenizer,
-    files: &Files,
-    settings: &Settings,
-    roles: &[&str],
-) -> Result<(), String> {
+fn add_tokens(inner: &mut Tokenizer, files: &Files, settings: &Settings) -> Result<(), String> {
     let config = &settings.config;
-    let single = roles.iter().filter_map(|role| {
-        let own = settings.own.iter().any(|o| o == role);
-        Some((config.get(*role)?, own))
-    });
-    let more = config.get(MORE).and_then(Value::as_array);
-    let extra = config
-        .get("extra_special_tokens")
-        .and_then(Value::as_object);
-    let more = more.into_iter().flatten();
-    let more = more.chain(extra.into_iter().flat_map(Map::values));
-    let special: Vec<(&Value, bool)> = single.chain(more.map(|t| (t, false))).collect();
-    let is_special = |text: &str| special.iter().any(|(t, _)| content(t) == Some(text));
-    let mut listed: Vec<(u64, AddedToken)> = Vec::new();
+    let special = settings.special();
+    let is_special = |text: &str| special.iter().any(|t| content(t) == Some(text));
+    let there = inner.get_added_tokens_decoder();
+    let mut listed: Vec<(u64, Value)> = Vec::new();
     let decoder = config.get("added_tokens_decoder");
     if settings.class.does == Does::Pegasus {
         // Its class drops them.
     } else if let Some(decoder) = decoder.and_then(Value::as_object) {
-        for (id, token) in decoder {
-            if let (Ok(id), Some(token)) = (id.parse(), added(token, is_special)) {
-                listed.push((id, token));
-            }
-        }
+        let all = decoder.iter();
+        listed.extend(all.filter_map(|(id, token)| Some((id.parse().ok()?, token.clone()))));
     } else {
         for (text, id) in files.added.as_object().into_iter().flatten() {
-            let token =
-                AddedToken::from(text.as_str(), is_special(text)).normalized(!is_special(text));
-            listed.extend(id.as_u64().map(|id| (id, token)));
+            let special = is_special(text);
+            let token = json!({"content": text, "normalized": !special, "special": special});
+            let id = id.as_u64();
+            // The file's own tokens stand over these.
+            let id = id.filter(|&id| u32::try_from(id).is_ok_and(|id| !there.contains_key(&id)));
+            listed.extend(id.map(|id| (id, token)));
         }
     }
     listed.sort_by_key(|(id, _)| *id);
-    let there: Vec<AddedToken> = inner.get_added_tokens_decoder().into_values().collect();
-    let same = |a: &AddedToken, b: &AddedToken| {
-        a.content == b.content
-            && (a.single_word, a.lstrip, a.rstrip, a.normalized, a.special)
-                == (b.single_word, b.lstrip, b.rstrip, b.normalized, b.special)
-    };
-    let mut new: Vec<AddedToken> = listed.into_iter().map(|(_, t)| t).collect();
-    new.retain(|t| !there.iter().any(|o| same(o, t)));
-    let mut seen: Vec<&str> = Vec::new();
-    for (token, own) in special {
-        let Some(text) = content(token).filter(|t| !seen.contains(t)) else {
-            continue;
-        };
-        seen.push(text);
-        let known = |list: &[AddedToken]| list.iter().any(|t| t.content == text);
-        if own || !known(&there) && !known(&new) {
-            new.extend(added(token, |_| true));
+    let there: Vec<AddedToken> = there.into_values().collect();
+    let as_written = |token: &Value| added(token, |_| false);
+    let mut new: Vec<Value> = listed.into_iter().map(|(_, t)| t).collect();
+    new.retain(|t| !as_written(t).is_some_and(|t| there.contains(&t)));
+    // What is but a text has no flags to give; a token with flags gives them also where the tokenizer has it by others.
+    let known = |token: &&Value| match token {
+        Value::String(text) => {
+            there.iter().any(|t| t.content == *text) || new.iter().any(|t| content(t) == Some(text))
         }
-    }
+        token => new.iter().any(|t| same(t, token)),
+    };
+    let more: Vec<Value> = special
+        .iter()
+        .filter(|t| !known(t))
+        .map(|&t| t.clone())
+        .collect();
+    new.extend(more);
     if !new.is_empty() {
+        let new: Vec<AddedToken> = new.iter().filter_map(|t| added(t, is_special)).collect();
         inner
             .add_tokens(new)
             .map_err(|e| format!("its added tokens cannot be added: {e}"))?;
@@ -265,6 +315,15 @@ fn add_tokens(
     Ok(())
 }
 
+/// Whether two tokens are equal as they are written: a text and a token with flags never are.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(_), Value::Object(_)) => added(a, |_| false) == added(b, |_| false),
+        _ => a == b,
+    }
+}
+
+/// A token as it is added: one that `is_special` is special whatever it says.
 fn added(token: &Value, is_special: impl Fn(&str) -> bool) -> Option<AddedToken> {
     let text = content(token)?;
     let flag = |key: &str| token.get(key).and_then(Value::as_bool);
@@ -347,6 +406,15 @@ fn normalizer(
         .all(|(key, value)| state.get(*key).is_none_or(|have| have == value))
     {
         return Ok(());
+    }
+    let null = ["do_lower_case", "tokenize_chinese_chars"]
+        .iter()
+        .find(|key| {
+            let reaches = chinese || **key == "do_lower_case";
+            reaches && config.get(**key).is_some_and(Value::is_null)
+        });
+    if let Some(key) = null {
+        return Err(format!("`{key}` is null, expected true or false"));
     }
     state.extend(
         wanted

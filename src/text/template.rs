@@ -13,6 +13,7 @@ use minijinja::{
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 
 /// The name of the one template of an environment.
 const NAME: &str = "template";
@@ -23,6 +24,8 @@ const FUEL: u64 = 5_000_000;
 /// A compiled template.
 pub(crate) struct Template {
     env: Environment<'static>,
+    /// What a rendering found wrong with the template itself, whatever it was given.
+    fault: OnceLock<Diagnostic>,
 }
 
 impl std::fmt::Debug for Template {
@@ -54,10 +57,12 @@ impl Template {
         env.set_syntax(syntax.map_err(|e| failed(&e))?);
         env.set_undefined_behavior(undefined);
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(method);
         env.set_formatter(format);
         env.set_fuel(Some(FUEL));
         env.add_filter("tojson", to_json);
+        env.add_filter("urlencode", url_encode);
+        env.add_filter("wordcount", word_count);
         env.add_function(
             "raise_exception",
             |message: String| -> std::result::Result<String, minijinja::Error> {
@@ -66,7 +71,10 @@ impl Template {
         );
         env.add_template_owned(NAME, source.to_owned())
             .map_err(|e| failed(&e))?;
-        Ok(Template { env })
+        Ok(Template {
+            env,
+            fault: OnceLock::new(),
+        })
     }
 
     /// Gives `strftime_now` a date, at midnight.
@@ -94,8 +102,20 @@ impl Template {
         let template = self.env.get_template(NAME).map_err(|e| failed(&e))?;
         template.render(context).map_err(|e| match e.kind() {
             JinjaKind::UndefinedError => self.undefined(&e, values),
+            JinjaKind::UnknownFilter | JinjaKind::UnknownFunction | JinjaKind::UnknownTest => {
+                let error = failed(&e);
+                if let Some(d) = error.findings().first() {
+                    self.fault.get_or_init(|| d.clone());
+                }
+                error
+            }
             _ => failed(&e),
         })
+    }
+
+    /// What a rendering found wrong with the template itself: no other values would mend it.
+    pub(crate) fn fault(&self) -> Option<&Diagnostic> {
+        self.fault.get()
     }
 
     /// Names what the template wants and the values lack; the engine itself does not.
@@ -238,6 +258,135 @@ fn number(n: &serde_json::Number, out: &mut String) {
     out.push_str(&text);
 }
 
+/// A method of Python's that the engine has not.
+fn method(
+    state: &mut State<'_, '_>,
+    value: &minijinja::Value,
+    name: &str,
+    args: &[minijinja::Value],
+) -> std::result::Result<minijinja::Value, minijinja::Error> {
+    let usual = |state: &mut State<'_, '_>| {
+        minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+    };
+    let Some(text) = value.as_str() else {
+        return usual(state);
+    };
+    if name == "rsplit" {
+        let (separator, times, named): (Option<&str>, Option<i64>, Kwargs) =
+            minijinja::value::from_args(args)?;
+        let separator = match separator {
+            None => named.get::<Option<&str>>("sep")?,
+            given => given,
+        };
+        let times = times.map_or_else(|| named.get::<Option<i64>>("maxsplit"), |n| Ok(Some(n)))?;
+        named.assert_all_used()?;
+        if separator == Some("") {
+            let message = "rsplit: the separator is empty";
+            return Err(minijinja::Error::new(JinjaKind::InvalidOperation, message));
+        }
+        let times = times.and_then(|n| usize::try_from(n).ok());
+        let parts = split_back(text, separator, times);
+        return Ok(parts.into_iter().map(minijinja::Value::from).collect());
+    }
+    match usual(state) {
+        Err(e) if e.kind() == JinjaKind::UnknownMethod => {
+            let message = format!("a text has no method `{name}` here");
+            Err(minijinja::Error::new(JinjaKind::UnknownFunction, message))
+        }
+        done => done,
+    }
+}
+
+/// Python's `str.rsplit`: at most `times` cuts, from the back; at white space where there is no separator.
+fn split_back<'a>(text: &'a str, separator: Option<&str>, times: Option<usize>) -> Vec<&'a str> {
+    let mut rest = if separator.is_none() {
+        text.trim_end()
+    } else {
+        text
+    };
+    let mut out = Vec::new();
+    while times.is_none_or(|n| out.len() < n) {
+        let cut = match separator {
+            Some(s) => rest.rsplit_once(s),
+            None => rest.rsplit_once(char::is_whitespace),
+        };
+        let Some((front, back)) = cut else { break };
+        out.push(back);
+        rest = if separator.is_none() {
+            front.trim_end()
+        } else {
+            front
+        };
+    }
+    if separator.is_some() || !rest.is_empty() {
+        out.push(rest);
+    }
+    out.reverse();
+    out
+}
+
+/// The filter `wordcount` of Jinja2: the runs of letters, digits and `_`.
+#[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
+fn word_count(text: String) -> usize {
+    let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+    words.filter(|w| !w.is_empty()).count()
+}
+
+/// The filter `urlencode` of Jinja2: a text for a path, pairs for a query.
+#[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
+fn url_encode(value: minijinja::Value) -> std::result::Result<String, minijinja::Error> {
+    let pair = |k: &minijinja::Value, v: &minijinja::Value| {
+        format!("{}={}", quoted_url(k, true), quoted_url(v, true))
+    };
+    let mut out = Vec::new();
+    match value.kind() {
+        ValueKind::Map => {
+            for key in value.try_iter()? {
+                out.push(pair(&key, &value.get_item(&key)?));
+            }
+        }
+        ValueKind::Seq | ValueKind::Iterable => {
+            for item in value.try_iter()? {
+                out.push(pair(
+                    &item.get_item_by_index(0)?,
+                    &item.get_item_by_index(1)?,
+                ));
+            }
+        }
+        _ => return Ok(quoted_url(&value, false)),
+    }
+    Ok(out.join("&"))
+}
+
+/// Python's `urllib.parse.quote`; in a query, `/` is quoted too, and a space is `+`.
+fn quoted_url(value: &minijinja::Value, query: bool) -> String {
+    let mut out = String::new();
+    for byte in text_of(value).bytes() {
+        match byte {
+            b'/' if !query => out.push('/'),
+            b' ' if query => out.push('+'),
+            b'_' | b'.' | b'-' | b'~' => out.push(char::from(byte)),
+            _ if byte.is_ascii_alphanumeric() => out.push(char::from(byte)),
+            _ => {
+                let _ = write!(out, "%{byte:02X}");
+            }
+        }
+    }
+    out
+}
+
+/// A value as Python's `str` writes it.
+fn text_of(value: &minijinja::Value) -> String {
+    match (value.as_str(), serde_json::to_value(value)) {
+        (None, Ok(json)) => {
+            let mut text = String::new();
+            repr(&json, &mut text);
+            text
+        }
+        _ => value.to_string(),
+    }
+}
+
 /// The filter `tojson`, with the arguments that Hugging Face's has.
 #[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
 fn to_json(
@@ -374,6 +523,25 @@ mod tests {
         Template::new(source)?.render(values)
     }
 
+    const JINJA: &[(&str, &str)] = &[
+        ("{{ s | wordcount }}", "4"),
+        ("{{ s | urlencode }}", "%20a/b%20c%20%20d_%C3%A9%20"),
+        ("{{ m | urlencode }}", "a+b=c%2Fd&n=1&t=True"),
+        ("{{ l | urlencode }}", "x=None"),
+        ("{{ 7 | urlencode }}", "7"),
+        ("{{ s.rsplit() }}", "['a/b', 'c', 'd_é']"),
+        ("{{ s.rsplit(None, 1) }}", "[' a/b c', 'd_é']"),
+        ("{{ s.rsplit(' ') }}", "['', 'a/b', 'c', '', 'd_é', '']"),
+        ("{{ s.rsplit(' ', 2) }}", "[' a/b c ', 'd_é', '']"),
+        ("{{ s.rsplit('/', maxsplit=1)[-1] }}", "b c  d_é "),
+        ("{{ s.rsplit(' ', -1) | length }}", "6"),
+        ("{{ ''.rsplit() }}", "[]"),
+        ("{{ ''.rsplit(',') }}", "['']"),
+        ("{{ s.rsplit(maxsplit=1) }}", "[' a/b c', 'd_é']"),
+        ("{{ s.rsplit(sep='/') }}", "[' a', 'b c  d_é ']"),
+        ("{{ s.rsplit(None, 0) }}", "[' a/b c  d_é']"),
+    ];
+
     #[test]
     fn values_print_as_python_prints_them() {
         let values =
@@ -435,6 +603,38 @@ mod tests {
         let endless =
             "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
         assert!(render(endless, &json!({})).is_err());
+    }
+
+    /// What Jinja2 3.1 makes of them.
+    #[test]
+    fn filters_and_methods_are_those_of_jinja() {
+        let values = json!({"s": " a/b c  d_é ", "m": {"a b": "c/d", "n": 1, "t": true}, "l": [["x", null]]});
+        for (source, want) in JINJA {
+            assert_eq!(render(source, &values).unwrap(), *want, "{source}");
+        }
+    }
+
+    #[test]
+    fn what_no_values_mend_is_the_templates_fault() {
+        let fault = |source: &str, values: serde_json::Value| {
+            let template = Template::new(source).unwrap();
+            assert!(template.render(&values).is_err(), "{source}");
+            template.fault().map(|d| d.message.clone())
+        };
+        assert!(
+            fault("{{ x | slugify }}", json!({"x": 1}))
+                .unwrap()
+                .contains("slugify")
+        );
+        assert!(
+            fault("{{ x.swapcase() }}", json!({"x": "a"}))
+                .unwrap()
+                .contains("swapcase")
+        );
+        assert!(fault("{{ today() }}", json!({"x": 1})).is_some());
+        assert_eq!(fault("{{ x.strip() }}", json!({"x": 1})), None);
+        assert_eq!(fault("{{ raise_exception('no') }}", json!({})), None);
+        assert_eq!(fault("{{ y }}", json!({"x": 1})), None);
     }
 
     #[test]

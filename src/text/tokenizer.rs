@@ -2,7 +2,7 @@
 
 use super::chat::{ChatOptions, ChatTemplate, chosen};
 use super::fields;
-use super::settings::{self, Ends, Files, MORE, content};
+use super::settings::{self, Ends, Files, MORE, ROLES, content};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use indexmap::IndexMap;
@@ -30,17 +30,6 @@ pub(crate) fn template_source(given: &str) -> Result<String> {
     let path = Path::new(given);
     std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read the chat template", e))
 }
-
-/// Roles that a tokenizer's configuration names a token for.
-const ROLES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
 
 /// Share of unknown tokens above which a tokenizer is suspected to be another model's.
 pub(crate) const SUSPECT: f64 = 0.1;
@@ -126,7 +115,7 @@ impl Tokenizer {
             let findings = wrong.into_iter().map(one).collect();
             return Err(Error::many(ErrorKind::Train, findings));
         }
-        let settings = files.settings().map_err(|e| unsupported(&path, e))?;
+        let settings = files.settings(&inner).map_err(|e| unsupported(&path, e))?;
         let padding = inner.get_padding().map(|p| i64::from(p.pad_id));
         let padded_left = inner
             .get_padding()
@@ -135,7 +124,7 @@ impl Tokenizer {
         inner
             .with_truncation(None)
             .map_err(|e| failed(&path, e.to_string()))?;
-        let target = settings::apply(&mut inner, &files, &settings, &ROLES);
+        let target = settings::apply(&mut inner, &files, &settings);
         let target = target.map_err(|e| failed(&path, e))?;
         let config = &settings.config;
         let mut special = Map::new();
@@ -169,7 +158,7 @@ impl Tokenizer {
         let limit = config.get("model_max_length").and_then(Value::as_f64);
         let max_length = limit.filter(|n| (1.0..1e9).contains(n)).map(|n| n as usize);
         let chat = chat_sources(&path, config)?;
-        let pads_left = settings.pads_left().or(padded_left);
+        let pads_left = settings.pads_left(padded_left);
         Ok(Tokenizer {
             inner,
             path,

@@ -71,7 +71,7 @@ fn a_model_that_was_written_with_its_adapter_generates_the_same() {
 #[test]
 fn measures_text_and_what_is_generated_from_it() {
     let desk = Desk::new();
-    let rows = "{\"prompt\": \"the cat\", \"completion\": \"sat on #### 4\"}\n{\"prompt\": \"a dog\", \"completion\": \"met 5\"}";
+    let rows = "{\"prompt\": \"the cat\", \"completion\": \" sat on #### 4\"}\n{\"prompt\": \"a dog\", \"completion\": \" met 5\"}";
     let data = "data.jsonl";
     desk.write(data, rows);
     let predictions = "predictions.jsonl";

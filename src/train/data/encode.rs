@@ -50,7 +50,7 @@ pub(super) struct Outcome {
     pub(super) not_found: Option<Marker>,
     /// What that template is tokenized to in this text, where it stands in it as text.
     pub(super) in_context: Option<Vec<i64>>,
-    /// Prompt and completion were tokenized apart.
+    /// The prompt alone has other tokens than at the head of prompt and completion.
     pub(super) apart: bool,
     /// The row is an instruction of Alpaca's form.
     pub(super) alpaca: bool,
@@ -98,6 +98,14 @@ pub(crate) struct TextPair {
 type Found<T> = std::result::Result<T, String>;
 
 impl<'a> Encoder<'a> {
+    /// What is wrong with a template itself, and so with no row.
+    pub(super) fn fault(&self) -> Option<Error> {
+        let own = [&self.text, &self.prompt, &self.completion];
+        let own = own.into_iter().flatten().find_map(Template::fault);
+        let found = own.or_else(|| self.chat.as_ref().and_then(ChatTemplate::fault));
+        found.map(|d| Error::new(ErrorKind::Train, d.clone()))
+    }
+
     /// The source of the chat template.
     pub(super) fn chat_source(&self) -> Option<&str> {
         self.chat.as_ref().map(ChatTemplate::source)
@@ -356,12 +364,12 @@ impl<'a> Encoder<'a> {
         Ok(out)
     }
 
-    /// A prompt that is read and a completion that is learned. They are tokenized as one text, as in TRL, unless the prompt's tokens are
-    /// other ones then: generation begins from the prompt's own.
+    /// A prompt that is read and a completion that is learned. They are tokenized as one text, of which as many tokens are read as the
+    /// prompt alone has: as in TRL (`SFTTrainer`), also where the prompt's tokens are other ones in the whole text.
     fn continued(&self, prompt: &str, completion: &str) -> Found<Outcome> {
         let completion = self.ended(completion, true);
         let special = self.args.add_special_tokens;
-        let mut joint = self.tokens(&format!("{prompt}{completion}"), None, special)?;
+        let joint = self.tokens(&format!("{prompt}{completion}"), None, special)?;
         let mut head = self.tokens(prompt, None, special)?;
         while head.len() > 1
             && head.last().is_some_and(|t| t.text.is_none())
@@ -371,13 +379,6 @@ impl<'a> Encoder<'a> {
         }
         let begins =
             joint.len() >= head.len() && joint.iter().zip(&head).all(|(a, b)| a.id == b.id);
-        if !begins {
-            let added = joint.iter().rev().take_while(|t| t.text.is_none()).count();
-            let tail = joint.split_off(joint.len() - added);
-            joint.clone_from(&head);
-            joint.extend(self.tokens(&completion, None, false)?);
-            joint.extend(tail);
-        }
         let labelled = joint
             .into_iter()
             .enumerate()
@@ -539,13 +540,14 @@ impl<'a> Encoder<'a> {
         if let Some(pair) = self.pair(&roles)? {
             return Ok(plain(pair));
         }
+        let calls = self.chat.as_ref().is_none_or(ChatTemplate::reads_calls);
         let (asked, said) = match (
             roles.get("messages"),
             roles.get("prompt"),
             roles.get("completion"),
         ) {
             (Some(_), _, _) => {
-                let mut all = conversation(&roles)?;
+                let mut all = conversation(&roles, calls)?;
                 let last = all
                     .iter()
                     .rposition(|m| m["role"] == "assistant")
@@ -553,7 +555,9 @@ impl<'a> Encoder<'a> {
                 let said = all.split_off(last);
                 (all, said)
             }
-            (None, Some(Value::Array(p)), Some(Value::Array(c))) => (messages(p)?, messages(c)?),
+            (None, Some(Value::Array(p)), Some(Value::Array(c))) => {
+                (messages(p, calls)?, messages(c, calls)?)
+            }
             (None, Some(_), _) => {
                 return Ok(plain((roles.text("prompt")?, roles.text("completion")?)));
             }

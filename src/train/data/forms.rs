@@ -18,14 +18,15 @@ const SPEAKERS: [(&str, &[&str]); 4] = [
 /// The speaker whose text is a call of a tool, as JSON.
 const CALL: &str = "function_call";
 
-/// The messages of a conversation: objects with a role, or `ShareGPT`'s `from` and `value`.
-pub(super) fn messages(list: &[Value]) -> Found<Vec<Value>> {
+/// The messages of a conversation: objects with a role, or `ShareGPT`'s `from` and `value`. A call of a tool there is `tool_calls` of its
+/// message if `calls`: the template reads them; otherwise its text is what the assistant says.
+pub(super) fn messages(list: &[Value], calls: bool) -> Found<Vec<Value>> {
     if list.is_empty() {
         return Err("the conversation is empty".to_owned());
     }
     let message = |(i, m): (usize, &Value)| match (&m["role"], &m["from"]) {
         (Value::String(_), _) => Ok(m.clone()),
-        (_, Value::String(from)) => spoken(i, m, from),
+        (_, Value::String(from)) => spoken(i, m, from, calls),
         _ => Err(format!(
             "message {i} has no `role`: a message is {{\"role\": \"user\", \"content\": \"…\"}} or {{\"from\": \"human\", \"value\": \"…\"}}"
         )),
@@ -34,8 +35,8 @@ pub(super) fn messages(list: &[Value]) -> Found<Vec<Value>> {
 }
 
 /// The messages of a row. A column `system` beside them, as LLaMA-Factory reads it, is the first message.
-pub(super) fn conversation(roles: &Roles<'_>) -> Found<Vec<Value>> {
-    let mut all = messages(&roles.list("messages")?)?;
+pub(super) fn conversation(roles: &Roles<'_>, calls: bool) -> Found<Vec<Value>> {
+    let mut all = messages(&roles.list("messages")?, calls)?;
     let system = match roles.get("system") {
         Some(_) => roles.text("system")?,
         None => String::new(),
@@ -69,7 +70,7 @@ pub(super) fn learned(messages: &[Value]) -> Found<Vec<bool>> {
 }
 
 /// A message of `ShareGPT`'s form with `role` and `content`; what else it has stays.
-fn spoken(i: usize, message: &Value, from: &str) -> Found<Value> {
+fn spoken(i: usize, message: &Value, from: &str, reads_calls: bool) -> Found<Value> {
     let mut out = message.as_object().cloned().unwrap_or_default();
     out.shift_remove("from");
     let value = out
@@ -83,13 +84,23 @@ fn spoken(i: usize, message: &Value, from: &str) -> Found<Value> {
             Some(Ok(call @ Value::Object(_))) => vec![call],
             _ => return Err(format!("message {i}: the call of a tool is no JSON object")),
         };
+        let named = |c: &Value| c["name"].as_str().is_some_and(|n| !n.is_empty());
+        if calls.is_empty() || !calls.iter().all(named) {
+            return Err(format!(
+                "message {i}: the call of a tool has no `name`: it is {{\"name\": \"…\", \"arguments\": {{…}}}}"
+            ));
+        }
         let call = |c| json!({"type": "function", "function": c});
         said.insert("role".to_owned(), "assistant".into());
-        said.insert("content".to_owned(), "".into());
-        said.insert(
-            "tool_calls".to_owned(),
-            calls.into_iter().map(call).collect(),
-        );
+        if reads_calls {
+            said.insert("content".to_owned(), "".into());
+            said.insert(
+                "tool_calls".to_owned(),
+                calls.into_iter().map(call).collect(),
+            );
+        } else {
+            said.insert("content".to_owned(), value);
+        }
     } else {
         let role = SPEAKERS.iter().find(|(_, names)| names.contains(&from));
         let (role, _) = role.ok_or_else(|| {

@@ -231,10 +231,11 @@ impl DataArguments {
                 let place = format!("{name}, {unit} {at}");
                 match pair {
                     Ok(pair) => out.push(pair),
-                    Err(reason) if self.on_bad_row == OnBadRow::Error => {
-                        return Err(bad_row(&place, reason));
-                    }
-                    Err(reason) => skipped.push(format!("{place}: {reason}")),
+                    Err(reason) => match (encoder.fault(), self.on_bad_row) {
+                        (Some(e), _) => return Err(e),
+                        (None, OnBadRow::Error) => return Err(bad_row(&place, reason)),
+                        (None, OnBadRow::Skip) => skipped.push(format!("{place}: {reason}")),
+                    },
                 }
             }
         }
@@ -323,6 +324,9 @@ impl DataArguments {
                     .into_par_iter()
                     .map(|row| encode(encoder, row))
                     .collect();
+                if let Some(e) = encoder.fault() {
+                    return Err(e);
+                }
                 for (at, outcome) in outcomes {
                     if reading.builder.len() < limit {
                         reading.take(outcome, || format!("{name}, {} {at}", source.unit))?;
@@ -446,7 +450,7 @@ impl DataArguments {
                 ));
             }
             if read.apart > 0 {
-                note(of(read.apart, "have prompt and completion tokenized apart: the prompt alone has other tokens than in the whole text".to_owned()));
+                note(of(read.apart, "have a prompt whose tokens alone are other ones than in the whole text: what is learned begins where the prompt alone would end, as in TRL; let the prompt end before a space, and the completion begin with it".to_owned()));
             }
         }
         if self.task == Task::Classification

@@ -52,7 +52,7 @@ pub(crate) struct ReadReport {
     pub no_instruction: u64,
     /// Examples without any token that is learned, these included.
     pub unlabelled: u64,
-    /// Examples whose prompt and completion were tokenized apart, because the prompt has other tokens in the whole text.
+    /// Examples whose prompt alone has other tokens than at the head of prompt and completion.
     pub apart: u64,
     /// Tokens that a tokenizer made of texts.
     #[serde(skip)]

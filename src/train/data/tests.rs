@@ -157,19 +157,41 @@ fn a_prompt_is_read_and_its_completion_learned_to_the_end() {
     assert!(!learned(&e).contains("<|endoftext|>"));
 }
 
+/// Prompt, completion, the ids of both, and how many of them are read.
+const CONTINUED: &[(&str, &str, &[i64], usize)] = &[
+    ("Answer: ", "pens", &[324, 29, 364, 0], 3),
+    (
+        "Question: 2 pen",
+        "s and 3 cups",
+        &[325, 29, 329, 364, 389, 354, 414, 0],
+        5,
+    ),
+    ("Answer:  ", "2", &[324, 29, 224, 329, 0], 4),
+];
+
 #[test]
-fn where_the_joint_text_has_other_tokens_the_prompt_keeps_its_own() {
-    let (bpe, rows) = (
-        tokenizer("bpe"),
-        [json!({"prompt": "Answer: ", "completion": "pens"})],
-    );
-    let (loaded, notes) = load(&rows, &json!({})).unwrap();
-    let e = loaded.train.get(0).unwrap();
-    let prompt = bpe.encode("Answer: ", true).unwrap();
-    assert_eq!(e.input_ids[..prompt.len()], prompt);
-    assert_eq!(learned(&e), "pens<|endoftext|>");
-    assert_eq!(loaded.report.data.apart, 1);
-    assert!(notes[0].contains("tokenized apart"), "{notes:?}");
+fn where_the_joint_text_has_other_tokens_it_is_taken_as_in_trl() {
+    // Recorded from the tokens and the mask that TRL 0.17 makes of these rows (`SFTTrainer`, with the end-of-sequence token).
+    for (prompt, completion, ids, read) in CONTINUED {
+        let rows = [json!({"prompt": prompt, "completion": completion})];
+        let (loaded, notes) = load(&rows, &json!({})).unwrap();
+        let e = loaded.train.get(0).unwrap();
+        assert_eq!(e.input_ids, *ids, "{prompt:?} {completion:?}");
+        let labels: Vec<i64> = e
+            .input_ids
+            .iter()
+            .enumerate()
+            .map(|(i, id)| if i < *read { IGNORE } else { *id })
+            .collect();
+        assert_eq!(e.labels, Labels::Tokens(labels));
+        assert_eq!(loaded.report.data.apart, 1);
+        assert!(
+            notes
+                .iter()
+                .any(|n| n.contains("other ones than in the whole text")),
+            "{notes:?}"
+        );
+    }
 }
 
 #[test]

@@ -18,9 +18,10 @@ impl Encoder<'_> {
         self.chat.as_ref().ok_or_else(|| none.to_owned())
     }
 
-    /// The tools of a row; a table holds them as JSON text.
+    /// The tools of a row; a table holds them as JSON text, and an empty one where there are none.
     pub(super) fn tools(roles: &Roles<'_>) -> Found<Option<Value>> {
-        if roles.get("tools").is_none() {
+        let empty = |v: &Value| v.as_str().is_some_and(|s| s.trim().is_empty());
+        if roles.get("tools").is_none_or(empty) {
             return Ok(None);
         }
         roles.list("tools").map(|list| Some(Value::Array(list)))
@@ -46,8 +47,9 @@ impl Encoder<'_> {
 
     /// A conversation.
     pub(super) fn conversation(&self, roles: &Roles<'_>) -> Found<Outcome> {
-        let (chat, messages) = (self.chat()?, conversation(roles)?);
         let (tools, kwargs) = (Self::tools(roles)?, self.kwargs(roles)?);
+        let chat = self.chat()?;
+        let messages = conversation(roles, chat.reads_calls())?;
         let options = ChatOptions {
             add_generation_prompt: false,
             tools: tools.as_ref(),
@@ -102,7 +104,8 @@ impl Encoder<'_> {
             tools: tools.as_ref(),
             kwargs: Some(&kwargs),
         };
-        let (asked, said) = (messages(prompt)?, messages(completion)?);
+        let calls = chat.reads_calls();
+        let (asked, said) = (messages(prompt, calls)?, messages(completion, calls)?);
         if learned(&said)?.contains(&false) {
             return Err(
                 "a message of the completion has `weight` 0, and all of it is learned".to_owned(),

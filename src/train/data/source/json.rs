@@ -1,4 +1,4 @@
-//! JSON lines, and one JSON list of objects, each read object by object. Lines of text are read alike.
+//! JSON lines, one JSON list of objects, and objects one behind another, each read object by object. Lines of text are read alike.
 
 use super::{Fault, LONGEST, Row};
 use crate::error::Error;
@@ -108,6 +108,96 @@ pub(super) fn is_list(reader: &mut impl BufRead) -> std::io::Result<bool> {
             continue;
         };
         return Ok(chunk[at] == b'[');
+    }
+}
+
+/// Whether the first line begins an object and does not end it, as far as the reader has it at hand.
+pub(super) fn spans_lines<R: Read>(reader: &mut std::io::BufReader<R>) -> bool {
+    let head = reader.buffer();
+    let Some(end) = head.iter().position(|&b| b == b'\n') else {
+        return false;
+    };
+    let line = head[..end].trim_ascii();
+    let whole = serde_json::from_slice::<serde::de::IgnoredAny>(line);
+    line.starts_with(b"{") && whole.is_err_and(|e| e.is_eof())
+}
+
+/// Objects one behind another, whatever the lines.
+pub(super) struct Objects<R> {
+    bytes: std::io::Bytes<R>,
+    path: PathBuf,
+    row: u64,
+    done: bool,
+    buffer: Vec<u8>,
+}
+
+impl<R: BufRead> Objects<R> {
+    pub(super) fn new(reader: R, path: &Path) -> Self {
+        Objects {
+            bytes: reader.bytes(),
+            path: path.to_path_buf(),
+            row: 0,
+            done: false,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Collects the bytes of an object, or what stands in its place to the end of the line. False at the end of the file.
+    fn object(&mut self) -> std::io::Result<Result<bool, String>> {
+        self.buffer.clear();
+        let (mut depth, mut quoted, mut escaped, mut long) = (0u64, false, false, false);
+        for byte in self.bytes.by_ref() {
+            let byte = byte?;
+            if self.buffer.is_empty() && byte.is_ascii_whitespace() {
+                continue;
+            }
+            if self.buffer.len() < LONGEST {
+                self.buffer.push(byte);
+            } else {
+                long = true;
+            }
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                _ if quoted => {}
+                b'[' | b'{' => depth += 1,
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            let ends = matches!(byte, b'}' | b'\n') && !quoted;
+            if depth == 0 && ends {
+                return Ok(if long { Err(too_long()) } else { Ok(true) });
+            }
+        }
+        Ok(Ok(!self.buffer.is_empty()))
+    }
+}
+
+impl<R: BufRead> Iterator for Objects<R> {
+    type Item = Item;
+
+    fn next(&mut self) -> Option<Item> {
+        if self.done {
+            return None;
+        }
+        self.row += 1;
+        let at = self.row;
+        let row = match self.object() {
+            Err(e) => {
+                self.done = true;
+                let what = format!("cannot read row {at} of the data");
+                return Some(Err(Fault::File(Error::io(&self.path, &what, e))));
+            }
+            Ok(Ok(false)) => {
+                self.done = true;
+                return None;
+            }
+            Ok(Ok(true)) => object(&self.buffer),
+            Ok(Err(reason)) => Err(reason),
+        };
+        let row = row.map(|values| Row { values, at });
+        Some(row.map_err(|reason| Fault::Row { at, reason }))
     }
 }
 

@@ -167,6 +167,9 @@ fn text(format: Format, reader: Box<dyn Read>, path: &Path, columns: &Columns) -
         {
             source("row", Box::new(json::List::new(reader, path)), false)
         }
+        Format::Json if json::spans_lines(&mut reader) => {
+            source("row", Box::new(json::Objects::new(reader, path)), false)
+        }
         Format::Json | Format::JsonLines | Format::Parquet => {
             source("line", Box::new(json::Lines::new(reader, path)), false)
         }

@@ -47,6 +47,18 @@ fn tables_and_lists_have_places_and_faults_of_their_own() {
             "{reason}"
         );
     }
+    // As `datasets` reads them: objects over several lines, one behind another.
+    let many = "{\n  \"input_ids\": [1, 2],\n  \"s\": \"}\\\"{\"\n}\n{\n \"input_ids\": [3]} {\"input_ids\": [4, 5, 6]}\n";
+    let (loaded, _) = load_as("o.json", many, &json!({}), None).unwrap();
+    assert_eq!(loaded.train.lengths(), [2, 1, 3]);
+    let torn = format!("{many}x\n{{\"input_ids\": [7]\n");
+    let (loaded, _) = load_as("o.json", &torn, &skip, None).unwrap();
+    let reasons = &loaded.report.data.reasons;
+    assert!(
+        reasons[0].contains("row 4: not a JSON object"),
+        "{reasons:?}"
+    );
+    assert!(reasons[1].contains("row 5: not valid JSON"), "{reasons:?}");
     let list = " [\n{\"input_ids\": [1, 2], \"s\": \"]},\\\"[\"},\n 7, {\"input_ids\": [3, 4]}]";
     let (loaded, _) = load_as("l.json", list, &skip, None).unwrap();
     assert_eq!(loaded.train.lengths(), [2, 2]);

@@ -38,6 +38,15 @@ fn conversations_of_sharegpt_are_messages() {
         learned(&called),
         "usera;assistant[{\"type\": \"function\", \"function\": {\"name\": \"f\", \"arguments\": {\"x\": 1}}}];tool1;"
     );
+    // A template that has no place for calls still says them.
+    let said = one(json!({"conversations": talk}), &options);
+    assert_eq!(
+        learned(&said),
+        "{\"name\": \"f\", \"arguments\": {\"x\": 1}}<|im_end|>\n"
+    );
+    // A table has an empty text where a row has no tools.
+    let with = one(json!({"conversations": talk, "tools": ""}), &options);
+    assert_eq!(with, said);
     for (message, says) in [
         (
             json!({"from": "alien", "value": "x"}),
@@ -48,11 +57,32 @@ fn conversations_of_sharegpt_are_messages() {
             json!({"from": "function_call", "value": "f()"}),
             "is no JSON object",
         ),
+        (
+            json!({"from": "function_call", "value": "{}"}),
+            "has no `name`",
+        ),
         (json!({"content": "x"}), "\"from\": \"human\""),
     ] {
         let rows = [json!({"conversations": [message]})];
         let e = load(&rows, &options).unwrap_err().to_string();
         assert!(e.contains(says), "{e}");
+    }
+}
+
+#[test]
+fn a_fault_of_the_template_is_no_bad_row() {
+    let rows = [json!({"q": "a"}), json!({"q": "b"})];
+    for skip in [json!("error"), json!("skip")] {
+        let options = json!({"template": "{{ q | slugify }}", "on_bad_row": skip});
+        let e = load(&rows, &options).unwrap_err().to_string();
+        assert!(
+            e.contains("slugify") && e.contains("the template, line 1"),
+            "{e}"
+        );
+        assert!(
+            !e.contains("on_bad_row") && !e.contains("rows are bad"),
+            "{e}"
+        );
     }
 }
 
