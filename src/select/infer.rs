@@ -75,13 +75,10 @@ const USUAL: [(Field, &str); 10] = [
 
 impl Namer<'_> {
     fn propose(&self, found: &[Found]) -> Proposal {
-        let stacks = found.iter().map(|f| f.stack).max().unwrap_or(0) + 1;
         let mut notes = Vec::new();
         let mut lists: Vec<Option<ModuleId>> = Vec::new();
         let mut by_stack: Vec<Paths> = Vec::new();
-        for stack in 0..stacks {
-            let layers: Vec<&Found> = found.iter().filter(|f| f.stack == stack).collect();
-            let list = self.list(&layers);
+        for (list, layers) in self.stacks(found) {
             let mut paths = match list {
                 Some(list) => self.agreed(&layers, list, &mut notes),
                 None => USUAL.iter().map(|(k, v)| (*k, (*v).to_owned())).collect(),
@@ -179,6 +176,22 @@ impl Namer<'_> {
     fn of_norm(&self, output: ValueId) -> Option<ModuleId> {
         let norm = self.structure.norms.making(self.view, output)?;
         norm.nodes.last().and_then(|n| self.module(*n))
+    }
+
+    /// The lists of layers with what is in them. The stream may be lost between two layers, as behind a choice of experts, so chains of
+    /// one list are one stack.
+    fn stacks<'f>(&self, found: &'f [Found]) -> Vec<(Option<ModuleId>, Vec<&'f Found>)> {
+        let chains = found.iter().map(|f| f.stack).max().map_or(0, |s| s + 1);
+        let mut out: Vec<(Option<ModuleId>, Vec<&Found>)> = Vec::new();
+        for chain in 0..chains {
+            let layers: Vec<&Found> = found.iter().filter(|f| f.stack == chain).collect();
+            let list = self.list(&layers);
+            match out.iter_mut().find(|(l, _)| list.is_some() && *l == list) {
+                Some((_, former)) => former.extend(layers),
+                None => out.push((list, layers)),
+            }
+        }
+        out
     }
 
     /// The list that the layers are entries of: the innermost module with numbered parts around all of them.
