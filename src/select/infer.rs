@@ -46,6 +46,7 @@ pub fn infer_interface(verified: &Verified) -> Result<Proposal> {
         linears: &linears,
         structure: &structure,
     };
+    cx.check(&found)?;
     Ok(cx.propose(&found))
 }
 
@@ -176,6 +177,28 @@ impl Namer<'_> {
     fn of_norm(&self, output: ValueId) -> Option<ModuleId> {
         let norm = self.structure.norms.making(self.view, output)?;
         norm.nodes.last().and_then(|n| self.module(*n))
+    }
+
+    /// Refuses layers whose parts have names and are in no one module, as XLM's `attentions.0` and `ffns.0`: nothing can name such a layer.
+    fn check(&self, found: &[Found]) -> Result<()> {
+        let scattered = |layers: &Vec<&Found>| {
+            let entry = |f: &&&Found| {
+                let module = self.of_linear(f.self_attn.o)?;
+                self.tree.list_entry(module)
+            };
+            layers.iter().find_map(|f| entry(&f))
+        };
+        let stacks = self.stacks(found);
+        let open = stacks.iter().filter(|(list, _)| list.is_none());
+        let Some(part) = open.map(|(_, layers)| layers).find_map(scattered) else {
+            return Ok(());
+        };
+        let path = &self.tree.module(part).path;
+        Err(Error::new(
+            ErrorKind::Interface,
+            Diagnostic::error("infer-no-list", format!("`{path}` is a part of a layer, and no list of modules holds whole layers"))
+                .help("choose modules by their own names: PEFT's `target_modules`; `rewrite inspect` shows them"),
+        ))
     }
 
     /// The lists of layers with what is in them. The stream may be lost between two layers, as behind a choice of experts, so chains of
