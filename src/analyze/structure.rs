@@ -395,7 +395,12 @@ impl<'a> Structure<'a> {
             .and_then(|v| self.view.producer(*v))
             .filter(|n| self.view.op(*n) == "Reshape");
         let before = rows.and_then(|n| self.view.inputs(n).first().copied().flatten());
-        out.extend(before.map(|v| self.view.root(v)));
+        if let Some(before) = before.map(|v| self.view.root(v)) {
+            out.push(before);
+            // A post-norm layer may take the rows of what the norm behind its attention made.
+            let norm = self.norms.making(self.view, before);
+            out.extend(norm.and_then(|n| n.input).map(|v| self.view.root(v)));
+        }
         out
     }
 

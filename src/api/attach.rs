@@ -126,9 +126,14 @@ impl Attach {
     /// [`ErrorKind::Interface`]: no interface, or one that does not fit the graph; [`ErrorKind::Method`] and [`ErrorKind::Patch`]:
     /// adapters that do not fit the places.
     pub fn run(self) -> Result<Adapted> {
-        let interface = match self.interface {
+        let by_name = |a: &Adapter| a.config.methods().iter().all(|m| m.names_modules());
+        let by_name = !self.adapters.is_empty() && self.adapters.iter().all(by_name);
+        let interface = match self.interface.filter(|i| by_name || !i.is_bare()) {
             Some(interface) => interface,
-            None => find_interface(&self.model, self.file.as_deref())?,
+            None => match find_interface(&self.model, self.file.as_deref()) {
+                Err(_) if by_name => Interface::bare(),
+                found => found?,
+            },
         };
         let mut adapters = self.adapters;
         if adapters.is_empty() {
@@ -183,7 +188,7 @@ impl Attach {
         let mut warnings = selection.misses.clone();
         warnings.extend(expanded);
         warnings.extend(said);
-        if adapters.iter().any(|a| a.route == Route::Plugin) {
+        if adapters.iter().any(|a| a.route == Route::Plugin) && !interface.is_bare() {
             warnings.extend(beyond_library(&interface.resolved(&selection)));
         }
         let pass = AttachPass {
@@ -373,6 +378,7 @@ impl Adapted {
         };
         // The library's own classes need none, and a folder that has one is of the plugin route.
         let plugin = self.route_of(name).is_none_or(|r| r == Route::Plugin);
+        let plugin = plugin && !self.interface.is_bare();
         let interface =
             plugin.then(|| interface_for(&config, &self.interface, &self.selection).to_json());
         let idle = self.idle.of(name);

@@ -39,7 +39,11 @@ impl AdapterSettings {
     pub(crate) fn interface(&self, path: &Path, model: &Verified) -> Result<Interface> {
         match &self.interface {
             Some(name) => Interface::resolve(name),
-            None => api::find_interface(model, Some(path)),
+            // Attaching says what is missing, where an adapter does not choose modules by their names.
+            None => match api::find_interface(model, Some(path)) {
+                Err(_) if !self.adapters.is_empty() => Ok(Interface::bare()),
+                found => found,
+            },
         }
     }
 

@@ -46,6 +46,7 @@ pub fn infer_interface(verified: &Verified) -> Result<Proposal> {
         linears: &linears,
         structure: &structure,
     };
+    cx.check(&found)?;
     Ok(cx.propose(&found))
 }
 
@@ -75,13 +76,10 @@ const USUAL: [(Field, &str); 10] = [
 
 impl Namer<'_> {
     fn propose(&self, found: &[Found]) -> Proposal {
-        let stacks = found.iter().map(|f| f.stack).max().unwrap_or(0) + 1;
         let mut notes = Vec::new();
         let mut lists: Vec<Option<ModuleId>> = Vec::new();
         let mut by_stack: Vec<Paths> = Vec::new();
-        for stack in 0..stacks {
-            let layers: Vec<&Found> = found.iter().filter(|f| f.stack == stack).collect();
-            let list = self.list(&layers);
+        for (list, layers) in self.stacks(found) {
             let mut paths = match list {
                 Some(list) => self.agreed(&layers, list, &mut notes),
                 None => USUAL.iter().map(|(k, v)| (*k, (*v).to_owned())).collect(),
@@ -179,6 +177,44 @@ impl Namer<'_> {
     fn of_norm(&self, output: ValueId) -> Option<ModuleId> {
         let norm = self.structure.norms.making(self.view, output)?;
         norm.nodes.last().and_then(|n| self.module(*n))
+    }
+
+    /// Refuses layers whose parts have names and are in no one module, as XLM's `attentions.0` and `ffns.0`: nothing can name such a layer.
+    fn check(&self, found: &[Found]) -> Result<()> {
+        let scattered = |layers: &Vec<&Found>| {
+            let entry = |f: &&&Found| {
+                let module = self.of_linear(f.self_attn.o)?;
+                self.tree.list_entry(module)
+            };
+            layers.iter().find_map(|f| entry(&f))
+        };
+        let stacks = self.stacks(found);
+        let open = stacks.iter().filter(|(list, _)| list.is_none());
+        let Some(part) = open.map(|(_, layers)| layers).find_map(scattered) else {
+            return Ok(());
+        };
+        let path = &self.tree.module(part).path;
+        Err(Error::new(
+            ErrorKind::Interface,
+            Diagnostic::error("infer-no-list", format!("`{path}` is a part of a layer, and no list of modules holds whole layers"))
+                .help("choose modules by their own names: PEFT's `target_modules`; `rewrite inspect` shows them"),
+        ))
+    }
+
+    /// The lists of layers with what is in them. The stream may be lost between two layers, as behind a choice of experts, so chains of
+    /// one list are one stack.
+    fn stacks<'f>(&self, found: &'f [Found]) -> Vec<(Option<ModuleId>, Vec<&'f Found>)> {
+        let chains = found.iter().map(|f| f.stack).max().map_or(0, |s| s + 1);
+        let mut out: Vec<(Option<ModuleId>, Vec<&Found>)> = Vec::new();
+        for chain in 0..chains {
+            let layers: Vec<&Found> = found.iter().filter(|f| f.stack == chain).collect();
+            let list = self.list(&layers);
+            match out.iter_mut().find(|(l, _)| list.is_some() && *l == list) {
+                Some((_, former)) => former.extend(layers),
+                None => out.push((list, layers)),
+            }
+        }
+        out
     }
 
     /// The list that the layers are entries of: the innermost module with numbered parts around all of them.

@@ -200,6 +200,22 @@ pub struct Interface {
 }
 
 impl Interface {
+    /// One that names nothing, for adapters that choose modules by their own names in a model whose layers cannot be told.
+    pub(crate) fn bare() -> Interface {
+        Interface {
+            fields: Fields::default(),
+            model_type: None,
+            version: None,
+            schema_version: None,
+            source: "none".to_owned(),
+        }
+    }
+
+    /// Whether it names no layers, and so nothing at all.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.fields.model_layers.is_null()
+    }
+
     /// Reads an interface from JSON. `source` is where the text came from. Every finding has line and column.
     ///
     /// # Errors

@@ -31,6 +31,8 @@ pub struct Selection {
     pub layers: Vec<Layer>,
     /// Every linear that has a module's name, inside the layers and outside, whether a field names it or not; in execution order.
     pub(crate) modules: Vec<LinearModule>,
+    /// Number of linears that read hidden states and have no module's name.
+    pub(crate) nameless: usize,
     /// Every look-up in an embedding table that has a module's name, in execution order.
     pub(crate) tables: Vec<TableSite>,
     /// Every stored parameter that has a module's name.

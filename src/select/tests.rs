@@ -271,3 +271,20 @@ fn a_norm_is_applied_to_another_value() {
         "every mention of the input is the other value"
     );
 }
+
+#[test]
+fn layers_of_one_list_are_one_stack_where_the_stream_is_lost() {
+    let mut model = open(Path::new("fixtures/qwen3/model.torchscript.onnx"));
+    let g = &mut model.graph;
+    let joint = g
+        .nodes()
+        .find(|n| &*g.node(*n).name == "/model/layers.0/Add_1");
+    g.node_mut(joint.unwrap()).unwrap().op.op_type = "Sub".into();
+    let verified = Verified::check(model).unwrap();
+    let interface = infer_interface(&verified).unwrap().interface;
+    assert_eq!(interface.fields.model_layers.get(0), Some("layers"));
+    assert_eq!(interface.stacks(), 1);
+    let layers = interface.select(&verified).unwrap().layers;
+    let paths: Vec<&str> = layers.iter().map(|l| &*l.path).collect();
+    assert_eq!(paths, ["model.layers.0", "model.layers.1"]);
+}

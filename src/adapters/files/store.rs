@@ -341,11 +341,13 @@ impl Weights {
         }
     }
 
-    /// Whether a parameter lies in a scope that is given without the base model's prefix: `layers.0.self_attn.o_proj.loras.NAME.`.
+    /// Whether a parameter has, or lies in, a scope that is given without the base model's prefix:
+    /// `layers.0.self_attn.o_proj.loras.NAME`.
     pub(crate) fn has(&self, scope: &str) -> bool {
         self.tensors.keys().any(|k| {
+            let bounds = |at: usize| matches!(k.as_bytes().get(at), None | Some(b'.'));
             let mut found = k.match_indices(scope);
-            found.any(|(at, _)| at == 0 || k.as_bytes()[at - 1] == b'.')
+            found.any(|(at, _)| (at == 0 || bounds(at - 1)) && bounds(at + scope.len()))
         })
     }
 }

@@ -8,7 +8,9 @@ pub(crate) mod param;
 pub(crate) mod place;
 pub(super) mod setup;
 mod share;
+mod unused;
 
+use self::unused::Unused;
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::naming::{renamed, scope};
 use crate::adapters::param::{ParamSpec, decays};
@@ -110,12 +112,15 @@ pub(crate) fn plan<'s>(
                 };
                 let names: Vec<String> = store.iter().flat_map(all).collect();
                 let names = names.iter().map(String::as_str);
-                let weights = weights.clone().renamed(&adapter.name).fitted(names);
-                Some(
-                    store
-                        .load(&weights)
-                        .map_err(|e| e.within(format!("adapter `{}`", adapter.name)))?,
-                )
+                let mut weights = weights.clone().renamed(&adapter.name).fitted(names);
+                let graph = &model.model().graph;
+                let unused = Unused::of(&mut weights, &store, adapter, selection, graph);
+                let loaded = store
+                    .load(&weights)
+                    .map_err(|e| e.within(format!("adapter `{}`", adapter.name)))?;
+                out.notes.extend(unused.notes.iter().cloned());
+                unused.keep(&adapter.name, &mut store);
+                Some(loaded)
             }
         };
         out.loaded.push(loaded);
@@ -170,7 +175,10 @@ fn member<'s>(
         // A name in a key ends with a dot.
         let inner = format!("{}.", scope.strip_prefix(base).unwrap_or(scope));
         let weights = adapter.weights.as_ref();
-        weights.is_some_and(|w| w.has(&renamed(&inner, &adapter.name, &w.adapter)))
+        weights.is_some_and(|w| {
+            let inner = renamed(&inner, &adapter.name, &w.adapter);
+            w.has(inner.trim_end_matches('.'))
+        })
     };
     let around = Surroundings {
         selection,

@@ -6,10 +6,11 @@
 use self::compose::{Composer, Site, Used, closed, stamped};
 use self::manifest::{check_names, extended};
 use self::outputs::{declare_outputs, forget_shapes};
+
 use crate::adapters::manifest::Manifest;
 use crate::adapters::place::{At, BuildCx, Place, State};
 use crate::adapters::plan::{Part, Plan, plan};
-use crate::adapters::{Adapter, Setup};
+use crate::adapters::{Adapter, AdapterStore, Setup, param_stamps};
 use crate::diag::Diagnostic;
 use crate::ir::contract::stamp;
 use crate::ir::{Builder, DType, Fact, Graph, NodeId, Spot, Use, Val, ValueId};
@@ -167,6 +168,7 @@ impl Pass for AttachPass {
         for longer in longer {
             declare_outputs(longer, cx)?;
         }
+        writer.beside(&store, cx)?;
         let manifest = extended(there, self).text();
         let mut patch = cx.patch("manifest", None);
         patch.model_metadata(stamp::MANIFEST, Some(&manifest));
@@ -325,6 +327,22 @@ impl Writer<'_> {
         if uses == Uses::All {
             self.current.insert(target, applied.value(new));
         }
+        Ok(())
+    }
+
+    /// Keeps parameters of modules that the graph does not compute.
+    fn beside(&self, store: &AdapterStore, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+        let read = |name: &str| self.composer.values.contains_key(name);
+        let patch = cx.patch("parameters of modules that are not computed", None);
+        let b = patch.builder();
+        for (name, param) in store
+            .iter()
+            .filter(|(n, p)| p.idle && !p.trainable && !read(n))
+        {
+            b.set_stamp(param_stamps(param));
+            b.initializer(name, param.tensor.clone());
+        }
+        cx.commit(patch)?;
         Ok(())
     }
 

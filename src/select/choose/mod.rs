@@ -56,7 +56,7 @@ pub(super) fn run(
     let mut findings = explicit.apply(&mut layers);
     record.misses.retain(|_, m| !m.is_settled());
     findings.extend(record.findings(&interface.source, &totals));
-    if layers.is_empty() && findings.is_empty() {
+    if layers.is_empty() && findings.is_empty() && !interface.is_bare() {
         findings.push(no_layers(interface));
     }
     if named {
@@ -65,6 +65,7 @@ pub(super) fn run(
     let embeddings = scene.embeddings(&layers, &mut findings);
     let output_embeddings = scene.head();
     let modules = scene.modules(&layers, output_embeddings.as_ref());
+    let nameless = scene.nameless(&modules);
     let tables = scene.tables(&layers);
     let parameters = scene.parameters(&layers, &modules, &tables);
     let width = |l: &Layer| {
@@ -78,6 +79,7 @@ pub(super) fn run(
         output_embeddings,
         layers,
         modules,
+        nameless,
         tables,
         parameters,
         misses: Vec::new(),

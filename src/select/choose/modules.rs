@@ -24,6 +24,23 @@ impl<'l> Within<'l> {
     }
 }
 
+/// The path of an expert in the state dict: `mlp.experts.expert_0.wi`. TorchScript leaves out the `ModuleDict` that Switch Transformers
+/// and NLLB-MoE hold their experts in.
+fn keyed(path: Box<str>) -> Box<str> {
+    let is_expert = |part: &str| {
+        let number = part.strip_prefix("expert_");
+        number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let mut parts: Vec<&str> = path.split('.').collect();
+    match parts.iter().position(|p| is_expert(p)) {
+        Some(at) if at > 0 && parts[at - 1] != "experts" => {
+            parts.insert(at, "experts");
+            parts.join(".").into()
+        }
+        Some(_) | None => path,
+    }
+}
+
 /// A parameter that is read as it is stored, and stored as it is in the state dict.
 fn as_stored(
     module: Box<str>,
@@ -83,6 +100,7 @@ impl Scene<'_> {
                 continue;
             };
             let path = self.module_path(&self.tree.module(module).path, &within);
+            let path = keyed(path);
             let layer = within.layer(&path);
             put(layer, &site(Role::Linear, path, l));
         }
@@ -107,6 +125,15 @@ impl Scene<'_> {
         } else {
             path.into()
         }
+    }
+
+    /// Number of linears of hidden states whose module is not known.
+    pub(super) fn nameless(&self, modules: &[LinearModule]) -> usize {
+        let calls = modules.iter().flat_map(|m| m.site.calls());
+        let taken: FxHashSet<NodeId> = calls.flat_map(|c| c.nodes.iter().copied()).collect();
+        let all = self.linears.all.iter();
+        let open = all.filter(|l| !taken.contains(&l.core) && self.view.is_flow(l.input));
+        open.count()
     }
 
     /// The look-ups in embedding tables by their modules, in execution order.
@@ -319,5 +346,22 @@ impl Scene<'_> {
             .filter(|n| self.view.is_lookup(*n))
             .collect();
         if lookups.is_empty() { readers } else { lookups }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::keyed;
+
+    #[test]
+    fn experts_lie_in_a_module_that_an_export_leaves_out() {
+        for (path, want) in [
+            ("block.1.mlp.expert_0.wi", "block.1.mlp.experts.expert_0.wi"),
+            ("mlp.experts.expert_0.wi", "mlp.experts.expert_0.wi"),
+            ("mlp.experts.0.wi", "mlp.experts.0.wi"),
+            ("mlp.expert_gate", "mlp.expert_gate"),
+        ] {
+            assert_eq!(&*keyed(path.into()), want);
+        }
     }
 }

@@ -6,6 +6,7 @@ use crate::adapters::Route;
 use crate::adapters::methods::detail::{Columns, Detail, Greatest, Target};
 use crate::adapters::methods::thirds;
 use crate::adapters::place::{At, Place, Surroundings};
+use crate::analyze::view::tensor;
 use crate::diag::{Diagnostic, nearest};
 use crate::select::{
     AttentionSite, Layer, LinearModule, LinearSite, ParameterSite, QkvLayout, Role,
@@ -247,6 +248,13 @@ impl Lora {
             format!("{inner}.{}", site.name)
         };
         let scope = around.scope(outer, SAVED);
+        if is_made_up(site, around)
+            && around
+                .has
+                .is_some_and(|has| !has(&format!("{scope}.{name}")))
+        {
+            return None;
+        }
         let place = Place::new(At::Parameter(site), None, SAVED, scope);
         Some(place.with(Detail::Stored(name.into())))
     }
@@ -302,6 +310,16 @@ impl Lora {
         }
         out
     }
+}
+
+/// Whether a parameter of a norm is the exporter's: operators ask for a weight, and some for a bias, where the module has none.
+fn is_made_up(site: &ParameterSite, around: &Surroundings<'_, '_>) -> bool {
+    let own = format!("{}.{}", site.module, site.name);
+    let neutral = if &*site.name == "bias" { 0.0 } else { 1.0 };
+    let values = || tensor(around.graph, site.stored)?.to_f32();
+    around.graph.find(&own).is_none()
+        && site.dims.len() == 1
+        && values().is_some_and(|v| v.iter().all(|x| *x == neutral))
 }
 
 /// Whether the fields choose a module, or the adapter's file has parameters of it.

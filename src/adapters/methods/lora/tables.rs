@@ -39,8 +39,25 @@ impl Lora {
         around: &Surroundings<'_, 's>,
     ) -> Result<Vec<Place<'s>>, Diagnostic> {
         let mut out = self.of_tokens(around)?;
-        for table in &around.selection.tables {
+        let tables = &around.selection.tables;
+        if self.form() == Form::LowRank
+            && let Some(of) = tables
+                .iter()
+                .find(|t| shared(&t.path).is_some_and(|p| chosen.wants_table(&p)))
+            && around.has.is_none()
+        {
+            let path = shared(&of.path).unwrap_or_default();
+            let found = format!(
+                "`{path}` is not called in PEFT's model: its encoder and decoder hold the table themselves"
+            );
+            return Err(Diagnostic::error("target-modules", found)
+                .help("LoRA there would change nothing; use `trainable_token_indices`, or `modules_to_save`"));
+        }
+        for table in tables {
             let path = &*table.path;
+            if shared(path).is_some() && path.ends_with("shared") {
+                continue;
+            }
             let scope = around.scope(path, "loras");
             let held = around.has.is_some_and(|has| has(&scope));
             if self.form() != Form::LowRank || !(chosen.wants_table(path) || held) {
@@ -90,11 +107,9 @@ impl Lora {
                 }
                 Some(TokenIndices::Of(map)) => map
                     .iter()
-                    .map(|(end, ids)| {
-                        (
-                            tables.iter().filter(|t| t.path.ends_with(&**end)).collect(),
-                            ids,
-                        )
+                    .flat_map(|(end, ids)| {
+                        let tables = ending(end, tables).into_iter();
+                        tables.map(move |t| (t, ids))
                     })
                     .collect(),
             };
@@ -115,7 +130,19 @@ impl Lora {
                 return Err(Diagnostic::error("token-index", found)
                     .help("the adapter belongs to a model with a larger vocabulary"));
             }
-            let scope = around.scope(&first.path, "token_adapters");
+            // PEFT wraps all modules that a tied table was given to, and writes the rows for the first.
+            let given = shared(&first.path);
+            let path = given.as_deref().filter(|p| is_given(p, first, around));
+            let scope = around.scope(path.unwrap_or(&first.path), "token_adapters");
+            let mut tables = tables.clone();
+            if path.is_some() {
+                tables = around
+                    .selection
+                    .tables
+                    .iter()
+                    .filter(|t| t.value == first.value)
+                    .collect();
+            }
             let head = shares(first, ids, around)?;
             let mut scopes = vec![scope.clone()];
             if let Some(head) = head {
@@ -287,6 +314,46 @@ fn reads_ids(table: &TableSite, around: &Surroundings<'_, '_>) -> bool {
     graph.find(contract::INPUT_IDS) == Some(Through::LAID_OUT.source(graph, table.ids))
 }
 
+/// The path of the module `shared` of an encoder-decoder, of whose table this one is: exporters call it by what looks rows up,
+/// `encoder.embed_tokens` or `encoder.shared`.
+fn shared(path: &str) -> Option<String> {
+    let (outer, last) = path.rsplit_once('.')?;
+    let (model, part) = outer.rsplit_once('.').unwrap_or(("", outer));
+    let fits = ["encoder", "decoder"].contains(&part) && ["embed_tokens", "shared"].contains(&last);
+    let dot = if model.is_empty() { "" } else { "." };
+    fits.then(|| format!("{model}{dot}shared"))
+}
+
+/// The tables that a path's end names, by their modules: every module has its own rows. None at all is one empty list.
+fn ending<'s>(end: &str, tables: &'s [TableSite]) -> Vec<Vec<&'s TableSite>> {
+    let named = |t: &&TableSite| {
+        let given = shared(&t.path);
+        t.path.ends_with(end) || given.is_some_and(|p| p.ends_with(end))
+    };
+    let mut out: Vec<Vec<&TableSite>> = Vec::new();
+    for t in tables.iter().filter(named) {
+        let alike = |o: &TableSite| {
+            let given = shared(&t.path);
+            o.path == t.path || (o.value == t.value && given.is_some() && given == shared(&o.path))
+        };
+        match out.iter_mut().find(|g| g.iter().any(|o| alike(o))) {
+            Some(group) => group.push(t),
+            None => out.push(vec![t]),
+        }
+    }
+    if out.is_empty() {
+        out.push(Vec::new());
+    }
+    out
+}
+
+/// Whether the encoder and the decoder look rows up in one table.
+fn is_given(path: &str, table: &TableSite, around: &Surroundings<'_, '_>) -> bool {
+    let tables = &around.selection.tables;
+    let alike = |t: &&TableSite| t.value == table.value && shared(&t.path).as_deref() == Some(path);
+    tables.iter().filter(alike).any(|t| t.path != table.path)
+}
+
 /// The head, where it has the same weight as a table: stored once, or twice by the exporter.
 fn shares<'s>(
     table: &TableSite,
@@ -343,4 +410,20 @@ fn equal(
             bytes[at..at + size] == others[other..other + size]
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shared;
+
+    #[test]
+    fn the_table_of_an_encoder_decoder_is_its_shared_one() {
+        assert_eq!(
+            shared("model.encoder.embed_tokens").as_deref(),
+            Some("model.shared")
+        );
+        assert_eq!(shared("decoder.shared").as_deref(), Some("shared"));
+        assert_eq!(shared("model.embed_tokens"), None);
+        assert_eq!(shared("model.decoder.embed_positions"), None);
+    }
 }
