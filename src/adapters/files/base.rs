@@ -352,7 +352,7 @@ impl Sample {
         let all = |fits: fn(f32) -> bool| self.values.iter().all(|x| fits(*x));
         if self.dtype != DType::Float || self.values.len() < ELEMENTS {
             self.dtype
-        } else if all(|x| x.to_bits() & 0xffff == 0) {
+        } else if all(|x| x.to_bits().trailing_zeros() >= 16) {
             DType::Bfloat16
         } else if all(fits_half) {
             DType::Float16
@@ -365,7 +365,9 @@ impl Sample {
 /// Whether `f16` has the number: eleven significant bits, and a multiple of 2⁻²⁴.
 fn fits_half(x: f32) -> bool {
     let steps = x * 2f32.powi(24);
-    x.to_bits() & 0x1fff == 0 && x.abs() <= 65504.0 && steps == steps.trunc()
+    x.to_bits().trailing_zeros() >= 13
+        && x.abs() <= 65504.0
+        && steps.fract().abs() < f32::MIN_POSITIVE
 }
 
 /// How far two conversions of a number to a format may lie apart. Converters of `f16` flush what is smaller than 1e-7.
@@ -736,13 +738,13 @@ mod tests {
             1.0,
             -0.5,
             65504.0,
-            6.1035156e-5,
-            5.9604645e-8,
+            6.103_515_6e-5,
+            5.960_464_5e-8,
             0.0,
-            0.33325195,
+            0.333_251_95,
         ];
         assert!(exact.into_iter().all(fits_half));
-        assert!(![0.1, 65536.0, 1e-8, 0.333252].into_iter().any(fits_half));
+        assert!(![0.1, 65536.0, 1e-8, 0.333_252].into_iter().any(fits_half));
     }
 
     #[test]

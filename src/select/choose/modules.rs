@@ -303,7 +303,8 @@ impl Scene<'_> {
                             let own = as_stored(path.clone(), name, value, vec![n], dims);
                             let stored = self.view.root(value);
                             let kept = self.view.graph.name_of(stored);
-                            let derived = !kept.ends_with(".weight") && !kept.ends_with(".bias");
+                            let last = kept.rsplit_once('.').map(|(_, last)| last);
+                            let derived = !matches!(last, Some("weight" | "bias"));
                             out.push(ParameterSite {
                                 stored,
                                 derived,

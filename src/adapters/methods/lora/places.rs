@@ -315,11 +315,11 @@ impl Lora {
 /// Whether a parameter of a norm is the exporter's: operators ask for a weight, and some for a bias, where the module has none.
 fn is_made_up(site: &ParameterSite, around: &Surroundings<'_, '_>) -> bool {
     let own = format!("{}.{}", site.module, site.name);
-    let neutral = if &*site.name == "bias" { 0.0 } else { 1.0 };
+    let neutral: f32 = if &*site.name == "bias" { 0.0 } else { 1.0 };
     let values = || tensor(around.graph, site.stored)?.to_f32();
     around.graph.find(&own).is_none()
         && site.dims.len() == 1
-        && values().is_some_and(|v| v.iter().all(|x| *x == neutral))
+        && values().is_some_and(|v| v.iter().all(|x| x.to_bits() == neutral.to_bits()))
 }
 
 /// Whether the fields choose a module, or the adapter's file has parameters of it.
