@@ -16,10 +16,28 @@ pub(super) struct Cut<'c> {
     /// The axis that is cut: 0 for samples, 1 for positions.
     pub(super) axis: i64,
     /// How much each child has.
-    pub(super) sizes: &'c [usize],
+    sizes: &'c [usize],
 }
 
-impl Cut<'_> {
+impl<'c> Cut<'c> {
+    /// Into samples of a batch: `BatchSplit`.
+    pub(super) fn samples(sizes: &'c [usize]) -> Self {
+        Cut {
+            block: "BatchSplit",
+            axis: 0,
+            sizes,
+        }
+    }
+
+    /// Into positions of a text: `Split`.
+    pub(super) fn positions(sizes: &'c [usize]) -> Self {
+        Cut {
+            block: "Split",
+            axis: 1,
+            sizes,
+        }
+    }
+
     /// The parts of a value. A value of another length than all sizes together is refused when the graph runs.
     pub(super) fn parts(self, b: &Builder, v: Val) -> Vec<Val> {
         let sizes: Vec<i64> = self.sizes.iter().map(|n| *n as i64).collect();

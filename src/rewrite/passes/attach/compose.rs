@@ -43,22 +43,13 @@ impl Composer<'_> {
             Setup::Single(name) => self.single(name, at, state, cx, used),
             Setup::Stack(children) => self.stack(children, at, state, cx, used),
             Setup::Split { children, splits } => {
-                let cut = Cut {
-                    block: "Split",
-                    axis: 1,
-                    sizes: splits,
-                };
-                self.cut(children, cut, (at, state), cx, used)
+                self.cut(children, Cut::positions(splits), (at, state), cx, used)
             }
             Setup::BatchSplit {
                 children,
                 batch_sizes,
             } => {
-                let cut = Cut {
-                    block: "BatchSplit",
-                    axis: 0,
-                    sizes: batch_sizes,
-                };
+                let cut = Cut::samples(batch_sizes);
                 self.cut(children, cut, (at, state), cx, used)
             }
             Setup::Average {
