@@ -285,7 +285,7 @@ impl Setup {
                 return bad(format!("`{block}` cannot stand in `{outer}`"), &help);
             }
             if let Setup::Stack(siblings) = parent
-                && siblings.last() != Some(self)
+                && !siblings.last().is_some_and(|last| std::ptr::eq(last, self))
             {
                 return bad(
                     format!("`{block}` is not the last of its `Stack`"),
@@ -691,6 +691,10 @@ mod tests {
             ("Fuse(a, b)", "cannot compose with `Fuse`"),
             ("BatchSplit(a, batch_sizes=[2, x y])", "expected `,` or `]`"),
             ("BatchSplit(a, b)", "`BatchSplit` has no `batch_sizes`"),
+            (
+                "Stack(Average(a, b), Average(a, b))",
+                "not the last of its `Stack`",
+            ),
             ("Split(a, b, splits=[3])", "`splits` of `Split` is [3]"),
             (
                 "Split(a, b, splits=[0, 3])",
