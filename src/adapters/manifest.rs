@@ -129,6 +129,22 @@ pub(crate) fn whole_row_adapters(model: &Model) -> Result<Vec<String>> {
     Ok(out)
 }
 
+/// The adapters that training changes where nobody names them: as with the library's `train_adapter_fusion`, those that a fusion mixes stay
+/// as they are. `None` for all, where nothing is mixed.
+///
+/// # Errors
+/// A manifest that cannot be read.
+pub(crate) fn usually_trained(model: &Model) -> Result<Option<Vec<String>>> {
+    let manifest = Manifest::read(model).map_err(|d| Error::new(ErrorKind::Method, d))?;
+    let is_fusion = |e: &&Entry| e.config["architecture"] == Config::FUSION;
+    let mut mixed: Vec<String> = Vec::new();
+    for fusion in manifest.adapters.iter().filter(is_fusion) {
+        mixed.extend(fusion.config()?.fuses().unwrap_or_default().iter().cloned());
+    }
+    let rest = manifest.names().filter(|n| mixed.iter().all(|m| m != n));
+    Ok((!mixed.is_empty()).then(|| rest.map(str::to_owned).collect()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

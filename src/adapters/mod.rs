@@ -28,7 +28,7 @@ pub use spec::Spec;
 pub use store::{AdapterStore, Param};
 
 pub(crate) use average::{AverageOptions, Combine, average};
-pub(crate) use manifest::whole_row_adapters;
+pub(crate) use manifest::{usually_trained, whole_row_adapters};
 pub(crate) use store::{Weights, convert, param_stamps};
 
 use crate::error::Result;

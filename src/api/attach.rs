@@ -9,6 +9,7 @@ use crate::adapters::folder::{AdapterFolder, Meta};
 use crate::adapters::heads::files::{copy_renamed, file};
 use crate::adapters::heads::{Noted, SavedHead, StaticHead};
 use crate::adapters::manifest::Manifest;
+use crate::adapters::place::Shown;
 use crate::adapters::plan::plan;
 use crate::adapters::summary::Summary;
 use crate::adapters::target::Met;
@@ -41,6 +42,8 @@ pub struct Attach {
     seed: u64,
     training: bool,
     route: Option<Route>,
+    shown: Shown,
+    skip_layers: Vec<usize>,
 }
 
 impl Attach {
@@ -55,6 +58,8 @@ impl Attach {
             seed: 42,
             training: false,
             route: None,
+            shown: Shown::default(),
+            skip_layers: Vec::new(),
         }
     }
 
@@ -120,6 +125,25 @@ impl Attach {
         self
     }
 
+    /// Layers that get no adapters (AdapterDrop; the library's `skip_layers`). The parameters for them stay in the adapters' files.
+    pub fn skip_layers(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        self.skip_layers.extend(layers);
+        self
+    }
+
+    /// Whether the gates of adapters are graph outputs, `adapter_gating_scores.MODULE: [batch, gates]` (default: no).
+    pub fn output_gating_scores(mut self, wanted: bool) -> Self {
+        self.shown.gating = wanted;
+        self
+    }
+
+    /// Whether the weights that fusions give their adapters are graph outputs, `adapter_fusion_attentions.MODULE: [batch, positions,
+    /// adapters]` (default: no).
+    pub fn output_fusion_attentions(mut self, wanted: bool) -> Self {
+        self.shown.attentions = wanted;
+        self
+    }
+
     /// Selects the interface's sites and attaches the adapters.
     ///
     /// # Errors
@@ -146,6 +170,8 @@ impl Attach {
         }
         let names = adapters.iter().map(|a| a.name.clone());
         let setup = self.active.unwrap_or_else(|| Setup::stack(names));
+        let dropout = self.file.as_deref().map_or(0.0, attention_dropout);
+        let fresh_fusions = complete(&mut adapters, &setup, dropout)?;
         let attached = adapters.iter().map(|a| Attached {
             name: a.name.clone(),
             config: a.config.clone(),
@@ -173,8 +199,8 @@ impl Attach {
             model_type: &meta.model_type,
         };
         let said = met.check(&adapters)?;
-        let active = setup.names();
-        let is_idle = |a: &&Adapter| !active.contains(&&*a.name);
+        let active = setup.active();
+        let is_idle = |a: &&Adapter| !active.contains(&a.name);
         let idle: Vec<Adapter> = adapters.iter().filter(is_idle).cloned().collect();
         let idle = if idle.is_empty() {
             AdapterStore::default()
@@ -187,6 +213,7 @@ impl Attach {
         let there: Vec<SavedHead> = there.collect::<Result<_>>()?;
         let mut warnings = selection.misses.clone();
         warnings.extend(expanded);
+        warnings.extend(fresh_fusions);
         warnings.extend(said);
         if adapters.iter().any(|a| a.route == Route::Plugin) && !interface.is_bare() {
             warnings.extend(beyond_library(&interface.resolved(&selection)));
@@ -197,6 +224,8 @@ impl Attach {
             adapters,
             seed: self.seed,
             training: self.training,
+            shown: self.shown,
+            skip_layers: self.skip_layers,
         };
         let mut rewritten = pipelines::attaching(pass).run(model)?;
         for report in &mut rewritten.reports {
@@ -215,6 +244,69 @@ impl Attach {
             headed: Vec::new(),
         })
     }
+}
+
+/// Gives every `Fuse` of a setup its fusion: the one of its name, or a fresh one, which is said. A fusion has the route of the adapters that
+/// it mixes.
+fn complete(
+    adapters: &mut Vec<Adapter>,
+    setup: &Setup,
+    dropout: f64,
+) -> Result<Option<Diagnostic>> {
+    let wrong = |found: String, help: &str| {
+        let found = Diagnostic::error("fusion-setup", found).help(help);
+        Err(Error::new(ErrorKind::Method, found))
+    };
+    let asked = setup.fusions();
+    let fusions = adapters.iter().filter(|a| a.config.fuses().is_some());
+    let idle = fusions
+        .map(|a| &a.name)
+        .find(|n| asked.iter().all(|(name, _)| name != *n));
+    if let Some(name) = idle {
+        return wrong(
+            format!("the setup `{setup}` has no `Fuse` for the fusion `{name}`"),
+            "name the adapters that it mixes: --active 'Fuse(a, b)'",
+        );
+    }
+    let mut fresh = Vec::new();
+    for (name, children) in asked {
+        if adapters.iter().all(|a| a.name != name) {
+            adapters.push(Adapter::fresh(&*name, Config::parse_fusion("dynamic")?));
+            fresh.push(name.clone());
+        }
+        let of = |n: &String| {
+            adapters
+                .iter()
+                .find(|a| a.name == *n)
+                .map(|a| a.route.clone())
+        };
+        let route = children.iter().find_map(of).unwrap_or(Route::Plugin);
+        for fusion in adapters.iter_mut().filter(|a| a.name == name) {
+            if fusion.config.fuses().is_none() {
+                return wrong(
+                    format!("`{name}` is an adapter, and the name of a fusion"),
+                    "give one of them another name: Fuse(a, b, name='c')",
+                );
+            }
+            fusion.route = route.clone();
+            let config = std::mem::replace(&mut fusion.config, Config::union(Vec::new()));
+            fusion.config = config.fusing(children.clone(), dropout);
+        }
+    }
+    Ok((!fresh.is_empty()).then(|| {
+        let found = format!("the fusion `{}` has initial values", fresh.join("`, `"));
+        Diagnostic::warning("fusion-fresh", found)
+            .help("a trained one is given with --fusion DIR; `static` and other configurations too")
+    }))
+}
+
+/// `attention_probs_dropout_prob` in `config.json` beside a model.
+fn attention_dropout(model: &Path) -> f64 {
+    let text = std::fs::read_to_string(beside(model, "config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    config["attention_probs_dropout_prob"]
+        .as_f64()
+        .unwrap_or(0.0)
 }
 
 /// One adapter that was attached. Its configuration may be of a method that no manifest can name.

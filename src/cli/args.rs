@@ -7,8 +7,9 @@
 
 use super::exec::ExecArgs;
 use super::flags::{Flags, OtherFlags};
+use super::select::AdapterArgs;
 use crate::generate::GenerationArguments;
-use crate::job::{AdapterSettings, JobArguments, ModelSettings};
+use crate::job::{JobArguments, ModelSettings};
 use crate::options::Kind;
 use crate::rewrite::pipelines::Mode;
 use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
@@ -47,61 +48,6 @@ pub(crate) struct Global {
     /// Show more detail; given twice, all of it
     #[arg(short, long, global = true, display_order = 902, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-}
-
-/// What selects and what is spliced in.
-#[derive(Clone, Debug, Default, Args)]
-pub(crate) struct AdapterArgs {
-    /// adapter_interface.json, or the name of a built-in one, see `rewrite interface list` (default: the one of the model type in
-    /// config.json beside the model, else one inferred from the graph)
-    #[arg(short, long, value_name = "FILE|NAME")]
-    pub(crate) interface: Option<String>,
-    /// NAME=SPEC or SPEC: a configuration string (`lora[r=8]`), an adapter_config.json, or a saved adapter folder. May be repeated
-    #[arg(short, long = "adapter", value_name = "[NAME=]SPEC")]
-    pub(crate) adapters: Vec<String>,
-    /// How the adapters are composed, in AdapterHub's notation: a name, `Stack(a, b)`, or `MultiTask(a, b)`, where the input `task_ids`
-    /// says which adapter each sample has (default: all are active, one behind the other)
-    #[arg(long, value_name = "SETUP")]
-    pub(crate) active: Option<String>,
-    /// How the Adapters library is to integrate fresh adapters: by its own class for the model's type, or through the interface; decides
-    /// their names, and in places what they compute (default: native where it has a class and no interface file is named)
-    #[arg(long, value_name = "native|plugin")]
-    pub(crate) route: Option<String>,
-    /// Attach saved adapters to another base model than the one that they were made for
-    #[arg(long)]
-    pub(crate) allow_other_base: bool,
-}
-
-impl AdapterArgs {
-    /// The interface and the adapters.
-    pub(crate) fn settings(&self) -> AdapterSettings {
-        AdapterSettings {
-            interface: self.interface.clone(),
-            adapters: self.adapters.clone(),
-            active: self.active.clone(),
-            route: self.route.clone(),
-            allow_other_base: self.allow_other_base,
-        }
-    }
-
-    /// Names the settings that were given.
-    pub(crate) fn name(&self, flags: &mut Map<String, Value>) {
-        if let Some(interface) = &self.interface {
-            flags.insert("interface".into(), json!(interface));
-        }
-        if !self.adapters.is_empty() {
-            flags.insert("adapter".into(), json!(self.adapters));
-        }
-        if let Some(active) = &self.active {
-            flags.insert("active".into(), json!(active));
-        }
-        if let Some(route) = &self.route {
-            flags.insert("route".into(), json!(route));
-        }
-        if self.allow_other_base {
-            flags.insert("allow_other_base".into(), json!(true));
-        }
-    }
 }
 
 /// An object of a text, as options that are objects have it.

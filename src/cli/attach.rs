@@ -1,6 +1,7 @@
 //! The main job, and merging: parses arguments, shows events and prints.
 
-use super::args::{AdapterArgs, AttachArgs};
+use super::args::AttachArgs;
+use super::select::AdapterArgs;
 use super::{Ui, usage};
 use crate::adapters::place::Kind;
 use crate::adapters::summary::Summary;

@@ -16,6 +16,7 @@ mod interrupt;
 mod progress;
 mod remote;
 mod run;
+mod select;
 mod train;
 
 use crate::diag::{Diagnostic, Severity, nearest};

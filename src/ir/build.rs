@@ -118,6 +118,11 @@ impl Builder {
         self.scope.replace(scope.into())
     }
 
+    /// What names of new nodes and values begin with.
+    pub(crate) fn scope(&self) -> Box<str> {
+        self.scope.borrow().clone()
+    }
+
     /// `metadata_props` that every new node and initializer carries from now on.
     pub(crate) fn set_stamp(&self, stamp: Metadata) {
         *self.stamp.borrow_mut() = stamp;

@@ -17,6 +17,24 @@ pub(crate) const TOKEN_TYPE_IDS: &str = "token_type_ids";
 pub(crate) const DECODER_INPUT_IDS: &str = "decoder_input_ids";
 /// Graph input of an encoder-decoder: 1 for every decoder position that counts, `i64[batch, target]`.
 pub(crate) const DECODER_ATTENTION_MASK: &str = "decoder_attention_mask";
+/// Graph inputs that have one entry for each sample of a batch, by Hugging Face's names.
+pub(crate) const ROWS: [&str; 15] = [
+    INPUT_IDS,
+    "inputs_embeds",
+    "pixel_values",
+    "input_features",
+    "input_values",
+    ATTENTION_MASK,
+    POSITION_IDS,
+    TOKEN_TYPE_IDS,
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "encoder_outputs",
+    DECODER_INPUT_IDS,
+    "decoder_inputs_embeds",
+    DECODER_ATTENTION_MASK,
+    "decoder_position_ids",
+];
 /// Graph output: scores of classes or tokens.
 pub(crate) const LOGITS: &str = "logits";
 /// Graph output: how well the answer begins at each token, `f32[batch, seq]`.
@@ -106,6 +124,10 @@ pub(crate) fn is_cache(name: &str, dims: Option<&[Dim]>) -> bool {
 pub(crate) const PRESENT: &str = "present.";
 /// What stands in front of the name of a graph output with the keys or values of new positions.
 pub(crate) const NEW: &str = "new_key_values.";
+/// What stands in front of the name of a graph output with gates of an adapter, `[batch, gates]`; the adapter's module follows.
+pub(crate) const GATING_SCORES: &str = "adapter_gating_scores.";
+/// What stands in front of the name of a graph output with a fusion's weights, `[batch, positions, adapters]`; the fusion's module follows.
+pub(crate) const FUSION_ATTENTIONS: &str = "adapter_fusion_attentions.";
 /// What stands in front of the name of a graph output with a gradient.
 pub(crate) const GRAD: &str = "grad/";
 
@@ -132,6 +154,8 @@ pub(crate) mod stamp {
     pub(crate) const PARAM: &str = "onnx_graft.param";
     /// On a parameter: further names of it in files, comma-separated.
     pub(crate) const ALIASES: &str = "onnx_graft.aliases";
+    /// On a parameter: weight of its squared distance from the identity, which training adds to the loss.
+    pub(crate) const TO_IDENTITY: &str = "onnx_graft.to_identity";
     /// On the model: what is attached, as JSON.
     pub(crate) const MANIFEST: &str = "onnx_graft.manifest";
     /// On a node of an operator's definition: the operator that it stands for.

@@ -24,6 +24,14 @@ pub struct AdapterSettings {
     pub adapters: Vec<String>,
     /// How the adapters are composed (default: all are active, one behind the other).
     pub active: Option<String>,
+    /// The fusions of its `Fuse` blocks, each as `SPEC` or `NAME=SPEC` (default: fresh ones).
+    pub fusions: Vec<String>,
+    /// Layers without adapters.
+    pub skip_layers: Vec<usize>,
+    /// Whether gates of adapters are graph outputs.
+    pub output_adapter_gating_scores: bool,
+    /// Whether the weights that fusions give their adapters are graph outputs.
+    pub output_adapter_fusion_attentions: bool,
     /// How the Adapters library is to integrate fresh adapters: `native`, by its own class for the model's type, or `plugin`, through the
     /// interface (default: native where it has such a class and no interface file is named).
     pub route: Option<String>,
@@ -41,7 +49,7 @@ impl AdapterSettings {
             Some(name) => Interface::resolve(name),
             // Attaching says what is missing, where an adapter does not choose modules by their names.
             None => match api::find_interface(model, Some(path)) {
-                Err(_) if !self.adapters.is_empty() => Ok(Interface::bare()),
+                Err(_) if !self.listed()?.is_empty() => Ok(Interface::bare()),
                 found => found,
             },
         }
@@ -49,7 +57,8 @@ impl AdapterSettings {
 
     /// The adapters that are named; the first method of the interface, without any.
     pub(super) fn load(&self, interface: &Interface, events: OnEvent<'_>) -> Result<Vec<Adapter>> {
-        if self.adapters.is_empty() {
+        let listed = self.listed()?;
+        if listed.is_empty() {
             return Ok(vec![Adapter::default_of(interface)?]);
         }
         let load = |text: &String| {
@@ -74,20 +83,76 @@ impl AdapterSettings {
                 ..adapter
             })
         };
-        self.adapters.iter().map(load).collect()
+        listed.iter().map(load).collect()
+    }
+
+    /// The setup that is named, and the folder that holds its adapters, where it is a file's.
+    fn named_setup(&self) -> Result<Option<(Setup, Option<PathBuf>)>> {
+        let Some(text) = &self.active else {
+            return Ok(None);
+        };
+        spec::setup(text)
+            .map(Some)
+            .map_err(|e| e.within("--active"))
+    }
+
+    /// The adapters, each as `SPEC` or `NAME=SPEC`: those that are named, else those beside the file of the setup.
+    fn listed(&self) -> Result<Vec<String>> {
+        if let ([], Some((setup, Some(folder)))) = (&*self.adapters, self.named_setup()?) {
+            let beside = |n: &str| format!("{n}={}", folder.join(n).display());
+            return Ok(setup.names().into_iter().map(beside).collect());
+        }
+        Ok(self.adapters.clone())
     }
 
     /// How adapters are composed.
     fn setup(&self, adapters: &[Adapter]) -> Result<Setup> {
         let names: Vec<&str> = adapters.iter().map(|a| &*a.name).collect();
-        let Some(text) = &self.active else {
+        let Some((setup, _)) = self.named_setup()? else {
             return Ok(Setup::stack(names.into_iter().map(str::to_owned)));
         };
-        let checked = |s: Setup| s.check(&names).map(|()| s);
-        Setup::parse(text).and_then(checked).map_err(|d| {
+        setup.check(&names).map_err(|d| {
             let message = format!("--active: {}", d.message);
             Error::new(ErrorKind::Usage, Diagnostic { message, ..d })
-        })
+        })?;
+        Ok(setup)
+    }
+
+    /// The fusions that are named, each for a `Fuse` of the setup; else those beside the file of the setup.
+    fn load_fusions(&self, setup: &Setup, events: OnEvent<'_>) -> Result<Vec<Adapter>> {
+        let asked = setup.fusions();
+        let mut texts = self.fusions.clone();
+        if let ([], Some((_, Some(folder)))) = (&*texts, self.named_setup()?) {
+            let places = asked.iter().map(|(name, _)| folder.join(name));
+            let saved = places.filter(|p| p.is_dir());
+            texts = saved.map(|p| p.display().to_string()).collect();
+        }
+        let load = |text: &String| -> Result<Adapter> {
+            let mut fusion = spec::fusion(text)?;
+            // The only one is meant, whatever its adapters were called when it was saved.
+            if let [(only, _)] = &*asked
+                && *only != fusion.name
+            {
+                if !fusion.name.is_empty() {
+                    let line = format!("the fusion `{}` is used for `{only}`", fusion.name);
+                    note(events, line)?;
+                }
+                fusion.name.clone_from(only);
+            }
+            if fusion.name.is_empty() {
+                let known: Vec<&str> = asked.iter().map(|(n, _)| &**n).collect();
+                let found = format!("--fusion {text} does not say which fusion of the setup it is");
+                let found = Diagnostic::error("fusion-setup", found);
+                let help = match &*known {
+                    [] => "the setup has no `Fuse`: --active 'Fuse(a, b)'".to_owned(),
+                    names => format!("name it: --fusion '{}={text}'", names.join("' or '")),
+                };
+                return Err(Error::new(ErrorKind::Usage, found.help(help)));
+            }
+            fusion.allow_other_base = self.allow_other_base;
+            Ok(fusion)
+        };
+        texts.iter().map(load).collect()
     }
 
     /// Attaches the adapters by the interface that is named, or that of the model.
@@ -129,8 +194,14 @@ impl AdapterSettings {
             how.train_head,
             events,
         )?;
+        adapters.extend(self.load_fusions(&setup, events)?);
         let attach = Attach::to(model).from_file(path).interface(interface);
-        let mut attach = attach.adapters(adapters).active(setup);
+        let mut attach = attach
+            .adapters(adapters)
+            .active(setup)
+            .skip_layers(self.skip_layers.iter().copied())
+            .output_gating_scores(self.output_adapter_gating_scores)
+            .output_fusion_attentions(self.output_adapter_fusion_attentions);
         if let Some(route) = self.route(interface, path)? {
             attach = attach.route(route);
         }
@@ -250,7 +321,12 @@ impl AdapterSettings {
             Spec::Saved { folder, .. } => folder.canonicalize().ok(),
             Spec::Fresh { .. } => None,
         };
-        self.adapters.iter().filter_map(source).collect()
+        let fusion = |text: &String| Path::new(spec::split(text).1).canonicalize().ok();
+        let listed = self.listed().unwrap_or_default();
+        let adapters = listed.iter().filter_map(source);
+        adapters
+            .chain(self.fusions.iter().filter_map(fusion))
+            .collect()
     }
 
     /// The adapters that were saved with a head, and their folders. `names` are those of all adapters, in order.
@@ -261,7 +337,8 @@ impl AdapterSettings {
             let place = places.find(|p| p.is_dir() && !spec::is_identifier(folder))?;
             heads::files::has_head(place).then(|| place.to_owned())
         };
-        let named = self.adapters.iter().zip(names);
+        let listed = self.listed().unwrap_or_default();
+        let named = listed.iter().zip(names);
         named
             .filter_map(|(text, name)| Some((name.clone(), folder(text)?)))
             .collect()
@@ -269,7 +346,7 @@ impl AdapterSettings {
 
     /// The head in the folder of the last active adapter that has one, as the library takes it. Others are named.
     fn saved_head(&self, names: &[String], events: OnEvent<'_>) -> Result<Option<SavedHead>> {
-        let active = self.active.as_deref().and_then(|t| Setup::parse(t).ok());
+        let active = self.named_setup()?.map(|(setup, _)| setup);
         let mut found: Vec<(usize, SavedHead)> = Vec::new();
         for (name, place) in self.headed(names) {
             let at = match &active {
@@ -306,12 +383,12 @@ impl AdapterSettings {
             let own = || spec::read_folder(&folder).ok().map(|f| f.name);
             (given.or_else(own)? == name).then_some(template)
         };
-        self.adapters.iter().find_map(kept)
+        self.listed().unwrap_or_default().iter().find_map(kept)
     }
 
     /// Number of tasks that the setup chooses from by `task_ids`.
     pub(super) fn task_count(&self) -> Option<usize> {
-        let setup = Setup::parse(self.active.as_deref()?).ok()?;
+        let (setup, _) = self.named_setup().ok()??;
         setup.multi_tasks().iter().map(|tasks| tasks.len()).min()
     }
 }

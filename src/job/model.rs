@@ -59,8 +59,13 @@ pub(crate) struct ModelSettings {
     /// The adapters: `SPEC`, `NAME=SPEC`, a list of them, or an object of specs by name. A spec is a configuration string, an
     /// `adapter_config.json` or a saved adapter folder.
     pub(crate) adapter: AdapterSpecs,
-    /// The setup: which adapters are active and how they are composed (default: all, one behind the other).
+    /// The setup: which adapters are active and how they are composed, in AdapterHub's notation, or an `adapter_setup.json` with the folders
+    /// of its adapters beside it (default: all, one behind the other).
     pub(crate) active: Option<String>,
+    /// The AdapterFusion of each `Fuse` in the setup: the folder of a saved one, or `static` or `dynamic` for a fresh one (default: dynamic).
+    pub(crate) fusion: AdapterSpecs,
+    /// Layers that get no adapters (`AdapterDrop`).
+    pub(crate) skip_layers: Vec<usize>,
     /// How the Adapters library is to integrate fresh adapters: native, by its own class for the model's type, or plugin, through the
     /// interface (default: native where it has such a class and no interface file is named).
     pub(crate) route: Option<String>,
@@ -86,6 +91,8 @@ impl Default for ModelSettings {
             interface: None,
             adapter: AdapterSpecs::Default,
             active: None,
+            fusion: AdapterSpecs::Default,
+            skip_layers: Vec::new(),
             route: None,
             allow_other_base: false,
             tokenizer: None,
@@ -104,6 +111,10 @@ impl ModelSettings {
             interface: self.interface.clone(),
             adapters: self.adapter.list(),
             active: self.active.clone(),
+            fusions: self.fusion.list(),
+            skip_layers: self.skip_layers.clone(),
+            output_adapter_gating_scores: false,
+            output_adapter_fusion_attentions: false,
             route: self.route.clone(),
             allow_other_base: self.allow_other_base,
         }

@@ -177,7 +177,7 @@ enum Text {
 }
 
 /// The settings that may name files.
-const PLACED: [(&str, Text); 12] = [
+const PLACED: [(&str, Text); 14] = [
     ("model", Text::Path),
     ("output_dir", Text::Path),
     ("tokenizer", Text::Path),
@@ -189,6 +189,8 @@ const PLACED: [(&str, Text); 12] = [
     ("prompts", Text::Path),
     ("interface", Text::PathOrName),
     ("adapter", Text::Adapter),
+    ("fusion", Text::Adapter),
+    ("active", Text::PathOrName),
     ("chat_template", Text::Template),
 ];
 

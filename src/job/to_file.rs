@@ -5,7 +5,7 @@ use super::check::{ensure_absent, exists, keep, write_file};
 use super::event::OnEvent;
 use super::folder::unlocked;
 use super::open;
-use crate::adapters::folder::{self, AdapterFolder, WriteOptions, file};
+use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
 use crate::adapters::place::Kind;
 use crate::adapters::summary::Summary;
 use crate::api::Adapted;
@@ -141,7 +141,14 @@ impl AttachToFile {
 
     /// Writes the model and the folders of its adapters, after the last check.
     fn write(&self, adapted: &Adapted, names: &[String]) -> Result<Written> {
-        let path = self.target(names);
+        let fusions = adapted.setup.fusions();
+        let is_fusion = |n: &&String| fusions.iter().any(|(name, _)| name == *n);
+        let adapters: Vec<&str> = names
+            .iter()
+            .filter(|n| !is_fusion(n))
+            .map(|n| &**n)
+            .collect();
+        let path = self.target(&adapters);
         let beside = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
         keep(&path, [&*self.model])?;
         ensure_absent(&path, self.force)?;
@@ -164,7 +171,7 @@ impl AttachToFile {
             .collect();
         let mut there = written.iter().map(|(f, _)| f);
         if !self.force
-            && let Some(there) = there.find(|f| f.join(file::CONFIG).exists())
+            && let Some(there) = there.find(|f| folder::is_saved(f))
         {
             return Err(exists(there));
         }
@@ -185,12 +192,15 @@ impl AttachToFile {
             }
             adapted.write_head(&folder.name, path, &store, self.force)?;
         }
+        if adapted.setup.active().len() > 1 {
+            folder::write_setup(&beside, &adapted.setup, self.force)?;
+        }
         let adapters = folders.into_iter().map(|(p, _)| p).collect();
         Ok(Written::Files { saved, adapters })
     }
 
     /// The file that the model is written to.
-    fn target(&self, names: &[String]) -> PathBuf {
+    fn target(&self, names: &[&str]) -> PathBuf {
         let stem = self.model.file_stem().unwrap_or_default();
         let file = format!("{}.{}.onnx", stem.to_string_lossy(), names.join("+"));
         match &self.output {

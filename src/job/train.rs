@@ -11,7 +11,7 @@ use super::request::{Purpose, Request};
 use super::settings::JobSettings;
 use crate::adapters::AdapterStore;
 use crate::adapters::base::Base;
-use crate::adapters::folder::{WriteOptions, remove};
+use crate::adapters::folder::{WriteOptions, remove, write_setup};
 use crate::adapters::heads::SavedHead;
 use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
@@ -653,6 +653,10 @@ impl Subject {
             }
             self.adapted.write_head(name, &at, store, force)?;
             written.push(at);
+        }
+        let setup = &self.adapted.setup;
+        if setup.active().len() > 1 {
+            write_setup(folder, setup, force)?;
         }
         Ok(written)
     }

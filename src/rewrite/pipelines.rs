@@ -20,6 +20,7 @@ use super::passes::{AttachPass, Merge, Strip};
 use crate::adapters::Setup;
 use crate::adapters::heads::{Head, HeadConfig, Noted};
 use crate::adapters::methods::Fold;
+use crate::adapters::place::Shown;
 use crate::ir::{OpId, contract};
 use crate::select::Selection;
 
@@ -236,6 +237,8 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         adapters: Vec::new(),
         seed: 0,
         training: false,
+        shown: Shown::default(),
+        skip_layers: Vec::new(),
     };
     let merge = Merge {
         selection: selection(),

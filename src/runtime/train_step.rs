@@ -32,6 +32,8 @@ pub struct Trainable {
     pub second: Vec<f32>,
     /// Whether weight decay applies (see [`decays`]).
     pub decays: bool,
+    /// Weight of its squared distance from the identity, whose gradient is added once in each step.
+    pub(crate) to_identity: Option<f32>,
     /// Sum of the gradients since the last step; empty right after it.
     grad: Vec<f32>,
 }
@@ -197,6 +199,7 @@ impl TrainStep {
         max_norm: Option<f64>,
         update: &mut dyn FnMut(&str, &mut Trainable, Gradient<'_>) -> Result<()>,
     ) -> Result<StepReport> {
+        self.params.values_mut().for_each(Trainable::pull);
         let grads: Vec<&[f32]> = self.params.values().map(|p| p.grad.as_slice()).collect();
         if grads
             .iter()
@@ -251,8 +254,20 @@ impl Trainable {
             first: Vec::new(),
             second: Vec::new(),
             decays: true,
+            to_identity: None,
             grad: Vec::new(),
         })
+    }
+
+    /// Adds the gradient of the distance from the identity: `2·weight·(W − I)`, of the value that the step began with.
+    fn pull(&mut self) {
+        let (Some(weight), Some(&columns)) = (self.to_identity, self.dims.last()) else {
+            return;
+        };
+        for (i, (g, w)) in self.grad.iter_mut().zip(&self.value).enumerate() {
+            let one = if i / columns == i % columns { 1.0 } else { 0.0 };
+            *g += 2.0 * weight * (w - one);
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::event::{Event, OnEvent, StepReport, Stop};
 use super::loss::{not_trained, nothing_to_train};
 use super::masking::Masking;
 use super::optimizer::update;
-use crate::adapters::AdapterStore;
+use crate::adapters::{AdapterStore, usually_trained};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -127,7 +127,8 @@ impl Trainer {
     ) -> Result<Trainer> {
         args.validate()?;
         let mut store = AdapterStore::from_model(model.model());
-        if let Some(only) = &args.train_adapters {
+        let usual = usually_trained(model.model())?;
+        if let Some(only) = args.train_adapters.as_ref().or(usual.as_ref()) {
             let unknown = store.train_only(only);
             if let Some(name) = unknown {
                 return Err(not_trained(&name, &store));
@@ -152,7 +153,9 @@ impl Trainer {
         let graph = pipeline.run(model)?.model;
         let mut inner = TrainStep::compile(&graph, &names, options)?;
         for (name, t) in inner.params_mut() {
-            t.decays = store.get(name).is_some_and(|p| p.decay);
+            let param = store.get(name);
+            t.decays = param.is_some_and(|p| p.decay);
+            t.to_identity = param.and_then(|p| p.to_identity);
         }
         let total = u64::try_from(args.max_steps).unwrap_or(0);
         Ok(Trainer {

@@ -49,6 +49,7 @@ mod roundtrip;
 mod runtime;
 mod select;
 #[cfg(feature = "train")]
+mod setups;
 mod train_loop;
 #[cfg(feature = "train")]
 mod train_step;

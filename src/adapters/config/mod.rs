@@ -100,6 +100,66 @@ impl Config {
         }
     }
 
+    /// The architecture of fusions.
+    pub(crate) const FUSION: &str = MethodConfig::FUSION;
+
+    /// Reads the configuration of a fusion: `dynamic`, `static`, or one of them with fields, `static[query_before_ln=True]`.
+    pub(crate) fn parse_fusion(text: &str) -> Result<Config> {
+        let at = |e: Error| e.within(format!("`{text}`"));
+        let (name, pairs) = fields(text.trim()).map_err(at)?;
+        let Some(preset) = MethodConfig::fusions().find(|p| p.name == name) else {
+            let all: Vec<&str> = MethodConfig::fusions().map(|p| p.name).collect();
+            let found = format!("`{name}` is not a known configuration of a fusion");
+            let found = Diagnostic::error("config-identifier", found);
+            let help = format!(
+                "known are {}, or a saved fusion's folder",
+                all.join(" and ")
+            );
+            return Err(Error::new(ErrorKind::Method, found.help(help)));
+        };
+        let config = override_fields(&preset, pairs)
+            .map(Config::from)
+            .map_err(at)?;
+        config.validate().map_err(at)?;
+        Ok(config)
+    }
+
+    /// Reads the JSON text of a fusion's configuration, alone or as the `config` of its file.
+    pub(crate) fn of_fusion(text: &str) -> Result<Config> {
+        let value: Value = serde_json::from_str(text).map_err(|e| invalid(e.to_string()))?;
+        let own = value.get("config").unwrap_or(&value);
+        let mut dict = match own {
+            Value::Object(map) => map.clone(),
+            Value::String(name) => return Config::parse_fusion(name),
+            _ => return Err(invalid("a fusion's configuration is a JSON object")),
+        };
+        dict.insert("architecture".into(), Self::FUSION.into());
+        Config::from_dict(&Value::Object(dict), UnknownKeys::Refuse)
+    }
+
+    /// The adapters that it mixes, where it is a fusion.
+    pub(crate) fn fuses(&self) -> Option<&[String]> {
+        self.only().and_then(MethodConfig::fuses)
+    }
+
+    /// A fusion of these adapters, in a model with this dropout of attentions.
+    #[must_use]
+    pub(crate) fn fusing(self, adapters: Vec<String>, model_dropout: f64) -> Config {
+        match self.0 {
+            Members::One(m) => m.fusing(adapters, model_dropout).into(),
+            Members::Union(_) => self,
+        }
+    }
+
+    /// A fusion whose value matrix training pulls towards the identity, or does not.
+    #[cfg(test)]
+    pub(crate) fn regularised(self, regularization: bool) -> Config {
+        match self.0 {
+            Members::One(m) => m.regularised(regularization).into(),
+            Members::Union(_) => self,
+        }
+    }
+
     /// The members: one, or those of the union.
     pub(crate) fn methods(&self) -> &[MethodConfig] {
         match &self.0 {
@@ -307,7 +367,8 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-fn parse_chunk(chunk: &str) -> Result<Config> {
+/// The name of a configuration, and the fields in brackets behind it.
+fn fields(chunk: &str) -> Result<(&str, Map<String, Value>)> {
     let (name, body) = match chunk.split_once('[') {
         None => (chunk, ""),
         Some((name, rest)) => match rest.strip_suffix(']') {
@@ -326,6 +387,11 @@ fn parse_chunk(chunk: &str) -> Result<Config> {
                 .help("fields are written `name=value`; values are numbers, 'text', True, False, None, [lists] and {'k': v}"),
         )
     })?;
+    Ok((name, pairs))
+}
+
+fn parse_chunk(chunk: &str) -> Result<Config> {
+    let (name, pairs) = fields(chunk)?;
     let name = ALIASES
         .iter()
         .find(|(old, _)| *old == name)

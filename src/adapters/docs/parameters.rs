@@ -121,6 +121,7 @@ impl Example {
             foreign: false,
             by_columns: true,
             known: &self.model,
+            fused: &[],
         };
         let places = method.places(&around).map_err(wrong)?;
         let mut at: Vec<PlaceDoc> = Vec::new();

@@ -10,7 +10,7 @@ use crate::adapters::config::json;
 use crate::adapters::naming::{Route, belongs, renamed};
 use crate::adapters::store::Weights;
 use crate::adapters::target::Target;
-use crate::adapters::{Adapter, AdapterStore, Config, MethodConfig, UnknownKeys, torch};
+use crate::adapters::{Adapter, AdapterStore, Config, MethodConfig, Setup, UnknownKeys, torch};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, TensorData};
@@ -35,6 +35,53 @@ pub(crate) mod file {
     pub(crate) const INTERFACE: &str = "adapter_interface.json";
     /// The whole interface, where that one cannot say all of it.
     pub(crate) const WHOLE_INTERFACE: &str = "adapter_interface.onnx_graft.json";
+    /// How adapters act together, beside their folders.
+    pub(crate) const SETUP: &str = "adapter_setup.json";
+    /// Its key for the setup.
+    pub(crate) const SETUP_KEY: &str = "adapter_setup";
+    /// Configuration and meta data of a fusion.
+    pub(crate) const FUSION_CONFIG: &str = "adapter_fusion_config.json";
+    /// Weights of a fusion, safetensors.
+    pub(crate) const FUSION_SAFETENSORS: &str = "model_adapter_fusion.safetensors";
+    /// Weights of a fusion, torch.
+    pub(crate) const FUSION_TORCH: &str = "pytorch_model_adapter_fusion.bin";
+}
+
+/// The files of one kind of folder.
+struct Files {
+    config: &'static str,
+    safetensors: &'static str,
+    torch: &'static str,
+    /// Name of the archive in the torch file.
+    archive: &'static str,
+}
+
+/// Those of an adapter.
+const ADAPTER: Files = Files {
+    config: file::CONFIG,
+    safetensors: file::SAFETENSORS,
+    torch: file::TORCH,
+    archive: "pytorch_adapter",
+};
+
+/// Those of a fusion.
+const FUSION: Files = Files {
+    config: file::FUSION_CONFIG,
+    safetensors: file::FUSION_SAFETENSORS,
+    torch: file::FUSION_TORCH,
+    archive: "pytorch_model_adapter_fusion",
+};
+
+/// Whether a folder holds an adapter or a fusion.
+pub(crate) fn is_saved(folder: &Path) -> bool {
+    [ADAPTER.config, FUSION.config]
+        .iter()
+        .any(|f| folder.join(f).exists())
+}
+
+/// Whether a folder holds a fusion, and no adapter.
+pub(crate) fn is_fusion(folder: &Path) -> bool {
+    folder.join(FUSION.config).exists() && !folder.join(ADAPTER.config).exists()
 }
 
 /// The version that is written: that of the library whose files these are.
@@ -146,7 +193,8 @@ impl AdapterFolder {
         folder: &Path,
         config: &dyn Fn(&Value) -> Result<Config>,
     ) -> Result<AdapterFolder> {
-        let path = folder.join(file::CONFIG);
+        let files = if is_fusion(folder) { &FUSION } else { &ADAPTER };
+        let path = folder.join(files.config);
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
         let at = |e: Error| e.within(path.display().to_string());
         let mut top = object(&text).map_err(at)?;
@@ -162,7 +210,9 @@ impl AdapterFolder {
         let version = take_text(&mut top, "version");
         let mut dict = top.shift_remove("config").unwrap_or_default();
         let mut named = None;
-        if dict.is_null() {
+        if files.config == file::FUSION_CONFIG {
+            dict = fusion_dict(&dict, &mut top, &name).map_err(at)?;
+        } else if dict.is_null() {
             // The library's default, and what it wrote where a configuration had a name.
             let id = top.get("config_id").and_then(Value::as_str);
             let id = id
@@ -184,7 +234,7 @@ impl AdapterFolder {
         notes.extend(Base::garbled(&top));
         let weights = Weights::new(
             &name,
-            read_weights(folder, [file::SAFETENSORS, file::TORCH])?,
+            read_weights(folder, [files.safetensors, files.torch])?,
         );
         if let Some(note) = uninverted(&mut dict, &top, &weights) {
             notes.push(note);
@@ -296,7 +346,16 @@ impl AdapterFolder {
     pub(crate) fn config_json(&self) -> String {
         let m = &self.meta;
         let mut top = m.extra.clone();
-        top.insert("config".into(), self.config.to_dict());
+        let mut config = self.config.to_dict();
+        if self.config.fuses().is_some() {
+            // The library has the names beside the configuration, and no word for its kind.
+            if let Value::Object(map) = &mut config {
+                map.shift_remove("architecture");
+                let names = map.shift_remove(FUSED).unwrap_or_default();
+                top.insert(FUSED.into(), names);
+            }
+        }
+        top.insert("config".into(), config);
         top.insert("hidden_size".into(), m.hidden_size.into());
         top.insert("model_class".into(), m.model_class.clone().into());
         top.insert("model_name".into(), m.model_name.clone().into());
@@ -317,14 +376,23 @@ impl AdapterFolder {
         write_files(folder, &files, options.force)?;
         let written: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
         // What an earlier saving wrote, and this one does not.
+        let kind = self.kind();
         let own = [
-            file::SAFETENSORS,
-            file::TORCH,
+            kind.safetensors,
+            kind.torch,
             file::INTERFACE,
             file::WHOLE_INTERFACE,
         ];
         let stale = own.into_iter().filter(|n| !written.contains(n));
         remove(folder, &stale.collect::<Vec<_>>())
+    }
+
+    /// Names of its files.
+    fn kind(&self) -> &'static Files {
+        match self.config.fuses() {
+            Some(_) => &FUSION,
+            None => &ADAPTER,
+        }
     }
 
     /// Contents of the files, the configuration last.
@@ -333,11 +401,12 @@ impl AdapterFolder {
         // In one order, whatever file they were read from.
         let mut tensors = self.weights.tensors.clone();
         tensors.sort_unstable_keys();
+        let kind = self.kind();
         if options.safetensors {
-            out.push((file::SAFETENSORS, to_safetensors(&tensors)?));
+            out.push((kind.safetensors, to_safetensors(&tensors)?));
         }
         if options.torch {
-            out.push((file::TORCH, torch::write("pytorch_adapter", &tensors)?));
+            out.push((kind.torch, torch::write(kind.archive, &tensors)?));
         }
         if let Some(text) = &self.interface {
             let whole = Interface::parse(text, file::INTERFACE).ok();
@@ -351,7 +420,7 @@ impl AdapterFolder {
                 Some(Library::Nothing) => out.push((file::WHOLE_INTERFACE, text)),
             }
         }
-        out.push((file::CONFIG, self.config_json().into_bytes()));
+        out.push((kind.config, self.config_json().into_bytes()));
         Ok(out)
     }
 }
@@ -401,6 +470,23 @@ pub(in crate::adapters) fn write_files(
     Ok(())
 }
 
+/// Writes how adapters act together beside their folders, as the library's `save_adapter_setup` does.
+///
+/// # Errors
+/// [`ErrorKind::Io`], also when the file is there and `force` is not set.
+pub(crate) fn write_setup(folder: &Path, setup: &Setup, force: bool) -> Result<()> {
+    let top = serde_json::json!({
+        file::SETUP_KEY: setup.to_json(),
+        "head_setup": null,
+        "version": VERSION,
+    });
+    write_files(
+        folder,
+        &[(file::SETUP, json::pretty(&top).into_bytes())],
+        force,
+    )
+}
+
 /// Removes these files of a folder, as far as they are there.
 ///
 /// # Errors
@@ -431,9 +517,12 @@ pub(crate) fn free(folder: &Path) -> Result<()> {
 }
 
 /// The files of an adapter folder, with those of the head that the library saves beside it.
-const OWN_FILES: [&str; 8] = [
+const OWN_FILES: [&str; 11] = [
     file::SAFETENSORS,
     file::TORCH,
+    file::FUSION_SAFETENSORS,
+    file::FUSION_TORCH,
+    file::FUSION_CONFIG,
     file::INTERFACE,
     file::WHOLE_INTERFACE,
     "head_config.json",
@@ -470,7 +559,8 @@ pub(crate) fn delete(folder: &Path) -> Result<Deleted> {
             "give the folder of a saved adapter itself, not a link or a file",
         );
     }
-    let path = folder.join(file::CONFIG);
+    let kind = if is_fusion(folder) { &FUSION } else { &ADAPTER };
+    let path = folder.join(kind.config);
     let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
     let top = object(&text).map_err(|e| e.within(path.display().to_string()))?;
     let Some(Value::String(name)) = top.get("name").filter(|_| top.contains_key("config")) else {
@@ -537,6 +627,28 @@ fn take_text(map: &mut Map<String, Value>, key: &str) -> Option<String> {
         Some(Value::String(s)) => Some(s),
         _ => None,
     }
+}
+
+/// The key of a fusion's adapters.
+const FUSED: &str = "adapter_names";
+
+/// The dictionary of a fusion: its file has the adapters beside the configuration, which may be the name of one.
+fn fusion_dict(dict: &Value, top: &mut Map<String, Value>, name: &str) -> Result<Value> {
+    let mut dict = match dict {
+        Value::String(text) => Config::parse_fusion(text)?.to_dict(),
+        Value::Null => Config::parse_fusion("dynamic")?.to_dict(),
+        other => other.clone(),
+    };
+    let names = match top.shift_remove(FUSED) {
+        Some(Value::Array(names)) => Value::Array(names),
+        Some(Value::String(names)) => names.split(',').collect(),
+        _ => name.split(',').collect(),
+    };
+    if let Value::Object(map) = &mut dict {
+        map.insert("architecture".into(), Config::FUSION.into());
+        map.insert(FUSED.into(), names);
+    }
+    Ok(dict)
 }
 
 /// What the library corrects in files of old versions: LoRA's scale before 1.1.0, names of activations before there were versions.

@@ -1,8 +1,8 @@
 //! Adapters as users name them: `NAME=SPEC`, where SPEC is a configuration string, a configuration file, or a saved adapter's folder.
 
-use crate::adapters::folder::{AdapterFolder, file};
+use crate::adapters::folder::{AdapterFolder, file, is_fusion};
 use crate::adapters::peft::{self, PeftFolder};
-use crate::adapters::{Adapter, Config, UnknownKeys, identifiers};
+use crate::adapters::{Adapter, Config, Setup, UnknownKeys, identifiers};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::Value;
@@ -41,6 +41,15 @@ pub(crate) fn parse(text: &str) -> Result<Spec> {
     let path = Path::new(spec);
     let identifier = is_identifier(spec);
     if path.is_dir() && !identifier {
+        if is_fusion(path) {
+            let found =
+                format!("`{spec}` holds an AdapterFusion, which mixes adapters and is none");
+            return Err(Error::new(
+                ErrorKind::Method,
+                Diagnostic::error("spec-fusion", found)
+                    .help("give it with --fusion, and the adapters with --adapter"),
+            ));
+        }
         let weights = [
             file::SAFETENSORS,
             file::TORCH,
@@ -65,6 +74,66 @@ pub(crate) fn parse(text: &str) -> Result<Spec> {
         name: name.map_or_else(|| default_name(spec), str::to_owned),
         config,
     })
+}
+
+/// Reads a setup as users name it: in AdapterHub's notation, as JSON, or the path of an `adapter_setup.json` or of its folder, which then holds
+/// its adapters in folders of their names.
+///
+/// # Errors
+/// [`ErrorKind::Usage`] for what is no setup, [`ErrorKind::Io`].
+pub(crate) fn setup(text: &str) -> Result<(Setup, Option<PathBuf>)> {
+    let wrong = |d: Diagnostic| Error::new(ErrorKind::Usage, d);
+    let json = |text: &str| -> Result<Setup> {
+        let value: Value = serde_json::from_str(text)
+            .map_err(|e| wrong(Diagnostic::error("setup-json", e.to_string())))?;
+        let own = value.get(file::SETUP_KEY).unwrap_or(&value);
+        Setup::from_json(own).map_err(wrong)
+    };
+    let mut path = PathBuf::from(text);
+    if path.is_dir() {
+        path.push(file::SETUP);
+    }
+    if path.is_file() {
+        let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+        let setup = json(&text).map_err(|e| e.within(path.display().to_string()))?;
+        return Ok((setup, path.parent().map(Path::to_owned)));
+    }
+    if text.trim_start().starts_with('{') {
+        return json(text).map(|setup| (setup, None));
+    }
+    let setup = Setup::parse(text).map_err(wrong)?;
+    Ok((setup, None))
+}
+
+/// Reads a fusion as users name it: `NAME=SPEC` or `SPEC`, where SPEC is the folder of a saved one, a JSON file, or a configuration such as
+/// `static`. A fresh one without a name has none yet.
+///
+/// # Errors
+/// [`ErrorKind::Method`] and [`ErrorKind::Io`].
+pub(crate) fn fusion(text: &str) -> Result<Adapter> {
+    let (name, spec) = split(text);
+    let path = Path::new(spec);
+    let fresh = |config| Adapter::fresh(name.unwrap_or_default(), config);
+    if path.is_dir() {
+        if !is_fusion(path) {
+            let found = format!("there is no {} in `{spec}`", file::FUSION_CONFIG);
+            return Err(Error::new(
+                ErrorKind::Method,
+                Diagnostic::error("spec-fusion", found)
+                    .help("give the folder of a saved AdapterFusion, or `dynamic` or `static`"),
+            ));
+        }
+        return Ok(AdapterFolder::read(path)?.into_adapter(name));
+    }
+    if path.is_file() {
+        let text = fs::read_to_string(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+        return Config::of_fusion(&text)
+            .map(fresh)
+            .map_err(|e| e.within(path.display().to_string()));
+    }
+    Config::parse_fusion(spec)
+        .map(fresh)
+        .map_err(|e| path_like(spec).map_or(e, |d| Error::new(ErrorKind::Method, d)))
 }
 
 /// The part before the first `=` is a name, if that `=` is not inside brackets.

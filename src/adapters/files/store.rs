@@ -26,6 +26,8 @@ pub struct Param {
     pub idle: bool,
     /// Whether AdamW decays it.
     pub decay: bool,
+    /// Weight of its squared distance from the identity, which training adds to the loss.
+    pub to_identity: Option<f32>,
     /// Further names that it has in files.
     pub aliases: Vec<Box<str>>,
 }
@@ -461,6 +463,9 @@ pub(crate) fn param_stamps(param: &Param) -> Metadata {
         (false, false) => "frozen",
     };
     m.insert(stamp::PARAM.into(), kind.into());
+    if let Some(weight) = param.to_identity {
+        m.insert(stamp::TO_IDENTITY.into(), weight.to_string().into());
+    }
     if !param.aliases.is_empty() {
         m.insert(stamp::ALIASES.into(), param.aliases.join(",").into());
     }
@@ -477,6 +482,9 @@ fn read_param(name: &str, metadata: &Metadata) -> Option<Param> {
         trainable: &**kind == "trainable",
         idle: &**kind == "idle",
         decay: decays(name),
+        to_identity: metadata
+            .get(stamp::TO_IDENTITY)
+            .and_then(|w| w.parse().ok()),
         aliases: aliases
             .into_iter()
             .flat_map(|a| a.split(','))

@@ -495,6 +495,7 @@ impl Head {
                 trainable: spec.trainable,
                 idle: false,
                 decay: crate::adapters::param::decays(&spec.suffix),
+                to_identity: None,
                 aliases: Vec::new(),
             };
             out.push((spec.suffix, param));

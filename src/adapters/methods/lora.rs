@@ -462,6 +462,14 @@ impl Method for Lora {
         (adds && !tables::is_one(place)).then(|| stack::chains(place))
     }
 
+    fn reopen(&self, place: &Place<'_>, s: State, closed: Val, cx: &BuildCx<'_>) -> Option<State> {
+        match (&place.at, self.form()) {
+            (At::Linear(_), Form::Scale) => Some(State { out: closed, ..s }),
+            (At::Linear(_), _) if !self.dora() => Some(stack::reopened(s, closed, cx)),
+            _ => None,
+        }
+    }
+
     fn adapts_projections(&self) -> bool {
         self.selfattn_lora && ["q", "k", "v"].iter().any(|m| self.wants(m))
     }

@@ -9,6 +9,7 @@
 
 pub(crate) mod bottleneck;
 pub(crate) mod detail;
+pub(crate) mod fusion;
 pub(crate) mod lora;
 pub(crate) mod mtl_lora;
 pub(crate) mod prefix_tuning;
@@ -169,6 +170,17 @@ pub trait Method: Debug + Send + Sync {
         cx: &BuildCx<'_>,
     ) -> Result<State, Diagnostic>;
 
+    /// What an adapter behind it reads, where a composition has ended the place with `closed`; `None` where that cannot be told.
+    fn reopen(
+        &self,
+        _place: &Place<'_>,
+        _state: State,
+        _closed: Val,
+        _cx: &BuildCx<'_>,
+    ) -> Option<State> {
+        None
+    }
+
     /// Parameters that the tasks of a `MultiTask` setup have together, by their names inside the module: AdapterHub's
     /// `share_parameters`.
     fn task_shared(&self) -> &'static [&'static str] {
@@ -216,6 +228,9 @@ pub(crate) trait Known:
     /// Whether dictionaries carry the name as `architecture`.
     const KEYED: bool = true;
 
+    /// Whether it mixes what other adapters make, and cannot act alone.
+    const FUSES: bool = false;
+
     /// Identifiers and their defaults.
     fn presets() -> Vec<Preset>;
 
@@ -230,6 +245,11 @@ pub(crate) trait Known:
         false
     }
 
+    /// What a fusion mixes of it; `None` where the library cannot mix adapters of the method.
+    fn fusible(&self) -> Option<&dyn Fusible> {
+        None
+    }
+
     /// Applies several adapters of this method at once, to each sample its own. `None` where the method cannot: then each is applied
     /// to all samples, and what a sample needs is taken.
     fn step_tasks(
@@ -240,6 +260,27 @@ pub(crate) trait Known:
     ) -> Result<Option<State>, Diagnostic> {
         Ok(None)
     }
+}
+
+/// A method whose adapters AdapterFusion mixes.
+pub(crate) trait Fusible {
+    /// What enters the adapters of a fusion, by the configuration of this one.
+    fn open(&self, place: &Place<'_>, state: State, cx: &BuildCx<'_>)
+    -> Result<Opened, Diagnostic>;
+
+    /// What the adapter makes of `h`, scaled: in front of its dropout, gate, norm and residual.
+    fn branch(&self, h: Val, p: &Params<'_>, cx: &BuildCx<'_>) -> Val;
+}
+
+/// What enters the adapters of a fusion.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opened {
+    /// What they read.
+    pub(crate) h: Val,
+    /// The same before residual and norm.
+    pub(crate) before: Val,
+    /// What is added behind them.
+    pub(crate) residual: Val,
 }
 
 /// A preset of any method.
@@ -287,9 +328,27 @@ macro_rules! methods {
         }
 
         impl MethodConfig {
-            /// All identifiers.
+            /// All identifiers of adapters.
             pub(crate) fn presets() -> impl Iterator<Item = Preset> {
-                [$(<$module::$name as Known>::presets()),*].into_iter().flatten()
+                Self::all_presets().filter(|(fuses, _)| !fuses).map(|(_, p)| p)
+            }
+
+            /// All identifiers of what mixes adapters.
+            pub(crate) fn fusions() -> impl Iterator<Item = Preset> {
+                Self::all_presets().filter(|(fuses, _)| *fuses).map(|(_, p)| p)
+            }
+
+            fn all_presets() -> impl Iterator<Item = (bool, Preset)> {
+                let all = [$((<$module::$name as Known>::FUSES, <$module::$name as Known>::presets())),*];
+                all.into_iter().flat_map(|(fuses, presets)| presets.into_iter().map(move |p| (fuses, p)))
+            }
+
+            /// What a fusion mixes of it, if it can.
+            pub(crate) fn fusible(&self) -> Option<&dyn Fusible> {
+                match self {
+                    $(MethodConfig::$name(m) => <$module::$name as Known>::fusible(m),)*
+                    MethodConfig::Custom(_) => None,
+                }
             }
 
             /// Values of `architecture` that this library knows.
@@ -368,6 +427,7 @@ macro_rules! methods {
 
 methods! {
     bottleneck::Bottleneck,
+    fusion::AdapterFusion,
     lora::Lora,
     mtl_lora::MtlLora,
     reft::Reft,

@@ -300,6 +300,10 @@ impl Method for MtlLora {
         Some(stack::chains(place))
     }
 
+    fn reopen(&self, _: &Place<'_>, state: State, closed: Val, cx: &BuildCx<'_>) -> Option<State> {
+        Some(stack::reopened(state, closed, cx))
+    }
+
     fn task_shared(&self) -> &'static [&'static str] {
         &["lora_A", "lora_B"]
     }

@@ -303,6 +303,10 @@ impl Method for Reft {
         Ok(State { x: y, ..state })
     }
 
+    fn reopen(&self, _: &Place<'_>, state: State, closed: Val, _: &BuildCx<'_>) -> Option<State> {
+        Some(State { x: closed, ..state })
+    }
+
     fn close(
         &self,
         _: &Place<'_>,

@@ -22,6 +22,7 @@ use crate::infer::Verified;
 use crate::ir::{DType, Graph, TensorData};
 use crate::select::Selection;
 use bytes::Bytes;
+use rustc_hash::FxHashSet;
 
 /// One adapter's member (of a union, or its only one) at one place.
 #[derive(Clone, Debug)]
@@ -64,8 +65,17 @@ pub(crate) fn plan<'s>(
         loaded: Vec::new(),
         notes: Vec::new(),
     };
-    for (index, adapter) in adapters.iter().enumerate() {
-        check_name(&adapter.name)?;
+    // Fusions stand where the adapters stand that they mix.
+    let (fusions, others): (Vec<_>, Vec<_>) = adapters
+        .iter()
+        .enumerate()
+        .partition(|(_, a)| a.config.fuses().is_some());
+    for (index, adapter) in others.into_iter().chain(fusions) {
+        match adapter.config.fuses() {
+            Some(_) => check_fusion(adapter, adapters)?,
+            None => check_name(&adapter.name)?,
+        }
+        let fused = fused(adapter, adapters, &out.parts);
         let begin = out.parts.len();
         let mut notes = Vec::new();
         let mut store = AdapterStore::default();
@@ -81,7 +91,13 @@ pub(crate) fn plan<'s>(
                     ..finding
                 });
             }
-            let (parts, said) = member(index, adapter, method, selection, model, seed, &mut store)
+            let of = Member {
+                index,
+                adapter,
+                method,
+                fused: &fused,
+            };
+            let (parts, said) = member(&of, selection, model, seed, &mut store)
                 .map_err(|e| e.within(format!("adapter `{}`", adapter.name)))?;
             out.parts.extend(parts);
             notes.extend(said);
@@ -131,6 +147,42 @@ pub(crate) fn plan<'s>(
     Ok(out)
 }
 
+impl Plan<'_> {
+    /// Leaves layers without adapters: the library's `skip_layers`. Their parameters are kept for the adapters' files.
+    pub(crate) fn skip(
+        &mut self,
+        layers: &[usize],
+        selection: &Selection,
+    ) -> std::result::Result<(), Diagnostic> {
+        let known = |n: &&usize| selection.layers.iter().any(|l| l.index == **n);
+        if let Some(other) = layers.iter().find(|n| !known(n)) {
+            let last = selection.layers.iter().map(|l| l.index).max();
+            let found = format!("`skip_layers` names layer {other}, which the model does not have");
+            return Err(Diagnostic::error("skip-layers", found)
+                .help(format!("its layers are 0 to {}", last.unwrap_or_default())));
+        }
+        let skipped = |p: &Part<'_>| p.place.layer.is_some_and(|l| layers.contains(&l));
+        let (gone, kept): (Vec<_>, Vec<_>) = self.parts.drain(..).partition(skipped);
+        self.parts = kept;
+        let names = |parts: &[Part<'_>]| -> FxHashSet<String> {
+            let all = parts.iter().flat_map(|p| p.own.iter().chain(&p.shared));
+            all.map(|(_, full)| full.clone()).collect()
+        };
+        let used = names(&self.parts);
+        for name in names(&gone).difference(&used) {
+            if let Some(param) = self.store.get(name).cloned() {
+                let idle = Param {
+                    idle: true,
+                    trainable: false,
+                    ..param
+                };
+                self.store.insert(name, idle);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Elements of the largest parameter that is made: 4 GiB of `f32`.
 const LARGEST: usize = 1 << 30;
 
@@ -160,15 +212,70 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn member<'s>(
+/// The places of the adapters that a fusion mixes.
+fn fused<'s>(
+    fusion: &Adapter,
+    adapters: &[Adapter],
+    parts: &[Part<'s>],
+) -> Vec<(String, Place<'s>)> {
+    let Some(names) = fusion.config.fuses() else {
+        return Vec::new();
+    };
+    let of = |p: &Part<'s>| {
+        let name = &adapters[p.adapter].name;
+        names
+            .contains(name)
+            .then(|| (name.clone(), p.place.clone()))
+    };
+    parts.iter().filter_map(of).collect()
+}
+
+/// Refuses a fusion of adapters that are not there.
+fn check_fusion(fusion: &Adapter, adapters: &[Adapter]) -> Result<()> {
+    let names = fusion.config.fuses().unwrap_or_default();
+    let missing = names
+        .iter()
+        .find(|n| adapters.iter().all(|a| a.name != **n));
+    let message = match missing {
+        Some(name) => format!(
+            "the fusion `{}` mixes `{name}`, which is not there",
+            fusion.name
+        ),
+        None if names.is_empty() => {
+            format!("the fusion `{}` mixes no adapter", fusion.name)
+        }
+        None => return Ok(()),
+    };
+    Err(Error::new(
+        ErrorKind::Method,
+        Diagnostic::error("fusion-adapters", message)
+            .help("name the adapters that it mixes: --active 'Fuse(a, b)'"),
+    ))
+}
+
+/// One method of one adapter.
+struct Member<'s, 'f> {
+    /// Index of the adapter.
     index: usize,
     adapter: &'s Adapter,
     method: &'s MethodConfig,
+    /// What it mixes.
+    fused: &'f [(String, Place<'s>)],
+}
+
+fn member<'s>(
+    of: &Member<'s, '_>,
     selection: &'s Selection,
     model: &'s Verified,
     seed: u64,
     store: &mut AdapterStore,
 ) -> Result<(Vec<Part<'s>>, Vec<Diagnostic>)> {
+    let Member {
+        index,
+        adapter,
+        method,
+        fused,
+    } = *of;
     let wrong = |d: Diagnostic| Error::new(ErrorKind::Method, d);
     let base = &*selection.base_prefix;
     let has = |scope: &str| {
@@ -192,6 +299,7 @@ fn member<'s>(
         foreign: adapter.weights.is_some() && !adapter.base.is_ours(),
         by_columns: adapter.weights.is_none() || adapter.base.by_columns(),
         known: model,
+        fused,
     };
     let places = method.places(&around).map_err(wrong)?;
     let notes = method.notes(&around, &places);
@@ -226,6 +334,7 @@ fn member<'s>(
                     trainable: spec.trainable,
                     idle: spec.idle,
                     decay: decays(&name),
+                    to_identity: spec.to_identity,
                     aliases: spec
                         .aliases
                         .iter()

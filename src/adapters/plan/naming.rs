@@ -306,9 +306,10 @@ fn inside(module: &str, name: &str) -> String {
 }
 
 /// The pieces of a key that mark it as an adapter's, by the library's own test; the adapter's name and a dot follow.
-pub(crate) const MARKS: [&str; 9] = [
+pub(crate) const MARKS: [&str; 10] = [
     "_adapters.",
     ".adapters.",
+    ".adapter_fusion_layer.",
     ".prefix_tunings.",
     ".prefix_gates.",
     ".loras.",

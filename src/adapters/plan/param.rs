@@ -87,6 +87,8 @@ pub struct ParamSpec {
     pub aliases: Vec<String>,
     /// Scopes to use instead of the place's: the first one names the parameter, in the others the library writes it again.
     pub scopes: Vec<String>,
+    /// Weight of its squared distance from the identity, which training adds to the loss.
+    pub(crate) to_identity: Option<f32>,
 }
 
 impl ParamSpec {
@@ -100,6 +102,7 @@ impl ParamSpec {
             idle: false,
             aliases: Vec::new(),
             scopes: Vec::new(),
+            to_identity: None,
         }
     }
 
@@ -179,6 +182,11 @@ pub enum Init {
     Diagonal {
         /// The diagonal.
         value: f32,
+    },
+    /// The identity, with this value beside the diagonal.
+    NearIdentity {
+        /// The value.
+        beside: f32,
     },
     /// `-[I 0]`: the Householder form of the first columns of the identity.
     NegativeIdentity,
@@ -272,6 +280,10 @@ impl Init {
                 random.uniform_values(n, (6.0 / fan_in.get().max(1) as f64).sqrt())
             }
             Init::Diagonal { value } => diagonal(dims, *value),
+            Init::NearIdentity { beside } => {
+                let on = |v: f32| if v == 1.0 { 1.0 } else { *beside };
+                diagonal(dims, 1.0).into_iter().map(on).collect()
+            }
             Init::NegativeIdentity => diagonal(dims, -1.0),
             Init::Orthogonal { columns } => orthogonal(*dims.first()?, *columns, &mut random),
             Init::Constant { value } => vec![*value; n],
@@ -304,6 +316,7 @@ impl fmt::Display for Init {
             Init::Kaiming { fan_in } => write!(f, "U(±√(6/{fan_in}))"),
             Init::Xavier { .. } => f.write_str("Xavier normal"),
             Init::Diagonal { value } => write!(f, "{value} on the diagonal"),
+            Init::NearIdentity { beside } => write!(f, "1 on the diagonal, {beside:e} beside it"),
             Init::NegativeIdentity => f.write_str("-1 on the diagonal"),
             Init::Orthogonal { .. } => f.write_str("a random orthogonal matrix"),
             Init::Constant { value } => write!(f, "{value}"),

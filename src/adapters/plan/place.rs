@@ -35,6 +35,8 @@ pub struct Surroundings<'a, 's> {
     pub(crate) by_columns: bool,
     /// What is known of its values.
     pub known: &'a Verified,
+    /// The places of the adapters that a fusion mixes, each with the adapter's name.
+    pub(crate) fused: &'a [(String, Place<'s>)],
 }
 
 /// One place where an adapter attaches.
@@ -237,7 +239,7 @@ pub(crate) struct Kind {
     pub about: &'static str,
     /// Order of places at one value: a linear's own adapters, then the sublayer's, then the layer's.
     pub rank: u8,
-    /// Whether adapters compose here. ReFT and invertible adapters do not in the library: the first one of the setup is the one.
+    /// Whether adapters compose here. Invertible adapters and prompts do not, as in the library: the first one of the setup is the one.
     pub composes: bool,
 }
 
@@ -250,7 +252,7 @@ impl Kind {
         "outputs of attention or feed-forward blocks",
         true,
     );
-    const LAYER: Kind = Kind::new(3, "layer", "outputs of layers", false);
+    const LAYER: Kind = Kind::new(3, "layer", "outputs of layers", true);
     const HEAD: Kind = Kind::new(4, "head", "input of the head", false);
     const ATTENTION: Kind = Kind::new(5, "attention", "attentions: keys and values", true);
     const SEQUENCE: Kind = Kind::new(6, "sequence", "embedded sequence, which grows", false);
@@ -269,7 +271,10 @@ impl Kind {
 
     const TABLE: Kind = Kind::new(11, "table", "rows of embedding tables", true);
 
-    const ALL: [Kind; 12] = [
+    /// What has no place of its own either: inputs whose batch stands once for each child of a `Parallel`.
+    pub(crate) const BATCH: Kind = Kind::new(12, "batch", "inputs, once for each child", false);
+
+    const ALL: [Kind; 13] = [
         Kind::EMBEDDINGS,
         Kind::LINEAR,
         Kind::SUBLAYER,
@@ -282,6 +287,7 @@ impl Kind {
         Kind::INPUT,
         Kind::PARAMETER,
         Kind::TABLE,
+        Kind::BATCH,
     ];
 
     const fn new(rank: u8, name: &'static str, about: &'static str, composes: bool) -> Kind {
@@ -295,7 +301,7 @@ impl Kind {
 
     /// Whether what several adapters make here has a mean.
     pub(crate) fn averages(self) -> bool {
-        self.composes || self == Kind::LAYER || self == Kind::PARAMETER
+        self.composes || self == Kind::PARAMETER
     }
 
     /// The kind of this name.
@@ -378,6 +384,15 @@ impl Params<'_> {
     }
 }
 
+/// Scores inside adapters that become graph outputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// Gates of adapters, `[batch, gates]` each: the library's `output_adapter_gating_scores`.
+    pub(crate) gating: bool,
+    /// Weights that fusions give their adapters, `[batch, positions, adapters]` each: `output_adapter_fusion_attentions`.
+    pub(crate) attentions: bool,
+}
+
 /// What a method builds with.
 #[derive(Debug)]
 pub struct BuildCx<'a> {
@@ -399,6 +414,10 @@ pub struct BuildCx<'a> {
     pub owner: RefCell<String>,
     /// Why what is built treats a row as one example, if it does: it has no meaning where rows are packed.
     pub whole_rows: Cell<Option<&'static str>>,
+    /// Which scores become graph outputs.
+    pub(crate) shown: Shown,
+    /// The scores: names of the outputs, and their values.
+    pub(crate) scores: RefCell<Vec<(String, Val)>>,
     casts: RefCell<FxHashMap<Val, DType>>,
 }
 
@@ -422,6 +441,8 @@ impl<'a> BuildCx<'a> {
             moves: RefCell::default(),
             owner: RefCell::default(),
             whole_rows: Cell::default(),
+            shown: Shown::default(),
+            scores: RefCell::default(),
             casts: RefCell::default(),
         }
     }
@@ -477,7 +498,7 @@ impl<'a> BuildCx<'a> {
     pub(crate) fn segments(&self) -> Option<Val> {
         let input = self.graph.find(contract::SEGMENT_IDS);
         let input = input.filter(|v| self.graph.is_input(*v))?;
-        Some(Val::Old(input))
+        Some(self.current(input))
     }
 
     /// Has readers of a value read what the last node made, which says so.
@@ -613,7 +634,18 @@ impl<'a> BuildCx<'a> {
         self.whole_rows
             .set(Some("a gate is the mean over all positions of a row"));
         let score = self.b.add(self.b.linear_t(self.up(x), weight), bias);
-        self.b
-            .reduce_mean(self.b.unary("Sigmoid", score), &[1], true)
+        let gate = self
+            .b
+            .reduce_mean(self.b.unary("Sigmoid", score), &[1], true);
+        if self.shown.gating {
+            self.show(contract::GATING_SCORES, self.b.squeeze(gate, &[1]));
+        }
+        gate
+    }
+
+    /// Makes a score an output of the graph, named by the module that is built.
+    pub(crate) fn show(&self, kind: &str, score: Val) {
+        let name = format!("{kind}{}", self.b.scope());
+        self.scores.borrow_mut().push((name, score));
     }
 }

@@ -1,10 +1,12 @@
 //! Composition: which adapters are active, and how they are put together. Resolved into the graph when adapters are attached.
 //!
-//! The notation is AdapterHub's: `a`, `Stack(a, b)`, `MultiTask(a, Stack(b, c))`; as JSON it is that of `adapter_setup.json`. Both are
+//! The notation is AdapterHub's: `a`, `Stack(a, Fuse(b, c))`, `MultiTask(a, Stack(b, c))`; as JSON it is that of `adapter_setup.json`. Both are
 //! read into the same tree of blocks, whose names and rules are checked in one place.
 
-use crate::adapters::config::literal_at;
+mod notation;
+
 use crate::diag::{Diagnostic, nearest};
+use notation::{Node, Parser, node_of};
 use serde_json::{Map, Value, json};
 
 /// A composition of adapters, in AdapterHub's terms.
@@ -15,6 +17,13 @@ pub enum Setup {
     Single(String),
     /// One after the other.
     Stack(Vec<Setup>),
+    /// Each position mixes what the children make of it, with weights that an AdapterFusion computes.
+    Fuse {
+        /// What is mixed.
+        children: Vec<Setup>,
+        /// Name of the fusion (default: the last adapter of each child, joined by commas).
+        name: Option<String>,
+    },
     /// Each child has a part of the sequence's positions.
     Split {
         /// What has a part each, in order.
@@ -29,6 +38,8 @@ pub enum Setup {
         /// Number of samples of each child. They add up to every batch.
         batch_sizes: Vec<usize>,
     },
+    /// Each child has the whole batch: a result has the samples of the first child, then those of the next.
+    Parallel(Vec<Setup>),
     /// The mean of what the children make.
     Average {
         /// What is averaged.
@@ -53,19 +64,6 @@ const BLOCKS: [&str; 7] = [
     "MultiTask",
 ];
 
-/// Deepest nesting that is read; AdapterHub allows three levels.
-const MAX_DEPTH: usize = 8;
-
-/// A setup as it is written, before its blocks are known.
-enum Node {
-    Name(String),
-    Block {
-        name: String,
-        children: Vec<Node>,
-        kwargs: Map<String, Value>,
-    },
-}
-
 impl Setup {
     /// Adapters one behind the other.
     pub fn stack(names: impl IntoIterator<Item = String>) -> Setup {
@@ -89,15 +87,7 @@ impl Setup {
     /// # Errors
     /// What is wrong, and where in the text.
     pub fn parse(text: &str) -> Result<Setup, Diagnostic> {
-        let mut p = Parser { text, at: 0 };
-        let node = p.node(0)?;
-        p.blanks();
-        if p.at < text.len() {
-            return Err(p.error("expected the end").help(
-                "several adapters need a block: Stack(a, b), or MultiTask(a, b) for one adapter a sample",
-            ));
-        }
-        resolve(node)
+        resolve(Parser::whole(text)?)
     }
 
     /// Reads a block of `adapter_setup.json`: `{"type": "Stack", "children": […]}`, with `single` for a name.
@@ -105,7 +95,7 @@ impl Setup {
     /// # Errors
     /// What is wrong.
     pub(crate) fn from_json(value: &Value) -> Result<Setup, Diagnostic> {
-        resolve(node_of(value, 0)?)
+        resolve(node_of(value)?)
     }
 
     /// The block of `adapter_setup.json`.
@@ -127,6 +117,8 @@ impl Setup {
         match self {
             Setup::Single(_) => &[],
             Setup::Stack(children)
+            | Setup::Parallel(children)
+            | Setup::Fuse { children, .. }
             | Setup::Split { children, .. }
             | Setup::BatchSplit { children, .. }
             | Setup::Average { children, .. }
@@ -137,7 +129,10 @@ impl Setup {
     /// The arguments that are not as usual, by the names that the library has for them.
     fn arguments(&self) -> Vec<(&'static str, Value)> {
         match self {
-            Setup::Single(_) | Setup::Stack(_) | Setup::MultiTask(_) => Vec::new(),
+            Setup::Single(_) | Setup::Stack(_) | Setup::Parallel(_) | Setup::MultiTask(_) => {
+                Vec::new()
+            }
+            Setup::Fuse { name, .. } => name.iter().map(|n| ("name", json!(n))).collect(),
             Setup::Split { splits, .. } => vec![("splits", json!(splits))],
             Setup::BatchSplit { batch_sizes, .. } => vec![("batch_sizes", json!(batch_sizes))],
             Setup::Average {
@@ -163,6 +158,73 @@ impl Setup {
             }
         });
         out
+    }
+
+    /// The last adapter: the one that a fusion names its child by.
+    fn last(&self) -> &str {
+        match self {
+            Setup::Single(name) => name,
+            other => other.children().last().map_or("", Setup::last),
+        }
+    }
+
+    /// The fusions in it, each once: its name, and the names that it mixes.
+    pub(crate) fn fusions(&self) -> Vec<(String, Vec<String>)> {
+        let mut out: Vec<(String, Vec<String>)> = Vec::new();
+        self.visit(&mut |setup| {
+            if let Some(name) = setup.fusion()
+                && out.iter().all(|(n, _)| *n != name)
+            {
+                let last = |c: &Setup| c.last().to_owned();
+                out.push((name, setup.children().iter().map(last).collect()));
+            }
+        });
+        out
+    }
+
+    /// The name of the fusion that a `Fuse` asks for.
+    pub(crate) fn fusion(&self) -> Option<String> {
+        match self {
+            Setup::Fuse {
+                name: Some(name), ..
+            } => Some(name.clone()),
+            Setup::Fuse { children, .. } => {
+                let last: Vec<&str> = children.iter().map(Setup::last).collect();
+                Some(last.join(","))
+            }
+            Setup::Single(_)
+            | Setup::Stack(_)
+            | Setup::Split { .. }
+            | Setup::BatchSplit { .. }
+            | Setup::Parallel(_)
+            | Setup::Average { .. }
+            | Setup::MultiTask(_) => None,
+        }
+    }
+
+    /// The adapters and fusions that are active.
+    pub(crate) fn active(&self) -> Vec<String> {
+        let adapters = self.names().into_iter().map(str::to_owned);
+        let fusions = self.fusions().into_iter().map(|(name, _)| name);
+        adapters.chain(fusions).collect()
+    }
+
+    /// Whether its adapters are one piece of the graph, of which none can go alone.
+    pub(crate) fn is_bound(&self) -> bool {
+        let mut bound = false;
+        self.visit(&mut |s| bound |= !matches!(s, Setup::Single(_) | Setup::Stack(_)));
+        bound
+    }
+
+    /// How often a batch stands in what flows: the number of children of a `Parallel`, or 1.
+    pub(crate) fn channels(&self) -> usize {
+        let mut channels = 1;
+        self.visit(&mut |setup| {
+            if let Setup::Parallel(children) = setup {
+                channels = channels.max(children.len());
+            }
+        });
+        channels
     }
 
     /// The children of each `MultiTask` in it.
@@ -206,7 +268,10 @@ impl Setup {
         let all = |children: &[Setup]| children.iter().map(Setup::alone).collect();
         match self {
             Setup::Single(_) => self.clone(),
-            Setup::Stack(children) => children.first().map_or_else(|| self.clone(), Setup::alone),
+            Setup::Stack(children) | Setup::Fuse { children, .. } => {
+                children.first().map_or_else(|| self.clone(), Setup::alone)
+            }
+            Setup::Parallel(children) => Setup::Parallel(all(children)),
             Setup::Split { children, splits } => Setup::Split {
                 children: all(children),
                 splits: splits.clone(),
@@ -254,7 +319,7 @@ impl Setup {
         self.nesting(None)
     }
 
-    /// Which block may stand in which, as in the library. What each child makes of its own part ends a place: nothing can follow it.
+    /// Which block may stand in which, as in the library.
     fn nesting(&self, parent: Option<&Setup>) -> Result<(), Diagnostic> {
         let bad = |message: String, help: &str| {
             Err(Diagnostic::error("setup-nesting", message)
@@ -283,16 +348,6 @@ impl Setup {
                     )
                 };
                 return bad(format!("`{block}` cannot stand in `{outer}`"), &help);
-            }
-            if let Setup::Stack(siblings) = parent
-                && !siblings.last().is_some_and(|last| std::ptr::eq(last, self))
-            {
-                return bad(
-                    format!("`{block}` is not the last of its `Stack`"),
-                    &format!(
-                        "put what follows into its children: {block}(Stack(a, c), Stack(b, c))"
-                    ),
-                );
             }
             if matches!(self, Setup::Stack(_)) && !self.names_only() {
                 return bad(
@@ -325,6 +380,8 @@ impl Setup {
         match self {
             Setup::Single(_) => "single",
             Setup::Stack(_) => "Stack",
+            Setup::Fuse { .. } => "Fuse",
+            Setup::Parallel(_) => "Parallel",
             Setup::Split { .. } => "Split",
             Setup::BatchSplit { .. } => "BatchSplit",
             Setup::Average { .. } => "Average",
@@ -336,9 +393,18 @@ impl Setup {
 /// The blocks that may stand in a block.
 fn holds(block: &str) -> &'static [&'static str] {
     match block {
-        "Stack" => &["Split", "BatchSplit", "Average", "MultiTask"],
+        "Stack" => &[
+            "Fuse",
+            "Split",
+            "Parallel",
+            "BatchSplit",
+            "Average",
+            "MultiTask",
+        ],
+        "Fuse" => &["Stack"],
         "Split" | "BatchSplit" => &["Stack", "Split", "BatchSplit", "Average"],
-        "MultiTask" => &["Stack", "Average"],
+        "Parallel" => &["Stack", "BatchSplit", "Average"],
+        "MultiTask" => &["Stack", "Average", "Fuse"],
         "Average" => &["Stack", "Split", "BatchSplit"],
         _ => &[],
     }
@@ -359,8 +425,10 @@ impl std::fmt::Display for Setup {
         match self {
             Setup::Single(name) => f.write_str(name),
             Setup::Stack(_)
+            | Setup::Fuse { .. }
             | Setup::Split { .. }
             | Setup::BatchSplit { .. }
+            | Setup::Parallel(_)
             | Setup::Average { .. }
             | Setup::MultiTask(_) => {
                 write!(f, "{}(", self.block())?;
@@ -369,9 +437,10 @@ impl std::fmt::Display for Setup {
                     write!(f, "{comma}{child}")?;
                 }
                 for (key, value) in self.arguments() {
-                    let value = match value {
+                    let value = match &value {
                         Value::Bool(false) => "False".to_owned(),
-                        other => other.to_string().replace(',', ", "),
+                        Value::Array(_) => value.to_string().replace(',', ", "),
+                        other => other.to_string(),
                     };
                     write!(f, ", {key}={value}")?;
                 }
@@ -400,6 +469,11 @@ fn resolve(node: Node) -> Result<Setup, Diagnostic> {
     };
     let setup = match &*name {
         "Stack" => Setup::Stack(children),
+        "Fuse" => Setup::Fuse {
+            name: given.text("name")?,
+            children,
+        },
+        "Parallel" => Setup::Parallel(children),
         "Split" => Setup::Split {
             splits: given.sizes("splits", children.len())?,
             children,
@@ -414,7 +488,7 @@ fn resolve(node: Node) -> Result<Setup, Diagnostic> {
             children,
         },
         "MultiTask" => Setup::MultiTask(children),
-        other => return Err(unavailable(other)),
+        other => return Err(unknown_block(other)),
     };
     given.end()?;
     setup.nesting(None)?;
@@ -486,6 +560,14 @@ impl Arguments<'_> {
         }
     }
 
+    fn text(&mut self, key: &str) -> Result<Option<String>, Diagnostic> {
+        match self.kwargs.remove(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if !text.is_empty() => Ok(Some(text)),
+            Some(other) => Err(self.wrong(key, &other, "a text in quotes")),
+        }
+    }
+
     fn end(self) -> Result<(), Diagnostic> {
         let Some(key) = self.kwargs.keys().next() else {
             return Ok(());
@@ -498,150 +580,13 @@ impl Arguments<'_> {
     }
 }
 
-fn unavailable(name: &str) -> Diagnostic {
-    if BLOCKS.contains(&name) {
-        return Diagnostic::error(
-            "setup-block",
-            format!("this version cannot compose with `{name}`"),
-        )
-        .help("it composes with Stack, Split, BatchSplit, Average and MultiTask");
-    }
+fn unknown_block(name: &str) -> Diagnostic {
     let finding = Diagnostic::error("setup-block", format!("there is no block `{name}`"));
     match nearest(name, BLOCKS) {
         Some(near) => finding.note(format!("the nearest one is `{near}`")),
         None => finding,
     }
     .help(format!("AdapterHub's blocks are {}", BLOCKS.join(", ")))
-}
-
-fn node_of(value: &Value, depth: usize) -> Result<Node, Diagnostic> {
-    let wrong = |what: &str| Err(Diagnostic::error("setup-json", what));
-    if depth > MAX_DEPTH {
-        return wrong("the setup is nested too deeply");
-    }
-    if let Some(name) = value.as_str() {
-        return Ok(Node::Name(name.to_owned()));
-    }
-    let (Some(block), Some(children)) = (value["type"].as_str(), value["children"].as_array())
-    else {
-        return wrong("a block of a setup has a `type` and a list of `children`");
-    };
-    let mut children = children
-        .iter()
-        .map(|c| node_of(c, depth + 1))
-        .collect::<Result<Vec<_>, _>>()?;
-    if block == "single" {
-        return match (children.pop(), children.is_empty()) {
-            (Some(only), true) => Ok(only),
-            _ => wrong("`single` has one child"),
-        };
-    }
-    Ok(Node::Block {
-        name: block.to_owned(),
-        children,
-        kwargs: value["kwargs"].as_object().cloned().unwrap_or_default(),
-    })
-}
-
-struct Parser<'t> {
-    text: &'t str,
-    at: usize,
-}
-
-impl<'t> Parser<'t> {
-    fn error(&self, what: impl Into<String>) -> Diagnostic {
-        let before = self.text[..self.at].chars().count();
-        Diagnostic::error("setup-string", what)
-            .note(self.text.to_owned())
-            .note(format!("{}^", " ".repeat(before)))
-    }
-
-    fn rest(&self) -> &'t str {
-        &self.text[self.at..]
-    }
-
-    fn blanks(&mut self) {
-        let rest = self.rest();
-        self.at += rest.len() - rest.trim_start().len();
-    }
-
-    fn eat(&mut self, c: char) -> bool {
-        self.blanks();
-        let found = self.rest().starts_with(c);
-        if found {
-            self.at += c.len_utf8();
-        }
-        found
-    }
-
-    /// A bare or quoted name.
-    fn word(&mut self) -> Result<&'t str, Diagnostic> {
-        self.blanks();
-        let rest = self.rest();
-        if let Some(quote @ ('\'' | '"')) = rest.chars().next() {
-            let Some(end) = rest[1..].find(quote) else {
-                return Err(self.error("this name does not end"));
-            };
-            self.at += end + 2;
-            return Ok(&rest[1..=end]);
-        }
-        let stops = |c: char| c.is_whitespace() || "()[],='\"".contains(c);
-        let end = rest.find(stops).unwrap_or(rest.len());
-        if end == 0 {
-            return Err(self.error("expected the name of an adapter or a block"));
-        }
-        self.at += end;
-        Ok(&rest[..end])
-    }
-
-    fn node(&mut self, depth: usize) -> Result<Node, Diagnostic> {
-        if depth > MAX_DEPTH {
-            return Err(self.error("nested too deeply"));
-        }
-        let name = self.word()?;
-        if !self.eat('(') {
-            return Ok(Node::Name(name.to_owned()));
-        }
-        // As in Python, where the module is imported as `ac`.
-        let name = name.rsplit('.').next().unwrap_or(name).to_owned();
-        let mut children = Vec::new();
-        let mut kwargs = Map::new();
-        while !self.eat(')') {
-            self.argument(&mut children, &mut kwargs, depth)?;
-            if !self.eat(',') && !self.rest().starts_with(')') {
-                return Err(self.error("expected `,` or `)`"));
-            }
-        }
-        Ok(Node::Block {
-            name,
-            children,
-            kwargs,
-        })
-    }
-
-    /// A child, or `key=value`.
-    fn argument(
-        &mut self,
-        children: &mut Vec<Node>,
-        kwargs: &mut Map<String, Value>,
-        depth: usize,
-    ) -> Result<(), Diagnostic> {
-        self.blanks();
-        let start = self.at;
-        let key = self.word()?;
-        if !self.eat('=') {
-            self.at = start;
-            children.push(self.node(depth + 1)?);
-            return Ok(());
-        }
-        let (value, end) = literal_at(self.text, self.at).map_err(|(at, what)| {
-            self.at = at;
-            self.error(what)
-        })?;
-        self.at = end;
-        kwargs.insert(key.to_owned(), value);
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -664,6 +609,13 @@ mod tests {
                 "BatchSplit(a, Stack(b, c), batch_sizes=[1, 2])",
             ),
             ("Average(a, b)", "Average(a, b)"),
+            (
+                "Stack(a, Fuse(b, Stack(c, d)))",
+                "Stack(a, Fuse(b, Stack(c, d)))",
+            ),
+            ("Fuse(a, b, name='x,y')", "Fuse(a, b, name=\"x,y\")"),
+            ("Parallel(a, Stack(b, c))", "Parallel(a, Stack(b, c))"),
+            ("Stack(Average(a, b), c)", "Stack(Average(a, b), c)"),
             (
                 "Average(a, b, weights=[0.5, 2], normalize_weights=False)",
                 "Average(a, b, weights=[0.5, 2.0], normalize_weights=False)",
@@ -688,13 +640,14 @@ mod tests {
             ("Stack('a", "this name does not end"),
             ("Stack()", "`Stack` has no children"),
             ("Stak(a)", "the nearest one is `Stack`"),
-            ("Fuse(a, b)", "cannot compose with `Fuse`"),
+            ("Fuse(a, b, name=3)", "`name` of `Fuse` is 3"),
+            ("Fuse(a, Fuse(b, c))", "`Fuse` cannot stand in `Fuse`"),
+            (
+                "Parallel(a, Split(b, c, splits=2))",
+                "`Split` cannot stand in `Parallel`",
+            ),
             ("BatchSplit(a, batch_sizes=[2, x y])", "expected `,` or `]`"),
             ("BatchSplit(a, b)", "`BatchSplit` has no `batch_sizes`"),
-            (
-                "Stack(Average(a, b), Average(a, b))",
-                "not the last of its `Stack`",
-            ),
             ("Split(a, b, splits=[3])", "`splits` of `Split` is [3]"),
             (
                 "Split(a, b, splits=[0, 3])",
@@ -707,10 +660,6 @@ mod tests {
             ),
             ("Average(a, b, normalize_weights=1)", "it is true or false"),
             (
-                "Stack(Split(a, b, splits=2), c)",
-                "not the last of its `Stack`",
-            ),
-            (
                 "MultiTask(Split(a, b, splits=2), c)",
                 "`Split` cannot stand in `MultiTask`",
             ),
@@ -719,7 +668,6 @@ mod tests {
                 "`MultiTask` takes no argument `names`",
             ),
             ("Stack(a, Stack(b, c))", "`Stack` cannot stand in `Stack`"),
-            ("Stack(MultiTask(a, b), c)", "not the last of its `Stack`"),
             (
                 "MultiTask(a, Stack(b, MultiTask(c, d)))",
                 "holds adapters only",

@@ -89,6 +89,7 @@ impl Unused {
                 trainable: false,
                 idle: true,
                 decay: decays(&name),
+                to_identity: None,
                 aliases: Vec::new(),
             };
             store.insert(&name, param);

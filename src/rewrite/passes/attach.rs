@@ -3,17 +3,18 @@
 //! Nodes stand right behind the node they serve. Everything added is stamped in `metadata_props`, so that [`Strip`](super::Strip) finds
 //! it in a file as well. Linear in the size of the graph.
 
+use self::channels::replicate;
 use self::compose::{Composer, Site, Used, closed, stamped};
 use self::manifest::{check_names, extended};
-use self::outputs::{declare_outputs, forget_shapes};
+use self::outputs::{Grown, declare_outputs, forget_shapes};
 
 use crate::adapters::manifest::Manifest;
-use crate::adapters::place::{At, BuildCx, Place, State};
+use crate::adapters::place::{At, BuildCx, Place, Shown, State};
 use crate::adapters::plan::{Part, Plan, plan};
 use crate::adapters::{Adapter, AdapterStore, Setup, param_stamps};
 use crate::diag::Diagnostic;
 use crate::ir::contract::stamp;
-use crate::ir::{Builder, DType, Fact, Graph, NodeId, Spot, Use, Val, ValueId};
+use crate::ir::{Builder, DType, Fact, Graph, NodeId, Spot, Type, TypeKind, Use, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use crate::select::{LinearSite, Selection};
 use rustc_hash::FxHashMap;
@@ -21,6 +22,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 mod blocks;
+mod channels;
 mod compose;
 mod manifest;
 pub(super) mod outputs;
@@ -39,6 +41,10 @@ pub(crate) struct AttachPass {
     pub seed: u64,
     /// Whether dropout and stochastic depth are wanted.
     pub training: bool,
+    /// Which scores become graph outputs.
+    pub shown: Shown,
+    /// Layers without adapters.
+    pub skip_layers: Vec<usize>,
 }
 
 impl AttachPass {
@@ -51,6 +57,8 @@ impl AttachPass {
             adapters: vec![adapter],
             seed: 0,
             training: false,
+            shown: Shown::default(),
+            skip_layers: Vec::new(),
         }
     }
 }
@@ -104,6 +112,7 @@ impl Pass for AttachPass {
         let graph = &before.model().graph;
         let mut planned = plan(&self.adapters, &self.selection, before, self.seed)?;
         planned.share(&self.adapters, &self.setup)?;
+        planned.skip(&self.skip_layers, &self.selection)?;
         let Plan {
             parts,
             store,
@@ -158,15 +167,25 @@ impl Pass for AttachPass {
             current: current_values(graph),
             once: RefCell::default(),
         };
+        let channels = self.setup.channels();
+        let grown = if channels > 1 {
+            let owner = self.setup.first().unwrap_or_default();
+            Some(replicate(channels, owner, &mut writer.current, cx)?)
+        } else {
+            None
+        };
         for group in groups.values() {
             writer.write(group, cx)?;
+        }
+        if let Some(grown) = &grown {
+            declare_outputs(grown, cx)?;
         }
         let longer = parts.iter().filter_map(|p| match &p.place.at {
             At::Sequence(longer) => Some(&**longer),
             _ => None,
         });
         for longer in longer {
-            declare_outputs(longer, cx)?;
+            declare_outputs(&Grown::from(longer), cx)?;
         }
         writer.beside(&store, cx)?;
         let manifest = extended(there, self).text();
@@ -267,10 +286,10 @@ impl Writer<'_> {
         let graph = &cx.model().graph;
         let mut made = Vec::new();
         let old = self.now(target);
-        let moves;
+        let (moves, scores, computed);
         let new = {
             let b = patch.builder();
-            let build = BuildCx::new(
+            let mut build = BuildCx::new(
                 b,
                 graph,
                 base,
@@ -278,6 +297,7 @@ impl Writer<'_> {
                 &self.current,
                 &self.once,
             );
+            build.shown = self.pass.shown;
             b.set_scope(&self.composer.fresh_scope(&format!("{}/input", place.scope)));
             b.set_stamp(stamped(&self.pass.adapters[first.adapter].name));
             if matches!(place.at, At::Parameter(_)) {
@@ -300,6 +320,8 @@ impl Writer<'_> {
             unpacked(place, &build)?;
             made.append(&mut used.made);
             moves = build.moves.take();
+            scores = build.scores.take();
+            computed = b.float();
             sealed(b, new)
         };
         let uses = match place.readers() {
@@ -308,12 +330,18 @@ impl Writer<'_> {
         };
         Self::mark(patch.builder(), graph, old, new, &uses, place.kind().name);
         if let At::Sequence(longer) = &place.at {
-            forget_shapes(longer, graph, &mut patch);
+            forget_shapes(&Grown::from(&**longer), graph, &mut patch);
         }
         for (old, new, uses) in &moves {
             patch.redirect(*old, *new, Uses::Only(uses.clone()));
         }
         patch.redirect(old, new, uses.clone());
+        for (name, score) in scores {
+            let dims = None;
+            let dtype = computed;
+            let kind = TypeKind::Tensor { dtype, dims };
+            patch.add_output(score, &name, Some(Type { kind, exact: None }));
+        }
         let applied = cx.commit(patch)?;
         for (old, new, _) in moves {
             self.current.insert(old, applied.value(new));

@@ -1,9 +1,10 @@
 //! Losses: what is differentiated, appended to a graph in standard operators.
 
+use crate::adapters::place::Kind;
 use crate::diag::{Diagnostic, nearest};
 use crate::ir::contract;
 use crate::ir::contract::stamp;
-use crate::ir::{Attr, Builder, DType, Dim, Fact, Graph, Sym, Type, Val, ValueId};
+use crate::ir::{Attr, Builder, DType, Dim, Fact, Graph, NodeId, Sym, Type, Val, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Patch};
 
 /// A loss. As a pass it adds the scalar output `loss`, computed in `f32` (or `f64`, where the graph is).
@@ -276,6 +277,7 @@ fn tokens(
         b.concat(&[b.ints(&[-1]), vocab], 0)
     };
     let scores = b.reshape(scores, shape);
+    let labels = replicated(g, b, labels);
     let labels = if lengthened(g) {
         padded(b, labels, logits)
     } else {
@@ -287,7 +289,8 @@ fn tokens(
         labels
     };
     let next = b.reshape(next, b.ints(&[-1]));
-    let mut loss = cross_entropy(b, scores, next, divisor, smoothing, wide(ty));
+    let loss = cross_entropy(b, scores, next, divisor, smoothing, wide(ty));
+    let mut loss = summed(g, b, loss, divisor, wide(ty));
     if divisor == Divisor::Input {
         let n = graph_input(g, patch, contract::NUM_ITEMS, Type::tensor(wide(ty), []))?;
         loss = b.div(loss, n);
@@ -369,6 +372,7 @@ fn rows(
     let labels = graph_input(g, patch, contract::LABELS, labels)?;
     let x = widened(patch, logits, ty);
     let b = patch.builder();
+    let labels = replicated(g, b, labels);
     let each = match kind {
         RowLoss::Classification | RowLoss::Tagging | RowLoss::Spans => None,
         RowLoss::MultiLabel => {
@@ -380,11 +384,12 @@ fn rows(
             Some(b.mul(diff, diff))
         }
     };
-    let mut loss = match (each, divisor) {
+    let loss = match (each, divisor) {
         (None, _) => cross_entropy(b, x, labels, divisor, smoothing, wide(ty)),
         (Some(each), Divisor::Input) => b.reduce_sum(each, &[0, 1], false),
         (Some(each), Divisor::Labels) => b.reduce_mean(each, &[0, 1], false),
     };
+    let mut loss = summed(g, b, loss, divisor, wide(ty));
     if divisor == Divisor::Input {
         let n = graph_input(g, patch, contract::NUM_ITEMS, Type::tensor(wide(ty), []))?;
         loss = b.div(loss, n);
@@ -421,6 +426,7 @@ fn spans(cx: &PassCx<'_>, patch: &mut Patch, divisor: Divisor) -> Result<(), Dia
         let at = graph_input(g, patch, position, ty_in)?;
         let x = widened(patch, logits, ty);
         let b = patch.builder();
+        let at = replicated(g, b, at);
         // Adapters may put positions in front of the tokens.
         let at = match g.find(contract::INPUT_IDS).filter(|_| lengthened(g)) {
             Some(ids) => {
@@ -430,6 +436,7 @@ fn spans(cx: &PassCx<'_>, patch: &mut Patch, divisor: Divisor) -> Result<(), Dia
             None => at,
         };
         let loss = cross_entropy(b, x, at, divisor, 0.0, kind);
+        let loss = summed(g, b, loss, divisor, kind);
         whole = Some(whole.map_or(loss, |w| b.add(w, loss)));
     }
     let b = patch.builder();
@@ -450,6 +457,32 @@ pub(super) fn lengthened(g: &Graph) -> bool {
         m.get(stamp::PLACE)
             .is_some_and(|kind| &**kind == "sequence")
     })
+}
+
+/// How often each sample stands in what flows: the number of children of a `Parallel`, or 1.
+pub(super) fn channels(g: &Graph) -> usize {
+    let replicates = |n: &NodeId| {
+        let kind = g.node(*n).metadata.get(stamp::PLACE);
+        kind.is_some_and(|kind| &**kind == Kind::BATCH.name)
+    };
+    let found = g.nodes().find(replicates);
+    found.map_or(1, |n| g.node_inputs(n).len())
+}
+
+/// What is given for each sample of a batch, for all its copies.
+pub(super) fn replicated(g: &Graph, b: &Builder, given: Val) -> Val {
+    match channels(g) {
+        1 => given,
+        n => b.concat(&vec![given; n], 0),
+    }
+}
+
+/// The sum of the losses of all copies, of their mean. A loss that is a sum already stays.
+fn summed(g: &Graph, b: &Builder, loss: Val, divisor: Divisor, ty: DType) -> Val {
+    match (channels(g), divisor) {
+        (1, _) | (_, Divisor::Input) => loss,
+        (n, Divisor::Labels) => b.mul(loss, b.scalar_of(n as f32, ty)),
+    }
 }
 
 /// Labels with positions in front that do not count, as many as the logits have more.

@@ -11,6 +11,7 @@ fn store() -> AdapterStore {
             tensor: TensorData::from_f32([1, 2], &[1.0, 2.0]),
             trainable: true,
             idle: false,
+            to_identity: None,
             decay: true,
             aliases: vec!["model.second.name.loras.a.x".into()],
         },

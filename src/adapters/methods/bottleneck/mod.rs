@@ -13,7 +13,7 @@ mod invertible;
 mod phm;
 mod site;
 
-use super::{GATE, Known, Method, MethodConfig, Preset, act, dict, preset};
+use super::{Fusible, GATE, Known, Method, MethodConfig, Opened, Preset, act, dict, preset};
 use crate::adapters::naming::Sublayer;
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, SublayerSite, Surroundings};
@@ -429,10 +429,58 @@ impl Known for Bottleneck {
         &self.extra
     }
 
+    fn fusible(&self) -> Option<&dyn Fusible> {
+        Some(self)
+    }
+
     fn disjoint(&self, other: &Self) -> bool {
         let places =
             self.mh_adapter != other.mh_adapter && self.output_adapter != other.output_adapter;
         places || !self.leave_out.is_empty() || !other.leave_out.is_empty()
+    }
+}
+
+impl Fusible for Bottleneck {
+    fn open(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        cx: &BuildCx<'_>,
+    ) -> Result<Opened, Diagnostic> {
+        let At::Sublayer(site) = &place.at else {
+            let found = "an invertible adapter cannot be mixed";
+            return Err(Diagnostic::error("fusion-place", found).at(place.scope.clone()));
+        };
+        let (h, residual) = self.pre(site, state, cx)?;
+        let before = if self.is_parallel { h } else { cx.up(state.x) };
+        Ok(Opened {
+            h,
+            before,
+            residual,
+        })
+    }
+
+    fn branch(&self, h: Val, p: &Params<'_>, cx: &BuildCx<'_>) -> Val {
+        let b = cx.b;
+        let normed = if self.ln_before {
+            cx.layer_norm(h, p, "adapter_norm_before")
+        } else {
+            h
+        };
+        let projections = self.projections();
+        let z = act::apply(
+            b,
+            self.non_linearity.as_deref(),
+            projections.down(normed, p, cx),
+        );
+        let mut u = projections.up(z, p, cx);
+        if !self.is_parallel {
+            u = self.stochastic_depth(u, cx);
+        }
+        match &self.scaling {
+            Scaling::Factor(s) => b.scale(u, *s as f32),
+            Scaling::Named(_) => b.mul(u, p.get("scaling")),
+        }
     }
 }
 
@@ -628,26 +676,7 @@ impl Method for Bottleneck {
         };
         let b = cx.b;
         let (h, residual) = self.pre(site, state, cx)?;
-        let normed = if self.ln_before {
-            cx.layer_norm(h, p, "adapter_norm_before")
-        } else {
-            h
-        };
-        let projections = self.projections();
-        let z = act::apply(
-            b,
-            self.non_linearity.as_deref(),
-            projections.down(normed, p, cx),
-        );
-        let mut u = projections.up(z, p, cx);
-        if !self.is_parallel {
-            u = self.stochastic_depth(u, cx);
-        }
-        let u = match &self.scaling {
-            Scaling::Factor(s) => b.scale(u, *s as f32),
-            Scaling::Named(_) => b.mul(u, p.get("scaling")),
-        };
-        let mut y = cx.dropout(u, self.dropout);
+        let mut y = cx.dropout(self.branch(h, p, cx), self.dropout);
         if self.use_gating {
             y = b.mul(y, cx.gate(h, p));
         }
@@ -666,6 +695,25 @@ impl Method for Bottleneck {
             y = b.add(res, y);
         }
         Ok(State { x: y, ..state })
+    }
+
+    fn reopen(
+        &self,
+        place: &Place<'_>,
+        state: State,
+        closed: Val,
+        cx: &BuildCx<'_>,
+    ) -> Option<State> {
+        let mut x = cx.up(closed);
+        if let At::Sublayer(site) = &place.at {
+            if let Some(r) = state.residual.filter(|_| site.rejoins) {
+                x = cx.b.sub(x, cx.up(r));
+            }
+            if self.is_parallel {
+                x = cx.b.sub(x, cx.up(state.out));
+            }
+        }
+        Some(State { x, ..state })
     }
 
     fn close(

@@ -33,6 +33,15 @@ pub(in crate::adapters::methods) fn joined(
     }
 }
 
+/// The change that is in a place's value already, as what an adapter behind it reads.
+pub(in crate::adapters::methods) fn reopened(state: State, closed: Val, cx: &BuildCx<'_>) -> State {
+    let change = cx.b.sub(cx.up(closed), cx.up(state.out));
+    State {
+        delta: Some(change),
+        ..state
+    }
+}
+
 /// The same of changes of a stored weight.
 pub(in crate::adapters::methods) fn merged(
     place: &Place<'_>,

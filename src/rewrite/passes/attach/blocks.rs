@@ -16,7 +16,16 @@ pub(super) struct Cut<'c> {
     /// The axis that is cut: 0 for samples, 1 for positions.
     pub(super) axis: i64,
     /// How much each child has.
-    sizes: &'c [usize],
+    sizes: Sizes<'c>,
+}
+
+/// Sizes of the parts.
+#[derive(Clone, Copy)]
+enum Sizes<'c> {
+    /// These.
+    Given(&'c [usize]),
+    /// As many equal ones.
+    Equal(usize),
 }
 
 impl<'c> Cut<'c> {
@@ -25,7 +34,16 @@ impl<'c> Cut<'c> {
         Cut {
             block: "BatchSplit",
             axis: 0,
-            sizes,
+            sizes: Sizes::Given(sizes),
+        }
+    }
+
+    /// Into as many equal parts of a batch, however large it is: `Parallel`.
+    pub(super) fn channels(count: usize) -> Self {
+        Cut {
+            block: "Parallel",
+            axis: 0,
+            sizes: Sizes::Equal(count),
         }
     }
 
@@ -34,14 +52,24 @@ impl<'c> Cut<'c> {
         Cut {
             block: "Split",
             axis: 1,
-            sizes,
+            sizes: Sizes::Given(sizes),
         }
     }
 
     /// The parts of a value. A value of another length than all sizes together is refused when the graph runs.
     pub(super) fn parts(self, b: &Builder, v: Val) -> Vec<Val> {
-        let sizes: Vec<i64> = self.sizes.iter().map(|n| *n as i64).collect();
         let axis = ("axis", Attr::from(self.axis));
+        let sizes = match self.sizes {
+            Sizes::Given(sizes) => sizes,
+            Sizes::Equal(n) if b.opset() < 18 => {
+                return b.node_n(OpId::onnx("Split"), &[Some(v)], &[axis], n);
+            }
+            Sizes::Equal(n) => {
+                let count = ("num_outputs", Attr::from(n as i64));
+                return b.node_n(OpId::onnx("Split"), &[Some(v)], &[axis, count], n);
+            }
+        };
+        let sizes: Vec<i64> = sizes.iter().map(|n| *n as i64).collect();
         let n = sizes.len();
         if b.opset() < 13 {
             let attrs = [axis, ("split", sizes.into())];
@@ -66,7 +94,7 @@ impl<'c> Cut<'c> {
         let residual = state.residual.map(&mut parts);
         let delta = state.delta.map(&mut parts);
         let at = |all: &Option<Vec<Val>>, i: usize| all.as_ref().map(|all| all[i]);
-        (0..self.sizes.len())
+        (0..x.len())
             .map(|i| State {
                 x: x[i],
                 out: out[i],

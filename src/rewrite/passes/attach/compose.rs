@@ -42,6 +42,14 @@ impl Composer<'_> {
         match setup {
             Setup::Single(name) => self.single(name, at, state, cx, used),
             Setup::Stack(children) => self.stack(children, at, state, cx, used),
+            Setup::Fuse { children, .. } => {
+                let name = setup.fusion().unwrap_or_default();
+                self.fuse(&name, children, (at, state), cx, used)
+            }
+            Setup::Parallel(children) => {
+                let cut = Cut::channels(children.len());
+                self.cut(children, cut, (at, state), cx, used)
+            }
             Setup::Split { children, splits } => {
                 self.cut(children, Cut::positions(splits), (at, state), cx, used)
             }
@@ -95,9 +103,88 @@ impl Composer<'_> {
     ) -> Result<State, PassError> {
         let mut state = state;
         for child in children {
+            if state.closed.is_some() && self.first_of(std::slice::from_ref(child), at).is_some() {
+                state = reopened(state, used, cx)?;
+            }
             state = self.apply(child, at, state, cx, used)?;
         }
         Ok(state)
+    }
+
+    /// The children mixed by a fusion: each on what the last one reads, and of each what it makes in front of its residual.
+    fn fuse<'g, 's>(
+        &self,
+        name: &str,
+        children: &[Setup],
+        (at, state): (Site<'g, 's>, State),
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<State, PassError> {
+        let here = |c: &Setup| -> Vec<&'g Part<'s>> {
+            c.names()
+                .into_iter()
+                .filter_map(|n| self.part(at, n))
+                .collect()
+        };
+        let children: Vec<Vec<&'g Part<'s>>> = children.iter().map(here).collect();
+        let last = children.iter().filter_map(|c| c.last()).next_back();
+        let Some(last) = last.copied() else {
+            return Ok(state);
+        };
+        let place = &last.place;
+        let (Some(fusion), Some(leader)) = (self.part(at, name), last.method.fusible()) else {
+            return Err(no_fusion(last, name).into());
+        };
+        let b = cx.b;
+        let computed = wider(last.method.dtype()?, cx.base);
+        b.set_float(computed);
+        b.set_stamp(stamped(name));
+        b.set_scope(&self.fresh_scope(&format!("{}/input", fusion.place.scope)));
+        let opened = leader.open(place, state, cx)?;
+        let mut ups = Vec::with_capacity(children.len());
+        for parts in children {
+            let mut inner = State {
+                x: opened.h,
+                ..state
+            };
+            let Some((end, before)) = parts.split_last() else {
+                continue;
+            };
+            for part in before {
+                let entered = self.enter(part, cx, used)?;
+                inner = part
+                    .method
+                    .step(&part.place, inner, &entered.params(), cx)?;
+            }
+            let Some(method) = end.method.fusible() else {
+                return Err(no_fusion(end, name).into());
+            };
+            let entered = self.enter(end, cx, used)?;
+            let h = if before.is_empty() {
+                opened.h
+            } else {
+                method.open(&end.place, inner, cx)?.h
+            };
+            let up = method.branch(h, &entered.params(), cx);
+            let made = b.float();
+            ups.push(if made == computed {
+                up
+            } else {
+                b.cast(up, computed)
+            });
+            used.last = Some(entered);
+        }
+        let entered = self.enter(fusion, cx, used)?;
+        let mixed = fusion.method.mix(&opened, &ups, &entered.params(), cx);
+        b.set_float(computed);
+        let mixed = mixed.ok_or_else(|| no_fusion(last, name))?;
+        if cx.shown.attentions {
+            cx.show(contract::FUSION_ATTENTIONS, mixed.attention);
+        }
+        Ok(State {
+            x: mixed.out,
+            ..state
+        })
     }
 
     fn part<'g, 's>(&self, at: Site<'g, 's>, name: &str) -> Option<&'g Part<'s>> {
@@ -268,8 +355,10 @@ impl Composer<'_> {
                     .part(at, n)
                     .filter(|p| !p.method.task_shared().is_empty()),
                 Setup::Stack(_)
+                | Setup::Fuse { .. }
                 | Setup::Split { .. }
                 | Setup::BatchSplit { .. }
+                | Setup::Parallel(_)
                 | Setup::Average { .. }
                 | Setup::MultiTask(_) => None,
             })
@@ -389,6 +478,39 @@ impl Entered<'_, '_> {
             shared: &self.shared,
         }
     }
+}
+
+/// What a further adapter of a stack reads, behind a block that has ended the place.
+fn reopened(state: State, used: &Used<'_, '_>, cx: &BuildCx<'_>) -> Result<State, Diagnostic> {
+    let (Some(closed), Some(last)) = (state.closed, used.last.as_ref()) else {
+        return Ok(state);
+    };
+    let part = last.part;
+    let state = State {
+        closed: None,
+        ..state
+    };
+    let reopened = part.method.reopen(&part.place, state, closed, cx);
+    reopened.ok_or_else(|| {
+        let found = format!(
+            "what `{}` makes at the end of a block cannot be taken further by another adapter of the stack",
+            part.method.name()
+        );
+        Diagnostic::error("stack-behind", found)
+            .at(part.place.scope.clone())
+            .help("put what follows into the block: Average(Stack(a, c), Stack(b, c)) instead of Stack(Average(a, b), c)")
+    })
+}
+
+/// What a fusion cannot mix.
+fn no_fusion(part: &Part<'_>, fusion: &str) -> Diagnostic {
+    let found = format!(
+        "`{}` stands here, and the fusion `{fusion}` mixes bottlenecks behind attention and feed-forward blocks only",
+        part.method.name()
+    );
+    Diagnostic::error("fusion-method", found)
+        .at(part.place.scope.clone())
+        .help("mix adapters such as seq_bn, double_seq_bn, par_bn or compacter; compose others with Stack, Average, Parallel or MultiTask")
 }
 
 /// What takes the place's value; `None` where no adapter has acted.

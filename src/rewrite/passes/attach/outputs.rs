@@ -1,16 +1,41 @@
-//! Types of graph outputs whose length an adapter changes.
+//! Types of graph outputs whose length or batch an adapter changes.
 
 use crate::analyze::sequence::Longer;
 use crate::ir::contract::stamp;
-use crate::ir::{DType, Dim, Graph, Type, TypeKind};
+use crate::ir::{DType, Dim, Graph, Type, TypeKind, ValueId};
 use crate::rewrite::{PassCx, PassError, Patch};
+use rustc_hash::FxHashSet;
 use serde_json::{Map, Value, json};
 
-/// What is declared of values whose length changes is no longer true. The last node remembers the types of outputs.
-pub(super) fn forget_shapes(longer: &Longer, graph: &Graph, patch: &mut Patch) {
+/// Values whose declared shapes are no longer true.
+pub(super) struct Grown(FxHashSet<ValueId>);
+
+impl From<&Longer> for Grown {
+    fn from(longer: &Longer) -> Self {
+        Grown(longer.behind.iter().copied().collect())
+    }
+}
+
+impl Grown {
+    /// Everything that is computed from these values.
+    pub(super) fn behind(graph: &Graph, from: &[ValueId]) -> Self {
+        let mut found = FxHashSet::default();
+        let mut open = from.to_vec();
+        while let Some(value) = open.pop() {
+            for reader in graph.uses(value) {
+                let made = graph.node_outputs(reader.node()).into_iter().flatten();
+                open.extend(made.filter(|v| found.insert(*v)));
+            }
+        }
+        Grown(found)
+    }
+}
+
+/// What is declared of values whose shape changes is no longer true. The last node remembers the types of outputs.
+pub(super) fn forget_shapes(grown: &Grown, graph: &Graph, patch: &mut Patch) {
     let mut outputs = Map::new();
     for port in graph.outputs() {
-        let (Some(ty), true) = (&port.ty, longer.behind.contains(&port.value)) else {
+        let (Some(ty), true) = (&port.ty, grown.0.contains(&port.value)) else {
             continue;
         };
         let (Some(dtype), Some(dims)) = (ty.dtype(), ty.dims()) else {
@@ -39,7 +64,9 @@ pub(super) fn forget_shapes(longer: &Longer, graph: &Graph, patch: &mut Patch) {
         let text = Value::Object(outputs).to_string();
         patch.builder().mark_last_node(stamp::OUTPUTS, &text);
     }
-    patch.forget(longer.behind.clone());
+    let mut behind: Vec<ValueId> = grown.0.iter().copied().collect();
+    behind.sort_unstable();
+    patch.forget(behind);
 }
 
 /// The types of outputs whose length has changed, as [`stamp::OUTPUTS`] remembers them.
@@ -59,18 +86,19 @@ pub(in crate::rewrite::passes) fn remembered(text: &str) -> Vec<(String, Type)> 
     outputs.into_iter().filter_map(typed).collect()
 }
 
-/// Declares outputs behind the embeddings as they are inferred now.
-pub(super) fn declare_outputs(longer: &Longer, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+/// Declares outputs whose shape has changed as they are inferred now.
+pub(super) fn declare_outputs(grown: &Grown, cx: &mut PassCx<'_>) -> Result<(), PassError> {
     let verified = cx.verified()?;
     let graph = &verified.model().graph;
     let before = cx.before().model();
     let mut patch = cx.patch("outputs", None);
     for port in graph.outputs() {
         let name = graph.name_of(port.value);
-        let old =
-            before.graph.outputs().iter().find(|p| {
-                before.graph.name_of(p.value) == name && longer.behind.contains(&p.value)
-            });
+        let old = before
+            .graph
+            .outputs()
+            .iter()
+            .find(|p| before.graph.name_of(p.value) == name && grown.0.contains(&p.value));
         let Some(old) = old.and_then(|p| p.ty.as_ref()) else {
             continue;
         };

@@ -1,4 +1,5 @@
 use super::AttachPass;
+use super::Shown;
 use crate::adapters::{Adapter, Config, Setup};
 use crate::infer::Verified;
 use crate::rewrite::passes::testing::{DECODER, check_with, refuses_with, sites};
@@ -18,6 +19,8 @@ fn attach(specs: &[(&str, &str)]) -> impl FnOnce(&Verified) -> AttachPass {
         adapters,
         seed: 7,
         training: false,
+        shown: Shown::default(),
+        skip_layers: Vec::new(),
     }
 }
 
