@@ -2,6 +2,7 @@
 
 use super::AdapterStore;
 use crate::adapters::Config;
+use crate::ir::contract;
 
 /// One row.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,9 +114,10 @@ impl Summary {
     }
 }
 
-/// LoReFT's basis is saved, but is no parameter.
+/// LoReFT's basis and the temperature of a fusion are kept, but are no parameters.
 fn is_buffer(key: &str) -> bool {
     key.ends_with(".parametrizations.weight.0.base")
+        || key.starts_with(contract::FUSION_TEMPERATURE)
 }
 
 /// Digits in groups of three.

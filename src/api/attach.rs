@@ -17,6 +17,7 @@ use crate::adapters::{Adapter, AdapterStore, Config, Route, Setup, UnknownKeys};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::contract;
 use crate::rewrite::passes::AttachPass;
 use crate::rewrite::pipelines;
 use crate::select::{Interface, Library, PerStack, Selection, beside, infer_interface};
@@ -486,6 +487,11 @@ impl Adapted {
                 .by_thirds()
                 .record(&mut meta.extra);
         }
+        let temperature = store.get(&format!("{}{name}", contract::FUSION_TEMPERATURE));
+        let config = match temperature.and_then(|p| p.tensor.to_f32()).as_deref() {
+            Some(&[now]) => config.cooled(now),
+            _ => config,
+        };
         let mut folder = AdapterFolder::from_store(name, config, store, meta, interface);
         if let Some(SavedHead::Static(head)) = self.head_of(name) {
             head.without(&mut folder.weights);

@@ -9,7 +9,7 @@ use super::graph::{Graph, GraphPort, NameTaken};
 use super::id::{NodeId, ValueId};
 use super::node::{Metadata, Node, OpId, OrderKey, Value};
 use super::tensor::TensorData;
-use super::types::{DType, Type};
+use super::types::{DType, Dim, Type};
 use bytes::Bytes;
 use indexmap::IndexMap;
 use rustc_hash::FxHashMap;
@@ -200,6 +200,18 @@ impl Builder {
             name: name.into(),
             ty: Some(ty),
             tensor: None,
+            metadata,
+            input: true,
+        }))
+    }
+
+    /// A new graph input with exactly this name, and the value that it has where nothing is given.
+    pub(crate) fn optional_input(&self, name: &str, usual: TensorData, metadata: Metadata) -> Val {
+        let dims = usual.dims.iter().map(|d| Dim::Known(*d as i64));
+        Val::New(self.value(NewValue {
+            name: name.into(),
+            ty: Some(Type::tensor(usual.dtype, dims.collect::<Vec<_>>())),
+            tensor: Some(usual),
             metadata,
             input: true,
         }))

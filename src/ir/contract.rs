@@ -50,6 +50,14 @@ pub(crate) const POOLER_OUTPUT: &str = "pooler_output";
 pub(crate) const SEGMENT_IDS: &str = "segment_ids";
 /// Graph input that a `MultiTask` setup adds: the adapter of every sample, `i64[batch]`.
 pub(crate) const TASK_IDS: &str = "task_ids";
+/// What stands in front of the name of a graph input with the temperature of a fusion, a scalar; the fusion's name follows.
+pub(crate) const FUSION_TEMPERATURE: &str = "adapter_fusion_temperature.";
+/// The temperature that a fusion's training begins with, what every step of the model takes off, and where it ends.
+pub(crate) const FIRST_TEMPERATURE: f32 = 50.0;
+/// The second.
+pub(crate) const COOLING: f32 = 0.05;
+/// The third.
+pub(crate) const LAST_TEMPERATURE: f32 = 1.0;
 /// Graph input that a loss adds: labels. Their shape depends on the loss.
 pub(crate) const LABELS: &str = "labels";
 /// Graph input that a loss of answers adds: the token that the answer begins at, `i64[batch]`.

@@ -93,7 +93,7 @@ impl Evaluator {
     /// reports `eval_loss`.
     pub(super) fn run(
         &mut self,
-        params: &IndexMap<Box<str>, Trainable>,
+        (params, fixed): (&IndexMap<Box<str>, Trainable>, Feeds),
         data: &Dataset,
         collator: &Collator,
         size: usize,
@@ -106,7 +106,8 @@ impl Evaluator {
         };
         let plan = self.plan.insert(plan);
         let started = Instant::now();
-        let values = values(params)?;
+        let mut values = values(params)?;
+        values.0.extend(fixed.0);
         let sampler = Sampler {
             batch_size: size,
             ..Sampler::default()

@@ -217,6 +217,12 @@ impl Trainer {
             let tensor = stored(t, &p.tensor);
             store.insert(name, crate::adapters::Param { tensor, ..p });
         }
+        for (name, value) in self.cooled(0).0 {
+            if let (Some(p), Ok(now)) = (store.get(&name).cloned(), value.to_f32()) {
+                let tensor = TensorData::from_f32([], &now);
+                store.insert(&name, crate::adapters::Param { tensor, ..p });
+            }
+        }
         store
     }
 
@@ -226,6 +232,17 @@ impl Trainer {
         let mut loss = 0.0;
         for (i, feeds) in batches.iter().enumerate() {
             let seed = self.args.seed.wrapping_add((step << 20) | i as u64);
+            let cooled = self.cooled(i as u64);
+            let with;
+            let feeds = if cooled.0.is_empty() {
+                feeds
+            } else {
+                with = cooled
+                    .0
+                    .into_iter()
+                    .fold(feeds.clone(), |f, (n, v)| f.with(&*n, v));
+                &with
+            };
             loss += f64::from(self.inner.accumulate(feeds, 1.0, Some(seed))?);
         }
         if !loss.is_finite() {
@@ -252,6 +269,25 @@ impl Trainer {
             tokens,
             positions: tokens,
         })
+    }
+
+    /// The temperatures of fusions, so many micro-batches into the next step: the library lowers them in each.
+    pub(super) fn cooled(&self, more: u64) -> Feeds {
+        let each = self.args.gradient_accumulation_steps.max(1) as u64;
+        let forwards = self.progress.step * each + more;
+        let mut feeds = Feeds::new();
+        let temperatures = self
+            .store
+            .iter()
+            .filter(|(n, _)| n.starts_with(contract::FUSION_TEMPERATURE));
+        for (name, p) in temperatures {
+            let first = p.tensor.to_f32().and_then(|v| v.first().copied());
+            let first = first.unwrap_or(contract::LAST_TEMPERATURE);
+            let now = first - contract::COOLING * forwards as f32;
+            let value = Value::from_f32(&[], vec![now.max(contract::LAST_TEMPERATURE)]);
+            feeds.0.extend(value.ok().map(|v| (name.to_owned(), v)));
+        }
+        feeds
     }
 
     /// The learning rate of the next update.

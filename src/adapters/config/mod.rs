@@ -142,6 +142,15 @@ impl Config {
         self.only().and_then(MethodConfig::fuses)
     }
 
+    /// A fusion whose temperature training has brought to this.
+    #[must_use]
+    pub(crate) fn cooled(self, now: f32) -> Config {
+        match self.0 {
+            Members::One(m) => m.cooled(now).into(),
+            Members::Union(_) => self,
+        }
+    }
+
     /// A fusion of these adapters, in a model with this dropout of attentions.
     #[must_use]
     pub(crate) fn fusing(self, adapters: Vec<String>, model_dropout: f64) -> Config {

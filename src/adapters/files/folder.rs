@@ -353,6 +353,8 @@ impl AdapterFolder {
                 map.shift_remove("architecture");
                 let names = map.shift_remove(FUSED).unwrap_or_default();
                 top.insert(FUSED.into(), names);
+                let now = map.shift_remove(TEMPERATURE);
+                top.extend(now.map(|t| (TEMPERATURE.to_owned(), t)));
             }
         }
         top.insert("config".into(), config);
@@ -632,6 +634,9 @@ fn take_text(map: &mut Map<String, Value>, key: &str) -> Option<String> {
 /// The key of a fusion's adapters.
 const FUSED: &str = "adapter_names";
 
+/// The key of the temperature that a fusion's training has reached: ours, which the library ignores.
+const TEMPERATURE: &str = "temperature_now";
+
 /// The dictionary of a fusion: its file has the adapters beside the configuration, which may be the name of one.
 fn fusion_dict(dict: &Value, top: &mut Map<String, Value>, name: &str) -> Result<Value> {
     let mut dict = match dict {
@@ -647,6 +652,8 @@ fn fusion_dict(dict: &Value, top: &mut Map<String, Value>, name: &str) -> Result
     if let Value::Object(map) = &mut dict {
         map.insert("architecture".into(), Config::FUSION.into());
         map.insert(FUSED.into(), names);
+        let now = top.shift_remove(TEMPERATURE);
+        map.extend(now.map(|t| (TEMPERATURE.to_owned(), t)));
     }
     Ok(dict)
 }

@@ -14,7 +14,8 @@ use super::{Known, Method, MethodConfig, Opened, Preset, dict, preset};
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
 use crate::diag::Diagnostic;
-use crate::ir::Val;
+use crate::ir::contract::{self, stamp};
+use crate::ir::{Metadata, TensorData, Val};
 use crate::select::Family;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -60,6 +61,9 @@ pub(crate) struct AdapterFusion {
     /// Dropout on the scores while training (default: `attention_probs_dropout_prob` of the model's `config.json`).
     #[serde(default)]
     pub dropout_prob: Option<f64>,
+    /// The temperature that training has reached (default: 50, where it begins). A folder has it beside the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature_now: Option<f32>,
     /// The adapters that it mixes. A folder has them beside the configuration.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adapter_names: Vec<String>,
@@ -103,6 +107,7 @@ impl AdapterFusion {
             value_before_softmax: true,
             value_initialized: true,
             dropout_prob: None,
+            temperature_now: None,
             adapter_names: Vec::new(),
             extra: Map::new(),
             model_dropout: 0.0,
@@ -117,6 +122,17 @@ impl AdapterFusion {
             value_initialized: false,
             ..Self::dynamic()
         }
+    }
+
+    /// The temperature: an input that training lowers, with what it has reached where nothing is given.
+    fn divisor(&self, cx: &BuildCx<'_>) -> Val {
+        let owner = cx.owner.borrow().clone();
+        let input = cx.once(contract::FUSION_TEMPERATURE, || {
+            let now = self.temperature_now.unwrap_or(contract::FIRST_TEMPERATURE);
+            let name = format!("{}{owner}", contract::FUSION_TEMPERATURE);
+            cx.b.optional_input(&name, TensorData::from_f32([], &[now]), kept(&owner))
+        });
+        cx.to_param(input)
     }
 
     /// What takes the place of the adapters' own mixture: `ups` are what they make, `[batch, positions, width]` each.
@@ -163,6 +179,11 @@ impl AdapterFusion {
         };
         let scores = b.reduce_sum(b.mul(b.unsqueeze(query, &[-2]), key), &[-1], false);
         let scores = cx.dropout(scores, self.dropout_prob.unwrap_or(self.model_dropout));
+        let scores = if self.temperature {
+            b.div(scores, self.divisor(cx))
+        } else {
+            scores
+        };
         let attention = b.op("Softmax", &[scores], &[("axis", (-1i64).into())]);
         let mut out = b.reduce_sum(b.mul(b.unsqueeze(attention, &[-1]), value), &[-2], false);
         if self.value && !self.value_before_softmax {
@@ -173,6 +194,14 @@ impl AdapterFusion {
         }
         Mixed { out, attention }
     }
+}
+
+/// The stamps of a value that belongs to a fusion, and that no optimizer changes.
+fn kept(owner: &str) -> Metadata {
+    let mut stamps = Metadata::default();
+    stamps.insert(stamp::ADAPTER.into(), owner.into());
+    stamps.insert(stamp::PARAM.into(), "frozen".into());
+    stamps
 }
 
 /// What a fusion makes.
@@ -349,6 +378,19 @@ impl MethodConfig {
         match self {
             MethodConfig::AdapterFusion(f) => Some(f.mix(opened, ups, p, cx)),
             _ => None,
+        }
+    }
+
+    /// A fusion whose temperature training has brought to this.
+    #[must_use]
+    pub(crate) fn cooled(self, now: f32) -> Self {
+        match self {
+            MethodConfig::AdapterFusion(f) => AdapterFusion {
+                temperature_now: Some(now),
+                ..f
+            }
+            .into(),
+            other => other,
         }
     }
 

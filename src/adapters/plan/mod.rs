@@ -102,6 +102,9 @@ pub(crate) fn plan<'s>(
             out.parts.extend(parts);
             notes.extend(said);
         }
+        if out.parts.len() == begin && adapter.config.fuses().is_some() {
+            return Err(Error::new(ErrorKind::Method, nothing_to_mix(adapter)));
+        }
         if out.parts.len() == begin {
             return Err(Error::new(
                 ErrorKind::Method,
@@ -228,6 +231,19 @@ fn fused<'s>(
             .then(|| (name.clone(), p.place.clone()))
     };
     parts.iter().filter_map(of).collect()
+}
+
+/// A fusion whose adapters have no bottleneck.
+fn nothing_to_mix(fusion: &Adapter) -> Diagnostic {
+    let names = fusion.config.fuses().unwrap_or_default();
+    let found = format!(
+        "the fusion `{}` mixes bottlenecks behind attention and feed-forward blocks, and `{}` has none",
+        fusion.name,
+        names.join("` or `")
+    );
+    Diagnostic::error("fusion-method", found).help(
+        "mix adapters such as seq_bn, double_seq_bn or par_bn; compose others with Stack, Average, Parallel or MultiTask",
+    )
 }
 
 /// Refuses a fusion of adapters that are not there.

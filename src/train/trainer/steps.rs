@@ -223,8 +223,9 @@ impl Trainer {
             packing: false,
             ..l.collator.clone()
         };
+        let fixed = self.cooled(0);
         let found = self.evaluator.run(
-            self.inner.params(),
+            (self.inner.params(), fixed),
             data,
             &collator,
             size,
