@@ -67,7 +67,11 @@ impl AdapterSettings {
                     )?;
                     adapter
                 }
-                fresh @ Spec::Fresh { .. } => fresh.load()?,
+                fresh @ Spec::Fresh { .. } => {
+                    let adapter = fresh.load()?;
+                    warn(events, &adapter.config.unknown())?;
+                    adapter
+                }
             };
             Ok(Adapter {
                 allow_other_base: self.allow_other_base,
