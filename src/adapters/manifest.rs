@@ -79,6 +79,12 @@ impl Manifest {
         serde_json::to_string(self).unwrap_or_default()
     }
 
+    /// Names of the heads whose adapters are not attached, but part of the weights: what stays with them.
+    pub(crate) fn merged_heads(&self) -> impl Iterator<Item = &str> {
+        let heads = self.heads.iter().map(|h| &*h.name);
+        heads.filter(|name| self.names().all(|n| n != *name))
+    }
+
     /// Names of the adapters.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.adapters.iter().map(|a| &*a.name)

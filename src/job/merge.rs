@@ -134,8 +134,9 @@ fn fold(
             adapter.base.forget_weights();
         }
     }
-    let pass = merging(selection, adapters, fold);
-    let merged = pipelines::merging(pass).run(model.clone())?;
+    let pass = merging(selection.clone(), adapters.clone(), fold);
+    let merged = pipelines::merging(pass).run(model.clone());
+    let merged = merged.map_err(|f| met.explain(&adapters, f.into()))?;
     said.extend(merged.reports.into_iter().flat_map(|r| r.warnings));
     Ok((merged.model, said))
 }
