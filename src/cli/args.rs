@@ -6,9 +6,9 @@
 )]
 
 use super::exec::ExecArgs;
-use super::flags::{Flags, OtherFlags};
+use super::flags::{Flags, OtherFlags, checked};
 use crate::generate::GenerationArguments;
-use crate::job::{AdapterSettings, JobArguments, ModelSettings};
+use crate::job::{AdapterSettings, JobArguments, ModelSettings, check_interface, check_spec};
 use crate::options::Kind;
 use crate::rewrite::pipelines::Mode;
 use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
@@ -54,10 +54,10 @@ pub(crate) struct Global {
 pub(crate) struct AdapterArgs {
     /// adapter_interface.json, or the name of a built-in one, see `rewrite interface list` (default: the one of the model type in
     /// config.json beside the model, else one inferred from the graph)
-    #[arg(short, long, value_name = "FILE|NAME")]
+    #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
     pub(crate) interface: Option<String>,
     /// NAME=SPEC or SPEC: a configuration string (`lora[r=8]`), an adapter_config.json, or a saved adapter folder. May be repeated
-    #[arg(short, long = "adapter", value_name = "[NAME=]SPEC")]
+    #[arg(short, long = "adapter", value_name = "[NAME=]SPEC", value_parser = checked(check_spec))]
     pub(crate) adapters: Vec<String>,
     /// How the adapters are composed, in AdapterHub's notation: a name, `Stack(a, b)`, or `MultiTask(a, b)`, where the input `task_ids`
     /// says which adapter each sample has (default: all are active, one behind the other)
@@ -159,7 +159,7 @@ pub(crate) enum Command {
         /// The ONNX file
         model: PathBuf,
         /// Interface to resolve on the model
-        #[arg(short, long, value_name = "FILE|NAME")]
+        #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
         interface: Option<String>,
     },
     /// Interface specs: built in, checked, inferred
@@ -249,7 +249,7 @@ pub(crate) enum Command {
         /// The ONNX file
         model: PathBuf,
         /// Interface that selects the layers (default: that of the model)
-        #[arg(short, long, value_name = "FILE|NAME")]
+        #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
         interface: Option<String>,
     },
     /// One HTML page that compares training runs: their curves together, and the settings in which they differ
@@ -556,6 +556,7 @@ pub(crate) struct ConvertArgs {
         short,
         long,
         value_name = "FILE|NAME",
+        value_parser = checked(check_interface),
         required_if_eq("to", "adapterhub")
     )]
     pub(crate) interface: Option<String>,
