@@ -127,6 +127,15 @@ fn list(config: &Map<String, Value>, key: &str) -> Vec<Value> {
 }
 
 impl Settings {
+    /// The token in whose place the class fills a text in.
+    pub(super) fn fill(&self) -> Option<String> {
+        match (&self.class.fill, self.config.get("fill_token")) {
+            (Some(usual), None) => Some(usual.clone()),
+            (Some(_), Some(own)) => content(own).map(str::to_owned),
+            (None, _) => None,
+        }
+    }
+
     /// Whether padding goes to the left, where the configuration, the file or the class says so.
     pub(super) fn pads_left(&self, by_file: Option<bool>) -> Option<bool> {
         let side = self.config.get("padding_side").and_then(Value::as_str);
@@ -307,7 +316,16 @@ fn add_tokens(inner: &mut Tokenizer, files: &Files, settings: &Settings) -> Resu
         .collect();
     new.extend(more);
     if !new.is_empty() {
-        let new: Vec<AddedToken> = new.iter().filter_map(|t| added(t, is_special)).collect();
+        // Where a special token of the file is looked for stays as the file says: Transformers' tokenizers 0.21 keep its first entry.
+        let placed = |mut token: AddedToken| {
+            let old = there
+                .iter()
+                .find(|t| t.special && t.content == token.content);
+            token.normalized = old.map_or(token.normalized, |t| t.normalized);
+            token
+        };
+        let new = new.iter().filter_map(|t| added(t, is_special));
+        let new: Vec<AddedToken> = new.map(placed).collect();
         inner
             .add_tokens(new)
             .map_err(|e| format!("its added tokens cannot be added: {e}"))?;
