@@ -196,6 +196,10 @@ impl Attach {
             ));
         }
         let given = adapters.clone();
+        // A written graph goes without its configuration, and says its name by itself.
+        for adapter in adapters.iter_mut().filter(|a| a.meta.is_none()) {
+            adapter.meta = Some(meta.clone());
+        }
         let pass = AttachPass {
             selection: selection.clone(),
             setup: setup.clone(),
@@ -320,6 +324,12 @@ impl Adapted {
         let attached = self.attached.iter().find(|a| a.name == adapter);
         let saved = attached.and_then(|a| a.meta.clone());
         let mut meta = saved.map_or_else(|| self.meta.clone(), |saved| self.meta.under(saved));
+        if meta.model_name.is_empty()
+            && let Ok(manifest) = Manifest::read(self.model.model())
+            && let Some(entry) = manifest.adapters.into_iter().find(|a| a.name == adapter)
+        {
+            meta.model_name = entry.model_name;
+        }
         if meta.model_type.is_empty()
             && let Some(Route::Native { model_type }) = self.route_of(adapter)
         {

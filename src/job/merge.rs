@@ -85,7 +85,11 @@ impl Merge {
             merged = noted.run(merged)?.model;
         }
         if let Some(saved) = saved.filter(|_| !self.reset) {
-            merged = headed_by(&saved, merged, &self.model, Attaching::default(), events)?.0;
+            let how = Attaching {
+                merged: true,
+                ..Attaching::default()
+            };
+            merged = headed_by(&saved, merged, &self.model, how, events)?.0;
         }
         let options = SaveOptions {
             force: self.force,

@@ -1,6 +1,6 @@
 //! Graph inputs that hold a cache: by their names, or, whatever they are called, by what reads them.
 //!
-//! A cache has four axes, and new positions are put behind it along one that is open and is not the batch: by `Concat`, behind casts
+//! A cache has four axes, and new positions are put behind it along one that is open and is not the batch: by `Concat`, which reads it first, behind casts
 //! and transpositions, or inside an attention operator, at the places that are called `past_key` and `past_value` there.
 
 use crate::ir::{Dim, Graph, Type, Use, ValueId, contract};
@@ -43,7 +43,7 @@ fn grown(g: &Graph, input: ValueId, dims: &[Dim]) -> Option<usize> {
             let attention = ATTENTIONS
                 .iter()
                 .find(|(domain, name, ..)| *op.domain == **domain && *op.op_type == **name);
-            let axis = if op.is_onnx("Concat") {
+            let axis = if op.is_onnx("Concat") && slot == 0 {
                 let axis = node.int("axis", 0);
                 let axis = if axis < 0 {
                     axis + axes.len() as i64

@@ -186,7 +186,8 @@ mod tests {
         let inits = inits
             .iter()
             .map(|n| format!("  init %{n}: f32[4] = fill(0.5)\n"));
-        let mut text = "graph g(%x: f32[2, 4]) -> (%y)\n".to_owned() + &inits.collect::<String>();
+        let head = "graph-text 1\nir_version 8\nopset \"\" 17\ngraph g(%x: f32[2, 4]) -> (%y)\n";
+        let mut text = head.to_owned() + &inits.collect::<String>();
         for (i, (scope, read)) in nodes.iter().enumerate() {
             let from = i.checked_sub(1).map_or("x".to_owned(), |i| format!("v{i}"));
             text += &format!("  %v{i} = Add(%{from}, %{read})  // /{scope}/Add\n");

@@ -188,7 +188,7 @@ impl Tokenizer {
 
     /// The ids of a text; `special` adds the special tokens of the tokenizer's post-processor.
     pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<i64>> {
-        self.check_fill(text, None)?;
+        self.check_fill(text)?;
         let encoding = self
             .inner
             .encode_fast(text, special)
@@ -196,18 +196,13 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().map(|&i| i64::from(i)).collect())
     }
 
-    /// Refuses a text that the class would fill in: it takes it apart at a token, or is given what stands behind the gap.
-    fn check_fill(&self, text: &str, pair: Option<&str>) -> Result<()> {
-        let Some(fill) = &self.fill else {
+    /// Refuses a text that the class would take apart, as it is to be filled in at a token.
+    fn check_fill(&self, text: &str) -> Result<()> {
+        let Some(fill) = self.fill.as_deref().filter(|fill| text.contains(fill)) else {
             return Ok(());
         };
-        let message = if pair.is_some_and(|p| !p.is_empty()) {
-            "a pair of texts is one with a gap between them for this tokenizer, and gaps are not filled in here".to_owned()
-        } else if text.contains(fill.as_str()) {
-            format!("the text has `{fill}`, a gap that is to be filled in, which is not supported")
-        } else {
-            return Ok(());
-        };
+        let message =
+            format!("the text has `{fill}`, a gap that is to be filled in, which is not supported");
         let d = Diagnostic::error("tokenizer", message)
             .at(self.path.display().to_string())
             .help("give rows of `input_ids`, with the tokens in front of prefix, suffix and middle; where the text means the word itself, set `fill_token` to null in tokenizer_config.json");
@@ -221,7 +216,9 @@ impl Tokenizer {
         pair: Option<&str>,
         special: bool,
     ) -> Result<Vec<Token>> {
-        self.check_fill(text, pair)?;
+        if pair.is_none() {
+            self.check_fill(text)?;
+        }
         let encoding = match pair {
             Some(pair) => self.inner.encode((text, pair), special),
             None => self.inner.encode(text, special),

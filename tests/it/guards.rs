@@ -396,7 +396,10 @@ fn nothing_is_learned_at_a_rate_of_0() {
     let desk = desk();
     let mut args = training("model.onnx", "ids.jsonl", &[]);
     args[13] = "0";
-    contains(&desk.fails(&args), &["learning_rate", "nothing is learned"]);
+    contains(
+        &desk.misused(&args),
+        &["--learning-rate", "nothing is learned"],
+    );
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub(crate) struct HeadBase {
     pub dropout: f64,
     /// Whether its words are scored by the table of embeddings; T5's hidden states are scaled then.
     pub tied: bool,
+    /// Whether the adapter that it came with is part of the weights.
+    pub merged: bool,
 }
 
 /// A head to be attached: fresh, or with the weights of a file.

@@ -124,9 +124,10 @@ impl Strip {
     fn rest(&self, mut manifest: Manifest) -> Option<Manifest> {
         let gone = |name: &str| self.adapter.as_deref().is_none_or(|n| n == name);
         let attached: Vec<String> = manifest.names().map(str::to_owned).collect();
-        manifest
-            .heads
-            .retain(|h| !gone(&h.name) || !attached.contains(&h.name));
+        // A head that was merged into the weights stays with them.
+        manifest.heads.retain(|h| {
+            h.merged || !gone(&h.name) || (!h.is_flexible() && !attached.contains(&h.name))
+        });
         manifest.adapters.retain(|a| !gone(&a.name));
         if self.adapter.is_none() {
             (manifest.setups, manifest.inputs) = (Vec::new(), Vec::new());
