@@ -559,6 +559,34 @@ mod tests {
     use serde_json::Value;
     use std::path::Path;
 
+    #[test]
+    fn a_gap_that_is_to_be_filled_in_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizer/settings.json");
+        let file: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        let mut all = file["cases"].as_object().unwrap().values();
+        let is_code_llama = |case: &&Value| {
+            let class = &case["files"]["tokenizer_config.json"]["tokenizer_class"];
+            class == "CodeLlamaTokenizer" && case["error"].is_null()
+        };
+        let case = all.find(is_code_llama).unwrap();
+        let name = case["tokenizer"].as_str().unwrap();
+        let inner = file["tokenizers"][name].to_string();
+        std::fs::write(folder.path().join("tokenizer.json"), inner).unwrap();
+        let config = folder.path().join("tokenizer_config.json");
+        let mut own = case["files"]["tokenizer_config.json"].clone();
+        std::fs::write(&config, own.to_string()).unwrap();
+        let text = "def f(): <FILL_ME> return";
+        let tokenizer = Tokenizer::open(folder.path()).unwrap();
+        let e = tokenizer.encode(text, true).unwrap_err().to_string();
+        assert!(e.contains("`<FILL_ME>`") && e.contains("fill_token"), "{e}");
+        assert!(tokenizer.encode("def f()", true).is_ok());
+        own["fill_token"] = Value::Null;
+        std::fs::write(&config, own.to_string()).unwrap();
+        let tokenizer = Tokenizer::open(folder.path()).unwrap();
+        assert!(tokenizer.encode(text, true).is_ok());
+    }
+
     /// Configurations and texts, against the ids of Transformers (`fixtures/make_tokenizers.py`).
     #[test]
     fn ids_are_those_of_transformers() {

@@ -35,8 +35,8 @@ pub(super) struct Encoder<'a> {
     pub(super) pad_id: i64,
 }
 
-/// What is wrong with a row of nothing, as an empty line is.
-pub(super) const NO_TOKENS: &str = "the row has no tokens";
+/// What is wrong with a row of no text, as an empty line is.
+pub(super) const NO_TOKENS: &str = "the text has no tokens";
 
 /// An example, and what the report counts.
 #[expect(clippy::struct_excessive_bools, reason = "each is counted by itself")]
@@ -187,7 +187,13 @@ impl<'a> Encoder<'a> {
         };
         out.example.task_id = roles.task(self.args.task_names.as_deref(), self.args.task_count)?;
         if out.example.input_ids.is_empty() {
-            return Err(NO_TOKENS.to_owned());
+            let given = roles.has("input_ids");
+            return Err(if given {
+                "the row has no tokens"
+            } else {
+                NO_TOKENS
+            }
+            .to_owned());
         }
         out.twice = self.bos.is_some()
             && out
