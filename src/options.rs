@@ -16,6 +16,23 @@ pub(crate) trait Options: Default + Serialize + DeserializeOwned + JsonSchema {
     const ALIASES: &'static [(&'static str, &'static str)] = &[];
     /// Other words for a word of a field, as (field, other word, word).
     const WORDS: &'static [(&'static str, &'static str, &'static str)] = &[];
+
+    /// Values that are wrong whatever the other options are.
+    fn wrong(&self) -> Vec<Diagnostic> {
+        Vec::new()
+    }
+}
+
+/// What is wrong with values by themselves; combinations are not looked at, as other options may still come.
+///
+/// # Errors
+/// [`ErrorKind::Train`]: values that do not fit or are out of range, all of them.
+pub(crate) fn check<T: Options>(options: &Map<String, Value>) -> Result<()> {
+    let found = read::<T>(options.clone())?.wrong();
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(Error::many(ErrorKind::Train, found))
 }
 
 /// One option.
@@ -302,9 +319,10 @@ pub(crate) fn take<T: Options>(from: &mut Map<String, Value>) -> Map<String, Val
 /// [`ErrorKind::Train`]: an option that is given under two names.
 pub(crate) fn rename<T: Options>(options: &mut Map<String, Value>) -> Result<()> {
     for (alias, field) in T::ALIASES {
-        let Some(value) = options.shift_remove(*alias) else {
+        let Some(value) = options.shift_remove(*alias).filter(|v| !v.is_null()) else {
             continue;
         };
+        options.retain(|name, v| name != field || !v.is_null());
         if options.insert((*field).to_owned(), value).is_some() {
             let message = format!("`{alias}` and `{field}` are one option, given twice");
             let d = Diagnostic::error("job-field", message).help("leave one of them out");

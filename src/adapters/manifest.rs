@@ -45,6 +45,9 @@ pub(crate) struct Entry {
     /// How the library integrated it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<String>,
+    /// Name of the model that it was attached to, where config.json said one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub model_name: String,
     /// Why its effect on a position depends on the whole sequence, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub whole_rows: Option<String>,
@@ -77,6 +80,12 @@ impl Manifest {
     /// The text that the model's metadata holds.
     pub(crate) fn text(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Names of the heads whose adapters are part of the weights: what stays with them.
+    pub(crate) fn merged_heads(&self) -> impl Iterator<Item = &str> {
+        let heads = self.heads.iter().filter(|h| h.merged);
+        heads.map(|h| &*h.name)
     }
 
     /// Names of the adapters.

@@ -240,8 +240,8 @@ impl<'a> Flow<'a> {
         self.graph.is_input(first) && !other.iter().any(|w| name.contains(w))
     }
 
-    /// Whether a value becomes a graph output, elementwise arithmetic aside (a soft cap, a cast, a scale).
-    pub(crate) fn leaves(&self, v: ValueId) -> bool {
+    /// The graph output that a value becomes, elementwise arithmetic aside (a soft cap, a cast, a scale).
+    pub(crate) fn exit(&self, v: ValueId) -> Option<ValueId> {
         let passes = Through::ALIKE
             .or(Through::SHAPE)
             .or(Through::PART)
@@ -252,18 +252,15 @@ impl<'a> Flow<'a> {
         let mut at = v;
         loop {
             if self.is_output(at) {
-                return true;
+                return Some(at);
             }
             let readers: Vec<NodeId> = self
                 .readers(at)
                 .into_iter()
                 .filter(|r| !self.measures(*r))
                 .collect();
-            let [r] = readers[..] else { return false };
-            let Some(next) = passes.after(self.graph, r) else {
-                return false;
-            };
-            at = next;
+            let [r] = readers[..] else { return None };
+            at = passes.after(self.graph, r)?;
         }
     }
 

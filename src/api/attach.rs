@@ -206,7 +206,8 @@ impl Attach {
         let idle = if idle.is_empty() {
             AdapterStore::default()
         } else {
-            plan(&idle, &selection, &model, self.seed)?.store
+            let planned = plan(&idle, &selection, &model, self.seed);
+            planned.map_err(|e| met.explain(&idle, e))?.store
         };
         let graph = &model.model().graph;
         let there = heads(&model)?.into_iter();
@@ -217,7 +218,15 @@ impl Attach {
         warnings.extend(fresh_fusions);
         warnings.extend(said);
         if adapters.iter().any(|a| a.route == Route::Plugin) && !interface.is_bare() {
-            warnings.extend(beyond_library(&interface.resolved(&selection)));
+            warnings.extend(beyond_library(
+                &interface.resolved(&selection),
+                &meta.model_type,
+            ));
+        }
+        let given = adapters.clone();
+        // A written graph goes without its configuration, and says its name by itself.
+        for adapter in adapters.iter_mut().filter(|a| a.meta.is_none()) {
+            adapter.meta = Some(meta.clone());
         }
         let pass = AttachPass {
             selection: selection.clone(),
@@ -228,7 +237,8 @@ impl Attach {
             shown: self.shown,
             skip_layers: self.skip_layers,
         };
-        let mut rewritten = pipelines::attaching(pass).run(model)?;
+        let rewritten = pipelines::attaching(pass).run(model);
+        let mut rewritten = rewritten.map_err(|f| met.explain(&given, f.into()))?;
         for report in &mut rewritten.reports {
             warnings.append(&mut report.warnings);
         }
@@ -407,6 +417,12 @@ impl Adapted {
         let attached = self.attached.iter().find(|a| a.name == adapter);
         let saved = attached.and_then(|a| a.meta.clone());
         let mut meta = saved.map_or_else(|| self.meta.clone(), |saved| self.meta.under(saved));
+        if meta.model_name.is_empty()
+            && let Ok(manifest) = Manifest::read(self.model.model())
+            && let Some(entry) = manifest.adapters.into_iter().find(|a| a.name == adapter)
+        {
+            meta.model_name = entry.model_name;
+        }
         if meta.model_type.is_empty()
             && let Some(Route::Native { model_type }) = self.route_of(adapter)
         {
@@ -511,20 +527,28 @@ fn interface_for(config: &Config, interface: &Interface, selection: &Selection) 
 }
 
 /// That the Adapters library cannot use an interface, or not all of it.
-fn beyond_library(interface: &Interface) -> Option<Diagnostic> {
-    let help = "this program reads the whole one beside it; the library's own class for the model takes all of it: --route native";
+fn beyond_library(interface: &Interface, model_type: &str) -> Option<Diagnostic> {
     let message = match interface.for_library() {
         Library::Nothing => {
             "the Adapters library has no interface for a model like this: none is written for it"
                 .to_owned()
         }
         Library::Part(_) if interface.stacks() > 1 => {
-            let first = interface.fields.model_layers.get(0).unwrap_or_default();
+            let lists = &interface.fields.model_layers;
+            let named = |stack: usize| format!("`{}`", lists.get(stack).unwrap_or_default());
+            let others: Vec<String> = (1..interface.stacks()).map(named).collect();
             format!(
-                "the Adapters library's interface has room for one list of layers: the one written for it names `{first}` only"
+                "the Adapters library's interface has room for one list of layers: the one written for it names {} only, so the library leaves out the adapter's parts in {} and computes something else",
+                named(0),
+                others.join(" and ")
             )
         }
         Library::Part(_) | Library::Whole => return None,
+    };
+    let help = if Route::native(model_type).is_some() {
+        format!("use --route native: the library's own class for `{model_type}` takes all of it")
+    } else {
+        "this program reads the whole interface beside it: use the adapter here alone".to_owned()
     };
     Some(Diagnostic::warning("interface-library", message).help(help))
 }

@@ -6,10 +6,10 @@
 )]
 
 use super::exec::ExecArgs;
-use super::flags::{Flags, OtherFlags};
+use super::flags::{Flags, OtherFlags, checked};
 use super::select::AdapterArgs;
 use crate::generate::GenerationArguments;
-use crate::job::{JobArguments, ModelSettings};
+use crate::job::{JobArguments, ModelSettings, check_interface};
 use crate::options::Kind;
 use crate::rewrite::pipelines::Mode;
 use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
@@ -105,7 +105,7 @@ pub(crate) enum Command {
         /// The ONNX file
         model: PathBuf,
         /// Interface to resolve on the model
-        #[arg(short, long, value_name = "FILE|NAME")]
+        #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
         interface: Option<String>,
     },
     /// Interface specs: built in, checked, inferred
@@ -195,7 +195,7 @@ pub(crate) enum Command {
         /// The ONNX file
         model: PathBuf,
         /// Interface that selects the layers (default: that of the model)
-        #[arg(short, long, value_name = "FILE|NAME")]
+        #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
         interface: Option<String>,
     },
     /// One HTML page that compares training runs: their curves together, and the settings in which they differ
@@ -502,6 +502,7 @@ pub(crate) struct ConvertArgs {
         short,
         long,
         value_name = "FILE|NAME",
+        value_parser = checked(check_interface),
         required_if_eq("to", "adapterhub")
     )]
     pub(crate) interface: Option<String>,

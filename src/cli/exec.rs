@@ -1,6 +1,7 @@
 //! How a graph is executed, as flags.
 
-use crate::job::{Dtype, ModelSettings};
+use super::flags::checked;
+use crate::job::{Dtype, ModelSettings, check_device};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
@@ -8,13 +9,13 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ExecArgs {
     /// Device to compute on: cpu, or cuda or cuda:N in a build with the `cuda` feature
-    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = checked(check_device))]
     pub(crate) device: String,
     /// Element type that operands of matrix products may be rounded to: bf16, where the processor has it; f32 and f16 are computed in f32
     #[arg(long, value_enum, default_value = "f32")]
     pub(crate) dtype: DTypeArg,
     /// Number of threads (default: all cores)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) threads: Option<usize>,
     /// Who computes: native fuses operators into this program's own kernels, candle runs each operator of the graph as it was exported
     /// (default: native, and candle for `run`)

@@ -1,6 +1,7 @@
 //! Flags made from the options of a struct: kebab-case names, with the field's documentation as help.
 
-use crate::job::other_arguments;
+use crate::error::Error;
+use crate::job::{check_other_arguments, other_arguments};
 use crate::options::{self, Kind, OptionField, Options, fields};
 use clap::builder::{PossibleValue, PossibleValuesParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches};
@@ -31,6 +32,43 @@ impl<T> Clone for Flags<T> {
             of: PhantomData,
         }
     }
+}
+
+/// A parser of texts that are looked at as soon as they are given, so that a wrong one is an error of usage.
+pub(super) fn checked(
+    check: fn(&str) -> crate::error::Result<()>,
+) -> impl Fn(&str) -> Result<String, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let said = |e: Error| {
+            let lines = e.findings().iter().flat_map(|d| {
+                let help = d.help.iter().map(|help| format!("help: {help}"));
+                std::iter::once(d.message.clone())
+                    .chain(d.notes.clone())
+                    .chain(help)
+            });
+            lines.collect::<Vec<_>>().join("\n  ")
+        };
+        check(text).map(|()| text.to_owned()).map_err(said)
+    }
+}
+
+/// What is wrong with values, in the words of a command line: options are flags.
+fn refused(e: &Error, flags: &[String]) -> clap::Error {
+    let mut lines = Vec::new();
+    for d in e.findings() {
+        let parts: Vec<&str> = d.message.split('`').collect();
+        let named = |(at, part): (usize, &&str)| match at % 2 {
+            0 => (*part).to_owned(),
+            _ if flags.iter().any(|f| f == part) => format!("--{}", part.replace('_', "-")),
+            _ => format!("`{part}`"),
+        };
+        lines.push(parts.iter().enumerate().map(named).collect::<String>());
+        lines.extend(d.help.iter().map(|help| format!("  help: {help}")));
+    }
+    clap::Error::raw(
+        clap::error::ErrorKind::InvalidValue,
+        lines.join("\n") + "\n",
+    )
 }
 
 /// An id apart from the fields of the derived commands.
@@ -154,6 +192,8 @@ impl<T: Options> clap::FromArgMatches for Flags<T> {
             };
             out.given.insert(field.name, value);
         }
+        let names: Vec<String> = fields::<T>().into_iter().map(|f| f.name).collect();
+        options::check::<T>(&out.given).map_err(|e| refused(&e, &names))?;
         Ok(out)
     }
 
@@ -209,6 +249,8 @@ impl clap::FromArgMatches for OtherFlags {
                 out.given.insert(name.to_owned(), value);
             }
         }
+        let names: Vec<String> = other_arguments().map(|(n, _)| n.to_owned()).collect();
+        check_other_arguments(&out.given).map_err(|e| refused(&e, &names))?;
         Ok(out)
     }
 

@@ -43,6 +43,18 @@ pub(super) fn arguments(given: Vec<OsString>) -> Vec<OsString> {
     behind_the_command(out)
 }
 
+/// The first flag of true or false that a word follows which is neither, and the word.
+pub(super) fn no_truth(arguments: &[OsString]) -> Option<(String, String)> {
+    let switches = switches();
+    arguments.windows(2).find_map(|pair| {
+        let [flag, word] = [pair[0].to_str()?, pair[1].to_str()?];
+        let wrong = switches.iter().any(|s| s == flag)
+            && !word.starts_with('-')
+            && !std::path::Path::new(word).exists();
+        wrong.then(|| (flag.to_owned(), word.to_owned()))
+    })
+}
+
 /// A truth value as Python or a shell writes it.
 fn truth(text: &str) -> Option<&'static str> {
     match text {

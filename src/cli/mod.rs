@@ -86,6 +86,15 @@ fn refuse(e: &clap::Error, arguments: &[std::ffi::OsString], ui: &Ui) -> ExitCod
         let kind = clap::error::ErrorKind::InvalidSubcommand;
         Cli::command().error(kind, message)
     });
+    let stray = (e.kind() == clap::error::ErrorKind::UnknownArgument)
+        .then(|| habits::no_truth(arguments))
+        .flatten();
+    let error = error.or_else(|| {
+        let (flag, word) = stray?;
+        let message = format!("{flag} is true or false, and `{word}` follows it\n");
+        let kind = clap::error::ErrorKind::InvalidValue;
+        Some(clap::Error::raw(kind, message))
+    });
     let e = error.as_ref().unwrap_or(e);
     let asked = !e.use_stderr();
     if ui.json && !asked {

@@ -1,6 +1,7 @@
 //! The flags that say what is selected in a model, and what is spliced in.
 
-use crate::job::AdapterSettings;
+use super::flags::checked;
+use crate::job::{AdapterSettings, check_fusion, check_interface, check_setup, check_spec};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
@@ -9,18 +10,18 @@ use serde_json::{Map, Value, json};
 pub(crate) struct AdapterArgs {
     /// adapter_interface.json, or the name of a built-in one, see `rewrite interface list` (default: the one of the model type in
     /// config.json beside the model, else one inferred from the graph)
-    #[arg(short, long, value_name = "FILE|NAME")]
+    #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
     pub(crate) interface: Option<String>,
     /// NAME=SPEC or SPEC: a configuration string (`lora[r=8]`), an adapter_config.json, or a saved adapter folder. May be repeated
-    #[arg(short, long = "adapter", value_name = "[NAME=]SPEC")]
+    #[arg(short, long = "adapter", value_name = "[NAME=]SPEC", value_parser = checked(check_spec))]
     pub(crate) adapters: Vec<String>,
     /// How the adapters are composed, in AdapterHub's notation: a name, `Stack(a, Fuse(b, c))`, or `MultiTask(a, b)`, where the input
     /// `task_ids` says which adapter each sample has; or an adapter_setup.json (default: all are active, one behind the other)
-    #[arg(long, value_name = "SETUP")]
+    #[arg(long, value_name = "SETUP|FILE", value_parser = checked(check_setup))]
     pub(crate) active: Option<String>,
     /// NAME=SPEC or SPEC: the AdapterFusion of a `Fuse` in the setup, as its folder, or as `static` or `dynamic` for a fresh one (default:
     /// dynamic). May be repeated
-    #[arg(long = "fusion", value_name = "[NAME=]SPEC")]
+    #[arg(long = "fusion", value_name = "[NAME=]SPEC", value_parser = checked(check_fusion))]
     pub(crate) fusions: Vec<String>,
     /// Layers that get no adapters (AdapterDrop): --skip-layers 0 1
     #[arg(long, value_name = "N", num_args = 1.., value_delimiter = ',')]

@@ -69,6 +69,10 @@ pub(crate) struct GenerationArguments {
 
 impl options::Options for GenerationArguments {
     const ALIASES: &'static [(&'static str, &'static str)] = &[("stop", "stop_strings")];
+
+    fn wrong(&self) -> Vec<Diagnostic> {
+        self.ranges()
+    }
 }
 
 impl Default for GenerationArguments {
@@ -107,11 +111,9 @@ impl GenerationArguments {
         options::read(own)
     }
 
-    /// Checks ranges; every violation is reported.
+    /// Checks ranges and combinations; every violation is reported.
     pub(crate) fn validate(&self) -> Result<()> {
-        let share = |x: f64| (0.0..=1.0).contains(&x);
         let checks = [
-            (self.max_new_tokens > 0, "max_new_tokens", "at least 1"),
             (
                 self.min_new_tokens <= self.max_new_tokens,
                 "min_new_tokens",
@@ -121,6 +123,30 @@ impl GenerationArguments {
                 !self.do_sample || (self.temperature > 0.0 && self.temperature.is_finite()),
                 "temperature",
                 "above 0; for the most probable token leave `do_sample` out",
+            ),
+            (
+                self.do_sample || self.num_return_sequences <= 1,
+                "num_return_sequences",
+                "1 unless `do_sample` is on: they would all be the same",
+            ),
+        ];
+        let mut found = self.ranges();
+        found.extend(broken(&checks));
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::many(ErrorKind::Run, found))
+        }
+    }
+
+    fn ranges(&self) -> Vec<Diagnostic> {
+        let share = |x: f64| (0.0..=1.0).contains(&x);
+        broken(&[
+            (self.max_new_tokens > 0, "max_new_tokens", "at least 1"),
+            (
+                self.temperature >= 0.0 && self.temperature.is_finite(),
+                "temperature",
+                "a number of at least 0",
             ),
             (
                 share(self.top_p) && self.top_p > 0.0,
@@ -143,26 +169,18 @@ impl GenerationArguments {
                 "num_return_sequences",
                 "at least 1",
             ),
-            (
-                self.do_sample || self.num_return_sequences == 1,
-                "num_return_sequences",
-                "1 unless `do_sample` is on: they would all be the same",
-            ),
             (self.batch_size > 0, "batch_size", "at least 1"),
-        ];
-        let found: Vec<Diagnostic> = checks
-            .iter()
-            .filter(|c| !c.0)
-            .map(|(_, field, want)| {
-                Diagnostic::error("generation-argument", format!("`{field}` must be {want}"))
-            })
-            .collect();
-        if found.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::many(ErrorKind::Run, found))
-        }
+        ])
     }
+}
+
+/// A finding for each check that does not hold: what must hold, the field, and what it must be.
+fn broken(checks: &[(bool, &str, &str)]) -> Vec<Diagnostic> {
+    let wrong = checks.iter().filter(|c| !c.0);
+    let said = |(_, field, want): &(bool, &str, &str)| {
+        Diagnostic::error("generation-argument", format!("`{field}` must be {want}"))
+    };
+    wrong.map(said).collect()
 }
 
 /// Fields of `GenerationConfig` that change the text and that are not followed here, with the value that changes nothing.

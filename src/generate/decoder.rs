@@ -16,7 +16,7 @@ use crate::rewrite::Pipeline;
 use crate::rewrite::passes::cache::{Part, new_name, past_name};
 use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::cache::Grown;
-use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value};
+use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value, caches};
 use crate::select::Selection;
 use serde::Serialize;
 use std::sync::OnceLock;
@@ -238,11 +238,9 @@ impl Decoder {
     /// An input for a cache whose output has no name that tells.
     fn other_cache(&self) -> Option<String> {
         let g = &self.model.model().graph;
+        let caches = caches(g);
         let mut inputs = g.inputs().iter();
-        let found = inputs.find(|p| {
-            let ty = p.ty.as_ref().or(g.value(p.value).ty.as_ref());
-            contract::is_cache(g.name_of(p.value), ty.and_then(Type::dims))
-        });
+        let found = inputs.find(|p| caches.contains_key(&p.value));
         found.map(|p| g.name_of(p.value).to_owned())
     }
 

@@ -2,7 +2,7 @@
 
 use super::event::{Event, OnEvent, note, warn};
 use super::files::ModelFiles;
-use crate::adapters::heads::{self, Head, HeadType, Joined, SavedHead, StaticHead};
+use crate::adapters::heads::{self, Head, HeadBase, HeadType, Joined, SavedHead, StaticHead};
 use crate::adapters::spec::{self, Spec};
 use crate::adapters::target::Met;
 use crate::adapters::{Adapter, Config, Route, Setup};
@@ -76,7 +76,11 @@ impl AdapterSettings {
                     )?;
                     adapter
                 }
-                fresh @ Spec::Fresh { .. } => fresh.load()?,
+                fresh @ Spec::Fresh { .. } => {
+                    let adapter = fresh.load()?;
+                    warn(events, &adapter.config.unknown())?;
+                    adapter
+                }
             };
             Ok(Adapter {
                 allow_other_base: self.allow_other_base,
@@ -168,7 +172,7 @@ impl AdapterSettings {
         let how = Attaching {
             seed,
             training,
-            train_head: false,
+            ..Attaching::default()
         };
         self.attach_by(&interface, model, path, how, events)
     }
@@ -405,6 +409,8 @@ pub(super) struct Attaching {
     pub(super) training: bool,
     /// Whether a head of the graph's own is trained.
     pub(super) train_head: bool,
+    /// Whether the adapters were merged into the weights.
+    pub(super) merged: bool,
 }
 
 /// Whether a graph has a prediction head.
@@ -458,10 +464,11 @@ pub(super) fn headed_by(
             }
         },
     };
-    let head = Head {
-        base: ModelFiles::at(path).head_base(),
-        ..head
+    let base = HeadBase {
+        merged: how.merged,
+        ..ModelFiles::at(path).head_base()
     };
+    let head = Head { base, ..head };
     let model = api::attach_head(model, head.clone(), how.seed, how.training)?;
     Ok((model, Some(head)))
 }

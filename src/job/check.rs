@@ -1,10 +1,12 @@
 //! What is refused before work begins: settings that are missing, outputs that are there, graphs that cannot do a task.
 
+use crate::adapters::{Config, spec};
 use crate::analyze::logits::{logits, vocabulary};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{Fact, contract};
+use crate::select::Interface;
 use crate::train::Task;
 use std::io::Write;
 use std::path::Path;
@@ -13,6 +15,65 @@ use std::path::Path;
 pub(crate) fn usage(message: impl Into<String>, help: &str) -> Error {
     let finding = Diagnostic::error("arguments", message);
     Error::new(ErrorKind::Usage, finding.help(help))
+}
+
+/// Refuses a text that names no device.
+///
+/// # Errors
+/// What there is.
+pub(crate) fn check_device(text: &str) -> Result<()> {
+    crate::runtime::named(text).map(|_| ())
+}
+
+/// Refuses a text that is neither a path nor the name of a built-in interface. Whether a path leads anywhere is seen later.
+///
+/// # Errors
+/// What there is.
+pub(crate) fn check_interface(text: &str) -> Result<()> {
+    let name = text.strip_suffix(".json").unwrap_or(text);
+    if is_path(text) || Interface::builtin(name).is_some() {
+        return Ok(());
+    }
+    Interface::resolve(text).map(|_| ())
+}
+
+/// Refuses an adapter, `SPEC` or `NAME=SPEC`, that is neither a path nor a configuration. Whether a path leads anywhere is seen later.
+///
+/// # Errors
+/// What is wrong with the configuration.
+pub(crate) fn check_spec(text: &str) -> Result<()> {
+    let (_, spec) = spec::split(text);
+    if !spec::is_identifier(spec) && is_path(spec) {
+        return Ok(());
+    }
+    Config::parse(spec).map(|_| ())
+}
+
+/// Refuses what cannot be meant as a fusion.
+///
+/// # Errors
+/// What is wrong with the configuration.
+pub(crate) fn check_fusion(text: &str) -> Result<()> {
+    let (_, spec) = spec::split(text);
+    if is_path(spec) {
+        return Ok(());
+    }
+    Config::parse_fusion(spec).map(|_| ())
+}
+
+/// Refuses what cannot be meant as a setup.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_setup(text: &str) -> Result<()> {
+    spec::setup(text).map(|_| ())
+}
+
+/// Whether a text is one of the Hub's, the path of something, or written as only a path is.
+fn is_path(text: &str) -> bool {
+    let path = Path::new(text);
+    let written = text.contains(['/', '\\']) || path.extension().is_some_and(|e| e == "json");
+    path.exists() || text.starts_with("hub:") || written
 }
 
 /// The error of an output that is there and must not be replaced.

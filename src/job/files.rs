@@ -89,6 +89,7 @@ impl ModelFiles {
             layer_norm_eps: self.config["layer_norm_eps"].as_f64(),
             dropout: dropout(&self.config),
             tied: self.config["tie_word_embeddings"].as_bool().unwrap_or(true),
+            merged: false,
         }
     }
 

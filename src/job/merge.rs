@@ -85,7 +85,11 @@ impl Merge {
             merged = noted.run(merged)?.model;
         }
         if let Some(saved) = saved.filter(|_| !self.reset) {
-            merged = headed_by(&saved, merged, &self.model, Attaching::default(), events)?.0;
+            let how = Attaching {
+                merged: true,
+                ..Attaching::default()
+            };
+            merged = headed_by(&saved, merged, &self.model, how, events)?.0;
         }
         let options = SaveOptions {
             force: self.force,
@@ -134,8 +138,9 @@ fn fold(
             adapter.base.forget_weights();
         }
     }
-    let pass = merging(selection, adapters, fold);
-    let merged = pipelines::merging(pass).run(model.clone())?;
+    let pass = merging(selection.clone(), adapters.clone(), fold);
+    let merged = pipelines::merging(pass).run(model.clone());
+    let merged = merged.map_err(|f| met.explain(&adapters, f.into()))?;
     said.extend(merged.reports.into_iter().flat_map(|r| r.warnings));
     Ok((merged.model, said))
 }

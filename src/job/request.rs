@@ -92,7 +92,11 @@ impl Request {
             settings.shift_remove("eval_data");
             settings.shift_remove("eval_split");
         }
+        let text_field = super::ignored::text_field(&mut flags);
         settings.extend(flags);
+        if let Some(field) = text_field {
+            super::ignored::put_text_field(&mut settings, &field)?;
+        }
         let data = ["data", "eval_data"].into_iter();
         let origin = data
             .filter_map(|n| Some((n.to_owned(), settings.get(n)?.clone())))

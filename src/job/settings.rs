@@ -119,6 +119,10 @@ impl JobSettings {
         // Here, where the file is known: options of other origin join these.
         let ignored = Self::rename(&mut options)
             .and_then(|()| ignored::take(&mut options))
+            .and_then(|names| match ignored::text_field(&mut options) {
+                Some(field) => ignored::put_text_field(&mut options, &field).map(|()| names),
+                None => Ok(names),
+            })
             .and_then(|names| Self::read(options.clone()).map(|_| names))
             .map_err(|e| e.within(&place))?;
         Ok((options, ignored))
@@ -149,14 +153,8 @@ impl JobSettings {
         let data = options::take::<DataArguments>(&mut options);
         let collate = options::take::<CollateArguments>(&mut options);
         let training = options::take::<TrainingArguments>(&mut options);
+        options::check::<CollateArguments>(&collate)?;
         let collate: CollateArguments = options::read(collate)?;
-        if collate.pad_to_multiple_of == Some(0) {
-            let d = Diagnostic::error("option", "`pad_to_multiple_of` must be at least 1");
-            return Err(Error::new(
-                ErrorKind::Train,
-                d.help("leave it out to pad to the longest"),
-            ));
-        }
         Ok(JobSettings {
             job: options::read(job)?,
             model: options::read(model)?,

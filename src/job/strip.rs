@@ -3,9 +3,10 @@
 use super::check::keep;
 use super::event::{OnEvent, warn};
 use super::open;
+use crate::adapters::manifest::Manifest;
 use crate::api;
 use crate::diag::Diagnostic;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::onnx::{SaveOptions, Saved};
 use std::path::PathBuf;
 
@@ -41,6 +42,18 @@ impl Strip {
     pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<Saved> {
         keep(&self.output, [&*self.model])?;
         let model = open(&self.model, events)?;
+        let merged = Manifest::read(model.model());
+        let merged = merged.map_err(|d| Error::new(ErrorKind::Method, d))?;
+        for head in merged.merged_heads().filter(|_| self.name.is_none()) {
+            let finding = Diagnostic::warning(
+                "strip-head",
+                format!(
+                    "the head of `{head}` stays: its adapter is merged into the weights, which it was trained with"
+                ),
+            );
+            let help = "for the base model, take the file that was merged";
+            warn(events, [&finding.help(help)])?;
+        }
         if self.name.is_none() && api::manifest(&model)?.is_empty() {
             let finding = Diagnostic::warning(
                 "strip-nothing",

@@ -271,6 +271,7 @@ impl Run {
             seed,
             training: true,
             train_head: settings.job.train_head,
+            ..Attaching::default()
         };
         let adapted = self
             .adapters

@@ -6,10 +6,12 @@ use super::event::OnEvent;
 use super::files::ModelFiles;
 use super::model::ModelSettings;
 use super::to_file::selected;
-use crate::api::Adapted;
+use crate::adapters::heads::{Head, HeadConfig};
+use crate::api::{self, Adapted};
 use crate::error::{Error, Result};
 use crate::infer::Verified;
 use crate::ir::{Dim, Type, contract};
+use crate::runtime::caches;
 use crate::train::{Task, Trainer, TrainingArguments, dataset_divisor, parse_loss};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -88,7 +90,7 @@ impl CheckModel {
                         s.layers, s.hidden_size, s.places
                     ),
                 ));
-                out.push(train(adapted, &model));
+                out.push(train(adapted, &model, &files));
             }
             Err(e) => {
                 out.push(Aspect::bad("adapting", e));
@@ -123,31 +125,66 @@ impl CheckModel {
     }
 }
 
-/// The task of a graph, by what comes in and goes out.
-fn task(model: &Verified) -> (Task, &'static str) {
+/// The losses that a graph can be trained with by its rows, by what comes in and goes out; the first is tried. Whether they need a head
+/// that the training adds.
+fn losses(model: &Verified, files: &ModelFiles) -> (Vec<&'static str>, bool) {
     let g = &model.model().graph;
+    let logits = g.find(contract::LOGITS).filter(|v| g.is_output(*v));
+    let logits = logits.and_then(|v| model.fact(v));
     if g.find(contract::DECODER_INPUT_IDS).is_some() {
-        (Task::Seq2seq, "seq2seq")
-    } else if g.find(contract::INPUT_IDS).is_none() {
-        (Task::Regression, "mse")
-    } else if fits(model, Task::CausalLm, true).is_ok() {
-        (Task::CausalLm, "causal-lm")
-    } else {
-        (Task::Classification, "classification")
+        return (vec!["seq2seq"], false);
+    }
+    if g.find(contract::INPUT_IDS).is_none() {
+        return (vec!["mse"], false);
+    }
+    if g.find(contract::START_LOGITS).is_some() {
+        return (vec!["question-answering"], false);
+    }
+    if fits(model, Task::CausalLm, true).is_ok() {
+        let words = if files.class().ends_with("ForMaskedLM") {
+            "masked-lm"
+        } else {
+            "causal-lm"
+        };
+        return (vec![words], false);
+    }
+    match logits.map(|f| (f.rank(), f.size(-1))) {
+        Some((Some(3), _)) => (vec!["token-classification"], false),
+        Some((_, Some(1))) => (vec!["regression", "multi-label"], false),
+        Some(_) => (vec!["classification", "multi-label", "regression"], false),
+        None => {
+            let all = [
+                "classification",
+                "multi-label",
+                "regression",
+                "token-classification",
+                "question-answering",
+                "masked-lm",
+            ];
+            (all.to_vec(), true)
+        }
     }
 }
 
-/// Whether a gradient reaches every parameter of an adapter.
-fn train(adapted: &Adapted, model: &Verified) -> Aspect {
-    let (task, loss) = task(model);
+/// Whether a gradient reaches every parameter of an adapter, and with which losses.
+fn train(adapted: &Adapted, model: &Verified, files: &ModelFiles) -> Aspect {
+    let (all, headed) = losses(model, files);
+    let loss = all[0];
     let prepared = || {
-        if loss != "mse" {
-            fits(model, task, true)?;
+        if loss == "seq2seq" {
+            fits(model, Task::Seq2seq, true)?;
         }
         let settings = ModelSettings::default();
         let loss = parse_loss(loss, dataset_divisor());
         let options = settings.compile_options()?;
-        let graph = adapted.model.clone();
+        let mut graph = adapted.model.clone();
+        if headed {
+            let head = Head {
+                base: files.head_base(),
+                ..Head::fresh("check", HeadConfig::default())
+            };
+            graph = api::attach_head(graph, head, 0, true)?;
+        }
         Trainer::new(
             graph,
             &loss,
@@ -157,14 +194,29 @@ fn train(adapted: &Adapted, model: &Verified) -> Aspect {
         )
     };
     match prepared() {
-        Ok(trainer) => Aspect::good(
-            "training",
-            format!(
-                "{loss}: a gradient reaches the {} parameters of the adapter",
-                trainer.trainable()
-            ),
-        ),
-        Err(e) => Aspect::bad("training", &e),
+        Ok(trainer) => {
+            let words = if all.len() > 1 { "losses" } else { "loss" };
+            let head = if headed {
+                ", each with a head that the training adds"
+            } else {
+                ""
+            };
+            Aspect::good(
+                "training",
+                format!(
+                    "{words} {}{head}: a gradient reaches all {} parameters",
+                    all.join(", "),
+                    trainer.trainable()
+                ),
+            )
+        }
+        Err(e) => {
+            let found = Aspect::bad("training", &e);
+            Aspect {
+                found: format!("no gradient with the loss {loss}: {}", found.found),
+                ..found
+            }
+        }
     }
 }
 
@@ -172,10 +224,7 @@ fn generate(model: &Verified) -> Aspect {
     let g = &model.model().graph;
     let mut names = g.inputs().iter().map(|p| g.name_of(p.value));
     let own = names.any(|n| n.starts_with(contract::PAST));
-    let other = g.inputs().iter().any(|p| {
-        let ty = p.ty.as_ref().or(g.value(p.value).ty.as_ref());
-        contract::is_cache(g.name_of(p.value), ty.and_then(Type::dims))
-    });
+    let other = !caches(g).is_empty();
     let cache = if own {
         "with the cache of the graph"
     } else if other {

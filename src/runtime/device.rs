@@ -40,20 +40,28 @@ impl Precision {
 /// # Errors
 /// An unknown name, or a device that this build or machine does not have.
 pub fn device(name: &str) -> Result<Device> {
+    let device = named(name)?;
+    device.open_as(name)?;
+    Ok(device)
+}
+
+/// The device that a name means, whether or not it is there.
+///
+/// # Errors
+/// An unknown name.
+pub(crate) fn named(name: &str) -> Result<Device> {
     let device = match name.split_once(':') {
         None if name == "cpu" => Some(Device::Cpu),
         None if name == "cuda" => Some(Device::Cuda(0)),
         Some(("cuda", n)) => n.parse().ok().map(Device::Cuda),
         _ => None,
     };
-    let Some(device) = device else {
-        return Err(wrong(
+    device.ok_or_else(|| {
+        wrong(
             format!("there is no device `{name}`"),
             "cpu, cuda or cuda:N",
-        ));
-    };
-    device.open_as(name)?;
-    Ok(device)
+        )
+    })
 }
 
 impl Device {

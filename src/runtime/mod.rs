@@ -14,6 +14,7 @@ mod host;
 pub(crate) mod io;
 pub(crate) mod kernels;
 mod lower;
+mod past;
 mod plan;
 mod tensor;
 pub(crate) mod tract;
@@ -21,7 +22,9 @@ mod train_step;
 pub(crate) mod value;
 mod walk;
 
+pub(crate) use device::named;
 pub use device::{Device, Precision, device};
+pub(crate) use past::caches;
 pub use plan::{CompileOptions, FeedSpec, Feeds, Outputs, Plan};
 
 pub(crate) use onnx_graft_kernels::adamw;

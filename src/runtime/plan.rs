@@ -5,6 +5,7 @@ use super::device::{Device, Precision};
 use super::exec::Program;
 use super::kernels::Cx;
 use super::lower::Lowerer;
+use super::past::caches;
 use super::tensor::Tensor;
 use super::value::{Value, Weight};
 use crate::diag::{Diagnostic, Severity, nearest};
@@ -60,6 +61,8 @@ pub struct FeedSpec {
     pub(crate) default: Option<Value>,
     /// Whether anything requested depends on it.
     pub used: bool,
+    /// Where this is an input for cached keys or values: the axis of their positions, as far as what reads it says that.
+    pub(crate) cache: Option<Option<usize>>,
     /// Heads and width of a cache, where they are not declared.
     pub(crate) cache_size: Option<[usize; 2]>,
 }
@@ -70,9 +73,7 @@ impl FeedSpec {
     /// layers are one input.
     pub(crate) fn empty_cache(&self, rows: usize) -> Option<Value> {
         let ty = self.ty.as_ref()?;
-        if !contract::is_cache(&self.name, ty.dims()) {
-            return None;
-        }
+        let grows = self.cache?;
         let dtype = ty.dtype().unwrap_or(DType::Float);
         if !matches!(dtype, DType::Float | DType::Float16 | DType::Bfloat16) {
             return None;
@@ -86,10 +87,11 @@ impl FeedSpec {
         let open: Vec<usize> = (batch + 1..declared.len())
             .filter(|axis| known(*axis).is_none())
             .collect();
-        let positions = match open.as_slice() {
-            [] => return None,
-            [one] => *one,
-            _ => batch + 2,
+        let positions = match (grows, open.as_slice()) {
+            (_, []) => return None,
+            (Some(axis), _) => axis,
+            (None, [one]) => *one,
+            (None, _) => batch + 2,
         };
         let size = |axis: usize| match known(axis) {
             Some(n) => Some(n),
@@ -225,9 +227,10 @@ impl Plan {
         };
         let mut code = code;
         let mut feeds = Vec::new();
+        let caches = caches(g);
         for (p, &v) in g.inputs().iter().zip(&code.inputs) {
             let ty = p.ty.clone().or_else(|| g.value(p.value).ty.clone());
-            feeds.push((v, ty));
+            feeds.push((v, ty, caches.get(&p.value).copied()));
         }
         for &v in &variables {
             if !code.inputs.contains(&v) {
@@ -236,11 +239,11 @@ impl Plan {
                     Type::tensor(t.dtype, dims)
                 });
                 code.inputs.push(v);
-                feeds.push((v, ty));
+                feeds.push((v, ty, None));
             }
         }
         let mut specs = Vec::with_capacity(feeds.len());
-        for (v, ty) in feeds {
+        for (v, ty, cache) in feeds {
             let default =
                 match code.tensors[v].map(|t| Weight::new(t, &device).and_then(|w| w.value())) {
                     None => None,
@@ -258,6 +261,7 @@ impl Plan {
                 ty,
                 default,
                 used: false,
+                cache,
                 cache_size: options.cache_size,
             });
         }
@@ -366,7 +370,7 @@ impl Plan {
                 let d =
                     Diagnostic::error("run-input", format!("the input `{}` is missing", spec.name));
                 findings.push(match &spec.ty {
-                    Some(ty) if contract::is_cache(&spec.name, ty.dims()) => d.help(
+                    Some(_) if spec.cache.is_some() => d.help(
                         "feed it; it is empty in training and evaluation, where the graph declares its sizes, or config.json beside the model (num_key_value_heads, head_dim)",
                     ),
                     Some(ty) => d.help(format!("feed a tensor of type {ty}")),

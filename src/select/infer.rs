@@ -101,6 +101,7 @@ impl Namer<'_> {
         }
         let embeddings = self.embeddings(found, &lists);
         let base = self.base(embeddings, &lists);
+        notes.extend(self.headless(base));
         for (paths, list) in by_stack.iter_mut().zip(&lists) {
             let list = list
                 .and_then(|l| self.tree.relative(l, base))
@@ -160,6 +161,22 @@ impl Namer<'_> {
             interface.schema_version = Some(SCHEMA_VERSION);
         }
         Proposal { interface, notes }
+    }
+
+    /// A warning where nothing but names tells the base model from the model: all linears are inside of what is taken for it.
+    fn headless(&self, base: ModuleId) -> Option<Diagnostic> {
+        let outside = |l: &crate::analyze::linear::Linear| {
+            let module = self.module(l.core);
+            module.is_some_and(|m| !self.tree.is_within(m, base))
+        };
+        if base == ROOT || self.linears.all.iter().any(outside) {
+            return None;
+        }
+        let path = &self.tree.module(base).path;
+        let found = format!("all of the graph lies in `{path}`, which is taken for the base model");
+        Some(Diagnostic::warning("infer-base", found).help(format!(
+            "where `{path}` is a part of the base model itself, its paths begin with `{path}.`"
+        )))
     }
 
     /// The module of a node, where a name says it.

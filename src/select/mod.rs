@@ -15,6 +15,7 @@ mod infer;
 mod inspect;
 mod interface;
 mod modules;
+mod parents;
 mod position;
 mod site;
 

@@ -5,6 +5,7 @@
 //! node without any witness belongs to the innermost module that holds what it reads and what reads it. Initializer names are no
 //! witness of identity, because exporters merge equal ones.
 
+use super::parents::Parents;
 use crate::analyze::flow::Flow;
 use crate::analyze::linear::Linear;
 use crate::analyze::norm::Norms;
@@ -240,7 +241,8 @@ impl ModuleTree {
 
     /// Places nodes by scoped names. A part `x_1` is a further call of `x` when `x` exists beside it and no parameter says that
     /// `x_1` is a module of its own.
-    fn names(&mut self, view: &Flow<'_>, raw: &[(NodeId, &str, Witness)]) {
+    fn names<'g>(&mut self, view: &Flow<'g>, raw: &[(NodeId, &'g str, Witness)]) {
+        let parents = Parents::new(view, raw);
         let mut scopes: FxHashSet<&str> = FxHashSet::default();
         let mut seen: FxHashSet<String> = FxHashSet::default();
         for (_, scope, _) in raw {
@@ -265,7 +267,7 @@ impl ModuleTree {
         for (n, scope, witness) in raw {
             let id = match placed.get(scope) {
                 Some(id) => *id,
-                None => self.place_scope(scope, &seen, &own),
+                None => self.place_scope(scope, &seen, &own, &parents),
             };
             placed.insert(scope, id);
             self.of_node[n.index()] = Some((id, *witness));
@@ -277,9 +279,16 @@ impl ModuleTree {
         scope: &str,
         seen: &FxHashSet<String>,
         own: &FxHashSet<&str>,
+        parents: &Parents<'_>,
     ) -> ModuleId {
+        if let Some(path) = parents.owned(scope) {
+            return self.intern(path);
+        }
         let (mut written, mut at) = (String::new(), ROOT);
         for part in parts(scope) {
+            for parent in parents.before(&format!("{written}/{part}")) {
+                at = self.child(at, parent);
+            }
             let repeated = part.rsplit_once('_').filter(|(base, n)| {
                 !base.is_empty()
                     && !n.is_empty()

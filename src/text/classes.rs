@@ -39,6 +39,8 @@ pub(super) struct Class {
     /// `add_prefix_space` also reaches pre-tokenizers inside a sequence.
     pub(super) nested: bool,
     pub(super) does: Does,
+    /// The token in whose place a text is filled in: the class takes a text with it apart, where the configuration names no other.
+    pub(super) fill: Option<String>,
     refused: Option<String>,
 }
 

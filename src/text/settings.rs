@@ -127,6 +127,15 @@ fn list(config: &Map<String, Value>, key: &str) -> Vec<Value> {
 }
 
 impl Settings {
+    /// The token in whose place the class fills a text in.
+    pub(super) fn fill(&self) -> Option<String> {
+        match (&self.class.fill, self.config.get("fill_token")) {
+            (Some(usual), None) => Some(usual.clone()),
+            (Some(_), Some(own)) => content(own).map(str::to_owned),
+            (None, _) => None,
+        }
+    }
+
     /// Whether padding goes to the left, where the configuration, the file or the class says so.
     pub(super) fn pads_left(&self, by_file: Option<bool>) -> Option<bool> {
         let side = self.config.get("padding_side").and_then(Value::as_str);
@@ -307,7 +316,16 @@ fn add_tokens(inner: &mut Tokenizer, files: &Files, settings: &Settings) -> Resu
         .collect();
     new.extend(more);
     if !new.is_empty() {
-        let new: Vec<AddedToken> = new.iter().filter_map(|t| added(t, is_special)).collect();
+        // Where a special token of the file is looked for stays as the file says: Transformers' tokenizers 0.21 keep its first entry.
+        let placed = |mut token: AddedToken| {
+            let old = there
+                .iter()
+                .find(|t| t.special && t.content == token.content);
+            token.normalized = old.map_or(token.normalized, |t| t.normalized);
+            token
+        };
+        let new = new.iter().filter_map(|t| added(t, is_special));
+        let new: Vec<AddedToken> = new.map(placed).collect();
         inner
             .add_tokens(new)
             .map_err(|e| format!("its added tokens cannot be added: {e}"))?;
@@ -540,6 +558,34 @@ mod tests {
     use super::super::Tokenizer;
     use serde_json::Value;
     use std::path::Path;
+
+    #[test]
+    fn a_gap_that_is_to_be_filled_in_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizer/settings.json");
+        let file: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        let mut all = file["cases"].as_object().unwrap().values();
+        let is_code_llama = |case: &&Value| {
+            let class = &case["files"]["tokenizer_config.json"]["tokenizer_class"];
+            class == "CodeLlamaTokenizer" && case["error"].is_null()
+        };
+        let case = all.find(is_code_llama).unwrap();
+        let name = case["tokenizer"].as_str().unwrap();
+        let inner = file["tokenizers"][name].to_string();
+        std::fs::write(folder.path().join("tokenizer.json"), inner).unwrap();
+        let config = folder.path().join("tokenizer_config.json");
+        let mut own = case["files"]["tokenizer_config.json"].clone();
+        std::fs::write(&config, own.to_string()).unwrap();
+        let text = "def f(): <FILL_ME> return";
+        let tokenizer = Tokenizer::open(folder.path()).unwrap();
+        let e = tokenizer.encode(text, true).unwrap_err().to_string();
+        assert!(e.contains("`<FILL_ME>`") && e.contains("fill_token"), "{e}");
+        assert!(tokenizer.encode("def f()", true).is_ok());
+        own["fill_token"] = Value::Null;
+        std::fs::write(&config, own.to_string()).unwrap();
+        let tokenizer = Tokenizer::open(folder.path()).unwrap();
+        assert!(tokenizer.encode(text, true).is_ok());
+    }
 
     /// Configurations and texts, against the ids of Transformers (`fixtures/make_tokenizers.py`).
     #[test]

@@ -47,6 +47,7 @@ pub(crate) struct Tokenizer {
     chat: IndexMap<String, String>,
     pads_left: Option<bool>,
     target: Option<Ends>,
+    fill: Option<String>,
 }
 
 /// One token of a text.
@@ -171,6 +172,7 @@ impl Tokenizer {
             chat,
             pads_left,
             target,
+            fill: settings.fill(),
         })
     }
 
@@ -186,11 +188,25 @@ impl Tokenizer {
 
     /// The ids of a text; `special` adds the special tokens of the tokenizer's post-processor.
     pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<i64>> {
+        self.check_fill(text)?;
         let encoding = self
             .inner
             .encode_fast(text, special)
             .map_err(|e| failed(&self.path, e.to_string()))?;
         Ok(encoding.get_ids().iter().map(|&i| i64::from(i)).collect())
+    }
+
+    /// Refuses a text that the class would take apart, as it is to be filled in at a token.
+    fn check_fill(&self, text: &str) -> Result<()> {
+        let Some(fill) = self.fill.as_deref().filter(|fill| text.contains(fill)) else {
+            return Ok(());
+        };
+        let message =
+            format!("the text has `{fill}`, a gap that is to be filled in, which is not supported");
+        let d = Diagnostic::error("tokenizer", message)
+            .at(self.path.display().to_string())
+            .help("give rows of `input_ids`, with the tokens in front of prefix, suffix and middle; where the text means the word itself, set `fill_token` to null in tokenizer_config.json");
+        Err(Error::new(ErrorKind::Train, d))
     }
 
     /// The tokens of a text, or of a pair of texts, with what each stands for.
@@ -200,6 +216,9 @@ impl Tokenizer {
         pair: Option<&str>,
         special: bool,
     ) -> Result<Vec<Token>> {
+        if pair.is_none() {
+            self.check_fill(text)?;
+        }
         let encoding = match pair {
             Some(pair) => self.inner.encode((text, pair), special),
             None => self.inner.encode(text, special),

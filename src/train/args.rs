@@ -151,6 +151,10 @@ impl Options for TrainingArguments {
         ("optim", "adamw_torch_xla", "adamw_torch"),
         ("optim", "lion_32bit", "lion"),
     ];
+
+    fn wrong(&self) -> Vec<Diagnostic> {
+        self.ranges()
+    }
 }
 
 impl Default for TrainingArguments {
@@ -246,12 +250,6 @@ impl TrainingArguments {
                 "at least 1",
             ),
             unless(
-                (self.num_train_epochs > 0.0 && self.num_train_epochs.is_finite())
-                    || self.max_steps > 0,
-                "num_train_epochs",
-                "positive, unless max_steps is",
-            ),
-            unless(
                 (0.0..=1.0).contains(&self.warmup_ratio),
                 "warmup_ratio",
                 "between 0 and 1",
@@ -293,10 +291,9 @@ impl TrainingArguments {
                 "a positive whole number, or a share below 1",
             ),
             unless(
-                every(self.save_steps)
-                    && (self.save_steps > 0.0 || self.save_strategy != SaveStrategy::Steps),
+                every(self.save_steps),
                 "save_steps",
-                "a positive whole number, or a share below 1",
+                "a whole number, or a share below 1",
             ),
             unless(
                 self.save_total_limit != Some(0),
@@ -329,6 +326,17 @@ impl TrainingArguments {
                 "the parameters are: `num_cycles` of cosines, `min_lr` or `min_lr_rate` of cosine_with_min_lr, `power` and `lr_end` of polynomial, `timescale` of inverse_sqrt",
             );
         }
+        let epochs = self.num_train_epochs > 0.0 && self.num_train_epochs.is_finite();
+        say(
+            epochs || self.max_steps > 0,
+            "`num_train_epochs` must be positive, unless max_steps is",
+            "leave it out for 3 epochs, or give `max_steps`",
+        );
+        say(
+            self.save_steps > 0.0 || self.save_strategy != SaveStrategy::Steps,
+            "`save_steps` must be positive, as `save_strategy` is steps",
+            "for no checkpoints, set `save_strategy` to no",
+        );
         let best = self.load_best_model_at_end;
         let save_matches = match (self.save_strategy, self.eval_strategy) {
             (SaveStrategy::Best, e) => e != Interval::No,

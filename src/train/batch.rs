@@ -39,7 +39,15 @@ pub(crate) struct CollateArguments {
     pub packing: bool,
 }
 
-impl Options for CollateArguments {}
+impl Options for CollateArguments {
+    fn wrong(&self) -> Vec<Diagnostic> {
+        let none = (self.pad_to_multiple_of == Some(0)).then(|| {
+            Diagnostic::error("option", "`pad_to_multiple_of` must be at least 1")
+                .help("leave it out to pad to the longest")
+        });
+        none.into_iter().collect()
+    }
+}
 
 /// The tensors of one micro-batch.
 #[derive(Clone, Debug)]

@@ -130,7 +130,28 @@ pub(crate) struct EvalArguments {
     pub ignore_punctuation: bool,
 }
 
-impl crate::options::Options for EvalArguments {}
+impl crate::options::Options for EvalArguments {
+    fn wrong(&self) -> Vec<Diagnostic> {
+        let checks = [
+            (
+                self.per_device_eval_batch_size > 0,
+                "`per_device_eval_batch_size` must be at least 1",
+            ),
+            (
+                self.max_eval_samples != Some(0),
+                "`max_eval_samples` must be at least 1",
+            ),
+            (
+                self.max_seq_length >= 2,
+                "`max_seq_length` must be at least 2",
+            ),
+        ];
+        let wrong = checks.into_iter().filter(|(holds, _)| !holds);
+        wrong
+            .map(|(_, message)| Diagnostic::error("eval-argument", message))
+            .collect()
+    }
+}
 
 impl Default for EvalArguments {
     fn default() -> Self {
@@ -178,15 +199,7 @@ impl EvalArguments {
             let task = serde_json::to_value(self.task).unwrap_or_default();
             wrong(format!("`{}` is no measure of the task {task}", m.name()));
         }
-        if self.per_device_eval_batch_size == 0 {
-            wrong("`per_device_eval_batch_size` must be at least 1".into());
-        }
-        if self.max_eval_samples == Some(0) {
-            wrong("`max_eval_samples` must be at least 1".into());
-        }
-        if self.max_seq_length < 2 {
-            wrong("`max_seq_length` must be at least 2".into());
-        }
+        found.extend(crate::options::Options::wrong(self));
         if found.is_empty() {
             Ok(())
         } else {

@@ -379,18 +379,18 @@ fn what_cannot_be_done_is_said_and_nothing_is_written() {
         &["attn_q_proj", "query", "q_proj"],
     );
     contains(&main("broken.json", "lora", "model.onnx"), &["broken.json"]);
-    contains(&main("qwen33", "lora", "model.onnx"), &["qwen33", "qwen3"]);
+    let misused = |interface: &str, adapter: &str| {
+        desk.misused(&["-i", interface, "-a", adapter, "model.onnx"])
+    };
+    contains(&misused("qwen33", "lora"), &["qwen33", "qwen3"]);
     contains(
-        &main("interface.json", "lora[alhpa=3]", "model.onnx"),
+        &misused("interface.json", "lora[alhpa=3]"),
         &["alhpa", "alpha"],
     );
-    contains(
-        &main("interface.json", "lroa", "model.onnx"),
-        &["lroa", "lora"],
-    );
+    contains(&misused("interface.json", "lroa"), &["lroa", "lora"]);
     let other = fixture("gpt2/plugin/seq_bn");
     let message = main("interface.json", other.to_str().unwrap(), "model.onnx");
-    contains(&message, &["weights-missing", "weights-extra"]);
+    contains(&message, &["model-differs", "`gpt2`", "`qwen3`"]);
     contains(
         &desk.fails(&["strip", "model.onnx", "-o", "s.onnx", "--name", "x"]),
         &["x"],

@@ -84,12 +84,23 @@ impl Desk {
 
     /// Exit 1, nothing on stdout, and no file made or changed; the message.
     pub(crate) fn fails(&self, args: &[&str]) -> String {
+        let message = self.ends(args, 1);
+        assert!(message.contains("error["), "{args:?}\n{message}");
+        message
+    }
+
+    /// The message of a command whose arguments are wrong.
+    pub(crate) fn misused(&self, args: &[&str]) -> String {
+        self.ends(args, 2)
+    }
+
+    /// The message of a command that ends with this code, and leaves nothing behind.
+    fn ends(&self, args: &[&str], code: i32) -> String {
         let before = self.files();
         let out = self.command(args);
         let message = stderr(&out);
-        assert_eq!(out.status.code(), Some(1), "{args:?}\n{message}");
+        assert_eq!(out.status.code(), Some(code), "{args:?}\n{message}");
         assert!(out.stdout.is_empty(), "{args:?}");
-        assert!(message.contains("error["), "{args:?}\n{message}");
         assert!(!message.contains("panicked"), "{args:?}\n{message}");
         assert!(self.files() == before, "{args:?} left something behind");
         message

@@ -396,7 +396,10 @@ fn nothing_is_learned_at_a_rate_of_0() {
     let desk = desk();
     let mut args = training("model.onnx", "ids.jsonl", &[]);
     args[13] = "0";
-    contains(&desk.fails(&args), &["learning_rate", "nothing is learned"]);
+    contains(
+        &desk.misused(&args),
+        &["--learning-rate", "nothing is learned"],
+    );
 }
 
 #[test]
@@ -625,4 +628,36 @@ fn a_summary_says_what_is_trained() {
         rows.map(|r| r["active"].as_bool().unwrap()).collect()
     };
     assert_eq!(active(&json), [true, false]);
+}
+
+#[test]
+fn an_adapter_of_another_model_type_is_called_that() {
+    let desk = Desk::with("bert/model.onnx");
+    fs::copy(fixture("bert/config.json"), desk.path("config.json")).unwrap();
+    let other = fixture("gpt2/native/lora_qv");
+    let said = desk.fails(&["-a", other.to_str().unwrap(), "model.onnx"]);
+    assert!(
+        said.contains("was made for a model of the type `gpt2`, and this one is `bert`")
+            && said.contains("of its parameters do not fit")
+            && said.matches("error[").count() == 1,
+        "{said}"
+    );
+}
+
+#[test]
+fn merging_a_fresh_adapter_says_that_nothing_changes() {
+    let desk = Desk::with("qwen3/model.onnx");
+    let out = desk.command(&[
+        "merge",
+        "-i",
+        "qwen3",
+        "-a",
+        "lora",
+        "model.onnx",
+        "-o",
+        "m.onnx",
+    ]);
+    assert!(out.status.success());
+    let said = stderr(&out);
+    assert!(said.contains("`lora` changes no weight"), "{said}");
 }

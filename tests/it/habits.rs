@@ -108,12 +108,12 @@ fn arguments_that_change_nothing_are_flags_too() {
     assert_eq!(read(&desk, "out/run.json")["job"]["optim"], "adamw_torch");
     for (more, says) in [
         ("--adafactor", "`optim` = \"adafactor\""),
-        ("--neftune_noise_alpha 5", "`neftune_noise_alpha` = 5"),
-        ("--deepspeed zero.json", "`deepspeed` = \"zero.json\""),
+        ("--neftune_noise_alpha 5", "--neftune-noise-alpha = 5"),
+        ("--deepspeed zero.json", "--deepspeed = \"zero.json\""),
         ("--hub_token hf_secret", "HF_TOKEN"),
     ] {
         let more: Vec<&str> = more.split(' ').chain(["--output-dir", "no"]).collect();
-        let said = desk.fails(&train(MODEL, &data, &more));
+        let said = desk.misused(&train(MODEL, &data, &more));
         assert!(said.contains(says) && !said.contains("hf_secret"), "{said}");
     }
     // Flags stand before the command as well.

@@ -149,6 +149,12 @@ fn a_written_graph_knows_its_classes() {
     ]);
     let (merged, _) = eval("merged.onnx", &[], "c.jsonl");
     assert_eq!(merged["accuracy"], there["accuracy"]);
+    // Its adapter cannot be taken out of the weights, so it stays with them, which is said.
+    let out = desk.command(&["strip", "merged.onnx", "-o", "stripped.onnx"]);
+    let said = stderr(&out);
+    assert!(said.contains("the head of `a` stays"), "{said}");
+    let heads = |file: &str| desk.json(&["inspect", file])["heads"].clone();
+    assert_eq!(heads("stripped.onnx"), heads("merged.onnx"));
 }
 
 #[test]

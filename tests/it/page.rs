@@ -148,6 +148,32 @@ fn exit_codes_and_outputs_are_those_of_the_page() {
         let out = desk.command(args);
         assert_eq!(out.status.code(), Some(2), "{args:?}\n{}", stderr(&out));
     }
+    // A wrong value is a wrong argument too, whatever else is given.
+    for (command, flag, value, said) in [
+        ("train", "--bf16", "maybe", "true or false"),
+        ("train", "--learning-rate", "-1", "--learning-rate must be"),
+        ("train", "--adam-beta1", "2", "--adam-beta1 must be"),
+        ("train", "--seed", "-1", "whole number of at least 0"),
+        ("train", "--per-device-train-batch-size", "0", "at least 1"),
+        ("train", "--max-length", "1", "at least 2"),
+        ("train", "--pad-to-multiple-of", "0", "at least 1"),
+        ("train", "--columns", "txt=a", "there is no role `txt`"),
+        ("train", "--deepspeed", "z.json", "not followed here"),
+        ("train", "--eos-token", "<|end|>", "not followed here"),
+        ("train", "--adapter", "lorra", "nearest one is `lora`"),
+        ("train", "--adapter", "a=lora[r=x]", "`r` is \"x\""),
+        ("train", "--interface", "qwen33", "nearest built-in: qwen3"),
+        ("run", "--device", "gpu", "cpu, cuda or cuda:N"),
+        ("run", "--threads", "0", "0 is not in 1.."),
+        ("eval", "--max-eval-samples", "0", "at least 1"),
+        ("generate", "--top-p", "2", "--top-p must be"),
+        ("generate", "--max-new-tokens", "-2", "at least 0"),
+    ] {
+        let out = desk.command(&[command, flag, value, "model.onnx"]);
+        let text = stderr(&out);
+        assert_eq!(out.status.code(), Some(2), "{flag} {value}\n{text}");
+        assert!(text.contains(said), "{flag} {value}\n{text}");
+    }
     desk.fails(&["print", "none.onnx"]);
     let attach = ["--interface", "qwen3", "--adapter", "lora", "model.onnx"];
     let out = desk.command(&attach);

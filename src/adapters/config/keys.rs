@@ -28,3 +28,32 @@ pub(crate) fn unknown_key<'a>(
         d.help(format!("its fields are {}", all.join(", "))),
     )
 }
+
+/// Fields that the library's first versions wrote and that say nothing today: it keeps them and reads them nowhere.
+const OLD: [&str; 3] = ["attention_type", "invertible_adapter", "new_attention_norm"];
+
+/// A warning for fields that a saved configuration has and its type has not. They are kept and count for nothing, as in the library.
+pub(super) fn kept(keys: &[String], of: &str, known: &[String]) -> Option<Diagnostic> {
+    let keys = keys.iter().map(String::as_str);
+    let keys: Vec<&str> = keys.filter(|k| !OLD.contains(k)).collect();
+    if keys.is_empty() {
+        return None;
+    }
+    let named: Vec<String> = keys.iter().map(|k| format!("`{k}`")).collect();
+    let what = format!(
+        "the configuration has {}, which `{of}` does not know: kept, and without effect",
+        named.join(", ")
+    );
+    let near = |key: &&str| {
+        let near = nearest(key, known.iter().map(String::as_str))?;
+        Some(format!("`{key}` is near to `{near}`"))
+    };
+    let near: Vec<String> = keys.iter().filter_map(near).collect();
+    let mut d = Diagnostic::warning("config-key", what);
+    if !near.is_empty() {
+        d = d.note(near.join(", "));
+    }
+    Some(d.help(
+        "the Adapters library 1.2.0 does the same; mend what is misspelt, and take out what a newer version wrote once it is known to change nothing",
+    ))
+}

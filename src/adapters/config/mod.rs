@@ -177,6 +177,17 @@ impl Config {
         }
     }
 
+    /// A warning for each member with fields that its type does not have.
+    pub(crate) fn unknown(&self) -> Vec<Diagnostic> {
+        let of = |m: &MethodConfig| {
+            let extra = m.extra();
+            let mut known = m.fields();
+            known.retain(|f| !extra.contains(f));
+            keys::kept(&extra, m.name(), &known)
+        };
+        self.methods().iter().filter_map(of).collect()
+    }
+
     /// `architecture` as the library's summary shows it: `bottleneck` where the key is absent.
     pub fn architecture(&self) -> &'static str {
         match &self.0 {
@@ -561,6 +572,27 @@ mod tests {
         assert_eq!(over, same);
         assert!(read(r#""pfeifer""#).is_err());
         assert!(read("7").is_err());
+    }
+
+    #[test]
+    fn fields_that_are_not_known_are_named() {
+        let unknown = |extra: &str| {
+            let text = format!(r#"{{"architecture": "lora", "r": 4{extra}}}"#);
+            let value: Value = serde_json::from_str(&text).unwrap();
+            let config = Config::from_dict(&value, UnknownKeys::Keep).unwrap();
+            config.unknown().first().map(ToString::to_string)
+        };
+        assert_eq!(unknown(""), None);
+        assert_eq!(unknown(r#", "attention_type": "x""#), None);
+        let said = unknown(r#", "alpah": 4, "new_in_2": true"#).unwrap();
+        assert!(
+            said.contains("`alpah`, `new_in_2`, which `lora` does not know")
+                && said.contains("`alpah` is near to `alpha`"),
+            "{said}"
+        );
+        for name in identifiers() {
+            assert!(Config::parse(name).unwrap().unknown().is_empty(), "{name}");
+        }
     }
 
     /// Values that the library's own function gives.

@@ -240,6 +240,7 @@ impl AdapterFolder {
             notes.push(note);
         }
         let config = config(&dict).map_err(at)?;
+        notes.extend(config.unknown());
         let meta = Meta {
             hidden_size: top.shift_remove("hidden_size").and_then(|v| v.as_u64()),
             model_class: take_text(&mut top, "model_class").unwrap_or_default(),

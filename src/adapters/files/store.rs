@@ -1,7 +1,7 @@
 //! Parameters as data: what is saved, loaded and trained.
 
-use crate::adapters::heads::owner;
-use crate::adapters::naming::{belongs, modern, renamed};
+use crate::adapters::heads::{is_head_key, owner};
+use crate::adapters::naming::{belongs, modern, of_any, renamed};
 use crate::adapters::param::decays;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -219,7 +219,7 @@ impl AdapterStore {
             }
         }
         expected.sort_unstable();
-        let mut heads = Vec::new();
+        let mut beside = Vec::new();
         for name in file.tensors.keys() {
             if expected.binary_search(&&**name).is_ok() {
                 continue;
@@ -230,7 +230,7 @@ impl AdapterStore {
                         .help("the file belongs to another configuration, or to another model"),
                 );
             } else {
-                heads.push(name.clone());
+                beside.push(name.clone());
             }
         }
         if !unshared.is_empty() {
@@ -242,7 +242,7 @@ impl AdapterStore {
         for (p, tensor) in self.params.values_mut().zip(taken) {
             p.tensor = tensor;
         }
-        Ok(Loaded { heads })
+        Ok(Loaded { beside })
     }
 }
 
@@ -266,8 +266,74 @@ fn not_finite(name: &str) -> Diagnostic {
 /// What a file had beside the adapter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Loaded {
-    /// Weights of prediction heads, which the library saves with the adapter. They are not used: the graph has its own.
-    pub heads: Vec<Box<str>>,
+    /// Names of tensors that are no part of the adapter. They are not used.
+    pub beside: Vec<Box<str>>,
+}
+
+impl Loaded {
+    /// A warning for each kind of tensor beside the adapter `name`: a head's, another adapter's, or nothing that is known.
+    pub(crate) fn said(&self, name: &str) -> Vec<Diagnostic> {
+        let of = |kind: Beside| {
+            let keys = self.beside.iter().filter(|k| Beside::of(k) == kind);
+            let keys: Vec<String> = keys.map(|k| format!("`{k}`")).collect();
+            let (first, rest) = keys.split_at_checked(3).unwrap_or((&keys, &[]));
+            let more = if rest.is_empty() {
+                String::new()
+            } else {
+                format!(", and {} more", rest.len())
+            };
+            (!keys.is_empty()).then(|| format!("{}{more}", first.join(", ")))
+        };
+        let found = |kind: Beside| {
+            let keys = of(kind)?;
+            let (code, what, help) = match kind {
+                Beside::Head => (
+                    "head-ignored",
+                    "weights of a head",
+                    "they are not used: a head is read from `head_config.json` and its own file of weights",
+                ),
+                Beside::Adapter => (
+                    "weights-beside",
+                    "weights of another adapter",
+                    "they are not used: each adapter is saved in a folder of its own",
+                ),
+                Beside::Unknown => (
+                    "weights-beside",
+                    "tensors that are no part of an adapter or of a head",
+                    "they are not used; the Adapters library does not write such a file: save it again from there",
+                ),
+            };
+            let message = format!("the file of `{name}` also holds {what}: {keys}");
+            Some(Diagnostic::warning(code, message).help(help))
+        };
+        [Beside::Head, Beside::Adapter, Beside::Unknown]
+            .into_iter()
+            .filter_map(found)
+            .collect()
+    }
+}
+
+/// What a tensor in an adapter's file is that is not the adapter's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    /// Part of a prediction head, flexible or of a Transformers class.
+    Head,
+    /// Part of another adapter.
+    Adapter,
+    /// Neither.
+    Unknown,
+}
+
+impl Beside {
+    fn of(key: &str) -> Beside {
+        if of_any(key) {
+            Beside::Adapter
+        } else if is_head_key(key) {
+            Beside::Head
+        } else {
+            Beside::Unknown
+        }
+    }
 }
 
 /// Tensors of a file, under the names of the exported model's state dict.
@@ -491,4 +557,31 @@ fn read_param(name: &str, metadata: &Metadata) -> Option<Param> {
             .map(Into::into)
             .collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_beside_an_adapter_is_called_what_it_is() {
+        let names = |all: &[&str]| all.iter().map(|n| (*n).into()).collect();
+        let loaded = Loaded {
+            beside: names(&[
+                "heads.a.1.weight",
+                "model.layers.0.mlp.loras.b.lora_A",
+                "model.norm.weight",
+                "score.weight",
+            ]),
+        };
+        let said: Vec<String> = loaded.said("a").iter().map(|d| d.message.clone()).collect();
+        assert_eq!(
+            said,
+            [
+                "the file of `a` also holds weights of a head: `heads.a.1.weight`, `score.weight`",
+                "the file of `a` also holds weights of another adapter: `model.layers.0.mlp.loras.b.lora_A`",
+                "the file of `a` also holds tensors that are no part of an adapter or of a head: `model.norm.weight`",
+            ]
+        );
+    }
 }

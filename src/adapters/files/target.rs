@@ -46,6 +46,33 @@ impl Met<'_> {
         Ok(adapters.iter().flat_map(said).flatten().collect())
     }
 
+    /// Why adapters do not fit: where the weights of one that says to be for models of another type are not those that this model asks
+    /// for, that is the reason, and not each of their names.
+    pub(crate) fn explain(&self, adapters: &[Adapter], e: Error) -> Error {
+        let unfit = |d: &Diagnostic| {
+            matches!(
+                d.code,
+                "weights-missing" | "weights-extra" | "weights-shape"
+            )
+        };
+        let kind = |a: &Adapter| self.kind(&format!("`{}`", a.name), &a.target);
+        let other = adapters
+            .iter()
+            .filter(|a| a.weights.is_some())
+            .find_map(kind);
+        let (Some(other), [first, rest @ ..]) = (other, e.findings()) else {
+            return e;
+        };
+        if !unfit(first) || !rest.iter().all(unfit) {
+            return e;
+        }
+        let count = rest.len() + 1;
+        let found = Diagnostic::error("model-differs", other.message)
+            .note(format!("{count} of its parameters do not fit; the first: {}", first.message))
+            .help("give the model that it was trained on; where the file's `model_type` is wrong, mend it in adapter_config.json");
+        Error::new(e.kind(), found)
+    }
+
     /// What contradicts the model in what a head's file says of it; `what` is the head. Its model's type is not said twice where its
     /// adapter's file has the same.
     ///

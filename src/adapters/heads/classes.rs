@@ -94,6 +94,33 @@ const ENDS: [(&str, HeadType); 8] = [
     ("ForCausalLM", HeadType::CausalLm),
 ];
 
+/// First parts of the paths of a head's modules, in the classes of Transformers and in the library's.
+const MODULES: [&str; 17] = [
+    "answer_class",
+    "classification_head",
+    "classifier",
+    "cls",
+    "embed_out",
+    "generator_lm_head",
+    "generator_predictions",
+    "heads",
+    "lm_head",
+    "output_projection",
+    "pre_classifier",
+    "predictions",
+    "proj_out",
+    "qa_outputs",
+    "score",
+    "vocab_projector",
+    "vocab_transform",
+];
+
+/// Whether a tensor of an adapter's file is part of a head.
+pub(crate) fn is_head_key(key: &str) -> bool {
+    let first = key.split('.').next().unwrap_or(key);
+    MODULES.binary_search(&first).is_ok()
+}
+
 /// The head of a Transformers class. Classes that the library does not convert are none.
 pub(crate) fn of_class(class: &str) -> Option<Static> {
     let class = match class {

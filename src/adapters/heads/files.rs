@@ -44,6 +44,8 @@ pub(crate) struct HeadBase {
     pub dropout: f64,
     /// Whether its words are scored by the table of embeddings; T5's hidden states are scaled then.
     pub tied: bool,
+    /// Whether the adapter that it came with is part of the weights.
+    pub merged: bool,
 }
 
 /// A head to be attached: fresh, or with the weights of a file.
@@ -256,9 +258,12 @@ pub(crate) fn copy_renamed(from: &Path, to: &Path, name: &str, force: bool) -> R
 }
 
 fn write_all(folder: &Path, tensors: &Tensors, top: &Value, force: bool) -> Result<()> {
+    // In one order, wherever they come from, so that a head that stays as it is has the same bytes.
+    let mut tensors = tensors.clone();
+    tensors.sort_unstable_keys();
     let files = [
-        (file::SAFETENSORS, to_safetensors(tensors)?),
-        (file::TORCH, torch::write("pytorch_model_head", tensors)?),
+        (file::SAFETENSORS, to_safetensors(&tensors)?),
+        (file::TORCH, torch::write("pytorch_model_head", &tensors)?),
         (file::CONFIG, text::pretty(top).into_bytes()),
     ];
     write_files(folder, &files, force)

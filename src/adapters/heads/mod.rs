@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
+pub(crate) use classes::is_head_key;
 pub(crate) use files::{Head, HeadBase, SavedHead, StaticHead, file, owner};
 pub(crate) use join::Joined;
 pub(crate) use noted::Noted;

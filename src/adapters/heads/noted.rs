@@ -18,6 +18,9 @@ use std::collections::BTreeMap;
 pub(crate) struct Noted {
     /// Its name: that of its adapter.
     pub name: String,
+    /// Whether its adapter is part of the weights, which it was trained with.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub merged: bool,
     /// What it is.
     #[serde(flatten)]
     pub kind: Kind,
@@ -57,6 +60,7 @@ impl Noted {
     pub(crate) fn flexible(head: &Head) -> Noted {
         Noted {
             name: head.name.clone(),
+            merged: head.base.merged,
             kind: Kind::Flexible(head.config.to_note()),
         }
     }
@@ -65,6 +69,7 @@ impl Noted {
     pub(crate) fn joined(head: &StaticHead, own: &Config) -> Noted {
         Noted {
             name: head.name.clone(),
+            merged: false,
             kind: Kind::Static(Modules {
                 class: head.class.clone(),
                 num_labels: head.num_labels,

@@ -399,6 +399,14 @@ macro_rules! methods {
                 }
             }
 
+            /// Fields of its dictionary that the type does not have.
+            pub(crate) fn extra(&self) -> Vec<String> {
+                match self {
+                    $(MethodConfig::$name(m) => m.extra().keys().cloned().collect(),)*
+                    MethodConfig::Custom(_) => Vec::new(),
+                }
+            }
+
             /// Whether two configurations can be in one union.
             pub(crate) fn disjoint(&self, other: &Self) -> bool {
                 match (self, other) {

@@ -15,7 +15,7 @@ use crate::adapters::methods::MethodConfig;
 use crate::adapters::naming::{renamed, scope};
 use crate::adapters::param::{ParamSpec, decays};
 use crate::adapters::place::{Place, Surroundings};
-use crate::adapters::store::{AdapterStore, Loaded, Param};
+use crate::adapters::store::{AdapterStore, Param};
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -46,8 +46,6 @@ pub(crate) struct Plan<'s> {
     pub parts: Vec<Part<'s>>,
     /// All parameters.
     pub store: AdapterStore,
-    /// What the files had besides, by adapter.
-    pub loaded: Vec<Option<Loaded>>,
     /// Compatibilities in force and the like.
     pub notes: Vec<Diagnostic>,
 }
@@ -62,7 +60,6 @@ pub(crate) fn plan<'s>(
     let mut out = Plan {
         parts: Vec::new(),
         store: AdapterStore::default(),
-        loaded: Vec::new(),
         notes: Vec::new(),
     };
     // Fusions stand where the adapters stand that they mix.
@@ -122,27 +119,23 @@ pub(crate) fn plan<'s>(
             }
             found => out.notes.extend(found),
         }
-        let loaded = match &adapter.weights {
-            None => None,
-            Some(weights) => {
-                let all = |(n, p): (&'_ str, &'_ Param)| -> Vec<String> {
-                    let aliases = p.aliases.iter().map(ToString::to_string);
-                    std::iter::once(n.to_owned()).chain(aliases).collect()
-                };
-                let names: Vec<String> = store.iter().flat_map(all).collect();
-                let names = names.iter().map(String::as_str);
-                let mut weights = weights.clone().renamed(&adapter.name).fitted(names);
-                let graph = &model.model().graph;
-                let unused = Unused::of(&mut weights, &store, adapter, selection, graph);
-                let loaded = store
-                    .load(&weights)
-                    .map_err(|e| e.within(format!("adapter `{}`", adapter.name)))?;
-                out.notes.extend(unused.notes.iter().cloned());
-                unused.keep(&adapter.name, &mut store);
-                Some(loaded)
-            }
-        };
-        out.loaded.push(loaded);
+        if let Some(weights) = &adapter.weights {
+            let all = |(n, p): (&'_ str, &'_ Param)| -> Vec<String> {
+                let aliases = p.aliases.iter().map(ToString::to_string);
+                std::iter::once(n.to_owned()).chain(aliases).collect()
+            };
+            let names: Vec<String> = store.iter().flat_map(all).collect();
+            let names = names.iter().map(String::as_str);
+            let mut weights = weights.clone().renamed(&adapter.name).fitted(names);
+            let graph = &model.model().graph;
+            let unused = Unused::of(&mut weights, &store, adapter, selection, graph);
+            let loaded = store
+                .load(&weights)
+                .map_err(|e| e.within(format!("adapter `{}`", adapter.name)))?;
+            out.notes.extend(unused.notes.iter().cloned());
+            out.notes.extend(loaded.said(&adapter.name));
+            unused.keep(&adapter.name, &mut store);
+        }
         for (name, param) in store.iter() {
             out.store.insert(name, param.clone());
         }

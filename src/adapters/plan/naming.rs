@@ -324,6 +324,14 @@ pub(crate) fn belongs(key: &str, name: &str) -> bool {
     position(key, name).is_some()
 }
 
+/// Whether a key belongs to an adapter of any name.
+pub(crate) fn of_any(key: &str) -> bool {
+    MARKS.iter().any(|mark| {
+        let bare = mark.trim_start_matches('.');
+        key.contains(mark) || key.starts_with(bare)
+    })
+}
+
 /// Byte range of the adapter's name in a key of the adapter `name`.
 fn position(key: &str, name: &str) -> Option<std::ops::Range<usize>> {
     MARKS.iter().find_map(|mark| {

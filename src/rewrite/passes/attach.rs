@@ -116,27 +116,10 @@ impl Pass for AttachPass {
         let Plan {
             parts,
             store,
-            loaded,
             notes,
         } = planned;
         for note in notes {
             cx.warn(note);
-        }
-        for (adapter, heads) in self.adapters.iter().zip(loaded) {
-            let heads = heads.map(|l| l.heads).unwrap_or_default();
-            if !heads.is_empty() {
-                cx.warn(
-                    Diagnostic::warning(
-                        "head-ignored",
-                        format!(
-                            "the file of `{}` also holds {}",
-                            adapter.name,
-                            heads.join(", ")
-                        ),
-                    )
-                    .help("the graph has its own head, which is used"),
-                );
-            }
         }
         let groups = grouped(&parts, graph)?;
         for group in groups.values() {

@@ -58,12 +58,12 @@ impl Pass for Merge {
             parts,
             store,
             notes,
-            ..
         } = plan(&self.adapters, &self.selection, before, 0)?;
         for note in notes {
             cx.warn(note);
         }
         let mut done: FxHashSet<(ValueId, &str)> = FxHashSet::default();
+        let mut effective: FxHashSet<usize> = FxHashSet::default();
         let mut parts: Vec<&Part<'_>> = parts.iter().collect();
         if self.fold == Fold::Out {
             parts.reverse();
@@ -72,7 +72,11 @@ impl Pass for Merge {
         parts.sort_by_key(|p| !matches!(p.place.at, At::Parameter(_)));
         for part in &parts {
             if let At::Parameter(site) = &part.place.at {
-                let apart = self.exchange(part, site, &store, cx)?;
+                let exchanged = self.exchange(part, site, &store, cx)?;
+                let apart = exchanged == Exchanged::Apart;
+                if exchanged != Exchanged::Same {
+                    effective.insert(part.adapter);
+                }
                 let module =
                     |p: &&&Part<'_>| Folded::of(&p.place).is_some_and(|w| w.path == &*site.module);
                 if apart && parts.iter().any(|p| module(&p)) {
@@ -119,15 +123,43 @@ impl Pass for Merge {
             let adds = |p: &&Part<'_>| p.method.chains(&p.place).is_some();
             if stack.iter().any(adds) {
                 stack.sort_by_key(|p| p.adapter);
-                self.fold(&stack, &whole, &store, cx)?;
+                if self.fold(&stack, &whole, &store, cx)? {
+                    effective.extend(stack.iter().map(|p| p.adapter));
+                }
             } else {
                 for part in stack {
-                    self.fold(&[part], &whole, &store, cx)?;
+                    if self.fold(&[part], &whole, &store, cx)? {
+                        effective.insert(part.adapter);
+                    }
                 }
+            }
+        }
+        for (at, adapter) in self.adapters.iter().enumerate() {
+            if !effective.contains(&at) {
+                cx.warn(without_effect(&adapter.name));
             }
         }
         Ok(())
     }
+}
+
+/// What became of a parameter that an adapter has its own values of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Exchanged {
+    /// The values are those of the base model.
+    Same,
+    /// It has the adapter's values.
+    Whole,
+    /// It stands beside the base model's now, which others read.
+    Apart,
+}
+
+fn without_effect(name: &str) -> Diagnostic {
+    Diagnostic::warning(
+        "merge-nothing",
+        format!("`{name}` changes no weight: the model stays as it is without it"),
+    )
+    .help("a fresh adapter computes what the base model does; train it first, and give its folder")
 }
 
 /// The weight that an adapter is folded into.
@@ -188,15 +220,15 @@ fn not_linear(place: &Place<'_>) -> Diagnostic {
 }
 
 impl Merge {
-    /// Puts a parameter that the adapter has its own values of in the place of the base model's, for its module alone. Whether it stands
-    /// beside the base model's now, which others read.
+    /// Puts a parameter that the adapter has its own values of in the place of the base model's, for its module alone. What became
+    /// of it.
     fn exchange(
         &self,
         part: &Part<'_>,
         site: &ParameterSite,
         store: &AdapterStore,
         cx: &mut PassCx<'_>,
-    ) -> Result<bool, PassError> {
+    ) -> Result<Exchanged, PassError> {
         if self.fold == Fold::Out {
             return Err(Diagnostic::error(
                 "reset-parameter",
@@ -208,7 +240,7 @@ impl Merge {
         }
         let own = part.own.first();
         let Some((name, own)) = own.and_then(|(_, name)| Some((name, store.get(name)?))) else {
-            return Ok(false);
+            return Ok(Exchanged::Same);
         };
         let graph = &cx.model().graph;
         let base = graph.value(site.stored).tensor.as_ref();
@@ -216,7 +248,7 @@ impl Merge {
         if let (Some(base), Some(values)) = (base, &own_values)
             && base.bytes() == values.bytes()
         {
-            return Ok(false);
+            return Ok(Exchanged::Same);
         }
         let all = graph.uses(site.value);
         let uses: Vec<Use> = all
@@ -231,7 +263,7 @@ impl Merge {
         if let Some(tensor) = own_values.filter(|_| alone) {
             patch.set_tensor(site.stored, tensor);
             cx.commit(patch)?;
-            return Ok(false);
+            return Ok(Exchanged::Whole);
         }
         let b = patch.builder();
         let mut value = b.initializer(name, own.tensor.clone());
@@ -243,16 +275,17 @@ impl Merge {
         }
         patch.redirect(site.value, value, Uses::Only(uses));
         cx.commit(patch)?;
-        Ok(true)
+        Ok(Exchanged::Apart)
     }
 
+    /// Folds these adapters into one weight. Whether any value of it is another one then.
     fn fold(
         &self,
         stack: &[&Part<'_>],
         weight: &Folded<'_>,
         store: &AdapterStore,
         cx: &mut PassCx<'_>,
-    ) -> Result<(), PassError> {
+    ) -> Result<bool, PassError> {
         let graph = &cx.model().graph;
         let opset = cx.model().opset("").unwrap_or(17);
         let expression = merge_expression(stack, weight.value, store, (graph, opset), self.fold)?;
@@ -261,11 +294,14 @@ impl Merge {
             (self.evaluate)(&expression).map_err(|e| e.within(format!("merging {name}")))?;
         let targets = [Some(weight.value), weight.bias];
         let mut patch = cx.patch(format!("merge {name}"), None);
+        let mut changes = false;
         for (target, result) in targets.into_iter().flatten().zip(results) {
+            let former = graph.value(target).tensor.as_ref();
+            changes |= former.and_then(TensorData::to_f32) != result.to_f32();
             replace(&mut patch, graph, weight, target, result)?;
         }
         cx.commit(patch)?;
-        Ok(())
+        Ok(changes)
     }
 }
 

@@ -16,12 +16,14 @@ pub(crate) struct Strip {
 }
 
 impl Strip {
-    fn concerns(&self, metadata: &Metadata) -> bool {
+    /// `kept`: owners of heads that stay.
+    fn concerns(&self, metadata: &Metadata, kept: &[String]) -> bool {
         let found = metadata.get(stamp::ADAPTER);
         found.is_some_and(|name| {
+            let wanted = |wanted| wanted == &**name || *heads::owner(wanted) == **name;
             self.adapter
                 .as_deref()
-                .is_none_or(|wanted| wanted == &**name || *heads::owner(wanted) == **name)
+                .map_or(!kept.iter().any(|k| **k == **name), wanted)
         })
     }
 }
@@ -39,18 +41,19 @@ impl Pass for Strip {
             check_attached(name, &manifest)?;
             check_apart(name, &manifest)?;
         }
+        let kept: Vec<String> = manifest.merged_heads().map(heads::owner).collect();
         let nodes: Vec<NodeId> = g
             .nodes()
-            .filter(|n| self.concerns(&g.node(*n).metadata))
+            .filter(|n| self.concerns(&g.node(*n).metadata, &kept))
             .collect();
         let closing = closing_values(g, &nodes)?;
         let values: Vec<ValueId> = g
             .initializers()
             .iter()
             .copied()
-            .filter(|v| self.concerns(&g.value(*v).metadata))
+            .filter(|v| self.concerns(&g.value(*v).metadata, &kept))
             .collect();
-        let inputs = self.inputs(g, &manifest);
+        let inputs = self.inputs(g, &manifest, &nodes);
         let mut patch = cx.patch("strip", None);
         let gone: FxHashSet<NodeId> = nodes.iter().copied().collect();
         let mut restored: Vec<(ValueId, ValueId)> = closing
@@ -107,13 +110,14 @@ impl Pass for Strip {
 }
 
 impl Strip {
-    /// Graph inputs that only adapters read.
-    fn inputs(&self, g: &Graph, manifest: &Manifest) -> Vec<ValueId> {
+    /// Graph inputs that came with adapters, and that only what goes reads.
+    fn inputs(&self, g: &Graph, manifest: &Manifest, gone: &[NodeId]) -> Vec<ValueId> {
         if self.adapter.is_some() {
             return Vec::new();
         }
         let found = manifest.inputs.iter().filter_map(|n| g.find(n));
-        found.filter(|v| g.is_input(*v)).collect()
+        let unread = |v: &ValueId| g.uses(*v).iter().all(|u| gone.contains(&u.node()));
+        found.filter(|v| g.is_input(*v) && unread(v)).collect()
     }
 
     /// The manifest without what is removed; `None` when nothing is left.
@@ -121,9 +125,9 @@ impl Strip {
         let gone = |name: &str| self.adapter.as_deref().is_none_or(|n| n == name);
         let attached: Vec<String> = manifest.names().map(str::to_owned).collect();
         // A head that was merged into the weights stays with them.
-        manifest
-            .heads
-            .retain(|h| !gone(&h.name) || (!h.is_flexible() && !attached.contains(&h.name)));
+        manifest.heads.retain(|h| {
+            h.merged || !gone(&h.name) || (!h.is_flexible() && !attached.contains(&h.name))
+        });
         manifest.adapters.retain(|a| !gone(&a.name));
         if self.adapter.is_none() {
             (manifest.setups, manifest.inputs) = (Vec::new(), Vec::new());

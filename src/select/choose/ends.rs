@@ -3,8 +3,9 @@
 use super::record::shown;
 use super::scene::{Scene, ends_with, fits_end, site};
 use crate::analyze::boundary::Marks;
+use crate::analyze::linear::Linear;
 use crate::diag::Diagnostic;
-use crate::ir::{NodeId, ValueId};
+use crate::ir::{NodeId, ValueId, contract};
 use crate::select::field::Field;
 use crate::select::interface::GraphNames;
 use crate::select::modules::{ROOT, Witness};
@@ -286,8 +287,9 @@ impl Scene<'_> {
             .help("`model_embeddings` is relative to the base model")
     }
 
-    /// The projection onto the vocabulary: a linear as wide as an embedding table is long, whose result leaves the graph.
-    pub(super) fn head(&self) -> Option<LinearSite> {
+    /// The projection onto the vocabulary: a linear as wide as an embedding table is long, whose result leaves the graph. Of several it
+    /// is the one whose result is called `logits`, as only that is trained and generated from; without one, the last, which is said.
+    pub(super) fn head(&self, findings: &mut Vec<Diagnostic>) -> Option<LinearSite> {
         let words: Vec<usize> = self
             .view
             .order
@@ -296,9 +298,36 @@ impl Scene<'_> {
             .filter_map(|n| self.view.tensor(self.view.inputs(*n).first().copied()??))
             .filter_map(|t| usize::try_from(*t.dims.first()?).ok())
             .collect();
-        let found = self.linears.all.iter().rev().find(|l| {
-            self.view.is_flow(l.input) && words.contains(&l.d_out) && self.view.leaves(l.output)
-        })?;
+        let all: Vec<(&Linear, &str)> = self
+            .linears
+            .all
+            .iter()
+            .filter(|l| self.view.is_flow(l.input) && words.contains(&l.d_out))
+            .filter_map(|l| Some((l, self.view.graph.name_of(self.view.exit(l.output)?))))
+            .collect();
+        let named: Vec<&Linear> = all
+            .iter()
+            .filter(|(_, exit)| *exit == contract::LOGITS)
+            .map(|(l, _)| *l)
+            .collect();
+        let found = match (&named[..], &all[..]) {
+            ([one], _) => *one,
+            (_, [.., (last, exit)]) => {
+                if all.len() > 1 {
+                    let exits: Vec<String> = all.iter().map(|(_, e)| format!("`{e}`")).collect();
+                    let message = format!(
+                        "{} projections onto the vocabulary leave the graph, as {}: the one of `{exit}` is taken for the head of the model",
+                        all.len(),
+                        exits.join(" and ")
+                    );
+                    findings.push(Diagnostic::warning("select-heads", message).help(
+                        "export the model with the output of its head called `logits`, or with that output alone",
+                    ));
+                }
+                *last
+            }
+            (_, []) => return None,
+        };
         let module = self
             .tree
             .of(found.core)

@@ -63,7 +63,7 @@ pub(super) fn run(
         findings.extend(scene.other_base(&layers));
     }
     let embeddings = scene.embeddings(&layers, &mut findings);
-    let output_embeddings = scene.head();
+    let output_embeddings = scene.head(&mut findings);
     let modules = scene.modules(&layers, output_embeddings.as_ref());
     let nameless = scene.nameless(&modules);
     let tables = scene.tables(&layers);

@@ -131,6 +131,11 @@ impl Task {
         }
     }
 
+    /// Whether it learns the tokens that it reads.
+    pub(super) fn of_tokens(self) -> bool {
+        matches!(self, Task::CausalLm | Task::MaskedLm)
+    }
+
     /// Whether its labels are classes.
     pub(crate) fn has_classes(self) -> bool {
         matches!(
@@ -316,6 +321,10 @@ impl Options for DataArguments {
         ("dataset_test_split", "eval_split"),
         ("max_length", "max_seq_length"),
     ];
+
+    fn wrong(&self) -> Vec<Diagnostic> {
+        self.values()
+    }
 }
 
 /// The roles that a column may have.
@@ -352,6 +361,17 @@ impl DataArguments {
 
     /// Checks values and combinations; every violation is reported.
     pub(crate) fn validate(&self) -> Result<()> {
+        let mut found = self.values();
+        found.extend(self.combinations());
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::many(ErrorKind::Train, found))
+        }
+    }
+
+    /// Values that are wrong by themselves.
+    fn values(&self) -> Vec<Diagnostic> {
         let mut found = Vec::new();
         let mut say = |ok: bool, message: String, help: &str| {
             if !ok {
@@ -400,57 +420,12 @@ impl DataArguments {
         ] {
             say(!empty(value), format!("`{name}` is empty"), "leave it out");
         }
-        let causal = self.task == Task::CausalLm;
-        say(
-            self.instruction_template.is_none() || self.response_template.is_some(),
-            "`instruction_template` needs `response_template`".to_owned(),
-            "give what a response begins with as well",
-        );
-        say(
-            causal || self.response_template.is_none(),
-            "`response_template` is for the task causal-lm".to_owned(),
-            "leave it out, or set `task`",
-        );
-        let pair = self.prompt_template.is_some() || self.completion_template.is_some();
-        say(
-            self.template.is_none() || !pair,
-            "`template` makes the whole text, `prompt_template` and `completion_template` its parts".to_owned(),
-            "give either the one or the others",
-        );
-        say(
-            !(pair && self.response_template.is_some()),
-            "`response_template` finds the completion in a whole text, `completion_template` makes it".to_owned(),
-            "give either",
-        );
-        let seq2seq_or_causal = causal || self.task == Task::Seq2seq;
-        say(
-            !pair || seq2seq_or_causal,
-            "`prompt_template` and `completion_template` are for the tasks causal-lm and seq2seq"
-                .to_owned(),
-            "use `template` for the text to classify",
-        );
-        say(
-            self.template.is_none() || self.task != Task::Seq2seq,
-            "an encoder-decoder has a source and a target".to_owned(),
-            "use `prompt_template` and `completion_template` instead of `template`",
-        );
         say(
             self.mlm_probability > 0.0 && self.mlm_probability < 1.0,
             "`mlm_probability` must be above 0 and below 1".to_owned(),
             "leave it out for the usual 0.15",
         );
-        say(
-            self.task != Task::MultiLabel
-                || self.label_names.as_ref().is_none_or(|n| !n.is_empty()),
-            "`label_names` is empty".to_owned(),
-            "leave it out when rows hold one 0 or 1 for each class",
-        );
         match &self.eval_split {
-            Some(_) if self.eval_data.is_some() => say(
-                matches!(self.eval_split, Some(EvalSplit::Named(_))),
-                "both `eval_data` and `eval_split` give evaluation data".to_owned(),
-                "leave one out",
-            ),
             Some(EvalSplit::Count(n)) => say(
                 *n > 0,
                 "`eval_split` is 0".to_owned(),
@@ -461,12 +436,63 @@ impl DataArguments {
                 format!("`eval_split` is {share:?}"),
                 "a share is above 0 and below 1, and a number of examples is a whole number, such as 100",
             ),
-            _ => {}
+            Some(EvalSplit::Named(_)) | None => {}
         }
-        if found.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::many(ErrorKind::Train, found))
-        }
+        found
+    }
+
+    fn combinations(&self) -> Vec<Diagnostic> {
+        let mut found = Vec::new();
+        let mut say = |ok: bool, message: &str, help: &str| {
+            if !ok {
+                found.push(Diagnostic::error("data-argument", message).help(help));
+            }
+        };
+        let causal = self.task == Task::CausalLm;
+        say(
+            self.instruction_template.is_none() || self.response_template.is_some(),
+            "`instruction_template` needs `response_template`",
+            "give what a response begins with as well",
+        );
+        say(
+            causal || self.response_template.is_none(),
+            "`response_template` is for the task causal-lm",
+            "leave it out, or set `task`",
+        );
+        let pair = self.prompt_template.is_some() || self.completion_template.is_some();
+        say(
+            self.template.is_none() || !pair,
+            "`template` makes the whole text, `prompt_template` and `completion_template` its parts",
+            "give either the one or the others",
+        );
+        say(
+            !(pair && self.response_template.is_some()),
+            "`response_template` finds the completion in a whole text, `completion_template` makes it",
+            "give either",
+        );
+        let seq2seq_or_causal = causal || self.task == Task::Seq2seq;
+        say(
+            !pair || seq2seq_or_causal,
+            "`prompt_template` and `completion_template` are for the tasks causal-lm and seq2seq",
+            "use `template` for the text to classify",
+        );
+        say(
+            self.template.is_none() || self.task != Task::Seq2seq,
+            "an encoder-decoder has a source and a target",
+            "use `prompt_template` and `completion_template` instead of `template`",
+        );
+        say(
+            self.task != Task::MultiLabel
+                || self.label_names.as_ref().is_none_or(|n| !n.is_empty()),
+            "`label_names` is empty",
+            "leave it out when rows hold one 0 or 1 for each class",
+        );
+        let named = matches!(self.eval_split, None | Some(EvalSplit::Named(_)));
+        say(
+            self.eval_data.is_none() || named,
+            "both `eval_data` and `eval_split` give evaluation data",
+            "leave one out",
+        );
+        found
     }
 }

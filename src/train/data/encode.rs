@@ -35,6 +35,9 @@ pub(super) struct Encoder<'a> {
     pub(super) pad_id: i64,
 }
 
+/// What is wrong with a row of no text, as an empty line is.
+pub(super) const NO_TOKENS: &str = "the text has no tokens";
+
 /// An example, and what the report counts.
 #[expect(clippy::struct_excessive_bools, reason = "each is counted by itself")]
 pub(super) struct Outcome {
@@ -184,7 +187,13 @@ impl<'a> Encoder<'a> {
         };
         out.example.task_id = roles.task(self.args.task_names.as_deref(), self.args.task_count)?;
         if out.example.input_ids.is_empty() {
-            return Err("the row has no tokens".to_owned());
+            let given = roles.has("input_ids");
+            return Err(if given {
+                "the row has no tokens"
+            } else {
+                NO_TOKENS
+            }
+            .to_owned());
         }
         out.twice = self.bos.is_some()
             && out
@@ -370,13 +379,7 @@ impl<'a> Encoder<'a> {
         let completion = self.ended(completion, true);
         let special = self.args.add_special_tokens;
         let joint = self.tokens(&format!("{prompt}{completion}"), None, special)?;
-        let mut head = self.tokens(prompt, None, special)?;
-        while head.len() > 1
-            && head.last().is_some_and(|t| t.text.is_none())
-            && head.iter().any(|t| t.text.is_some())
-        {
-            head.pop();
-        }
+        let head = self.tokens(prompt, None, special)?;
         let begins =
             joint.len() >= head.len() && joint.iter().zip(&head).all(|(a, b)| a.id == b.id);
         let labelled = joint

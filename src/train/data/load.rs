@@ -3,7 +3,7 @@
 
 use super::args::{DataArguments, EvalSplit, OnBadRow, Task};
 use super::dataset::{Builder, Dataset};
-use super::encode::{Encoder, Outcome, TextPair};
+use super::encode::{Encoder, NO_TOKENS, Outcome, TextPair};
 use super::mask::Marker;
 use super::report::{DataReport, FOREIGN, ReadReport};
 use super::source::{Fault, Row, Source};
@@ -440,6 +440,12 @@ impl DataArguments {
             if read.alpaca > 0 {
                 note(of(read.alpaca, "have `instruction` and `output`: they are learned as Alpaca's \"### Instruction:\" and \"### Response:\"; `prompt_template` and `completion_template` make another text".to_owned()));
             }
+            if read.empty > 0 {
+                note(format!(
+                    "{what}: {} of {} rows are empty: nothing is learned of them, and they are left out",
+                    read.empty, read.rows
+                ));
+            }
             if read.twice > 0 {
                 note(of(read.twice, "begin with the beginning-of-sequence token twice: the text has it, and the tokenizer adds it; take it out of the template, or set `add_special_tokens` to false".to_owned()));
             }
@@ -493,6 +499,11 @@ impl Reading<'_> {
         match outcome {
             Ok(o) => self.keep(&o),
             Err(Fault::File(e)) => Err(e),
+            // An empty line is a row to `datasets` as well, and nothing is learned of it.
+            Err(Fault::Row { reason, .. }) if reason == NO_TOKENS && self.args.task.of_tokens() => {
+                self.report.empty += 1;
+                Ok(())
+            }
             Err(Fault::Row { reason, .. }) => match self.args.on_bad_row {
                 OnBadRow::Error => Err(bad_row(&place(), reason)),
                 OnBadRow::Skip => {

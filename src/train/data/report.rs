@@ -46,6 +46,8 @@ pub(crate) struct ReadReport {
     pub skipped: u64,
     /// Place and reason of the first of them.
     pub reasons: Vec<String>,
+    /// Rows without any token, which are left out.
+    pub empty: u64,
     /// Examples in which the response or instruction template was not found: none of their tokens is learned.
     pub not_found: u64,
     /// Those of them in which the response template was found, and the instruction template was not.

@@ -130,6 +130,27 @@ fn skipped_rows_are_counted_and_named() {
 }
 
 #[test]
+fn empty_lines_are_rows_of_nothing() {
+    let bpe = tokenizer("bpe");
+    let text = "pens and cups\n\n2 cups\n";
+    let (loaded, notes) = load_as("rows.txt", text, &json!({}), Some(&bpe)).unwrap();
+    let r = &loaded.report.data;
+    assert_eq!((r.rows, r.examples, r.skipped, r.empty), (3, 2, 0, 1));
+    let said = notes.iter().any(|n| n.contains("1 of 3 rows are empty"));
+    assert!(said, "{notes:?}");
+}
+
+#[test]
+fn objects_over_several_lines_are_read_whatever_the_file_is_called() {
+    let bpe = tokenizer("bpe");
+    let text = "{\n \"text\": \"pens\"\n}\n{\n \"text\": \"2 cups\"\n}\n";
+    for name in ["rows.json", "rows.jsonl"] {
+        let (loaded, _) = load_as(name, text, &json!({}), Some(&bpe)).unwrap();
+        assert_eq!(loaded.train.len(), 2, "{name}");
+    }
+}
+
+#[test]
 fn a_prompt_is_read_and_its_completion_learned_to_the_end() {
     let e = one(
         json!({"q": "Question: 2 pens?\nAnswer:", "a": " 2"}),

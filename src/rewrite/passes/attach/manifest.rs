@@ -40,6 +40,10 @@ pub(super) fn extended(mut manifest: Manifest, pass: &AttachPass) -> Manifest {
             whole_rows: methods
                 .find_map(|m| m.reads_whole_rows())
                 .map(str::to_owned),
+            model_name: a
+                .meta
+                .as_ref()
+                .map_or_else(String::new, |m| m.model_name.clone()),
             thirds: keeps_thirds(a, &pass.selection),
             extra: Map::new(),
         }

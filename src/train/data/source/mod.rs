@@ -167,7 +167,7 @@ fn text(format: Format, reader: Box<dyn Read>, path: &Path, columns: &Columns) -
         {
             source("row", Box::new(json::List::new(reader, path)), false)
         }
-        Format::Json if json::spans_lines(&mut reader) => {
+        Format::Json | Format::JsonLines if json::spans_lines(&mut reader) => {
             source("row", Box::new(json::Objects::new(reader, path)), false)
         }
         Format::Json | Format::JsonLines | Format::Parquet => {
