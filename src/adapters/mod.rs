@@ -28,6 +28,7 @@ pub use spec::Spec;
 pub use store::{AdapterStore, Param};
 
 pub(crate) use average::{AverageOptions, Combine, average};
+pub(crate) use files::weighted::{Weighting, weighted};
 pub(crate) use manifest::{usually_trained, whole_row_adapters};
 pub(crate) use store::{Weights, convert, param_stamps};
 

@@ -1,9 +1,9 @@
 //! `rewrite adapter`: parses arguments, shows events and prints.
 
 use super::Ui;
-use super::args::{AdapterCommand, AdapterFormat, AverageArgs, ConvertArgs};
+use super::args::{AdapterCommand, AdapterFormat, AverageArgs, ConvertArgs, SignMethod};
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
-use crate::adapters::identifiers;
+use crate::adapters::{Weighting, identifiers};
 use crate::api;
 use crate::error::Result;
 use crate::job::{Average, Convert, Converted, Format, Summed, copy_beside, rename_beside, sum_up};
@@ -48,6 +48,14 @@ fn averaged(args: &AverageArgs, ui: &Ui) -> Result<()> {
         normalize: !args.no_normalize_weights,
         strategy: args.combine_strategy.name().to_owned(),
         rank: args.svd_rank,
+        weighting: args.combination_type.as_ref().map(|combination| Weighting {
+            combination: combination.clone(),
+            weights: args.weights.clone(),
+            density: args.density,
+            by_frequency: args.majority_sign_method == SignMethod::Frequency,
+            svd_rank: args.svd_rank,
+            seed: args.seed,
+        }),
         output: args.output.clone(),
         force: args.force,
     };

@@ -452,7 +452,21 @@ pub(crate) struct AverageArgs {
     /// How parameters are combined
     #[arg(long, value_enum, default_value = "linear", value_name = "STRATEGY")]
     pub(crate) combine_strategy: CombineStrategy,
-    /// Rank of the result, with `lora_delta_w_svd` only; `alpha` follows it, so that the effect keeps its size
+    /// Combine LoRA adapters as PEFT's add_weighted_adapter does, instead: svd, linear, cat, ties, dare_ties, dare_linear,
+    /// magnitude_prune, or one of the last four with _svd behind it. Weights are taken as they are (default: 1 each)
+    #[arg(long, value_name = "TYPE", conflicts_with_all = ["combine_strategy", "no_normalize_weights"])]
+    pub(crate) combination_type: Option<String>,
+    /// Share of the values that ties, dare_… and magnitude_prune keep
+    #[arg(long, value_name = "SHARE", requires = "combination_type")]
+    pub(crate) density: Option<f64>,
+    /// Which sign wins in ties: that of the sum, or of most values
+    #[arg(long, value_enum, default_value = "total", value_name = "METHOD")]
+    pub(crate) majority_sign_method: SignMethod,
+    /// Seed of dare_…
+    #[arg(long, default_value_t = 42, value_name = "N")]
+    pub(crate) seed: u64,
+    /// Rank of the result, with `lora_delta_w_svd` (`alpha` follows it, so that the effect keeps its size) and with …svd (default there: the
+    /// greatest)
     #[arg(
         long,
         value_name = "K",
@@ -465,6 +479,16 @@ pub(crate) struct AverageArgs {
     /// Replace existing outputs
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// Which sign wins, under PEFT's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum SignMethod {
+    /// That of the sum
+    Total,
+    /// That of most values
+    Frequency,
 }
 
 /// How parameters are combined, under the library's names.

@@ -122,6 +122,19 @@ impl AdapterSettings {
         Ok(setup)
     }
 
+    /// The setup to merge by, and of the adapters those that are in it; `None` where all go in one after the other.
+    pub(super) fn merged_setup(&self, adapters: &mut Vec<Adapter>) -> Result<Option<Setup>> {
+        if self.active.is_none() {
+            return Ok(None);
+        }
+        let setup = self.setup(adapters)?;
+        let active = setup.names();
+        adapters.retain(|a| active.contains(&&*a.name));
+        // One after the other is the order of the list.
+        adapters.sort_by_key(|a| active.iter().position(|n| *n == a.name));
+        Ok((!setup.is_chain()).then_some(setup))
+    }
+
     /// The fusions that are named, each for a `Fuse` of the setup; else those beside the file of the setup.
     fn load_fusions(&self, setup: &Setup, events: OnEvent<'_>) -> Result<Vec<Adapter>> {
         let asked = setup.fusions();
@@ -388,6 +401,13 @@ impl AdapterSettings {
             (given.or_else(own)? == name).then_some(template)
         };
         self.listed().unwrap_or_default().iter().find_map(kept)
+    }
+
+    /// Names of the tasks that the setup chooses from: the last adapter of each.
+    pub(super) fn task_names(&self) -> Option<Vec<String>> {
+        let (setup, _) = self.named_setup().ok()??;
+        let tasks = setup.multi_tasks().into_iter().next()?;
+        Some(tasks.iter().map(|t| t.last().to_owned()).collect())
     }
 
     /// Number of tasks that the setup chooses from by `task_ids`.

@@ -2,7 +2,8 @@
 
 use crate::adapters::folder::{AdapterFolder, WriteOptions};
 use crate::adapters::heads;
-use crate::adapters::{AverageOptions, Combine, average};
+use crate::adapters::spec::read_folder;
+use crate::adapters::{AverageOptions, Combine, Weighting, average, weighted};
 use crate::diag::Diagnostic;
 use crate::error::Result;
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ pub(crate) struct Average {
     pub(crate) strategy: String,
     /// Rank of the result, where parameters are combined by singular values.
     pub(crate) rank: Option<usize>,
+    /// How PEFT's `add_weighted_adapter` combines them, instead.
+    pub(crate) weighting: Option<Weighting>,
     /// The new folder (default: one of the new name in the working folder).
     pub(crate) output: Option<PathBuf>,
     /// Whether existing outputs are replaced.
@@ -34,14 +37,19 @@ impl Average {
     /// # Errors
     /// Those of [`Combine::named`] and [`average`]; folders that cannot be read or written.
     pub(crate) fn run(&self) -> Result<(AdapterFolder, PathBuf)> {
-        let adapters = self.adapters.iter().map(|p| AdapterFolder::read(p));
+        let adapters = self.adapters.iter().map(|p| read_folder(p));
         let adapters = adapters.collect::<Result<Vec<_>>>()?;
-        let options = AverageOptions {
-            weights: self.weights.clone(),
-            normalize: self.normalize,
-            combine: Combine::named(&self.strategy, self.rank)?,
+        let mut out = match &self.weighting {
+            Some(weighting) => weighted(&self.name, &adapters, weighting)?,
+            None => {
+                let options = AverageOptions {
+                    weights: self.weights.clone(),
+                    normalize: self.normalize,
+                    combine: Combine::named(&self.strategy, self.rank)?,
+                };
+                average(&self.name, &adapters, &options)?
+            }
         };
-        let mut out = average(&self.name, &adapters, &options)?;
         let headed = |p: &&PathBuf| p.join(heads::file::CONFIG).exists();
         if let Some(first) = self.adapters.iter().find(headed) {
             let found = format!("the head in {} is not averaged", first.display());

@@ -15,6 +15,7 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{Generated, GenerationArguments, Prompt, Scored, generate, score};
 use crate::options::{self, Options, fields};
+use crate::rewrite::passes::loss::channels;
 use crate::rewrite::pipelines;
 use crate::runtime::Plan;
 use crate::train::metrics::{Normalization, exact_match, final_number, same_final_number};
@@ -186,6 +187,12 @@ impl Run {
         generation.entry("do_sample").or_insert(json!(false));
         let prepared = Prepared::open(files, &model, generation, events)?;
         fits(&prepared.model, evaluation.task, true)?;
+        if channels(&prepared.model.model().graph) > 1 {
+            return Err(usage(
+                "a `Parallel` gives several answers to a row",
+                "--active NAME, once for each of its adapters",
+            ));
+        }
         head_type_fits(&prepared.model, evaluation.task)?;
         Ok(Run {
             prepared,
@@ -201,6 +208,10 @@ impl Run {
     /// The examples that are evaluated on: those set apart for it, or all. With the id of padding.
     fn dataset(&self, data: &DataArguments, events: OnEvent<'_>) -> Result<(Dataset, i64)> {
         let data = DataArguments {
+            task_names: data
+                .task_names
+                .clone()
+                .or_else(|| self.adapters.task_names()),
             task_count: self.adapters.task_count(),
             ..data.clone()
         };

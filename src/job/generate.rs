@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::generate::{Generated, GenerationArguments, Memory, PromptText, generate, read_prompts};
 use crate::ir::contract;
 use crate::options::{self, Options, fields};
+use crate::rewrite::passes::loss::channels;
 use crate::train::Task;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -183,6 +184,12 @@ fn check_graph(prepared: &Prepared) -> Result<()> {
     let g = &prepared.model.model().graph;
     if g.find(contract::DECODER_INPUT_IDS).is_none() {
         fits(&prepared.model, Task::CausalLm, true)?;
+    }
+    if channels(g) > 1 {
+        return Err(usage(
+            "a `Parallel` gives several answers to a prompt",
+            "--active NAME, once for each of its adapters",
+        ));
     }
     if g.find(contract::TASK_IDS).is_some_and(|v| g.is_input(v)) {
         return Err(usage(

@@ -4,10 +4,10 @@ use super::attach::{AdapterSettings, Attaching, headed_by};
 use super::check::{keep, usage};
 use super::event::{OnEvent, warn};
 use super::open;
-use crate::adapters::Adapter;
 use crate::adapters::heads::Noted;
 use crate::adapters::methods::Fold;
 use crate::adapters::target::Met;
+use crate::adapters::{Adapter, Setup};
 use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -58,10 +58,10 @@ impl Merge {
     /// Those of [`merge`] and [`reset`]; an output that exists or is the input; files that cannot be read or written.
     pub fn run(&self, events: OnEvent<'_>) -> Result<Saved> {
         keep(&self.output, [&*self.model])?;
-        if self.adapters.active.is_some() {
+        if self.reset && self.adapters.active.is_some() {
             return Err(usage(
-                "merge folds in every adapter that is given, one after the other",
-                "leave --active out, and give only the adapters to be merged",
+                "reset takes every adapter that is given out of the weights, one after the other",
+                "leave --active out, and give only the adapters to be taken out",
             ));
         }
         let model = open(&self.model, events)?;
@@ -78,7 +78,8 @@ impl Merge {
             events,
         )?;
         let way = if self.reset { Fold::Out } else { Fold::In };
-        let (mut merged, said) = fold(&model, &interface, adapters, way)?;
+        let setup = self.adapters.merged_setup(&mut adapters)?;
+        let (mut merged, said) = fold(&model, &interface, adapters, setup, way)?;
         warn(events, &said)?;
         if let Some((head, own)) = joined.filter(|_| !self.reset) {
             let noted = pipelines::noting(Noted::joined(&head, &own));
@@ -104,7 +105,18 @@ impl Merge {
 /// # Errors
 /// Adapters whose method has no merged form (bottlenecks, gated LoRA), and weights that are not stored as floats.
 pub fn merge(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
-    Ok(fold(model, interface, adapters, Fold::In)?.0)
+    Ok(fold(model, interface, adapters, None, Fold::In)?.0)
+}
+
+/// Folds adapters into the weights of a model, as a setup puts them together.
+#[cfg(test)]
+pub(crate) fn merged_as(
+    model: &Verified,
+    interface: &Interface,
+    adapters: Vec<Adapter>,
+    setup: Setup,
+) -> Result<Verified> {
+    Ok(fold(model, interface, adapters, Some(setup), Fold::In)?.0)
 }
 
 /// Takes adapters out of weights that they were folded into, as the library's `reset_adapter` does. The weights come back up to
@@ -113,7 +125,7 @@ pub fn merge(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) ->
 /// # Errors
 /// Those of [`merge`], and DoRA, whose norms the merged weight does not tell any more.
 pub fn reset(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
-    Ok(fold(model, interface, adapters, Fold::Out)?.0)
+    Ok(fold(model, interface, adapters, None, Fold::Out)?.0)
 }
 
 /// The model, and what was found that did not stop the work.
@@ -121,6 +133,7 @@ fn fold(
     model: &Verified,
     interface: &Interface,
     mut adapters: Vec<Adapter>,
+    setup: Option<Setup>,
     fold: Fold,
 ) -> Result<(Verified, Vec<Diagnostic>)> {
     let selection = interface.select(model)?;
@@ -138,7 +151,10 @@ fn fold(
             adapter.base.forget_weights();
         }
     }
-    let pass = merging(selection.clone(), adapters.clone(), fold);
+    let pass = passes::Merge {
+        setup,
+        ..merging(selection.clone(), adapters.clone(), fold)
+    };
     let merged = pipelines::merging(pass).run(model.clone());
     let merged = merged.map_err(|f| met.explain(&adapters, f.into()))?;
     said.extend(merged.reports.into_iter().flat_map(|r| r.warnings));
@@ -150,6 +166,7 @@ pub(super) fn merging(selection: Selection, adapters: Vec<Adapter>, fold: Fold) 
     passes::Merge {
         selection,
         adapters,
+        setup: None,
         fold,
         evaluate: Box::new(evaluate),
     }

@@ -47,6 +47,8 @@ pub use compare::{Compare, Comparison, Engine};
 pub use evaluate::{EvalReport, Evaluation};
 pub use event::{Event, OnEvent};
 pub use generate::{Generation, GenerationReport};
+#[cfg(test)]
+pub(crate) use merge::merged_as;
 pub use merge::{Merge, merge, reset};
 pub use report::TrainReport;
 pub use request::Request;

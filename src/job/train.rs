@@ -320,6 +320,11 @@ impl Run {
         };
         let data = DataArguments {
             label_names,
+            task_names: settings
+                .data
+                .task_names
+                .clone()
+                .or_else(|| self.adapters.task_names()),
             task_count: self.adapters.task_count(),
             chat_date: settings.data.chat_date.clone().or_else(|| self.kept_date()),
             ..settings.data.clone()

@@ -243,6 +243,7 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
     let merge = Merge {
         selection: selection(),
         adapters: Vec::new(),
+        setup: None,
         fold: Fold::In,
         evaluate: Box::new(|_| Ok(Vec::new())),
     };

@@ -10,6 +10,7 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
+use crate::rewrite::passes::loss::channels;
 use crate::rewrite::passes::loss::{Loss, RowLoss};
 use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::value::Floats;
@@ -60,9 +61,14 @@ impl Evaluator {
         }
     }
 
+    /// The task whose answers are measured, where a row has one answer.
+    fn answered(&self) -> Option<Task> {
+        task(&self.loss).filter(|_| channels(&self.model.model().graph) == 1)
+    }
+
     /// Names of the measures that an evaluation gives.
     pub(super) fn measures(&self) -> Vec<String> {
-        let metrics = match (task(&self.loss), &self.loss) {
+        let metrics = match (self.answered(), &self.loss) {
             (Some(task), _) => Metric::of(task),
             (None, Loss::CausalLm { .. } | Loss::Tokens { .. }) => {
                 vec![Metric::Loss, Metric::Perplexity]
@@ -100,6 +106,7 @@ impl Evaluator {
         packed: Option<usize>,
         on_event: OnEvent<'_>,
     ) -> Result<EvalEntry> {
+        let answered = self.answered();
         let plan = match self.plan.take() {
             Some(plan) => plan,
             None => self.compile()?,
@@ -118,7 +125,7 @@ impl Evaluator {
             ..collator.clone()
         };
         let (mut sum, mut examples, mut items) = (0.0, 0, 0);
-        let mut answers = task(&self.loss).map(Answers::new);
+        let mut answers = answered.map(Answers::new);
         let batches = sampler.epoch(data.lengths(), 0);
         let total = batches.len();
         for (done, rows) in batches.iter().enumerate() {

@@ -26,6 +26,8 @@ mod learn;
 #[cfg(feature = "cli")]
 mod page;
 #[cfg(feature = "cli")]
+mod recipes;
+#[cfg(feature = "cli")]
 mod resume;
 #[cfg(feature = "cli")]
 mod tasks;

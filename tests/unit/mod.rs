@@ -64,6 +64,7 @@ pub(crate) mod support;
 #[expect(dead_code, reason = "shared with benches")]
 #[path = "../../benches/synth.rs"]
 mod synth;
+mod weighted;
 
 /// A model with a loss and its gradients by the values named: one step of training.
 #[cfg(feature = "train")]

@@ -542,7 +542,7 @@ fn the_temperature_falls_in_training_and_is_kept() {
     adapters.extend(copies("qwen3", "seq_bn[reduction_factor=4]", &["b"]));
     adapters.push(Adapter::fresh(
         "a,b",
-        Config::parse_fusion("static[key=False,query=False,temperature=True]").unwrap(),
+        Config::parse_fusion("static[query=False,temperature=True]").unwrap(),
     ));
     let setup = || Setup::parse("Fuse(a, b)").unwrap();
     let adapted = base("qwen3")
@@ -597,4 +597,100 @@ fn the_temperature_falls_in_training_and_is_kept() {
         .unwrap();
     let kept = again.store().get(name).unwrap().tensor.to_f32().unwrap()[0];
     assert!((kept - now).abs() < 1e-5, "{kept}");
+}
+
+/// What an `Average` of LoRA-like adapters makes of a linear is that of one weight.
+#[test]
+fn a_mean_of_adapters_merges() {
+    let interface = Interface::read(&fixture("qwen3").join("interface.json")).unwrap();
+    for (specs, setup) in [
+        (
+            &[
+                "a=lora[init_weights='bert',alpha=400]",
+                "b=lora[init_weights='bert',alpha=100,r=4]",
+            ][..],
+            "Average(a, b)",
+        ),
+        (
+            &[
+                "a=lora[init_weights='bert',alpha=400]",
+                "b=ia3[init_weights='bert']",
+            ],
+            "Average(a, b, weights=[1, 3])",
+        ),
+        (
+            &[
+                "a=dora[init_weights='bert',alpha=400]",
+                "b=lora[init_weights='bert',alpha=100,attn_matrices=['q']]",
+            ],
+            "Average(a, b, weights=[0.5, 0.2], normalize_weights=False)",
+        ),
+        (
+            &[
+                "a=lora[init_weights='bert',alpha=400]",
+                "b=lora[init_weights='bert',alpha=300]",
+                "c=ia3[init_weights='bert']",
+            ],
+            "Average(Stack(a, b), c)",
+        ),
+    ] {
+        let attached = attach("qwen3", specs, setup).unwrap();
+        let model = api::open(fixture("qwen3").join("model.onnx")).unwrap();
+        let own: Vec<Adapter> = specs
+            .iter()
+            .map(|s| {
+                let name = &s[..1];
+                attached
+                    .folder(name, &attached.store().of(name))
+                    .unwrap()
+                    .into_adapter(None)
+            })
+            .collect();
+        let parsed = Setup::parse(setup).unwrap();
+        let merged = onnx_graft::job::merged_as(&model, &interface, own, parsed).unwrap();
+        close(
+            &run("qwen3", &merged),
+            &run("qwen3", &attached.model),
+            setup,
+        );
+        differ(&run("qwen3", &merged), &run("qwen3", &model), setup);
+    }
+}
+
+/// Of a fused projection the chosen columns are adapted as one linear; merged, attached and by task it is the same.
+#[test]
+fn mtl_lora_adapts_a_fused_projection() {
+    let interface = Interface::read(&fixture("gpt2").join("interface.json")).unwrap();
+    let model = api::open(fixture("gpt2").join("model.onnx")).unwrap();
+    let spec = "mtl_lora[init_weights='bert',alpha=400,n_up_projection=2]";
+    let (a, b) = (format!("a={spec}"), format!("b={spec}"));
+    let alone = attach("gpt2", &[&a], "a").unwrap();
+    let width = alone
+        .store()
+        .iter()
+        .find(|(n, _)| n.ends_with("lora_B"))
+        .unwrap()
+        .1
+        .tensor
+        .dims
+        .clone();
+    // q and v of three blocks.
+    assert_eq!(*width, [2, 64, 8]);
+    let own = alone
+        .folder("a", &alone.store())
+        .unwrap()
+        .into_adapter(None);
+    let merged = onnx_graft::job::merge(&model, &interface, vec![own]).unwrap();
+    close(&run("gpt2", &merged), &run("gpt2", &alone.model), "merged");
+    differ(&run("gpt2", &merged), &run("gpt2", &model), "a");
+    let tasks = attach("gpt2", &[&a, &b], "MultiTask(a, b)").unwrap();
+    let plan = Plan::compile(&tasks.model, &CompileOptions::default()).unwrap();
+    let mut feeds = inputs("gpt2");
+    let batch = feeds.0[contract::INPUT_IDS].dims()[0];
+    feeds.insert(
+        contract::TASK_IDS,
+        Value::from_i64(&[batch], vec![0; batch]).unwrap(),
+    );
+    let of_a = plan.run(&feeds).unwrap()["logits"].to_f32().unwrap();
+    close(&of_a, &run("gpt2", &alone.model), "task a");
 }

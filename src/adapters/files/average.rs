@@ -318,7 +318,7 @@ fn compare(
     }
 }
 
-fn values(key: &str, t: &TensorData) -> Result<Vec<f32>> {
+pub(super) fn values(key: &str, t: &TensorData) -> Result<Vec<f32>> {
     t.to_f32().ok_or_else(|| {
         wrong(Diagnostic::error(
             "average-weights",
@@ -328,7 +328,12 @@ fn values(key: &str, t: &TensorData) -> Result<Vec<f32>> {
 }
 
 /// `values` of a shape, in the type of `like`.
-fn tensor(key: &str, dims: &[u64], values: &[f32], like: &TensorData) -> Result<TensorData> {
+pub(super) fn tensor(
+    key: &str,
+    dims: &[u64],
+    values: &[f32],
+    like: &TensorData,
+) -> Result<TensorData> {
     convert(&TensorData::from_f32(dims, values), like.dtype).ok_or_else(|| {
         wrong(Diagnostic::error(
             "average-weights",
@@ -545,7 +550,7 @@ impl Blocks {
 ///
 /// The sum is never made: of `Σ Bᵢ·Aᵢ = [B₁ B₂ …]·[A₁; A₂; …]` both sides are reduced by QR, and the small core is decomposed. Each
 /// row of `A` has a positive entry of greatest magnitude, so that the result is the same everywhere. `None` without convergence.
-fn truncated(
+pub(super) fn truncated(
     factors: &[(DMatrix<f64>, DMatrix<f64>)],
     k: usize,
 ) -> Option<(DMatrix<f64>, DMatrix<f64>)> {

@@ -9,3 +9,4 @@ pub(crate) mod spec;
 pub(super) mod store;
 pub(crate) mod target;
 pub(crate) mod torch;
+pub(crate) mod weighted;

@@ -7,7 +7,8 @@
 //!
 //! In a `MultiTask` setup the tasks have `lora_A` and `lora_B` together, and the input `task_ids` says of which task each sample is: its
 //! rank is weighted by `pⱼ·Λ` of its task, and the products with `lora_A` and `lora_B` are those of the whole batch. Unlike in the
-//! library, interfaces do not have to name the method, and the layer merges.
+//! library, interfaces do not have to name the method, and the layer merges. Of a fused projection, for which the library has no form,
+//! the columns of the chosen matrices are adapted as one linear.
 
 use super::lora::places::swapped;
 use super::lora::stack;
@@ -89,16 +90,14 @@ impl MtlLora {
     }
 
     /// `Σⱼ pⱼ·Bⱼ`, `[out, r]`.
-    fn up(&self, d_out: usize, p: &Params<'_>, cx: &BuildCx<'_>) -> Val {
+    fn up(&self, place: &Place<'_>, d_out: usize, p: &Params<'_>, cx: &BuildCx<'_>) -> Val {
         let b = cx.b;
-        let (n, out, r) = (
-            self.n_up_projection as i64,
-            d_out as i64,
-            self.lora.r as i64,
-        );
+        let (n, r) = (self.n_up_projection as i64, self.lora.r as i64);
+        let out = self.lora.adapted_width(place, d_out) as i64;
         let shares = self.shares(p, cx);
         let rows = b.reshape(p.get("lora_B"), b.ints(&[n, out * r]));
-        b.reshape(b.matmul(shares, rows), b.ints(&[out, r]))
+        let up = b.reshape(b.matmul(shares, rows), b.ints(&[out, r]));
+        self.lora.whole_width(place, (up, self.lora.r), d_out, cx)
     }
 }
 
@@ -146,7 +145,8 @@ impl Known for MtlLora {
         }
         let b = cx.b;
         let (n, r) = (first.n_up_projection, first.lora.r);
-        let out = site(place)?.d_out as i64;
+        let d_out = site(place)?.d_out;
+        let out = first.lora.adapted_width(place, d_out) as i64;
         let weighted: Vec<Val> = configs
             .iter()
             .zip(tasks.of)
@@ -156,14 +156,16 @@ impl Known for MtlLora {
                 b.mul(shares, q.get("task_specific.values"))
             })
             .collect();
-        let x = cx.dropout(cx.up(state.delta.unwrap_or(state.x)), first.lora.dropout);
+        let x = cx.dropout(stack::read(place, state, cx), first.lora.dropout);
         let z = b.linear_t(x, a);
         let z = if n == 1 { z } else { b.concat(&vec![z; n], -1) };
         let z = b.mul(z, cx.rows(&weighted, tasks));
         let columns = b.transpose(up, &[1, 0, 2]);
         let columns = b.reshape(columns, b.ints(&[out, (n * r) as i64]));
+        let columns = first.lora.whole_width(place, (columns, n * r), d_out, cx);
+        let delta = b.linear_t(z, columns);
         Ok(Some(State {
-            delta: Some(b.linear_t(z, columns)),
+            delta: Some(stack::joined(place, state, delta, cx)),
             ..state
         }))
     }
@@ -230,16 +232,7 @@ impl Method for MtlLora {
     }
 
     fn places<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
-        let places = self.lora.places(around)?;
-        match places.iter().find(|p| p.detail.columns().is_some()) {
-            Some(place) => Err(Diagnostic::error(
-                "mtl-lora-fused",
-                "MTL-LoRA has no form for a fused projection",
-            )
-            .at(place.scope.clone())
-            .help("this projection is q, k and v in one; use lora")),
-            None => Ok(places),
-        }
+        self.lora.places(around)
     }
 
     fn notes(&self, around: &Surroundings<'_, '_>, places: &[Place<'_>]) -> Vec<Diagnostic> {
@@ -249,7 +242,8 @@ impl Method for MtlLora {
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
         let site = site(place)?;
         let n = &Size::new("n_up_projection", self.n_up_projection);
-        let (d_in, d_out) = (&Size::new("in", site.d_in), &Size::new("out", site.d_out));
+        let d_out = self.lora.adapted_width(place, site.d_out);
+        let (d_in, d_out) = (&Size::new("in", site.d_in), &Size::new("out", d_out));
         let (r, one) = (&self.lora.rank(), &Size::from(1));
         let (a, b) = match &*self.lora.init_weights {
             "bert" => (Init::bert(), Init::bert()),
@@ -285,7 +279,7 @@ impl Method for MtlLora {
             b.linear_t(x, p.get("lora_A")),
             p.get("task_specific.values"),
         );
-        let z = b.linear_t(z, self.up(site.d_out, p, cx));
+        let z = b.linear_t(z, self.up(place, site.d_out, p, cx));
         let delta = match gate {
             Some(gate) => b.mul(z, gate),
             None => b.scale(z, self.lora.scale()),
@@ -339,7 +333,10 @@ impl Method for MtlLora {
             .at(place.scope.clone())
             .help("keep it attached"));
         }
-        let up = b.mul(self.up(site.d_out, p, cx), p.get("task_specific.values"));
+        let up = b.mul(
+            self.up(place, site.d_out, p, cx),
+            p.get("task_specific.values"),
+        );
         let delta = b.scale(b.matmul(up, p.get("lora_A")), self.lora.scale());
         let delta = match site.weight.layout {
             Layout::OutIn => delta,

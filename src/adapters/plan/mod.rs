@@ -6,7 +6,7 @@ mod layers;
 pub(crate) mod naming;
 pub(crate) mod param;
 pub(crate) mod place;
-pub(super) mod setup;
+pub(crate) mod setup;
 mod share;
 mod unused;
 

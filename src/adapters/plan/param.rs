@@ -427,6 +427,12 @@ pub(crate) fn decays(name: &str) -> bool {
 }
 
 /// A stream of random numbers that belongs to a name.
+/// Numbers from 0 to 1, by seed and name.
+pub(crate) fn uniform(n: usize, seed: u64, name: &str) -> Vec<f64> {
+    let mut random = Random::new(seed, name);
+    (0..n).map(|_| random.unit()).collect()
+}
+
 struct Random {
     stream: blake3::OutputReader,
     spare: Option<f64>,

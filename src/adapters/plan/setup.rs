@@ -161,7 +161,7 @@ impl Setup {
     }
 
     /// The last adapter: the one that a fusion names its child by.
-    fn last(&self) -> &str {
+    pub(crate) fn last(&self) -> &str {
         match self {
             Setup::Single(name) => name,
             other => other.children().last().map_or("", Setup::last),
@@ -207,6 +207,30 @@ impl Setup {
         let adapters = self.names().into_iter().map(str::to_owned);
         let fusions = self.fusions().into_iter().map(|(name, _)| name);
         adapters.chain(fusions).collect()
+    }
+
+    /// The children of an `Average` that is all of it, and their weights.
+    pub(crate) fn averaged(&self) -> Option<(&[Setup], Vec<f64>)> {
+        match self {
+            Setup::Average {
+                children,
+                weights,
+                normalize_weights,
+            } => {
+                let count = children.len();
+                Some((
+                    children,
+                    shares(weights.as_deref(), *normalize_weights, count),
+                ))
+            }
+            Setup::Stack(only) if only.len() == 1 => only[0].averaged(),
+            _ => None,
+        }
+    }
+
+    /// Whether it is one adapter, or several one behind the other.
+    pub(crate) fn is_chain(&self) -> bool {
+        matches!(self, Setup::Single(_)) || (matches!(self, Setup::Stack(_)) && self.names_only())
     }
 
     /// Whether its adapters are one piece of the graph, of which none can go alone.
@@ -387,6 +411,18 @@ impl Setup {
             Setup::Average { .. } => "Average",
             Setup::MultiTask(_) => "MultiTask",
         }
+    }
+}
+
+/// The weight of each child of an `Average`.
+pub(crate) fn shares(given: Option<&[f64]>, normalize: bool, children: usize) -> Vec<f64> {
+    match given {
+        None => vec![1.0 / children as f64; children],
+        Some(given) if normalize => {
+            let sum: f64 = given.iter().sum();
+            given.iter().map(|w| w / sum).collect()
+        }
+        Some(given) => given.to_vec(),
     }
 }
 

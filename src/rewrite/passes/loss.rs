@@ -460,7 +460,7 @@ pub(super) fn lengthened(g: &Graph) -> bool {
 }
 
 /// How often each sample stands in what flows: the number of children of a `Parallel`, or 1.
-pub(super) fn channels(g: &Graph) -> usize {
+pub(crate) fn channels(g: &Graph) -> usize {
     let replicates = |n: &NodeId| {
         let kind = g.node(*n).metadata.get(stamp::PLACE);
         kind.is_some_and(|kind| &**kind == Kind::BATCH.name)

@@ -8,7 +8,7 @@ use crate::adapters::methods::{Fold, Merged};
 use crate::adapters::param::exchanged;
 use crate::adapters::place::{At, BuildCx, Params, Place, wider};
 use crate::adapters::plan::{Part, Plan, plan};
-use crate::adapters::{Adapter, AdapterStore, convert};
+use crate::adapters::{Adapter, AdapterStore, Setup, convert};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
 use crate::infer::Verified;
@@ -32,6 +32,8 @@ pub(crate) struct Merge {
     pub selection: Selection,
     /// The adapters, with weights; folded in one after the other.
     pub adapters: Vec<Adapter>,
+    /// How they act together, where that is not one after the other: an `Average` of adapters or stacks.
+    pub setup: Option<Setup>,
     /// Whether they are folded in, or taken out again, the last one first.
     pub fold: Fold,
     /// Runs the expressions.
@@ -71,6 +73,9 @@ impl Pass for Merge {
         // A parameter that the adapter has its own values of is what its other changes are folded into.
         parts.sort_by_key(|p| !matches!(p.place.at, At::Parameter(_)));
         for part in &parts {
+            if let (At::Parameter(_), Some(setup)) = (&part.place.at, &self.setup) {
+                return Err(not_mixed(setup, &part.place).into());
+            }
             if let At::Parameter(site) = &part.place.at {
                 let exchanged = self.exchange(part, site, &store, cx)?;
                 let apart = exchanged == Exchanged::Apart;
@@ -119,16 +124,24 @@ impl Pass for Merge {
                     stack.push(other);
                 }
             }
+            if self.setup.is_some() {
+                stack.sort_by_key(|p| p.adapter);
+                if self.fold(&self.terms(&stack)?, &whole, &store, cx)? {
+                    effective.extend(stack.iter().map(|p| p.adapter));
+                }
+                continue;
+            }
             // Changes that a stack adds up or chains are one expression; others are folded in one after the other.
             let adds = |p: &&Part<'_>| p.method.chains(&p.place).is_some();
             if stack.iter().any(adds) {
                 stack.sort_by_key(|p| p.adapter);
-                if self.fold(&stack, &whole, &store, cx)? {
+                let one = [(1.0, stack.clone())];
+                if self.fold(&one, &whole, &store, cx)? {
                     effective.extend(stack.iter().map(|p| p.adapter));
                 }
             } else {
                 for part in stack {
-                    if self.fold(&[part], &whole, &store, cx)? {
+                    if self.fold(&[(1.0, vec![part])], &whole, &store, cx)? {
                         effective.insert(part.adapter);
                     }
                 }
@@ -278,18 +291,49 @@ impl Merge {
         Ok(Exchanged::Apart)
     }
 
-    /// Folds these adapters into one weight. Whether any value of it is another one then.
+    /// The children of the setup at a weight, with their weights; the base model's own weight has the rest.
+    fn terms<'p, 's>(
+        &self,
+        parts: &[&'p Part<'s>],
+    ) -> Result<Vec<(f64, Vec<&'p Part<'s>>)>, Diagnostic> {
+        let whole = || vec![(1.0, parts.to_vec())];
+        let Some(setup) = &self.setup else {
+            return Ok(whole());
+        };
+        let Some((children, weights)) = setup.averaged() else {
+            return match parts.first() {
+                Some(part) if !setup.is_chain() => Err(not_mixed(setup, &part.place)),
+                _ => Ok(whole()),
+            };
+        };
+        let mut out = Vec::with_capacity(children.len());
+        for (child, weight) in children.iter().zip(weights) {
+            let names = child.names();
+            let own = |p: &&&Part<'_>| names.contains(&&*self.adapters[p.adapter].name);
+            let own: Vec<&Part<'_>> = parts.iter().filter(own).copied().collect();
+            match own.first() {
+                Some(part) if !child.is_chain() => return Err(not_mixed(setup, &part.place)),
+                Some(_) => out.push((weight, own)),
+                None => {}
+            }
+        }
+        Ok(out)
+    }
+
+    /// Folds these adapters into one weight: the sum of what each stack makes of it. Whether any value of it is another one then.
     fn fold(
         &self,
-        stack: &[&Part<'_>],
+        terms: &[(f64, Vec<&Part<'_>>)],
         weight: &Folded<'_>,
         store: &AdapterStore,
         cx: &mut PassCx<'_>,
     ) -> Result<bool, PassError> {
         let graph = &cx.model().graph;
         let opset = cx.model().opset("").unwrap_or(17);
-        let expression = merge_expression(stack, weight.value, store, (graph, opset), self.fold)?;
-        let name = stack.last().map_or("", |p| &*p.place.scope);
+        let targets = (weight.value, weight.bias);
+        let expression = merge_expression(terms, targets, store, (graph, opset), self.fold)?;
+        let last = terms.last().and_then(|(_, stack)| stack.last());
+        let name = last.map_or("", |p| &*p.place.scope);
         let results =
             (self.evaluate)(&expression).map_err(|e| e.within(format!("merging {name}")))?;
         let targets = [Some(weight.value), weight.bias];
@@ -305,13 +349,24 @@ impl Merge {
     }
 }
 
-/// A model without inputs that computes the merged weight, and the merged bias where it changes, of one linear.
+/// What depends on more than the weight, or has no one weight.
+fn not_mixed(setup: &Setup, place: &Place<'_>) -> Diagnostic {
+    Diagnostic::error(
+        "merge-setup",
+        format!("`{setup}` is no change of the weight that it meets here"),
+    )
+    .at(place.scope.clone())
+    .help("an `Average` of adapters or stacks of the LoRA family merges, and a `Stack`; keep others attached")
+}
+
+/// A model without inputs that computes the merged weight, and the merged bias where it changes, of one linear: the weighted sum of what
+/// each stack makes of it, of which the weight itself has the rest.
 ///
 /// # Errors
 /// When the method has no such form here, or the weight is not stored as floats.
-pub(crate) fn merge_expression(
-    stack: &[&Part<'_>],
-    weight: ValueId,
+fn merge_expression(
+    terms: &[(f64, Vec<&Part<'_>>)],
+    (weight, bias): (ValueId, Option<ValueId>),
     store: &AdapterStore,
     (graph, opset): (&Graph, i64),
     fold: Fold,
@@ -321,15 +376,60 @@ pub(crate) fn merge_expression(
     let stored = graph.value(weight).tensor.as_ref().map(|t| t.dtype);
     let stored = stored.unwrap_or(DType::Float);
     let mut computed = stored;
-    for part in stack {
+    for part in terms.iter().flat_map(|(_, stack)| stack) {
         computed = wider(part.method.dtype().map_err(wrong)?, computed);
     }
     b.set_float(computed);
     let (current, once) = (FxHashMap::default(), RefCell::default());
     let build = BuildCx::new(&b, graph, stored, false, &current, &once);
+    let mut each = Vec::with_capacity(terms.len());
+    for (share, stack) in terms {
+        let merged = merge_stack(stack, store, &build, computed, fold).map_err(wrong)?;
+        each.extend(merged.map(|m| (*share, m)));
+    }
+    let outputs: Vec<Val> = match &*each {
+        [(share, only)] if *share == 1.0 => std::iter::once(only.weight).chain(only.bias).collect(),
+        _ => {
+            let mixed = |of: &dyn Fn(&Merged) -> Val, old: ValueId| {
+                let old = build.up(Val::Old(old));
+                let mut rest = 1.0;
+                let mut sum: Option<Val> = None;
+                let mut add = |v: Val, share: f64| {
+                    let term = b.scale(v, share as f32);
+                    sum = Some(sum.map_or(term, |s| b.add(s, term)));
+                };
+                for (share, merged) in &each {
+                    add(build.up(of(merged)), *share);
+                    rest -= share;
+                }
+                if rest.abs() > 1e-9 {
+                    add(old, rest);
+                }
+                build.down(sum.unwrap_or(old))
+            };
+            let new_bias = bias.filter(|_| each.iter().any(|(_, m)| m.bias.is_some()));
+            let own = new_bias.map(|old| mixed(&|m: &Merged| m.bias.unwrap_or(Val::Old(old)), old));
+            std::iter::once(mixed(&|m: &Merged| m.weight, weight))
+                .chain(own)
+                .collect()
+        }
+    };
+    drop(build);
+    standalone(b.finish(), graph, &outputs, opset)
+}
+
+/// What a stack of adapters makes of the weight.
+fn merge_stack(
+    stack: &[&Part<'_>],
+    store: &AdapterStore,
+    build: &BuildCx<'_>,
+    computed: DType,
+    fold: Fold,
+) -> Result<Option<Merged>, Diagnostic> {
+    let b = build.b;
     let mut merged: Option<Merged> = None;
     for (at, part) in stack.iter().enumerate() {
-        let kept = part.method.dtype().map_err(wrong)?;
+        let kept = part.method.dtype()?;
         let parameter = |(suffix, name): &(String, String)| {
             let tensor = store.get(name).map(|p| p.tensor.clone());
             let value = |t| match b.initializer(name, t) {
@@ -346,24 +446,19 @@ pub(crate) fn merge_expression(
         };
         let below = merged.and_then(|m| m.change);
         if at > 0 && below.is_none() {
-            return Err(wrong(
-                Diagnostic::error(
-                    "merge-stack",
-                    "an adapter in front of this one does more than add to the weight, so both together are no weight",
-                )
-                .at(part.place.scope.clone())
-                .help("keep both attached: `--active \"Stack(a, b)\"`"),
-            ));
+            return Err(Diagnostic::error(
+                "merge-stack",
+                "an adapter in front of this one does more than add to the weight, so both together are no weight",
+            )
+            .at(part.place.scope.clone())
+            .help("keep both attached: `--active \"Stack(a, b)\"`"));
         }
-        let next = part.method.merge(&part.place, &params, &build, fold, below);
-        merged = Some(next.map_err(wrong)?);
+        merged = Some(
+            part.method
+                .merge(&part.place, &params, build, fold, below)?,
+        );
     }
-    drop(build);
-    let outputs = merged.into_iter();
-    let outputs: Vec<Val> = outputs
-        .flat_map(|m| std::iter::once(m.weight).chain(m.bias))
-        .collect();
-    standalone(b.finish(), graph, &outputs, opset)
+    Ok(merged)
 }
 
 /// A model of a fragment: what it reads of the graph are constants, which become its own.

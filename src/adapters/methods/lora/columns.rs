@@ -1,7 +1,45 @@
 //! Columns of a fused projection: which of them are adapted, and their factor among the others.
 
+use super::Lora;
 use crate::adapters::place::{BuildCx, Place};
 use crate::ir::Val;
+
+impl Lora {
+    /// Number of columns of a projection that are adapted.
+    pub(in crate::adapters::methods) fn adapted_width(
+        &self,
+        place: &Place<'_>,
+        d_out: usize,
+    ) -> usize {
+        let blocks = self.blocks(place, d_out);
+        blocks.iter().filter(|k| k.on).map(|k| k.width).sum()
+    }
+
+    /// From `[adapted columns, inner]` to all columns of the projection, with zeros for those that are not adapted.
+    pub(in crate::adapters::methods) fn whole_width(
+        &self,
+        place: &Place<'_>,
+        (stored, inner): (Val, usize),
+        d_out: usize,
+        cx: &BuildCx<'_>,
+    ) -> Val {
+        if place.detail.columns().is_none() {
+            return stored;
+        }
+        let b = cx.b;
+        let mut row = 0;
+        let mut parts = Vec::with_capacity(3);
+        for block in self.blocks(place, d_out) {
+            if block.on {
+                parts.push(b.slice(stored, 0, row, row + block.width as i64));
+                row += block.width as i64;
+            } else {
+                parts.push(cx.zeros(&[block.width, inner]));
+            }
+        }
+        ordered(place, b.concat(&parts, 0), cx)
+    }
+}
 
 /// Some columns of a projection.
 #[derive(Clone, Copy, Debug)]

@@ -3,6 +3,7 @@
 //! The fields have PEFT's names and meaning (`LoraConfig`, `IA3Config`, `VeraConfig`). A configuration with `target_modules` is PEFT's,
 //! in what it chooses and in what it computes; without, none of these fields counts.
 
+use super::Lora;
 use crate::diag::Diagnostic;
 use fancy_regex::Regex;
 use indexmap::IndexMap;
@@ -99,6 +100,69 @@ pub(crate) struct Targets {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
 fn is_false(b: &bool) -> bool {
     !b
+}
+
+impl Lora {
+    /// The scale of a module's change of this rank, by the module's path.
+    ///
+    /// # Errors
+    /// Patterns that cannot be read.
+    pub(crate) fn scale_of(&self, path: &str, rank: usize) -> crate::error::Result<f32> {
+        let wrong = |d| crate::error::Error::new(crate::error::ErrorKind::Method, d);
+        if !self.targets.is_some() {
+            return Ok(self.scale());
+        }
+        let chosen = self.targets.compiled().map_err(wrong)?;
+        Ok(chosen.scale(path, self.alpha.as_f64().unwrap_or(1.0), rank))
+    }
+
+    /// The configuration of a combination of adapters that has this rank everywhere, and the scale 1.
+    ///
+    /// # Errors
+    /// Adapters that choose their modules in different ways.
+    pub(crate) fn combined(all: &[&Lora], rank: usize) -> crate::error::Result<Lora> {
+        let Some((first, rest)) = all.split_first() else {
+            return Ok(Lora::default());
+        };
+        let mut out = Lora {
+            r: rank,
+            alpha: rank.into(),
+            ..(*first).clone()
+        };
+        out.targets.rank_pattern.clear();
+        out.targets.alpha_pattern.clear();
+        out.targets.use_rslora = false;
+        let places = |l: &Lora| Lora {
+            dropout: first.dropout,
+            init_weights: first.init_weights.clone(),
+            r: rank,
+            alpha: rank.into(),
+            targets: Targets::default(),
+            ..l.clone()
+        };
+        for other in rest {
+            let names = match (&out.targets.target_modules, &other.targets.target_modules) {
+                (Some(Names::Many(a)), Some(Names::Many(b))) => {
+                    let more = b.iter().filter(|n| !a.contains(n));
+                    Some(Names::Many(a.iter().chain(more).cloned().collect()))
+                }
+                (Some(Names::One(a)), Some(Names::One(b))) if a == b => Some(Names::One(a.clone())),
+                (Some(Names::One(a)), Some(Names::One(b))) if !is_all(a) && !is_all(b) => {
+                    Some(Names::One(format!("({a})|({b})")))
+                }
+                (None, None) if places(first) == places(other) => None,
+                _ => {
+                    let found = "the adapters choose their modules in different ways";
+                    let d = Diagnostic::error("weighted-modules", found).help(
+                        "combine adapters of the same parts, or of lists in `target_modules`",
+                    );
+                    return Err(crate::error::Error::new(crate::error::ErrorKind::Method, d));
+                }
+            };
+            out.targets.target_modules = names;
+        }
+        Ok(out)
+    }
 }
 
 /// The fields, ready to ask.

@@ -157,15 +157,3 @@ pub(super) fn no_average(place: &Place<'_>) -> Diagnostic {
     .at(place.scope.clone())
     .help("average the parameters instead: `rewrite adapter average`")
 }
-
-/// The weight of each child of an `Average`.
-pub(super) fn weights(given: Option<&[f64]>, normalize: bool, children: usize) -> Vec<f64> {
-    match given {
-        None => vec![1.0 / children as f64; children],
-        Some(given) if normalize => {
-            let sum: f64 = given.iter().sum();
-            given.iter().map(|w| w / sum).collect()
-        }
-        Some(given) => given.to_vec(),
-    }
-}

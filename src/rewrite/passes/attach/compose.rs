@@ -8,6 +8,7 @@ use super::tasks::{Origin, Picker, no_batch, one_length};
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::place::{At, BuildCx, Params, State, Tasks, wider};
 use crate::adapters::plan::Part;
+use crate::adapters::plan::setup::shares;
 use crate::adapters::{Adapter, Param, Setup, param_stamps};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
@@ -66,7 +67,7 @@ impl Composer<'_> {
                 normalize_weights,
             } => {
                 let given = weights.as_deref();
-                let weights = blocks::weights(given, *normalize_weights, children.len());
+                let weights = shares(given, *normalize_weights, children.len());
                 self.average(children, &weights, (at, state), cx, used)
             }
             Setup::MultiTask(tasks) => self.multi_task(tasks, at, state, cx, used),

@@ -11,6 +11,7 @@ fn merge(spec: &str) -> impl FnOnce(&Verified) -> Merge {
     move |model| Merge {
         selection: sites(model),
         adapters: vec![adapter],
+        setup: None,
         fold: Fold::In,
         evaluate: Box::new(|_| Ok(vec![TensorData::from_f32([4, 4], &[3.0; 16])])),
     }
