@@ -111,8 +111,8 @@ pub struct ParameterSite {
     pub(crate) stored: ValueId,
     /// Whether the initializer has its axes exchanged.
     pub(crate) stored_transposed: bool,
-    /// Whether the initializer may be something that the exporter made of the parameter: it has no parameter's name. Gemma's norms
-    /// multiply with `1 + weight`, and exporters store the sum.
+    /// Whether the initializer may be something that the exporter made of the parameter: it has no parameter's name, or a norm reads it
+    /// as it is in a model whose norms multiply with `1 + weight`, as Gemma's do. Exporters store the sum.
     pub(crate) derived: bool,
 }
 

@@ -247,6 +247,7 @@ impl Scene<'_> {
             let nodes = self.lookups(value);
             out.push(as_stored(module.into(), name, value, nodes, dims));
         }
+        self.mark_derived(&mut out);
         out
     }
 
