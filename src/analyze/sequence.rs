@@ -4,6 +4,7 @@
 //! runs at the greater length. Where the rest reads an input with an axis of the sequence, or what the ancestors compute of one (its
 //! shape, as a rule), it reads the same of a longer input instead. Exports of a fixed length hold it in their shape constants.
 
+use super::through::Through;
 use super::view::View;
 use crate::diag::Diagnostic;
 use crate::ir::contract;
@@ -53,6 +54,8 @@ pub(crate) enum Meaning {
     Position,
     /// Which token or type it has.
     Token,
+    /// Which token it has, to a model that is given embeddings instead: none, so that none of them is padding.
+    Untold,
 }
 
 impl Longer {
@@ -170,6 +173,46 @@ impl Longer {
             behind,
         })
     }
+}
+
+impl Longer {
+    /// The same for a model that is given embeddings instead of these token ids. One that looks for a token by its id (the end of the
+    /// sequence, as CLIP does) needs them, and keeps them.
+    pub(crate) fn without_ids(mut self, view: View<'_>, ids: ValueId) -> Self {
+        if !seeks(view, ids) {
+            let own = self.inputs.iter_mut().find(|(v, _)| *v == ids);
+            own.into_iter().for_each(|(_, m)| *m = Meaning::Untold);
+        }
+        self
+    }
+}
+
+/// Whether a graph looks for the place of a token. Where it asks which tokens are *not* one, or goes one back, it looks for padding.
+fn seeks(view: View<'_>, ids: ValueId) -> bool {
+    let mut seen: FxHashSet<ValueId> = FxHashSet::default();
+    let mut todo = vec![ids];
+    let readers = |v: ValueId| view.graph.uses(v).into_iter().map(|u| u.node());
+    while let Some(v) = todo.pop() {
+        if !seen.insert(v) {
+            continue;
+        }
+        for n in readers(v) {
+            match view.op(n) {
+                "NonZero" => return true,
+                "ArgMax" => {
+                    let back = |n: NodeId| matches!(view.op(n), "Add" | "Sub" | "Mod");
+                    let out = view.out(n);
+                    if !out.into_iter().flat_map(readers).any(back) {
+                        return true;
+                    }
+                }
+                "Equal" => todo.extend(view.out(n)),
+                _ if Through::LAID_OUT.takes(&view.node(n).op) => todo.extend(view.out(n)),
+                _ => {}
+            }
+        }
+    }
+    false
 }
 
 impl Meaning {
