@@ -49,24 +49,20 @@ pub(crate) fn uses(
     };
     let mut values: Vec<ValueId> = reach(view, &apart).into_iter().collect();
     values.sort_unstable();
-    let mut out: Vec<(ValueId, Vec<Use>)> = Vec::new();
+    let mut used: Vec<(ValueId, Use, Usage)> = Vec::new();
     for v in values {
-        let mut readers = Vec::new();
         for u in graph.uses(v) {
             let Use::Input(n, slot) = u else { continue };
-            if others.contains(&n) {
-                continue;
-            }
-            let used = match usage(view, n, slot) {
+            let usage = usage(view, n, slot).filter(|_| !others.contains(&n));
+            let becomes = match usage {
                 // A row of what the model computes is looked up to be shown: the last token of a text.
-                Some(Usage::Table) if computed(view, n) => None,
-                Some(Usage::Table) => Some(true),
+                Some(Usage::Table) => (!computed(view, n)).then_some(true),
                 Some(Usage::Number) => becomes(view, n),
                 None => None,
             };
-            match used {
-                Some(true) => readers.push(u),
-                Some(false) => {
+            match (usage, becomes) {
+                (Some(usage), Some(true)) => used.push((v, u, usage)),
+                (_, Some(false)) => {
                     return Err(Diagnostic::error(
                         "positions",
                         "the graph makes something else of its positions than a look-up or angles",
@@ -74,11 +70,32 @@ pub(crate) fn uses(
                     .at(graph.node(n).name.to_string())
                     .help("a bias by distance would have to reach the prefix as well"));
                 }
-                None => {}
+                _ => {}
             }
         }
-        if !readers.is_empty() {
-            out.push((v, readers));
+    }
+    let numbers = used.iter().filter(|(_, _, usage)| *usage == Usage::Number);
+    let numbers: FxHashSet<NodeId> = numbers.map(|(_, u, _)| u.node()).collect();
+    let mut out: Vec<(ValueId, Vec<Use>)> = Vec::new();
+    for (v, u, usage) in used {
+        // A table that is made of positions moves as they do: the rows are looked up as before.
+        let table = view.input(u.node(), 0).filter(|_| usage == Usage::Table);
+        let made = table.map(|t| makers(view, &[t])).unwrap_or_default();
+        if made.iter().any(|n| numbers.contains(n)) {
+            continue;
+        }
+        let counted = made.iter().filter(|n| view.is(**n, "Range"));
+        if let Some(angles) = counted.min().and_then(|n| view.out(*n)) {
+            if !out.iter().any(|(known, _)| *known == angles) {
+                out.push((angles, graph.uses(angles)));
+            }
+            continue;
+        }
+        let (v, u) = running(view, v, &reached).unwrap_or((v, u));
+        match out.iter_mut().find(|(known, _)| *known == v) {
+            Some((_, readers)) if readers.contains(&u) => {}
+            Some((_, readers)) => readers.push(u),
+            None => out.push((v, vec![u])),
         }
     }
     if out.is_empty() {
@@ -89,6 +106,30 @@ pub(crate) fn uses(
         .help("export the model with the input `position_ids`"));
     }
     Ok(out)
+}
+
+/// The running sum that a position is, and its reader on the way, where a mask is multiplied with it: what the mask hides is at no
+/// position and stays there, however many come before.
+fn running(view: View<'_>, v: ValueId, reached: &FxHashSet<ValueId>) -> Option<(ValueId, Use)> {
+    let graph = view.graph;
+    let (mut at, mut by, mut masked) = (v, None, false);
+    loop {
+        let n = view.producer(at)?;
+        if view.is(n, "CumSum") {
+            return by.filter(|_| masked).map(|u| (at, u));
+        }
+        let inputs = graph.node_inputs(n).into_iter().enumerate();
+        let mut from = None;
+        for (slot, input) in inputs.filter_map(|(i, v)| Some((i, v?))) {
+            if reached.contains(&input) && from.is_none() {
+                from = Some((input, Use::Input(n, slot as u32)));
+            } else {
+                masked |= view.is(n, "Mul") && view.constant(input).is_none();
+            }
+        }
+        let (next, used) = from?;
+        (at, by) = (next, Some(used));
+    }
 }
 
 /// Whether a node looks up in something that is made of what the model is fed, and not in a table.
@@ -344,6 +385,51 @@ mod tests {
     use super::*;
     use crate::infer::Verified;
     use crate::ir::text::parse;
+
+    /// Phi-MoE makes as many rows as the sequence is long, and looks them up: the numbers that the rows are made of move.
+    #[test]
+    fn a_table_of_angles_moves_and_not_its_look_up() {
+        let graph = "opset \"\" 17\n\
+            graph main(%position_ids: i64[b, s]) -> (%y: f32[b, s])\n\
+            init %zero: f32[] = 0.0\n\
+            init %one: f32[] = 1.0\n\
+            %size = Size(%position_ids)\n\
+            %n = Cast(%size) {to = 1}\n\
+            %steps = Range(%zero, %n, %one)\n\
+            %table = Cos(%steps)\n\
+            %y = Gather(%table, %position_ids)";
+        let model = Verified::check(parse(graph).unwrap()).unwrap();
+        let g = &model.model().graph;
+        let found = uses(View::new(g, &model), &FxHashSet::default()).unwrap();
+        let [(value, readers)] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert_eq!((g.name_of(*value), readers.len()), ("steps", 1));
+    }
+
+    /// What a mask hides is at no position: a prefix moves the running sum, not what the mask makes of it.
+    #[test]
+    fn a_hidden_token_is_at_no_position() {
+        let graph = "opset \"\" 17\n\
+            graph main(%mask: i64[b, s]) -> (%y: f32[b, s, 4])\n\
+            init %table: f32[9, 4] = fill(0.5)\n\
+            init %one: i64[] = 1\n\
+            %sum = CumSum(%mask, %one)\n\
+            %shown = Mul(%sum, %mask)\n\
+            %p = Add(%shown, %one)\n\
+            %y = Gather(%table, %p)";
+        let model = Verified::check(parse(graph).unwrap()).unwrap();
+        let g = &model.model().graph;
+        let found = uses(View::new(g, &model), &FxHashSet::default()).unwrap();
+        let [(value, readers)] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert_eq!(g.name_of(*value), "sum");
+        let [Use::Input(n, 0)] = readers[..] else {
+            panic!("{readers:?}")
+        };
+        assert_eq!(&*g.node(n).op.op_type, "Mul");
+    }
 
     /// Rows of a table are looked up by positions, and so are rows of what the model computes: the last token of a text.
     #[test]
