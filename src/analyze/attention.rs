@@ -28,9 +28,23 @@ pub(crate) struct Ends<'a> {
     /// What the projections of queries, keys and values make: as the module's output, and as rows.
     pub(crate) projected: [[ValueId; 2]; 3],
     /// Widths of queries, keys and values.
-    pub(crate) widths: [usize; 3],
+    pub(crate) widths: Widths,
     /// What leaves the core: the input of the output projection.
     pub(crate) end: ValueId,
+}
+
+/// Widths of queries, keys and values.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Widths {
+    /// As they are projected.
+    Known([usize; 3]),
+    /// Of a fused projection `all` wide whose columns are mixed. Falcon hands every query head its own copy of the keys from there on.
+    Mixed {
+        /// As the columns tell them.
+        told: Option<[usize; 3]>,
+        /// All together.
+        all: usize,
+    },
 }
 
 /// One call of an attention module.
@@ -179,7 +193,25 @@ impl AttentionCore {
             .and_then(|n| usize::try_from(n).ok())
             .filter(|n| *n > 0)
             .ok_or_else(|| lost("the width of a head"))?;
-        let [q, _, v] = ends.widths;
+        // Heads that the operands show count where it is not known which columns of a fused projection are whose.
+        let shown = |v: ValueId| {
+            let rank = view.fact(v).and_then(Fact::rank);
+            let heads = view.size(v, -3).filter(|_| rank == Some(4))?;
+            usize::try_from(heads).ok().map(|n| n * head)
+        };
+        let [q, v] = match ends.widths {
+            Widths::Known([q, _, v]) => [q, v],
+            Widths::Mixed { told, all } => match (shown(queries), shown(values), told) {
+                (Some(q), Some(v), _) => [q, v],
+                (_, _, Some([q, _, v])) => [q, v],
+                _ if all % (3 * head) == 0 => [all / 3; 2],
+                _ => {
+                    return Err(lost(
+                        "which columns of the fused projection are queries, keys and values",
+                    ));
+                }
+            },
+        };
         if q % head != 0 || v % head != 0 || v == 0 || q % v != 0 {
             return Err(search.refused(format!(
                 "queries of width {q} and values of width {v} are not made of heads of width {head}"
