@@ -100,12 +100,28 @@ impl Scene<'_> {
                 continue;
             };
             let path = self.module_path(&self.tree.module(module).path, &within);
-            let path = keyed(path);
-            let layer = within.layer(&path);
-            put(layer, &site(Role::Linear, path, l));
+            let mut site = site(Role::Linear, keyed(path), l);
+            if let Some(path) = self.contained(&site) {
+                site.path = path;
+            }
+            put(within.layer(&site.path), &site);
         }
         out.sort_by_key(|m| self.view.defined(m.site.output));
         out
+    }
+
+    /// The path of a linear that its bias is stored under, where that has one part more: a scope has no part for a container of modules
+    /// (X-MOD's `adapter_modules`), as nothing calls it.
+    fn contained(&self, site: &LinearSite) -> Option<Box<str>> {
+        let bias = self.view.root(site.weight.bias?);
+        let stored = self.view.graph.name_of(bias).strip_suffix(".bias")?;
+        let parts: Vec<&str> = stored.split('.').collect();
+        let without = |i: usize| {
+            let kept = parts.iter().enumerate().filter(|(j, _)| *j != i);
+            kept.map(|(_, p)| *p).eq(site.path.split('.'))
+        };
+        let inner = 1..parts.len().saturating_sub(1);
+        inner.into_iter().any(without).then(|| stored.into())
     }
 
     /// The path in the exported model's state dict of a module that may lie outside the base model.
