@@ -321,14 +321,18 @@ pub(crate) fn seen(view: View<'_>, masks: &[ValueId]) -> Result<Option<u64>, Dia
             continue;
         };
         todo.extend(g.node_inputs(n).into_iter().flatten());
+        let stored = g.node_inputs(n).into_iter().flatten();
+        let stored = stored.filter_map(|v| Some(stored_band(view.constant(v)?)));
         if below(g, n).is_some_and(|d| d > 1) {
             return Err(unknown());
         }
-        match (compared(view, n), found) {
-            (Bound::None, _) => {}
-            (Bound::At(w), None) => found = Some(w),
-            (Bound::At(w), Some(other)) if w == other => {}
-            (Bound::At(_) | Bound::Unknown, _) => return Err(unknown()),
+        for bound in stored.chain([compared(view, n)]) {
+            match (bound, found) {
+                (Bound::None, _) => {}
+                (Bound::At(w), None) => found = Some(w),
+                (Bound::At(w), Some(other)) if w == other => {}
+                (Bound::At(_) | Bound::Unknown, _) => return Err(unknown()),
+            }
         }
     }
     Ok(found)
@@ -342,6 +346,34 @@ enum Bound {
     At(u64),
     /// In a form that is not followed.
     Unknown,
+}
+
+/// How a stored mask bounds the distance: GPT-Neo's local attention has a band below the diagonal.
+fn stored_band(t: &TensorData) -> Bound {
+    let [front @ .., rows, columns] = &*t.dims else {
+        return Bound::None;
+    };
+    if rows != columns || *rows < 2 || front.iter().any(|d| *d != 1) {
+        return Bound::None;
+    }
+    let n = *rows as usize;
+    let whole = || Some(t.to_i64()?.into_iter().map(|x| x as f32).collect());
+    let values: Vec<f32> = match t.to_f32().or_else(whole) {
+        Some(values) if values.len() == n * n => values,
+        _ => return Bound::None,
+    };
+    // What the first position is told of itself says that a key is seen.
+    let seen = |i: usize, j: usize| values[i * n + j].to_bits() == values[0].to_bits();
+    let width = (0..n).rev().take_while(|j| seen(n - 1, *j)).count();
+    if width == n {
+        return Bound::None;
+    }
+    let within = |i: usize, j: usize| j <= i && i - j < width;
+    if (0..n * n).all(|at| seen(at / n, at % n) == within(at / n, at % n)) {
+        Bound::At(width as u64)
+    } else {
+        Bound::Unknown
+    }
 }
 
 /// How a node bounds the distance of keys and queries, where it compares them.
@@ -385,6 +417,21 @@ mod tests {
     use super::*;
     use crate::infer::Verified;
     use crate::ir::text::parse;
+
+    /// A triangle hides what comes later, a band what is far away, and other squares are not followed.
+    #[test]
+    fn a_stored_mask_may_be_a_band() {
+        let mask = |seen: &dyn Fn(usize, usize) -> bool| {
+            let bytes: Vec<u8> = (0..36).map(|i| u8::from(seen(i / 6, i % 6))).collect();
+            TensorData::raw(DType::Bool, [1, 1, 6, 6], bytes.into())
+        };
+        let causal = stored_band(&mask(&|i, j| j <= i));
+        assert!(matches!(causal, Bound::None));
+        let local = stored_band(&mask(&|i, j| j <= i && i - j < 3));
+        assert!(matches!(local, Bound::At(3)));
+        let other = stored_band(&mask(&|i, j| (i + j) % 2 == 0));
+        assert!(matches!(other, Bound::Unknown));
+    }
 
     /// Phi-MoE makes as many rows as the sequence is long, and looks them up: the numbers that the rows are made of move.
     #[test]
