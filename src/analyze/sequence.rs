@@ -403,3 +403,33 @@ fn constants(view: View<'_>, after: &[NodeId], length: i64) -> Vec<Shape> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::Verified;
+    use crate::ir::text::parse;
+
+    /// Which tokens are not padding is no place of a token, and one back from the first that is padding is none either.
+    #[test]
+    fn a_place_is_looked_for_or_padding_is() {
+        let seeks = |lines: &str| {
+            let graph = format!(
+                "opset \"\" 17\n\
+                 graph main(%ids: i64[b, s]) -> (%y: i64[b, r])\n\
+                 init %one: i64[] = 1\n\
+                 %found = Equal(%ids, %one)\n\
+                 {lines}"
+            );
+            let model = Verified::check(parse(&graph).unwrap()).unwrap();
+            let g = &model.model().graph;
+            super::seeks(View::new(g, &model), g.find("ids").unwrap())
+        };
+        let positions = "%shown = Not(%found)\n%n = Cast(%shown) {to = 7}\n%y = CumSum(%n, %one)";
+        let last = "%n = Cast(%found) {to = 7}\n%at = ArgMax(%n) {axis = 1}\n%y = Sub(%at, %one)";
+        let end = "%n = Cast(%found) {to = 7}\n%y = ArgMax(%n) {axis = 1}";
+        assert!(!seeks(positions));
+        assert!(!seeks(last));
+        assert!(seeks(end));
+    }
+}
