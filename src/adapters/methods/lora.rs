@@ -452,6 +452,10 @@ impl Method for Lora {
         !self.use_gating
     }
 
+    fn idle_in(&self, model_type: &str) -> Option<Diagnostic> {
+        tables::idle_in(self.targets.trainable_token_indices.is_some(), model_type)
+    }
+
     fn stands_alone(&self) -> bool {
         // PEFT's DoRA of a linear that another adapter changed is another function for each order.
         self.dora() && self.targets.is_some()
