@@ -323,7 +323,7 @@ impl Interface {
     }
 
     /// Whether each list of layers counts from 0: in a model of two models, as the library counts there.
-    pub(super) fn counts_layers_apart(&self) -> bool {
+    pub(crate) fn counts_layers_apart(&self) -> bool {
         self.model_type.as_deref() == Some("encoder-decoder")
     }
 
