@@ -320,6 +320,10 @@ pub(crate) fn seen(view: View<'_>, masks: &[ValueId]) -> Result<Option<u64>, Dia
         let Some((n, _)) = g.producer(v).filter(|_| seen.insert(v)) else {
             continue;
         };
+        // How long something is says nothing of how far it sees.
+        if view.measures(n) {
+            continue;
+        }
         todo.extend(g.node_inputs(n).into_iter().flatten());
         let stored = g.node_inputs(n).into_iter().flatten();
         let stored = stored.filter_map(|v| Some(stored_band(view.constant(v)?)));
@@ -362,6 +366,17 @@ fn stored_band(t: &TensorData) -> Bound {
         Some(values) if values.len() == n * n => values,
         _ => return Bound::None,
     };
+    let bits = |x: &f32| x.to_bits();
+    let other = values
+        .iter()
+        .find(|x| bits(x) != bits(&values[0]))
+        .map(bits);
+    if values
+        .iter()
+        .any(|x| bits(x) != bits(&values[0]) && Some(bits(x)) != other)
+    {
+        return Bound::None;
+    }
     // What the first position is told of itself says that a key is seen.
     let seen = |i: usize, j: usize| values[i * n + j].to_bits() == values[0].to_bits();
     let width = (0..n).rev().take_while(|j| seen(n - 1, *j)).count();
@@ -431,6 +446,12 @@ mod tests {
         assert!(matches!(local, Bound::At(3)));
         let other = stored_band(&mask(&|i, j| (i + j) % 2 == 0));
         assert!(matches!(other, Bound::Unknown));
+        let numbers: Vec<f32> = (0..9u8).map(f32::from).collect();
+        let weight = stored_band(&TensorData::from_f32([3, 3], &numbers));
+        assert!(
+            matches!(weight, Bound::None),
+            "a matrix of numbers is no mask"
+        );
     }
 
     /// Phi-MoE makes as many rows as the sequence is long, and looks them up: the numbers that the rows are made of move.
