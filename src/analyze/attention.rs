@@ -72,6 +72,8 @@ pub struct AttentionCore {
     pub(crate) masks: Vec<ValueId>,
     /// Conditions under which a score is replaced by a constant: masks that say what is hidden.
     pub(crate) hidden: Vec<ValueId>,
+    /// Conditions under which a score stays, and is replaced by a constant elsewhere.
+    pub(crate) shown: Vec<ValueId>,
     /// The bias by relative position, where there is one.
     pub(crate) bias: Option<RelativeBias>,
     /// How heads lie in the queries.
@@ -156,6 +158,7 @@ impl AttentionCore {
             mut then,
             masks,
             hidden,
+            shown,
             bias,
         } = search.product(&heart)?;
         let (mut steps, keys) = search.key_scales(keys);
@@ -194,14 +197,14 @@ impl AttentionCore {
             .filter(|n| *n > 0)
             .ok_or_else(|| lost("the width of a head"))?;
         // Heads that the operands show count where it is not known which columns of a fused projection are whose.
-        let shown = |v: ValueId| {
+        let wide = |v: ValueId| {
             let rank = view.fact(v).and_then(Fact::rank);
             let heads = view.size(v, -3).filter(|_| rank == Some(4))?;
             usize::try_from(heads).ok().map(|n| n * head)
         };
         let [q, v] = match ends.widths {
             Widths::Known([q, _, v]) => [q, v],
-            Widths::Mixed { told, all } => match (shown(queries), shown(values), told) {
+            Widths::Mixed { told, all } => match (wide(queries), wide(values), told) {
                 (Some(q), Some(v), _) => [q, v],
                 (_, _, Some([q, _, v])) => [q, v],
                 _ if all % (3 * head) == 0 => [all / 3; 2],
@@ -251,6 +254,7 @@ impl AttentionCore {
             output,
             masks,
             hidden,
+            shown,
             bias,
             query_heads,
             value_heads,
@@ -274,6 +278,8 @@ struct Product {
     masks: Vec<ValueId>,
     /// Conditions that put a constant in place of a score.
     hidden: Vec<ValueId>,
+    /// Conditions under which a score stays.
+    shown: Vec<ValueId>,
     /// What is added by relative position, and the distances.
     bias: Option<(ValueId, ValueId)>,
 }
@@ -436,6 +442,7 @@ impl<'a> Search<'a> {
             then: Vec::new(),
             masks: Vec::new(),
             hidden: Vec::new(),
+            shown: Vec::new(),
             bias: None,
         };
         for link in &heart.links {
@@ -496,6 +503,8 @@ impl<'a> Search<'a> {
                 let replaced = view.input(n, 1).is_some_and(constant);
                 if replaced && view.input(n, 2) == Some(link.from) {
                     out.hidden.extend(view.input(n, 0));
+                } else {
+                    out.shown.extend(view.input(n, 0));
                 }
             }
             "Max" | "Min" | "Concat" => {}

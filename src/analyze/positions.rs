@@ -84,8 +84,12 @@ pub(crate) fn uses(
         if made.iter().any(|n| numbers.contains(n)) {
             continue;
         }
+        // Not the numbers that say how long it is.
         let counted = made.iter().filter(|n| view.is(**n, "Range"));
-        if let Some(angles) = counted.min().and_then(|n| view.out(*n)) {
+        let angles = counted
+            .filter_map(|n| view.out(*n))
+            .filter(|v| is_float(view, *v));
+        if let Some(angles) = angles.min() {
             if !out.iter().any(|(known, _)| *known == angles) {
                 out.push((angles, graph.uses(angles)));
             }
@@ -457,8 +461,12 @@ mod tests {
             graph main(%position_ids: i64[b, s]) -> (%y: f32[b, s])\n\
             init %zero: f32[] = 0.0\n\
             init %one: f32[] = 1.0\n\
+            init %none: i64[] = 0\n\
+            init %more: i64[] = 1\n\
             %size = Size(%position_ids)\n\
-            %n = Cast(%size) {to = 1}\n\
+            %places = Range(%none, %size, %more)\n\
+            %longest = ReduceMax(%places) {keepdims = 0}\n\
+            %n = Cast(%longest) {to = 1}\n\
             %steps = Range(%zero, %n, %one)\n\
             %table = Cos(%steps)\n\
             %y = Gather(%table, %position_ids)";
