@@ -205,8 +205,7 @@ impl AttentionCore {
         let [q, v] = match ends.widths {
             Widths::Known([q, _, v]) => [q, v],
             Widths::Mixed { told, all } => match (wide(queries), wide(values), told) {
-                (Some(q), Some(v), _) => [q, v],
-                (_, _, Some([q, _, v])) => [q, v],
+                (Some(q), Some(v), _) | (_, _, Some([q, _, v])) => [q, v],
                 _ if all % (3 * head) == 0 => [all / 3; 2],
                 _ => {
                     return Err(lost(

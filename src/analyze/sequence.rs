@@ -179,9 +179,10 @@ impl Longer {
     /// The same for a model that is given embeddings instead of these token ids. One that looks for a token by its id (the end of the
     /// sequence, as CLIP does) needs them, and keeps them.
     pub(crate) fn without_ids(mut self, view: View<'_>, ids: ValueId) -> Self {
-        if !seeks(view, ids) {
-            let own = self.inputs.iter_mut().find(|(v, _)| *v == ids);
-            own.into_iter().for_each(|(_, m)| *m = Meaning::Untold);
+        if !seeks(view, ids)
+            && let Some((_, m)) = self.inputs.iter_mut().find(|(v, _)| *v == ids)
+        {
+            *m = Meaning::Untold;
         }
         self
     }
@@ -191,7 +192,7 @@ impl Longer {
 fn seeks(view: View<'_>, ids: ValueId) -> bool {
     let mut seen: FxHashSet<ValueId> = FxHashSet::default();
     let mut todo = vec![ids];
-    let readers = |v: ValueId| view.graph.uses(v).into_iter().map(|u| u.node());
+    let readers = |v: ValueId| view.graph.uses(v).into_iter().map(Use::node);
     while let Some(v) = todo.pop() {
         if !seen.insert(v) {
             continue;
