@@ -28,9 +28,23 @@ pub(crate) struct Ends<'a> {
     /// What the projections of queries, keys and values make: as the module's output, and as rows.
     pub(crate) projected: [[ValueId; 2]; 3],
     /// Widths of queries, keys and values.
-    pub(crate) widths: [usize; 3],
+    pub(crate) widths: Widths,
     /// What leaves the core: the input of the output projection.
     pub(crate) end: ValueId,
+}
+
+/// Widths of queries, keys and values.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Widths {
+    /// As they are projected.
+    Known([usize; 3]),
+    /// Of a fused projection `all` wide whose columns are mixed. Falcon hands every query head its own copy of the keys from there on.
+    Mixed {
+        /// As the columns tell them.
+        told: Option<[usize; 3]>,
+        /// All together.
+        all: usize,
+    },
 }
 
 /// One call of an attention module.
@@ -58,6 +72,8 @@ pub struct AttentionCore {
     pub(crate) masks: Vec<ValueId>,
     /// Conditions under which a score is replaced by a constant: masks that say what is hidden.
     pub(crate) hidden: Vec<ValueId>,
+    /// Conditions under which a score stays, and is replaced by a constant elsewhere.
+    pub(crate) shown: Vec<ValueId>,
     /// The bias by relative position, where there is one.
     pub(crate) bias: Option<RelativeBias>,
     /// How heads lie in the queries.
@@ -142,6 +158,7 @@ impl AttentionCore {
             mut then,
             masks,
             hidden,
+            shown,
             bias,
         } = search.product(&heart)?;
         let (mut steps, keys) = search.key_scales(keys);
@@ -179,7 +196,24 @@ impl AttentionCore {
             .and_then(|n| usize::try_from(n).ok())
             .filter(|n| *n > 0)
             .ok_or_else(|| lost("the width of a head"))?;
-        let [q, _, v] = ends.widths;
+        // Heads that the operands show count where it is not known which columns of a fused projection are whose.
+        let wide = |v: ValueId| {
+            let rank = view.fact(v).and_then(Fact::rank);
+            let heads = view.size(v, -3).filter(|_| rank == Some(4))?;
+            usize::try_from(heads).ok().map(|n| n * head)
+        };
+        let [q, v] = match ends.widths {
+            Widths::Known([q, _, v]) => [q, v],
+            Widths::Mixed { told, all } => match (wide(queries), wide(values), told) {
+                (Some(q), Some(v), _) | (_, _, Some([q, _, v])) => [q, v],
+                _ if all % (3 * head) == 0 => [all / 3; 2],
+                _ => {
+                    return Err(lost(
+                        "which columns of the fused projection are queries, keys and values",
+                    ));
+                }
+            },
+        };
         if q % head != 0 || v % head != 0 || v == 0 || q % v != 0 {
             return Err(search.refused(format!(
                 "queries of width {q} and values of width {v} are not made of heads of width {head}"
@@ -219,6 +253,7 @@ impl AttentionCore {
             output,
             masks,
             hidden,
+            shown,
             bias,
             query_heads,
             value_heads,
@@ -242,6 +277,8 @@ struct Product {
     masks: Vec<ValueId>,
     /// Conditions that put a constant in place of a score.
     hidden: Vec<ValueId>,
+    /// Conditions under which a score stays.
+    shown: Vec<ValueId>,
     /// What is added by relative position, and the distances.
     bias: Option<(ValueId, ValueId)>,
 }
@@ -404,6 +441,7 @@ impl<'a> Search<'a> {
             then: Vec::new(),
             masks: Vec::new(),
             hidden: Vec::new(),
+            shown: Vec::new(),
             bias: None,
         };
         for link in &heart.links {
@@ -464,6 +502,8 @@ impl<'a> Search<'a> {
                 let replaced = view.input(n, 1).is_some_and(constant);
                 if replaced && view.input(n, 2) == Some(link.from) {
                     out.hidden.extend(view.input(n, 0));
+                } else {
+                    out.shown.extend(view.input(n, 0));
                 }
             }
             "Max" | "Min" | "Concat" => {}

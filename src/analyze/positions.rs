@@ -49,24 +49,20 @@ pub(crate) fn uses(
     };
     let mut values: Vec<ValueId> = reach(view, &apart).into_iter().collect();
     values.sort_unstable();
-    let mut out: Vec<(ValueId, Vec<Use>)> = Vec::new();
+    let mut used: Vec<(ValueId, Use, Usage)> = Vec::new();
     for v in values {
-        let mut readers = Vec::new();
         for u in graph.uses(v) {
             let Use::Input(n, slot) = u else { continue };
-            if others.contains(&n) {
-                continue;
-            }
-            let used = match usage(view, n, slot) {
+            let usage = usage(view, n, slot).filter(|_| !others.contains(&n));
+            let becomes = match usage {
                 // A row of what the model computes is looked up to be shown: the last token of a text.
-                Some(Usage::Table) if computed(view, n) => None,
-                Some(Usage::Table) => Some(true),
+                Some(Usage::Table) => (!computed(view, n)).then_some(true),
                 Some(Usage::Number) => becomes(view, n),
                 None => None,
             };
-            match used {
-                Some(true) => readers.push(u),
-                Some(false) => {
+            match (usage, becomes) {
+                (Some(usage), Some(true)) => used.push((v, u, usage)),
+                (_, Some(false)) => {
                     return Err(Diagnostic::error(
                         "positions",
                         "the graph makes something else of its positions than a look-up or angles",
@@ -74,11 +70,36 @@ pub(crate) fn uses(
                     .at(graph.node(n).name.to_string())
                     .help("a bias by distance would have to reach the prefix as well"));
                 }
-                None => {}
+                _ => {}
             }
         }
-        if !readers.is_empty() {
-            out.push((v, readers));
+    }
+    let numbers = used.iter().filter(|(_, _, usage)| *usage == Usage::Number);
+    let numbers: FxHashSet<NodeId> = numbers.map(|(_, u, _)| u.node()).collect();
+    let mut out: Vec<(ValueId, Vec<Use>)> = Vec::new();
+    for (v, u, usage) in used {
+        // A table that is made of positions moves as they do: the rows are looked up as before.
+        let table = view.input(u.node(), 0).filter(|_| usage == Usage::Table);
+        let made = table.map(|t| makers(view, &[t])).unwrap_or_default();
+        if made.iter().any(|n| numbers.contains(n)) {
+            continue;
+        }
+        // Not the numbers that say how long it is.
+        let counted = made.iter().filter(|n| view.is(**n, "Range"));
+        let angles = counted
+            .filter_map(|n| view.out(*n))
+            .filter(|v| is_float(view, *v));
+        if let Some(angles) = angles.min() {
+            if !out.iter().any(|(known, _)| *known == angles) {
+                out.push((angles, graph.uses(angles)));
+            }
+            continue;
+        }
+        let (v, u) = running(view, v, &reached).unwrap_or((v, u));
+        match out.iter_mut().find(|(known, _)| *known == v) {
+            Some((_, readers)) if readers.contains(&u) => {}
+            Some((_, readers)) => readers.push(u),
+            None => out.push((v, vec![u])),
         }
     }
     if out.is_empty() {
@@ -89,6 +110,30 @@ pub(crate) fn uses(
         .help("export the model with the input `position_ids`"));
     }
     Ok(out)
+}
+
+/// The running sum that a position is, and its reader on the way, where a mask is multiplied with it: what the mask hides is at no
+/// position and stays there, however many come before.
+fn running(view: View<'_>, v: ValueId, reached: &FxHashSet<ValueId>) -> Option<(ValueId, Use)> {
+    let graph = view.graph;
+    let (mut at, mut by, mut masked) = (v, None, false);
+    loop {
+        let n = view.producer(at)?;
+        if view.is(n, "CumSum") {
+            return by.filter(|_| masked).map(|u| (at, u));
+        }
+        let inputs = graph.node_inputs(n).into_iter().enumerate();
+        let mut from = None;
+        for (slot, input) in inputs.filter_map(|(i, v)| Some((i, v?))) {
+            if reached.contains(&input) && from.is_none() {
+                from = Some((input, Use::Input(n, slot as u32)));
+            } else {
+                masked |= view.is(n, "Mul") && view.constant(input).is_none();
+            }
+        }
+        let (next, used) = from?;
+        (at, by) = (next, Some(used));
+    }
 }
 
 /// Whether a node looks up in something that is made of what the model is fed, and not in a table.
@@ -279,15 +324,23 @@ pub(crate) fn seen(view: View<'_>, masks: &[ValueId]) -> Result<Option<u64>, Dia
         let Some((n, _)) = g.producer(v).filter(|_| seen.insert(v)) else {
             continue;
         };
+        // How long something is says nothing of how far it sees.
+        if view.measures(n) {
+            continue;
+        }
         todo.extend(g.node_inputs(n).into_iter().flatten());
+        let stored = g.node_inputs(n).into_iter().flatten();
+        let stored = stored.filter_map(|v| Some(stored_band(view.constant(v)?)));
         if below(g, n).is_some_and(|d| d > 1) {
             return Err(unknown());
         }
-        match (compared(view, n), found) {
-            (Bound::None, _) => {}
-            (Bound::At(w), None) => found = Some(w),
-            (Bound::At(w), Some(other)) if w == other => {}
-            (Bound::At(_) | Bound::Unknown, _) => return Err(unknown()),
+        for bound in stored.chain([compared(view, n)]) {
+            match (bound, found) {
+                (Bound::None, _) => {}
+                (Bound::At(w), None) => found = Some(w),
+                (Bound::At(w), Some(other)) if w == other => {}
+                (Bound::At(_) | Bound::Unknown, _) => return Err(unknown()),
+            }
         }
     }
     Ok(found)
@@ -301,6 +354,41 @@ enum Bound {
     At(u64),
     /// In a form that is not followed.
     Unknown,
+}
+
+/// How a stored mask bounds the distance: GPT-Neo's local attention has a band below the diagonal, which is not followed.
+fn stored_band(t: &TensorData) -> Bound {
+    let [front @ .., rows, columns] = &*t.dims else {
+        return Bound::None;
+    };
+    if rows != columns || *rows < 2 || front.iter().any(|d| *d != 1) {
+        return Bound::None;
+    }
+    let n = *rows as usize;
+    let whole = || Some(t.to_i64()?.into_iter().map(|x| x as f32).collect());
+    let values: Vec<f32> = match t.to_f32().or_else(whole) {
+        Some(values) if values.len() == n * n => values,
+        _ => return Bound::None,
+    };
+    let bits = |x: &f32| x.to_bits();
+    let other = values
+        .iter()
+        .find(|x| bits(x) != bits(&values[0]))
+        .map(bits);
+    if values
+        .iter()
+        .any(|x| bits(x) != bits(&values[0]) && Some(bits(x)) != other)
+    {
+        return Bound::None;
+    }
+    // What the first position is told of itself says that a key is seen.
+    let seen = |i: usize, j: usize| values[i * n + j].to_bits() == values[0].to_bits();
+    // The last position sees all that came before, or some of it is too far away.
+    if (0..n).all(|j| seen(n - 1, j)) {
+        Bound::None
+    } else {
+        Bound::Unknown
+    }
 }
 
 /// How a node bounds the distance of keys and queries, where it compares them.
@@ -344,6 +432,76 @@ mod tests {
     use super::*;
     use crate::infer::Verified;
     use crate::ir::text::parse;
+
+    /// A triangle hides what comes later; a band hides what is far away, and is not followed, nor is another square.
+    #[test]
+    fn a_stored_mask_may_be_a_band() {
+        let mask = |seen: &dyn Fn(usize, usize) -> bool| {
+            let bytes: Vec<u8> = (0..36).map(|i| u8::from(seen(i / 6, i % 6))).collect();
+            TensorData::raw(DType::Bool, [1, 1, 6, 6], bytes.into())
+        };
+        let causal = stored_band(&mask(&|i, j| j <= i));
+        assert!(matches!(causal, Bound::None));
+        let local = stored_band(&mask(&|i, j| j <= i && i - j < 3));
+        assert!(matches!(local, Bound::Unknown));
+        let other = stored_band(&mask(&|i, j| (i + j) % 2 == 0));
+        assert!(matches!(other, Bound::Unknown));
+        let numbers: Vec<f32> = (0..9u8).map(f32::from).collect();
+        let weight = stored_band(&TensorData::from_f32([3, 3], &numbers));
+        assert!(
+            matches!(weight, Bound::None),
+            "a matrix of numbers is no mask"
+        );
+    }
+
+    /// Phi-MoE makes as many rows as the sequence is long, and looks them up: the numbers that the rows are made of move.
+    #[test]
+    fn a_table_of_angles_moves_and_not_its_look_up() {
+        let graph = "opset \"\" 17\n\
+            graph main(%position_ids: i64[b, s]) -> (%y: f32[b, s])\n\
+            init %zero: f32[] = 0.0\n\
+            init %one: f32[] = 1.0\n\
+            init %none: i64[] = 0\n\
+            init %more: i64[] = 1\n\
+            %size = Size(%position_ids)\n\
+            %places = Range(%none, %size, %more)\n\
+            %longest = ReduceMax(%places) {keepdims = 0}\n\
+            %n = Cast(%longest) {to = 1}\n\
+            %steps = Range(%zero, %n, %one)\n\
+            %table = Cos(%steps)\n\
+            %y = Gather(%table, %position_ids)";
+        let model = Verified::check(parse(graph).unwrap()).unwrap();
+        let g = &model.model().graph;
+        let found = uses(View::new(g, &model), &FxHashSet::default()).unwrap();
+        let [(value, readers)] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert_eq!((g.name_of(*value), readers.len()), ("steps", 1));
+    }
+
+    /// What a mask hides is at no position: a prefix moves the running sum, not what the mask makes of it.
+    #[test]
+    fn a_hidden_token_is_at_no_position() {
+        let graph = "opset \"\" 17\n\
+            graph main(%mask: i64[b, s]) -> (%y: f32[b, s, 4])\n\
+            init %table: f32[9, 4] = fill(0.5)\n\
+            init %one: i64[] = 1\n\
+            %sum = CumSum(%mask, %one)\n\
+            %shown = Mul(%sum, %mask)\n\
+            %p = Add(%shown, %one)\n\
+            %y = Gather(%table, %p)";
+        let model = Verified::check(parse(graph).unwrap()).unwrap();
+        let g = &model.model().graph;
+        let found = uses(View::new(g, &model), &FxHashSet::default()).unwrap();
+        let [(value, readers)] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert_eq!(g.name_of(*value), "sum");
+        let [Use::Input(n, 0)] = readers[..] else {
+            panic!("{readers:?}")
+        };
+        assert_eq!(&*g.node(n).op.op_type, "Mul");
+    }
 
     /// Rows of a table are looked up by positions, and so are rows of what the model computes: the last token of a text.
     #[test]

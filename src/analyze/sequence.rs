@@ -4,6 +4,7 @@
 //! runs at the greater length. Where the rest reads an input with an axis of the sequence, or what the ancestors compute of one (its
 //! shape, as a rule), it reads the same of a longer input instead. Exports of a fixed length hold it in their shape constants.
 
+use super::through::Through;
 use super::view::View;
 use crate::diag::Diagnostic;
 use crate::ir::contract;
@@ -53,6 +54,8 @@ pub(crate) enum Meaning {
     Position,
     /// Which token or type it has.
     Token,
+    /// Which token it has, to a model that is given embeddings instead: none, so that none of them is padding.
+    Untold,
 }
 
 impl Longer {
@@ -170,6 +173,47 @@ impl Longer {
             behind,
         })
     }
+}
+
+impl Longer {
+    /// The same for a model that is given embeddings instead of these token ids. One that looks for a token by its id (the end of the
+    /// sequence, as CLIP does) needs them, and keeps them.
+    pub(crate) fn without_ids(mut self, view: View<'_>, ids: ValueId) -> Self {
+        if !seeks(view, ids)
+            && let Some((_, m)) = self.inputs.iter_mut().find(|(v, _)| *v == ids)
+        {
+            *m = Meaning::Untold;
+        }
+        self
+    }
+}
+
+/// Whether a graph looks for the place of a token. Where it asks which tokens are *not* one, or goes one back, it looks for padding.
+fn seeks(view: View<'_>, ids: ValueId) -> bool {
+    let mut seen: FxHashSet<ValueId> = FxHashSet::default();
+    let mut todo = vec![ids];
+    let readers = |v: ValueId| view.graph.uses(v).into_iter().map(Use::node);
+    while let Some(v) = todo.pop() {
+        if !seen.insert(v) {
+            continue;
+        }
+        for n in readers(v) {
+            match view.op(n) {
+                "NonZero" => return true,
+                "ArgMax" => {
+                    let back = |n: NodeId| matches!(view.op(n), "Add" | "Sub" | "Mod");
+                    let out = view.out(n);
+                    if !out.into_iter().flat_map(readers).any(back) {
+                        return true;
+                    }
+                }
+                "Equal" => todo.extend(view.out(n)),
+                _ if Through::LAID_OUT.takes(&view.node(n).op) => todo.extend(view.out(n)),
+                _ => {}
+            }
+        }
+    }
+    false
 }
 
 impl Meaning {
@@ -359,4 +403,34 @@ fn constants(view: View<'_>, after: &[NodeId], length: i64) -> Vec<Shape> {
         shape.uses.dedup();
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::Verified;
+    use crate::ir::text::parse;
+
+    /// Which tokens are not padding is no place of a token, and one back from the first that is padding is none either.
+    #[test]
+    fn a_place_is_looked_for_or_padding_is() {
+        let seeks = |lines: &str| {
+            let graph = format!(
+                "opset \"\" 17\n\
+                 graph main(%ids: i64[b, s]) -> (%y: i64[b, r])\n\
+                 init %one: i64[] = 1\n\
+                 %found = Equal(%ids, %one)\n\
+                 {lines}"
+            );
+            let model = Verified::check(parse(&graph).unwrap()).unwrap();
+            let g = &model.model().graph;
+            super::seeks(View::new(g, &model), g.find("ids").unwrap())
+        };
+        let positions = "%shown = Not(%found)\n%n = Cast(%shown) {to = 7}\n%y = CumSum(%n, %one)";
+        let last = "%n = Cast(%found) {to = 7}\n%at = ArgMax(%n) {axis = 1}\n%y = Sub(%at, %one)";
+        let end = "%n = Cast(%found) {to = 7}\n%y = ArgMax(%n) {axis = 1}";
+        assert!(!seeks(positions));
+        assert!(!seeks(last));
+        assert!(seeks(end));
+    }
 }

@@ -562,6 +562,14 @@ pub fn find_interface(model: &Verified, file: Option<&Path>) -> Result<Interface
     if let Some(path) = file
         && let Some(found) = Interface::detect(path)?
     {
+        // The built-in one for two models in one is of BERTs; a decoder may be of another type, whose modules the graph tells.
+        let composite = found.is_builtin() && found.counts_layers_apart();
+        if composite
+            && found.select(model).is_err()
+            && let Ok(other) = infer_interface(model)
+        {
+            return Ok(other.interface);
+        }
         return Ok(found);
     }
     infer_interface(model).map(|p| p.interface).map_err(|e| {

@@ -1,13 +1,33 @@
 //! `BatchNormalization` (7, 9, 14, 15) at inference: `(x - mean)·scale/√(var + ε) + bias` over axis 1. Training mode is not differentiated.
+//! `InstanceNormalization` (6, 22): the same with mean and variance of each plane.
 
+use super::kit::grad::{convert, widened};
 use super::kit::infer::same_as_input;
-use super::kit::{Differentiated, Inferred, no_gradient};
-use super::{GradCx, InferCx, OpDef};
-use crate::ir::Val;
+use super::kit::{Defined, Differentiated, Inferred, no_gradient};
+use super::{ExpandCx, GradCx, InferCx, OpDef};
+use crate::ir::{DType, Val};
 
-pub(super) const OPS: &[OpDef] = &[OpDef::new("BatchNormalization", 5..=5, infer)
-    .outputs(1..=5)
-    .gradient(gradient)];
+pub(super) const OPS: &[OpDef] = &[
+    OpDef::new("BatchNormalization", 5..=5, infer)
+        .outputs(1..=5)
+        .gradient(gradient),
+    OpDef::new("InstanceNormalization", 3..=3, same_as_input).defined_by(instance),
+];
+
+/// With the statistics of each plane, in f32 also for narrower types.
+fn instance(cx: &ExpandCx<'_>) -> Defined {
+    let (b, ty) = (cx.b, cx.fact(0).dtype.unwrap_or(DType::Float));
+    let wide = widened(ty, 1);
+    let space: Vec<i64> = (2..cx.rank(0)? as i64).collect();
+    let along = |v: Val| b.unsqueeze(v, &(1..=space.len() as i64).collect::<Vec<_>>());
+    let x = convert(b, cx.input(0)?, ty, wide);
+    let x = b.sub(x, b.reduce_mean(x, &space, true));
+    let square = b.reduce_mean(b.mul(x, x), &space, true);
+    let epsilon = b.scalar_of(cx.node().float("epsilon", 1e-5), wide);
+    let normal = b.div(x, b.unary("Sqrt", b.add(square, epsilon)));
+    let scaled = b.mul(convert(b, normal, wide, ty), along(cx.input(1)?));
+    Ok(vec![Some(b.add(scaled, along(cx.input(2)?)))])
+}
 
 fn infer(cx: &mut InferCx<'_>) -> Inferred {
     same_as_input(cx)?;

@@ -1,4 +1,4 @@
-//! `Constant`, `ConstantOfShape`, `Range`, `Shape`, `Size`: values that do not depend on the elements of a tensor.
+//! `Constant`, `ConstantOfShape`, `EyeLike`, `Range`, `Shape`, `Size`: values that do not depend on the elements of a tensor.
 
 use super::kit::infer::{MAX_INTS, fact, product, tensor_fact};
 use super::kit::{Inferred, wrong};
@@ -8,6 +8,7 @@ use crate::ir::{AttrValue, DType, Fact, Sym, TensorData};
 pub(super) const OPS: &[OpDef] = &[
     OpDef::new("Constant", 0..=0, infer_constant).zero(),
     OpDef::new("ConstantOfShape", 1..=1, infer_of_shape).zero(),
+    OpDef::new("EyeLike", 1..=1, infer_eye).zero(),
     OpDef::new("Range", 3..=3, infer_range).zero(),
     OpDef::new("Shape", 1..=1, infer_shape).zero(),
     OpDef::new("Size", 1..=1, infer_size).zero(),
@@ -55,6 +56,20 @@ fn infer_constant(cx: &mut InferCx<'_>) -> Inferred {
         }
     };
     cx.outputs[0] = found;
+    Ok(())
+}
+
+fn infer_eye(cx: &mut InferCx<'_>) -> Inferred {
+    let named = cx.node.attr("dtype").and_then(AttrValue::as_int);
+    let dtype = match named {
+        Some(code) => i32::try_from(code).ok().and_then(DType::from_code),
+        None => cx.dtype(0),
+    };
+    let dims = cx.dims_vec(0);
+    if let Some(d) = dims.as_ref().filter(|d| d.len() != 2) {
+        return wrong(format!("an input of rank {}, expected a matrix", d.len()));
+    }
+    cx.set(0, dtype, dims);
     Ok(())
 }
 

@@ -1,18 +1,19 @@
 //! `Conv` (1, 11, 22), its adjoint `ConvTranspose` (1, 11, 22), and pooling: one to three spatial axes, groups, dilations, strides.
 //!
 //! With respect to the input the gradient is a transposed convolution; with respect to the weight it is a convolution in which batch
-//! and channels change places, and strides and dilations with them.
+//! and channels change places, and strides and dilations with them. Of the transposed convolution it is the convolution, and the same
+//! with input and gradient exchanged. A mean hands to each place of its window what it was divided by.
 
 use super::kit::infer::same_size;
-use super::kit::{Differentiated, Inferred, wrong};
+use super::kit::{Differentiated, Inferred, no_gradient, wrong};
 use super::{GradCx, GradError, InferCx, InferError, OpDef};
-use crate::ir::{Attr, Node, Sym, Val};
+use crate::ir::{Attr, Builder, DType, Node, Sym, TensorData, Val};
 
 pub(super) const OPS: &[OpDef] = &[
     OpDef::new("Conv", 2..=3, infer_conv).gradient(gradient),
-    OpDef::new("ConvTranspose", 2..=3, infer_transposed),
+    OpDef::new("ConvTranspose", 2..=3, infer_transposed).gradient(grad_transposed),
     OpDef::new("MaxPool", 1..=1, infer_pool).outputs(1..=2),
-    OpDef::new("AveragePool", 1..=1, infer_pool),
+    OpDef::new("AveragePool", 1..=1, infer_pool).gradient(grad_average),
     OpDef::new("GlobalAveragePool", 1..=1, infer_global).gradient(grad_global),
     OpDef::new("GlobalMaxPool", 1..=1, infer_global),
 ];
@@ -278,7 +279,8 @@ fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
         cx.set(0, dx);
     }
     if cx.wants(1) {
-        let dw = weight_gradient(cx, &w, &window, &pads)?;
+        let (x, g) = (cx.input(0)?, cx.grad()?);
+        let dw = weight_gradient(cx, [x, g], &w, &window, &pads)?;
         cx.set(1, dw);
     }
     if cx.wants(2) {
@@ -327,8 +329,14 @@ fn input_gradient(
     }
     // The size of the input is not known: as much as the windows cover, then zeros, then without the padding.
     let full = b.op("ConvTranspose", &ins, &common(&vec![0; 2 * n], None));
+    Ok(fitted(b, full, cx.input(0)?, &pads[..n]))
+}
+
+/// What windows wrote from the padding on, as long as the input: with zeros where they left places out, without the padding.
+fn fitted(b: &Builder, full: Val, x: Val, before: &[i64]) -> Val {
+    let n = before.len();
     let sizes = |v: Val| b.slice(b.shape(v), 0, 2, i64::MAX);
-    let padded = b.add(sizes(cx.input(0)?), b.ints(&pads[..n]));
+    let padded = b.add(sizes(x), b.ints(before));
     let missing = b.op(
         "Max",
         &[b.sub(padded, sizes(full)), b.ints(&vec![0; n])],
@@ -339,13 +347,133 @@ fn input_gradient(
     let amounts = b.concat(&[none, two, missing], 0);
     let filled = b.op("Pad", &[full, amounts], &[]);
     let axes: Vec<i64> = (2..n as i64 + 2).collect();
-    let ins = [filled, b.ints(&pads[..n]), padded, b.ints(&axes)];
-    Ok(b.op("Slice", &ins, &[]))
+    let ins = [filled, b.ints(before), padded, b.ints(&axes)];
+    b.op("Slice", &ins, &[])
+}
+
+fn grad_average(cx: &mut GradCx<'_>) -> Differentiated {
+    let x = cx.dims(0)?;
+    let n = x.len().saturating_sub(2);
+    let window = Window::read(cx.node(), kernel(cx.node(), None, n)?)?;
+    let (b, g, ty) = (cx.b, cx.grad()?, cx.float(0));
+    let space = |v: Val| b.slice(b.shape(v), 0, 2, i64::MAX);
+    let pads = cx.node().int("count_include_pad", 0) != 0;
+    let (mut each, mut before, mut taps) = (g, Vec::new(), vec![1u64, 1]);
+    for i in 0..n {
+        let sizes = window.pad(i, x[i + 2].as_const()).zip(window.kernel[i]);
+        let Some(((first, last), kernel)) = sizes else {
+            return no_gradient("the padding depends on sizes that are unknown");
+        };
+        before.push(first);
+        taps.push(kernel as u64);
+        // How many places of each window there are: [windows, taps] of places, behind the padding.
+        let size = |v: Val| b.squeeze(b.slice(space(v), 0, i as i64, i as i64 + 1), &[0]);
+        let windows = b.op("Range", &[b.int(0), size(g), b.int(1)], &[]);
+        let begins = b.sub(b.mul(windows, b.int(window.strides[i])), b.int(first));
+        let offsets: Vec<i64> = (0..kernel).map(|k| k * window.dilations[i]).collect();
+        let places = b.add(b.unsqueeze(begins, &[1]), b.ints(&offsets));
+        let end = b.add(size(cx.input(0)?), b.int(if pads { last } else { 0 }));
+        let mut there = b.op("Less", &[places, end], &[]);
+        if !pads {
+            let first = b.op("Less", &[places, b.int(0)], &[]);
+            there = b.op("And", &[there, b.unary("Not", first)], &[]);
+        }
+        let count = b.reduce_sum(b.cast(there, ty), &[1], false);
+        let behind: Vec<i64> = (1..(n - i) as i64).collect();
+        let count = if behind.is_empty() {
+            count
+        } else {
+            b.unsqueeze(count, &behind)
+        };
+        each = b.div(each, count);
+    }
+    // All channels are alike: each is a picture of its own.
+    let alone = b.concat(&[b.ints(&[-1, 1]), space(g)], 0);
+    let ones = vec![1.0; taps.iter().product::<u64>() as usize];
+    let ones = b.constant(TensorData::from_f32(taps, &ones));
+    let ones = if ty == DType::Float {
+        ones
+    } else {
+        b.cast(ones, ty)
+    };
+    let attrs: [(&str, Attr); 2] = [
+        ("dilations", window.dilations.clone().into()),
+        ("strides", window.strides.clone().into()),
+    ];
+    let full = b.op("ConvTranspose", &[b.reshape(each, alone), ones], &attrs);
+    let fitted = fitted(b, full, cx.input(0)?, &before);
+    let shape = b.shape(cx.input(0)?);
+    cx.set(0, b.reshape(fitted, shape));
+    Ok(())
+}
+
+fn grad_transposed(cx: &mut GradCx<'_>) -> Differentiated {
+    let (x, w) = (cx.dims(0)?, cx.dims(1)?);
+    let n = x.len().saturating_sub(2);
+    let window = Window::read(cx.node(), kernel(cx.node(), Some(&w), n)?)?;
+    let (before, after): (Vec<i64>, Vec<i64>) = (0..n)
+        .map(|i| transposed_pads(cx.node(), &window, i, x[i + 2].as_const()))
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| GradError("the padding depends on sizes that are unknown".into()))?
+        .into_iter()
+        .unzip();
+    let (b, g, pads) = (cx.b, cx.grad()?, [before, after].concat());
+    if cx.wants(0) {
+        let attrs: [(&str, Attr); 4] = [
+            ("dilations", window.dilations.clone().into()),
+            ("group", cx.node().int("group", 1).into()),
+            ("pads", pads.clone().into()),
+            ("strides", window.strides.clone().into()),
+        ];
+        let wide = b.op("Conv", &[g, cx.input(1)?], &attrs);
+        // Places of the output that no window reaches may hold one more.
+        let ends = b.slice(b.shape(cx.input(0)?), 0, 2, i64::MAX);
+        let axes: Vec<i64> = (2..n as i64 + 2).collect();
+        let ins = [wide, b.ints(&vec![0; n]), ends, b.ints(&axes)];
+        cx.set(0, b.op("Slice", &ins, &[]));
+    }
+    if cx.wants(1) {
+        let dw = weight_gradient(cx, [g, cx.input(0)?], &w, &window, &pads)?;
+        cx.set(1, dw);
+    }
+    if cx.wants(2) {
+        let axes: Vec<i64> = (0..x.len() as i64).filter(|&a| a != 1).collect();
+        cx.set(2, b.reduce_sum(g, &axes, false));
+    }
+    Ok(())
+}
+
+/// What a transposed convolution cuts off before and behind an axis.
+fn transposed_pads(
+    node: &Node,
+    window: &Window,
+    i: usize,
+    size: Option<i64>,
+) -> Option<(i64, i64)> {
+    let n = window.kernel.len();
+    let named = node.ints("output_shape");
+    let size = match (&window.pads, named) {
+        (Pads::Given(p), None) => return Some((p[i], p[i + n])),
+        (_, Some(shape)) => (size?, *shape.get(shape.len().checked_sub(n)? + i)?),
+        (Pads::Same { .. }, None) => (size?, size?.checked_mul(window.strides[i])?),
+    };
+    let extra = node.ints("output_padding").and_then(|e| e.get(i).copied());
+    let full = (size.0 - 1).checked_mul(window.strides[i])?;
+    let full = full
+        .checked_add(extra.unwrap_or(0))?
+        .checked_add(window.span(i)?)?;
+    let total = full.checked_sub(size.1)?;
+    let cut = total.max(0);
+    let upper = matches!(window.pads, Pads::Same { lower: false });
+    let before = if upper { cut / 2 } else { cut - cut / 2 };
+    // What is longer than the windows reach is zero behind them.
+    Some((before, total - before))
 }
 
 /// The convolution of the input by the gradient, with batch and channels exchanged.
 fn weight_gradient(
     cx: &GradCx<'_>,
+    [x, g]: [Val; 2],
     w: &[Sym],
     window: &Window,
     pads: &[i64],
@@ -355,7 +483,6 @@ fn weight_gradient(
     let mut exchange: Vec<i64> = (0..n as i64 + 2).collect();
     exchange.swap(0, 1);
     let space = |v: Val| b.slice(b.shape(v), 0, 2, i64::MAX);
-    let x = cx.input(0)?;
     let x = if group == 1 {
         b.transpose(x, &exchange)
     } else {
@@ -377,7 +504,7 @@ fn weight_gradient(
         ("pads", pads.into()),
         ("strides", window.dilations.clone().into()),
     ];
-    let g = b.transpose(cx.grad()?, &exchange);
+    let g = b.transpose(g, &exchange);
     let wide = b.transpose(b.op("Conv", &[x, g], &attrs), &exchange);
     // A stride that does not divide the input gives columns that belong to no tap of the kernel.
     let taps: Vec<i64> = window

@@ -323,7 +323,7 @@ impl Interface {
     }
 
     /// Whether each list of layers counts from 0: in a model of two models, as the library counts there.
-    pub(super) fn counts_layers_apart(&self) -> bool {
+    pub(crate) fn counts_layers_apart(&self) -> bool {
         self.model_type.as_deref() == Some("encoder-decoder")
     }
 
@@ -343,11 +343,18 @@ impl Interface {
             .transpose()
     }
 
-    /// The `model_type` that the `config.json` beside a model states.
+    /// The `model_type` that the `config.json` beside a model states; without such a file the type in `genai_config.json`, which the
+    /// onnxruntime-genai builder writes.
     pub(crate) fn model_type_beside(model: &Path) -> Option<String> {
-        let text = std::fs::read_to_string(beside(model, "config.json")).ok()?;
-        let config: Value = serde_json::from_str(&text).ok()?;
-        config.get("model_type")?.as_str().map(str::to_owned)
+        let read = |name: &str| -> Option<Value> {
+            let text = std::fs::read_to_string(beside(model, name)).ok()?;
+            serde_json::from_str(&text).ok()
+        };
+        let own = match read("config.json") {
+            Some(config) => config.get("model_type")?.clone(),
+            None => read("genai_config.json")?.pointer("/model/type")?.clone(),
+        };
+        own.as_str().map(str::to_owned)
     }
 
     /// The built-in interface for a model type; `None` if there is none.

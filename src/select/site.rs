@@ -4,7 +4,7 @@
 
 use super::field::Field;
 use super::modules::Witness;
-use crate::analyze::attention::{AttentionCore, Ends};
+use crate::analyze::attention::{AttentionCore, Ends, Widths};
 pub use crate::analyze::columns::QkvLayout;
 pub use crate::analyze::linear::{Layout, WeightForm, WeightUse};
 pub use crate::analyze::norm::NormKind;
@@ -111,8 +111,8 @@ pub struct ParameterSite {
     pub(crate) stored: ValueId,
     /// Whether the initializer has its axes exchanged.
     pub(crate) stored_transposed: bool,
-    /// Whether the initializer may be something that the exporter made of the parameter: it has no parameter's name. Gemma's norms
-    /// multiply with `1 + weight`, and exporters store the sum.
+    /// Whether the initializer may be something that the exporter made of the parameter: it has no parameter's name, or a norm reads it
+    /// as it is in a model whose norms multiply with `1 + weight`, as Gemma's do. Exporters store the sum.
     pub(crate) derived: bool,
 }
 
@@ -236,9 +236,17 @@ impl AttentionSite {
         };
         let separate = [&self.q, &self.k, &self.v].iter().all(|p| p.is_some());
         let widths = match (&self.qkv_layout, fused) {
-            (Some(QkvLayout::Blocks { q, k, v }), Some(_)) if !separate => [*q, *k, *v],
-            (_, Some(fused)) if !separate => [fused.d_out / 3; 3],
-            _ => [q.d_out, k.d_out, v.d_out],
+            (Some(QkvLayout::Blocks { q, k, v }), Some(_)) if !separate => {
+                Widths::Known([*q, *k, *v])
+            }
+            (layout, Some(fused)) if !separate => Widths::Mixed {
+                told: match layout {
+                    Some(QkvLayout::Interleaved { widths, .. }) => Some(*widths),
+                    Some(QkvLayout::Blocks { .. } | QkvLayout::Unknown) | None => None,
+                },
+                all: fused.d_out,
+            },
+            _ => Widths::Known([q.d_out, k.d_out, v.d_out]),
         };
         Ok(Ends {
             path: &self.path,

@@ -234,6 +234,33 @@ fn a_prompt_is_refused_where_it_would_come_again() {
     assert!(packed.contains("several examples share a row"), "{packed}");
 }
 
+#[test]
+fn a_norm_that_may_hold_one_more_than_its_weight_is_not_taken_for_it() {
+    // The onnxruntime-genai builder stores 1 + weight under the parameter's name where the model's norms multiply with that.
+    let attached = |file: &str, model_type: Option<&str>| {
+        let mut interface = interface("qwen3");
+        interface.model_type = model_type.map(str::to_owned);
+        let spec = "lora[target_modules=['q_proj'], modules_to_save=['input_layernorm']]";
+        let attach = Attach::to(api::open(fixture(file)).unwrap()).interface(&interface);
+        attach.adapter(spec).unwrap().run().map(|_| ())
+    };
+    let genai = "onnx/qwen3-genai-int4.onnx";
+    for (file, model_type, derived) in [
+        (genai, Some("qwen3"), false),
+        (genai, Some("gemma2"), true),
+        (genai, None, true),
+        ("qwen3/model.onnx", Some("qwen3"), false),
+        ("qwen3/model.onnx", None, false),
+        ("qwen3/model.onnx", Some("gemma"), true),
+    ] {
+        let found = attached(file, model_type).map_err(|e| e.to_string());
+        let said = found
+            .as_ref()
+            .is_err_and(|e| e.contains("parameter-derived"));
+        assert_eq!(said, derived, "{file} {model_type:?}: {found:?}");
+    }
+}
+
 // ---- fused attentions, each against the same attention in standard operators --------------------------------------------------
 
 const HEADS: i64 = 2;

@@ -58,6 +58,9 @@ mod training_truth;
 #[cfg(feature = "train")]
 mod watch;
 
+#[cfg(feature = "runtime")]
+mod windows;
+
 #[path = "../support/mod.rs"]
 pub(crate) mod support;
 

@@ -35,9 +35,11 @@ impl Met<'_> {
     /// What cannot be meant, of all adapters.
     pub(crate) fn check(&self, adapters: &[Adapter]) -> Result<Vec<Diagnostic>> {
         let width = |a: &Adapter| self.width(&format!("`{}`", a.name), &a.target);
-        let widths: Vec<Diagnostic> = adapters.iter().filter_map(width).collect();
-        if !widths.is_empty() {
-            return Err(Error::many(ErrorKind::Method, widths));
+        let mut wrong: Vec<Diagnostic> = adapters.iter().filter_map(width).collect();
+        let methods = adapters.iter().flat_map(|a| a.config.methods());
+        wrong.extend(methods.filter_map(|m| m.idle_in(self.model_type)));
+        if !wrong.is_empty() {
+            return Err(Error::many(ErrorKind::Method, wrong));
         }
         let said = |a: &Adapter| {
             let kind = self.kind(&format!("`{}`", a.name), &a.target);

@@ -12,7 +12,7 @@
 //! With `target_modules` the choice of linears is PEFT's, and so is what is computed: DoRA takes the norm of `W + (alpha/r)·B·A` and
 //! leaves the bias out of it, VeRA trains the diagonals of `V` and `D` alone, (IA)³ scales `feedforward_modules` at their input.
 
-use super::detail::{Columns, Detail, Greatest};
+use super::detail::{Detail, Greatest};
 use super::weight::{base_weight, stored_form};
 use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec, Size};
@@ -216,23 +216,6 @@ impl Lora {
             "vera" => (Init::kaiming(fan_a), Init::kaiming(fan_b)),
             _ => (Init::linear(fan_a), Init::Zeros),
         }
-    }
-
-    /// Widths of the blocks of a place that are adapted, with the columns in front of each; one block for a separate linear.
-    fn blocks(&self, place: &Place<'_>, d_out: usize) -> Vec<Block> {
-        let Some(Columns { widths, .. }) = place.detail.columns() else {
-            return vec![Block {
-                width: d_out,
-                on: true,
-            }];
-        };
-        let letters = ["q", "k", "v"].into_iter().zip(widths);
-        letters
-            .map(|(m, width)| Block {
-                width: *width,
-                on: self.wants(m),
-            })
-            .collect()
     }
 
     /// `B` of all columns: for a fused projection block-diagonal, with zeros where nothing is adapted.
@@ -450,6 +433,10 @@ impl Method for Lora {
 
     fn merges(&self) -> bool {
         !self.use_gating
+    }
+
+    fn idle_in(&self, model_type: &str) -> Option<Diagnostic> {
+        tables::idle_in(self.targets.trainable_token_indices.is_some(), model_type)
     }
 
     fn stands_alone(&self) -> bool {

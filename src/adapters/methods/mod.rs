@@ -99,6 +99,11 @@ pub trait Method: Debug + Send + Sync {
         None
     }
 
+    /// Why what its file says has no effect in the library that wrote it, in a model of this type.
+    fn idle_in(&self, _model_type: &str) -> Option<Diagnostic> {
+        None
+    }
+
     /// Whether no other adapter can stand in a stack with it at the same place.
     fn stands_alone(&self) -> bool {
         false

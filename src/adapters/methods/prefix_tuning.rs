@@ -211,7 +211,8 @@ impl Method for PrefixTuning {
                 Vec::new()
             };
             let window = if self.shift_positions {
-                let masks: Vec<ValueId> = core.masks.iter().chain(&core.hidden).copied().collect();
+                let masks = core.masks.iter().chain(&core.hidden).chain(&core.shown);
+                let masks: Vec<ValueId> = masks.copied().collect();
                 positions::seen(around.view(), &masks)?
             } else {
                 None

@@ -32,7 +32,8 @@ pub(crate) struct PromptTuning {
     /// The text for `from_string`.
     pub prompt_init_text: Option<String>,
     /// `prefix`, or `prefix_after_bos`; `prefix_before_positions` is PEFT's: in front of the words' embeddings, before positions are
-    /// embedded, and padding is hidden from the prompt as it is from the words.
+    /// embedded, and padding is hidden from the prompt as it is from the words. PEFT gives the model embeddings and no token ids: the
+    /// mask alone says what is padding, and a padding token that it shows has a position like any other.
     pub combine: String,
     /// Whether there are as many learned positions for the decoder of an encoder-decoder. They have no effect, as in PEFT.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -158,8 +159,11 @@ impl Method for PromptTuning {
         } else {
             site.output
         };
-        let longer = Longer::find(around.view(), embedded, hidden)
+        let mut longer = Longer::find(around.view(), embedded, hidden)
             .map_err(|d| d.at(site.path.to_string()))?;
+        if let Some(ids) = around.graph.find(contract::INPUT_IDS).filter(|_| early) {
+            longer = longer.without_ids(around.view(), ids);
+        }
         let base = &around.selection.base_prefix;
         let scope = around.scope(&format!("{base}prompt_tuning"), "prompt_tunings");
         let detail = Detail::Width(longer.width);
@@ -367,6 +371,10 @@ impl PromptTuning {
         match meaning {
             Meaning::Mask => b.concat(&[spread(like(b.int(1))), x], 1),
             Meaning::Token => b.concat(&[spread(b.slice(x, 1, 0, 1)), x], 1),
+            Meaning::Untold => {
+                let none = like(b.int(-1));
+                b.concat(&[spread(none), b.op("Expand", &[none, b.shape(x)], &[])], 1)
+            }
             Meaning::Position => {
                 let steps: Vec<i64> = (0..n).collect();
                 let moved = b.add(x, like(b.ints(&[n])));

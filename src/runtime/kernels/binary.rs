@@ -288,6 +288,22 @@ fn shift(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     }
 }
 
+/// `Mean`: the sum, divided by the number of operands.
+struct Mean;
+
+impl Kernel for Mean {
+    fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
+        let mut sum = ins.floats(0)?;
+        for i in 1..ins.len() {
+            sum = zip_floats(cx, sum, ins.floats(i)?, &|a, b| a + b)?;
+        }
+        let (dims, dtype, n) = (sum.dims().to_vec(), sum.dtype(), ins.len() as f32);
+        let mut out = cx.buffer(sum)?;
+        walk::map_in_place(&mut out, |x| x / n);
+        cx.one(out, &dims, dtype)
+    }
+}
+
 /// The smaller one; NaN wins.
 fn least(a: f32, b: f32) -> f32 {
     if a < b || a.is_nan() { a } else { b }
@@ -305,6 +321,7 @@ pub(super) const KERNELS: &[Entry] = &[
     ("", "Sum", |_| {
         arith(|a, b| a + b, |a, b| a + b, |a, b| Some(a.wrapping_add(b)))
     }),
+    ("", "Mean", |_| Ok(Box::new(Mean))),
     ("", "Sub", |_| {
         arith(|a, b| a - b, |a, b| a - b, |a, b| Some(a.wrapping_sub(b)))
     }),

@@ -6,42 +6,64 @@ use crate::runtime::value::{Fault, KResult};
 use crate::runtime::walk::{self, count};
 
 #[derive(Clone, Copy, PartialEq)]
-enum Auto {
+pub(super) enum Auto {
     NotSet,
     SameUpper,
     SameLower,
     Valid,
 }
 
-struct Conv {
-    auto: Auto,
+/// Where windows lie.
+pub(super) struct Frame {
+    pub(super) auto: Auto,
     pads: Option<Vec<i64>>,
     strides: Option<Vec<i64>>,
     dilations: Option<Vec<i64>>,
+}
+
+struct Conv {
+    frame: Frame,
     group: i64,
 }
 
 /// One spatial axis.
 #[derive(Clone, Copy, Debug)]
-struct Axis {
-    size: usize,
-    kernel: usize,
-    out: usize,
-    stride: usize,
-    dilation: usize,
-    before: i64,
+pub(super) struct Axis {
+    pub(super) size: usize,
+    pub(super) kernel: usize,
+    pub(super) out: usize,
+    pub(super) stride: usize,
+    pub(super) dilation: usize,
+    pub(super) before: i64,
+    pub(super) after: i64,
 }
 
 impl Axis {
     /// The input position that output `o` reads with kernel element `k`; `None` in the padding.
-    fn at(self, o: usize, k: usize) -> Option<usize> {
+    pub(super) fn at(self, o: usize, k: usize) -> Option<usize> {
         let i = (o * self.stride + k * self.dilation) as i64 - self.before;
         usize::try_from(i).ok().filter(|&i| i < self.size)
     }
 }
 
-impl Conv {
-    fn axis(&self, i: usize, rank: usize, size: usize, kernel: usize) -> KResult<Axis> {
+impl Frame {
+    pub(super) fn read(cx: &BuildCx<'_>) -> KResult<Frame> {
+        let auto = match cx.node.str("auto_pad").unwrap_or("NOTSET") {
+            "NOTSET" => Auto::NotSet,
+            "SAME_UPPER" => Auto::SameUpper,
+            "SAME_LOWER" => Auto::SameLower,
+            "VALID" => Auto::Valid,
+            other => return Err(Fault(format!("auto_pad = \"{other}\""))),
+        };
+        Ok(Frame {
+            auto,
+            pads: cx.ints("pads"),
+            strides: cx.ints("strides"),
+            dilations: cx.ints("dilations"),
+        })
+    }
+
+    pub(super) fn axis(&self, i: usize, rank: usize, size: usize, kernel: usize) -> KResult<Axis> {
         let get = |v: &Option<Vec<i64>>, i: usize, d: i64| {
             v.as_ref().and_then(|v| v.get(i).copied()).unwrap_or(d)
         };
@@ -72,6 +94,7 @@ impl Conv {
             stride: stride as usize,
             dilation: dilation as usize,
             before,
+            after,
         })
     }
 }
@@ -95,7 +118,7 @@ impl Kernel for Conv {
         let rank = dx.len() - 2;
         // One dimension is two with the first one of size 1.
         let first = if rank == 2 {
-            self.axis(0, 2, dx[2], dw[2])?
+            self.frame.axis(0, 2, dx[2], dw[2])?
         } else {
             Axis {
                 size: 1,
@@ -104,9 +127,12 @@ impl Kernel for Conv {
                 stride: 1,
                 dilation: 1,
                 before: 0,
+                after: 0,
             }
         };
-        let second = self.axis(rank - 1, rank, dx[rank + 1], dw[rank + 1])?;
+        let second = self
+            .frame
+            .axis(rank - 1, rank, dx[rank + 1], dw[rank + 1])?;
         let mut dims = vec![batch, filters];
         if rank == 2 {
             dims.push(first.out);
@@ -184,18 +210,8 @@ fn unfold(src: &[f32], channels: usize, a: Axis, b: Axis, out: &mut [f32]) {
 }
 
 fn make(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
-    let auto = match cx.node.str("auto_pad").unwrap_or("NOTSET") {
-        "NOTSET" => Auto::NotSet,
-        "SAME_UPPER" => Auto::SameUpper,
-        "SAME_LOWER" => Auto::SameLower,
-        "VALID" => Auto::Valid,
-        other => return Err(Fault(format!("auto_pad = \"{other}\""))),
-    };
     Ok(Box::new(Conv {
-        auto,
-        pads: cx.ints("pads"),
-        strides: cx.ints("strides"),
-        dilations: cx.ints("dilations"),
+        frame: Frame::read(cx)?,
         group: cx.int("group", 1),
     }))
 }

@@ -56,6 +56,7 @@ pub(crate) mod softmax;
 pub(crate) mod topk;
 pub(crate) mod unary;
 pub(crate) mod where_;
+pub(crate) mod window;
 
 /// The kernels of all files.
 fn families() -> impl Iterator<Item = &'static Entry> {
@@ -86,6 +87,7 @@ fn families() -> impl Iterator<Item = &'static Entry> {
         topk::KERNELS,
         unary::KERNELS,
         where_::KERNELS,
+        window::KERNELS,
     ];
     files.iter().flat_map(|kernels| kernels.iter())
 }

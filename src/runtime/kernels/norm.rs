@@ -89,6 +89,52 @@ impl Norm {
     }
 }
 
+/// `BatchNormalization(x, scale, bias, mean, var)` with `fixed` statistics, `InstanceNormalization(x, scale, bias)` with those of each
+/// plane: axis 1 has the channels.
+struct Channels {
+    eps: f32,
+    fixed: bool,
+}
+
+impl Kernel for Channels {
+    fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
+        let last = if self.fixed { 5 } else { 3 };
+        let stats = (1..last)
+            .map(|i| ins.dense(i, cx))
+            .collect::<KResult<Vec<Floats>>>()?;
+        let x = ins.dense(0, cx)?;
+        let (dims, dtype) = (x.dims().to_vec(), x.dtype());
+        let channels = dims.get(1).copied().unwrap_or(1);
+        if stats.iter().any(|s| s.tensor().elem_count() != channels) {
+            return Err(Fault(format!("statistics for an input of {dims:?}")));
+        }
+        let plane = count(dims.get(2..).unwrap_or_default())?;
+        let reads: Vec<_> = stats.iter().map(Floats::read).collect();
+        let own = reads
+            .iter()
+            .map(|r| r.slice())
+            .collect::<KResult<Vec<_>>>()?;
+        let mut v = cx.buffer(x)?;
+        walk::rows(&mut v, plane, |p, row| {
+            let c = p % channels;
+            let (mean, var) = if self.fixed {
+                (own[2][c], own[3][c])
+            } else {
+                let n = row.len() as f32;
+                let mean = row.iter().sum::<f32>() / n;
+                (
+                    mean,
+                    row.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n,
+                )
+            };
+            let slope = own[0][c] / (var + self.eps).sqrt();
+            row.iter_mut()
+                .for_each(|x| *x = (*x - mean).mul_add(slope, own[1][c]));
+        });
+        cx.one(v, &dims, dtype)
+    }
+}
+
 /// One value per column; a single one serves all.
 fn each_column(values: &[f32], width: usize) -> Cow<'_, [f32]> {
     match *values {
@@ -167,6 +213,21 @@ fn skip(cx: &BuildCx<'_>, centre: bool) -> KResult<Box<dyn Kernel>> {
 }
 
 pub(super) const KERNELS: &[Entry] = &[
+    ("", "BatchNormalization", |cx| {
+        if cx.flag("training_mode") {
+            return Err("statistics of the batch (training_mode = 1) are not computed".into());
+        }
+        Ok(Box::new(Channels {
+            eps: cx.float("epsilon", 1e-5),
+            fixed: true,
+        }))
+    }),
+    ("", "InstanceNormalization", |cx| {
+        Ok(Box::new(Channels {
+            eps: cx.float("epsilon", 1e-5),
+            fixed: false,
+        }))
+    }),
     ("", "LayerNormalization", |cx| Ok(norm(cx, true))),
     ("", "RMSNormalization", |cx| Ok(norm(cx, false))),
     ("", "SimplifiedLayerNormalization", |cx| Ok(norm(cx, false))),

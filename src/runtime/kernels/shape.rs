@@ -293,6 +293,49 @@ fn fill(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     Ok(Box::new(Fill(value)))
 }
 
+/// `EyeLike`: ones on a diagonal, in the shape of a matrix.
+struct Eye {
+    /// How far to the right of the main diagonal.
+    k: i64,
+    dtype: Option<DType>,
+}
+
+impl Kernel for Eye {
+    fn run(&self, cx: &Cx<'_>, ins: Ins) -> KResult<Outs> {
+        let x = ins.need(0)?;
+        let dims = x.dims().to_vec();
+        let [rows, columns] = dims[..] else {
+            return Err(Fault(format!("an input of {dims:?}, expected a matrix")));
+        };
+        let ones = (0..rows).filter_map(|i| {
+            let j = usize::try_from(i as i64 + self.k).ok()?;
+            (j < columns).then_some(i * columns + j)
+        });
+        let dtype = self.dtype.unwrap_or(x.dtype());
+        if dtype.is_float() && dtype != DType::Double {
+            let mut out = cx.zeros(count(&dims)?);
+            ones.for_each(|i| out[i] = 1.0);
+            return one(super::cast::on_device(cx, cx.floats(out, &dims, dtype)?)?);
+        }
+        let mut out = vec![0i64; count(&dims)?];
+        ones.for_each(|i| out[i] = 1);
+        if dtype == DType::Double {
+            let out = out.into_iter().map(|x| x as f64).collect();
+            return one(Host::new(dtype, dims, Data::F64(out))?);
+        }
+        one(Host::from_ints(dtype, dims, out)?)
+    }
+}
+
+fn eye(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
+    let named = cx.node.attr("dtype").is_some();
+    let dtype = cx.dtype("dtype", DType::Float)?;
+    Ok(Box::new(Eye {
+        k: cx.int("k", 0),
+        dtype: named.then_some(dtype),
+    }))
+}
+
 /// `Constant`: one of several attributes.
 struct Constant(Value);
 
@@ -366,5 +409,6 @@ pub(super) const KERNELS: &[Entry] = &[
     ("", "Size", |_| Ok(Box::new(Size))),
     ("", "Expand", |_| Ok(Box::new(Expand))),
     ("", "ConstantOfShape", fill),
+    ("", "EyeLike", eye),
     ("", "Constant", constant),
 ];

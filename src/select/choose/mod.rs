@@ -2,6 +2,7 @@
 //!
 //! [`run`] asks one after the other, each with what it needs: the [`Scene`] to look at, the [`Record`] to write to. None knows another.
 
+mod derived;
 mod ends;
 mod explicit;
 mod modules;

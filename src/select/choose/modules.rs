@@ -100,12 +100,30 @@ impl Scene<'_> {
                 continue;
             };
             let path = self.module_path(&self.tree.module(module).path, &within);
-            let path = keyed(path);
-            let layer = within.layer(&path);
-            put(layer, &site(Role::Linear, path, l));
+            let mut site = site(Role::Linear, keyed(path), l);
+            let bias = site.weight.bias;
+            if let Some(path) = bias.and_then(|b| self.contained(&site.path, b)) {
+                site.path = path;
+            }
+            put(within.layer(&site.path), &site);
         }
         out.sort_by_key(|m| self.view.defined(m.site.output));
         out
+    }
+
+    /// The path of a module that its parameter is stored under, where that has one part more: a scope has no part for what nothing calls,
+    /// such as a container of modules (X-MOD's `adapter_modules`).
+    fn contained(&self, path: &str, parameter: ValueId) -> Option<Box<str>> {
+        let stored = self.view.graph.name_of(self.view.root(parameter));
+        let (stored, last) = stored.rsplit_once('.')?;
+        let parts: Vec<&str> = stored.split('.').collect();
+        let without = |i: usize| {
+            let kept = parts.iter().enumerate().filter(|(j, _)| *j != i);
+            kept.map(|(_, p)| *p).eq(path.split('.'))
+        };
+        let named = ["weight", "bias"].contains(&last);
+        let mut inner = 1..parts.len().saturating_sub(1);
+        (named && inner.any(without)).then(|| stored.into())
     }
 
     /// The path in the exported model's state dict of a module that may lie outside the base model.
@@ -247,6 +265,7 @@ impl Scene<'_> {
             let nodes = self.lookups(value);
             out.push(as_stored(module.into(), name, value, nodes, dims));
         }
+        self.mark_derived(&mut out);
         out
     }
 
@@ -274,7 +293,12 @@ impl Scene<'_> {
             let Some((module, _)) = module.filter(|m| m.1 < Witness::Neighbours) else {
                 continue;
             };
-            let path = self.module_path(&self.tree.module(module).path, &within);
+            let mut path = self.module_path(&self.tree.module(module).path, &within);
+            let inputs = norm.nodes.iter().flat_map(|n| self.view.inputs(*n));
+            let mut inputs = inputs.flatten();
+            if let Some(whole) = inputs.find_map(|v| self.contained(&path, v)) {
+                path = whole;
+            }
             for &n in &norm.nodes {
                 let named = match self.view.op(n) {
                     "Mul" => "weight",

@@ -1,10 +1,28 @@
 //! Columns of a fused projection: which of them are adapted, and their factor among the others.
 
 use super::Lora;
+use crate::adapters::methods::detail::Columns;
 use crate::adapters::place::{BuildCx, Place};
 use crate::ir::Val;
 
 impl Lora {
+    /// Widths of the blocks of a place that are adapted, with the columns in front of each; one block for a separate linear.
+    pub(super) fn blocks(&self, place: &Place<'_>, d_out: usize) -> Vec<Block> {
+        let Some(Columns { widths, .. }) = place.detail.columns() else {
+            return vec![Block {
+                width: d_out,
+                on: true,
+            }];
+        };
+        let letters = ["q", "k", "v"].into_iter().zip(widths);
+        letters
+            .map(|(m, width)| Block {
+                width: *width,
+                on: self.wants(m),
+            })
+            .collect()
+    }
+
     /// Number of columns of a projection that are adapted.
     pub(in crate::adapters::methods) fn adapted_width(
         &self,

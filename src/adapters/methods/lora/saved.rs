@@ -64,8 +64,8 @@ pub(super) fn derived(site: &ParameterSite, place: &Place<'_>) -> Diagnostic {
     let parameter = format!("{}.{}", site.module, site.name);
     Diagnostic::error(
         "parameter-derived",
-        format!("the graph does not hold `{parameter}` itself, but a constant that was made of it"),
+        format!("the graph does not hold `{parameter}` itself, or may not: a constant that was made of it stands for it"),
     )
     .at(place.scope.clone())
-    .help("norms of Gemma and Nemotron multiply with 1 + weight, and exporters store the sum: leave the norm out of `modules_to_save`, or export without constant folding")
+    .help("norms of Gemma and Nemotron multiply with 1 + weight, and exporters store the sum: leave the norm out of `modules_to_save`, or export with torch and without constant folding; of a graph of the onnxruntime-genai builder, the `model_type` of the interface (without --interface: of `config.json` or `genai_config.json` beside the model) says whether it is such a model")
 }

@@ -98,29 +98,25 @@ impl Lora {
     /// The tables with trainable tokens, and the heads that share them.
     fn of_tokens<'s>(&self, around: &Surroundings<'_, 's>) -> Result<Vec<Place<'s>>, Diagnostic> {
         let tables = &around.selection.tables;
-        let named: Vec<(Vec<&'s TableSite>, &Vec<usize>)> =
+        let named: Vec<(Vec<&'s TableSite>, &Vec<usize>, &str)> =
             match &self.targets.trainable_token_indices {
                 None => return Ok(Vec::new()),
                 Some(TokenIndices::Words(ids)) => {
                     let words = tables.iter().filter(|t| reads_ids(t, around));
-                    vec![(words.collect(), ids)]
+                    vec![(words.collect(), ids, "")]
                 }
                 Some(TokenIndices::Of(map)) => map
                     .iter()
                     .flat_map(|(end, ids)| {
                         let tables = ending(end, tables).into_iter();
-                        tables.map(move |t| (t, ids))
+                        tables.map(move |t| (t, ids, end.as_str()))
                     })
                     .collect(),
             };
         let mut out = Vec::new();
-        for (tables, ids) in named {
+        for (tables, ids, end) in named {
             let Some(first) = tables.first() else {
-                return Err(Diagnostic::error(
-                    "site-missing",
-                    "`trainable_token_indices` names no embedding table of this graph",
-                )
-                .help("`rewrite inspect` shows the modules; export the model from its token ids"));
+                return Err(no_table(end, around));
             };
             if let Some(id) = ids.iter().find(|id| **id >= first.rows) {
                 let found = format!(
@@ -308,6 +304,40 @@ fn replaced(tokens: &Tokens, table: Val, own: Val, cx: &BuildCx<'_>) -> Val {
     )
 }
 
+/// Refuses an end of a path that names no table: a linear, or nothing.
+fn no_table(end: &str, around: &Surroundings<'_, '_>) -> Diagnostic {
+    let mut linears = around.selection.modules.iter().map(|m| &*m.site.path);
+    let linear = linears.find(|p| !end.is_empty() && p.ends_with(end));
+    let found = match linear {
+        Some(path) => format!(
+            "`trainable_token_indices` names `{path}`, which is a linear: rows of a head alone are not attached"
+        ),
+        None => "`trainable_token_indices` names no embedding table of this graph".to_owned(),
+    };
+    let help = match linear {
+        Some(_) => {
+            "name the table, whose rows a head that shares it has too; or save the whole head: `modules_to_save`"
+        }
+        None => "`rewrite inspect` shows the modules; export the model from its token ids",
+    };
+    Diagnostic::error("site-missing", found).help(help)
+}
+
+/// Model types whose embeddings are others than the module `shared` that PEFT wraps: their class looks words up elsewhere.
+const UNWRAPPED: [&str; 1] = ["marian"];
+
+/// Why trainable tokens have no effect in PEFT.
+pub(super) fn idle_in(trains: bool, model_type: &str) -> Option<Diagnostic> {
+    let idle = trains && UNWRAPPED.contains(&model_type);
+    let found = format!(
+        "`trainable_token_indices` in a model of the type `{model_type}`: PEFT wraps the module `shared`, which the model never calls, so that the rows change nothing there"
+    );
+    idle.then(|| {
+        Diagnostic::error("trainable-tokens", found)
+            .help("leave them out, or save the whole tables: `modules_to_save`")
+    })
+}
+
 /// Whether a table is looked up by the token ids themselves.
 fn reads_ids(table: &TableSite, around: &Surroundings<'_, '_>) -> bool {
     let graph = around.graph;
@@ -414,7 +444,14 @@ fn equal(
 
 #[cfg(test)]
 mod tests {
-    use super::shared;
+    use super::{idle_in, shared};
+
+    #[test]
+    fn marian_looks_words_up_elsewhere() {
+        assert!(idle_in(true, "marian").is_some());
+        assert!(idle_in(false, "marian").is_none());
+        assert!(idle_in(true, "mbart").is_none());
+    }
 
     #[test]
     fn the_table_of_an_encoder_decoder_is_its_shared_one() {

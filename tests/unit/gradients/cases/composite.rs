@@ -105,6 +105,12 @@ fn norms() -> Vec<Case> {
             .x(&[4])
             .is(int32(&[2, 3], &[1, 1, 0, 1, 1, 1]))
             .first_of(2),
+        op("InstanceNormalization")
+            .x(&[2, 2, 3, 2])
+            .x(&[2])
+            .x(&[2])
+            .set("epsilon", 0.1f32),
+        op("InstanceNormalization").x(&[2, 3, 4]).x(&[3]).x(&[3]),
         op("BatchNormalization")
             .x(&[2, 3, 2])
             .x(&[3])
@@ -184,6 +190,65 @@ fn convolutions() -> Vec<Case> {
             .set("strides", vec![2])
             .set("pads", vec![1, 1]),
         op("GlobalAveragePool").x(&[2, 2, 3, 2]),
+        op("AveragePool").x(&[1, 2, 5]).set("kernel_shape", vec![2]),
+        op("AveragePool")
+            .x(&[2, 1, 5, 4])
+            .set("kernel_shape", vec![3, 2])
+            .set("strides", vec![2, 1])
+            .set("pads", vec![1, 0, 1, 1]),
+        op("AveragePool")
+            .x(&[1, 2, 6])
+            .set("kernel_shape", vec![3])
+            .set("strides", vec![2])
+            .set("pads", vec![1, 0])
+            .set("ceil_mode", 1i64)
+            .set("count_include_pad", 1i64),
+        op("AveragePool")
+            .x(&[1, 2, 7])
+            .at(19)
+            .set("kernel_shape", vec![2])
+            .set("dilations", vec![2])
+            .set("strides", vec![3])
+            .set("ceil_mode", 1i64),
+        op("AveragePool")
+            .x(&[1, 1, 5, 3])
+            .set("kernel_shape", vec![2, 2])
+            .set("strides", vec![2, 2])
+            .set("auto_pad", "SAME_LOWER")
+            .fixed(),
+        op("ConvTranspose")
+            .x(&[1, 2, 3])
+            .x(&[2, 3, 2])
+            .x(&[3])
+            .fixed(),
+        op("ConvTranspose")
+            .x(&[2, 4, 3, 2])
+            .x(&[4, 2, 2, 3])
+            .x(&[4])
+            .set("group", 2i64)
+            .set("strides", vec![2, 1])
+            .set("dilations", vec![1, 2])
+            .set("pads", vec![1, 0, 0, 1])
+            .set("output_padding", vec![1, 0])
+            .fixed(),
+        op("ConvTranspose")
+            .x(&[1, 2, 3])
+            .x(&[2, 1, 3])
+            .set("strides", vec![2])
+            .set("auto_pad", "SAME_UPPER")
+            .fixed(),
+        op("ConvTranspose")
+            .x(&[1, 1, 3])
+            .x(&[1, 2, 3])
+            .set("strides", vec![2])
+            .set("output_shape", vec![8])
+            .fixed(),
+        // The weight's sizes are known, the input's are not.
+        op("ConvTranspose")
+            .x(&[1, 2, 4])
+            .frozen(&[2, 2, 3])
+            .set("strides", vec![2])
+            .set("pads", vec![1, 1]),
     ]
 }
 
