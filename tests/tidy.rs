@@ -271,9 +271,11 @@ fn methods_are_named_in_their_own_files_only() {
         ("adapters/files/peft/read.rs", "PEFT's methods"),
         ("adapters/files/peft/write.rs", "PEFT's methods"),
         ("adapters/files/average.rs", "sums of LoRA's products"),
+        ("adapters/files/weighted.rs", "PEFT's sums of LoRA's factors"),
         ("api/eject.rs", "prefixes as parameters"),
     ];
     let types = [
+        "AdapterFusion",
         "Bottleneck",
         "Lora",
         "MtlLora",

@@ -487,7 +487,7 @@ impl Adapted {
         };
         // The library's own classes need none, and a folder that has one is of the plugin route.
         let plugin = self.route_of(name).is_none_or(|r| r == Route::Plugin);
-        let plugin = plugin && !self.interface.is_bare();
+        let plugin = plugin && !self.interface.is_bare() && config.fuses().is_none();
         let interface =
             plugin.then(|| interface_for(&config, &self.interface, &self.selection).to_json());
         let idle = self.idle.of(name);

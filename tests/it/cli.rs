@@ -507,7 +507,7 @@ fn tasks_are_told_by_an_input() {
     let missing = desk.fails(&[&["run", "out/model.a+b.onnx"][..], &io].concat());
     contains(&missing, &["the input `task_ids` is missing"]);
     for (setup, what) in [
-        ("Fuse(a, b)", "cannot compose with `Fuse`"),
+        ("Fuse(a, b, name=3)", "`name` of `Fuse` is 3"),
         ("MultiTask(a b)", "expected `,` or `)`"),
         ("MultiTask(a, c)", "the adapter `c`, which is not there"),
     ] {
