@@ -12,7 +12,7 @@
 
 use super::{Known, Method, MethodConfig, Opened, Preset, dict, preset};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
 use crate::diag::Diagnostic;
 use crate::ir::Val;
 use crate::select::Family;
@@ -198,6 +198,10 @@ impl Known for AdapterFusion {
 
     fn family(&self) -> Family {
         Family::Bottleneck
+    }
+
+    fn stacking(&self, _: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
+        Err("it mixes what other adapters make")
     }
 
     fn extra(&self) -> &Map<String, Value> {
