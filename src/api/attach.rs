@@ -504,8 +504,32 @@ impl Adapted {
     /// # Errors
     /// [`ErrorKind::Method`]: the model has no adapter of this name.
     pub fn folder(&self, name: &str, store: &AdapterStore) -> Result<AdapterFolder> {
+        self.folder_by(&self.noted()?, name, store)
+    }
+
+    /// The folders of several; the manifest is read once.
+    #[cfg(feature = "train")]
+    pub(crate) fn folders(
+        &self,
+        names: &[String],
+        store: &AdapterStore,
+    ) -> Result<Vec<AdapterFolder>> {
+        let manifest = self.noted()?;
+        let folder = |n: &String| self.folder_by(&manifest, n, &store.of(n));
+        names.iter().map(folder).collect()
+    }
+
+    fn noted(&self) -> Result<Manifest> {
         let manifest = Manifest::read(self.model.model());
-        let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;
+        manifest.map_err(|d| Error::new(ErrorKind::Method, d))
+    }
+
+    fn folder_by(
+        &self,
+        manifest: &Manifest,
+        name: &str,
+        store: &AdapterStore,
+    ) -> Result<AdapterFolder> {
         let attached = self.attached.iter().find(|a| a.name == name);
         let entry = manifest.adapters.iter().find(|a| a.name == name);
         let config = match (attached, entry) {

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 /// The interface and the adapters that a job or a command names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "settings of a command")]
 pub struct AdapterSettings {
     /// File or name of the interface (default: the one beside the model, or of the graph).
     pub interface: Option<String>,

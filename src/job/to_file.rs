@@ -166,10 +166,9 @@ impl AttachToFile {
         std::fs::create_dir_all(&beside)
             .map_err(|e| Error::io(&beside, "cannot make the folder", e))?;
         let store = adapted.store();
-        let folders = names
-            .iter()
-            .map(|n| Ok((beside.join(n), adapted.folder(n, &store.of(n))?)))
-            .collect::<Result<Vec<(PathBuf, AdapterFolder)>>>()?;
+        let folders = adapted.folders(names, &store)?;
+        let paths = names.iter().map(|n| beside.join(n));
+        let folders: Vec<(PathBuf, AdapterFolder)> = paths.zip(folders).collect();
         // A folder that an adapter was loaded from holds it already.
         let sources = self.adapters.sources();
         let written: Vec<&(PathBuf, AdapterFolder)> = folders

@@ -249,7 +249,7 @@ impl Lora {
             Form::LowRank => vec![self.full_b(place, site, p, cx), p.get("lora_A")],
             Form::Scale => Vec::new(),
             Form::Vera => {
-                let [shared_a, shared_b] = self.shared_at(place, site, p, cx);
+                let [shared_a, shared_b] = shared_at(place, site, p, cx);
                 if place.detail.target().is_some() {
                     // PEFT trains the diagonals alone.
                     let rows = |v: &str, m: Val| b.mul(b.unsqueeze(p.get(v), &[1]), m);
@@ -261,31 +261,6 @@ impl Lora {
                 vec![p.get("vera_B"), shared_b, p.get("vera_D"), shared_a]
             }
         }
-    }
-
-    /// The matrices that all places share, as wide as the linear here.
-    fn shared_at(
-        &self,
-        place: &Place<'_>,
-        site: &LinearSite,
-        p: &Params<'_>,
-        cx: &BuildCx<'_>,
-    ) -> [Val; 2] {
-        let Greatest { d_out, d_in } = place.detail.greatest().unwrap_or(Greatest {
-            d_out: site.d_out,
-            d_in: site.d_in,
-        });
-        let cut = |v: Val, axis: i64, have: usize, want: usize| {
-            if have == want {
-                v
-            } else {
-                cx.b.slice(v, axis, 0, want as i64)
-            }
-        };
-        [
-            cut(p.shared("lora_A"), 1, d_in, site.d_in),
-            cut(p.shared("lora_B"), 0, d_out, site.d_out),
-        ]
     }
 
     /// `ΔW` without the scale, in the axes of the stored weight.
@@ -307,6 +282,25 @@ impl Lora {
         }
         factors.into_iter().reduce(|a, c| b.matmul(a, c))
     }
+}
+
+/// The matrices that all places share, as wide as the linear here.
+fn shared_at(place: &Place<'_>, site: &LinearSite, p: &Params<'_>, cx: &BuildCx<'_>) -> [Val; 2] {
+    let Greatest { d_out, d_in } = place.detail.greatest().unwrap_or(Greatest {
+        d_out: site.d_out,
+        d_in: site.d_in,
+    });
+    let cut = |v: Val, axis: i64, have: usize, want: usize| {
+        if have == want {
+            v
+        } else {
+            cx.b.slice(v, axis, 0, want as i64)
+        }
+    };
+    [
+        cut(p.shared("lora_A"), 1, d_in, site.d_in),
+        cut(p.shared("lora_B"), 0, d_out, site.d_out),
+    ]
 }
 
 fn constant(value: Option<&Number>) -> Init {
@@ -577,7 +571,7 @@ impl Method for Lora {
         }
         let x = cx.dropout(stack::read(place, state, cx), self.dropout);
         let fused = place.detail.columns().is_some();
-        if self.diagonals_by_row(p, cx) {
+        if stacked::has_diagonals(p, cx) {
             let z = self.by_diagonals(place, site, x, p, cx);
             return Ok(State {
                 delta: Some(cx.times(z, p, self.scale_at(place))),

@@ -1,11 +1,17 @@
 //! The changes that many adapters make of one linear, in one subgraph. A lower rank is filled up: zeros add nothing to a product.
 
-use super::{Form, Lora, tables};
+use super::{Form, Lora, shared_at, tables};
 use crate::adapters::methods::detail::{Detail, Target};
 use crate::adapters::place::{At, BuildCx, Params, Place, Stacking};
 use crate::ir::Val;
 use crate::select::LinearSite;
 use serde_json::Number;
+
+/// Whether the parameters are diagonals, of each sample its own.
+pub(super) fn has_diagonals(p: &Params<'_>, cx: &BuildCx<'_>) -> bool {
+    let diagonal = p.find("vera_lambda_d");
+    diagonal.is_some_and(|v| cx.b.is_by_row(v))
+}
 
 impl Lora {
     /// What matters inside one place.
@@ -59,12 +65,6 @@ impl Lora {
         })
     }
 
-    /// Whether the parameters are diagonals, of each sample its own.
-    pub(super) fn diagonals_by_row(&self, p: &Params<'_>, cx: &BuildCx<'_>) -> bool {
-        let diagonal = p.find("vera_lambda_d");
-        diagonal.is_some_and(|v| cx.b.is_by_row(v))
-    }
-
     /// VeRA with diagonals: what flows is scaled, in the place of the rows of matrices that would be as many as samples.
     pub(super) fn by_diagonals(
         &self,
@@ -75,7 +75,7 @@ impl Lora {
         cx: &BuildCx<'_>,
     ) -> Val {
         let b = cx.b;
-        let [shared_a, shared_b] = self.shared_at(place, site, p, cx);
+        let [shared_a, shared_b] = shared_at(place, site, p, cx);
         let z = b.mul(b.linear_t(x, shared_a), p.get("vera_lambda_d"));
         b.mul(b.linear_t(z, shared_b), p.get("vera_lambda_b"))
     }
