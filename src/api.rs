@@ -17,11 +17,13 @@ use std::path::Path;
 mod attach;
 #[cfg(feature = "runtime")]
 mod eject;
+mod tenants;
 
 pub(crate) use crate::adapters::docs::explain as method;
 pub use attach::{Adapted, Attach, find_interface};
 #[cfg(feature = "runtime")]
 pub(crate) use eject::eject_prefix_tuning;
+pub use tenants::tenants;
 
 /// Maps a model and verifies it.
 ///

@@ -287,7 +287,11 @@ impl<'m> Engine<'m> {
         if is_default {
             fact.ints = None;
         }
-        let fact = self.merge(fact, declared[v.index()], &path);
+        let mut fact = self.merge(fact, declared[v.index()], &path);
+        if let (true, Some((ty, _))) = (is_default, declared[v.index()]) {
+            // What takes its place has the declared shape, and not the default's.
+            fact.dims = self.declared_fact(ty).dims;
+        }
         table.set(v, fact, (!is_default).then_some(tensor));
     }
 

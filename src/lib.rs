@@ -189,10 +189,14 @@ pub mod design {
     pub mod a_cache_is_a_prefix {}
     #[doc = include_str!("design/0012-fused-operators-are-opened.md")]
     pub mod fused_operators_are_opened {}
+    #[doc = include_str!("design/0013-many-adapters-are-rows.md")]
+    pub mod many_adapters_are_rows {}
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};
-pub use api::{Adapted, Attach, adapter, diff, find_interface, manifest, open, strip, summary};
+pub use api::{
+    Adapted, Attach, adapter, diff, find_interface, manifest, open, strip, summary, tenants,
+};
 pub use diag::{Diagnostic, Severity};
 pub use error::{Error, ErrorKind, Result};
 pub use infer::Verified;

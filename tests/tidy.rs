@@ -271,7 +271,10 @@ fn methods_are_named_in_their_own_files_only() {
         ("adapters/files/peft/read.rs", "PEFT's methods"),
         ("adapters/files/peft/write.rs", "PEFT's methods"),
         ("adapters/files/average.rs", "sums of LoRA's products"),
-        ("adapters/files/weighted.rs", "PEFT's sums of LoRA's factors"),
+        (
+            "adapters/files/weighted.rs",
+            "PEFT's sums of LoRA's factors",
+        ),
         ("api/eject.rs", "prefixes as parameters"),
     ];
     let types = [
@@ -309,7 +312,7 @@ fn methods_are_named_in_their_own_files_only() {
 }
 
 /// Most public items that the front may have, fields and re-exports not counted. Raise it only with an item that users need.
-const FRONT_ITEMS: usize = 403;
+const FRONT_ITEMS: usize = 411;
 
 /// Number of public items in a file's code. `unreachable_pub` is an error, so each of them is part of the front.
 fn public_items(text: &str) -> usize {

@@ -2,7 +2,7 @@
 
 use super::heads::Noted;
 use super::methods::MethodConfig;
-use super::{Config, UnknownKeys};
+use super::{Config, Meta, UnknownKeys};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::Model;
@@ -27,9 +27,65 @@ pub(crate) struct Manifest {
     /// Graph inputs that came with adapters.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<String>,
+    /// How the adapters are chosen for each sample, where an input does that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenants: Option<Tenants>,
     /// Keys of other versions.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+/// Adapters of which an input chooses one for each sample, and all that it takes to attach them again, with others or without some.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Tenants {
+    /// Their names, by id.
+    pub names: Vec<String>,
+    /// What their files say besides the configuration, by id.
+    pub files: Vec<TenantFile>,
+    /// Texts of the interfaces that those files have beside them, each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<String>,
+    /// The interface that selects their places, as JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Where that came from, as far as it decides anything.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source: String,
+    /// Layers without adapters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skip_layers: Vec<usize>,
+}
+
+/// The file of one of them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TenantFile {
+    /// What it says besides the configuration.
+    pub meta: Meta,
+    /// Index of its interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<usize>,
+}
+
+impl Tenants {
+    /// Adds an adapter.
+    pub(crate) fn push(&mut self, name: &str, meta: Meta, interface: Option<String>) {
+        let interface = interface.map(|text| {
+            let there = self.interfaces.iter().position(|i| *i == text);
+            there.unwrap_or_else(|| {
+                self.interfaces.push(text);
+                self.interfaces.len() - 1
+            })
+        });
+        self.names.push(name.to_owned());
+        self.files.push(TenantFile { meta, interface });
+    }
+
+    /// What an adapter's file says, and the interface beside it.
+    pub(crate) fn file(&self, id: usize) -> (Meta, Option<String>) {
+        let file = self.files.get(id).cloned().unwrap_or_default();
+        let interface = file.interface.and_then(|i| self.interfaces.get(i));
+        (file.meta, interface.cloned())
+    }
 }
 
 /// One adapter.

@@ -1,6 +1,6 @@
 //! Attaching: from a model and the names of adapters to the adapted model.
 
-use super::{adapter, check_finite, heads, manifest, open, opened, summed_up};
+use super::{adapter, check_finite, heads, manifest, open, opened, strip, summed_up};
 use crate::adapters::base::Base;
 #[cfg(feature = "train")]
 use crate::adapters::folder::remove;
@@ -45,6 +45,7 @@ pub struct Attach {
     route: Option<Route>,
     shown: Shown,
     skip_layers: Vec<usize>,
+    by_ids: bool,
 }
 
 impl Attach {
@@ -61,7 +62,48 @@ impl Attach {
             route: None,
             shown: Shown::default(),
             skip_layers: Vec::new(),
+            by_ids: false,
         }
+    }
+
+    /// Attaches again what the input `adapter_ids` of a model chooses from, to the base model that is in it, so that there may be further
+    /// adapters, or fewer ([`without`](Self::without)). No other file is needed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Method`]: a model without such adapters.
+    pub fn again(model: &Verified) -> Result<Self> {
+        let (tenants, folders) = super::tenants::read(model)?;
+        let again = |folder: AdapterFolder| Adapter {
+            // It is attached to this one already.
+            allow_other_base: true,
+            ..folder.into_adapter(None)
+        };
+        let mut out = Self::to(strip(model.clone(), None)?)
+            .adapters(folders.into_iter().map(again))
+            .skip_layers(tenants.skip_layers)
+            .adapter_ids(true);
+        if let Some(text) = &tenants.interface {
+            out.interface = Some(Interface::parse(text, &tenants.source)?);
+        }
+        Ok(out)
+    }
+
+    /// Leaves out an adapter that was named before.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Method`]: there is none of this name, or no other.
+    pub fn without(mut self, name: &str) -> Result<Self> {
+        super::tenants::check_left(name, &self.adapters)?;
+        self.adapters.retain(|a| a.name != name);
+        Ok(self)
+    }
+
+    /// Whether the graph gets an optional input `adapter_ids: i64[batch]`, which chooses for each sample one of the adapters, by its place in
+    /// the order in which they were named, or none by -1; left out, none (default: no, all adapters act by the setup). Their parameters
+    /// are stacked, so that the graph has as many nodes for a thousand adapters as for one.
+    pub fn adapter_ids(mut self, wanted: bool) -> Self {
+        self.by_ids = wanted;
+        self
     }
 
     /// Attaches to the model of a file, whose folder may hold a `config.json` (see [`from_file`](Self::from_file)).
@@ -170,6 +212,14 @@ impl Attach {
             adapter.route = route.clone();
         }
         let names = adapters.iter().map(|a| a.name.clone());
+        if let Some(setup) = self.active.as_ref().filter(|_| self.by_ids) {
+            let found =
+                format!("the setup `{setup}` and `adapter_ids` both say which adapter acts");
+            let found = Diagnostic::error("tenants-setup", found).help(
+                "leave one of them out: with `adapter_ids`, each sample has one adapter, or none",
+            );
+            return Err(Error::new(ErrorKind::Usage, found));
+        }
         let setup = self.active.unwrap_or_else(|| Setup::stack(names));
         let dropout = self.file.as_deref().map_or(0.0, attention_dropout);
         let fresh_fusions = complete(&mut adapters, &setup, dropout)?;
@@ -228,6 +278,10 @@ impl Attach {
         for adapter in adapters.iter_mut().filter(|a| a.meta.is_none()) {
             adapter.meta = Some(meta.clone());
         }
+        let tenants = self.by_ids.then(|| {
+            let skipped = self.skip_layers.clone();
+            super::tenants::noted(&adapters, &interface, &selection, &meta, skipped)
+        });
         let pass = AttachPass {
             selection: selection.clone(),
             setup: setup.clone(),
@@ -236,6 +290,7 @@ impl Attach {
             training: self.training,
             shown: self.shown,
             skip_layers: self.skip_layers,
+            tenants,
         };
         let rewritten = pipelines::attaching(pass).run(model);
         let mut rewritten = rewritten.map_err(|f| met.explain(&given, f.into()))?;
@@ -466,8 +521,32 @@ impl Adapted {
     /// # Errors
     /// [`ErrorKind::Method`]: the model has no adapter of this name.
     pub fn folder(&self, name: &str, store: &AdapterStore) -> Result<AdapterFolder> {
+        self.folder_by(&self.noted()?, name, store)
+    }
+
+    /// The folders of several; the manifest is read once.
+    #[cfg(feature = "train")]
+    pub(crate) fn folders(
+        &self,
+        names: &[String],
+        store: &AdapterStore,
+    ) -> Result<Vec<AdapterFolder>> {
+        let manifest = self.noted()?;
+        let folder = |n: &String| self.folder_by(&manifest, n, &store.of(n));
+        names.iter().map(folder).collect()
+    }
+
+    fn noted(&self) -> Result<Manifest> {
         let manifest = Manifest::read(self.model.model());
-        let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;
+        manifest.map_err(|d| Error::new(ErrorKind::Method, d))
+    }
+
+    fn folder_by(
+        &self,
+        manifest: &Manifest,
+        name: &str,
+        store: &AdapterStore,
+    ) -> Result<AdapterFolder> {
         let attached = self.attached.iter().find(|a| a.name == name);
         let entry = manifest.adapters.iter().find(|a| a.name == name);
         let config = match (attached, entry) {
@@ -518,7 +597,11 @@ impl Adapted {
 
 /// The interface as a saved adapter needs it: the gate's projection, which the Adapters library's form has no field for, is named only
 /// where the adapter's modules are chosen by their names.
-fn interface_for(config: &Config, interface: &Interface, selection: &Selection) -> Interface {
+pub(super) fn interface_for(
+    config: &Config,
+    interface: &Interface,
+    selection: &Selection,
+) -> Interface {
     let mut out = interface.resolved(selection);
     if !config.methods().iter().any(|m| m.names_modules()) {
         out.fields.layer_gate_proj = PerStack::default();

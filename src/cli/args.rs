@@ -95,6 +95,72 @@ pub(crate) struct AttachArgs {
     /// Seed of initial parameter values
     #[arg(long, default_value_t = 42)]
     pub(crate) seed: u64,
+    /// Give the graph an optional input `adapter_ids` that chooses one of the adapters for each sample of a batch: its place in the order
+    /// in which they are given, from 0, or -1 for none (`rewrite tenants` lists, adds and removes them)
+    #[arg(long)]
+    pub(crate) adapter_ids: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantsCommand {
+    /// Ids, names and configurations
+    #[command(after_help = "Example:\n  rewrite tenants list tenants.onnx")]
+    List {
+        /// A model that was made with --adapter-ids
+        model: PathBuf,
+    },
+    /// Add adapters behind those that are there
+    #[command(
+        after_help = "Example:\n  rewrite tenants add tenants.onnx -a c=adapters/c -o more.onnx"
+    )]
+    Add {
+        /// A model that was made with --adapter-ids
+        model: PathBuf,
+        /// NAME=SPEC or SPEC: a saved adapter folder, an adapter_config.json or a configuration string. May be repeated
+        #[arg(short, long = "adapter", value_name = "[NAME=]SPEC", required = true)]
+        adapters: Vec<String>,
+        /// Add saved adapters that were made for another base model
+        #[arg(long)]
+        allow_other_base: bool,
+        /// File that the model goes to
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace an existing output
+        #[arg(long)]
+        force: bool,
+        /// Seed of initial parameter values
+        #[arg(long, default_value_t = 42)]
+        seed: u64,
+    },
+    /// Take adapters out; the ids of those behind them move up
+    #[command(after_help = "Example:\n  rewrite tenants remove tenants.onnx b -o fewer.onnx")]
+    Remove {
+        /// A model that was made with --adapter-ids
+        model: PathBuf,
+        /// Names of the adapters
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// File that the model goes to
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace an existing output
+        #[arg(long)]
+        force: bool,
+    },
+    /// Write the folder of one adapter, as it was attached
+    #[command(after_help = "Example:\n  rewrite tenants extract tenants.onnx b -o adapters/b")]
+    Extract {
+        /// A model that was made with --adapter-ids
+        model: PathBuf,
+        /// Name of the adapter
+        name: String,
+        /// The folder
+        #[arg(short, long, value_name = "DIR")]
+        output: PathBuf,
+        /// Replace existing files
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -167,6 +233,9 @@ pub(crate) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Adapters of one graph, of which its input `adapter_ids` chooses one for each sample: list, add, remove, extract
+    #[command(subcommand)]
+    Tenants(TenantsCommand),
     /// Adapter folders and methods
     #[command(subcommand)]
     Adapter(AdapterCommand),

@@ -2,7 +2,7 @@
 
 use super::args::AttachArgs;
 use super::select::AdapterArgs;
-use super::{Ui, usage};
+use super::{Ui, tenants, usage};
 use crate::adapters::place::Kind;
 use crate::adapters::summary::Summary;
 use crate::error::Result;
@@ -17,7 +17,9 @@ pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
             "rewrite --interface qwen3 model.onnx",
         ));
     };
-    let mut job = AttachToFile::new(input, args.select.settings());
+    let mut settings = args.select.settings();
+    settings.adapter_ids = args.adapter_ids;
+    let mut job = AttachToFile::new(input, settings);
     job.output.clone_from(&args.output);
     job.force = args.force;
     job.dry_run = args.dry_run;
@@ -28,13 +30,17 @@ pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
 
 fn json_of(report: &AttachReport) -> serde_json::Value {
     let selected = &report.selected;
-    match &report.output {
+    let mut out = match &report.output {
         Written::Dry { diff } => json!({ "selected": selected, "diff": diff, "dry_run": true }),
         Written::Files { saved, adapters } => json!({
             "model": saved.model, "bytes": saved.bytes, "adapters": adapters, "selected": selected,
             "summary": rows(&report.summary), "full_model": report.summary.full,
         }),
+    };
+    if !report.tenants.is_empty() {
+        out["adapter_ids"] = json!(report.tenants);
     }
+    out
 }
 
 /// The rows of a summary table.
@@ -44,7 +50,10 @@ pub(super) fn rows(summary: &Summary) -> Vec<serde_json::Value> {
 }
 
 fn text_of(report: &AttachReport) -> String {
-    let (selected, table) = (lines(&report.selected), report.summary.table());
+    let (mut selected, table) = (lines(&report.selected), report.summary.table());
+    if !report.tenants.is_empty() {
+        selected += &tenants::ids(report.tenants.iter().map(|n| &**n));
+    }
     match &report.output {
         Written::Dry { diff } => format!("{selected}\n{diff}\n{table}\n"),
         Written::Files { saved, adapters } => {

@@ -17,6 +17,7 @@ mod progress;
 mod remote;
 mod run;
 mod select;
+mod tenants;
 mod train;
 
 use crate::diag::{Diagnostic, Severity, nearest};
@@ -154,6 +155,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
             output,
             force,
         } => graphs::strip(&model, name.as_deref(), &output, force, ui)?,
+        Command::Tenants(command) => tenants::run(&command, ui)?,
         Command::Adapter(command) => adapters::run(&command, ui)?,
         Command::Diff { a, b, exit_code } => {
             let same = graphs::diff(&a, &b, ui)?;

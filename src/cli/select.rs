@@ -54,6 +54,7 @@ impl AdapterArgs {
             output_adapter_fusion_attentions: self.output_adapter_fusion_attentions,
             route: self.route.clone(),
             allow_other_base: self.allow_other_base,
+            adapter_ids: false,
         }
     }
 

@@ -9,7 +9,7 @@ use super::graph::{Graph, GraphPort, NameTaken};
 use super::id::{NodeId, ValueId};
 use super::node::{Metadata, Node, OpId, OrderKey, Value};
 use super::tensor::TensorData;
-use super::types::{DType, Dim, Type};
+use super::types::{DType, Type};
 use bytes::Bytes;
 use indexmap::IndexMap;
 use rustc_hash::FxHashMap;
@@ -92,6 +92,16 @@ pub struct Builder {
     opset: i64,
     float: Cell<DType>,
     spot: Cell<Option<Spot>>,
+    by_row: RefCell<FxHashMap<Val, ByRow>>,
+}
+
+/// A value that holds one tensor for each row of the batch: `[batch, 1, …, tensor]`.
+#[derive(Clone, Copy, Debug)]
+struct ByRow {
+    /// Number of axes of a tensor.
+    axes: usize,
+    /// Number of all axes.
+    rank: usize,
 }
 
 impl Builder {
@@ -105,6 +115,7 @@ impl Builder {
             opset,
             float: Cell::new(DType::Float),
             spot: Cell::new(None),
+            by_row: RefCell::default(),
         }
     }
 
@@ -206,15 +217,47 @@ impl Builder {
     }
 
     /// A new graph input with exactly this name, and the value that it has where nothing is given.
-    pub(crate) fn optional_input(&self, name: &str, usual: TensorData, metadata: Metadata) -> Val {
-        let dims = usual.dims.iter().map(|d| Dim::Known(*d as i64));
+    pub(crate) fn optional_input(
+        &self,
+        name: &str,
+        ty: Type,
+        default: TensorData,
+        metadata: Metadata,
+    ) -> Val {
         Val::New(self.value(NewValue {
             name: name.into(),
-            ty: Some(Type::tensor(usual.dtype, dims.collect::<Vec<_>>())),
-            tensor: Some(usual),
+            ty: Some(ty),
+            tensor: Some(default),
             metadata,
             input: true,
         }))
+    }
+
+    /// Says that a value of `rank` axes holds one tensor of `axes` axes for each row of the batch. [`linear_t`](Self::linear_t),
+    /// [`squeeze`](Self::squeeze) and [`slice`](Self::slice) count the axes of that tensor, and elementwise operators broadcast it.
+    pub(crate) fn mark_by_row(&self, v: Val, axes: usize, rank: usize) {
+        self.by_row.borrow_mut().insert(v, ByRow { axes, rank });
+    }
+
+    /// Whether a value holds one tensor for each row of the batch.
+    pub(crate) fn is_by_row(&self, v: Val) -> bool {
+        self.row_of(v).is_some()
+    }
+
+    /// Number of all axes of a value that holds one tensor for each row of the batch.
+    pub(crate) fn rank_by_row(&self, v: Val) -> Option<usize> {
+        self.row_of(v).map(|row| row.rank)
+    }
+
+    fn row_of(&self, v: Val) -> Option<ByRow> {
+        self.by_row.borrow().get(&v).copied()
+    }
+
+    /// The value with its last two axes exchanged.
+    fn flipped(&self, v: Val, rank: usize) -> Val {
+        let mut perm: Vec<i64> = (0..rank as i64).collect();
+        perm.swap(rank - 1, rank - 2);
+        self.transpose(v, &perm)
     }
 
     /// A constant, as an initializer with a name of its own in the scope.
@@ -447,8 +490,18 @@ impl Builder {
 
     /// `x[..., start:end, ...]` along one axis.
     pub fn slice(&self, a: impl Into<Val>, axis: i64, start: i64, end: i64) -> Val {
+        let a = a.into();
+        let row = self.row_of(a);
+        let axis = match row {
+            Some(row) if axis >= 0 => axis - row.axes as i64,
+            Some(_) | None => axis,
+        };
         let (s, e, x) = (self.ints(&[start]), self.ints(&[end]), self.ints(&[axis]));
-        self.op("Slice", &[a.into(), s, e, x], &[])
+        let out = self.op("Slice", &[a, s, e, x], &[]);
+        if let Some(row) = row {
+            self.mark_by_row(out, row.axes, row.rank);
+        }
+        out
     }
 
     /// Inserts axes of size one.
@@ -459,13 +512,27 @@ impl Builder {
 
     /// Removes axes of size one.
     pub fn squeeze(&self, a: impl Into<Val>, axes: &[i64]) -> Val {
+        let a = a.into();
+        if let (Some(ByRow { axes: 2, rank }), [axis]) = (self.row_of(a), axes) {
+            // The axis of size 1 becomes one of those that broadcast.
+            let out = match axis {
+                0 | -2 => a,
+                _ => self.flipped(a, rank),
+            };
+            self.mark_by_row(out, 1, rank);
+            return out;
+        }
         let axes = self.ints(axes);
-        self.op("Squeeze", &[a.into(), axes], &[])
+        self.op("Squeeze", &[a, axes], &[])
     }
 
     /// `y = x·Wᵀ` for a weight of shape `[out, in]`, as adapters store it.
     pub fn linear_t(&self, x: impl Into<Val>, weight: impl Into<Val>) -> Val {
-        let w = self.transpose(weight, &[1, 0]);
+        let weight = weight.into();
+        let w = match self.row_of(weight) {
+            Some(row) => self.flipped(weight, row.rank),
+            None => self.transpose(weight, &[1, 0]),
+        };
         self.matmul(x, w)
     }
 

@@ -58,6 +58,9 @@ pub(crate) const FIRST_TEMPERATURE: f32 = 50.0;
 pub(crate) const COOLING: f32 = 0.05;
 /// The third.
 pub(crate) const LAST_TEMPERATURE: f32 = 1.0;
+/// Graph input that many adapters in one graph add: the adapter of every sample, -1 for none, `i64[batch]` or `i64[1]` for all samples;
+/// left out, none.
+pub(crate) const ADAPTER_IDS: &str = "adapter_ids";
 /// Graph input that a loss adds: labels. Their shape depends on the loss.
 pub(crate) const LABELS: &str = "labels";
 /// Graph input that a loss of answers adds: the token that the answer begins at, `i64[batch]`.
@@ -164,6 +167,8 @@ pub(crate) mod stamp {
     pub(crate) const ALIASES: &str = "onnx_graft.aliases";
     /// On a parameter: weight of its squared distance from the identity, which training adds to the loss.
     pub(crate) const TO_IDENTITY: &str = "onnx_graft.to_identity";
+    /// On a tensor that holds a parameter of many adapters, one row for each: which rows are whose, as JSON.
+    pub(crate) const ROWS: &str = "onnx_graft.rows";
     /// On the model: what is attached, as JSON.
     pub(crate) const MANIFEST: &str = "onnx_graft.manifest";
     /// On a node of an operator's definition: the operator that it stands for.

@@ -1,5 +1,6 @@
 //! Which interface reads a model, and which adapters it gets.
 
+use super::check::usage;
 use super::event::{Event, OnEvent, note, warn};
 use super::files::ModelFiles;
 use crate::adapters::heads::{self, Head, HeadBase, HeadType, Joined, SavedHead, StaticHead};
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 /// The interface and the adapters that a job or a command names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "settings of a command")]
 pub struct AdapterSettings {
     /// File or name of the interface (default: the one beside the model, or of the graph).
     pub interface: Option<String>,
@@ -28,6 +30,8 @@ pub struct AdapterSettings {
     pub fusions: Vec<String>,
     /// Layers without adapters.
     pub skip_layers: Vec<usize>,
+    /// Whether the graph input `adapter_ids` chooses one of the adapters for each sample, instead of a setup.
+    pub adapter_ids: bool,
     /// Whether gates of adapters are graph outputs.
     pub output_adapter_gating_scores: bool,
     /// Whether the weights that fusions give their adapters are graph outputs.
@@ -203,19 +207,29 @@ impl AdapterSettings {
         let mut adapters = self.load(interface, events)?;
         let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
         let setup = self.setup(&adapters)?;
-        let (joined, saved) = self.join_head(
-            &mut adapters,
-            interface,
-            &model,
-            path,
-            how.train_head,
-            events,
-        )?;
+        let (joined, saved) = if self.adapter_ids {
+            self.one_by_ids()?;
+            self.leave_heads(&names, events)?;
+            (None, None)
+        } else {
+            self.join_head(
+                &mut adapters,
+                interface,
+                &model,
+                path,
+                how.train_head,
+                events,
+            )?
+        };
         adapters.extend(self.load_fusions(&setup, events)?);
         let attach = Attach::to(model).from_file(path).interface(interface);
+        let attach = if self.adapter_ids {
+            attach.adapter_ids(true)
+        } else {
+            attach.active(setup)
+        };
         let mut attach = attach
             .adapters(adapters)
-            .active(setup)
             .skip_layers(self.skip_layers.iter().copied())
             .output_gating_scores(self.output_adapter_gating_scores)
             .output_fusion_attentions(self.output_adapter_fusion_attentions);
@@ -234,6 +248,34 @@ impl AdapterSettings {
         warn(events, &adapted.warnings)?;
         tell(&adapted, events)?;
         Ok(adapted)
+    }
+
+    /// Refuses what says how adapters act together, where each sample has one.
+    fn one_by_ids(&self) -> Result<()> {
+        let flag = if self.active.is_some() {
+            "--active"
+        } else if !self.fusions.is_empty() {
+            "--fusion"
+        } else {
+            return Ok(());
+        };
+        Err(usage(
+            format!(
+                "--adapter-ids gives each sample one adapter, and {flag} puts several together"
+            ),
+            "leave one of them out; `MultiTask(a, b)` in a setup chooses between setups by `task_ids`",
+        ))
+    }
+
+    /// Says that heads of adapters of which each sample has one are not used.
+    pub(super) fn leave_heads(&self, names: &[String], events: OnEvent<'_>) -> Result<()> {
+        for (name, _) in self.headed(names) {
+            let found = format!("the head that was saved with `{name}` is not used");
+            let found = Diagnostic::warning("head-ignored", found);
+            let help = "a graph with `adapter_ids` has one head for all samples, its own";
+            warn(events, &[found.help(help)])?;
+        }
+        Ok(())
     }
 
     /// Gives the adapter that a head was saved with the head's values, where the graph has a head of the same class; `train`: also where

@@ -36,6 +36,7 @@ mod runs;
 mod settings;
 mod strip;
 mod summary;
+mod tenants;
 mod to_file;
 mod train;
 mod verdict;
@@ -73,6 +74,7 @@ pub(crate) use runs::CompareRuns;
 pub(crate) use settings::JobArguments;
 pub(crate) use strip::Strip;
 pub(crate) use summary::{Summed, sum_up};
+pub(crate) use tenants::{ChangeTenants, ExtractTenant, ListTenants};
 pub(crate) use to_file::{AttachReport, AttachToFile, Selected, Written};
 pub(crate) use verdict::CheckModel;
 

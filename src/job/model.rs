@@ -113,6 +113,7 @@ impl ModelSettings {
             active: self.active.clone(),
             fusions: self.fusion.list(),
             skip_layers: self.skip_layers.clone(),
+            adapter_ids: false,
             output_adapter_gating_scores: false,
             output_adapter_fusion_attentions: false,
             route: self.route.clone(),

@@ -11,7 +11,7 @@ use crate::adapters::summary::Summary;
 use crate::api::Adapted;
 use crate::error::{Error, Result};
 use crate::infer::Verified;
-use crate::ir::contract::stamp;
+use crate::ir::contract::{self, stamp};
 use crate::onnx::{SaveOptions, Saved};
 use crate::text::CHAT_TEMPLATE;
 use indexmap::IndexMap;
@@ -45,6 +45,8 @@ pub(crate) struct AttachReport {
     pub selected: Selected,
     /// The library's summary table.
     pub summary: Summary,
+    /// Names of the adapters that the input `adapter_ids` chooses from, by id.
+    pub tenants: Vec<String>,
     /// What became of it.
     pub output: Written,
 }
@@ -135,6 +137,11 @@ impl AttachToFile {
         Ok(AttachReport {
             selected,
             summary,
+            tenants: if self.adapters.adapter_ids {
+                names
+            } else {
+                Vec::new()
+            },
             output,
         })
     }
@@ -159,10 +166,9 @@ impl AttachToFile {
         std::fs::create_dir_all(&beside)
             .map_err(|e| Error::io(&beside, "cannot make the folder", e))?;
         let store = adapted.store();
-        let folders = names
-            .iter()
-            .map(|n| Ok((beside.join(n), adapted.folder(n, &store.of(n))?)))
-            .collect::<Result<Vec<(PathBuf, AdapterFolder)>>>()?;
+        let folders = adapted.folders(names, &store)?;
+        let paths = names.iter().map(|n| beside.join(n));
+        let folders: Vec<(PathBuf, AdapterFolder)> = paths.zip(folders).collect();
         // A folder that an adapter was loaded from holds it already.
         let sources = self.adapters.sources();
         let written: Vec<&(PathBuf, AdapterFolder)> = folders
@@ -192,7 +198,7 @@ impl AttachToFile {
             }
             adapted.write_head(&folder.name, path, &store, self.force)?;
         }
-        if adapted.setup.active().len() > 1 {
+        if adapted.setup.active().len() > 1 && !self.adapters.adapter_ids {
             folder::write_setup(&beside, &adapted.setup, self.force)?;
         }
         let adapters = folders.into_iter().map(|(p, _)| p).collect();
@@ -202,7 +208,12 @@ impl AttachToFile {
     /// The file that the model is written to.
     fn target(&self, names: &[&str]) -> PathBuf {
         let stem = self.model.file_stem().unwrap_or_default();
-        let file = format!("{}.{}.onnx", stem.to_string_lossy(), names.join("+"));
+        let names = if self.adapters.adapter_ids {
+            contract::ADAPTER_IDS.to_owned()
+        } else {
+            names.join("+")
+        };
+        let file = format!("{}.{names}.onnx", stem.to_string_lossy());
         match &self.output {
             None => self.model.with_file_name(file),
             Some(out) if out.is_dir() || out.extension().is_none() => out.join(file),

@@ -239,6 +239,7 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         training: false,
         shown: Shown::default(),
         skip_layers: Vec::new(),
+        tenants: None,
     };
     let merge = Merge {
         selection: selection(),

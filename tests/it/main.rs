@@ -31,6 +31,8 @@ mod recipes;
 mod resume;
 #[cfg(feature = "cli")]
 mod tasks;
+#[cfg(feature = "cli")]
+mod tenants;
 
 #[allow(dead_code, reason = "shared with the tests inside the library")]
 #[path = "../support/mod.rs"]

@@ -50,6 +50,8 @@ mod runtime;
 mod select;
 #[cfg(feature = "train")]
 mod setups;
+#[cfg(feature = "train")]
+mod tenants;
 mod train_loop;
 #[cfg(feature = "train")]
 mod train_step;

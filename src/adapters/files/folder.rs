@@ -94,7 +94,7 @@ pub(crate) fn is_fusion(folder: &Path) -> bool {
 pub(crate) const VERSION: &str = "adapters.1.2.0";
 
 /// What `adapter_config.json` says besides the configuration.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Meta {
     /// Width of the base model.
     pub hidden_size: Option<u64>,

@@ -6,6 +6,7 @@ pub(crate) mod card;
 pub(crate) mod folder;
 pub(crate) mod peft;
 pub(crate) mod spec;
+pub(crate) mod stacked;
 pub(super) mod store;
 pub(crate) mod target;
 pub(crate) mod torch;

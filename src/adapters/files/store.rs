@@ -1,8 +1,10 @@
 //! Parameters as data: what is saved, loaded and trained.
 
 use crate::adapters::heads::{is_head_key, owner};
+use crate::adapters::manifest::Manifest;
 use crate::adapters::naming::{belongs, modern, of_any, renamed};
 use crate::adapters::param::decays;
+use crate::adapters::stacked::unstacked;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::contract::stamp;
@@ -43,8 +45,15 @@ impl AdapterStore {
     pub(crate) fn from_model(model: &Model) -> Self {
         let g = &model.graph;
         let mut params = IndexMap::new();
+        let tenants = Manifest::read(model).ok().and_then(|m| m.tenants);
+        let tenants = tenants.map(|t| t.names).unwrap_or_default();
         for &v in g.initializers() {
             let value = g.value(v);
+            if let (Some(tensor), Some(rows)) = (&value.tensor, value.metadata.get(stamp::ROWS)) {
+                let rows = unstacked(tensor, rows, &tenants);
+                params.extend(rows.into_iter().map(|(name, p)| (name.into(), p)));
+                continue;
+            }
             let (Some(tensor), Some(param)) =
                 (&value.tensor, read_param(&value.name, &value.metadata))
             else {

@@ -5,7 +5,7 @@ use crate::ir::{Use, ValueId};
 use std::sync::Arc;
 
 /// The details of one place. Each kind belongs to one method, or to several that know the same.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Detail {
     /// The place says everything.
     #[default]
@@ -41,7 +41,7 @@ pub(crate) enum Detail {
 }
 
 /// Tokens with rows of their own in a table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tokens {
     /// Their ids, each once.
     pub(crate) ids: Arc<[usize]>,
@@ -54,7 +54,7 @@ pub(crate) struct Tokens {
 }
 
 /// What PEFT's fields say of one module.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Target {
     /// The rank.
     pub rank: usize,
@@ -65,7 +65,7 @@ pub(crate) struct Target {
 }
 
 /// The q, k and v columns of a fused projection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Columns {
     /// Their widths.
     pub widths: [usize; 3],
@@ -74,7 +74,7 @@ pub(crate) struct Columns {
 }
 
 /// The greatest widths of an adapter's linears.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Greatest {
     /// Width of the output.
     pub d_out: usize,
@@ -83,7 +83,7 @@ pub(crate) struct Greatest {
 }
 
 /// Parameters that several places have together, each place a part of them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pool {
     /// Which part is the place's.
     pub index: usize,

@@ -12,10 +12,10 @@
 
 use super::{Known, Method, MethodConfig, Opened, Preset, dict, preset};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
 use crate::diag::Diagnostic;
 use crate::ir::contract::{self, stamp};
-use crate::ir::{Metadata, TensorData, Val};
+use crate::ir::{DType, Metadata, TensorData, Type, Val};
 use crate::select::Family;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -130,7 +130,11 @@ impl AdapterFusion {
         let input = cx.once(contract::FUSION_TEMPERATURE, || {
             let now = self.temperature_now.unwrap_or(contract::FIRST_TEMPERATURE);
             let name = format!("{}{owner}", contract::FUSION_TEMPERATURE);
-            cx.b.optional_input(&name, TensorData::from_f32([], &[now]), kept(&owner))
+            let (ty, now) = (
+                Type::tensor(DType::Float, []),
+                TensorData::from_f32([], &[now]),
+            );
+            cx.b.optional_input(&name, ty, now, kept(&owner))
         });
         cx.to_param(input)
     }
@@ -227,6 +231,10 @@ impl Known for AdapterFusion {
 
     fn family(&self) -> Family {
         Family::Bottleneck
+    }
+
+    fn stacking(&self, _: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
+        Err("it mixes what other adapters make")
     }
 
     fn extra(&self) -> &Map<String, Value> {

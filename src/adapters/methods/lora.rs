@@ -16,11 +16,11 @@ use super::detail::{Detail, Greatest};
 use super::weight::{base_weight, stored_form};
 use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
 use crate::diag::Diagnostic;
-use crate::ir::{DType, TensorData, Val};
+use crate::ir::{DType, Val};
 use crate::select::{Family, Layout, LinearSite};
-use columns::{Block, ordered, ordered_last, spread};
+use columns::Block;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
@@ -31,6 +31,7 @@ mod dora;
 pub(super) mod places;
 mod saved;
 pub(super) mod stack;
+mod stacked;
 mod tables;
 mod targets;
 
@@ -218,22 +219,6 @@ impl Lora {
         }
     }
 
-    /// `B` of all columns: for a fused projection block-diagonal, with zeros where nothing is adapted.
-    fn full_b(
-        &self,
-        place: &Place<'_>,
-        site: &LinearSite,
-        p: &Params<'_>,
-        cx: &BuildCx<'_>,
-    ) -> Val {
-        let stored = p.get("lora_B");
-        if place.detail.columns().is_none() {
-            return stored;
-        }
-        let blocks = self.blocks(place, site.d_out);
-        ordered(place, spread(&blocks, self.r, stored, cx), cx)
-    }
-
     /// The matrices whose product is `ΔW`, `[out, in]`, without the scale.
     fn factors(
         &self,
@@ -247,19 +232,7 @@ impl Lora {
             Form::LowRank => vec![self.full_b(place, site, p, cx), p.get("lora_A")],
             Form::Scale => Vec::new(),
             Form::Vera => {
-                let Greatest { d_out, d_in } = place.detail.greatest().unwrap_or(Greatest {
-                    d_out: site.d_out,
-                    d_in: site.d_in,
-                });
-                let cut = |v: Val, axis: i64, have: usize, want: usize| {
-                    if have == want {
-                        v
-                    } else {
-                        b.slice(v, axis, 0, want as i64)
-                    }
-                };
-                let shared_a = cut(p.shared("lora_A"), 1, d_in, site.d_in);
-                let shared_b = cut(p.shared("lora_B"), 0, d_out, site.d_out);
+                let [shared_a, shared_b] = shared_at(place, site, p, cx);
                 if place.detail.target().is_some() {
                     // PEFT trains the diagonals alone.
                     let rows = |v: &str, m: Val| b.mul(b.unsqueeze(p.get(v), &[1]), m);
@@ -292,41 +265,25 @@ impl Lora {
         }
         factors.into_iter().reduce(|a, c| b.matmul(a, c))
     }
+}
 
-    /// The vector of (IA)³ for all columns, with ones where nothing is adapted.
-    fn vector(
-        &self,
-        place: &Place<'_>,
-        site: &LinearSite,
-        p: &Params<'_>,
-        cx: &BuildCx<'_>,
-        gate: Option<Val>,
-    ) -> Val {
-        let b = cx.b;
-        let blocks = self.blocks(place, site.d_out);
-        let stored = p.get("lora_B");
-        let scaled = |l: Val| match gate {
-            Some(g) => b.mul(l, g),
-            None => b.scale(l, self.alpha()),
-        };
-        if place.detail.columns().is_none() {
-            let input = matches!(place.at, At::Input(_));
-            return scaled(b.squeeze(stored, &[i64::from(!input)]));
+/// The matrices that all places share, as wide as the linear here.
+fn shared_at(place: &Place<'_>, site: &LinearSite, p: &Params<'_>, cx: &BuildCx<'_>) -> [Val; 2] {
+    let Greatest { d_out, d_in } = place.detail.greatest().unwrap_or(Greatest {
+        d_out: site.d_out,
+        d_in: site.d_in,
+    });
+    let cut = |v: Val, axis: i64, have: usize, want: usize| {
+        if have == want {
+            v
+        } else {
+            cx.b.slice(v, axis, 0, want as i64)
         }
-        // Rows of `[enabled, out]`, weighted by the gates (or alpha) and summed; ones elsewhere.
-        let rows = b.transpose(spread(&blocks, 1, stored, cx), &[1, 0]);
-        let chosen = match gate {
-            Some(g) => b.matmul(g, rows),
-            None => b.scale(b.reduce_sum(rows, &[0], false), self.alpha()),
-        };
-        let rest: Vec<f32> = blocks
-            .iter()
-            .flat_map(|k| std::iter::repeat_n(f32::from(u8::from(!k.on)), k.width))
-            .collect();
-        let rest = b.constant(TensorData::from_f32([rest.len() as u64], &rest));
-        let all = b.add(chosen, cx.to_param(rest));
-        ordered_last(place, all, cx)
-    }
+    };
+    [
+        cut(p.shared("lora_A"), 1, d_in, site.d_in),
+        cut(p.shared("lora_B"), 0, d_out, site.d_out),
+    ]
 }
 
 fn constant(value: Option<&Number>) -> Init {
@@ -361,6 +318,10 @@ impl Known for Lora {
 
     fn extra(&self) -> &Map<String, Value> {
         &self.extra
+    }
+
+    fn stacking(&self, place: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
+        self.common(place)
     }
 
     fn disjoint(&self, other: &Self) -> bool {
@@ -597,6 +558,13 @@ impl Method for Lora {
         }
         let x = cx.dropout(stack::read(place, state, cx), self.dropout);
         let fused = place.detail.columns().is_some();
+        if stacked::has_diagonals(p, cx) {
+            let z = self.by_diagonals(place, site, x, p, cx);
+            return Ok(State {
+                delta: Some(cx.times(z, p, self.scale_at(place))),
+                ..state
+            });
+        }
         let mut factors = self.factors(place, site, p, cx);
         let mut z = x;
         if let (true, Some(gate)) = (fused, gate)
@@ -616,7 +584,11 @@ impl Method for Lora {
             z = b.mul(z, b.concat(&parts, -1));
         }
         while let Some(f) = factors.pop() {
-            z = b.linear_t(z, f);
+            z = if fused && b.is_by_row(f) && factors.is_empty() {
+                self.blockwise(place, site, z, f, cx)
+            } else {
+                b.linear_t(z, f)
+            };
         }
         if let Some(bias) = p.find("lora_bias") {
             z = b.add(z, bias);
@@ -624,7 +596,7 @@ impl Method for Lora {
         let delta = match gate {
             Some(_) if fused => z,
             Some(gate) => b.mul(z, gate),
-            None => b.scale(z, self.scale_at(place)),
+            None => cx.times(z, p, self.scale_at(place)),
         };
         Ok(State {
             delta: Some(stack::joined(place, state, delta, cx)),

@@ -23,7 +23,7 @@ mod weight;
 
 use super::config::keys::UnknownKeys;
 use super::param::ParamSpec;
-use super::place::{BuildCx, Params, Place, State, Surroundings, Tasks};
+use super::place::{BuildCx, Params, Place, Stacking, State, Surroundings, Tasks};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, Val};
@@ -255,6 +255,12 @@ pub(crate) trait Known:
         None
     }
 
+    /// What it has in common with others of its method at the place, where the parameters of many are stacked.
+    ///
+    /// # Errors
+    /// Why they cannot be.
+    fn stacking(&self, place: &Place<'_>) -> Result<Stacking<Self>, &'static str>;
+
     /// Applies several adapters of this method at once, to each sample its own. `None` where the method cannot: then each is applied
     /// to all samples, and what a sample needs is taken.
     fn step_tasks(
@@ -353,6 +359,17 @@ macro_rules! methods {
                 match self {
                     $(MethodConfig::$name(m) => <$module::$name as Known>::fusible(m),)*
                     MethodConfig::Custom(_) => None,
+                }
+            }
+
+            /// What it has in common with others of its method at the place.
+            pub(crate) fn stacking(&self, place: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
+                match self {
+                    $(MethodConfig::$name(m) => {
+                        let found = <$module::$name as Known>::stacking(m, place)?;
+                        Ok(Stacking { common: found.common.into(), detail: found.detail, factor: found.factor })
+                    })*
+                    MethodConfig::Custom(_) => Err("a method of another crate does not say how its parameters are stacked"),
                 }
             }
 

@@ -9,7 +9,7 @@ use super::detail::{Detail, Pool};
 use super::{GATE, Known, Method, Preset, act, dict, preset};
 use crate::adapters::naming::{Route, scope};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
 use crate::analyze::attention::{AttentionCore, HeadAxis, RelativeBias, Step, copy};
 use crate::analyze::positions;
 use crate::diag::Diagnostic;
@@ -107,6 +107,10 @@ impl Known for PrefixTuning {
 
     fn family(&self) -> Family {
         Family::PrefixTuning
+    }
+
+    fn stacking(&self, _: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
+        Err("prefixes make the keys and values of all samples longer")
     }
 
     fn extra(&self) -> &Map<String, Value> {

@@ -7,7 +7,7 @@
 use super::detail::Detail;
 use super::{Known, Method, Preset, dict, preset};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
 use crate::analyze::attention::copy;
 use crate::analyze::sequence::{Longer, Meaning, alike};
 use crate::analyze::through::Through;
@@ -70,6 +70,10 @@ impl Known for PromptTuning {
 
     fn family(&self) -> Family {
         Family::PromptTuning
+    }
+
+    fn stacking(&self, _: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
+        Err("a prompt makes all samples longer")
     }
 
     fn extra(&self) -> &Map<String, Value> {

@@ -10,7 +10,7 @@
 use super::detail::Detail;
 use super::{Known, Method, Preset, act, dict, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, State, Surroundings};
+use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
 use crate::diag::Diagnostic;
 use crate::ir::{DType, TensorData, Val};
 use crate::select::{Family, Layer};
@@ -133,6 +133,10 @@ impl Known for Reft {
 
     fn family(&self) -> Family {
         Family::Reft
+    }
+
+    fn stacking(&self, _: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
+        Err("it changes positions that it chooses by the length of each text")
     }
 
     fn extra(&self) -> &Map<String, Value> {

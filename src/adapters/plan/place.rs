@@ -347,6 +347,22 @@ pub(crate) struct Tasks<'a> {
     pub of: &'a [(&'a Place<'a>, Params<'a>)],
 }
 
+/// What adapters of one method have in common, where the parameters of many are stacked and each sample has its own: one subgraph for all
+/// of them. Adapters whose common configuration, detail and place are equal are stacked; sizes that differ between them are filled up
+/// with zeros at the end of each axis, which must not change what is computed.
+#[derive(Clone, Debug)]
+pub(crate) struct Stacking<M> {
+    /// The configuration without what may differ.
+    pub common: M,
+    /// What the method knows of the place, without what may differ.
+    pub detail: Detail,
+    /// The constant factor of each, where it may differ: what the method takes by [`BuildCx::times`].
+    pub factor: Option<f32>,
+}
+
+/// Name of the factor among the parameters of stacked adapters.
+pub(crate) const FACTOR: &str = "(factor)";
+
 /// The parameters of one adapter at one place, in the graph.
 #[derive(Clone, Copy, Debug)]
 pub struct Params<'a> {
@@ -565,6 +581,14 @@ impl<'a> BuildCx<'a> {
         }
     }
 
+    /// The value times the configuration's constant; where adapters are stacked, each sample's own.
+    pub(crate) fn times(&self, v: Val, p: &Params<'_>, own: f32) -> Val {
+        match p.find(FACTOR) {
+            Some(factor) => self.b.mul(v, factor),
+            None => self.b.scale(v, own),
+        }
+    }
+
     /// Zeros of a fixed shape, as a node: they take no room in the file.
     pub fn zeros(&self, dims: &[usize]) -> Val {
         self.filled(dims, 0.0)
@@ -614,7 +638,8 @@ impl<'a> BuildCx<'a> {
         let b = self.b;
         let weight = p.get(&format!("{prefix}.weight"));
         let bias = p.get(&format!("{prefix}.bias"));
-        if b.opset() >= 17 {
+        // The operator takes one weight for all rows.
+        if b.opset() >= 17 && !b.is_by_row(weight) {
             let attrs = [("axis", (-1i64).into()), ("epsilon", EPSILON.into())];
             return b.op("LayerNormalization", &[x, weight, bias], &attrs);
         }

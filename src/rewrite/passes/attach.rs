@@ -5,10 +5,10 @@
 
 use self::channels::replicate;
 use self::compose::{Composer, Site, Used, closed, stamped};
-use self::manifest::{check_names, extended};
+use self::manifest::{check_names, check_tenants, extended};
 use self::outputs::{Grown, declare_outputs, forget_shapes};
 
-use crate::adapters::manifest::Manifest;
+use crate::adapters::manifest::{Manifest, Tenants};
 use crate::adapters::place::{At, BuildCx, Place, Shown, State};
 use crate::adapters::plan::{Part, Plan, plan};
 use crate::adapters::{Adapter, AdapterStore, Setup, param_stamps};
@@ -27,6 +27,7 @@ mod compose;
 mod manifest;
 pub(super) mod outputs;
 mod tasks;
+mod tenants;
 
 /// Attaches adapters to the places that an interface selected.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub(crate) struct AttachPass {
     pub shown: Shown,
     /// Layers without adapters.
     pub skip_layers: Vec<usize>,
+    /// Where the input `adapter_ids` chooses one of the adapters for each sample, instead of a setup: what the manifest says of them.
+    pub tenants: Option<Tenants>,
 }
 
 impl AttachPass {
@@ -59,6 +62,7 @@ impl AttachPass {
             training: false,
             shown: Shown::default(),
             skip_layers: Vec::new(),
+            tenants: None,
         }
     }
 }
@@ -107,6 +111,7 @@ impl Pass for AttachPass {
         let names: Vec<&str> = self.adapters.iter().map(|a| &*a.name).collect();
         let there = Manifest::read(cx.model())?;
         check_names(&names, &there)?;
+        check_tenants(self.tenants.as_ref(), &there, cx.model())?;
         self.setup.check(&names)?;
         let before = cx.before();
         let graph = &before.model().graph;
@@ -122,10 +127,13 @@ impl Pass for AttachPass {
             cx.warn(note);
         }
         let groups = grouped(&parts, graph)?;
-        for group in groups.values() {
+        // Adapters of which each sample has one never meet.
+        let stacks = self.tenants.is_none();
+        for group in groups.values().filter(|_| stacks) {
             self.compatible(group)?;
         }
-        let summed: Vec<&Place<'_>> = groups.values().filter_map(|g| self.summed(g)).collect();
+        let summed = groups.values().filter(|_| stacks);
+        let summed: Vec<&Place<'_>> = summed.filter_map(|g| self.summed(g)).collect();
         if let Some(first) = summed.first() {
             cx.warn(
                 Diagnostic::warning(
@@ -150,7 +158,7 @@ impl Pass for AttachPass {
             current: current_values(graph),
             once: RefCell::default(),
         };
-        let channels = self.setup.channels();
+        let channels = if stacks { self.setup.channels() } else { 1 };
         let grown = if channels > 1 {
             let owner = self.setup.first().unwrap_or_default();
             Some(replicate(channels, owner, &mut writer.current, cx)?)
@@ -287,7 +295,6 @@ impl Writer<'_> {
                 // It hangs on nothing of the graph, and early nodes may read it.
                 b.set_spot(Some(Spot::Front));
             }
-            let state = open(place, &build, cx);
             let mut used = Used::default();
             let first = self.pass.setup.alone();
             let composes = place.kind().composes;
@@ -296,8 +303,15 @@ impl Writer<'_> {
                 group,
                 rank: cx.fact(target).and_then(Fact::rank),
             };
-            let state = self.composer.apply(setup, at, state, &build, &mut used)?;
-            let Some(new) = closed(state, used.last.as_ref(), &build)? else {
+            let new = if self.pass.tenants.is_some() {
+                let opened = |place: &Place<'_>| open(place, &build, cx);
+                self.composer.tenants(at, &opened, &build, &mut used)?
+            } else {
+                let state = open(place, &build, cx);
+                let state = self.composer.apply(setup, at, state, &build, &mut used)?;
+                closed(state, used.last.as_ref(), &build)?
+            };
+            let Some(new) = new else {
                 return Ok(());
             };
             unpacked(place, &build)?;

@@ -4,6 +4,7 @@
 //! small model of it, has it evaluated by whoever can run graphs, and puts the result in the place of the weight. Nothing else in the
 //! graph changes; a weight that others read as well is copied for the adapted linear.
 
+use crate::adapters::manifest::Manifest;
 use crate::adapters::methods::{Fold, Merged};
 use crate::adapters::param::exchanged;
 use crate::adapters::place::{At, BuildCx, Params, Place, wider};
@@ -14,7 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::infer::Verified;
 use crate::ir::{
     Builder, DType, Fragment, Graph, GraphPort, Model, NodeId, OrderKey, TensorData, Use, Val,
-    ValueId,
+    ValueId, contract,
 };
 use crate::rewrite::{Pass, PassCx, PassError, Patch, Uses};
 use crate::select::{ParameterSite, Selection};
@@ -56,6 +57,9 @@ impl Pass for Merge {
 
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
         let before = cx.before();
+        if Manifest::read(cx.model())?.tenants.is_some() {
+            return Err(tenants_there().into());
+        }
         let Plan {
             parts,
             store,
@@ -173,6 +177,17 @@ fn without_effect(name: &str) -> Diagnostic {
         format!("`{name}` changes no weight: the model stays as it is without it"),
     )
     .help("a fresh adapter computes what the base model does; train it first, and give its folder")
+}
+
+/// Weights that many adapters stand behind belong to all of them.
+fn tenants_there() -> Diagnostic {
+    let found = format!(
+        "this model holds adapters that its input `{}` chooses from: what is merged into its weights would act under every one of them",
+        contract::ADAPTER_IDS
+    );
+    Diagnostic::error("merge-tenants", found).help(
+        "merge into the base model (`rewrite strip` gives it back); `rewrite tenants extract` gives an adapter's folder",
+    )
 }
 
 /// The weight that an adapter is folded into.

@@ -3,7 +3,7 @@
 use crate::adapters::manifest::Manifest;
 use crate::adapters::{Setup, heads};
 use crate::diag::{Diagnostic, nearest};
-use crate::ir::contract::stamp;
+use crate::ir::contract::{self, stamp};
 use crate::ir::{Graph, Metadata, NodeId, ValueId};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -131,6 +131,7 @@ impl Strip {
         manifest.adapters.retain(|a| !gone(&a.name));
         if self.adapter.is_none() {
             (manifest.setups, manifest.inputs) = (Vec::new(), Vec::new());
+            manifest.tenants = None;
         }
         let empty = manifest.adapters.is_empty() && manifest.heads.is_empty();
         (!empty).then_some(manifest)
@@ -157,6 +158,14 @@ fn check_attached(name: &str, manifest: &Manifest) -> Result<(), Diagnostic> {
 
 /// The tasks of a setup share their nodes: one of them cannot go alone.
 fn check_apart(name: &str, manifest: &Manifest) -> Result<(), Diagnostic> {
+    if manifest.tenants.is_some() {
+        let found = format!(
+            "`{name}` is one of the adapters that `{}` chooses from, whose parameters are stacked",
+            contract::ADAPTER_IDS
+        );
+        return Err(Diagnostic::error("adapter-bound", found)
+            .help("`rewrite tenants remove` takes one of them out; without --name, all are"));
+    }
     let setups = manifest.setups.iter();
     let bound = setups
         .filter_map(|s| Setup::from_json(s).ok())

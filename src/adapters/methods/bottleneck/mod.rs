@@ -12,11 +12,14 @@
 mod invertible;
 mod phm;
 mod site;
+mod stacked;
 
 use super::{Fusible, GATE, Known, Method, MethodConfig, Opened, Preset, act, dict, preset};
 use crate::adapters::naming::Sublayer;
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, State, SublayerSite, Surroundings};
+use crate::adapters::place::{
+    At, BuildCx, Params, Place, Stacking, State, SublayerSite, Surroundings,
+};
 use crate::diag::Diagnostic;
 use crate::ir::Val;
 use crate::select::Family;
@@ -433,6 +436,10 @@ impl Known for Bottleneck {
         Some(self)
     }
 
+    fn stacking(&self, place: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
+        self.common(place)
+    }
+
     fn disjoint(&self, other: &Self) -> bool {
         let places =
             self.mh_adapter != other.mh_adapter && self.output_adapter != other.output_adapter;
@@ -478,7 +485,7 @@ impl Fusible for Bottleneck {
             u = self.stochastic_depth(u, cx);
         }
         match &self.scaling {
-            Scaling::Factor(s) => b.scale(u, *s as f32),
+            Scaling::Factor(s) => cx.times(u, p, *s as f32),
             Scaling::Named(_) => b.mul(u, p.get("scaling")),
         }
     }

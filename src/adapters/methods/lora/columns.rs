@@ -2,8 +2,9 @@
 
 use super::Lora;
 use crate::adapters::methods::detail::Columns;
-use crate::adapters::place::{BuildCx, Place};
-use crate::ir::Val;
+use crate::adapters::place::{At, BuildCx, Params, Place};
+use crate::ir::{TensorData, Val};
+use crate::select::LinearSite;
 
 impl Lora {
     /// Widths of the blocks of a place that are adapted, with the columns in front of each; one block for a separate linear.
@@ -64,6 +65,63 @@ impl Lora {
 pub(super) struct Block {
     pub(super) width: usize,
     pub(super) on: bool,
+}
+
+impl Lora {
+    /// `B` of all columns: for a fused projection block-diagonal, with zeros where nothing is adapted.
+    pub(super) fn full_b(
+        &self,
+        place: &Place<'_>,
+        site: &LinearSite,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Val {
+        let stored = p.get("lora_B");
+        if place.detail.columns().is_none() || cx.b.is_by_row(stored) {
+            return stored;
+        }
+        let blocks = self.blocks(place, site.d_out);
+        ordered(place, spread(&blocks, self.r, stored, cx), cx)
+    }
+
+    /// The vector of (IA)³ for all columns, with ones where nothing is adapted.
+    pub(super) fn vector(
+        &self,
+        place: &Place<'_>,
+        site: &LinearSite,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+        gate: Option<Val>,
+    ) -> Val {
+        let b = cx.b;
+        let blocks = self.blocks(place, site.d_out);
+        let stored = p.get("lora_B");
+        let scaled = |l: Val| match gate {
+            Some(g) => b.mul(l, g),
+            None => cx.times(l, p, self.alpha()),
+        };
+        if place.detail.columns().is_none() {
+            let input = matches!(place.at, At::Input(_));
+            return scaled(b.squeeze(stored, &[i64::from(!input)]));
+        }
+        if let Some(rank) = b.rank_by_row(stored) {
+            let own = scaled(b.squeeze(stored, &[1]));
+            return self.filled(place, site, (own, rank), 1.0, cx);
+        }
+        // Rows of `[enabled, out]`, weighted by the gates (or alpha) and summed; ones elsewhere.
+        let rows = b.transpose(spread(&blocks, 1, stored, cx), &[1, 0]);
+        let chosen = match gate {
+            Some(g) => b.matmul(g, rows),
+            None => b.scale(b.reduce_sum(rows, &[0], false), self.alpha()),
+        };
+        let rest: Vec<f32> = blocks
+            .iter()
+            .flat_map(|k| std::iter::repeat_n(f32::from(u8::from(!k.on)), k.width))
+            .collect();
+        let rest = b.constant(TensorData::from_f32([rest.len() as u64], &rest));
+        let all = b.add(chosen, cx.to_param(rest));
+        ordered_last(place, all, cx)
+    }
 }
 
 /// From `[Σ width of enabled blocks, r]` to `[Σ width, r·enabled]`, block-diagonal.

@@ -321,6 +321,7 @@ impl Composer<'_> {
         };
         let owner = &self.adapters[first.adapter].name;
         let origin = Origin {
+            owner: contract::TASK_IDS,
             scope: self.fresh_scope(contract::TASK_IDS),
             stamp: stamped(owner),
         };

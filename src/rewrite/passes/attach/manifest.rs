@@ -2,9 +2,9 @@
 
 use super::AttachPass;
 use crate::adapters::base::keeps_thirds;
-use crate::adapters::manifest::{Entry, Manifest};
+use crate::adapters::manifest::{Entry, Manifest, Tenants};
 use crate::diag::Diagnostic;
-use crate::ir::contract;
+use crate::ir::{Model, contract};
 use serde_json::Map;
 
 pub(super) fn check_names(names: &[&str], there: &Manifest) -> Result<(), Diagnostic> {
@@ -23,6 +23,47 @@ pub(super) fn check_names(names: &[&str], there: &Manifest) -> Result<(), Diagno
             )
             .help("give one of them another name: `NAME=SPEC`"));
         }
+    }
+    Ok(())
+}
+
+/// Refuses what cannot stand beside adapters that `adapter_ids` chooses from.
+pub(super) fn check_tenants(
+    tenants: Option<&Tenants>,
+    there: &Manifest,
+    model: &Model,
+) -> Result<(), Diagnostic> {
+    let name = contract::ADAPTER_IDS;
+    if there.tenants.is_some() {
+        let found = format!("this model holds adapters that its input `{name}` chooses from");
+        return Err(Diagnostic::error("tenants-there", found).help(
+            "`rewrite tenants add` puts further ones beside them; or start from the base model: `rewrite strip`",
+        ));
+    }
+    let Some(tenants) = tenants else {
+        return Ok(());
+    };
+    let flexible = there.heads.iter().find(|h| h.is_flexible());
+    if let Some(other) = there.names().next().or(flexible.map(|h| &*h.name)) {
+        let found = format!(
+            "`{other}` is attached to this model, and would act on every sample beside those that `{name}` chooses from"
+        );
+        return Err(Diagnostic::error("tenants-beside", found)
+            .help("merge it into the weights first (`rewrite merge`), or start from the base model: `rewrite strip`"));
+    }
+    if tenants.names.iter().any(|n| n == name) {
+        let found = format!("an adapter is called `{name}`, like the input that chooses one");
+        return Err(
+            Diagnostic::error("adapter-name", found).help("give it another name: -a NAME=SPEC")
+        );
+    }
+    if model.ir_version < 4 {
+        let found = format!(
+            "this file is of version {} of ONNX's format, in which no input may be left out",
+            model.ir_version
+        );
+        return Err(Diagnostic::error("ir-version", found)
+            .help("export the model again with a tool of 2019 or later"));
     }
     Ok(())
 }
@@ -48,6 +89,11 @@ pub(super) fn extended(mut manifest: Manifest, pass: &AttachPass) -> Manifest {
             extra: Map::new(),
         }
     }));
+    if let Some(tenants) = &pass.tenants {
+        manifest.tenants = Some(tenants.clone());
+        manifest.inputs.push(contract::ADAPTER_IDS.into());
+        return manifest;
+    }
     if pass.setup.is_bound() {
         manifest.setups.push(pass.setup.to_json());
     }

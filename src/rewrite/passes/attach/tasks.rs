@@ -16,20 +16,22 @@ pub(super) struct Picker {
 
 /// How what is made for the whole model is named and stamped.
 pub(super) struct Origin {
+    /// What it is made for.
+    pub(super) owner: &'static str,
     pub(super) scope: String,
     pub(super) stamp: Metadata,
 }
 
 impl Origin {
     /// A value of the whole model, made once, in front of all nodes of the file.
-    fn once(
+    pub(super) fn once(
         &self,
         cx: &BuildCx<'_>,
         key: &str,
         make: impl FnOnce() -> Result<Val, Diagnostic>,
     ) -> Result<Val, Diagnostic> {
         let b = cx.b;
-        let owner = cx.owner.replace(contract::TASK_IDS.to_owned());
+        let owner = cx.owner.replace(self.owner.to_owned());
         let scope = b.set_scope(&self.scope);
         b.set_stamp(self.stamp.clone());
         b.set_spot(Some(Spot::Front));
