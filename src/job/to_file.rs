@@ -156,6 +156,12 @@ impl AttachToFile {
             .map(|n| &**n)
             .collect();
         let path = self.target(&adapters);
+        // A file of many gives each folder when it is asked for (`rewrite tenants extract`).
+        let names = if self.adapters.adapter_ids {
+            &[]
+        } else {
+            names
+        };
         let beside = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
         keep(&path, [&*self.model])?;
         ensure_absent(&path, self.force)?;
