@@ -1,7 +1,8 @@
 //! `rewrite adapter`: parses arguments, shows events and prints.
 
 use super::Ui;
-use super::args::{AdapterCommand, AdapterFormat, AverageArgs, ConvertArgs, SignMethod};
+use super::args::{AdapterCommand, AdapterFormat, ConvertArgs};
+use super::average::{AverageArgs, SignMethod};
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
 use crate::adapters::{Weighting, identifiers};
 use crate::api;

@@ -4,6 +4,7 @@
 mod adapters;
 mod args;
 mod attach;
+mod average;
 mod eval;
 mod exec;
 mod flags;
