@@ -559,7 +559,7 @@ impl Method for Lora {
         let x = cx.dropout(stack::read(place, state, cx), self.dropout);
         let fused = place.detail.columns().is_some();
         if stacked::has_diagonals(p, cx) {
-            let z = self.by_diagonals(place, site, x, p, cx);
+            let z = stacked::by_diagonals(place, site, x, p, cx);
             return Ok(State {
                 delta: Some(cx.times(z, p, self.scale_at(place))),
                 ..state

@@ -13,6 +13,20 @@ pub(super) fn has_diagonals(p: &Params<'_>, cx: &BuildCx<'_>) -> bool {
     diagonal.is_some_and(|v| cx.b.is_by_row(v))
 }
 
+/// VeRA with diagonals: what flows is scaled, in the place of the rows of matrices that would be as many as samples.
+pub(super) fn by_diagonals(
+    place: &Place<'_>,
+    site: &LinearSite,
+    x: Val,
+    p: &Params<'_>,
+    cx: &BuildCx<'_>,
+) -> Val {
+    let b = cx.b;
+    let [shared_a, shared_b] = shared_at(place, site, p, cx);
+    let z = b.mul(b.linear_t(x, shared_a), p.get("vera_lambda_d"));
+    b.mul(b.linear_t(z, shared_b), p.get("vera_lambda_b"))
+}
+
 impl Lora {
     /// What matters inside one place.
     pub(super) fn common(&self, place: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
@@ -63,21 +77,6 @@ impl Lora {
             detail,
             factor: (!self.use_gating).then_some(own),
         })
-    }
-
-    /// VeRA with diagonals: what flows is scaled, in the place of the rows of matrices that would be as many as samples.
-    pub(super) fn by_diagonals(
-        &self,
-        place: &Place<'_>,
-        site: &LinearSite,
-        x: Val,
-        p: &Params<'_>,
-        cx: &BuildCx<'_>,
-    ) -> Val {
-        let b = cx.b;
-        let [shared_a, shared_b] = shared_at(place, site, p, cx);
-        let z = b.mul(b.linear_t(x, shared_a), p.get("vera_lambda_d"));
-        b.mul(b.linear_t(z, shared_b), p.get("vera_lambda_b"))
     }
 
     /// The change of a fused projection's columns: each adapted block from its share of the rank, zeros elsewhere.
