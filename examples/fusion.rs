@@ -1,4 +1,4 @@
-//! AdapterFusion in two stages (Pfeiffer et al. 2021): an adapter for each of two kinds of text, then a fusion that mixes both, which are
+//! `AdapterFusion` in two stages (Pfeiffer et al. 2021): an adapter for each of two kinds of text, then a fusion that mixes both, which are
 //! left as they are.
 //!
 //! ```sh

@@ -278,7 +278,6 @@ fn methods_are_named_in_their_own_files_only() {
         ("api/eject.rs", "prefixes as parameters"),
     ];
     let types = [
-        "AdapterFusion",
         "Bottleneck",
         "Lora",
         "MtlLora",

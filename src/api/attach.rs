@@ -168,7 +168,7 @@ impl Attach {
         self
     }
 
-    /// Layers that get no adapters (AdapterDrop; the library's `skip_layers`). The parameters for them stay in the adapters' files.
+    /// Layers that get no adapters (`AdapterDrop`; the library's `skip_layers`). The parameters for them stay in the adapters' files.
     pub fn skip_layers(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
         self.skip_layers.extend(layers);
         self

@@ -1,5 +1,10 @@
 //! The arguments of `rewrite adapter average`.
 
+#![expect(
+    clippy::doc_markdown,
+    reason = "the documentation is the help text on a terminal"
+)]
+
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 

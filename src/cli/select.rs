@@ -1,5 +1,10 @@
 //! The flags that say what is selected in a model, and what is spliced in.
 
+#![expect(
+    clippy::doc_markdown,
+    reason = "the documentation is the help text on a terminal"
+)]
+
 use super::flags::checked;
 use crate::job::{AdapterSettings, check_fusion, check_interface, check_setup, check_spec};
 use clap::Args;

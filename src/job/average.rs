@@ -39,16 +39,15 @@ impl Average {
     pub(crate) fn run(&self) -> Result<(AdapterFolder, PathBuf)> {
         let adapters = self.adapters.iter().map(|p| read_folder(p));
         let adapters = adapters.collect::<Result<Vec<_>>>()?;
-        let mut out = match &self.weighting {
-            Some(weighting) => weighted(&self.name, &adapters, weighting)?,
-            None => {
-                let options = AverageOptions {
-                    weights: self.weights.clone(),
-                    normalize: self.normalize,
-                    combine: Combine::named(&self.strategy, self.rank)?,
-                };
-                average(&self.name, &adapters, &options)?
-            }
+        let mut out = if let Some(weighting) = &self.weighting {
+            weighted(&self.name, &adapters, weighting)?
+        } else {
+            let options = AverageOptions {
+                weights: self.weights.clone(),
+                normalize: self.normalize,
+                combine: Combine::named(&self.strategy, self.rank)?,
+            };
+            average(&self.name, &adapters, &options)?
         };
         let headed = |p: &&PathBuf| p.join(heads::file::CONFIG).exists();
         if let Some(first) = self.adapters.iter().find(headed) {

@@ -62,7 +62,7 @@ pub(crate) struct ModelSettings {
     /// The setup: which adapters are active and how they are composed, in AdapterHub's notation, or an `adapter_setup.json` with the folders
     /// of its adapters beside it (default: all, one behind the other).
     pub(crate) active: Option<String>,
-    /// The AdapterFusion of each `Fuse` in the setup: the folder of a saved one, or `static` or `dynamic` for a fresh one (default: dynamic).
+    /// The `AdapterFusion` of each `Fuse` in the setup: the folder of a saved one, or `static` or `dynamic` for a fresh one (default: dynamic).
     pub(crate) fusion: AdapterSpecs,
     /// Layers that get no adapters (`AdapterDrop`).
     pub(crate) skip_layers: Vec<usize>,

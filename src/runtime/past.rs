@@ -19,7 +19,9 @@ pub(crate) fn caches(g: &Graph) -> FxHashMap<ValueId, Option<usize>> {
     for port in g.inputs() {
         let ty = port.ty.as_ref().or(g.value(port.value).ty.as_ref());
         let dims = ty.and_then(Type::dims);
-        let float = ty.and_then(Type::dtype).is_none_or(|t| t.is_float());
+        let float = ty
+            .and_then(Type::dtype)
+            .is_none_or(crate::ir::DType::is_float);
         let axis = dims
             .filter(|d| float && d.len() == 4)
             .and_then(|d| grown(g, port.value, d));

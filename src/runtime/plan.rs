@@ -62,6 +62,10 @@ pub struct FeedSpec {
     /// Whether anything requested depends on it.
     pub used: bool,
     /// Where this is an input for cached keys or values: the axis of their positions, as far as what reads it says that.
+    #[expect(
+        clippy::option_option,
+        reason = "whether it is a cache, and where it grows"
+    )]
     pub(crate) cache: Option<Option<usize>>,
     /// Heads and width of a cache, where they are not declared.
     pub(crate) cache_size: Option<[usize; 2]>,

@@ -35,14 +35,14 @@ impl<'g> Parents<'g> {
                 };
                 let pieces: Vec<&'g str> = path.split('.').collect();
                 for (step, gap) in gaps(scope, &pieces).unwrap_or_default() {
-                    missing.cast(step.upto, step.outer, gap.to_vec());
+                    missing.cast(step.upto, step.outer, &gap.to_vec());
                 }
                 let borrowed = scope
                     .replace('/', ".")
                     .strip_suffix(path)
                     .is_some_and(|outer| outer.ends_with('.'));
                 if borrowed {
-                    owned.cast(scope, scope, path);
+                    owned.cast(scope, scope, &path);
                 }
             }
         }
@@ -85,12 +85,12 @@ impl<W, T> Default for Votes<'_, W, T> {
 }
 
 impl<'g, W, T: Clone + PartialEq> Votes<'g, W, T> {
-    fn cast(&mut self, key: &'g str, with: W, said: T) {
+    fn cast(&mut self, key: &'g str, with: W, said: &T) {
         let (_, vote) = self
             .of
             .entry(key)
             .or_insert_with(|| (with, Some(said.clone())));
-        if vote.as_ref() != Some(&said) {
+        if vote.as_ref() != Some(said) {
             *vote = None;
         }
     }

@@ -240,7 +240,7 @@ impl Trainer {
                 with = cooled
                     .0
                     .into_iter()
-                    .fold(feeds.clone(), |f, (n, v)| f.with(&*n, v));
+                    .fold(feeds.clone(), |f, (n, v)| f.with(&n, v));
                 &with
             };
             loss += f64::from(self.inner.accumulate(feeds, 1.0, Some(seed))?);

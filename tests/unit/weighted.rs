@@ -48,7 +48,15 @@ fn products(folder: &AdapterFolder) -> BTreeMap<String, Vec<f32>> {
 
 #[test]
 fn combinations_are_those_of_peft() {
-    let cases: [(&str, &str, &[&str], &[f64], Option<f64>, Option<usize>); 8] = [
+    type Case<'c> = (
+        &'c str,
+        &'c str,
+        &'c [&'c str],
+        &'c [f64],
+        Option<f64>,
+        Option<usize>,
+    );
+    let cases: [Case<'_>; 8] = [
         ("linear", "linear", &["a", "b"], &[0.7, -0.4], None, None),
         (
             "cat",

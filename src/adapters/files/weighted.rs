@@ -458,7 +458,7 @@ fn mixed(
             .map(|x| if how.by_frequency { sign(x) } else { x })
             .sum();
         let majority = if sum >= 0.0 { 1.0 } else { -1.0 };
-        let kept = || each().map(|x| sign(x) == majority);
+        let kept = || each().map(|x| x * majority > 0.0);
         let count = kept().filter(|k| *k).count();
         let total: f64 = weighted()
             .zip(kept())

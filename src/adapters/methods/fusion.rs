@@ -1,4 +1,4 @@
-//! AdapterFusion: each position mixes what several adapters make of it, with weights that it computes itself. Pfeiffer et al. 2021.
+//! `AdapterFusion`: each position mixes what several adapters make of it, with weights that it computes itself. Pfeiffer et al. 2021.
 //!
 //! With `u_n` what adapter `n` makes (scaled, before its residual), `q` the stream that they read, and `r` the residual:
 //!

@@ -273,7 +273,7 @@ pub(crate) trait Known:
     }
 }
 
-/// A method whose adapters AdapterFusion mixes.
+/// A method whose adapters `AdapterFusion` mixes.
 pub(crate) trait Fusible {
     /// What enters the adapters of a fusion, by the configuration of this one.
     fn open(&self, place: &Place<'_>, state: State, cx: &BuildCx<'_>)

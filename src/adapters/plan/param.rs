@@ -281,7 +281,7 @@ impl Init {
             }
             Init::Diagonal { value } => diagonal(dims, *value),
             Init::NearIdentity { beside } => {
-                let on = |v: f32| if v == 1.0 { 1.0 } else { *beside };
+                let on = |v: f32| if v > 0.5 { 1.0 } else { *beside };
                 diagonal(dims, 1.0).into_iter().map(on).collect()
             }
             Init::NegativeIdentity => diagonal(dims, -1.0),

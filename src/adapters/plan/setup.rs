@@ -17,7 +17,7 @@ pub enum Setup {
     Single(String),
     /// One after the other.
     Stack(Vec<Setup>),
-    /// Each position mixes what the children make of it, with weights that an AdapterFusion computes.
+    /// Each position mixes what the children make of it, with weights that an `AdapterFusion` computes.
     Fuse {
         /// What is mixed.
         children: Vec<Setup>,

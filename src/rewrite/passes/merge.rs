@@ -403,7 +403,9 @@ fn merge_expression(
         each.extend(merged.map(|m| (*share, m)));
     }
     let outputs: Vec<Val> = match &*each {
-        [(share, only)] if *share == 1.0 => std::iter::once(only.weight).chain(only.bias).collect(),
+        [(share, only)] if (share - 1.0).abs() < 1e-9 => {
+            std::iter::once(only.weight).chain(only.bias).collect()
+        }
         _ => {
             let mixed = |of: &dyn Fn(&Merged) -> Val, old: ValueId| {
                 let old = build.up(Val::Old(old));

@@ -97,10 +97,8 @@ pub(super) fn extended(mut manifest: Manifest, pass: &AttachPass) -> Manifest {
     if pass.setup.is_bound() {
         manifest.setups.push(pass.setup.to_json());
     }
-    if !pass.setup.multi_tasks().is_empty() {
-        if manifest.inputs.is_empty() {
-            manifest.inputs.push(contract::TASK_IDS.into());
-        }
+    if !pass.setup.multi_tasks().is_empty() && manifest.inputs.is_empty() {
+        manifest.inputs.push(contract::TASK_IDS.into());
     }
     manifest
 }
