@@ -52,6 +52,7 @@ mod select;
 mod setups;
 #[cfg(feature = "train")]
 mod tenants;
+#[cfg(feature = "train")]
 mod train_loop;
 #[cfg(feature = "train")]
 mod train_step;
@@ -59,6 +60,8 @@ mod train_step;
 mod training_truth;
 #[cfg(feature = "train")]
 mod watch;
+#[cfg(feature = "train")]
+mod weighted;
 
 #[cfg(feature = "runtime")]
 mod windows;
@@ -69,7 +72,6 @@ pub(crate) mod support;
 #[expect(dead_code, reason = "shared with benches")]
 #[path = "../../benches/synth.rs"]
 mod synth;
-mod weighted;
 
 /// A model with a loss and its gradients by the values named: one step of training.
 #[cfg(feature = "train")]
