@@ -21,7 +21,7 @@ use rustc_hash::FxHashMap;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-mod blocks;
+pub(super) mod blocks;
 mod channels;
 mod compose;
 mod manifest;

@@ -4,6 +4,7 @@
 //! small model of it, has it evaluated by whoever can run graphs, and puts the result in the place of the weight. Nothing else in the
 //! graph changes; a weight that others read as well is copied for the adapted linear.
 
+use super::attach::blocks::weighted_sum;
 use crate::adapters::manifest::Manifest;
 use crate::adapters::methods::{Fold, Merged};
 use crate::adapters::param::exchanged;
@@ -409,20 +410,11 @@ fn merge_expression(
         _ => {
             let mixed = |of: &dyn Fn(&Merged) -> Val, old: ValueId| {
                 let old = build.up(Val::Old(old));
-                let mut rest = 1.0;
-                let mut sum: Option<Val> = None;
-                let mut add = |v: Val, share: f64| {
-                    let term = b.scale(v, share as f32);
-                    sum = Some(sum.map_or(term, |s| b.add(s, term)));
-                };
-                for (share, merged) in &each {
-                    add(build.up(of(merged)), *share);
-                    rest -= share;
-                }
-                if rest.abs() > 1e-9 {
-                    add(old, rest);
-                }
-                build.down(sum.unwrap_or(old))
+                let terms: Vec<(f64, Val)> = each
+                    .iter()
+                    .map(|(share, m)| (*share, build.up(of(m))))
+                    .collect();
+                build.down(weighted_sum(&b, &terms, old))
             };
             let new_bias = bias.filter(|_| each.iter().any(|(_, m)| m.bias.is_some()));
             let own = new_bias.map(|old| mixed(&|m: &Merged| m.bias.unwrap_or(Val::Old(old)), old));

@@ -157,3 +157,13 @@ pub(super) fn no_average(place: &Place<'_>) -> Diagnostic {
     .at(place.scope.clone())
     .help("average the parameters instead: `rewrite adapter average`")
 }
+
+/// The sum of values times their weights; what the weights lack to 1 is the weight of `old`.
+pub(in crate::rewrite::passes) fn weighted_sum(b: &Builder, terms: &[(f64, Val)], old: Val) -> Val {
+    let rest = terms.iter().fold(1.0, |rest, (weight, _)| rest - weight);
+    // Equal weights add up to 1 but for rounding.
+    let rest = (rest.abs() > 1e-9).then_some((rest, old));
+    let scaled = terms.iter().copied().chain(rest);
+    let scaled = scaled.map(|(weight, v)| b.scale(v, weight as f32));
+    scaled.reduce(|sum, v| b.add(sum, v)).unwrap_or(old)
+}

@@ -259,24 +259,11 @@ impl Composer<'_> {
         let made = self.each(children, &states, at, cx, used)?;
         let b = cx.b;
         b.set_scope(&self.fresh_scope(&format!("{}/Average", place.scope)));
-        let mut rest = 1.0;
-        let mut sum: Option<Val> = None;
-        let mut add = |v: Val, weight: f64| {
-            let term = b.scale(v, weight as f32);
-            sum = Some(sum.map_or(term, |sum| b.add(sum, term)));
-        };
-        for (made, weight) in made.into_iter().zip(weights) {
-            if let Some(made) = made {
-                add(made, *weight);
-                rest -= weight;
-            }
-        }
-        // Equal weights add up to 1 but for rounding.
-        if rest.abs() > 1e-9 {
-            add(cx.current(place.target()), rest);
-        }
+        let made = made.into_iter().zip(weights);
+        let terms: Vec<(f64, Val)> = made.filter_map(|(v, w)| Some((*w, v?))).collect();
+        let mean = blocks::weighted_sum(b, &terms, cx.current(place.target()));
         Ok(State {
-            closed: sum,
+            closed: Some(mean),
             ..state
         })
     }
