@@ -3,7 +3,7 @@
 use crate::adapters::heads::{Head, Noted};
 use crate::adapters::manifest::Manifest;
 use crate::adapters::summary::Summary;
-use crate::adapters::{Adapter, AdapterStore, Config};
+use crate::adapters::{Adapter, AdapterStore, Config, Setup};
 use crate::analyze::finite;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -120,8 +120,23 @@ pub(crate) fn attach_head(
     seed: u64,
     training: bool,
 ) -> Result<Verified> {
+    attach_heads(model, vec![head], None, seed, training)
+}
+
+/// Adds a head for each child of a block of the setup, with the outputs `logits.NAME`; without a block, the only one.
+///
+/// # Errors
+/// Those of [`attach_head`].
+pub(crate) fn attach_heads(
+    model: Verified,
+    heads: Vec<Head>,
+    block: Option<Setup>,
+    seed: u64,
+    training: bool,
+) -> Result<Verified> {
     let pass = AttachHead {
-        head,
+        heads,
+        block,
         seed,
         training,
     };

@@ -45,6 +45,7 @@ pub struct Attach {
     route: Option<Route>,
     shown: Shown,
     skip_layers: Vec<usize>,
+    skip_input: bool,
     by_ids: bool,
 }
 
@@ -62,6 +63,7 @@ impl Attach {
             route: None,
             shown: Shown::default(),
             skip_layers: Vec::new(),
+            skip_input: false,
             by_ids: false,
         }
     }
@@ -171,6 +173,12 @@ impl Attach {
     /// Layers that get no adapters (`AdapterDrop`; the library's `skip_layers`). The parameters for them stay in the adapters' files.
     pub fn skip_layers(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
         self.skip_layers.extend(layers);
+        self
+    }
+
+    /// Whether the graph gets an optional input `adapter_skip_layers: bool[layers]` that says which layers are skipped (default: no).
+    pub fn skip_layers_input(mut self, wanted: bool) -> Self {
+        self.skip_input = wanted;
         self
     }
 
@@ -290,6 +298,7 @@ impl Attach {
             training: self.training,
             shown: self.shown,
             skip_layers: self.skip_layers,
+            skip_input: self.skip_input,
             tenants,
         };
         let rewritten = pipelines::attaching(pass).run(model);

@@ -216,6 +216,14 @@ impl Builder {
         }))
     }
 
+    /// The graph input of this name, where this builder has made it.
+    pub(crate) fn made_input(&self, name: &str) -> Option<Val> {
+        let fragment = self.fragment.borrow();
+        let named = |v: &NewValue| v.input && *v.name == *name;
+        let at = fragment.values.iter().position(named)?;
+        u32::try_from(at).ok().map(Val::New)
+    }
+
     /// A new graph input with exactly this name, and the value that it has where nothing is given.
     pub(crate) fn optional_input(
         &self,

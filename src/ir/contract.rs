@@ -41,6 +41,21 @@ pub(crate) const LOGITS: &str = "logits";
 pub(crate) const START_LOGITS: &str = "start_logits";
 /// Graph output: how well the answer ends at each token, `f32[batch, seq]`.
 pub(crate) const END_LOGITS: &str = "end_logits";
+/// Outputs of heads.
+const OF_HEADS: [&str; 3] = [LOGITS, START_LOGITS, END_LOGITS];
+
+/// Name of the output of one of several heads: `logits.NAME`.
+pub(crate) fn of_head(output: &str, head: &str) -> String {
+    format!("{output}.{head}")
+}
+
+/// The usual name of an output of one of several heads, and the head.
+pub(crate) fn head_output(name: &str) -> Option<(&'static str, &str)> {
+    let (output, head) = name.split_once('.')?;
+    let usual = OF_HEADS.into_iter().find(|n| *n == output)?;
+    Some((usual, head))
+}
+
 /// Graph output of a base model: its hidden states, `f32[batch, seq, width]`.
 pub(crate) const LAST_HIDDEN_STATE: &str = "last_hidden_state";
 /// Graph output of a base model: what its own pooler makes of them, `f32[batch, width]`.
@@ -61,6 +76,8 @@ pub(crate) const LAST_TEMPERATURE: f32 = 1.0;
 /// Graph input that many adapters in one graph add: the adapter of every sample, -1 for none, `i64[batch]` or `i64[1]` for all samples;
 /// left out, none.
 pub(crate) const ADAPTER_IDS: &str = "adapter_ids";
+/// Graph input that adapters with layers to be skipped at run time add: whether each layer is, `bool[layers]`; left out, none.
+pub(crate) const SKIP_LAYERS: &str = "adapter_skip_layers";
 /// Graph input that a loss adds: labels. Their shape depends on the loss.
 pub(crate) const LABELS: &str = "labels";
 /// Graph input that a loss of answers adds: the token that the answer begins at, `i64[batch]`.
@@ -161,6 +178,8 @@ pub(crate) mod stamp {
     pub(crate) const PLACE: &str = "onnx_graft.place";
     /// On the same node, where the length of outputs changes: their types in the base model, as JSON.
     pub(crate) const OUTPUTS: &str = "onnx_graft.outputs";
+    /// On a node that cuts a batch into the children of a `Parallel`, or joins what they make.
+    pub(crate) const CHANNELS: &str = "onnx_graft.channels";
     /// On a parameter: `trainable`, `frozen`, or `idle` (the library calls it trained, but nothing reads it).
     pub(crate) const PARAM: &str = "onnx_graft.param";
     /// On a parameter: further names of it in files, comma-separated.

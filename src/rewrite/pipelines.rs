@@ -7,6 +7,7 @@
 
 use super::Pipeline;
 use super::passes::cache::AddCache;
+use super::passes::channel::OneChannel;
 use super::passes::expand::Expand;
 use super::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
 use super::passes::gradient::{GradientPass, Outputs};
@@ -77,6 +78,14 @@ pub(crate) fn heading(head: AttachHead) -> Pipeline {
     Pipeline::named("heading").step(
         head,
         "Behind the adapters: the head reads the adapted hidden states.",
+    )
+}
+
+/// Keeps one child of a `Parallel`.
+pub(crate) fn one_channel(channel: usize) -> Pipeline {
+    Pipeline::named("one-channel").step(
+        OneChannel { channel },
+        "A row has one answer of each child: to measure one, or to go on with its text, it is taken alone.",
     )
 }
 
@@ -239,6 +248,7 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         training: false,
         shown: Shown::default(),
         skip_layers: Vec::new(),
+        skip_input: false,
         tenants: None,
     };
     let merge = Merge {
@@ -248,12 +258,14 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         fold: Fold::In,
         evaluate: Box::new(|_| Ok(Vec::new())),
     };
+    let fresh = Head::fresh("", HeadConfig::default());
+    let noted = Noted::flexible(&fresh);
     let head = AttachHead {
-        head: Head::fresh("", HeadConfig::default()),
+        heads: vec![fresh],
+        block: None,
         seed: 0,
         training: false,
     };
-    let noted = Noted::flexible(&head.head);
     let logits = || contract::LOGITS.to_owned();
     vec![
         opening(Vec::new()),
@@ -261,6 +273,7 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         attaching(attach),
         heading(head),
         noting(noted),
+        one_channel(0),
         inference(mode),
         loss(&causal, mode),
         training(&causal, &[], Outputs::Drop, true, mode),

@@ -39,6 +39,8 @@ mod multi_task;
 #[cfg(feature = "train")]
 mod packing;
 #[cfg(feature = "train")]
+mod parallel;
+#[cfg(feature = "train")]
 mod peft;
 #[cfg(feature = "runtime")]
 mod places;

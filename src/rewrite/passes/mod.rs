@@ -2,6 +2,7 @@
 
 mod attach;
 pub(crate) mod cache;
+pub(crate) mod channel;
 pub(crate) mod expand;
 pub(crate) mod fuse;
 pub(crate) mod gradient;
