@@ -78,6 +78,9 @@ pub(crate) const LOGIT_POSITIONS: &str = "logit_positions";
 /// Graph input that a cache adds: 1 for every cached position that counts, `i64[batch, past_sequence]`.
 pub(crate) const PAST_ATTENTION_MASK: &str = "past_attention_mask";
 
+/// Graph input of a decoder of two branches (Optimum's merged ones), `bool[1]`: whether the branch that reads a cache is taken.
+pub(crate) const USE_CACHE_BRANCH: &str = "use_cache_branch";
+
 /// What stands in front of the name of a graph input with cached keys or values.
 pub(crate) const PAST: &str = "past_key_values.";
 /// Words of the name of a graph input with cached keys or values, as exporters other than Optimum write it.

@@ -43,9 +43,9 @@ impl ModelFiles {
         !self.config.is_null()
     }
 
-    /// Reads and verifies the model.
+    /// Reads and verifies the model, and puts functions and decided branches in place.
     pub(super) fn open(&self, events: OnEvent<'_>) -> Result<Verified> {
-        super::open(&self.path, events)
+        crate::api::flat(super::open(&self.path, events)?)
     }
 
     /// The tokenizer that is named, or the one beside the model; with the chat template that the first of these adapters was trained

@@ -6,11 +6,13 @@
 //! [`all`] makes every one of them with nothing particular to do, for those who want to know what the lists hold.
 
 use super::Pipeline;
+use super::bodies::Sink;
 use super::passes::cache::AddCache;
 use super::passes::expand::Expand;
 use super::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
 use super::passes::gradient::{GradientPass, Outputs};
 use super::passes::head::{AttachHead, NoteHead};
+use super::passes::inline::Inline;
 use super::passes::logits::ChooseLogits;
 use super::passes::loss::{Divisor, Loss};
 use super::passes::pack::Pack;
@@ -53,6 +55,25 @@ pub(crate) fn opening(ops: Vec<OpId>) -> Pipeline {
     Pipeline::named("opening").step(
         Expand::Ops(ops),
         "Fused skip norms and attentions hide the values that adapters are spliced at.",
+    )
+}
+
+/// Puts calls of functions and branches that are decided in the place of their nodes.
+pub(crate) fn inlining(without_cache: bool) -> Pipeline {
+    Pipeline::named("inlining").step(
+        Inline {
+            without_cache,
+            calls: true,
+        },
+        "A function or a branch hides its nodes from everything that looks at one graph.",
+    )
+}
+
+/// Puts bodies of nodes, which were rewritten as models of their own, back where they stood.
+pub(crate) fn sinking(sink: Sink) -> Pipeline {
+    Pipeline::named("sinking").step(
+        sink,
+        "Behind the passes that saw each body as a graph: what they read of the graph around is captured again.",
     )
 }
 
@@ -256,7 +277,9 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
     let noted = Noted::flexible(&head.head);
     let logits = || contract::LOGITS.to_owned();
     vec![
+        inlining(true),
         opening(Vec::new()),
+        sinking(Sink { pieces: Vec::new() }),
         packing(selection()),
         attaching(attach),
         heading(head),

@@ -41,9 +41,23 @@ pub struct Selection {
     pub misses: Vec<Diagnostic>,
     /// Why each place was chosen.
     pub(crate) decisions: Vec<Decision>,
+    /// Paths, without the base model's prefix or with it, of modules that the interface names and another file of the model holds: the
+    /// other stack of an encoder-decoder, or what a decoder's first step has cached.
+    pub(crate) absent: Vec<String>,
 }
 
 impl Selection {
+    /// Whether a parameter's name lies in a module that another file of the model holds.
+    pub(crate) fn is_elsewhere(&self, name: &str) -> bool {
+        let inside = |path: &String| format!(".{name}").contains(&format!(".{path}."));
+        self.absent.iter().any(inside)
+    }
+
+    /// Whether the layers of the graph are not all layers of the model, so that they cannot be counted as the model's are.
+    pub(crate) fn lacks_a_stack(&self) -> bool {
+        self.misses.iter().any(|d| d.code == "select-stack")
+    }
+
     /// Whether a fused operator took the projections of an attention in.
     pub(crate) fn hides_projections(&self) -> bool {
         let hidden = |a: &AttentionSite| [&a.q, &a.k, &a.v, &a.qkv].iter().all(|p| p.is_none());

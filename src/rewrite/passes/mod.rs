@@ -6,6 +6,7 @@ pub(crate) mod expand;
 pub(crate) mod fuse;
 pub(crate) mod gradient;
 pub(crate) mod head;
+pub(crate) mod inline;
 pub(crate) mod logits;
 pub(crate) mod loss;
 mod merge;
