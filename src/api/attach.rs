@@ -216,6 +216,10 @@ impl Attach {
                 found => found?,
             },
         };
+        let interface = match &self.file {
+            Some(file) => interface.counting(file),
+            None => interface,
+        };
         let mut adapters = self.adapters;
         if adapters.is_empty() {
             adapters.push(Adapter::default_of(&interface)?);

@@ -104,8 +104,8 @@ pub(crate) struct Adopted<'a> {
     pub taken: &'a dyn Fn(&str) -> bool,
     /// The attributes that references in a function's body stand for; none elsewhere.
     pub attrs: Option<&'a dyn Fn(&str) -> Option<Attr>>,
-    /// What names of the nodes and of their values begin with.
-    pub prefix: &'a str,
+    /// What becomes of the names of its nodes and values.
+    pub rename: &'a dyn Fn(&str) -> String,
 }
 
 impl Builder {
@@ -114,7 +114,7 @@ impl Builder {
     pub(crate) fn adopt(&self, of: &Adopted<'_>, given: &mut FxHashMap<ValueId, Val>) {
         let g = of.graph;
         let free = |name: &str| {
-            let mut free = format!("{}{name}", of.prefix);
+            let mut free = (of.rename)(name);
             while (of.taken)(&free) || !self.claim(&free) {
                 free.push('_');
             }
@@ -130,7 +130,7 @@ impl Builder {
         for n in g.order().unwrap_or_default() {
             let mut node = g.node(n).clone();
             if !node.name.is_empty() {
-                node.name = format!("{}{}", of.prefix, node.name).into();
+                node.name = (of.rename)(&node.name).into();
             }
             let refers = |a: &Attr| matches!(a.value, AttrValue::Ref { .. });
             if node.attrs.values().any(refers) {

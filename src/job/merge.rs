@@ -67,6 +67,7 @@ impl Merge {
         }
         let model = open(&self.model, events)?;
         let interface = self.adapters.interface(&self.model, &model)?;
+        let interface = interface.counting(&self.model);
         let (model, opened) = api::opened(model, false)?;
         warn(events, &opened)?;
         let mut adapters = self.adapters.load(&interface, events)?;

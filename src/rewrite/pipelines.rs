@@ -13,6 +13,7 @@ use super::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
 use super::passes::gradient::{GradientPass, Outputs};
 use super::passes::head::{AttachHead, NoteHead};
 use super::passes::inline::Inline;
+use super::passes::join::Join;
 use super::passes::logits::ChooseLogits;
 use super::passes::loss::{Divisor, Loss};
 use super::passes::pack::Pack;
@@ -23,6 +24,7 @@ use crate::adapters::Setup;
 use crate::adapters::heads::{Head, HeadConfig, Noted};
 use crate::adapters::methods::Fold;
 use crate::adapters::place::Shown;
+use crate::infer::Verified;
 use crate::ir::{OpId, contract};
 use crate::select::Selection;
 
@@ -66,6 +68,14 @@ pub(crate) fn inlining(without_cache: bool) -> Pipeline {
             calls: true,
         },
         "A function or a branch hides its nodes from everything that looks at one graph.",
+    )
+}
+
+/// Puts an encoder in front of a decoder.
+pub(crate) fn joining(encoder: Verified) -> Pipeline {
+    Pipeline::named("joining").step(
+        Join { encoder },
+        "Two files of one model become one graph, so that adapters of both are trained by one loss.",
     )
 }
 

@@ -15,7 +15,7 @@ pub(in crate::adapters) fn beyond(
 ) -> Option<Diagnostic> {
     let count = selection.layers.iter().map(|l| l.index + 1).max()?;
     let dict = method.to_dict();
-    let uncounted = selection.lacks_a_stack();
+    let uncounted = selection.uncounted;
     let outside = |text: &String| uncounted || !text.parse::<usize>().is_ok_and(|id| id < count);
     for field in FIELDS {
         let named: Vec<String> = match &dict[field] {
@@ -32,7 +32,7 @@ pub(in crate::adapters) fn beyond(
                 "`{field}` names layers by their number in the whole model, and this graph holds one part of it"
             );
             return Some(Diagnostic::error("layer-id", what).help(
-                "attach to the folder of the model's files, or export encoder and decoder as one graph",
+                "put the model's config.json beside it, which says how many layers the encoder has",
             ));
         }
         let many = if wrong.len() == 1 { "layer" } else { "layers" };

@@ -165,7 +165,7 @@ fn replace(cx: &mut PassCx<'_>, n: NodeId, inner: &Inner<'_>) -> Result<(), Pass
         graph: inner.graph,
         taken: &|name| g.find(name).is_some(),
         attrs: inner.attrs.map(|_| attrs),
-        prefix: &inner.prefix,
+        rename: &|name| format!("{}{name}", inner.prefix),
     };
     patch.builder().adopt(&adopted, &mut given);
     patch.builder().set_scope(&name);

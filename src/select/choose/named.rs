@@ -13,6 +13,7 @@ use crate::select::field::Field;
 use crate::select::interface::PerStack;
 use crate::select::modules::{ModuleId, join};
 use crate::select::site::{AttentionSite, Layer, LinearSite, NormSite, Role};
+use rustc_hash::FxHashSet;
 
 /// One layer of the tree.
 #[derive(Clone, Debug)]
@@ -45,6 +46,7 @@ impl Scene<'_> {
         let used: Vec<ModuleId> = found.iter().flatten().flatten().copied().collect();
         let within = |id: ModuleId| used.iter().any(|u| self.tree.is_within(id, *u));
         let some = !used.is_empty() && self.all_lists().into_iter().all(within);
+        let mut before = 0;
         let alone = found.iter().filter(|f| f.is_ok()).count() == 1 && found.len() > 1;
         for ((stack, path), found) in named.into_iter().zip(found) {
             match found {
@@ -70,7 +72,7 @@ impl Scene<'_> {
                     let first = if self.interface.counts_layers_apart() {
                         0
                     } else {
-                        spots.len()
+                        before + spots.len()
                     };
                     spots.extend(all.into_iter().enumerate().map(|(i, module)| Spot {
                         index: first + i,
@@ -79,7 +81,14 @@ impl Scene<'_> {
                         nodes: self.tree.nodes_within(self.view, module),
                     }));
                 }
-                Err(_) if some => self.absent.push(path.to_owned()),
+                Err(_) if some => {
+                    before += if stack == 0 {
+                        self.interface.encoder_layers.unwrap_or(0)
+                    } else {
+                        0
+                    };
+                    self.absent.push(path.to_owned());
+                }
                 Err(d) => findings.push(d),
             }
         }
@@ -476,8 +485,11 @@ impl<'s> Named<'s> {
         let qkv_layout = qkv
             .as_ref()
             .map(|s| columns::layout(self.scene.view, s.output, s.d_out));
+        let end = o.as_ref().map_or(output, |o| o.input);
+        let fed = q.as_ref().filter(|_| fed);
         Some(AttentionSite {
             path: self.scene.full_path(module),
+            fed: fed.and_then(|q| self.fed(end, q)),
             q,
             k,
             v,
@@ -505,6 +517,31 @@ impl<'s> Named<'s> {
             self.record.absent.extend(paths);
         }
         fed
+    }
+
+    /// The graph inputs that an attention reads as keys and values: values are mixed by what the softmax makes, keys are in front of it.
+    fn fed(&self, end: ValueId, q: &LinearSite) -> Option<[ValueId; 2]> {
+        let view = self.scene.view;
+        let past = |v: ValueId| view.graph.is_input(v) && contract::is_past(view.graph.name_of(v));
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let mut todo = vec![(end, false)];
+        let mut seen = FxHashSet::default();
+        while let Some((v, scores)) = todo.pop() {
+            if v == q.output || v == q.rows.1 || v == q.input || !seen.insert((v, scores)) {
+                continue;
+            }
+            if past(v) {
+                let list = if scores { &mut keys } else { &mut values };
+                list.push(v);
+            } else if let Some(n) = view.producer(v).filter(|n| !view.measures(*n)) {
+                let scores = scores || view.is(n, "Softmax");
+                todo.extend(view.inputs(n).into_iter().flatten().map(|v| (v, scores)));
+            }
+        }
+        match (&keys[..], &values[..]) {
+            ([keys], [values]) => Some([*keys, *values]),
+            _ => None,
+        }
     }
 
     fn linear(
