@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::diff::Diff;
 use crate::rewrite::passes::head::AttachHead;
+use crate::rewrite::passes::inline;
 use crate::rewrite::pipelines;
 use crate::select::{Interface, Selection, fused_attentions, hiding_operators, module_of};
 use std::path::Path;
@@ -18,12 +19,14 @@ mod attach;
 #[cfg(feature = "runtime")]
 mod eject;
 mod tenants;
+mod within;
 
 pub(crate) use crate::adapters::docs::explain as method;
 pub use attach::{Adapted, Attach, find_interface};
 #[cfg(feature = "runtime")]
 pub(crate) use eject::eject_prefix_tuning;
 pub use tenants::tenants;
+pub(crate) use within::{flat, shown};
 
 /// Maps a model and verifies it.
 ///
@@ -76,11 +79,17 @@ pub fn adapter(spec: &str) -> Result<Adapter> {
 }
 
 /// Replaces operators that hide the values adapters are spliced at (fused skip norms, packed attention) by their definitions; with
-/// `cores` also those that hold the core of an attention. The finding says which ones.
+/// `cores` also those that hold the core of an attention. The finding says which ones. Calls of the model's own functions, and branches
+/// that are decided, are replaced by their nodes.
 ///
 /// # Errors
 /// A form of these operators that has no definition here.
 pub(crate) fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnostic>)> {
+    let model = if inline::concerns(model.model()) {
+        pipelines::inlining(false).run(model)?.model
+    } else {
+        model
+    };
     let mut hiding = hiding_operators(model.model());
     if cores {
         hiding.extend(fused_attentions(model.model()));
@@ -177,6 +186,11 @@ pub fn diff(a: &Verified, b: &Verified) -> Diff {
 
 /// Takes adapters out of a rewritten model: one, or all.
 pub fn strip(model: Verified, adapter: Option<&str>) -> Result<Verified> {
+    within::stripped(model, adapter)
+}
+
+/// The same of one graph, whatever stands inside its nodes.
+fn strip_one(model: Verified, adapter: Option<&str>) -> Result<Verified> {
     let pipeline = pipelines::stripping(adapter.map(str::to_owned));
     Ok(pipeline.run(model)?.model)
 }

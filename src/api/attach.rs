@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
 use crate::rewrite::passes::AttachPass;
-use crate::rewrite::pipelines;
+use crate::rewrite::{bodies, pipelines};
 use crate::select::{Interface, Library, PerStack, Selection, beside, infer_interface};
 use std::path::{Path, PathBuf};
 
@@ -201,6 +201,20 @@ impl Attach {
     /// [`ErrorKind::Interface`]: no interface, or one that does not fit the graph; [`ErrorKind::Method`] and [`ErrorKind::Patch`]:
     /// adapters that do not fit the places.
     pub fn run(self) -> Result<Adapted> {
+        let mut attach = |model: Verified| {
+            let one = Attach {
+                model,
+                ..self.clone()
+            };
+            let adapted = one.run_flat()?;
+            Ok((adapted.model.clone(), adapted))
+        };
+        let (model, all) = bodies::everywhere(self.model.clone(), &mut attach)?;
+        Ok(super::within::joined(all, model))
+    }
+
+    /// Attaches to the main graph, whatever stands inside its nodes.
+    fn run_flat(self) -> Result<Adapted> {
         let by_name = |a: &Adapter| a.config.methods().iter().all(|m| m.names_modules());
         let by_name = !self.adapters.is_empty() && self.adapters.iter().all(by_name);
         let interface = match self.interface.filter(|i| by_name || !i.is_bare()) {
@@ -209,6 +223,10 @@ impl Attach {
                 Err(_) if by_name => Interface::bare(),
                 found => found?,
             },
+        };
+        let interface = match &self.file {
+            Some(file) => interface.counting(file),
+            None => interface,
         };
         let mut adapters = self.adapters;
         if adapters.is_empty() {
@@ -664,7 +682,8 @@ pub fn find_interface(model: &Verified, file: Option<&Path>) -> Result<Interface
         }
         return Ok(found);
     }
-    infer_interface(model).map(|p| p.interface).map_err(|e| {
+    let inferred = infer_interface(&super::shown(model.clone())?);
+    inferred.map(|p| p.interface).map_err(|e| {
         let d = Diagnostic::error("interface-unknown", "no interface was given, and none could be found")
             .help("give one: --interface qwen3, or --interface adapter_interface.json (`rewrite interface list`)");
         Error::new(ErrorKind::Interface, d).with_source(e)

@@ -17,6 +17,10 @@ pub(crate) const TOKEN_TYPE_IDS: &str = "token_type_ids";
 pub(crate) const DECODER_INPUT_IDS: &str = "decoder_input_ids";
 /// Graph input of an encoder-decoder: 1 for every decoder position that counts, `i64[batch, target]`.
 pub(crate) const DECODER_ATTENTION_MASK: &str = "decoder_attention_mask";
+/// Graph input of a decoder that is a file of its own: what the encoder makes, `f32[batch, source, width]`.
+pub(crate) const ENCODER_HIDDEN_STATES: &str = "encoder_hidden_states";
+/// Graph input of such a decoder: 1 for every position of the encoder that counts, `i64[batch, source]`.
+pub(crate) const ENCODER_ATTENTION_MASK: &str = "encoder_attention_mask";
 /// Graph inputs that have one entry for each sample of a batch, by Hugging Face's names.
 pub(crate) const ROWS: [&str; 15] = [
     INPUT_IDS,
@@ -27,8 +31,8 @@ pub(crate) const ROWS: [&str; 15] = [
     ATTENTION_MASK,
     POSITION_IDS,
     TOKEN_TYPE_IDS,
-    "encoder_hidden_states",
-    "encoder_attention_mask",
+    ENCODER_HIDDEN_STATES,
+    ENCODER_ATTENTION_MASK,
     "encoder_outputs",
     DECODER_INPUT_IDS,
     "decoder_inputs_embeds",
@@ -94,6 +98,9 @@ pub(crate) const LOSS: &str = "loss";
 pub(crate) const LOGIT_POSITIONS: &str = "logit_positions";
 /// Graph input that a cache adds: 1 for every cached position that counts, `i64[batch, past_sequence]`.
 pub(crate) const PAST_ATTENTION_MASK: &str = "past_attention_mask";
+
+/// Graph input of a decoder of two branches (Optimum's merged ones), `bool[1]`: whether the branch that reads a cache is taken.
+pub(crate) const USE_CACHE_BRANCH: &str = "use_cache_branch";
 
 /// What stands in front of the name of a graph input with cached keys or values.
 pub(crate) const PAST: &str = "past_key_values.";

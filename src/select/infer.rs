@@ -156,6 +156,7 @@ impl Namer<'_> {
             version: Some(version),
             schema_version: None,
             source: "inferred".to_owned(),
+            encoder_layers: None,
         };
         if !interface.is_adapterhub() {
             interface.schema_version = Some(SCHEMA_VERSION);

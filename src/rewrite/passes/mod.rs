@@ -7,6 +7,8 @@ pub(crate) mod expand;
 pub(crate) mod fuse;
 pub(crate) mod gradient;
 pub(crate) mod head;
+pub(crate) mod inline;
+pub(crate) mod join;
 pub(crate) mod logits;
 pub(crate) mod loss;
 mod merge;

@@ -32,6 +32,8 @@ impl Miss {
 pub(super) struct Record {
     pub(super) misses: BTreeMap<(usize, Field, String), Miss>,
     pub(super) decisions: Vec<Decision>,
+    /// Paths of modules that the graph does not compute, as another file of the model does.
+    pub(super) absent: Vec<String>,
 }
 
 impl Record {

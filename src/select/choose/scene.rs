@@ -16,12 +16,16 @@ pub(super) struct Scene<'a> {
     pub(super) interface: &'a Interface,
     /// Path in the tree → path in the state dict.
     pub(super) prefix: Prefix,
+    /// Lists of layers that the interface names and the graph does not hold, where it holds another one.
+    pub(super) absent: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Prefix {
     pub(super) in_tree: String,
     pub(super) full: String,
+    /// What stands between it and the paths of a graph that was exported from a part of the model: `encoder.`.
+    pub(super) lead: String,
 }
 
 impl<'a> Scene<'a> {
@@ -34,7 +38,7 @@ impl<'a> Scene<'a> {
     pub(super) fn full_path(&self, id: ModuleId) -> Box<str> {
         let have = &*self.tree.module(id).path;
         match have.strip_prefix(self.prefix.in_tree.as_str()) {
-            Some(rest) => format!("{}{rest}", self.prefix.full).into(),
+            Some(rest) => format!("{}{}{rest}", self.prefix.full, self.prefix.lead).into(),
             None => have.into(),
         }
     }

@@ -459,6 +459,7 @@ impl Unnamed<'_> {
             &f.attn_o_proj,
         );
         AttentionSite {
+            fed: None,
             path: path.into(),
             q: linear(separate(core.q), Role::Query, &f.attn_q_proj),
             k: linear(separate(core.k), Role::Key, &f.attn_k_proj),
