@@ -163,7 +163,7 @@ impl<'a> Flow<'a> {
             let to = DType::from_code(i32::try_from(node.int("to", 0)).ok()?);
             to.is_some() && to == self.facts[from.index()].dtype
         } else {
-            Through::ALIKE.takes(&node.op)
+            Through::EQUAL.takes(&node.op)
         };
         same.then(|| self.root(from))
     }

@@ -50,7 +50,14 @@ pub enum WeightForm {
         /// Numbers in a block.
         block_size: i64,
     },
-    /// `MatMulInteger` with a dynamically quantized input.
+    /// `com.microsoft::MatMulBnb4`.
+    Bnb4 {
+        /// The largest size in each block.
+        absmax: ValueId,
+        /// Numbers in a block.
+        block_size: i64,
+    },
+    /// `MatMulInteger` with a dynamically quantized input, or an operator that fuses them.
     Integer {
         /// The zero point.
         zero_point: Option<ValueId>,
@@ -267,7 +274,39 @@ fn core(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
                 slot(5),
             )
         }
-        "MatMulInteger" => integer(view, n),
+        "MatMulBnb4" => {
+            let (k, wide) = (node.int("K", 0), node.int("N", 0));
+            let form = WeightForm::Bnb4 {
+                absmax: slot(2)?,
+                block_size: node.int("block_size", 0),
+            };
+            let value = slot(1)?;
+            let dims = vec![u64::try_from(wide).ok()?, u64::try_from(k).ok()?];
+            let w = Weight {
+                value,
+                read: value,
+                transposed: false,
+                form,
+                dims,
+            };
+            made(slot(0)?, w, true, None)
+        }
+        "DynamicQuantizeMatMul" => {
+            let value = slot(1)?;
+            let dims = view.tensor(value)?.dims.to_vec();
+            let form = WeightForm::Integer {
+                zero_point: slot(3),
+            };
+            let w = Weight {
+                value,
+                read: value,
+                transposed: false,
+                form,
+                dims,
+            };
+            made(slot(0)?, w, false, slot(4))
+        }
+        "MatMulInteger" | "MatMulIntegerToFloat" => integer(view, n),
         _ => None,
     }
     .map(|l| Linear {
@@ -316,7 +355,7 @@ fn conv(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
     })
 }
 
-/// `x → DynamicQuantizeLinear → MatMulInteger → Cast → Mul(scales)`.
+/// `x → DynamicQuantizeLinear → MatMulInteger → Cast → Mul(scales)`, or the last three as `MatMulIntegerToFloat`.
 fn integer(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
     let inputs = view.inputs(n);
     let slot = |i: usize| inputs.get(i).copied().flatten();
@@ -334,13 +373,20 @@ fn integer(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
             _ => None,
         }
     };
-    let (cast, float) = only(view.graph.output(n, 0)?, "Cast")?;
-    let (mul, output) = only(float, "Mul")?;
+    let result = view.graph.output(n, 0)?;
+    let fused = view.op(n) == "MatMulIntegerToFloat";
+    let (nodes, output, zero_point, bias) = if fused {
+        (vec![n], result, slot(5), slot(6))
+    } else {
+        let (cast, float) = only(result, "Cast")?;
+        let (mul, output) = only(float, "Mul")?;
+        (vec![n, cast, mul], output, slot(3), None)
+    };
     Some(Linear {
         input: x,
         output,
         rows: (x, output),
-        nodes: vec![n, cast, mul],
+        nodes,
         core: n,
         d_in: size(d_in)?,
         d_out: size(d_out)?,
@@ -349,10 +395,8 @@ fn integer(view: &Flow<'_>, n: NodeId) -> Option<Linear> {
             value,
             read: value,
             layout: Layout::InOut,
-            bias: None,
-            form: WeightForm::Integer {
-                zero_point: slot(3),
-            },
+            bias,
+            form: WeightForm::Integer { zero_point },
         },
         late_bias: None,
     })

@@ -10,10 +10,12 @@ use crate::ir::{Graph, NodeId, OpId, ValueId};
 pub(crate) struct Through(u16);
 
 /// The operators, and what each changes.
-const OPERATORS: [(&str, Through); 18] = [
+const OPERATORS: [(&str, Through); 20] = [
     ("Identity", Through::SAME),
     ("Dropout", Through::SAME),
     ("Cast", Through::TYPE),
+    ("QuantizeLinear", Through::CODE),
+    ("DequantizeLinear", Through::CODE),
     ("Reshape", Through::SHAPE),
     ("Squeeze", Through::SHAPE),
     ("Unsqueeze", Through::SHAPE),
@@ -54,8 +56,12 @@ impl Through {
     pub(crate) const BOUND: Through = Through(1 << 9);
     /// Elements are replaced under a condition.
     pub(crate) const GUARD: Through = Through(1 << 10);
+    /// Each element becomes a code of few bits, or is read from one.
+    const CODE: Through = Through(1 << 11);
     /// The same numbers at the same places, perhaps in another type.
-    pub(crate) const ALIKE: Through = Through::SAME.or(Through::TYPE);
+    pub(crate) const EQUAL: Through = Through::SAME.or(Through::TYPE);
+    /// The same numbers at the same places, perhaps in another type or rounded to the steps of codes.
+    pub(crate) const ALIKE: Through = Through::EQUAL.or(Through::CODE);
     /// The same numbers, laid out in another way.
     pub(crate) const LAID_OUT: Through = Through::ALIKE
         .or(Through::SHAPE)

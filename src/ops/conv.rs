@@ -5,17 +5,19 @@
 //! with input and gradient exchanged. A mean hands to each place of its window what it was divided by.
 
 use super::kit::infer::same_size;
-use super::kit::{Differentiated, Inferred, no_gradient, wrong};
-use super::{GradCx, GradError, InferCx, InferError, OpDef};
-use crate::ir::{Attr, Builder, DType, Node, Sym, TensorData, Val};
+use super::kit::{DOMAIN, Defined, Differentiated, Inferred, no_gradient, wrong};
+use super::{ExpandCx, GradCx, GradError, InferCx, InferError, OpDef};
+use crate::ir::{Attr, Builder, DType, Node, OpId, Sym, TensorData, Val};
 
 pub(super) const OPS: &[OpDef] = &[
     OpDef::new("Conv", 2..=3, infer_conv).gradient(gradient),
     OpDef::new("ConvTranspose", 2..=3, infer_transposed).gradient(grad_transposed),
-    OpDef::new("MaxPool", 1..=1, infer_pool).outputs(1..=2),
+    OpDef::new("MaxPool", 1..=1, infer_pool)
+        .outputs(1..=2)
+        .gradient(grad_most),
     OpDef::new("AveragePool", 1..=1, infer_pool).gradient(grad_average),
     OpDef::new("GlobalAveragePool", 1..=1, infer_global).gradient(grad_global),
-    OpDef::new("GlobalMaxPool", 1..=1, infer_global),
+    OpDef::new("GlobalMaxPool", 1..=1, infer_global).defined_by(global_most),
 ];
 
 /// Attributes that all of them share, for `n` spatial axes.
@@ -141,7 +143,7 @@ fn kernel(node: &Node, weight: Option<&[Sym]>, n: usize) -> Result<Vec<Option<i6
     })
 }
 
-fn infer_conv(cx: &mut InferCx<'_>) -> Inferred {
+pub(super) fn infer_conv(cx: &mut InferCx<'_>) -> Inferred {
     let ty = cx.dtype(0);
     let Some([batch, channels, space @ ..]) = cx.dims(0) else {
         cx.set(0, ty, None);
@@ -218,7 +220,7 @@ fn infer_transposed(cx: &mut InferCx<'_>) -> Inferred {
     Ok(())
 }
 
-fn infer_pool(cx: &mut InferCx<'_>) -> Inferred {
+pub(super) fn infer_pool(cx: &mut InferCx<'_>) -> Inferred {
     let ty = cx.dtype(0);
     let Some([batch, channels, space @ ..]) = cx.dims(0) else {
         cx.set(0, ty, None);
@@ -238,7 +240,7 @@ fn infer_pool(cx: &mut InferCx<'_>) -> Inferred {
     Ok(())
 }
 
-fn infer_global(cx: &mut InferCx<'_>) -> Inferred {
+pub(super) fn infer_global(cx: &mut InferCx<'_>) -> Inferred {
     let dims = cx.dims(0).map(|d| {
         let mut d = d.to_vec();
         d.iter_mut().skip(2).for_each(|s| *s = Sym::from(1));
@@ -259,11 +261,10 @@ fn grad_global(cx: &mut GradCx<'_>) -> Differentiated {
     Ok(())
 }
 
-fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
-    let x = cx.dims(0)?;
-    let w = cx.dims(1)?;
+/// The window of a convolution, and its padding before and after all axes.
+fn placed(cx: &GradCx<'_>, x: &[Sym], w: &[Sym]) -> Result<(Window, Vec<i64>), GradError> {
     let n = x.len().saturating_sub(2);
-    let kernel = kernel(cx.node(), Some(&w), n)?;
+    let kernel = kernel(cx.node(), Some(w), n)?;
     let window = Window::read(cx.node(), kernel)?;
     let mut pads = vec![0; 2 * n];
     for i in 0..n {
@@ -274,8 +275,21 @@ fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
         })?;
         (pads[i], pads[i + n]) = (before, after);
     }
+    Ok((window, pads))
+}
+
+/// The gradient of a convolution with respect to its input, through this weight.
+pub(super) fn grad_input(cx: &GradCx<'_>, w: Val) -> Result<Val, GradError> {
+    let x = cx.dims(0)?;
+    let (window, pads) = placed(cx, &x, &cx.dims(1)?)?;
+    input_gradient(cx, w, &x, &window, &pads)
+}
+
+fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
+    let (x, w) = (cx.dims(0)?, cx.dims(1)?);
+    let (window, pads) = placed(cx, &x, &w)?;
     if cx.wants(0) {
-        let dx = input_gradient(cx, &x, &window, &pads)?;
+        let dx = input_gradient(cx, cx.input(1)?, &x, &window, &pads)?;
         cx.set(0, dx);
     }
     if cx.wants(1) {
@@ -294,6 +308,7 @@ fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
 /// with zeros.
 fn input_gradient(
     cx: &GradCx<'_>,
+    w: Val,
     x: &[Sym],
     window: &Window,
     pads: &[i64],
@@ -310,7 +325,7 @@ fn input_gradient(
         attrs.extend(extra.map(|e| ("output_padding", e.into())));
         attrs
     };
-    let ins = [cx.grad()?, cx.input(1)?];
+    let ins = [cx.grad()?, w];
     let left: Option<Vec<i64>> = (0..n)
         .map(|i| {
             if window.strides[i] == 1 {
@@ -349,6 +364,28 @@ fn fitted(b: &Builder, full: Val, x: Val, before: &[i64]) -> Val {
     let axes: Vec<i64> = (2..n as i64 + 2).collect();
     let ins = [filled, b.ints(before), padded, b.ints(&axes)];
     b.op("Slice", &ins, &[])
+}
+
+/// The gradient goes to the place that each window took; places that several took add up.
+fn grad_most(cx: &mut GradCx<'_>) -> Differentiated {
+    let (b, x) = (cx.b, cx.input(0)?);
+    let names = ["auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides"];
+    let attrs: Vec<(&str, Attr)> = names
+        .into_iter()
+        .filter_map(|name| Some((name, cx.node().attrs.get(name)?.clone())))
+        .collect();
+    let places = b.node_n(OpId::new("", "MaxPool"), &[Some(x)], &attrs, 2)[1];
+    let flat = |v: Val| b.reshape(v, b.ints(&[-1]));
+    let size = b.reshape(b.unary("Size", x), b.ints(&[1]));
+    let ins = [flat(cx.grad()?), flat(places), size];
+    let dx = b.op_in(DOMAIN, "GatherGrad", &ins, &[("axis", 0i64.into())]);
+    cx.set(0, b.reshape(dx, cx.input_shape(0)?));
+    Ok(())
+}
+
+fn global_most(cx: &ExpandCx<'_>) -> Defined {
+    let space: Vec<i64> = (2..cx.rank(0)? as i64).collect();
+    Ok(vec![Some(cx.b.reduce("ReduceMax", cx.input(0)?, &space, true))])
 }
 
 fn grad_average(cx: &mut GradCx<'_>) -> Differentiated {

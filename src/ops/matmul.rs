@@ -148,7 +148,7 @@ fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
 
 /// The shape of an operand's gradient before it is summed to the operand's shape: batch axes of both, then the operand's own two.
 /// `None` where a batch axis is not known.
-fn full(cx: &GradCx<'_>, slot: usize, other: usize) -> Option<Vec<Sym>> {
+pub(super) fn full(cx: &GradCx<'_>, slot: usize, other: usize) -> Option<Vec<Sym>> {
     let (own, other) = (
         cx.fact(slot).dims.unwrap_or_default(),
         cx.fact(other).dims.unwrap_or_default(),

@@ -8,12 +8,13 @@
     reason = "rules share one signature, though some of them cannot fail"
 )]
 
-use crate::ir::{Builder, Fact, Graph, Node, NodeId, Sym, TensorData, Val, ValueId};
+use crate::ir::{Builder, DType, Fact, Graph, Node, NodeId, Sym, TensorData, Val, ValueId};
 use std::cell::Cell;
 
 pub(crate) use kit::DOMAIN;
 pub(crate) use kit::MS;
 pub(crate) use kit::infer::{shape_text, tensor_fact};
+pub(crate) use quant::{code_range, quantizes};
 
 /// What is known about an operator.
 #[derive(Clone, Copy, Debug)]
@@ -133,8 +134,10 @@ pub(crate) struct GradCx<'a> {
     pub grads: Vec<Option<Val>>,
     /// Which inputs need a gradient, by slot.
     pub wants: Vec<bool>,
-    /// Known facts of any value of the graph.
+    /// Known facts of any value of the graph. Integers that stand for real numbers have the type of their gradient.
     pub facts: &'a dyn Fn(ValueId) -> Option<Fact>,
+    /// Types of the values as they are.
+    pub types: &'a dyn Fn(ValueId) -> Option<DType>,
     /// Gradients with respect to the inputs, by slot: the result of the rule, in the input's own shape.
     pub result: Vec<Option<Val>>,
 }
@@ -186,6 +189,11 @@ impl GradCx<'_> {
             .input(self.id, slot)
             .and_then(|v| (self.facts)(v))
             .unwrap_or_default()
+    }
+
+    /// The type of a value as it is.
+    pub(crate) fn stored_type(&self, v: ValueId) -> Option<DType> {
+        (self.types)(v)
     }
 
     /// Puts the gradient of an input.
@@ -266,11 +274,14 @@ mod gather;
 mod gelu;
 mod gemm;
 mod indices;
+mod integer;
 mod kit;
 mod linear_maps;
 mod logic;
 mod matmul;
+mod nbits;
 mod norm;
+mod qlinear;
 mod quant;
 mod reduce;
 mod reshape;
@@ -306,10 +317,13 @@ fn table() -> impl Iterator<Item = &'static OpDef> {
         gelu::OPS,
         gemm::OPS,
         indices::OPS,
+        integer::OPS,
         linear_maps::OPS,
         logic::OPS,
         matmul::OPS,
+        nbits::OPS,
         norm::OPS,
+        qlinear::OPS,
         quant::OPS,
         reduce::OPS,
         reshape::OPS,

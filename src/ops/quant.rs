@@ -1,34 +1,44 @@
-//! Quantized linear maps: `QuantizeLinear`, `DequantizeLinear` (10, 13, 19, 21, 23), `DynamicQuantizeLinear` (11), `MatMulInteger`
-//! (10), and `com.microsoft::MatMulNBits`, `GatherBlockQuantized` (1).
+//! `QuantizeLinear`, `DequantizeLinear` (10, 13, 19, 21, 23) and `DynamicQuantizeLinear` (11).
 //!
 //! Rounding has derivative zero almost everywhere; calling that the gradient would cut every parameter before a quantized activation
-//! off in silence. So quantizing has no rule, and a path through it is an error. Weights are constants: dequantizing them is on no
-//! path, and `MatMulNBits` passes the gradient of its activation through the dequantized weight.
-//!
-//! The own operator `DequantizeNBits{K, N, bits, block_size}(B, scales, zero_points?) -> W` is the weight of `MatMulNBits`:
-//! `W[n, k] = (q[n, k] - z[n, k / block_size])·scales[n, k / block_size]`, of shape `[N, K]` and the type of `scales`. `q` is read
-//! from `B[n, block, byte]` from the low bits up. `z` is `2^(bits - 1)` unless given: packed like `B`, each row filled up to a byte, or
-//! already of the type of `scales`.
+//! off in silence. Here it is *straight through*: quantizing and dequantizing again hands the gradient back as it came, and nothing where
+//! `QuantizeLinear` cuts a value off at the end of its range. Scale and zero point count as constants. The integers in between stand for
+//! real numbers, `(q - zero)·scale`; the gradient by them is of their scale's type, and the integer products in between (`integer`)
+//! have their rules for it.
 
-use super::kit::grad::{convert, rows};
-use super::kit::infer::{normal_axis, same_as_input, same_size};
-use super::kit::{DOMAIN, Defined, Differentiated, Inferred, MS, no_gradient, wrong};
-use super::{ExpandCx, GradCx, InferCx, OpDef};
-use crate::ir::{Attr, AttrValue, Builder, DType, OpId, Sym, TensorData, Val};
+use super::kit::infer::same_as_input;
+use super::kit::{Differentiated, Inferred, no_gradient};
+use super::{GradCx, GradError, InferCx, OpDef};
+use crate::ir::{DType, Val};
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef::new("QuantizeLinear", 2..=3, infer_quantize),
-    OpDef::new("DequantizeLinear", 2..=3, infer_dequantize),
-    OpDef::new("DynamicQuantizeLinear", 1..=1, infer_dynamic).outputs(3..=3),
-    OpDef::new("MatMulInteger", 2..=4, infer_integer).zero(),
-    OpDef::new("MatMulNBits", 3..=6, infer_nbits)
-        .in_domain(MS)
-        .gradient(grad_nbits),
-    OpDef::new("GatherBlockQuantized", 3..=4, infer_gather).in_domain(MS),
-    OpDef::new("DequantizeNBits", 2..=3, infer_weight)
-        .in_domain(DOMAIN)
-        .defined_by(expand_weight),
+    OpDef::new("QuantizeLinear", 2..=3, infer_quantize).gradient(grad_quantize),
+    OpDef::new("DequantizeLinear", 2..=3, infer_dequantize).gradient(grad_dequantize),
+    OpDef::new("DynamicQuantizeLinear", 1..=1, infer_dynamic)
+        .outputs(3..=3)
+        .gradient(grad_dynamic),
 ];
+
+/// The ends of what a quantized type can hold.
+pub(crate) fn code_range(dtype: DType) -> Option<(f32, f32)> {
+    Some(match dtype {
+        DType::Uint8 => (0.0, 255.0),
+        DType::Int8 => (-128.0, 127.0),
+        DType::Uint16 => (0.0, 65535.0),
+        DType::Int16 => (-32768.0, 32767.0),
+        DType::Uint4 => (0.0, 15.0),
+        DType::Int4 => (-8.0, 7.0),
+        DType::Uint2 => (0.0, 3.0),
+        DType::Int2 => (-2.0, 1.0),
+        _ => return None,
+    })
+}
+
+/// Whether an output of this operator is a real number in the form of an integer.
+pub(crate) fn quantizes(op: &crate::ir::OpId, slot: usize) -> bool {
+    let quantizers = ["QuantizeLinear", "DynamicQuantizeLinear"];
+    slot == 0 && quantizers.iter().any(|name| op.is_onnx(name))
+}
 
 fn infer_quantize(cx: &mut InferCx<'_>) -> Inferred {
     same_as_input(cx)?;
@@ -60,153 +70,79 @@ fn infer_dynamic(cx: &mut InferCx<'_>) -> Inferred {
     Ok(())
 }
 
-fn infer_integer(cx: &mut InferCx<'_>) -> Inferred {
-    let shapes = cx
-        .dims(0)
-        .map(<[_]>::to_vec)
-        .zip(cx.dims(1).map(<[_]>::to_vec));
-    let dims = match shapes {
-        Some((a, b)) => Some(super::matmul::product(cx, a, b)?),
-        None => None,
+/// A scale or zero point in a shape that broadcasts to the input: one number, or one for each position of `axis`.
+fn spread(cx: &GradCx<'_>, slot: usize) -> Result<Val, GradError> {
+    let (v, fact) = (cx.input(slot)?, cx.fact(slot));
+    let dims = fact.dims.unwrap_or_default();
+    if dims.iter().all(|d| d.is(1)) {
+        let lead: Vec<i64> = (0..dims.len() as i64).collect();
+        return Ok(if lead.is_empty() { v } else { cx.b.squeeze(v, &lead) });
+    }
+    if dims.len() != 1 || cx.node().int("block_size", 0) != 0 {
+        return no_gradient("no rule for activations that are quantized in blocks");
+    }
+    let rank = cx.rank(0)?;
+    let axis = super::kit::infer::normal_axis(cx.node().int("axis", 1), rank)?;
+    let behind: Vec<i64> = (1..(rank - axis) as i64).collect();
+    Ok(if behind.is_empty() { v } else { cx.b.unsqueeze(v, &behind) })
+}
+
+/// `g / scale` where the value was not cut off, and zero elsewhere.
+fn grad_quantize(cx: &mut GradCx<'_>) -> Differentiated {
+    if !cx.wants(0) {
+        return no_gradient("no gradient by a scale");
+    }
+    let (b, ty) = (cx.b, cx.float(0));
+    let to = cx
+        .graph
+        .output(cx.id, 0)
+        .and_then(|v| cx.stored_type(v))
+        .unwrap_or(DType::Uint8);
+    let Some((low, high)) = code_range(to) else {
+        return no_gradient(format!("no rule for values of type {to}"));
     };
-    cx.set(0, Some(DType::Int32), dims);
+    let scale = spread(cx, 1)?;
+    let mut code = b.unary("Round", b.div(cx.input(0)?, scale));
+    if cx.optional(2).is_some() {
+        code = b.add(code, b.cast(spread(cx, 2)?, ty));
+    }
+    let above = b.op("GreaterOrEqual", &[code, b.scalar_of(low, ty)], &[]);
+    let below = b.op("LessOrEqual", &[code, b.scalar_of(high, ty)], &[]);
+    let inside = b.op("And", &[above, below], &[]);
+    let passed = b.div(cx.grad()?, scale);
+    let dx = b.op("Where", &[inside, passed, b.scalar_of(0.0, ty)], &[]);
+    cx.set(0, dx);
     Ok(())
 }
 
-fn infer_nbits(cx: &mut InferCx<'_>) -> Inferred {
-    let (k, n) = (cx.node.int("K", 0), cx.node.int("N", 0));
-    let dims = match cx.dims(0) {
-        Some(d) => {
-            let mut d = d.to_vec();
-            let Some(last) = d.last_mut() else {
-                return wrong("input 0 is a scalar");
-            };
-            same_size(last, &Sym::from(k), "the width of the input and K")?;
-            *last = Sym::from(n);
-            Some(d)
-        }
-        None => None,
-    };
-    cx.set(0, cx.dtype(0), dims);
+/// `g·scale`.
+fn grad_dequantize(cx: &mut GradCx<'_>) -> Differentiated {
+    if !cx.wants(0) {
+        return no_gradient("no gradient by a scale");
+    }
+    let dx = cx.b.mul(cx.grad()?, spread(cx, 1)?);
+    cx.set(0, dx);
     Ok(())
 }
 
-/// `dA = g·W`.
-fn grad_nbits(cx: &mut GradCx<'_>) -> Differentiated {
-    cx.refuse(&[1, 2, 3, 4], "quantized weights")?;
-    let (b, node) = (cx.b, cx.node());
-    if cx.input(4).is_ok() {
-        return no_gradient("no rule for weights in groups of another order (g_idx)");
-    }
-    if cx.wants(0) {
-        let names = ["K", "N", "bits", "block_size"];
-        let defaults = [0, 0, 4, 0];
-        let attrs: Vec<(&str, Attr)> = names
-            .into_iter()
-            .zip(defaults)
-            .map(|(name, d)| (name, node.int(name, d).into()))
-            .collect();
-        let mut ins = vec![Some(cx.input(1)?), Some(cx.input(2)?)];
-        ins.extend(cx.input(3).ok().map(Some));
-        let w = b.node_n(OpId::new(DOMAIN, "DequantizeNBits"), &ins, &attrs, 1)[0];
-        let (narrow, wide) = (cx.float(2), cx.float(0));
-        let w = convert(b, w, narrow, wide);
-        cx.set(0, b.matmul(cx.grad()?, w));
-    }
-    if cx.wants(5) {
-        let bias = cx.input(5)?;
-        let flat = rows(b, cx.grad()?, bias, &cx.fact(5), 0);
-        cx.set(5, b.reduce_sum(flat, &[0], false));
-    }
+/// `g / scale`: the range is that of the input, which nothing is cut off from.
+fn grad_dynamic(cx: &mut GradCx<'_>) -> Differentiated {
+    let dx = cx.b.div(cx.grad()?, cx.output(1)?);
+    cx.set(0, dx);
     Ok(())
 }
 
-fn infer_weight(cx: &mut InferCx<'_>) -> Inferred {
-    let dims = vec![
-        Sym::from(cx.node.int("N", 0)),
-        Sym::from(cx.node.int("K", 0)),
-    ];
-    cx.set(0, cx.dtype(1), Some(dims));
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::super::testing::infer;
 
-/// Bytes `[n, m]` as their numbers of `bits` bits each, from the low bits up, `[n, m·8/bits]`, in a float type.
-fn unpack(b: &Builder, v: Val, bits: i64, ty: DType) -> Val {
-    if bits == 8 {
-        return b.cast(v, ty);
+    #[test]
+    fn types_follow_the_zero_point_or_the_scale() {
+        let got = infer(&["f32[n, 4]", "f32[]", "i8[]"], |b, v| {
+            let q = b.op("QuantizeLinear", &[v[0], v[1], v[2]], &[]);
+            let u = b.op("QuantizeLinear", &[v[0], v[1]], &[]);
+            vec![q, u, b.op("DequantizeLinear", &[q, v[1], v[2]], &[])]
+        });
+        assert_eq!(got, ["i8[n, 4]", "u8[n, 4]", "f32[n, 4]"]);
     }
-    let byte = |x: i64| b.constant(TensorData::raw(DType::Uint8, [], vec![x as u8].into()));
-    let parts: Vec<Val> = (0..8 / bits)
-        .map(|i| {
-            let right = [("direction", "RIGHT".into())];
-            let v = match i {
-                0 => v,
-                i => b.op("BitShift", &[v, byte(i * bits)], &right),
-            };
-            let wide = b.cast(v, DType::Int32);
-            let modulus = b.constant(TensorData::raw(
-                DType::Int32,
-                [],
-                (1i32 << bits).to_le_bytes().to_vec().into(),
-            ));
-            b.unsqueeze(b.op("Mod", &[wide, modulus], &[]), &[2])
-        })
-        .collect();
-    let all = b.concat(&parts, 2);
-    b.cast(b.reshape(all, b.ints(&[0, -1])), ty)
-}
-
-fn expand_weight(cx: &ExpandCx<'_>) -> Defined {
-    let (b, node) = (cx.b, cx.node());
-    let (k, n) = (node.int("K", 0), node.int("N", 0));
-    let (bits, block) = (node.int("bits", 4), node.int("block_size", 0));
-    if ![2, 4, 8].contains(&bits) || block < 16 || k < 1 || n < 1 {
-        return no_gradient(format!(
-            "K = {k}, N = {n}, bits = {bits}, block_size = {block}"
-        ));
-    }
-    let blocks = k.saturating_add(block - 1) / block;
-    let ty = cx.float(1);
-    let q = unpack(b, b.reshape(cx.input(0)?, b.ints(&[n, -1])), bits, ty);
-    let q = b.reshape(q, b.ints(&[n, blocks, block]));
-    let zero = match cx.optional(2) {
-        None => b.scalar_of(f32::from(1u8 << (bits - 1)), ty),
-        Some(z) if cx.fact(2).dtype != Some(DType::Uint8) => b.reshape(z, b.ints(&[n, blocks, 1])),
-        Some(z) => {
-            let z = unpack(b, b.reshape(z, b.ints(&[n, -1])), bits, ty);
-            b.unsqueeze(b.slice(z, 1, 0, blocks), &[2])
-        }
-    };
-    let scales = b.reshape(cx.input(1)?, b.ints(&[n, blocks, 1]));
-    let w = b.mul(b.sub(q, zero), scales);
-    let w = b.reshape(w, b.ints(&[n, blocks.saturating_mul(block)]));
-    Ok(vec![Some(b.slice(w, 1, 0, k))])
-}
-
-/// `data` gathered along `gather_axis` and dequantized: sub-byte elements in `u8` count as many as they are.
-fn infer_gather(cx: &mut InferCx<'_>) -> Inferred {
-    let dims = match (cx.dims(0), cx.dims(1)) {
-        (Some(data), Some(indices)) => {
-            let at = normal_axis(cx.node.int("gather_axis", 0), data.len())?;
-            let quantized = normal_axis(cx.node.int("quantize_axis", 1), data.len())?;
-            let mut data = data.to_vec();
-            if cx.dtype(0) == Some(DType::Uint8) {
-                let bits = cx
-                    .node
-                    .attr("bits")
-                    .and_then(AttrValue::as_int)
-                    .unwrap_or(4);
-                let each = 8i64.checked_div(bits).unwrap_or(1);
-                let whole = data[quantized].mul(&Sym::from(each));
-                data[quantized] = whole.unwrap_or_else(|| cx.unknown());
-            }
-            let mut dims = data[..at].to_vec();
-            dims.extend_from_slice(indices);
-            dims.extend_from_slice(&data[at + 1..]);
-            Some(dims)
-        }
-        _ => None,
-    };
-    cx.set(0, cx.dtype(2), dims);
-    Ok(())
 }

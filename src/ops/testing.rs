@@ -213,6 +213,7 @@ pub(super) fn backward(
         grads,
         wants: slots.iter().map(|v| v.is_some_and(is_float)).collect(),
         facts: &fact,
+        types: &|v| fact(v)?.dtype,
         result: vec![None; slots.len()],
     };
     if let Err(e) = rule(&mut cx) {

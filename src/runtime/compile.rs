@@ -47,7 +47,7 @@ pub(super) fn compile(
     for v in 0..n {
         if let Some(t) = known.get(&v) {
             values[v] = Known::Yes(t.clone());
-        } else if let Some(t) = code.tensors[v]
+        } else if let Some(t) = &code.tensors[v]
             && read[v]
             && !open.contains(&v)
         {

@@ -70,7 +70,12 @@ impl Host {
     pub(crate) fn from_ints(dtype: DType, dims: Vec<usize>, data: Vec<i64>) -> KResult<Self> {
         let data = match dtype {
             DType::Bool => Data::U8(data.into_iter().map(|x| u8::from(x != 0)).collect()),
-            DType::Uint8 | DType::Int8 | DType::Uint4 | DType::Int4 => {
+            DType::Uint8
+            | DType::Int8
+            | DType::Uint4
+            | DType::Int4
+            | DType::Uint2
+            | DType::Int2 => {
                 Data::U8(data.into_iter().map(|x| x as u8).collect())
             }
             DType::Int64 | DType::Uint64 => Data::I64(data),
@@ -151,7 +156,7 @@ impl Host {
     pub(crate) fn ints(&self) -> KResult<Cow<'_, [i64]>> {
         Ok(match &*self.data {
             Data::I64(v) => Cow::Borrowed(v.as_slice()),
-            Data::U8(v) if matches!(self.dtype, DType::Int8 | DType::Int4) => {
+            Data::U8(v) if matches!(self.dtype, DType::Int8 | DType::Int4 | DType::Int2) => {
                 v.iter().map(|&x| i64::from(x as i8)).collect()
             }
             Data::U8(v) => v.iter().map(|&x| i64::from(x)).collect(),

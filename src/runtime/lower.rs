@@ -1,7 +1,14 @@
-//! From the IR to a flat list of instructions: functions are inlined, subgraphs become programs of their own.
+//! From the IR to a flat list of instructions: functions are inlined, subgraphs become programs of their own, and an operator that has a
+//! definition but no kernel becomes what it is defined as.
 
+use super::kernels;
 use crate::diag::Diagnostic;
-use crate::ir::{Attr, AttrValue, Function, Graph, Model, Node, TensorData, ValueId};
+use crate::infer::Verified;
+use crate::ir::{
+    Attr, AttrValue, Builder, DType, Fact, Function, Graph, Model, Node, NodeId, TensorData, Val,
+    ValueId,
+};
+use crate::ops::{self, ExpandCx, GradError, Gradient};
 use indexmap::IndexMap;
 use rustc_hash::FxHashMap;
 use std::borrow::Cow;
@@ -29,7 +36,7 @@ pub(super) struct Instr<'m> {
 pub(super) struct Lowered<'m> {
     pub(super) instrs: Vec<Instr<'m>>,
     /// Constant of each value, where it is one.
-    pub(super) tensors: Vec<Option<&'m TensorData>>,
+    pub(super) tensors: Vec<Option<Cow<'m, TensorData>>>,
     /// Name of each value.
     pub(super) names: Vec<Cow<'m, str>>,
     /// Formal inputs, and behind them the captures.
@@ -49,6 +56,7 @@ impl Lowered<'_> {
 /// Lowers graphs of one model.
 pub(super) struct Lowerer<'m> {
     model: &'m Model,
+    verified: &'m Verified,
     functions: FxHashMap<(&'m str, &'m str, &'m str), &'m Function>,
     /// What cannot be lowered.
     pub(super) findings: Vec<Diagnostic>,
@@ -66,7 +74,8 @@ struct Scope<'a, 'm> {
 }
 
 impl<'m> Lowerer<'m> {
-    pub(super) fn new(model: &'m Model) -> Self {
+    pub(super) fn new(verified: &'m Verified) -> Self {
+        let model = verified.model();
         let functions = model
             .functions
             .iter()
@@ -81,6 +90,7 @@ impl<'m> Lowerer<'m> {
             .collect();
         Lowerer {
             model,
+            verified,
             functions,
             findings: Vec::new(),
         }
@@ -169,7 +179,9 @@ impl<'m> Lowerer<'m> {
                 .into_iter()
                 .map(|v| v.map(|v| fresh(out, env, g, v, scope.path)))
                 .collect();
-            if self.call(out, node, &ins, &outs, scope) {
+            if self.call(out, node, &ins, &outs, scope)
+                || self.define(out, (g, n), env, &outs, scope)
+            {
                 continue;
             }
             ins.extend(
@@ -209,6 +221,121 @@ impl<'m> Lowerer<'m> {
             }
         }
         graphs
+    }
+
+    /// Puts the definition of an operator in its place, where there is one and no kernel; false if not.
+    fn define(
+        &mut self,
+        out: &mut Lowered<'m>,
+        (g, n): (&'m Graph, NodeId),
+        env: &mut Env,
+        outs: &[Option<Vid>],
+        scope: Scope<'_, 'm>,
+    ) -> bool {
+        let node = g.node(n);
+        let known = kernels::lookup(&node.op.domain, &node.op.op_type).is_some();
+        let def = ops::lookup(&node.op.domain, &node.op.op_type).filter(|_| !known);
+        let Some(Gradient::Expand(define)) = def.map(|d| d.gradient) else {
+            return false;
+        };
+        // Types are known in the main graph; a function and a subgraph have others at each call.
+        let main = std::ptr::eq(g, &raw const self.model.graph);
+        let facts = |v: ValueId| -> Option<Fact> {
+            match &g.value(v).tensor {
+                Some(t) => Some(ops::tensor_fact(t)),
+                None if main => self.verified.fact(v).cloned(),
+                None => None,
+            }
+        };
+        let b = Builder::new(import(scope.imports, ""));
+        let dtype = g.output(n, 0).and_then(facts).and_then(|f| f.dtype);
+        b.set_float(dtype.filter(|t| t.is_float()).unwrap_or(DType::Float));
+        let made = define(&ExpandCx {
+            graph: g,
+            id: n,
+            b: &b,
+            facts: &facts,
+        });
+        let path = join(scope.path, &node.name);
+        match made {
+            Ok(vals) => self.inline(out, g, b, &vals, env, outs, &path),
+            Err(GradError(e)) => self.findings.push(
+                Diagnostic::error("unsupported-op", format!("{}: {e}", node.op)).at(path),
+            ),
+        }
+        true
+    }
+
+    /// Instructions of new nodes, whose values `made` are those of `outs`.
+    #[expect(clippy::too_many_arguments, reason = "where it comes from and where it goes")]
+    fn inline(
+        &mut self,
+        out: &mut Lowered<'m>,
+        g: &'m Graph,
+        b: Builder,
+        made: &[Option<Val>],
+        env: &mut Env,
+        outs: &[Option<Vid>],
+        path: &str,
+    ) {
+        let opset = b.opset();
+        let fragment = b.finish();
+        let mut place: Vec<Option<Vid>> = vec![None; fragment.values.len()];
+        for (v, o) in made.iter().zip(outs) {
+            if let (Some(Val::New(i)), Some(o)) = (v, o)
+                && fragment.values[*i as usize].tensor.is_none()
+            {
+                place[*i as usize].get_or_insert(*o);
+            }
+        }
+        let place: Vec<Vid> = fragment
+            .values
+            .into_iter()
+            .zip(place)
+            .map(|(value, known)| {
+                known.unwrap_or_else(|| {
+                    out.tensors.push(value.tensor.map(Cow::Owned));
+                    out.names.push(Cow::Owned(join(path, &value.name)));
+                    out.names.len() - 1
+                })
+            })
+            .collect();
+        let mut vid = |out: &mut Lowered<'m>, v: &Option<Val>| match v {
+            Some(Val::New(i)) => Some(place[*i as usize]),
+            Some(Val::Old(v)) => Some(fresh(out, env, g, *v, path)).filter(|v| *v != ABSENT),
+            None => None,
+        };
+        let push = |out: &mut Lowered<'m>, node: Node, opset, ins, outs| {
+            out.instrs.push(Instr {
+                node: Cow::Owned(node),
+                opset,
+                ins,
+                outs,
+                path: path.to_owned(),
+                graphs: Vec::new(),
+            });
+        };
+        for new in fragment.nodes {
+            let ins = new.inputs.iter().map(|v| vid(out, v)).collect();
+            let to = new.outputs.iter().map(|o| o.map(|o| place[o as usize])).collect();
+            let own = new.op.domain.is_empty();
+            let mut node = Node::new(new.name, new.op);
+            node.attrs = new.attrs;
+            push(out, node, if own { opset } else { 1 }, ins, to);
+        }
+        // An output that is also an input, a constant or another output.
+        for (v, o) in made.iter().zip(outs) {
+            let Some(o) = *o else { continue };
+            match vid(out, v) {
+                Some(from) if from != o => {
+                    push(out, identity(), 13, vec![Some(from)], vec![Some(o)]);
+                }
+                Some(_) => {}
+                None => self.findings.push(
+                    Diagnostic::error("unsupported-op", "an output is not defined").at(path),
+                ),
+            }
+        }
     }
 
     /// Inlines a call of a model-local function; false if the node is none.
@@ -297,7 +424,7 @@ fn join(path: &str, name: &str) -> String {
 fn fresh<'m>(out: &mut Lowered<'m>, env: &mut Env, g: &'m Graph, v: ValueId, path: &str) -> Vid {
     *env.entry(v).or_insert_with(|| {
         let value = g.value(v);
-        out.tensors.push(value.tensor.as_ref());
+        out.tensors.push(value.tensor.as_ref().map(Cow::Borrowed));
         out.names.push(if path.is_empty() {
             Cow::Borrowed(&*value.name)
         } else {

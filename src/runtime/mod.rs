@@ -14,6 +14,7 @@ mod host;
 pub(crate) mod io;
 pub(crate) mod kernels;
 mod lower;
+mod packed;
 mod past;
 mod plan;
 mod tensor;

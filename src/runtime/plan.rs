@@ -192,7 +192,7 @@ impl Plan {
     /// Prepares a model. Everything that cannot be executed is reported together.
     pub fn compile(model: &Verified, options: &CompileOptions) -> Result<Plan> {
         let g = &model.model().graph;
-        let mut lowerer = Lowerer::new(model.model());
+        let mut lowerer = Lowerer::new(model);
         let (code, env) = lowerer.main();
         let mut findings = std::mem::take(&mut lowerer.findings);
         let outputs: Vec<String> = options.outputs.clone().unwrap_or_else(|| {
@@ -238,7 +238,7 @@ impl Plan {
         }
         for &v in &variables {
             if !code.inputs.contains(&v) {
-                let ty = code.tensors[v].map(|t| {
+                let ty = code.tensors[v].as_ref().map(|t| {
                     let dims: Vec<Dim> = t.dims.iter().map(|&d| Dim::Known(d as i64)).collect();
                     Type::tensor(t.dtype, dims)
                 });
@@ -249,7 +249,7 @@ impl Plan {
         let mut specs = Vec::with_capacity(feeds.len());
         for (v, ty, cache) in feeds {
             let default =
-                match code.tensors[v].map(|t| Weight::new(t, &device).and_then(|w| w.value())) {
+                match code.tensors[v].as_ref().map(|t| Weight::new(t, &device).and_then(|w| w.value())) {
                     None => None,
                     Some(Ok(v)) => Some(v),
                     Some(Err(e)) => {

@@ -4,6 +4,7 @@
 //! Every value keeps its ONNX element type. On the CPU all float types except `f64` are stored as `f32`: a model in half precision
 //! is computed in single precision and narrowed where the graph casts and where a result leaves the plan.
 
+use super::packed::Packed;
 use super::walk::{count, row_major};
 use crate::ir::{DType, TensorData};
 use bytes::Bytes;
@@ -42,6 +43,8 @@ struct WeightInner {
     len: usize,
     bytes: Bytes,
     device: Device,
+    /// Where the elements are stored as small integers, how; `bytes` is empty then.
+    packed: Option<Packed>,
     /// The elements in the runtime's own form, made when a kernel first asks for them; one-dimensional.
     converted: OnceLock<Value>,
 }
@@ -84,11 +87,62 @@ impl Weight {
                 len,
                 bytes,
                 device: device.clone(),
+                packed: None,
                 converted: OnceLock::new(),
             }),
             dims,
             stored: None,
         })
+    }
+
+    /// A float constant that is stored as small integers; it is widened where and when it is read.
+    pub(crate) fn packed(
+        packed: Packed,
+        dtype: DType,
+        dims: Vec<usize>,
+        device: &Device,
+    ) -> KResult<Self> {
+        let len = count(&dims)?;
+        if len != count(&packed.shape())? {
+            return Err(Fault(format!("{:?} as {dims:?}", packed.shape())));
+        }
+        Ok(Weight {
+            inner: Arc::new(WeightInner {
+                dtype,
+                len,
+                bytes: Bytes::new(),
+                device: device.clone(),
+                packed: Some(packed),
+                converted: OnceLock::new(),
+            }),
+            dims,
+            stored: None,
+        })
+    }
+
+    /// The stored form of a matrix of small integers, and whether this is its transpose.
+    pub(crate) fn codes(&self) -> Option<(&Packed, bool)> {
+        let packed = self.inner.packed.as_ref()?;
+        let transposed = match &self.stored {
+            None => false,
+            Some((_, perm)) if *perm == [1, 0] => true,
+            Some(_) => return None,
+        };
+        let dims = match &self.stored {
+            None => &self.dims,
+            Some((base, _)) => base,
+        };
+        (*dims == packed.shape()).then_some((packed, transposed))
+    }
+
+    /// Bytes of a constant in row-major order, to be held on to.
+    pub(crate) fn shared(&self) -> Option<Bytes> {
+        self.is_plain().then(|| self.inner.bytes.clone())
+    }
+
+    /// Whether the elements lie in row-major order, as what they are.
+    fn is_plain(&self) -> bool {
+        self.stored.is_none() && self.inner.packed.is_none()
     }
 
     /// ONNX element type.
@@ -101,9 +155,9 @@ impl Weight {
         &self.dims
     }
 
-    /// The bytes in row-major order; `None` for a permuted view.
+    /// The bytes in row-major order; `None` for a permuted view, and for floats stored as integers.
     pub(crate) fn bytes(&self) -> Option<&[u8]> {
-        self.stored.is_none().then_some(&self.inner.bytes[..])
+        self.is_plain().then_some(&self.inner.bytes[..])
     }
 
     /// The bytes of a matrix, or of its transpose; `None` for any other permutation.
@@ -113,15 +167,27 @@ impl Weight {
             Some((_, perm)) if *perm == [1, 0] => true,
             Some(_) => return None,
         };
-        (self.dims.len() == 2).then_some(WeightBytes {
+        (self.dims.len() == 2 && self.inner.packed.is_none()).then_some(WeightBytes {
             dtype: self.inner.dtype,
             bytes: &self.inner.bytes,
             transposed,
         })
     }
 
-    /// Rows of a row-major `f32`, `f16` or `bf16` constant, without converting the rest: `out` gets `width` elements from `start`.
+    /// Whether [`read_f32`](Self::read_f32) reads it.
+    pub(crate) fn has_rows(&self) -> bool {
+        self.stored.is_none() && self.dtype().is_float() && self.dtype() != DType::Double
+    }
+
+    /// Elements of a row-major float constant, without converting the rest: `out` gets those from `start` on.
     pub(crate) fn read_f32(&self, start: usize, out: &mut [f32]) -> KResult<()> {
+        if let Some(packed) = &self.inner.packed {
+            if start.saturating_add(out.len()) > self.inner.len {
+                return Err("beyond the end of the weight".into());
+            }
+            packed.read(start, out);
+            return Ok(());
+        }
         let size = usize::try_from(self.inner.dtype.bits() / 8).unwrap_or(0);
         let from = start.saturating_mul(size);
         let bytes = self
@@ -158,7 +224,12 @@ impl Weight {
 
     /// The elements in the runtime's own form; converted once, then shared.
     pub(crate) fn value(&self) -> KResult<Value> {
-        let flat = if let Some(v) = self.inner.converted.get() {
+        let flat = if let Some(packed) = &self.inner.packed {
+            // Not kept: the small form is what a plan holds.
+            let mut out = vec![0.0; self.inner.len];
+            packed.all(&mut out);
+            self.inner.floats(out)?
+        } else if let Some(v) = self.inner.converted.get() {
             v.clone()
         } else {
             let v = self.inner.convert()?;
@@ -189,6 +260,18 @@ impl Weight {
 }
 
 impl WeightInner {
+    fn floats(&self, data: Vec<f32>) -> KResult<Value> {
+        let tensor = Tensor::from_vec(data, &[self.len][..], &Device::Cpu)?;
+        let tensor = if self.device.is_cpu() {
+            tensor
+        } else {
+            tensor
+                .to_dtype(candle_float(self.dtype))?
+                .to_device(&self.device)?
+        };
+        Ok(Value::Float(Floats::wrap(tensor, self.dtype, None)))
+    }
+
     fn convert(&self) -> KResult<Value> {
         let b = &self.bytes;
         let dtype = self.dtype;
@@ -196,15 +279,7 @@ impl WeightInner {
             let n = b.len() / (dtype.bits() as usize / 8);
             let mut out = vec![0.0; n];
             widen(dtype, b, &mut out)?;
-            let tensor = Tensor::from_vec(out, &[n][..], &Device::Cpu)?;
-            let tensor = if self.device.is_cpu() {
-                tensor
-            } else {
-                tensor
-                    .to_dtype(candle_float(dtype))?
-                    .to_device(&self.device)?
-            };
-            return Ok(Value::Float(Floats::wrap(tensor, dtype, None)));
+            return self.floats(out);
         }
         if dtype == DType::Double {
             let v: Vec<f64> = b
@@ -222,16 +297,16 @@ impl WeightInner {
                 Data::U8(b.to_vec()),
             )?));
         }
-        if matches!(dtype, DType::Uint4 | DType::Int4) {
-            // onnx.proto: two numbers a byte, the first in the low bits.
-            let nibble = |i: usize| (b[i / 2] >> (4 * (i % 2))) & 15;
-            let signed = |x: u8| if x > 7 { x | 0xF0 } else { x };
-            let all = (0..self.len).map(nibble);
-            let data = if dtype == DType::Int4 {
-                all.map(signed).collect()
-            } else {
-                all.collect()
-            };
+        if matches!(
+            dtype,
+            DType::Uint4 | DType::Int4 | DType::Uint2 | DType::Int2
+        ) {
+            // onnx.proto: two or four numbers a byte, the first in the low bits.
+            let bits = dtype.bits() as usize;
+            let signed = matches!(dtype, DType::Int4 | DType::Int2);
+            let code = super::packed::Code::Low { bits, signed };
+            let all = (0..self.len).map(|i| code.get(b, i) as i8);
+            let data = all.map(|x| x as u8).collect();
             return Ok(Value::Host(Host::new(
                 dtype,
                 vec![self.len],

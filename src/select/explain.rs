@@ -170,6 +170,7 @@ fn form(form: &WeightForm) -> String {
         WeightForm::NBits {
             bits, block_size, ..
         } => format!(" {bits} bits in blocks of {block_size}"),
+        WeightForm::Bnb4 { block_size, .. } => format!(" bnb4 in blocks of {block_size}"),
         WeightForm::Integer { .. } => " integer".to_owned(),
     }
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::infer::Verified;
 use crate::ir::contract::{self, stamp};
 use crate::ir::{DType, Dim, Fact, Graph, NodeId, Sym, TensorData, Type, TypeKind, Val, ValueId};
-use crate::ops::{GradCx, Gradient, lookup};
+use crate::ops::{GradCx, Gradient, lookup, quantizes};
 use crate::rewrite::{Pass, PassCx, PassError, Patch};
 use indexmap::IndexMap;
 use rustc_hash::FxHashSet;
@@ -243,6 +243,8 @@ pub(crate) fn declared(g: &Graph, verified: &Verified, v: ValueId) -> Option<Typ
 struct Route {
     /// By value: whether it depends differentiably on one of the values, and on which (the first of them).
     origin: Vec<Option<u32>>,
+    /// By value: the type of the gradient of an integer that stands for a real number, between quantizing and dequantizing.
+    codes: Vec<Option<DType>>,
     /// Nodes to differentiate, in execution order.
     path: Vec<NodeId>,
 }
@@ -254,10 +256,10 @@ impl Route {
         for (i, w) in ends.wrt.iter().enumerate() {
             origin[w.index()].get_or_insert(i as u32);
         }
-        let smooth = |v: ValueId| {
+        let mut codes: Vec<Option<DType>> = vec![None; g.index_bound()];
+        let dtype = |v: ValueId| {
             let ty = verified.fact(v).and_then(|f| f.dtype);
             ty.or_else(|| g.value(v).ty.as_ref().and_then(Type::dtype))
-                .is_none_or(DType::is_float)
         };
         for &n in &order {
             let from = g.node_sources(n).find_map(|v| origin[v.index()]);
@@ -266,10 +268,21 @@ impl Route {
             let Some(from) = from.filter(|_| !zero) else {
                 continue;
             };
-            for v in g.node_outputs(n).into_iter().flatten() {
-                if smooth(v) {
-                    origin[v.index()].get_or_insert(from);
+            let behind = g.node_sources(n).find_map(|v| codes[v.index()]);
+            for (slot, v) in g.node_outputs(n).into_iter().enumerate() {
+                let Some(v) = v else { continue };
+                if quantizes(&g.node(n).op, slot) {
+                    // What is quantized passes its type on; scale and zero point are constants.
+                    codes[v.index()] = g.input(n, 0).and_then(dtype).or(Some(DType::Float));
+                } else if g.node(n).op.is_onnx("DynamicQuantizeLinear") {
+                    continue;
+                } else if dtype(v).is_some_and(|t| !t.is_float()) {
+                    codes[v.index()] = behind;
+                    if behind.is_none() {
+                        continue;
+                    }
                 }
+                origin[v.index()].get_or_insert(from);
             }
         }
         let mut needed = vec![false; g.index_bound()];
@@ -290,7 +303,11 @@ impl Route {
             }
         }
         path.reverse();
-        Route { origin, path }
+        Route {
+            origin,
+            codes,
+            path,
+        }
     }
 
     /// Nodes on the route that are to be replaced by their definition.
@@ -355,7 +372,11 @@ struct Backward<'a> {
 
 impl Backward<'_> {
     fn fact(&self, v: ValueId) -> Option<Fact> {
-        self.verified.fact(v).cloned()
+        let mut fact = self.verified.fact(v).cloned()?;
+        if let Some(ty) = self.route.codes[v.index()] {
+            fact.dtype = Some(ty);
+        }
+        Some(fact)
     }
 
     /// The gradient of the loss by itself is one.
@@ -396,7 +417,7 @@ impl Backward<'_> {
         b.set_scope(&contract::grad(&scope(g, n)));
         let typed = outputs.iter().flatten().chain(inputs.iter().flatten());
         let float = typed
-            .filter_map(|&v| self.verified.fact(v)?.dtype)
+            .filter_map(|&v| self.fact(v)?.dtype)
             .find(|t| t.is_float());
         b.set_float(float.unwrap_or(DType::Float));
         let facts = |v: ValueId| self.fact(v);
@@ -407,6 +428,7 @@ impl Backward<'_> {
             grads,
             wants,
             facts: &facts,
+            types: &|v| self.verified.fact(v)?.dtype,
             result: vec![None; inputs.len()],
         };
         let done = apply(&mut cx);

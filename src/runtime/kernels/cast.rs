@@ -106,7 +106,7 @@ fn fill(h: &Host, out: &mut [f32]) -> KResult<()> {
     match h.data() {
         Data::F64(v) => out.iter_mut().zip(v).for_each(|(o, &x)| *o = x as f32),
         Data::I64(v) => out.iter_mut().zip(v).for_each(|(o, &x)| *o = x as f32),
-        Data::U8(v) if matches!(h.dtype(), DType::Int8 | DType::Int4) => {
+        Data::U8(v) if matches!(h.dtype(), DType::Int8 | DType::Int4 | DType::Int2) => {
             out.iter_mut()
                 .zip(v)
                 .for_each(|(o, &x)| *o = f32::from(x as i8));

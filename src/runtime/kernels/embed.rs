@@ -90,7 +90,7 @@ fn add(table: Value, ids: &[i64], width: usize, sum: &mut [f32]) -> KResult<()> 
     }
     let mut row = vec![0.0; width];
     let held = match &table {
-        Value::Weight(w) if w.bytes().is_some() => None,
+        Value::Weight(w) if w.has_rows() => None,
         v => Some(v.to_f32()?),
     };
     for (out, &id) in sum.chunks_mut(width).zip(ids) {

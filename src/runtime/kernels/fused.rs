@@ -3,6 +3,7 @@
 //! Tensors of heads are kept as `[batch, seq, heads, dim]` in memory and shown as `[batch, heads, seq, dim]`, so that the transposes
 //! around an attention core are views.
 
+use super::matmul::multiply_packed;
 use super::{BuildCx, Cx, Entry, Ins, Kernel, OWN, Outs, plain, to_floats};
 use crate::ir::DType;
 use crate::runtime::value::{Fault, FloatRead, Floats, Host, KResult, Value, WeightBytes};
@@ -483,7 +484,15 @@ impl Kernel for MatMulAdd {
         let n = if self.trans_b { br } else { bc };
         let rows = count(&ad)? / last.max(1);
         let m = count(&dims)?.checked_div(n).unwrap_or(0);
+        if let Value::Weight(w) = &b
+            && let Some((codes, turned)) = w.codes()
         {
+            let read = a.read();
+            let left = super::matmul::Mat::dense(read.slice()?, rows, last);
+            let left = if self.trans_a { left.t() } else { left };
+            let turned = turned != self.trans_b;
+            multiply_packed(cx, &mut out, left, codes, turned, self.alpha, true)?;
+        } else {
             let read = a.read();
             let left = Mat::new(read.slice()?, rows, last)?;
             let flat;

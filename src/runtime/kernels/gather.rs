@@ -36,9 +36,7 @@ impl Kernel for Gather {
         // Rows of a table are read from the file: the rest of it is not touched.
         if let Value::Weight(w) = &v
             && axis == 0
-            && w.bytes().is_some()
-            && w.dtype().is_float()
-            && w.dtype() != crate::ir::DType::Double
+            && w.has_rows()
             && cx.device.is_cpu()
         {
             let width = count(&w.dims()[1..])?;

@@ -2,6 +2,7 @@
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, Outs, one, plain, to_floats};
 use crate::ir::DType;
+use crate::runtime::packed::Packed;
 use crate::runtime::value::{Fault, Floats, Host, KResult, Value, WeightBytes};
 use crate::runtime::walk::{self, count, row_major};
 use onnx_graft_kernels::gemm as product;
@@ -162,6 +163,42 @@ pub(crate) fn multiply_weight(
     Ok(())
 }
 
+/// Elements of a weight of small integers that are widened at a time.
+const PANEL: usize = 1 << 20;
+
+/// `out = alpha * a·w`, or `out += alpha * a·w`, for a matrix of small integers, or for its transpose, by panels of its rows.
+pub(crate) fn multiply_packed(
+    cx: &Cx<'_>,
+    out: &mut [f32],
+    a: Mat<'_>,
+    w: &Packed,
+    transposed: bool,
+    alpha: f32,
+    add: bool,
+) -> KResult<()> {
+    let [rows, cols] = w.shape();
+    let n = if transposed { rows } else { cols };
+    let step = (PANEL / cols.max(1)).clamp(1, rows.max(1));
+    let mut panel = cx.alloc(step * cols);
+    for at in (0..rows).step_by(step) {
+        let part = step.min(rows - at);
+        walk::rows(&mut panel[..part * cols], cols, |r, o| w.row(at + r, 0, o));
+        let m = Mat::dense(&panel[..part * cols], part, cols);
+        if transposed {
+            multiply(cx, &mut out[at..], n, a, m.t(), alpha, add)?;
+        } else {
+            let left = Mat {
+                data: a.data.get(at * a.col..).unwrap_or_default(),
+                cols: part,
+                ..a
+            };
+            multiply(cx, out, n, left, m, alpha, add || at > 0)?;
+        }
+    }
+    cx.pool.give(panel);
+    Ok(())
+}
+
 /// Whether a weight is multiplied from the file.
 pub(crate) fn streams(cx: &Cx<'_>, v: &Value) -> bool {
     matches!(v, Value::Weight(w) if cx.device.is_cpu()
@@ -245,6 +282,10 @@ fn product(cx: &Cx<'_>, a: Value, b: Value, alpha: f32) -> KResult<Floats> {
             && let Some(bytes) = w.matrix()
         {
             multiply_weight(cx, &mut out, left, bytes, n, alpha, false)?;
+        } else if let Value::Weight(w) = &b
+            && let Some((packed, transposed)) = w.codes()
+        {
+            multiply_packed(cx, &mut out, left, packed, transposed, alpha, false)?;
         } else {
             let b = to_floats(b, 1)?;
             let read = b.read();

@@ -42,9 +42,11 @@ pub(crate) mod fused;
 pub(crate) mod gather;
 pub(crate) mod gemm;
 pub(crate) mod gradient;
+pub(crate) mod integer;
 pub(crate) mod loss;
 pub(crate) mod matmul;
 pub(crate) mod movement;
+pub(crate) mod nbits;
 pub(crate) mod norm;
 pub(crate) mod quant;
 pub(crate) mod reduce;
@@ -73,9 +75,11 @@ fn families() -> impl Iterator<Item = &'static Entry> {
         gather::KERNELS,
         gemm::KERNELS,
         gradient::KERNELS,
+        integer::KERNELS,
         loss::KERNELS,
         matmul::KERNELS,
         movement::KERNELS,
+        nbits::KERNELS,
         norm::KERNELS,
         quant::KERNELS,
         reduce::KERNELS,

@@ -3,6 +3,7 @@
 mod composite;
 mod elementwise;
 mod own;
+mod quantized;
 mod shape;
 
 use super::harness::Case;
@@ -14,6 +15,7 @@ pub(crate) fn all() -> Vec<Case> {
         shape::cases(),
         composite::cases(),
         own::cases(),
+        quantized::cases(),
     ]
     .into_iter()
     .flatten()

@@ -11,6 +11,8 @@ use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value};
 pub(crate) enum In {
     /// Floats in a range, by which the loss is differentiated.
     Wanted(Vec<usize>, f32, f32),
+    /// Floats by which the loss is differentiated, in the form of `i8` codes with this scale and zero point.
+    Code(Vec<usize>, f32, i8),
     /// Floats in a range that stay as they are.
     Frozen(Vec<usize>, f32, f32),
     /// A constant.
@@ -65,6 +67,12 @@ impl Case {
     /// A differentiated input in a range.
     pub(crate) fn within(mut self, dims: &[usize], low: f32, high: f32) -> Self {
         self.ins.push(In::Wanted(dims.to_vec(), low, high));
+        self
+    }
+
+    /// A differentiated input of up to ten steps of this size, as `i8` codes.
+    pub(crate) fn code(mut self, dims: &[usize], scale: f32, zero: i8) -> Self {
+        self.ins.push(In::Code(dims.to_vec(), scale, zero));
         self
     }
 
@@ -148,8 +156,10 @@ pub(crate) fn noise(seed: u64, n: usize, low: f32, high: f32) -> Vec<f32> {
 /// The wanted inputs: name, sizes and values.
 fn wanted(case: &Case) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let wanted = case.ins.iter().enumerate().filter_map(|(i, input)| {
-        let In::Wanted(dims, low, high) = input else {
-            return None;
+        let (dims, low, high) = match input {
+            In::Wanted(dims, low, high) => (dims, low, high),
+            In::Code(dims, scale, _) => (dims, &(-10.0 * scale), &(10.0 * scale)),
+            In::Frozen(..) | In::Is(_) | In::None => return None,
         };
         let values = noise(i as u64 + 11, dims.iter().product(), *low, *high);
         Some((format!("x{i}"), dims.clone(), values))
@@ -162,7 +172,7 @@ fn inputs(b: &Builder, case: &Case, known: bool) -> Vec<Option<Val>> {
     for (i, input) in case.ins.iter().enumerate() {
         let name = format!("x{i}");
         out.push(match input {
-            In::Wanted(dims, ..) => {
+            In::Wanted(dims, ..) | In::Code(dims, ..) => {
                 let dim = |(axis, &n): (usize, &usize)| {
                     if known {
                         Dim::Known(n as i64)
@@ -171,7 +181,15 @@ fn inputs(b: &Builder, case: &Case, known: bool) -> Vec<Option<Val>> {
                     }
                 };
                 let dims: Vec<Dim> = dims.iter().enumerate().map(dim).collect();
-                Some(b.graph_input(&name, Type::tensor(DType::Float, dims)))
+                let x = b.graph_input(&name, Type::tensor(DType::Float, dims));
+                Some(match input {
+                    In::Code(_, scale, zero) => {
+                        let zero = vec![*zero as u8].into();
+                        let zero = b.constant(TensorData::raw(DType::Int8, [], zero));
+                        b.op("QuantizeLinear", &[x, b.scalar(*scale), zero], &[])
+                    }
+                    _ => x,
+                })
             }
             In::Frozen(dims, low, high) => {
                 let values = noise(i as u64 + 31, dims.iter().product(), *low, *high);

@@ -19,7 +19,10 @@ pub(super) fn sample(site: &LinearSite, name: &str, graph: &Graph) -> Option<Sam
         WeightForm::Dequantized { .. } => usize::try_from(weight.count()?)
             .ok()?
             .checked_div(site.d_in)?,
-        WeightForm::Float | WeightForm::NBits { .. } | WeightForm::Integer { .. } => site.d_out,
+        WeightForm::Float
+        | WeightForm::NBits { .. }
+        | WeightForm::Bnb4 { .. }
+        | WeightForm::Integer { .. } => site.d_out,
     };
     let mut step = 0f32;
     let mut values = Vec::new();
@@ -46,7 +49,7 @@ pub(super) fn sample(site: &LinearSite, name: &str, graph: &Graph) -> Option<Sam
                 (integer(weight, flat)?, zero, scale)
             }
             WeightForm::NBits { .. } => blocked(site, weight, (row, column), graph)?,
-            WeightForm::Float | WeightForm::Integer { .. } => return None,
+            WeightForm::Float | WeightForm::Bnb4 { .. } | WeightForm::Integer { .. } => return None,
         };
         step = step.max(scale.abs());
         values.push((number - zero) * scale);

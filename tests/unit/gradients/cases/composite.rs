@@ -11,7 +11,6 @@ pub(super) fn cases() -> Vec<Case> {
         convolutions(),
         rotary(),
         attention(),
-        quantized(),
     ]
     .into_iter()
     .flatten()
@@ -385,56 +384,5 @@ fn attention() -> Vec<Case> {
             .set("local_window_size", 2i64)
             .first_of(3)
             .fixed(),
-    ]
-}
-
-fn quantized() -> Vec<Case> {
-    let packed = |n: usize, blocks: usize, bytes: usize| {
-        let data: Vec<u8> = (0..n * blocks * bytes)
-            .map(|i| (i * 37 % 256) as u8)
-            .collect();
-        TensorData::raw(
-            DType::Uint8,
-            [n as u64, blocks as u64, bytes as u64],
-            data.into(),
-        )
-    };
-    let shape = |c: Case, bits: i64| {
-        c.set("K", 20i64)
-            .set("N", 3i64)
-            .set("bits", bits)
-            .set("block_size", 16i64)
-    };
-    let zeros = TensorData::raw(DType::Uint8, [3, 1], vec![0x87, 0x96, 0x79].into());
-    vec![
-        shape(
-            op("com.microsoft::MatMulNBits")
-                .x(&[2, 20])
-                .is(packed(3, 2, 8))
-                .frozen(&[3, 2]),
-            4,
-        ),
-        shape(
-            op("com.microsoft::MatMulNBits")
-                .x(&[2, 20])
-                .is(packed(3, 2, 8))
-                .frozen(&[3, 2])
-                .is(zeros.clone()),
-            4,
-        ),
-        // The weight alone, by its scales.
-        shape(
-            op("onnx_graft::DequantizeNBits")
-                .is(packed(3, 2, 16))
-                .x(&[3, 2]),
-            8,
-        ),
-        shape(
-            op("onnx_graft::DequantizeNBits")
-                .is(packed(3, 2, 8))
-                .x(&[3, 2])
-                .is(zeros),
-            4,
-        ),
     ]
 }
