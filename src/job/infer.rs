@@ -3,6 +3,7 @@
 use super::check::{ensure_absent, keep, write_file};
 use super::event::{OnEvent, warn};
 use super::open;
+use crate::api;
 use crate::error::Result;
 use crate::select::{Interface, infer_interface};
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ impl Infer {
     /// A graph in which no layers are found; an output that exists or is the model; files that cannot be read or written.
     pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<Interface> {
         let model = open(&self.model, events)?;
+        let (model, _) = api::opened(model, false)?;
         let proposal = infer_interface(&model)?;
         warn(events, &proposal.notes)?;
         if let Some(output) = &self.output {

@@ -197,6 +197,8 @@ pub struct Interface {
     pub schema_version: Option<u32>,
     /// Where it came from, for messages: a path, or `built-in qwen3`.
     pub source: String,
+    /// What is to be said wherever it is used: how it was found, where nobody named it.
+    pub(crate) notes: Vec<Diagnostic>,
 }
 
 impl Interface {
@@ -208,6 +210,7 @@ impl Interface {
             version: None,
             schema_version: None,
             source: "none".to_owned(),
+            notes: Vec::new(),
         }
     }
 
@@ -274,6 +277,7 @@ impl Interface {
                 .and_then(Value::as_u64)
                 .map(|v| v as u32),
             source: source.to_owned(),
+            notes: Vec::new(),
             fields,
         };
         check.rules(&interface.fields, prefix);
