@@ -56,6 +56,9 @@ pub(super) fn run(
     };
     let mut findings = explicit.apply(&mut layers);
     record.misses.retain(|_, m| !m.is_settled());
+    if !record.misses.is_empty() {
+        findings.extend(scene.left_out(&mut record, &layers, &totals));
+    }
     findings.extend(record.findings(&interface.source, &totals));
     if layers.is_empty() && findings.is_empty() && !interface.is_bare() {
         findings.push(no_layers(interface));
