@@ -663,31 +663,58 @@ fn beyond_library(interface: &Interface, model_type: &str) -> Option<Diagnostic>
     Some(Diagnostic::warning("interface-library", message).help(help))
 }
 
-/// The interface of a model for which none was given: that of the type in `config.json` beside its file, else one inferred from the
-/// graph.
+/// The interface of a model for which none was given: the `adapter_interface.json` beside its file, else the built-in one of the type in
+/// `config.json`, else one inferred from the graph. A built-in interface that does not fit the graph (another version of the library
+/// names its modules otherwise, or the file is a part of the model) gives way to an inferred one that does, and selecting with that
+/// says what was missing.
 ///
 /// # Errors
 /// [`ErrorKind::Interface`]: the type is not known, and the graph does not tell.
 pub fn find_interface(model: &Verified, file: Option<&Path>) -> Result<Interface> {
-    if let Some(path) = file
-        && let Some(found) = Interface::detect(path)?
-    {
-        // The built-in one for two models in one is of BERTs; a decoder may be of another type, whose modules the graph tells.
-        let composite = found.is_builtin() && found.counts_layers_apart();
-        if composite
-            && found.select(model).is_err()
-            && let Ok(other) = infer_interface(model)
-        {
-            return Ok(other.interface);
-        }
-        return Ok(found);
+    let named = file.map(Interface::detect).transpose()?.flatten();
+    if let Some(found) = named.as_ref().filter(|i| !i.is_builtin()) {
+        return Ok(found.clone());
     }
-    let inferred = infer_interface(&super::shown(model.clone())?);
-    inferred.map(|p| p.interface).map_err(|e| {
-        let d = Diagnostic::error("interface-unknown", "no interface was given, and none could be found")
-            .help("give one: --interface qwen3, or --interface adapter_interface.json (`rewrite interface list`)");
-        Error::new(ErrorKind::Interface, d).with_source(e)
-    })
+    let model = &opened(super::shown(model.clone())?, false)?.0;
+    let misfit = match &named {
+        Some(found) => match found.select(model) {
+            Ok(_) => return Ok(found.clone()),
+            Err(misfit) => Some((found, misfit)),
+        },
+        None => None,
+    };
+    match (infer_interface(model), misfit) {
+        (Ok(p), None) => Ok(p.noted(None)),
+        // The findings of the built-in one are what stands in the way, if neither fits.
+        (Ok(p), Some((found, misfit))) => Ok(match p.interface.select(model) {
+            Ok(_) => p.noted(Some(gives_way(found, &misfit))),
+            Err(_) => found.clone(),
+        }),
+        (Err(_), Some((found, _))) => Ok(found.clone()),
+        (Err(e), None) => {
+            let d = Diagnostic::error("interface-unknown", "no interface was given, and none could be found")
+                .help("give one: --interface qwen3, or --interface adapter_interface.json (`rewrite interface list`)");
+            Err(Error::new(ErrorKind::Interface, d).with_source(e))
+        }
+    }
+}
+
+/// That a built-in interface gives way to an inferred one, with what it misses.
+fn gives_way(interface: &Interface, misfit: &Error) -> Diagnostic {
+    const SHOWN: usize = 4;
+    let found = format!(
+        "the {} interface does not fit this graph: one inferred from the graph is used",
+        interface.source
+    );
+    let all = misfit.findings();
+    let mut d = Diagnostic::warning("interface-inferred", found);
+    for finding in all.iter().take(SHOWN) {
+        d = d.note(format!("it misses: {}", finding.message));
+    }
+    if all.len() > SHOWN {
+        d = d.note(format!("and {} more", all.len() - SHOWN));
+    }
+    d.help("`rewrite interface infer` shows the inferred one; --interface names another")
 }
 
 /// What `config.json` beside a model says, for the adapter's own file.

@@ -25,7 +25,7 @@ impl Infer {
     /// # Errors
     /// A graph in which no layers are found; an output that exists or is the model; files that cannot be read or written.
     pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<Interface> {
-        let model = api::shown(open(&self.model, events)?)?;
+        let (model, _) = api::opened(api::shown(open(&self.model, events)?)?, false)?;
         let proposal = infer_interface(&model)?;
         warn(events, &proposal.notes)?;
         if let Some(output) = &self.output {

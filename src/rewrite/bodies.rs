@@ -128,7 +128,6 @@ impl Lifted {
     pub(crate) fn model(&self) -> &Verified {
         &self.model
     }
-
 }
 
 /// Gives a value this name; another value of that name gets one of its own.
@@ -318,12 +317,22 @@ impl Sinking<'_> {
         let at = place(around, &lifted.body);
         let mut inner = after.graph.clone();
         if inner.outputs.len() != lifted.outputs {
-            let new = inner.outputs.get(lifted.outputs).map_or("", |p| inner.name_of(p.value));
-            let d = refused(format!("the graph gets another output, `{new}`, and a graph inside a node has those that the node gives on"), &at);
+            let new = inner
+                .outputs
+                .get(lifted.outputs)
+                .map_or("", |p| inner.name_of(p.value));
+            let d = refused(
+                format!(
+                    "the graph gets another output, `{new}`, and a graph inside a node has those that the node gives on"
+                ),
+                &at,
+            );
             return Err(d.help("leave out what adds outputs").into());
         }
         let mut captures: Vec<(ValueId, Val)> = Vec::new();
-        let ports = inner.inputs.split_off(lifted.formals.min(inner.inputs.len()));
+        let ports = inner
+            .inputs
+            .split_off(lifted.formals.min(inner.inputs.len()));
         for port in ports {
             let v = port.value;
             let outer = match lifted.captured.get(&v) {
@@ -379,7 +388,8 @@ impl Sinking<'_> {
         let Some(&outer) = lifted.captured.get(&v) else {
             let parameter = value.metadata.contains_key(stamp::PARAM);
             return if parameter {
-                self.parameter(&value.name, tensor, &value.metadata, at).map(Some)
+                self.parameter(&value.name, tensor, &value.metadata, at)
+                    .map(Some)
             } else {
                 Ok(None)
             };
@@ -395,7 +405,12 @@ impl Sinking<'_> {
             Some(t) if same(t, tensor) => {}
             Some(_) => {
                 let name = &value.name;
-                let d = refused(format!("`{name}` becomes another weight here than in the other graph that reads it"), at);
+                let d = refused(
+                    format!(
+                        "`{name}` becomes another weight here than in the other graph that reads it"
+                    ),
+                    at,
+                );
                 return Err(d.into());
             }
             None => {
@@ -418,21 +433,28 @@ impl Sinking<'_> {
             if there.as_ref().is_some_and(|t| same(t, tensor)) {
                 return Ok(*val);
             }
-            let d = refused(format!("`{name}` has other values here than in another graph of this model"), at);
+            let d = refused(
+                format!("`{name}` has other values here than in another graph of this model"),
+                at,
+            );
             return Err(d.into());
         }
         if let Some(old) = self.around.graph.find(name) {
             if constant(&self.around.graph, old).is_some_and(|t| same(t, tensor)) {
                 return Ok(Val::Old(old));
             }
-            let d = refused(format!("the name `{name}` is taken in the graph around"), at);
+            let d = refused(
+                format!("the name `{name}` is taken in the graph around"),
+                at,
+            );
             return Err(d.help("give the adapter another name").into());
         }
         let b = self.patch.builder();
         b.set_stamp(metadata.clone());
         let val = b.initializer(name, tensor.clone());
         b.set_stamp(Metadata::default());
-        self.hoisted.insert(name.into(), (val, Some(tensor.clone())));
+        self.hoisted
+            .insert(name.into(), (val, Some(tensor.clone())));
         Ok(val)
     }
 
@@ -448,11 +470,20 @@ impl Sinking<'_> {
             if around.is_input(old) {
                 return Ok(Val::Old(old));
             }
-            let d = refused(format!("the name `{name}` is taken in the graph around, and a graph input of this name is added"), at);
+            let d = refused(
+                format!(
+                    "the name `{name}` is taken in the graph around, and a graph input of this name is added"
+                ),
+                at,
+            );
             return Err(d.into());
         }
         let Some(ty) = port.ty.clone().or_else(|| value.ty.clone()) else {
-            return Err(refused(format!("the type of the new graph input `{name}` is not known"), at).into());
+            return Err(refused(
+                format!("the type of the new graph input `{name}` is not known"),
+                at,
+            )
+            .into());
         };
         let b = self.patch.builder();
         let val = match &value.tensor {
@@ -476,7 +507,12 @@ impl Sinking<'_> {
             match self.metadata.get(key) {
                 Some(there) if *there == value => {}
                 Some(_) => {
-                    let d = refused(format!("`{key}` says something else here than in another graph of this model"), at);
+                    let d = refused(
+                        format!(
+                            "`{key}` says something else here than in another graph of this model"
+                        ),
+                        at,
+                    );
                     return Err(d.into());
                 }
                 None => {

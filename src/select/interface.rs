@@ -199,6 +199,8 @@ pub struct Interface {
     pub source: String,
     /// Number of layers of the encoder, by which those of a decoder in a file of its own are counted on; `None` where it is not known.
     pub(crate) encoder_layers: Option<usize>,
+    /// What is to be said wherever it is used: how it was found, where nobody named it.
+    pub(crate) notes: Vec<Diagnostic>,
 }
 
 impl Interface {
@@ -211,6 +213,7 @@ impl Interface {
             schema_version: None,
             source: "none".to_owned(),
             encoder_layers: None,
+            notes: Vec::new(),
         }
     }
 
@@ -277,6 +280,7 @@ impl Interface {
                 .and_then(Value::as_u64)
                 .map(|v| v as u32),
             source: source.to_owned(),
+            notes: Vec::new(),
             fields,
             encoder_layers: None,
         };

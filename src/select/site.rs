@@ -172,6 +172,8 @@ pub struct Layer {
     pub gate_proj: Option<LinearSite>,
     /// `layer_output_proj`.
     pub output_proj: Option<LinearSite>,
+    /// What the feed-forward block adds to the stream, where it ends in no one linear: a choice of experts.
+    pub ffn_output: Option<ValueId>,
     /// The value that enters the module of `layer_pre_self_attn`: the residual of the attention sublayer.
     pub pre_self_attn: Option<ValueId>,
     /// The value that enters the module of `layer_pre_cross_attn`.

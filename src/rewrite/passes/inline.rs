@@ -105,7 +105,13 @@ fn is_switch(g: &Graph, v: ValueId) -> bool {
 /// The body of the function that a node calls.
 fn call(model: &Model, n: NodeId) -> Option<Inner<'_>> {
     let (g, node) = (&model.graph, model.graph.node(n));
-    let plain = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_owned() };
+    let plain = |d: &str| {
+        if d == "ai.onnx" {
+            String::new()
+        } else {
+            d.to_owned()
+        }
+    };
     let f = model.functions.iter().find(|f| {
         plain(&f.domain) == plain(&node.op.domain)
             && f.name == node.op.op_type
@@ -151,7 +157,8 @@ fn has_references(g: &Graph) -> bool {
 /// Whether a model has nodes that call functions of its own, or branches.
 pub(crate) fn concerns(model: &Model) -> bool {
     let g = &model.graph;
-    g.nodes().any(|n| g.node(n).op.is_onnx("If") || call(model, n).is_some())
+    g.nodes()
+        .any(|n| g.node(n).op.is_onnx("If") || call(model, n).is_some())
 }
 
 fn replace(cx: &mut PassCx<'_>, n: NodeId, inner: &Inner<'_>) -> Result<(), PassError> {

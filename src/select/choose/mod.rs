@@ -57,6 +57,9 @@ pub(super) fn run(
     };
     let mut findings = explicit.apply(&mut layers);
     record.misses.retain(|_, m| !m.is_settled());
+    if !record.misses.is_empty() {
+        findings.extend(scene.left_out(&mut record, &layers, &totals));
+    }
     findings.extend(record.findings(&interface.source, &totals));
     if layers.is_empty() && findings.is_empty() && !interface.is_bare() {
         findings.push(no_layers(interface));
@@ -75,8 +78,8 @@ pub(super) fn run(
         findings.push(left_out(&absent));
     }
     let first = interface.fields.model_layers.get(0);
-    let uncounted = first.is_some_and(|p| absent.iter().any(|a| a == p))
-        && interface.encoder_layers.is_none();
+    let uncounted =
+        first.is_some_and(|p| absent.iter().any(|a| a == p)) && interface.encoder_layers.is_none();
     absent.append(&mut record.absent);
     let output_embeddings = scene.head(&mut findings);
     let modules = scene.modules(&layers, output_embeddings.as_ref());

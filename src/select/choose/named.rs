@@ -6,6 +6,7 @@ use crate::analyze::boundary::{Boundary, Marks};
 use crate::analyze::columns;
 use crate::analyze::flow::Flow;
 use crate::analyze::norm::{Norm, norm_calls, norm_nodes};
+use crate::analyze::residual;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{NodeId, ValueId, contract};
@@ -33,7 +34,7 @@ impl Spot {
 impl Scene<'_> {
     /// The layers that `model_layers` leads to, by stack; the paths' prefix becomes known on the way.
     pub(super) fn spots(&mut self) -> Result<Vec<Spot>> {
-        let mut spots = Vec::new();
+        let mut spots: Vec<Spot> = Vec::new();
         let mut findings = Vec::new();
         let named = |stack| Some((stack, self.interface.fields.model_layers.get(stack)?));
         let named: Vec<(usize, &str)> = (0..self.interface.stacks()).filter_map(named).collect();
@@ -56,25 +57,27 @@ impl Scene<'_> {
                     {
                         self.set_prefix(list, path, alone);
                     }
-                    let mut all: Vec<ModuleId> = Vec::new();
+                    // Entries that are no layers are counted where layers follow them.
+                    let mut all: Vec<(usize, ModuleId)> = Vec::new();
                     for list in lists {
-                        let mut found: Vec<(usize, ModuleId)> = self
-                            .tree
-                            .module(list)
-                            .children
+                        let children = &self.tree.module(list).children;
+                        let numbered = children
                             .iter()
-                            .filter_map(|(name, id)| Some((name.parse().ok()?, *id)))
-                            .filter(|(_, id)| self.is_layer(*id, stack))
-                            .collect();
-                        found.sort_unstable();
-                        all.extend(found.into_iter().map(|(_, module)| module));
+                            .filter_map(|(name, id)| Some((name.parse().ok()?, *id)));
+                        let mut entries: Vec<(usize, ModuleId)> = numbered.collect();
+                        entries.sort_unstable();
+                        let first = entries.first().map_or(0, |(number, _)| *number);
+                        let before = all.last().map_or(0, |(index, _)| index + 1);
+                        entries.retain(|(_, id)| self.is_layer(*id, stack));
+                        let placed = entries.into_iter();
+                        all.extend(placed.map(|(number, id)| (before + number - first, id)));
                     }
-                    let first = if self.interface.counts_layers_apart() {
-                        0
-                    } else {
-                        before + spots.len()
+                    let first = match spots.last() {
+                        Some(last) if !self.interface.counts_layers_apart() => last.index + 1,
+                        None if !self.interface.counts_layers_apart() => before,
+                        _ => 0,
                     };
-                    spots.extend(all.into_iter().enumerate().map(|(i, module)| Spot {
+                    spots.extend(all.into_iter().map(|(i, module)| Spot {
                         index: first + i,
                         stack,
                         module,
@@ -388,7 +391,7 @@ impl<'s> Named<'s> {
         let made = |a: &Option<AttentionSite>| a.as_ref().and_then(|a| Some(a.o.as_ref()?.output));
         let (attended, crossed) = (made(&self_attn), made(&cross_attn));
         let transformed = output_proj.as_ref().map(|p| p.output);
-        let layer = Layer {
+        let mut layer = Layer {
             index: spot.index,
             call,
             stack: spot.stack,
@@ -400,6 +403,7 @@ impl<'s> Named<'s> {
             intermediate,
             gate_proj: self.gate(spot, call, at(&f.layer_gate_proj)),
             output_proj,
+            ffn_output: None,
             pre_self_attn: self.entering(
                 spot,
                 call,
@@ -423,7 +427,26 @@ impl<'s> Named<'s> {
             ),
             ln_2: self.norm(spot, call, Field::LayerLn2, at(&f.layer_ln_2), transformed),
         };
+        if layer.output_proj.is_none() {
+            layer.ffn_output = self.block(&layer);
+        }
         Some(layer)
+    }
+
+    /// What the feed-forward block of a layer adds to the stream, whatever stands inside.
+    fn block(&self, layer: &Layer) -> Option<ValueId> {
+        let view = self.scene.view;
+        let made = |v: ValueId| view.defined(v);
+        let added = |sum: ValueId| residual::branch(**view, sum, layer.pre_ffn, &made);
+        let found = match &layer.ln_2 {
+            // The norm is of the sum, or of the block alone.
+            Some(norm) => layer
+                .pre_ffn
+                .map(|_| added(norm.input).unwrap_or(norm.input)),
+            None => added(layer.output),
+        };
+        let attended = layer.self_attn.as_ref().map(|a| a.output);
+        found.filter(|v| attended.is_none_or(|a| made(a) < made(*v)))
     }
 
     /// A module of the layer, by its path there. One that is missing is recorded.

@@ -1,12 +1,15 @@
 //! All that a selection looks at.
 
+use super::record::Record;
 use crate::analyze::flow::Flow;
 use crate::analyze::linear::{Linear, Linears};
-use crate::analyze::structure::Structure;
+use crate::analyze::structure::{Found, Structure};
+use crate::diag::Diagnostic;
 use crate::ir::{NodeId, ValueId};
+use crate::select::field::Field;
 use crate::select::interface::Interface;
 use crate::select::modules::{ModuleId, ModuleTree, Witness};
-use crate::select::site::{LinearSite, Role};
+use crate::select::site::{Layer, LinearSite, Role};
 
 /// A graph, its modules, and the interface to find in them.
 pub(super) struct Scene<'a> {
@@ -32,6 +35,44 @@ impl<'a> Scene<'a> {
     /// The structure of the graph; worth its cost only where names are missing.
     pub(super) fn structure(&self) -> Structure<'a> {
         Structure::new(self.view, self.linears)
+    }
+
+    /// Fields that only some layers have, as in hybrids: those in which structure sees no attention, or no feed-forward block of two
+    /// linears, go without.
+    pub(super) fn left_out(
+        &self,
+        record: &mut Record,
+        layers: &[Layer],
+        totals: &[usize],
+    ) -> Vec<Diagnostic> {
+        let found = self.structure().layers();
+        let within = |linear: usize, layer: &Layer| {
+            let module = self.tree.of(self.linears.all[linear].core);
+            let path = module.map(|(m, _)| self.full_path(m));
+            path.is_some_and(|p| {
+                p.strip_prefix(&*layer.path)
+                    .is_some_and(|r| r.starts_with('.'))
+            })
+        };
+        let lacks = |field: Field, (stack, index): (usize, usize)| {
+            let mut own = layers
+                .iter()
+                .filter(|l| (l.stack, l.index) == (stack, index));
+            let Some(layer) = own.next() else {
+                return false;
+            };
+            let attends = |f: &Found| within(f.self_attn.o, layer);
+            let transforms = |f: &Found| f.down.is_some_and(|d| within(d, layer));
+            match field {
+                Field::LayerSelfAttn => !found.iter().any(attends),
+                f if f.is_of_attention() => !found.iter().any(attends),
+                Field::LayerIntermediateProj | Field::LayerOutputProj => {
+                    !found.iter().any(transforms)
+                }
+                _ => false,
+            }
+        };
+        record.left_out(totals, &lacks)
     }
 
     /// The path in the exported model's state dict.
