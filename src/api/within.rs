@@ -60,7 +60,11 @@ pub(super) fn stripped(model: Verified, adapter: Option<&str>) -> Result<Verifie
         pieces.push((lifted, inner));
     }
     let model = bodies::sink(model, pieces)?;
-    if whole { strip_one(model, adapter) } else { Ok(model) }
+    if whole {
+        strip_one(model, adapter)
+    } else {
+        Ok(model)
+    }
 }
 
 /// A model with its functions and decided branches in place, and without a cache where branches go by one: as it is trained, evaluated

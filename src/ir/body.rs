@@ -124,7 +124,10 @@ impl Builder {
             let value = g.value(v);
             if let (Some(tensor), false) = (&value.tensor, given.contains_key(&v)) {
                 let name = free(&value.name);
-                given.insert(v, self.adopted(&name, tensor.clone(), value.metadata.clone()));
+                given.insert(
+                    v,
+                    self.adopted(&name, tensor.clone(), value.metadata.clone()),
+                );
             }
         }
         for n in g.order().unwrap_or_default() {
@@ -143,10 +146,14 @@ impl Builder {
                 }
             }
             let find = |v: &ValueId| given.get(v).copied();
-            let inputs: Vec<Option<Val>> = g.node_inputs(n).iter().map(|v| find(v.as_ref()?)).collect();
+            let inputs: Vec<Option<Val>> =
+                g.node_inputs(n).iter().map(|v| find(v.as_ref()?)).collect();
             let captures: Vec<Val> = g.node_captures(n).iter().filter_map(find).collect();
             let outputs = g.node_outputs(n);
-            let names: Vec<Option<String>> = outputs.iter().map(|v| v.map(|v| free(g.name_of(v)))).collect();
+            let names: Vec<Option<String>> = outputs
+                .iter()
+                .map(|v| v.map(|v| free(g.name_of(v))))
+                .collect();
             let made = self.adopted_node(node, inputs, captures, &names);
             for (v, new) in outputs.into_iter().zip(made) {
                 if let (Some(v), Some(new)) = (v, new) {

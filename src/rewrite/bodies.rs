@@ -124,11 +124,45 @@ impl Lifted {
         lifted.map_err(|e| e.within(place(g, body)))
     }
 
+    /// What a value of the graph around is inside.
+    pub(crate) fn inner_of(&self, outer: ValueId) -> Option<ValueId> {
+        let mut found: Vec<ValueId> = self
+            .captured
+            .iter()
+            .filter(|(_, o)| **o == outer)
+            .map(|(v, _)| *v)
+            .collect();
+        found.sort_unstable();
+        found.first().copied()
+    }
+
+    /// The graph that the body's model became, for a new node: what its inputs and constants are around it, which it captures. `given`
+    /// are those of new inputs, by name.
+    pub(crate) fn closed(
+        &self,
+        after: &Model,
+        given: &FxHashMap<Box<str>, Val>,
+    ) -> (Graph, Vec<Val>) {
+        let mut inner = after.graph.clone();
+        let mut captures: Vec<(ValueId, Val)> = Vec::new();
+        let ports = std::mem::take(&mut inner.inputs);
+        let constants = std::mem::take(&mut inner.initializers);
+        let values = ports.iter().map(|p| p.value).chain(constants);
+        for v in values {
+            let outer = self.captured.get(&v).copied().map(Val::Old);
+            match outer.or_else(|| given.get(inner.name_of(v)).copied()) {
+                Some(outer) => captures.push((v, outer)),
+                None => inner.initializers.push(v),
+            }
+        }
+        let captured = enclose(&mut inner, captures);
+        (inner, captured)
+    }
+
     /// The body as a model.
     pub(crate) fn model(&self) -> &Verified {
         &self.model
     }
-
 }
 
 /// Gives a value this name; another value of that name gets one of its own.
@@ -302,6 +336,21 @@ fn refused(what: impl Into<String>, at: &str) -> Diagnostic {
     Diagnostic::error("body", what).at(at)
 }
 
+/// Makes values of a graph captures of what they are around it, and drops those that nothing reads; what it captures now, in order.
+fn enclose(inner: &mut Graph, captures: Vec<(ValueId, Val)>) -> Vec<Val> {
+    let (used, unused): (Vec<_>, Vec<_>) =
+        captures.into_iter().partition(|(v, _)| inner.is_used(*v));
+    for (v, _) in &used {
+        if let Some(value) = inner.value_mut(*v) {
+            value.tensor = None;
+            value.metadata = Metadata::default();
+        }
+    }
+    inner.captures = used.iter().map(|(v, _)| *v).collect();
+    inner.remove_values(&unused.iter().map(|(v, _)| *v).collect::<Vec<_>>());
+    used.into_iter().map(|(_, o)| o).collect()
+}
+
 /// Whether two constants are the same. Those that share their bytes are not read.
 fn same(a: &TensorData, b: &TensorData) -> bool {
     let bytes = || match (a.bytes(), b.bytes()) {
@@ -318,12 +367,22 @@ impl Sinking<'_> {
         let at = place(around, &lifted.body);
         let mut inner = after.graph.clone();
         if inner.outputs.len() != lifted.outputs {
-            let new = inner.outputs.get(lifted.outputs).map_or("", |p| inner.name_of(p.value));
-            let d = refused(format!("the graph gets another output, `{new}`, and a graph inside a node has those that the node gives on"), &at);
+            let new = inner
+                .outputs
+                .get(lifted.outputs)
+                .map_or("", |p| inner.name_of(p.value));
+            let d = refused(
+                format!(
+                    "the graph gets another output, `{new}`, and a graph inside a node has those that the node gives on"
+                ),
+                &at,
+            );
             return Err(d.help("leave out what adds outputs").into());
         }
         let mut captures: Vec<(ValueId, Val)> = Vec::new();
-        let ports = inner.inputs.split_off(lifted.formals.min(inner.inputs.len()));
+        let ports = inner
+            .inputs
+            .split_off(lifted.formals.min(inner.inputs.len()));
         for port in ports {
             let v = port.value;
             let outer = match lifted.captured.get(&v) {
@@ -343,18 +402,8 @@ impl Sinking<'_> {
             }
         }
         inner.initializers = own;
-        let (used, unused): (Vec<_>, Vec<_>) =
-            captures.into_iter().partition(|(v, _)| inner.is_used(*v));
-        for (v, _) in &used {
-            if let Some(value) = inner.value_mut(*v) {
-                value.tensor = None;
-                value.metadata = Metadata::default();
-            }
-        }
-        inner.captures = used.iter().map(|(v, _)| *v).collect();
-        inner.remove_values(&unused.iter().map(|(v, _)| *v).collect::<Vec<_>>());
+        let captured = enclose(&mut inner, captures);
         self.model_entries(after, &at)?;
-        let captured: Vec<Val> = used.iter().map(|(_, o)| *o).collect();
         let kept = captured.iter().filter_map(|v| match v {
             Val::Old(id) => Some(*id),
             Val::New(_) => None,
@@ -379,7 +428,8 @@ impl Sinking<'_> {
         let Some(&outer) = lifted.captured.get(&v) else {
             let parameter = value.metadata.contains_key(stamp::PARAM);
             return if parameter {
-                self.parameter(&value.name, tensor, &value.metadata, at).map(Some)
+                self.parameter(&value.name, tensor, &value.metadata, at)
+                    .map(Some)
             } else {
                 Ok(None)
             };
@@ -395,7 +445,12 @@ impl Sinking<'_> {
             Some(t) if same(t, tensor) => {}
             Some(_) => {
                 let name = &value.name;
-                let d = refused(format!("`{name}` becomes another weight here than in the other graph that reads it"), at);
+                let d = refused(
+                    format!(
+                        "`{name}` becomes another weight here than in the other graph that reads it"
+                    ),
+                    at,
+                );
                 return Err(d.into());
             }
             None => {
@@ -418,21 +473,28 @@ impl Sinking<'_> {
             if there.as_ref().is_some_and(|t| same(t, tensor)) {
                 return Ok(*val);
             }
-            let d = refused(format!("`{name}` has other values here than in another graph of this model"), at);
+            let d = refused(
+                format!("`{name}` has other values here than in another graph of this model"),
+                at,
+            );
             return Err(d.into());
         }
         if let Some(old) = self.around.graph.find(name) {
             if constant(&self.around.graph, old).is_some_and(|t| same(t, tensor)) {
                 return Ok(Val::Old(old));
             }
-            let d = refused(format!("the name `{name}` is taken in the graph around"), at);
+            let d = refused(
+                format!("the name `{name}` is taken in the graph around"),
+                at,
+            );
             return Err(d.help("give the adapter another name").into());
         }
         let b = self.patch.builder();
         b.set_stamp(metadata.clone());
         let val = b.initializer(name, tensor.clone());
         b.set_stamp(Metadata::default());
-        self.hoisted.insert(name.into(), (val, Some(tensor.clone())));
+        self.hoisted
+            .insert(name.into(), (val, Some(tensor.clone())));
         Ok(val)
     }
 
@@ -448,11 +510,20 @@ impl Sinking<'_> {
             if around.is_input(old) {
                 return Ok(Val::Old(old));
             }
-            let d = refused(format!("the name `{name}` is taken in the graph around, and a graph input of this name is added"), at);
+            let d = refused(
+                format!(
+                    "the name `{name}` is taken in the graph around, and a graph input of this name is added"
+                ),
+                at,
+            );
             return Err(d.into());
         }
         let Some(ty) = port.ty.clone().or_else(|| value.ty.clone()) else {
-            return Err(refused(format!("the type of the new graph input `{name}` is not known"), at).into());
+            return Err(refused(
+                format!("the type of the new graph input `{name}` is not known"),
+                at,
+            )
+            .into());
         };
         let b = self.patch.builder();
         let val = match &value.tensor {
@@ -476,7 +547,12 @@ impl Sinking<'_> {
             match self.metadata.get(key) {
                 Some(there) if *there == value => {}
                 Some(_) => {
-                    let d = refused(format!("`{key}` says something else here than in another graph of this model"), at);
+                    let d = refused(
+                        format!(
+                            "`{key}` says something else here than in another graph of this model"
+                        ),
+                        at,
+                    );
                     return Err(d.into());
                 }
                 None => {

@@ -10,7 +10,7 @@ use super::bodies::Sink;
 use super::passes::cache::AddCache;
 use super::passes::expand::Expand;
 use super::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
-use super::passes::gradient::{GradientPass, Outputs};
+use super::passes::gradient::{GradientPass, Outputs, Unreached};
 use super::passes::head::{AttachHead, NoteHead};
 use super::passes::inline::Inline;
 use super::passes::join::Join;
@@ -162,6 +162,7 @@ pub fn training(
         loss: contract::LOSS.to_owned(),
         wrt: wrt.to_vec(),
         outputs,
+        unreached: Unreached::Refuse,
     };
     let again = Recompute {
         loss: contract::LOSS.to_owned(),

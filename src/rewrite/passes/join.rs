@@ -7,9 +7,7 @@
 
 use crate::diag::Diagnostic;
 use crate::infer::Verified;
-use crate::ir::{
-    Adopted, Dim, Graph, GraphPort, Spot, Type, TypeKind, Val, ValueId, contract,
-};
+use crate::ir::{Adopted, Dim, Graph, GraphPort, Spot, Type, TypeKind, Val, ValueId, contract};
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use rustc_hash::FxHashMap;
 
@@ -57,7 +55,9 @@ impl Pass for Join {
             let name = encoder.name_of(port.value);
             let known = port.ty.as_ref().or(encoder.value(port.value).ty.as_ref());
             let ty: Type = known.cloned().ok_or_else(|| {
-                refused(format!("the type of the encoder's input `{name}` is not declared"))
+                refused(format!(
+                    "the type of the encoder's input `{name}` is not declared"
+                ))
             })?;
             if g.find(name).is_some() {
                 let what = format!("encoder and decoder both have a value `{name}`");
@@ -75,7 +75,10 @@ impl Pass for Join {
         b.adopt(&adopted, &mut given);
         let made = hidden_states(encoder).and_then(|v| given.get(&v).copied());
         let made = made.ok_or_else(|| {
-            refused(format!("the encoder has no output `{}`", contract::LAST_HIDDEN_STATE))
+            refused(format!(
+                "the encoder has no output `{}`",
+                contract::LAST_HIDDEN_STATE
+            ))
         })?;
         let mut fed = vec![(states, made)];
         if let Some(mask) = input(contract::ENCODER_ATTENTION_MASK) {
@@ -134,8 +137,17 @@ fn rename_inputs(cx: &mut PassCx<'_>) -> Result<(), PassError> {
 /// A type of an encoder's input. A length that the decoder's own inputs call by the same name is another length.
 fn apart(mut ty: Type, decoder: &Graph) -> Type {
     let own = decoder.inputs().iter();
-    let own = own.filter(|p| OF_DECODER.iter().any(|(_, n)| decoder.name_of(p.value) == *n));
-    let dims = |p: &GraphPort| p.ty.as_ref().and_then(Type::dims).unwrap_or_default().to_vec();
+    let own = own.filter(|p| {
+        OF_DECODER
+            .iter()
+            .any(|(_, n)| decoder.name_of(p.value) == *n)
+    });
+    let dims = |p: &GraphPort| {
+        p.ty.as_ref()
+            .and_then(Type::dims)
+            .unwrap_or_default()
+            .to_vec()
+    };
     let lengths: Vec<Dim> = own.flat_map(|p| dims(p).into_iter().skip(1)).collect();
     if let TypeKind::Tensor {
         dims: Some(dims), ..
@@ -187,7 +199,9 @@ impl Path {
 /// The path that a decoder's own modules have, with `encoder` in the place of `decoder`.
 fn path_of(decoder: &Graph, encoder: &Graph) -> Path {
     fn scopes(g: &Graph) -> impl Iterator<Item = &str> {
-        g.nodes().map(|n| &*g.node(n).name).filter(|n| n.starts_with('/'))
+        g.nodes()
+            .map(|n| &*g.node(n).name)
+            .filter(|n| n.starts_with('/'))
     }
     if scopes(encoder).any(|n| n.contains("/encoder/")) {
         return Path::default();

@@ -197,7 +197,8 @@ impl Scene<'_> {
         let shared = modules.iter().any(|m| *m != modules[0]);
         let mut named = graph.initializers().iter().map(|v| graph.name_of(*v));
         // What an encoder-decoder calls `shared` is the table of its stacks, each of which has it as its own.
-        let stacks = fits_end(path, "embed_tokens") && modules.iter().all(|m| fits_end(m, "shared"));
+        let stacks =
+            fits_end(path, "embed_tokens") && modules.iter().all(|m| fits_end(m, "shared"));
         !modules.is_empty()
             && !shared
             && !stacks

@@ -75,8 +75,8 @@ pub(super) fn run(
         findings.push(left_out(&absent));
     }
     let first = interface.fields.model_layers.get(0);
-    let uncounted = first.is_some_and(|p| absent.iter().any(|a| a == p))
-        && interface.encoder_layers.is_none();
+    let uncounted =
+        first.is_some_and(|p| absent.iter().any(|a| a == p)) && interface.encoder_layers.is_none();
     absent.append(&mut record.absent);
     let output_embeddings = scene.head(&mut findings);
     let modules = scene.modules(&layers, output_embeddings.as_ref());
