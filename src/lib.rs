@@ -191,6 +191,8 @@ pub mod design {
     pub mod fused_operators_are_opened {}
     #[doc = include_str!("design/0013-many-adapters-are-rows.md")]
     pub mod many_adapters_are_rows {}
+    #[doc = include_str!("design/0014-a-body-is-a-model.md")]
+    pub mod a_body_is_a_model {}
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};

@@ -14,7 +14,7 @@ use crate::ir::{Dim, Type, contract};
 use crate::runtime::caches;
 use crate::train::{Task, Trainer, TrainingArguments, dataset_divisor, parse_loss};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Checks an exported model.
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ impl CheckModel {
     pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<Vec<Aspect>> {
         let files = ModelFiles::at(&self.model);
         let model = files.open(events)?;
-        let adapted = self.adapt(&model);
+        let adapted = self.adapt(&model, &files.path);
         let mut out = Vec::new();
         match &adapted {
             Ok(adapted) => {
@@ -111,17 +111,17 @@ impl CheckModel {
         Ok(out)
     }
 
-    fn adapt(&self, model: &Verified) -> Result<Adapted> {
+    fn adapt(&self, model: &Verified, path: &Path) -> Result<Adapted> {
         let settings = AdapterSettings {
             interface: self.interface.clone(),
             ..AdapterSettings::default()
         };
-        let interface = settings.interface(&self.model, model)?;
+        let interface = settings.interface(path, model)?;
         let how = Attaching {
             training: true,
             ..Attaching::default()
         };
-        settings.attach_by(&interface, model.clone(), &self.model, how, &mut |_| Ok(()))
+        settings.attach_by(&interface, model.clone(), path, how, &mut |_| Ok(()))
     }
 }
 

@@ -124,6 +124,41 @@ impl Lifted {
         lifted.map_err(|e| e.within(place(g, body)))
     }
 
+    /// What a value of the graph around is inside.
+    pub(crate) fn inner_of(&self, outer: ValueId) -> Option<ValueId> {
+        let mut found: Vec<ValueId> = self
+            .captured
+            .iter()
+            .filter(|(_, o)| **o == outer)
+            .map(|(v, _)| *v)
+            .collect();
+        found.sort_unstable();
+        found.first().copied()
+    }
+
+    /// The graph that the body's model became, for a new node: what its inputs and constants are around it, which it captures. `given`
+    /// are those of new inputs, by name.
+    pub(crate) fn closed(
+        &self,
+        after: &Model,
+        given: &FxHashMap<Box<str>, Val>,
+    ) -> (Graph, Vec<Val>) {
+        let mut inner = after.graph.clone();
+        let mut captures: Vec<(ValueId, Val)> = Vec::new();
+        let ports = std::mem::take(&mut inner.inputs);
+        let constants = std::mem::take(&mut inner.initializers);
+        let values = ports.iter().map(|p| p.value).chain(constants);
+        for v in values {
+            let outer = self.captured.get(&v).copied().map(Val::Old);
+            match outer.or_else(|| given.get(inner.name_of(v)).copied()) {
+                Some(outer) => captures.push((v, outer)),
+                None => inner.initializers.push(v),
+            }
+        }
+        let captured = enclose(&mut inner, captures);
+        (inner, captured)
+    }
+
     /// The body as a model.
     pub(crate) fn model(&self) -> &Verified {
         &self.model
@@ -301,6 +336,21 @@ fn refused(what: impl Into<String>, at: &str) -> Diagnostic {
     Diagnostic::error("body", what).at(at)
 }
 
+/// Makes values of a graph captures of what they are around it, and drops those that nothing reads; what it captures now, in order.
+fn enclose(inner: &mut Graph, captures: Vec<(ValueId, Val)>) -> Vec<Val> {
+    let (used, unused): (Vec<_>, Vec<_>) =
+        captures.into_iter().partition(|(v, _)| inner.is_used(*v));
+    for (v, _) in &used {
+        if let Some(value) = inner.value_mut(*v) {
+            value.tensor = None;
+            value.metadata = Metadata::default();
+        }
+    }
+    inner.captures = used.iter().map(|(v, _)| *v).collect();
+    inner.remove_values(&unused.iter().map(|(v, _)| *v).collect::<Vec<_>>());
+    used.into_iter().map(|(_, o)| o).collect()
+}
+
 /// Whether two constants are the same. Those that share their bytes are not read.
 fn same(a: &TensorData, b: &TensorData) -> bool {
     let bytes = || match (a.bytes(), b.bytes()) {
@@ -352,18 +402,8 @@ impl Sinking<'_> {
             }
         }
         inner.initializers = own;
-        let (used, unused): (Vec<_>, Vec<_>) =
-            captures.into_iter().partition(|(v, _)| inner.is_used(*v));
-        for (v, _) in &used {
-            if let Some(value) = inner.value_mut(*v) {
-                value.tensor = None;
-                value.metadata = Metadata::default();
-            }
-        }
-        inner.captures = used.iter().map(|(v, _)| *v).collect();
-        inner.remove_values(&unused.iter().map(|(v, _)| *v).collect::<Vec<_>>());
+        let captured = enclose(&mut inner, captures);
         self.model_entries(after, &at)?;
-        let captured: Vec<Val> = used.iter().map(|(_, o)| *o).collect();
         let kept = captured.iter().filter_map(|v| match v {
             Val::Old(id) => Some(*id),
             Val::New(_) => None,

@@ -11,7 +11,7 @@ use super::passes::cache::AddCache;
 use super::passes::channel::OneChannel;
 use super::passes::expand::Expand;
 use super::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
-use super::passes::gradient::{GradientPass, Outputs};
+use super::passes::gradient::{GradientPass, Outputs, Unreached};
 use super::passes::head::{AttachHead, NoteHead};
 use super::passes::inline::Inline;
 use super::passes::join::Join;
@@ -171,6 +171,7 @@ pub fn training(
         loss: contract::LOSS.to_owned(),
         wrt: wrt.to_vec(),
         outputs,
+        unreached: Unreached::Refuse,
     };
     let again = Recompute {
         loss: contract::LOSS.to_owned(),

@@ -55,6 +55,11 @@ impl Selection {
         self.absent.iter().any(inside)
     }
 
+    /// Whether the stack that the model begins with is in another file.
+    pub(crate) fn lacks_first_stack(&self) -> bool {
+        self.lacks_a_stack() && self.layers.iter().all(|l| l.stack > 0)
+    }
+
     /// Whether the layers of the graph are not all layers of the model.
     pub(crate) fn lacks_a_stack(&self) -> bool {
         self.misses.iter().any(|d| d.code == "select-stack")

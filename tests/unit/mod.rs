@@ -8,6 +8,7 @@
 )]
 
 mod attach;
+mod bodies;
 #[cfg(feature = "train")]
 mod corpus;
 #[cfg(feature = "train")]

@@ -368,7 +368,8 @@ struct Found<'s> {
 /// All attentions, in the order of the model.
 fn attentions<'s>(around: &Surroundings<'_, 's>) -> Vec<Found<'s>> {
     let layers = &around.selection.layers;
-    let two_stacks = layers.iter().any(|l| l.stack > 0 || l.cross_attn.is_some());
+    let two_stacks = around.selection.lacks_a_stack()
+        || layers.iter().any(|l| l.stack > 0 || l.cross_attn.is_some());
     let encoder = |l: &Layer| two_stacks && l.stack == 0 && l.cross_attn.is_none();
     let mut out = Vec::new();
     for layer in layers {

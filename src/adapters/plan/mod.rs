@@ -126,7 +126,9 @@ pub(crate) fn plan<'s>(
             };
             let names: Vec<String> = store.iter().flat_map(all).collect();
             let names = names.iter().map(String::as_str);
-            let mut weights = weights.clone().renamed(&adapter.name).fitted(names);
+            let mut weights = weights.clone().renamed(&adapter.name);
+            let elsewhere = Unused::elsewhere(&mut weights, adapter, selection);
+            let mut weights = weights.fitted(names);
             let graph = &model.model().graph;
             let unused = Unused::of(&mut weights, &store, adapter, selection, graph);
             let loaded = store
@@ -135,6 +137,8 @@ pub(crate) fn plan<'s>(
             out.notes.extend(unused.notes.iter().cloned());
             out.notes.extend(loaded.said(&adapter.name));
             unused.keep(&adapter.name, &mut store);
+            out.notes.extend(elsewhere.notes.iter().cloned());
+            elsewhere.keep(&adapter.name, &mut store);
         }
         for (name, param) in store.iter() {
             out.store.insert(name, param.clone());

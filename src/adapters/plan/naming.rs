@@ -241,6 +241,18 @@ impl Route {
         }
     }
 
+    /// Whether a parameter that is of no layer belongs to a stack in another file of the model: a prefix, or what stands behind the
+    /// encoder's embeddings.
+    pub(crate) fn is_elsewhere(selection: &Selection, key: &str) -> bool {
+        let has = |location: &str| key.contains(&format!(".{location}."));
+        let of_encoder = |l: &Layer| l.stack == 0 && l.cross_attn.is_none();
+        let encoder = selection.layers.iter().any(of_encoder);
+        let decoder = !selection.layers.iter().all(of_encoder);
+        selection.lacks_a_stack()
+            && (!encoder && (has("encoder_prefix") || has("encoder.invertible_adapters"))
+                || !decoder && (has("self_prefix") || has("cross_prefix")))
+    }
+
     /// The module that holds the invertible adapters.
     pub(crate) fn invertible(&self, selection: &Selection) -> String {
         let base = &selection.base_prefix;

@@ -1,7 +1,7 @@
 //! What a file has for modules that the graph does not compute. PEFT adapts every module of the name, called or not: a pooler that the
 //! task leaves out, a table that its readers hold under another name. Exporters leave such modules out.
 
-use crate::adapters::naming::belongs;
+use crate::adapters::naming::{Route, belongs};
 use crate::adapters::param::decays;
 use crate::adapters::store::{AdapterStore, Param, Weights};
 use crate::adapters::{Adapter, Config};
@@ -22,13 +22,20 @@ pub(super) struct Unused {
 }
 
 impl Unused {
-    /// Takes what belongs to modules that another file of the model holds out of `weights`.
-    fn elsewhere(&mut self, weights: &mut Weights, adapter: &Adapter, selection: &Selection) {
+    /// Takes what belongs to modules that another file of the model holds out of `weights`, before names are fitted to those of this one:
+    /// the same layers of the other stack would fit them, too.
+    pub(super) fn elsewhere(
+        weights: &mut Weights,
+        adapter: &Adapter,
+        selection: &Selection,
+    ) -> Unused {
+        let mut out = Unused::default();
+        let away = |k: &str| selection.is_elsewhere(k) || Route::is_elsewhere(selection, k);
         let keys = weights.tensors.keys();
-        let keys = keys.filter(|k| belongs(k, &weights.adapter) && selection.is_elsewhere(k));
+        let keys = keys.filter(|k| belongs(k, &weights.adapter) && away(k));
         let keys: Vec<Box<str>> = keys.cloned().collect();
         if keys.is_empty() {
-            return;
+            return out;
         }
         let found = format!(
             "{} tensors of `{}` belong to modules that another file of the model holds",
@@ -36,13 +43,14 @@ impl Unused {
             adapter.name
         );
         let found = Diagnostic::warning("module-elsewhere", found);
-        self.notes
+        out.notes
             .push(found.help("they are kept, and are there in the adapter's file again"));
         for key in keys {
             if let Some(tensor) = weights.tensors.shift_remove(&key) {
-                self.tensors.push((key, tensor));
+                out.tensors.push((key, tensor));
             }
         }
+        out
     }
 
     /// Takes what belongs to modules that the graph certainly does not compute out of `weights`.
@@ -54,7 +62,6 @@ impl Unused {
         graph: &Graph,
     ) -> Unused {
         let mut out = Unused::default();
-        out.elsewhere(weights, adapter, selection);
         if !by_names(&adapter.config) {
             return out;
         }

@@ -7,6 +7,9 @@
 //!
 //! Linear in the graph: each edge is looked at a bounded number of times.
 
+mod branches;
+
+use self::branches::Branches;
 use super::expand::{definition, expand_nodes, scope};
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind};
@@ -27,6 +30,17 @@ pub(crate) struct GradientPass {
     pub wrt: Vec<String>,
     /// What becomes of the graph's own outputs.
     pub outputs: Outputs,
+    /// What a value gets that the loss does not depend on.
+    pub unreached: Unreached,
+}
+
+/// What a value gets that the loss does not depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unreached {
+    /// Nothing: that is refused, as it is a mistake in what is asked for.
+    Refuse,
+    /// Zeros: one branch of several reads it.
+    Zeros,
 }
 
 /// What becomes of the outputs that a graph has before its gradient is appended.
@@ -119,7 +133,11 @@ impl GradientPass {
             }
         }
         let mut findings = std::mem::take(&mut back.findings);
-        let grads: Vec<Option<Val>> = ends.wrt.iter().map(|w| back.sums[w.index()]).collect();
+        let mut grads: Vec<Option<Val>> = ends.wrt.iter().map(|w| back.sums[w.index()]).collect();
+        if self.unreached == Unreached::Zeros {
+            let lost = std::iter::zip(&ends.wrt, &mut grads).filter(|(_, grad)| grad.is_none());
+            lost.for_each(|(w, grad)| *grad = Some(zeros(&patch, verified, *w)));
+        }
         if findings.is_empty() {
             findings.extend(unreached(g, ends, &grads));
         }
@@ -167,6 +185,20 @@ impl GradientPass {
             patch.add_output(grad, &contract::grad(name), declared(g, verified, w));
         }
     }
+}
+
+/// Zeros in the shape of a value.
+fn zeros(patch: &Patch, verified: &Verified, like: ValueId) -> Val {
+    let dtype = verified.fact(like).and_then(|f| f.dtype);
+    let dtype = dtype.filter(|t| t.is_float()).unwrap_or(DType::Float);
+    let bytes = vec![0u8; (dtype.bits() / 8) as usize];
+    let zero = TensorData::raw(dtype, [1], bytes.into());
+    let b = patch.builder();
+    b.op(
+        "ConstantOfShape",
+        &[b.shape(like)],
+        &[("value", zero.into())],
+    )
 }
 
 /// The loss must be one floating-point number, and gradients are taken by floating-point values.
@@ -320,6 +352,10 @@ impl Route {
     fn findings(&self, g: &Graph, ends: &Ends) -> Vec<Diagnostic> {
         let mut missing: IndexMap<String, Vec<NodeId>> = IndexMap::new();
         for &n in &self.path {
+            // A branch has the gradients of what it captures.
+            if g.node(n).op.is_onnx("If") {
+                continue;
+            }
             let captured = g
                 .node_captures(n)
                 .iter()
@@ -402,12 +438,15 @@ impl Backward<'_> {
             .iter()
             .map(|v| v.and_then(|v| self.sums[v.index()]))
             .collect();
-        let Some(Gradient::Rule(apply)) = rule(g, n) else {
-            return;
-        };
         if grads.iter().all(Option::is_none) {
             return;
         }
+        if g.node(n).op.is_onnx("If") {
+            return self.branches(n, &grads);
+        }
+        let Some(Gradient::Rule(apply)) = rule(g, n) else {
+            return;
+        };
         let inputs = g.node_inputs(n);
         let wants: Vec<bool> = inputs
             .iter()
@@ -443,11 +482,40 @@ impl Backward<'_> {
             let (Some(v), Some(grad), true) = (v, grad, want) else {
                 continue;
             };
-            let sum = match self.sums[v.index()] {
-                Some(before) => self.patch.builder().add(before, grad),
-                None => grad,
-            };
-            self.sums[v.index()] = Some(sum);
+            self.arrive(v, grad);
+        }
+    }
+
+    /// Adds a gradient to those that have arrived at a value.
+    fn arrive(&mut self, v: ValueId, grad: Val) {
+        let sum = match self.sums[v.index()] {
+            Some(before) => self.patch.builder().add(before, grad),
+            None => grad,
+        };
+        self.sums[v.index()] = Some(sum);
+    }
+
+    /// The gradients of what the branches of a node capture.
+    fn branches(&mut self, n: NodeId, grads: &[Option<Val>]) {
+        let mut wanted: Vec<ValueId> = self.g.node_captures(n);
+        wanted.retain(|v| self.route.origin[v.index()].is_some());
+        wanted.sort_unstable();
+        wanted.dedup();
+        let b = self.patch.builder();
+        b.set_scope(&contract::grad(&scope(self.g, n)));
+        let branches = Branches {
+            verified: self.verified,
+            node: n,
+            grads,
+            wanted: &wanted,
+        };
+        match branches.gradients(self.patch) {
+            Ok(made) => std::iter::zip(wanted, made).for_each(|(v, grad)| self.arrive(v, grad)),
+            Err(e) => {
+                let at = scope(self.g, n);
+                let found = e.within(at).findings().to_vec();
+                self.findings.extend(found);
+            }
         }
     }
 }

@@ -6,7 +6,9 @@
 
 use crate::analyze::through::Through;
 use crate::infer::Verified;
-use crate::ir::{Adopted, Attr, AttrValue, Graph, Model, Node, NodeId, Val, ValueId, contract};
+use crate::ir::{
+    Adopted, Attr, AttrValue, Body, Graph, Model, Node, NodeId, Val, ValueId, contract,
+};
 use crate::ops;
 use crate::rewrite::{Pass, PassCx, PassError, Uses};
 use rustc_hash::FxHashMap;
@@ -52,14 +54,31 @@ impl Pass for Inline {
 /// The graph to put in the place of a node.
 struct Inner<'m> {
     graph: &'m Graph,
-    /// What its inputs or captures are in the graph around.
-    given: FxHashMap<ValueId, Val>,
+    /// Where it stands, for a branch: what it captures is given. For a call, its inputs are.
+    body: Option<Body>,
     /// Attributes of the call.
     attrs: Option<&'m Node>,
     /// What names begin with.
     prefix: String,
     /// Domains that the body imports.
     imports: &'m [(Box<str>, i64)],
+}
+
+impl Inner<'_> {
+    /// What its inputs or captures are in the graph around, as it is now.
+    fn given(&self, g: &Graph, n: NodeId) -> FxHashMap<ValueId, Val> {
+        match &self.body {
+            Some(body) => {
+                let outer = body.captured(g).into_iter().map(Val::Old);
+                std::iter::zip(self.graph.captures().iter().copied(), outer).collect()
+            }
+            None => {
+                let formal = self.graph.inputs().iter().map(|p| p.value);
+                let given = std::iter::zip(formal, g.node_inputs(n));
+                given.filter_map(|(p, a)| Some((p, Val::Old(a?)))).collect()
+            }
+        }
+    }
 }
 
 impl Inline {
@@ -86,10 +105,9 @@ impl Inline {
         let name = if taken { "then_branch" } else { "else_branch" };
         let body = g.bodies(n).into_iter().find(|b| &*b.attr == name)?;
         let graph = body.graph(g)?;
-        let outer = body.captured(g).into_iter().map(Val::Old);
         Some(Inner {
             graph,
-            given: std::iter::zip(graph.captures().iter().copied(), outer).collect(),
+            body: Some(body),
             attrs: None,
             prefix: String::new(),
             imports: &[],
@@ -132,12 +150,9 @@ fn call(model: &Model, n: NodeId) -> Option<Inner<'_>> {
     if f.body.nodes().any(open) || f.opset_imports.iter().any(other) {
         return None;
     }
-    let actual = g.node_inputs(n);
-    let formal = f.body.inputs().iter().map(|p| p.value);
-    let given = std::iter::zip(formal, actual).filter_map(|(p, a)| Some((p, Val::Old(a?))));
     Some(Inner {
         graph: &f.body,
-        given: given.collect(),
+        body: None,
         attrs: Some(node),
         prefix: format!("{}/", super::expand::scope(g, n)),
         imports: &f.opset_imports,
@@ -165,7 +180,7 @@ fn replace(cx: &mut PassCx<'_>, n: NodeId, inner: &Inner<'_>) -> Result<(), Pass
     let g = &cx.model().graph;
     let name = super::expand::scope(g, n);
     let mut patch = cx.patch(format!("the nodes of {name}"), Some(n));
-    let mut given = inner.given.clone();
+    let mut given = inner.given(g, n);
     let attr = |name: &str| inner.attrs.and_then(|n| n.attrs.get(name)).cloned();
     let attrs: &dyn Fn(&str) -> Option<Attr> = &attr;
     let adopted = Adopted {

@@ -4,7 +4,7 @@ use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract;
 use onnx_graft::ir::{Attr, Builder, DType, Dim, Model, OpId, TensorData, Type, Val};
 use onnx_graft::rewrite::Pipeline;
-use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs};
+use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs, Unreached};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value};
 
 /// An input of the operator.
@@ -247,6 +247,7 @@ pub(crate) fn differentiated(case: &Case, known: bool) -> Result<Verified, Strin
         loss: "loss".into(),
         wrt: wanted(case).into_iter().map(|w| w.0).collect(),
         outputs: Outputs::Keep,
+        unreached: Unreached::Refuse,
     };
     let done = Pipeline::new().with(pass).run(model);
     Ok(done.map_err(|f| format!("{}", f.error))?.model)

@@ -5,7 +5,7 @@ use onnx_graft::infer::Verified;
 use onnx_graft::ir::contract;
 use onnx_graft::ir::{DType, Graph, NodeId, ValueId};
 use onnx_graft::rewrite::Pipeline;
-use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs};
+use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs, Unreached};
 use onnx_graft::rewrite::passes::loss::{Divisor, Loss};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value, io};
 use std::collections::BTreeSet;
@@ -72,6 +72,7 @@ fn check_on(file: &str, inputs: &str, loss: Loss, tolerance: f32) {
         loss: contract::LOSS.into(),
         wrt: wrt.clone(),
         outputs: Outputs::Drop,
+        unreached: Unreached::Refuse,
     };
     let done = Pipeline::new().with(loss).with(pass).run(base);
     let done = done.map_err(|f| f.error.to_string()).unwrap();

@@ -5,7 +5,7 @@ use onnx_graft::ir::contract;
 use onnx_graft::ir::{Builder, DType, Dim, Model, OpId, TensorData, Type, TypeKind, Val};
 use onnx_graft::onnx::to_bytes;
 use onnx_graft::rewrite::Pipeline;
-use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs};
+use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs, Unreached};
 use onnx_graft::rewrite::passes::loss::{Divisor, Loss};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value};
 
@@ -57,6 +57,7 @@ fn gradient(model: Verified, wrt: &[&str], outputs: Outputs) -> Result<Verified,
         loss: "loss".into(),
         wrt: wrt.iter().map(|&w| w.to_owned()).collect(),
         outputs,
+        unreached: Unreached::Refuse,
     };
     let done = Pipeline::new().with(pass).run(model);
     done.map(|r| r.model).map_err(|f| f.error.to_string())

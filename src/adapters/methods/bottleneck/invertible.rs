@@ -53,6 +53,18 @@ pub(super) fn places<'s>(
     } else {
         selection.layers.first().map(|l| l.input)
     };
+    let scope = around.scope(&around.route.invertible(selection), "");
+    let place = |at, detail| Place::new(at, None, LOCATION, &*scope).with(detail);
+    // The library's own classes invert in its flexible heads only, which no exported Hugging Face model has.
+    let head = match around.route {
+        Route::Plugin => selection.output_embeddings.as_ref(),
+        Route::Native { .. } => None,
+    };
+    if selection.lacks_first_stack() {
+        // The embeddings are those of the encoder, in another file; what is undone at the head is undone here.
+        let at = |h| place(At::HeadInput(h), Detail::Width(h.d_in));
+        return Ok((None, head.map(at)));
+    }
     let Some(value) = value else {
         return Err(Diagnostic::error(
             "site-missing",
@@ -63,16 +75,9 @@ pub(super) fn places<'s>(
         ));
     };
     let detail = around.width(value).map_or(Detail::None, Detail::Width);
-    let scope = around.scope(&around.route.invertible(selection), "");
-    let place = |at| Place::new(at, None, LOCATION, &*scope).with(detail.clone());
-    // The library's own classes invert in its flexible heads only, which no exported Hugging Face model has.
-    let head = match around.route {
-        Route::Plugin => selection.output_embeddings.as_ref(),
-        Route::Native { .. } => None,
-    };
     Ok((
-        Some(place(At::Embeddings(value))),
-        head.map(|h| place(At::HeadInput(h))),
+        Some(place(At::Embeddings(value), detail.clone())),
+        head.map(|h| place(At::HeadInput(h), detail)),
     ))
 }
 

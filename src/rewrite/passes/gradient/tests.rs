@@ -1,4 +1,4 @@
-use super::{GradientPass, Outputs};
+use super::{GradientPass, Outputs, Unreached};
 use crate::rewrite::passes::testing::{check, refuses};
 
 fn gradient(wrt: &[&str], outputs: Outputs) -> GradientPass {
@@ -6,6 +6,7 @@ fn gradient(wrt: &[&str], outputs: Outputs) -> GradientPass {
         loss: "loss".into(),
         wrt: wrt.iter().map(|w| (*w).into()).collect(),
         outputs,
+        unreached: Unreached::Refuse,
     }
 }
 
@@ -222,6 +223,7 @@ fn names_are_checked_together() {
             loss: "los".into(),
             wrt: vec!["ww".into()],
             outputs: Outputs::Keep,
+            unreached: Unreached::Refuse,
         },
         r#"
         opset "" 17
