@@ -369,7 +369,14 @@ fn fitted(b: &Builder, full: Val, x: Val, before: &[i64]) -> Val {
 /// The gradient goes to the place that each window took; places that several took add up.
 fn grad_most(cx: &mut GradCx<'_>) -> Differentiated {
     let (b, x) = (cx.b, cx.input(0)?);
-    let names = ["auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides"];
+    let names = [
+        "auto_pad",
+        "ceil_mode",
+        "dilations",
+        "kernel_shape",
+        "pads",
+        "strides",
+    ];
     let attrs: Vec<(&str, Attr)> = names
         .into_iter()
         .filter_map(|name| Some((name, cx.node().attrs.get(name)?.clone())))
@@ -385,7 +392,12 @@ fn grad_most(cx: &mut GradCx<'_>) -> Differentiated {
 
 fn global_most(cx: &ExpandCx<'_>) -> Defined {
     let space: Vec<i64> = (2..cx.rank(0)? as i64).collect();
-    Ok(vec![Some(cx.b.reduce("ReduceMax", cx.input(0)?, &space, true))])
+    Ok(vec![Some(cx.b.reduce(
+        "ReduceMax",
+        cx.input(0)?,
+        &space,
+        true,
+    ))])
 }
 
 fn grad_average(cx: &mut GradCx<'_>) -> Differentiated {

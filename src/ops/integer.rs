@@ -63,7 +63,12 @@ fn real(b: &Builder, v: Val, zero: Option<(Val, &Fact)>, axis: i64) -> Val {
     let ones = b.constant(TensorData::from_f32(sizes, &vec![1.0; n]));
     let ins = [Some(v), Some(ones), zero];
     let ins = if zero.is_some() { &ins[..] } else { &ins[..2] };
-    b.node_n(OpId::new("", "DequantizeLinear"), ins, &[("axis", axis.into())], 1)[0]
+    b.node_n(
+        OpId::new("", "DequantizeLinear"),
+        ins,
+        &[("axis", axis.into())],
+        1,
+    )[0]
 }
 
 /// An operand as the real number it is before its scale.
@@ -132,7 +137,12 @@ fn expand_dynamic(cx: &ExpandCx<'_>) -> Defined {
         &[],
         3,
     );
-    let ins = [Some(parts[0]), Some(cx.input(1)?), Some(parts[2]), cx.optional(3)];
+    let ins = [
+        Some(parts[0]),
+        Some(cx.input(1)?),
+        Some(parts[2]),
+        cx.optional(3),
+    ];
     let sum = b.node_n(OpId::new("", "MatMulInteger"), &ins, &[], 1)[0];
     let sum = b.cast(sum, DType::Float);
     let mut y = b.mul(sum, b.mul(parts[1], cx.input(2)?));

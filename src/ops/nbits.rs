@@ -93,7 +93,12 @@ fn expand_bnb4(cx: &ExpandCx<'_>) -> Defined {
         .into_iter()
         .map(|name| (name, node.int(name, i64::from(name == "quant_type")).into()))
         .collect();
-    let w = b.op_in(DOMAIN, "DequantizeBnb4", &[cx.input(1)?, cx.input(2)?], &attrs);
+    let w = b.op_in(
+        DOMAIN,
+        "DequantizeBnb4",
+        &[cx.input(1)?, cx.input(2)?],
+        &attrs,
+    );
     let w = convert(b, w, cx.float(2), cx.float(0));
     Ok(vec![Some(b.matmul(cx.input(0)?, b.transpose(w, &[1, 0])))])
 }

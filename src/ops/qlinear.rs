@@ -34,20 +34,25 @@ pub(super) const OPS: &[OpDef] = &[
         unary(cx, "LeakyRelu", &[("alpha", alpha.into())])
     }),
     ms("QLinearSoftmax", 5..=5, same_as_input, expand_softmax),
-    ms("QLinearAveragePool", 4..=5, |cx| pooled(cx, false), |cx| {
-        let attrs = copied(
-            cx,
-            &[
-                "auto_pad",
-                "ceil_mode",
-                "count_include_pad",
-                "kernel_shape",
-                "pads",
-                "strides",
-            ],
-        );
-        pool(cx, "AveragePool", attrs)
-    }),
+    ms(
+        "QLinearAveragePool",
+        4..=5,
+        |cx| pooled(cx, false),
+        |cx| {
+            let attrs = copied(
+                cx,
+                &[
+                    "auto_pad",
+                    "ceil_mode",
+                    "count_include_pad",
+                    "kernel_shape",
+                    "pads",
+                    "strides",
+                ],
+            );
+            pool(cx, "AveragePool", attrs)
+        },
+    ),
     ms(
         "QLinearGlobalAveragePool",
         4..=5,
@@ -63,7 +68,11 @@ pub(super) const OPS: &[OpDef] = &[
 
 /// The float that an operand stands for: `slot` holds its integers, `scale` its scale and, behind that, its zero point.
 fn real(cx: &ExpandCx<'_>, slot: usize, scale: usize, axis: i64) -> Result<Val, GradError> {
-    let ins = [Some(cx.input(slot)?), Some(cx.input(scale)?), cx.optional(scale + 1)];
+    let ins = [
+        Some(cx.input(slot)?),
+        Some(cx.input(scale)?),
+        cx.optional(scale + 1),
+    ];
     let n = if ins[2].is_some() { 3 } else { 2 };
     let op = OpId::new("", "DequantizeLinear");
     Ok(cx.b.node_n(op, &ins[..n], &[("axis", axis.into())], 1)[0])
@@ -177,8 +186,10 @@ fn expand_mean(cx: &ExpandCx<'_>) -> Defined {
 
 /// Operands of `QLinearConcat` begin at slot 2, each with scale and zero point.
 fn infer_concat(cx: &mut InferCx<'_>) -> Inferred {
-    let parts: Option<Vec<Vec<Sym>>> =
-        (2..cx.inputs.len()).step_by(3).map(|i| cx.dims_vec(i)).collect();
+    let parts: Option<Vec<Vec<Sym>>> = (2..cx.inputs.len())
+        .step_by(3)
+        .map(|i| cx.dims_vec(i))
+        .collect();
     let dims = match parts.as_deref() {
         Some([first, rest @ ..]) => {
             let axis = normal_axis(cx.node.int("axis", 0), first.len())?;
@@ -301,7 +312,14 @@ fn expand_conv(cx: &ExpandCx<'_>) -> Defined {
     let (b, rank) = (cx.b, cx.rank(0)? as i64);
     let attrs = copied(
         cx,
-        &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
+        &[
+            "auto_pad",
+            "dilations",
+            "group",
+            "kernel_shape",
+            "pads",
+            "strides",
+        ],
     );
     let ins = [
         Some(cx.input(0)?),
@@ -339,7 +357,11 @@ fn infer_attention(cx: &mut InferCx<'_>) -> Inferred {
 fn expand_attention(cx: &ExpandCx<'_>) -> Defined {
     let b = cx.b;
     let part = |slot: usize, scale: usize, zero: usize, axis: i64| -> Result<Val, GradError> {
-        let ins = [Some(cx.input(slot)?), Some(cx.input(scale)?), cx.optional(zero)];
+        let ins = [
+            Some(cx.input(slot)?),
+            Some(cx.input(scale)?),
+            cx.optional(zero),
+        ];
         let n = if ins[2].is_some() { 3 } else { 2 };
         let op = OpId::new("", "DequantizeLinear");
         Ok(b.node_n(op, &ins[..n], &[("axis", axis.into())], 1)[0])
@@ -353,7 +375,13 @@ fn expand_attention(cx: &ExpandCx<'_>) -> Defined {
     ];
     let attrs = copied(
         cx,
-        &["num_heads", "unidirectional", "do_rotary", "mask_filter_value", "scale"],
+        &[
+            "num_heads",
+            "unidirectional",
+            "do_rotary",
+            "mask_filter_value",
+            "scale",
+        ],
     );
     let outs = if cx.has_output(1) { 2 } else { 1 };
     let made = b.node_n(OpId::new(MS, "Attention"), &ins, &attrs, outs);

@@ -76,7 +76,11 @@ fn spread(cx: &GradCx<'_>, slot: usize) -> Result<Val, GradError> {
     let dims = fact.dims.unwrap_or_default();
     if dims.iter().all(|d| d.is(1)) {
         let lead: Vec<i64> = (0..dims.len() as i64).collect();
-        return Ok(if lead.is_empty() { v } else { cx.b.squeeze(v, &lead) });
+        return Ok(if lead.is_empty() {
+            v
+        } else {
+            cx.b.squeeze(v, &lead)
+        });
     }
     if dims.len() != 1 || cx.node().int("block_size", 0) != 0 {
         return no_gradient("no rule for activations that are quantized in blocks");
@@ -84,7 +88,11 @@ fn spread(cx: &GradCx<'_>, slot: usize) -> Result<Val, GradError> {
     let rank = cx.rank(0)?;
     let axis = super::kit::infer::normal_axis(cx.node().int("axis", 1), rank)?;
     let behind: Vec<i64> = (1..(rank - axis) as i64).collect();
-    Ok(if behind.is_empty() { v } else { cx.b.unsqueeze(v, &behind) })
+    Ok(if behind.is_empty() {
+        v
+    } else {
+        cx.b.unsqueeze(v, &behind)
+    })
 }
 
 /// `g / scale` where the value was not cut off, and zero elsewhere.

@@ -75,9 +75,7 @@ impl Host {
             | DType::Uint4
             | DType::Int4
             | DType::Uint2
-            | DType::Int2 => {
-                Data::U8(data.into_iter().map(|x| x as u8).collect())
-            }
+            | DType::Int2 => Data::U8(data.into_iter().map(|x| x as u8).collect()),
             DType::Int64 | DType::Uint64 => Data::I64(data),
             DType::Int32 | DType::Uint32 | DType::Int16 | DType::Uint16 => {
                 Data::I64(data.into_iter().map(|x| wrap_int(dtype, x)).collect())

@@ -259,15 +259,18 @@ impl<'m> Lowerer<'m> {
         let path = join(scope.path, &node.name);
         match made {
             Ok(vals) => self.inline(out, g, b, &vals, env, outs, &path),
-            Err(GradError(e)) => self.findings.push(
-                Diagnostic::error("unsupported-op", format!("{}: {e}", node.op)).at(path),
-            ),
+            Err(GradError(e)) => self
+                .findings
+                .push(Diagnostic::error("unsupported-op", format!("{}: {e}", node.op)).at(path)),
         }
         true
     }
 
     /// Instructions of new nodes, whose values `made` are those of `outs`.
-    #[expect(clippy::too_many_arguments, reason = "where it comes from and where it goes")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "where it comes from and where it goes"
+    )]
     fn inline(
         &mut self,
         out: &mut Lowered<'m>,
@@ -317,7 +320,11 @@ impl<'m> Lowerer<'m> {
         };
         for new in fragment.nodes {
             let ins = new.inputs.iter().map(|v| vid(out, v)).collect();
-            let to = new.outputs.iter().map(|o| o.map(|o| place[o as usize])).collect();
+            let to = new
+                .outputs
+                .iter()
+                .map(|o| o.map(|o| place[o as usize]))
+                .collect();
             let own = new.op.domain.is_empty();
             let mut node = Node::new(new.name, new.op);
             node.attrs = new.attrs;
@@ -331,9 +338,9 @@ impl<'m> Lowerer<'m> {
                     push(out, identity(), 13, vec![Some(from)], vec![Some(o)]);
                 }
                 Some(_) => {}
-                None => self.findings.push(
-                    Diagnostic::error("unsupported-op", "an output is not defined").at(path),
-                ),
+                None => self
+                    .findings
+                    .push(Diagnostic::error("unsupported-op", "an output is not defined").at(path)),
             }
         }
     }

@@ -49,7 +49,11 @@ impl Code {
             }
             Code::Table(table) => {
                 let byte = bytes[i / 2];
-                table[usize::from(if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 })]
+                table[usize::from(if i.is_multiple_of(2) {
+                    byte >> 4
+                } else {
+                    byte & 15
+                })]
             }
         }
     }
@@ -230,11 +234,15 @@ impl Packed {
         match self.code {
             Code::Byte { signed: true } => {
                 let codes = &bytes[from..from + out.len()];
-                out.iter_mut().zip(codes).for_each(|(o, &b)| *o = f32::from(b as i8));
+                out.iter_mut()
+                    .zip(codes)
+                    .for_each(|(o, &b)| *o = f32::from(b as i8));
             }
             Code::Byte { signed: false } => {
                 let codes = &bytes[from..from + out.len()];
-                out.iter_mut().zip(codes).for_each(|(o, &b)| *o = f32::from(b));
+                out.iter_mut()
+                    .zip(codes)
+                    .for_each(|(o, &b)| *o = f32::from(b));
             }
             code => {
                 for (i, o) in out.iter_mut().enumerate() {

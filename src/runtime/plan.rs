@@ -248,18 +248,20 @@ impl Plan {
         }
         let mut specs = Vec::with_capacity(feeds.len());
         for (v, ty, cache) in feeds {
-            let default =
-                match code.tensors[v].as_ref().map(|t| Weight::new(t, &device).and_then(|w| w.value())) {
-                    None => None,
-                    Some(Ok(v)) => Some(v),
-                    Some(Err(e)) => {
-                        findings.push(Diagnostic::error(
-                            "compile-constant",
-                            format!("`{}`: {e}", code.names[v]),
-                        ));
-                        None
-                    }
-                };
+            let default = match code.tensors[v]
+                .as_ref()
+                .map(|t| Weight::new(t, &device).and_then(|w| w.value()))
+            {
+                None => None,
+                Some(Ok(v)) => Some(v),
+                Some(Err(e)) => {
+                    findings.push(Diagnostic::error(
+                        "compile-constant",
+                        format!("`{}`: {e}", code.names[v]),
+                    ));
+                    None
+                }
+            };
             specs.push(FeedSpec {
                 name: code.names[v].clone().into_owned(),
                 ty,

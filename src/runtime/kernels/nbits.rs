@@ -124,7 +124,9 @@ impl Kernel for DequantizeNBits {
         let mut part = |slot| optional(&mut ins, slot);
         let packed = w.packed([part(0)?, part(1)?, part(2)?, part(3)?])?;
         let dims = vec![w.n, w.k];
-        one(Value::Weight(Weight::packed(packed, dtype, dims, cx.device)?))
+        one(Value::Weight(Weight::packed(
+            packed, dtype, dims, cx.device,
+        )?))
     }
 
     fn is_view(&self) -> bool {
@@ -191,7 +193,12 @@ impl Kernel for DequantizeBnb4 {
             Zeros::One(0.0),
         )?;
         let dims = self.shape.to_vec();
-        one(Value::Weight(Weight::packed(packed, scales.dtype(), dims, cx.device)?))
+        one(Value::Weight(Weight::packed(
+            packed,
+            scales.dtype(),
+            dims,
+            cx.device,
+        )?))
     }
 
     fn is_view(&self) -> bool {
@@ -206,7 +213,11 @@ fn bnb4(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
         table: match cx.int("quant_type", 1) {
             0 => &FP4,
             1 => &NF4,
-            other => return Err(Fault(format!("quant_type = {other}, expected 0 (FP4) or 1 (NF4)"))),
+            other => {
+                return Err(Fault(format!(
+                    "quant_type = {other}, expected 0 (FP4) or 1 (NF4)"
+                )));
+            }
         },
     }))
 }

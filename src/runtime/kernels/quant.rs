@@ -129,7 +129,15 @@ impl Dequantize {
         } else {
             self.to
         };
-        let packed = Packed::new(bytes, code, shape, shape[1], group, Numbers::of(scale)?, zeros)?;
+        let packed = Packed::new(
+            bytes,
+            code,
+            shape,
+            shape[1],
+            group,
+            Numbers::of(scale)?,
+            zeros,
+        )?;
         Weight::packed(packed, to, dims, cx.device).map(Some)
     }
 }

@@ -12,7 +12,9 @@ const DIMS: [i64; 2] = [4, 6];
 const WIDTH: usize = 5;
 
 fn codes() -> Vec<i8> {
-    (0..DIMS[1] as usize * WIDTH).map(|i| (i * 37 % 251) as u8 as i8).collect()
+    (0..DIMS[1] as usize * WIDTH)
+        .map(|i| (i * 37 % 251) as u8 as i8)
+        .collect()
 }
 
 fn scales() -> Vec<f32> {
@@ -25,8 +27,15 @@ fn gradient(product: impl FnOnce(&Builder, Val) -> Val) -> (f32, Vec<f32>) {
     let x = b.graph_input("x", Type::tensor(DType::Float, DIMS.map(Dim::Known)));
     let y = product(&b, x);
     let weights = noise(7, DIMS[0] as usize * WIDTH, -1.0, 1.0);
-    let weights = b.constant(TensorData::from_f32([DIMS[0] as u64, WIDTH as u64], &weights));
-    let loss = b.op("ReduceSum", &[b.mul(y, weights)], &[("keepdims", 0i64.into())]);
+    let weights = b.constant(TensorData::from_f32(
+        [DIMS[0] as u64, WIDTH as u64],
+        &weights,
+    ));
+    let loss = b.op(
+        "ReduceSum",
+        &[b.mul(y, weights)],
+        &[("keepdims", 0i64.into())],
+    );
     let model = Model {
         graph: b
             .finish_graph("g", &[(loss, "loss", Type::tensor(DType::Float, []))])
@@ -56,7 +65,11 @@ fn weight(b: &Builder) -> [Val; 3] {
     [
         b.constant(TensorData::raw(DType::Int8, dims, data.into())),
         b.constant(TensorData::from_f32([WIDTH as u64], &scales())),
-        b.constant(TensorData::raw(DType::Int8, [WIDTH as u64], vec![3, 0, 1, 9, 255].into())),
+        b.constant(TensorData::raw(
+            DType::Int8,
+            [WIDTH as u64],
+            vec![3, 0, 1, 9, 255].into(),
+        )),
     ]
 }
 
@@ -64,7 +77,11 @@ fn weight(b: &Builder) -> [Val; 3] {
 fn gradients_pass_dynamic_quantization_as_they_came() {
     let float = gradient(|b, x| {
         let [w, scale, zero] = weight(b);
-        let w = b.op("DequantizeLinear", &[w, scale, zero], &[("axis", 1i64.into())]);
+        let w = b.op(
+            "DequantizeLinear",
+            &[w, scale, zero],
+            &[("axis", 1i64.into())],
+        );
         b.matmul(x, w)
     });
     let chain = gradient(|b, x| {
@@ -76,12 +93,21 @@ fn gradients_pass_dynamic_quantization_as_they_came() {
     });
     let fused = gradient(|b, x| {
         let [w, scale, zero] = weight(b);
-        b.op_in("com.microsoft", "DynamicQuantizeMatMul", &[x, w, scale, zero], &[])
+        b.op_in(
+            "com.microsoft",
+            "DynamicQuantizeMatMul",
+            &[x, w, scale, zero],
+            &[],
+        )
     });
     for (loss, grad) in [chain, fused] {
         // The forward pass rounds to 255 steps over the range of `x`.
         assert!(loss.to_bits() != float.0.to_bits());
-        assert!((loss - float.0).abs() < 0.02 * float.0.abs().max(1.0), "{loss} for {}", float.0);
+        assert!(
+            (loss - float.0).abs() < 0.02 * float.0.abs().max(1.0),
+            "{loss} for {}",
+            float.0
+        );
         for (a, b) in grad.iter().zip(&float.1) {
             // The scale of the codes is multiplied in, and divided out again.
             assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} for {b}");

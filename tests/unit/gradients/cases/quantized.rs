@@ -4,7 +4,10 @@ use super::super::harness::{Case, op};
 use onnx_graft::ir::{DType, TensorData};
 
 pub(super) fn cases() -> Vec<Case> {
-    [blocks(), codes(), integers()].into_iter().flatten().collect()
+    [blocks(), codes(), integers()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn scale(x: f32) -> TensorData {
@@ -12,7 +15,11 @@ fn scale(x: f32) -> TensorData {
 }
 
 fn bytes(dtype: DType, dims: &[u64], data: &[i8]) -> TensorData {
-    TensorData::raw(dtype, dims, data.iter().map(|&x| x as u8).collect::<Vec<_>>().into())
+    TensorData::raw(
+        dtype,
+        dims,
+        data.iter().map(|&x| x as u8).collect::<Vec<_>>().into(),
+    )
 }
 
 fn codes() -> Vec<Case> {
@@ -20,14 +27,23 @@ fn codes() -> Vec<Case> {
     let wide = |x: i16| TensorData::raw(DType::Int16, [], x.to_le_bytes().to_vec().into());
     let by_row = TensorData::from_f32([2], &[0.01, 0.005]);
     vec![
-        op("QuantizeLinear").within(&[2, 3], -1.2, 1.2).is(scale(0.01)).is(zero(3)),
-        op("QuantizeLinear").within(&[2, 3], -1.2, 1.2).is(scale(0.01)).is(wide(-7)),
+        op("QuantizeLinear")
+            .within(&[2, 3], -1.2, 1.2)
+            .is(scale(0.01))
+            .is(zero(3)),
+        op("QuantizeLinear")
+            .within(&[2, 3], -1.2, 1.2)
+            .is(scale(0.01))
+            .is(wide(-7)),
         op("QuantizeLinear")
             .within(&[2, 3, 2], -0.4, 0.4)
             .is(by_row.clone())
             .is(bytes(DType::Int8, &[2], &[1, -2]))
             .set("axis", 0i64),
-        op("DequantizeLinear").code(&[2, 3], 0.01, 3).is(scale(0.2)).is(zero(3)),
+        op("DequantizeLinear")
+            .code(&[2, 3], 0.01, 3)
+            .is(scale(0.2))
+            .is(zero(3)),
         op("DequantizeLinear")
             .code(&[2, 3, 2], 0.01, 0)
             .is(by_row)
@@ -46,7 +62,9 @@ fn integers() -> Vec<Case> {
     let zero = |x: i8| bytes(DType::Int8, &[], &[x]);
     let quantum = scale(0.01);
     let same = |c: Case, slots: usize| {
-        (0..slots).fold(c, |c, _| c.is(scale(0.01)).is(bytes(DType::Int8, &[], &[0])))
+        (0..slots).fold(c, |c, _| {
+            c.is(scale(0.01)).is(bytes(DType::Int8, &[], &[0]))
+        })
     };
     let ms = |name| op(name).code(&[2, 3], 0.01, 2).is(scale(0.01)).is(zero(2));
     let pair = |name| {
@@ -54,18 +72,29 @@ fn integers() -> Vec<Case> {
         first.code(&[3], 0.01, 0).is(scale(0.01)).is(zero(0))
     };
     vec![
-        op("MatMulInteger").code(&[2, 3], 0.01, 2).is(weight(3, 4)).is(zero(2)).is(zero(1)),
+        op("MatMulInteger")
+            .code(&[2, 3], 0.01, 2)
+            .is(weight(3, 4))
+            .is(zero(2))
+            .is(zero(1)),
         op("MatMulInteger")
             .code(&[2, 2, 3], 0.01, 0)
             .is(weight(3, 2))
             .none()
             .is(bytes(DType::Int8, &[2], &[1, -1])),
-        op("MatMulInteger").code(&[2, 2, 3], 0.01, 0).code(&[2, 3, 2], 0.01, 1).none().is(zero(1)),
-        op("ConvInteger").code(&[1, 2, 4], 0.01, 1).is(bytes(
-            DType::Int8,
-            &[3, 2, 2],
-            &[1, -1, 0, 1, 1, 0, -1, 1, 0, 1, 1, 1],
-        )).is(zero(1)),
+        op("MatMulInteger")
+            .code(&[2, 2, 3], 0.01, 0)
+            .code(&[2, 3, 2], 0.01, 1)
+            .none()
+            .is(zero(1)),
+        op("ConvInteger")
+            .code(&[1, 2, 4], 0.01, 1)
+            .is(bytes(
+                DType::Int8,
+                &[3, 2, 2],
+                &[1, -1, 0, 1, 1, 0, -1, 1, 0, 1, 1, 1],
+            ))
+            .is(zero(1)),
         op("com.microsoft::MatMulIntegerToFloat")
             .code(&[2, 3], 0.01, 2)
             .is(weight(3, 4))
@@ -99,10 +128,27 @@ fn integers() -> Vec<Case> {
             .is(weight(4, 3))
             .is(scale(1.0))
             .is(zero(0))
-            .is(TensorData::raw(DType::Int32, [4], [1i32, 0, 2, 5].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>().into()))
+            .is(TensorData::raw(
+                DType::Int32,
+                [4],
+                [1i32, 0, 2, 5]
+                    .iter()
+                    .flat_map(|x| x.to_le_bytes())
+                    .collect::<Vec<_>>()
+                    .into(),
+            ))
             .set("transB", 1i64),
-        same(op("com.microsoft::QLinearAdd").code(&[2, 3], 0.01, 0).is(quantum.clone()).is(zero(0)).code(&[3], 0.01, 0), 2),
-        pair("com.microsoft::QLinearMul").is(scale(1e-4)).is(zero(0)),
+        same(
+            op("com.microsoft::QLinearAdd")
+                .code(&[2, 3], 0.01, 0)
+                .is(quantum.clone())
+                .is(zero(0))
+                .code(&[3], 0.01, 0),
+            2,
+        ),
+        pair("com.microsoft::QLinearMul")
+            .is(scale(1e-4))
+            .is(zero(0)),
         op("com.microsoft::QLinearWhere")
             .bools(&[3], &[1, 0, 1])
             .code(&[2, 3], 0.01, 0)
@@ -123,11 +169,19 @@ fn integers() -> Vec<Case> {
             .is(quantum.clone())
             .is(zero(1))
             .set("axis", 1i64),
-        ms("com.microsoft::QLinearLeakyRelu").is(quantum.clone()).is(zero(1)).set("alpha", 1.0f32),
+        ms("com.microsoft::QLinearLeakyRelu")
+            .is(quantum.clone())
+            .is(zero(1))
+            .set("alpha", 1.0f32),
         rough(ms("com.microsoft::QLinearSigmoid")),
         rough(ms("com.microsoft::QLinearSoftmax")).set("axis", 1i64),
         rough(ms("com.microsoft::QLinearReduceMean").set("axes", vec![1])),
-        rough(op("com.microsoft::QLinearGlobalAveragePool").code(&[1, 2, 3], 0.01, 2).is(scale(0.01)).is(zero(2))),
+        rough(
+            op("com.microsoft::QLinearGlobalAveragePool")
+                .code(&[1, 2, 3], 0.01, 2)
+                .is(scale(0.01))
+                .is(zero(2)),
+        ),
         rough(
             op("com.microsoft::QLinearAveragePool")
                 .code(&[1, 2, 4], 0.01, 2)
@@ -216,7 +270,14 @@ fn blocks() -> Vec<Case> {
         // 33 numbers are three blocks of twelve.
         op("com.microsoft::MatMulBnb4")
             .x(&[2, 11])
-            .is(TensorData::raw(DType::Uint8, [17], (0..17).map(|i| (i * 37 % 256) as u8).collect::<Vec<_>>().into()))
+            .is(TensorData::raw(
+                DType::Uint8,
+                [17],
+                (0..17)
+                    .map(|i| (i * 37 % 256) as u8)
+                    .collect::<Vec<_>>()
+                    .into(),
+            ))
             .frozen(&[3])
             .set("K", 11i64)
             .set("N", 3i64)
