@@ -49,7 +49,9 @@ pub(super) fn sample(site: &LinearSite, name: &str, graph: &Graph) -> Option<Sam
                 (integer(weight, flat)?, zero, scale)
             }
             WeightForm::NBits { .. } => blocked(site, weight, (row, column), graph)?,
-            WeightForm::Float | WeightForm::Bnb4 { .. } | WeightForm::Integer { .. } => return None,
+            WeightForm::Float | WeightForm::Bnb4 { .. } | WeightForm::Integer { .. } => {
+                return None;
+            }
         };
         step = step.max(scale.abs());
         values.push((number - zero) * scale);
