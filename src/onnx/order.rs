@@ -1,7 +1,7 @@
 //! The order of nodes. Converters that insert casts leave files behind whose nodes read what later ones make; where that is all that is
 //! wrong they are brought into order, each as close to its place as it can be.
 
-use super::proto::{GraphProto, NodeProto};
+use super::proto::{GraphProto, NodeProto, ValueInfoProto};
 use rustc_hash::FxHashMap;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -78,5 +78,5 @@ fn inner<'a>(graph: &'a GraphProto, out: &mut Vec<&'a str>) {
     for node in &graph.node {
         names(node, out);
     }
-    out.extend(graph.output.iter().map(|o| o.name()));
+    out.extend(graph.output.iter().map(ValueInfoProto::name));
 }

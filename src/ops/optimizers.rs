@@ -36,12 +36,11 @@ fn infer(cx: &mut InferCx<'_>, kinds: usize, made: usize) -> Inferred {
     Ok(())
 }
 
+/// From the operands of one tensor to what the step makes of them.
+type Step<'a> = &'a dyn Fn(&[Val]) -> Result<Vec<Val>, super::GradError>;
+
 /// What each tensor is made of: `each` gets the operands of one, in the order of the lists.
-fn lists(
-    cx: &ExpandCx<'_>,
-    kinds: usize,
-    each: &dyn Fn(&[Val]) -> Result<Vec<Val>, super::GradError>,
-) -> Defined {
+fn lists(cx: &ExpandCx<'_>, kinds: usize, each: Step<'_>) -> Defined {
     let n = cx.graph.node_inputs(cx.id).len().saturating_sub(2) / kinds;
     let mut outs: Vec<Vec<Option<Val>>> = Vec::new();
     for i in 0..n {

@@ -8,7 +8,7 @@
 use super::kit::infer::normal_axes;
 use super::kit::{DOMAIN, Defined, Inferred, no_gradient};
 use super::{ExpandCx, InferCx, OpDef};
-use crate::ir::{Attr, AttrValue, DType, OpId, Sym, Val};
+use crate::ir::{Attr, AttrValue, DType, OpId, Sym, TensorData, Val};
 
 pub(super) const OPS: &[OpDef] = &[
     OpDef::new("Resize", 1..=4, infer).defined_by(|cx| expand(cx, Slots::of(cx))),
@@ -27,6 +27,7 @@ pub(super) const OPS: &[OpDef] = &[
 ];
 
 /// Where the operands are.
+#[derive(Clone, Copy)]
 struct Slots {
     roi: Option<usize>,
     scales: Option<usize>,
@@ -112,7 +113,7 @@ fn infer_upsample(cx: &mut InferCx<'_>) -> Inferred {
         .get(1)
         .copied()
         .flatten()
-        .and_then(|t| t.to_f32());
+        .and_then(TensorData::to_f32);
     let scales = named
         .map(<[f32]>::to_vec)
         .or(given)
@@ -205,7 +206,7 @@ fn stays(cx: &ExpandCx<'_>, slots: &Slots, named: &[usize], axis: usize) -> bool
         cx.graph.value(v).tensor.as_ref()
     };
     if let Some(scales) = slots.scales {
-        let scales = constant(scales).and_then(|t| t.to_f32());
+        let scales = constant(scales).and_then(TensorData::to_f32);
         return scales.is_some_and(|s| s.get(at).is_some_and(|s| s.to_bits() == 1f32.to_bits()));
     }
     let stretch = matches!(

@@ -2,7 +2,7 @@
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, OWN, Outs, axis_of, size_of};
 use crate::ir::{AttrValue, DType};
-use crate::runtime::value::{Fault, Host, KResult};
+use crate::runtime::value::{Fault, Host, KResult, Value};
 use crate::runtime::walk::count;
 
 #[derive(Clone, Copy)]
@@ -46,7 +46,7 @@ impl ResizeMatrix {
             .position(|&a| a == self.axis)
             .ok_or("an axis that is not resized")?;
         let size = shape[self.axis];
-        let floats = |slot: usize| ins.get(slot).map(|v| v.to_f32()).transpose();
+        let floats = |slot: usize| ins.get(slot).map(Value::to_f32).transpose();
         let roi = match floats(1)? {
             Some(roi) if roi.len() == 2 * axes.len() => {
                 (f64::from(roi[at]), f64::from(roi[at + axes.len()]))

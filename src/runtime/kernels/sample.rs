@@ -68,7 +68,7 @@ impl GridSample {
     fn taps(&self, place: f32, size: usize) -> Vec<Tap> {
         let (place, length) = (f64::from(place), size as f64);
         let x = if self.corners {
-            (place + 1.0) / 2.0 * (length - 1.0)
+            f64::midpoint(place, 1.0) * (length - 1.0)
         } else {
             ((place + 1.0) * length - 1.0) / 2.0
         };
