@@ -85,28 +85,36 @@ pub fn adapter(spec: &str) -> Result<Adapter> {
 /// # Errors
 /// A form of these operators that has no definition here.
 pub(crate) fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnostic>)> {
-    let model = if inline::concerns(model.model()) {
+    let mut model = if inline::concerns(model.model()) {
         pipelines::inlining(false).run(model)?.model
     } else {
         model
     };
-    let mut hiding = hiding_operators(model.model());
-    if cores {
-        hiding.extend(fused_attentions(model.model()));
-        hiding.sort();
-        hiding.dedup();
+    let (mut names, mut before): (Vec<String>, _) = (Vec::new(), Vec::new());
+    // A definition may hold an operator that hides something itself.
+    loop {
+        let mut hiding = hiding_operators(model.model());
+        if cores {
+            hiding.extend(fused_attentions(model.model()));
+            hiding.sort();
+            hiding.dedup();
+        }
+        if hiding.is_empty() || hiding == before {
+            break;
+        }
+        before.clone_from(&hiding);
+        names.extend(hiding.iter().map(ToString::to_string));
+        model = pipelines::opening(hiding).run(model)?.model;
     }
-    if hiding.is_empty() {
+    if names.is_empty() {
         return Ok((model, None));
     }
-    let names: Vec<String> = hiding.iter().map(ToString::to_string).collect();
     let note = Diagnostic::warning(
         "expanded",
         format!("replaced by their definitions: {}", names.join(", ")),
     )
     .help("they hide values that adapters are spliced at; `strip` leaves the definitions");
-    let expanded = pipelines::opening(hiding).run(model)?;
-    Ok((expanded.model, Some(note)))
+    Ok((model, Some(note)))
 }
 
 /// Refuses a model with weights that are not finite; they are named by the modules of a selection, where there is one.

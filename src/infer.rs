@@ -546,9 +546,12 @@ impl<'m> Engine<'m> {
     }
 }
 
-/// The better known of two sizes that do not contradict each other.
+/// The better known of two sizes that do not contradict each other. Names that ONNX's own inference makes up for what it does not know
+/// say less than an expression.
 fn better(found: Sym, declared: Sym) -> Sym {
-    if found.is_plain() || !declared.is_plain() {
+    let unknown = |s: &Sym| s.to_string().contains(['?', '#']);
+    let made_up = |s: &Sym| s.as_symbol().is_some_and(|name| name.starts_with("unk__"));
+    if found.is_plain() || !declared.is_plain() || (made_up(&declared) && !unknown(&found)) {
         found
     } else {
         declared

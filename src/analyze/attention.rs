@@ -469,7 +469,7 @@ impl<'a> Search<'a> {
             return strange();
         }
         match &*node.op.op_type {
-            op @ ("Identity" | "Dropout" | "Sub")
+            op @ ("Identity" | "Dropout" | "QuantizeLinear" | "DequantizeLinear" | "Sub")
                 if op != "Sub" || view.input(n, 0) == Some(link.from) => {}
             "Cast" => {
                 let to = i32::try_from(node.int("to", 0)).ok();

@@ -108,7 +108,9 @@ impl Linears {
                 continue;
             };
             add_bias(view, &mut linear, together);
+            add_codes(view, &mut linear);
             add_reshapes(view, &mut linear, together);
+            add_codes(view, &mut linear);
             linear.nodes.sort_by_key(|n| view.place(*n));
             for m in &linear.nodes {
                 out.of_node[m.index()] = Some(out.all.len() as u32);
@@ -452,12 +454,44 @@ fn is_vector(view: &Flow<'_>, v: ValueId, width: usize) -> bool {
     t.dtype != DType::Int64 && usize::try_from(*last) == Ok(width) && rest.iter().all(|&d| d == 1)
 }
 
+/// What quantizes the result and dequantizes it again: the result is what comes out of that.
+fn add_codes(view: &Flow<'_>, linear: &mut Linear) {
+    let only = |v: ValueId, op: &str| match view.readers(v)[..] {
+        [r] if !view.is_output(v) && view.op(r) == op => Some((r, view.graph.output(r, 0)?)),
+        _ => None,
+    };
+    if let Some((quantize, codes)) = only(linear.output, "QuantizeLinear")
+        && let Some((dequantize, output)) = only(codes, "DequantizeLinear")
+    {
+        linear.nodes.extend([quantize, dequantize]);
+        if linear.rows.1 == linear.output {
+            linear.rows.1 = output;
+        }
+        linear.output = output;
+    }
+}
+
+/// What a value was before it was quantized and dequantized, and the nodes that do that.
+fn before_codes(view: &Flow<'_>, v: ValueId) -> (ValueId, Vec<NodeId>) {
+    let from = |v: ValueId, op: &str| {
+        let n = view.producer(v).filter(|n| view.op(*n) == op)?;
+        Some((n, view.inputs(n).first().copied().flatten()?))
+    };
+    let pair = from(v, "DequantizeLinear")
+        .and_then(|(dequantize, codes)| Some((dequantize, from(codes, "QuantizeLinear")?)));
+    match pair {
+        Some((dequantize, (quantize, x))) => (x, vec![quantize, dequantize]),
+        None => (v, Vec::new()),
+    }
+}
+
 /// `Reshape` to rows in front and back behind, as GPT-2 has them.
 fn add_reshapes(view: &Flow<'_>, linear: &mut Linear, together: &dyn Fn(NodeId, NodeId) -> bool) {
     if view.rank(linear.output).is_some_and(|r| r != 2) || view.op(linear.core) != "Gemm" {
         return;
     }
-    let Some(front) = view.producer(linear.input) else {
+    let (entering, codes) = before_codes(view, linear.input);
+    let Some(front) = view.producer(entering) else {
         return;
     };
     if view.op(front) != "Reshape" || !together(linear.core, front) {
@@ -480,7 +514,68 @@ fn add_reshapes(view: &Flow<'_>, linear: &mut Linear, together: &dyn Fn(NodeId, 
         linear.output = output;
         if let Some(x) = before.filter(|x| view.last(*x).is_none_or(|d| d == linear.d_in)) {
             linear.nodes.push(front);
+            linear.nodes.extend(codes);
             linear.input = x;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Linears, WeightForm};
+    use crate::analyze::flow::Flow;
+    use crate::infer::Verified;
+    use crate::ir::{Builder, DType, Dim, Model, TensorData, Type, Val};
+
+    /// `x` as codes and back, by a scale and zero point of its own.
+    fn coded(b: &Builder, x: Val) -> Val {
+        let zero = b.constant(TensorData::raw(DType::Uint8, [], vec![128].into()));
+        let scale = b.scalar(0.1);
+        let q = b.op("QuantizeLinear", &[x, scale, zero], &[]);
+        b.op("DequantizeLinear", &[q, scale, zero], &[])
+    }
+
+    #[test]
+    fn codes_around_a_product_and_its_reshapes_belong_to_it() {
+        let b = Builder::new(17);
+        let dims = [Dim::Known(2), Dim::Known(3), Dim::Known(4)];
+        let x = b.graph_input("x", Type::tensor(DType::Float, dims));
+        let w = TensorData::raw(DType::Int8, [4, 5], (0..20).collect::<Vec<u8>>().into());
+        let w = b.op(
+            "DequantizeLinear",
+            &[b.initializer("w", w), b.scalar(0.5)],
+            &[],
+        );
+        let rows = b.reshape(coded(&b, x), b.ints(&[-1, 4]));
+        let bias = b.initializer("bias", TensorData::from_f32([5], &[0.0; 5]));
+        let y = b.op("Gemm", &[coded(&b, rows), w, bias], &[]);
+        let y = b.reshape(coded(&b, y), b.ints(&[2, 3, 5]));
+        let y = b.unary("Tanh", coded(&b, y));
+        let ty = Type::tensor(DType::Float, [Dim::Known(2), Dim::Known(3), Dim::Known(5)]);
+        let model = Model {
+            graph: b.finish_graph("g", &[(y, "y", ty)]).unwrap(),
+            opset_imports: vec![("".into(), 17)],
+            ir_version: 8,
+            ..Model::default()
+        };
+        let model = Verified::check(model).unwrap();
+        let view = Flow::new(&model);
+        let found = Linears::new(&view, &|_, _| true);
+        let [linear] = &found.all[..] else {
+            panic!("{} linears", found.all.len())
+        };
+        assert_eq!((linear.d_in, linear.d_out), (4, 5));
+        assert!(matches!(linear.weight.form, WeightForm::Dequantized { .. }));
+        let reader = view.readers(linear.output);
+        assert_eq!(
+            view.op(reader[0]),
+            "Tanh",
+            "the result is behind the last codes"
+        );
+        assert_eq!(
+            view.rank(linear.input),
+            Some(3),
+            "what enters is in front of the rows"
+        );
     }
 }

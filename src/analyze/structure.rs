@@ -229,7 +229,7 @@ impl<'a> Structure<'a> {
         let linear = |n: NodeId| self.linears.of(n).is_some();
         let bounds = Bounds {
             product: &|n, a, b| !linear(n) && view.is_flow(a) && view.is_flow(b),
-            inside: &|v| view.is_flow(v) && !view.producer(v).is_some_and(linear),
+            inside: &|v| view.carries(v) && !view.producer(v).is_some_and(linear),
         };
         if !view.is_flow(view.input(softmax, 0)?) {
             return None;
@@ -260,7 +260,7 @@ impl<'a> Structure<'a> {
                         .inputs(n)
                         .into_iter()
                         .flatten()
-                        .filter(|v| self.view.is_flow(*v)),
+                        .filter(|v| self.view.carries(*v)),
                 );
             }
         }

@@ -90,6 +90,27 @@ fn stale_value_info_is_ignored() {
 }
 
 #[test]
+fn names_made_up_for_unknown_sizes_say_less_than_expressions() {
+    // The length is that of two inputs together: `broadcast(a, b)`, and not the name that ONNX's inference gives it.
+    let mut m = model(undeclared(), |b, x| {
+        let by = |name: &str| Type::tensor(DType::Float, [Dim::Symbol(name.into()), Dim::Known(8)]);
+        let (a, c) = (b.graph_input("a", by("a")), b.graph_input("c", by("c")));
+        b.add(b.unary("Relu", x), b.add(a, c))
+    });
+    let sum = m.graph.find("Add_output").expect("a value");
+    let ty = Type::tensor(DType::Float, [Dim::Symbol("unk__3".into()), Dim::Known(8)]);
+    m.graph.infos.push(InfoEntry::Value(GraphPort {
+        value: sum,
+        ty: Some(ty),
+        residue: bytes::Bytes::new(),
+    }));
+    let v = Verified::check(m).expect("no contradiction");
+    let fact = v.fact(sum).expect("a fact");
+    let dims = fact.dims.as_ref().expect("a rank");
+    assert_eq!(dims[0].to_string(), "broadcast(a, c)");
+}
+
+#[test]
 fn a_declaration_says_what_inference_cannot() {
     let unknown = |b: &Builder, x| b.op_in("custom", "Thing", &[x], &[]);
     let mut m = model(batch_by(3), unknown);

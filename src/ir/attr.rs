@@ -55,6 +55,14 @@ impl AttrValue {
         }
     }
 
+    /// The floats, for a list of them.
+    pub(crate) fn as_floats(&self) -> Option<&[f32]> {
+        match self {
+            AttrValue::Floats(v) => Some(v),
+            _ => None,
+        }
+    }
+
     /// The list of integers, if this is one.
     pub(crate) fn as_ints(&self) -> Option<&[i64]> {
         if let AttrValue::Ints(v) = self {

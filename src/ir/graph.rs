@@ -109,6 +109,8 @@ pub struct Graph {
     pub(crate) sparse_initializers: Vec<(ValueId, Bytes)>,
     pub(crate) captures: Vec<ValueId>,
     pub(crate) infos: Vec<InfoEntry>,
+    /// Whether the nodes of the file were in another order, in which some read what later ones make.
+    pub(crate) mended: bool,
     names: FxHashMap<Box<str>, ValueId>,
     next_anchor: u32,
     last_seq: FxHashMap<u32, u32>,

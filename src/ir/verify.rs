@@ -21,6 +21,14 @@ pub(crate) fn check_model(model: &Model) -> Vec<Diagnostic> {
 }
 
 fn check_graph(g: &Graph, path: &str, found: &mut Vec<Diagnostic>) {
+    if g.mended {
+        let message = "nodes read what later ones make: they were brought into order";
+        found.push(
+            Diagnostic::warning("onnx-order", message)
+                .at(path)
+                .help("other runtimes may refuse this file; what is written from it is in order"),
+        );
+    }
     for n in g.nodes() {
         check_slots(g, n, path, found);
     }

@@ -221,6 +221,13 @@ fn tensor_error(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Decode, Diagnostic::error("onnx-tensor", message))
 }
 
+/// A `TensorProto` in a file of its own, as test data has it.
+#[cfg(test)]
+pub(crate) fn tensor(bytes: bytes::Bytes) -> Result<TensorData> {
+    let proto = prost::Message::decode(bytes).map_err(|e| tensor_error(format!("{e}")))?;
+    tensor_in(proto, &ExternalSource::none())
+}
+
 /// A tensor without its name, which the caller has taken or leaves in the residue.
 pub(super) fn tensor_in(mut proto: TensorProto, external: &ExternalSource) -> Result<TensorData> {
     let code = proto.data_type.take().unwrap_or_default();

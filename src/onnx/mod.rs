@@ -12,6 +12,7 @@
 mod encode;
 mod external;
 mod message;
+mod order;
 pub(crate) mod proto;
 mod read;
 mod save;
@@ -21,6 +22,8 @@ mod wire;
 mod write;
 
 pub use external::ExternalSource;
+#[cfg(test)]
+pub(crate) use message::tensor;
 pub use read::{open, read};
 pub(crate) use save::locations;
 pub use save::{SaveOptions, Saved, save, to_bytes};

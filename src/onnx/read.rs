@@ -332,6 +332,8 @@ impl Reader<'_> {
     // ---- nodes -----------------------------------------------------------------------------------------------------------
 
     fn nodes(&mut self, nodes: Vec<NodeProto>) -> Result<()> {
+        let (nodes, moved) = super::order::ordered(nodes);
+        self.top.graph.mended |= moved;
         // Outputs first: a name that a later node defines is an error of order, and never a capture.
         let mut outputs = Vec::with_capacity(nodes.len());
         for node in &nodes {

@@ -245,6 +245,27 @@ fn broken_names_are_reported_together() {
 }
 
 #[test]
+fn nodes_out_of_order_are_mended() {
+    let proto = model_of(graph_of(
+        &["x"],
+        vec![
+            node("Relu", &["late"], &["y"]),
+            node("Neg", &["x"], &["late"]),
+            node("Abs", &["y"], &["z"]),
+        ],
+        &["z"],
+    ));
+    let model = read_proto(&proto).unwrap();
+    assert!(model.graph.mended);
+    let ops: Vec<&str> = model
+        .graph
+        .nodes()
+        .map(|n| &*model.graph.node(n).op.op_type)
+        .collect();
+    assert_eq!(ops, ["Neg", "Relu", "Abs"]);
+}
+
+#[test]
 fn cycles_are_errors() {
     let message = refusal(&model_of(graph_of(
         &["x"],

@@ -1,13 +1,53 @@
 //! `SoftmaxCrossEntropyLoss` (12, 13): `-log softmax(scores)[label]` over axis 1, weighted, with an ignored label, and reduced.
+//! `NegativeLogLikelihoodLoss` (12, 13, 22): the same of scores that are logarithms of probabilities already.
 
 use super::kit::grad::convert;
-use super::kit::{Differentiated, Inferred, wrong};
-use super::{GradCx, GradError, InferCx, OpDef};
+use super::kit::{Defined, Differentiated, Inferred, wrong};
+use super::{ExpandCx, GradCx, GradError, InferCx, OpDef};
 use crate::ir::{DType, Val};
 
-pub(super) const OPS: &[OpDef] = &[OpDef::new("SoftmaxCrossEntropyLoss", 2..=3, infer)
-    .outputs(1..=2)
-    .gradient(gradient)];
+pub(super) const OPS: &[OpDef] = &[
+    OpDef::new("SoftmaxCrossEntropyLoss", 2..=3, infer)
+        .outputs(1..=2)
+        .gradient(gradient),
+    OpDef::new("NegativeLogLikelihoodLoss", 2..=3, infer).defined_by(likelihood),
+];
+
+/// `-weight[label]·x[label]`, zero at ignored labels, and summed; the mean is by the sum of the weights.
+fn likelihood(cx: &ExpandCx<'_>) -> Defined {
+    let (b, ty) = (cx.b, cx.float(0));
+    let axis = |axis: i64| [("axis", axis.into())];
+    let labels = b.cast(cx.input(1)?, DType::Int64);
+    let skip = cx.node().attr("ignore_index").map(|_| {
+        let index = b.int(cx.node().int("ignore_index", -100));
+        b.op("Equal", &[labels, index], &[])
+    });
+    let labels = match skip {
+        Some(skip) => b.op("Where", &[skip, b.int(0), labels], &[]),
+        None => labels,
+    };
+    let taken = b.op(
+        "GatherElements",
+        &[cx.input(0)?, b.unsqueeze(labels, &[1])],
+        &axis(1),
+    );
+    let taken = b.neg(b.squeeze(taken, &[1]));
+    let weight = match cx.optional(2) {
+        Some(weight) => b.op("Gather", &[weight, labels], &axis(0)),
+        None => b.op("Expand", &[b.scalar_of(1.0, ty), b.shape(labels)], &[]),
+    };
+    let weight = match skip {
+        Some(skip) => b.op("Where", &[skip, b.scalar_of(0.0, ty), weight], &[]),
+        None => weight,
+    };
+    let each = b.mul(taken, weight);
+    let sum = |v: Val| b.op("ReduceSum", &[v], &[("keepdims", 0i64.into())]);
+    Ok(vec![Some(match cx.node().str("reduction") {
+        Some("none") => each,
+        Some("sum") => sum(each),
+        _ => b.div(sum(each), sum(weight)),
+    })])
+}
 
 fn infer(cx: &mut InferCx<'_>) -> Inferred {
     let dims = match cx.node.str("reduction") {

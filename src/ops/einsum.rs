@@ -1,8 +1,9 @@
 //! `Einsum`.
 //!
 //! The gradient of an operand is the `Einsum` of the output's gradient with the other operands. An index that only this operand has was
-//! summed over: the gradient is the same along it, by `Expand`. Repeated indices in one term and `...` over different ranks have no
-//! rule.
+//! summed over: the gradient is the same along it, by `Expand`. Where a term repeats an index the gradient is on the diagonal, by a
+//! matrix of ones there. `...` becomes letters where the ranks are known; an axis of size 1 that another term has at full size is no
+//! index of its term.
 
 use super::kit::infer::shape_text;
 use super::kit::{DOMAIN, Differentiated, Inferred, MANY, no_gradient, wrong};
@@ -154,7 +155,7 @@ fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
     let Some(eq) = cx.node().str("equation") else {
         return no_gradient("attribute `equation` is missing");
     };
-    let eq = parse(eq).map_err(GradError)?;
+    let eq = spelled(cx, parse(eq).map_err(GradError)?)?;
     for slot in 0..eq.terms.len() {
         if cx.wants(slot) {
             let g = operand(cx, &eq, slot)?;
@@ -164,76 +165,132 @@ fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
     Ok(())
 }
 
+/// Letters that an equation does not use.
+fn free(eq: &Equation) -> impl Iterator<Item = Ix> {
+    let used: Vec<Ix> = eq.terms.iter().flatten().chain(&eq.out).copied().collect();
+    let all = ('a'..='z').chain('A'..='Z').map(Ix::Letter);
+    all.filter(move |l| !used.contains(l))
+}
+
+/// The equation with letters in the place of each ellipsis, counted from the last axis.
+fn spelled(cx: &GradCx<'_>, eq: Equation) -> Result<Equation, GradError> {
+    if !eq.terms.iter().flatten().any(|i| *i == Ix::Dots) {
+        return Ok(eq);
+    }
+    let mut ranks = Vec::new();
+    for (slot, term) in eq.terms.iter().enumerate() {
+        let letters = term.iter().filter(|i| **i != Ix::Dots).count();
+        let has = term.contains(&Ix::Dots);
+        ranks.push(if has {
+            cx.rank(slot)?.saturating_sub(letters)
+        } else {
+            0
+        });
+    }
+    let most = ranks.iter().copied().max().unwrap_or(0);
+    let mut letters: Vec<Ix> = free(&eq).take(most).collect();
+    if letters.len() < most {
+        return no_gradient("there are not enough letters for `...`");
+    }
+    letters.reverse();
+    let spell = |term: &[Ix], rank: usize| -> Vec<Ix> {
+        let each = term.iter().map(|i| match i {
+            Ix::Dots => letters[most - rank..].to_vec(),
+            Ix::Letter(_) => vec![*i],
+        });
+        each.flatten().collect()
+    };
+    let terms = eq.terms.iter().zip(&ranks).map(|(t, r)| spell(t, *r));
+    Ok(Equation {
+        terms: terms.collect(),
+        out: spell(&eq.out, most),
+    })
+}
+
+/// Another operand and its term, without axes of size 1 that have another size in the term that is differentiated.
+fn other(
+    cx: &GradCx<'_>,
+    eq: &Equation,
+    slot: usize,
+    s: usize,
+) -> Result<(Val, Vec<Ix>), GradError> {
+    let (mine, term) = (&eq.terms[slot], &eq.terms[s]);
+    let one = |slot: usize, axis: usize| cx.fact(slot).size(axis as i64) == Some(1);
+    let gone: Vec<i64> = (0..term.len())
+        .filter(|&a| {
+            let at = mine.iter().position(|i| *i == term[a]);
+            one(s, a) && at.is_some_and(|at| !one(slot, at))
+        })
+        .map(|a| a as i64)
+        .collect();
+    let v = cx.input(s)?;
+    if gone.is_empty() {
+        return Ok((v, term.clone()));
+    }
+    let stays = (0..term.len()).filter(|a| !gone.contains(&(*a as i64)));
+    Ok((cx.b.squeeze(v, &gone), stays.map(|a| term[a]).collect()))
+}
+
 fn operand(cx: &GradCx<'_>, eq: &Equation, slot: usize) -> Result<Val, GradError> {
     let mine = &eq.terms[slot];
-    if (1..mine.len()).any(|i| mine[..i].contains(&mine[i])) {
-        return no_gradient("there is no rule for an index that one term repeats");
+    let (mut terms, mut inputs) = (vec![eq.out.clone()], vec![cx.grad()?]);
+    for s in (0..eq.terms.len()).filter(|s| *s != slot) {
+        let (v, term) = other(cx, eq, slot, s)?;
+        inputs.push(v);
+        terms.push(term);
     }
-    if eq.terms.iter().flatten().any(|i| *i == Ix::Dots) {
-        let ranks = |s: usize| {
-            let letters = eq.terms[s].iter().filter(|i| **i != Ix::Dots).count();
-            cx.fact(s).rank().map(|r| r - letters.min(r))
-        };
-        let all: Vec<Option<usize>> = (0..eq.terms.len()).map(ranks).collect();
-        if !eq.out.contains(&Ix::Dots) || all.iter().any(|r| r.is_none() || *r != all[0]) {
-            return no_gradient("there is no rule for `...` of different ranks");
+    // Each index that repeats gets a letter of its own, and a matrix that is one where both are the same.
+    let mut fresh = free(eq);
+    let mut own: Vec<Ix> = Vec::new();
+    for (axis, i) in mine.iter().enumerate() {
+        if !mine[..axis].contains(i) {
+            own.push(*i);
+            continue;
         }
+        let letter = fresh
+            .next()
+            .ok_or_else(|| GradError("there are not enough letters".into()))?;
+        own.push(letter);
+        terms.push(vec![*i, letter]);
+        inputs.push(diagonal(cx, slot, axis)?);
     }
-    if narrower_elsewhere(cx, eq, slot) {
-        return no_gradient("there is no rule for an index that another term broadcasts");
-    }
-    let (mut terms, mut inputs) = (vec![text(&eq.out)], vec![cx.grad()?]);
-    for (s, t) in eq.terms.iter().enumerate().filter(|(s, _)| *s != slot) {
-        terms.push(text(t));
-        inputs.push(cx.input(s)?);
-    }
-    let elsewhere = |i: &Ix| {
-        eq.out.contains(i)
-            || eq
-                .terms
-                .iter()
-                .enumerate()
-                .any(|(s, t)| s != slot && t.contains(i))
-    };
-    let have: Vec<Ix> = mine.iter().copied().filter(elsewhere).collect();
-    let full = format!("{}->{}", terms.join(","), text(&have));
-    let mut g = cx.b.op("Einsum", &inputs, &[("equation", (&*full).into())]);
-    let lost: Vec<i64> = (0..mine.len() as i64)
-        .filter(|i| !elsewhere(&mine[*i as usize]))
+    let elsewhere = |i: &Ix| terms.iter().any(|t| t.contains(i));
+    let have: Vec<Ix> = own.iter().copied().filter(elsewhere).collect();
+    let lost: Vec<i64> = (0..own.len() as i64)
+        .filter(|i| !elsewhere(&own[*i as usize]))
         .collect();
+    let left: Vec<String> = terms.iter().map(|t| text(t)).collect();
+    let full = format!("{}->{}", left.join(","), text(&have));
+    let mut g = cx.b.op("Einsum", &inputs, &[("equation", (&*full).into())]);
     if !lost.is_empty() {
-        if mine.contains(&Ix::Dots) {
-            return no_gradient("there is no rule for `...` beside an index that is summed");
-        }
         g = cx.b.unsqueeze(g, &lost);
         g = cx.b.op("Expand", &[g, cx.input_shape(slot)?], &[]);
     }
-    if !broadcasts(cx, eq, slot) {
+    if !broadcasts(cx, slot) {
         return Ok(g);
     }
     let shape = cx.input_shape(slot)?;
     Ok(cx.b.op_in(DOMAIN, "SumTo", &[g, shape], &[]))
 }
 
-/// Whether an index that is summed has size 1 in another term and not in this one.
-fn narrower_elsewhere(cx: &GradCx<'_>, eq: &Equation, slot: usize) -> bool {
-    let size = |s: usize, i: Ix| {
-        let at = eq.terms[s].iter().position(|t| *t == i)?;
-        let before_dots = !eq.terms[s][..at].contains(&Ix::Dots);
-        let from_end = at as i64 - eq.terms[s].len() as i64;
-        cx.fact(s)
-            .size(if before_dots { at as i64 } else { from_end })
-    };
-    let summed = eq.terms[slot].iter().filter(|i| !eq.out.contains(i));
-    summed.copied().any(|i| {
-        size(slot, i) != Some(1) && (0..eq.terms.len()).any(|s| s != slot && size(s, i) == Some(1))
-    })
+/// Ones where row and column are the same, of the size of an axis.
+fn diagonal(cx: &GradCx<'_>, slot: usize, axis: usize) -> Result<Val, GradError> {
+    let b = cx.b;
+    let at = b.ints(&[axis as i64]);
+    let size = b.op(
+        "Gather",
+        &[b.shape(cx.input(slot)?), at],
+        &[("axis", 0i64.into())],
+    );
+    let size = b.squeeze(size, &[0]);
+    let range = b.op("Range", &[b.int(0), size, b.int(1)], &[]);
+    let same = b.op("Equal", &[b.unsqueeze(range, &[1]), range], &[]);
+    Ok(b.cast(same, cx.float(slot)))
 }
 
 /// Whether a size of 1 of this operand may meet a larger one.
-fn broadcasts(cx: &GradCx<'_>, eq: &Equation, slot: usize) -> bool {
+fn broadcasts(cx: &GradCx<'_>, slot: usize) -> bool {
     cx.fact(slot).dims.is_none_or(|d| d.iter().any(|s| s.is(1)))
-        || eq.terms[slot].contains(&Ix::Dots)
 }
 
 #[cfg(test)]
@@ -293,9 +350,9 @@ mod gradient_tests {
         let trace = backward(18, &["f32[b, 8, 8]", "f32[b, 8]"], |b, v| {
             einsum(b, "bii,bj->bj", v)
         });
-        assert_eq!(
-            trace,
-            "error: there is no rule for an index that one term repeats"
+        assert!(
+            trace.contains("Equal(Unsqueeze, Range)"),
+            "the gradient is on the diagonal: {trace}"
         );
     }
 }

@@ -25,7 +25,7 @@ fn matrix(cx: &InferCx<'_>, slot: usize, trans: &str) -> Result<Option<[Sym; 2]>
     }))
 }
 
-fn infer(cx: &mut InferCx<'_>) -> Inferred {
+pub(super) fn infer(cx: &mut InferCx<'_>) -> Inferred {
     let (a, b) = (matrix(cx, 0, "transA")?, matrix(cx, 1, "transB")?);
     let (rows, depth) = a.map_or((None, None), |[m, k]| (Some(m), Some(k)));
     let (depth_b, columns) = b.map_or((None, None), |[k, n]| (Some(k), Some(n)));

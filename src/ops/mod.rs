@@ -257,6 +257,7 @@ impl ExpandCx<'_> {
 
 mod arithmetic;
 mod attention;
+mod attention_decoder;
 mod attention_gqa;
 mod attention_ms;
 mod batch_norm;
@@ -269,37 +270,49 @@ mod cross_entropy;
 mod einsum;
 mod embed_norm;
 mod expand;
+mod flex;
 mod fused;
 mod gather;
 mod gelu;
 mod gemm;
+mod grid;
 mod indices;
 mod integer;
 mod kit;
 mod linear_maps;
 mod logic;
 mod matmul;
+mod moe;
+mod moves;
 mod nbits;
 mod norm;
+mod normal;
+mod optimizers;
 mod qlinear;
 mod quant;
 mod reduce;
 mod reshape;
+mod resize;
 mod rotary;
 mod scatter;
 mod select;
+mod simple;
 mod skip_norm;
 mod slice;
 mod softmax;
+mod spatial;
+mod state;
 mod sum_to;
 mod transpose;
 mod unary;
+mod unusual;
 
 /// Every known operator: the tables of all files.
 fn table() -> impl Iterator<Item = &'static OpDef> {
     let files: &[&'static [OpDef]] = &[
         arithmetic::OPS,
         attention::OPS,
+        attention_decoder::OPS,
         attention_gqa::OPS,
         attention_ms::OPS,
         batch_norm::OPS,
@@ -312,30 +325,41 @@ fn table() -> impl Iterator<Item = &'static OpDef> {
         einsum::OPS,
         embed_norm::OPS,
         expand::OPS,
+        flex::OPS,
         fused::OPS,
         gather::OPS,
         gelu::OPS,
         gemm::OPS,
+        grid::OPS,
         indices::OPS,
         integer::OPS,
         linear_maps::OPS,
         logic::OPS,
         matmul::OPS,
+        moe::OPS,
+        moves::OPS,
         nbits::OPS,
         norm::OPS,
+        normal::OPS,
+        optimizers::OPS,
         qlinear::OPS,
         quant::OPS,
         reduce::OPS,
         reshape::OPS,
+        resize::OPS,
         rotary::OPS,
         scatter::OPS,
         select::OPS,
+        simple::OPS,
         skip_norm::OPS,
         slice::OPS,
         softmax::OPS,
+        spatial::OPS,
+        state::OPS,
         sum_to::OPS,
         transpose::OPS,
         unary::OPS,
+        unusual::OPS,
     ];
     files.iter().flat_map(|ops| ops.iter())
 }

@@ -50,14 +50,14 @@ pub(super) const OPS: &[OpDef] = &[
                     "strides",
                 ],
             );
-            pool(cx, "AveragePool", attrs)
+            pool(cx, "AveragePool", &attrs)
         },
     ),
     ms(
         "QLinearGlobalAveragePool",
         4..=5,
         |cx| pooled(cx, true),
-        |cx| pool(cx, "GlobalAveragePool", Vec::new()),
+        |cx| pool(cx, "GlobalAveragePool", &[]),
     ),
     ms("QLinearReduceMean", 4..=5, infer_mean, expand_mean),
     ms("QLinearConcat", 5..=MANY, infer_concat, expand_concat),
@@ -81,13 +81,10 @@ fn real(cx: &ExpandCx<'_>, slot: usize, scale: usize, axis: i64) -> Result<Val, 
 /// A result as integers again. Without a zero point it has the type of the first operand.
 fn quantized(cx: &ExpandCx<'_>, y: Val, scale: usize) -> Defined {
     let b = cx.b;
-    let zero = match cx.optional(scale + 1) {
-        Some(zero) => zero,
-        None => {
-            let ty = cx.fact(0).dtype.unwrap_or(DType::Uint8);
-            b.cast(b.scalar(0.0), ty)
-        }
-    };
+    let zero = cx.optional(scale + 1).unwrap_or_else(|| {
+        let ty = cx.fact(0).dtype.unwrap_or(DType::Uint8);
+        b.cast(b.scalar(0.0), ty)
+    });
     let q = b.op("QuantizeLinear", &[y, cx.input(scale)?, zero], &[]);
     Ok(vec![Some(q)])
 }
@@ -138,7 +135,7 @@ fn pooled(cx: &mut InferCx<'_>, global: bool) -> Inferred {
 }
 
 /// A pooling operator, which has channels in front.
-fn pool(cx: &ExpandCx<'_>, op: &str, attrs: Vec<(&'static str, Attr)>) -> Defined {
+fn pool(cx: &ExpandCx<'_>, op: &str, attrs: &[(&'static str, Attr)]) -> Defined {
     let (b, rank) = (cx.b, cx.rank(0)? as i64);
     let last = cx.node().int("channels_last", 0) != 0;
     let mut x = real(cx, 0, 1, 0)?;
@@ -146,7 +143,7 @@ fn pool(cx: &ExpandCx<'_>, op: &str, attrs: Vec<(&'static str, Attr)>) -> Define
         let perm: Vec<i64> = [0, rank - 1].into_iter().chain(1..rank - 1).collect();
         x = b.transpose(x, &perm);
     }
-    let mut y = b.op(op, &[x], &attrs);
+    let mut y = b.op(op, &[x], attrs);
     if last {
         let perm: Vec<i64> = [0].into_iter().chain(2..rank).chain([1]).collect();
         y = b.transpose(y, &perm);
@@ -161,10 +158,10 @@ fn infer_mean(cx: &mut InferCx<'_>) -> Inferred {
             let all: Vec<i64> = (0..d.len() as i64).collect();
             let axes = super::kit::infer::normal_axes(axes.unwrap_or(&all), d.len())?;
             let kept = d.into_iter().enumerate().filter_map(|(i, s)| {
-                if !axes.contains(&i) {
-                    Some(s)
-                } else {
+                if axes.contains(&i) {
                     keep.then(|| Sym::from(1))
+                } else {
+                    Some(s)
                 }
             });
             Some(kept.collect())

@@ -252,7 +252,9 @@ impl Packed {
         }
         let one = |g: usize, o: &mut [f32]| {
             let (z, s) = (self.zero(g), self.scales.get(g));
-            o.iter_mut().for_each(|x| *x = (*x - z) * s);
+            for x in o {
+                *x = (*x - z) * s;
+            }
         };
         let each = |out: &mut [f32], group: &dyn Fn(usize) -> usize| {
             for (i, o) in out.iter_mut().enumerate() {

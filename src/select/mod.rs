@@ -83,12 +83,18 @@ pub(crate) struct Examination {
 
 /// Fused operators that swallow places which interfaces name: a norm with the residual addition in front, an attention with its
 /// projections, an activation with the bias of the projection. With the input that makes them do so, where they can do without.
-const HIDING: [(&str, Option<usize>); 7] = [
+const HIDING: [(&str, Option<usize>); 13] = [
     ("Attention", None),
     ("BiasGelu", None),
+    ("BiasSplitGelu", None),
     ("EmbedLayerNormalization", None),
     ("FastGelu", Some(1)),
+    ("FusedConv", None),
+    ("FusedGemm", None),
+    ("GemmFastGelu", None),
     ("MultiHeadAttention", Some(3)),
+    ("QAttention", None),
+    ("SkipGroupNorm", None),
     ("SkipLayerNormalization", None),
     ("SkipSimplifiedLayerNormalization", None),
 ];

@@ -37,6 +37,8 @@ mod losses;
 mod merge;
 #[cfg(feature = "train")]
 mod multi_task;
+#[cfg(feature = "runtime")]
+mod node_cases;
 #[cfg(feature = "train")]
 mod packing;
 #[cfg(feature = "train")]

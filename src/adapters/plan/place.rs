@@ -434,7 +434,19 @@ pub struct BuildCx<'a> {
     pub(crate) shown: Shown,
     /// The scores: names of the outputs, and their values.
     pub(crate) scores: RefCell<Vec<(String, Val)>>,
+    /// Element types of values of the graph, where they are known.
+    pub(crate) types: Types<'a>,
     casts: RefCell<FxHashMap<Val, DType>>,
+}
+
+/// The element type of a value, where it is known.
+#[derive(Clone, Copy)]
+pub(crate) struct Types<'a>(pub(crate) &'a dyn Fn(ValueId) -> Option<DType>);
+
+impl std::fmt::Debug for Types<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Types")
+    }
 }
 
 impl<'a> BuildCx<'a> {
@@ -459,6 +471,7 @@ impl<'a> BuildCx<'a> {
             whole_rows: Cell::default(),
             shown: Shown::default(),
             scores: RefCell::default(),
+            types: Types(&|_| None),
             casts: RefCell::default(),
         }
     }
@@ -551,7 +564,7 @@ impl<'a> BuildCx<'a> {
     pub fn up(&self, v: Val) -> Val {
         let to = self.b.float();
         let from = self.casts.borrow().get(&v).copied().unwrap_or(match v {
-            Val::Old(_) => self.base,
+            Val::Old(v) => self.type_of(v).unwrap_or(self.base),
             Val::New(_) => to,
         });
         if from == to {
@@ -560,6 +573,25 @@ impl<'a> BuildCx<'a> {
         let out = self.b.cast(v, to);
         self.casts.borrow_mut().insert(out, to);
         out
+    }
+
+    /// The floating-point type of a value of the graph, where it is known.
+    fn type_of(&self, v: ValueId) -> Option<DType> {
+        (self.types.0)(v).filter(|t| t.is_float())
+    }
+
+    /// A norm of the base model, applied to a value in the parameters' element type. It computes in its own type.
+    pub(crate) fn norm(&self, norm: &NormSite, x: Val) -> Val {
+        let (own, made) = (self.type_of(norm.input), self.type_of(norm.output));
+        let to = own.unwrap_or(self.base);
+        let x = if self.b.float() == to {
+            x
+        } else {
+            self.b.cast(x, to)
+        };
+        let y = norm.apply(self.graph, self.b, x);
+        self.casts.borrow_mut().insert(y, made.unwrap_or(to));
+        self.up(y)
     }
 
     /// A value in the parameters' element type as an activation of the base model.

@@ -9,7 +9,7 @@ use self::manifest::{check_names, check_tenants, extended};
 use self::outputs::{Grown, declare_outputs, forget_shapes};
 
 use crate::adapters::manifest::{Manifest, Tenants};
-use crate::adapters::place::{At, BuildCx, Place, Shown, State};
+use crate::adapters::place::{At, BuildCx, Place, Shown, State, Types};
 use crate::adapters::plan::{Part, Plan, plan};
 use crate::adapters::{Adapter, AdapterStore, Setup, param_stamps};
 use crate::diag::Diagnostic;
@@ -284,6 +284,7 @@ impl Writer<'_> {
         let graph = &cx.model().graph;
         let mut made = Vec::new();
         let old = self.now(target);
+        let types = |v: ValueId| cx.fact(v)?.dtype;
         let (moves, scores, computed);
         let new = {
             let b = patch.builder();
@@ -296,6 +297,7 @@ impl Writer<'_> {
                 &self.once,
             );
             build.shown = self.pass.shown;
+            build.types = Types(&types);
             b.set_scope(&self.composer.fresh_scope(&format!("{}/input", place.scope)));
             b.set_stamp(stamped(&self.pass.adapters[first.adapter].name));
             if matches!(place.at, At::Parameter(_)) {

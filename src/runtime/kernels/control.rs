@@ -41,7 +41,7 @@ impl Kernel for If {
     }
 }
 
-fn run(p: &Program, cx: &Cx<'_>, inputs: Vec<Option<Value>>) -> KResult<Vec<Value>> {
+pub(super) fn run(p: &Program, cx: &Cx<'_>, inputs: Vec<Option<Value>>) -> KResult<Vec<Value>> {
     let outs = p.run(cx, inputs).map_err(|d| Fault(d.to_string()))?;
     outs.into_iter().map(plain).collect()
 }

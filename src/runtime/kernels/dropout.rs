@@ -15,7 +15,7 @@ struct Dropout {
 }
 
 /// A number in [0, 1) for each element (`SplitMix64`'s finalizer, Steele et al. 2014).
-fn uniform(seed: u64, i: u64) -> f32 {
+pub(super) fn uniform(seed: u64, i: u64) -> f32 {
     let mut z = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

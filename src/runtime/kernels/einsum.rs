@@ -1,14 +1,91 @@
-//! `Einsum`: operands are multiplied pairwise as batched matrix products.
+//! `Einsum`: operands are multiplied pairwise as batched matrix products. An ellipsis becomes letters of its own, counted from the last
+//! axis; a letter that a term repeats is read along the diagonal; an axis of size 1 that another term has at full size is left out.
 
 use super::matmul::matmul;
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, one, to_floats};
 use crate::runtime::value::{Fault, Floats, KResult, Value};
-use crate::runtime::walk::count;
+use crate::runtime::walk::{self, View, count};
 
-/// Subscripts; an ellipsis is not supported.
+/// Stands for an ellipsis.
+const DOTS: char = '.';
+/// The first of the letters that an ellipsis becomes, the last axis first.
+const FIRST: u32 = 0x1_0000;
+
+/// Subscripts; `None` for an output that follows from the terms.
 struct Einsum {
     inputs: Vec<Vec<char>>,
-    output: Vec<char>,
+    output: Option<Vec<char>>,
+}
+
+/// A term with letters in the place of its ellipsis, which stands for `rank` axes.
+fn lettered(term: &[char], rank: usize) -> Vec<char> {
+    let letters = || {
+        (0..rank as u32)
+            .rev()
+            .filter_map(|i| char::from_u32(FIRST + i))
+    };
+    let each = term
+        .iter()
+        .map(|&c| if c == DOTS { Err(()) } else { Ok(c) });
+    each.flat_map(|c| match c {
+        Ok(c) => vec![c],
+        Err(()) => letters().collect(),
+    })
+    .collect()
+}
+
+/// The operand with each letter once: what repeats is read along the diagonal.
+fn distinct(cx: &Cx<'_>, x: Floats, axes: &[char]) -> KResult<Term> {
+    let once: Vec<char> = (0..axes.len())
+        .filter(|&i| !axes[..i].contains(&axes[i]))
+        .map(|i| axes[i])
+        .collect();
+    if once.len() == axes.len() {
+        return Ok(Term { x, axes: once });
+    }
+    let (mut dims, mut strides) = (Vec::new(), Vec::new());
+    let read = x.read();
+    let view = read.view()?;
+    for c in &once {
+        let of: Vec<usize> = (0..axes.len()).filter(|&i| axes[i] == *c).collect();
+        let size = view.dims[of[0]];
+        if of.iter().any(|&i| view.dims[i] != size) {
+            return Err(Fault(format!("a diagonal of {:?}", view.dims)));
+        }
+        dims.push(size);
+        strides.push(of.iter().map(|&i| view.strides[i]).sum());
+    }
+    let mut out = cx.alloc(count(&dims)?);
+    let diagonal = View {
+        data: view.data,
+        dims: dims.as_slice().into(),
+        strides: strides.as_slice().into(),
+    };
+    walk::copy(&diagonal, &mut out);
+    let x = cx.floats(out, &dims, x.dtype())?;
+    Ok(Term { x, axes: once })
+}
+
+/// Leaves out axes of size 1 of a term that have another size in another one.
+fn narrowed(terms: Vec<Term>) -> KResult<Vec<Term>> {
+    let sizes: Vec<(char, usize)> = terms
+        .iter()
+        .flat_map(|t| t.axes.iter().copied().zip(t.x.dims().iter().copied()))
+        .collect();
+    let wide = |c: char| sizes.iter().any(|&(d, n)| d == c && n != 1);
+    terms
+        .into_iter()
+        .map(|t| {
+            let stays = |i: &usize| t.x.dims()[*i] != 1 || !wide(t.axes[*i]);
+            let keep: Vec<usize> = (0..t.axes.len()).filter(stays).collect();
+            let dims: Vec<usize> = keep.iter().map(|&i| t.x.dims()[i]).collect();
+            let dense = t.x.view(|x| x.reshape(dims))?;
+            Ok(Term {
+                x: dense,
+                axes: keep.iter().map(|&i| t.axes[i]).collect(),
+            })
+        })
+        .collect()
 }
 
 /// A tensor with a letter for each axis.
@@ -26,30 +103,31 @@ impl Kernel for Einsum {
                 self.inputs.len()
             )));
         }
-        let mut terms = Vec::new();
-        for (i, axes) in self.inputs.iter().enumerate() {
+        let (mut terms, mut most) = (Vec::new(), 0);
+        for (i, term) in self.inputs.iter().enumerate() {
             let x = to_floats(ins.take(i)?, i)?;
-            if x.dims().len() != axes.len() {
-                return Err(Fault(format!(
-                    "operand {i} of shape {:?} for {axes:?}",
-                    x.dims()
-                )));
-            }
-            terms.push(Term {
-                x,
-                axes: axes.clone(),
-            });
+            let letters = term.iter().filter(|c| **c != DOTS).count();
+            let rank = x.dims().len().checked_sub(letters);
+            let rank = rank.filter(|&r| r == 0 || term.contains(&DOTS));
+            let rank = rank.ok_or_else(|| {
+                Fault(format!("operand {i} of shape {:?} for {term:?}", x.dims()))
+            })?;
+            most = most.max(if term.contains(&DOTS) { rank } else { 0 });
+            terms.push(distinct(cx, x, &lettered(term, rank))?);
         }
+        let output = match &self.output {
+            Some(out) => lettered(out, most),
+            None => implied(&self.inputs, most),
+        };
+        let mut terms = narrowed(terms)?;
         terms.reverse();
         let mut acc = terms.pop().ok_or("no operands")?;
         while let Some(next) = terms.pop() {
-            let later =
-                |c: char| self.output.contains(&c) || terms.iter().any(|t| t.axes.contains(&c));
+            let later = |c: char| output.contains(&c) || terms.iter().any(|t| t.axes.contains(&c));
             acc = pair(cx, acc, next, &later)?;
         }
-        let acc = summed(cx, acc, &|c| self.output.contains(&c))?;
-        let perm = self
-            .output
+        let acc = summed(cx, acc, &|c| output.contains(&c))?;
+        let perm = output
             .iter()
             .map(|c| acc.axes.iter().position(|a| a == c))
             .collect::<Option<Vec<usize>>>()
@@ -122,6 +200,20 @@ fn pair(cx: &Cx<'_>, a: Term, b: Term, later: &dyn Fn(char) -> bool) -> KResult<
     })
 }
 
+/// The output where it is not written: the ellipsis, then the letters that occur once, in alphabetical order.
+fn implied(inputs: &[Vec<char>], rank: usize) -> Vec<char> {
+    let all: Vec<char> = inputs
+        .iter()
+        .flatten()
+        .copied()
+        .filter(|c| *c != DOTS)
+        .collect();
+    let once = |c: &char| all.iter().filter(|x| *x == c).count() == 1;
+    let mut out: Vec<char> = all.iter().copied().filter(once).collect();
+    out.sort_unstable();
+    lettered(&[&[DOTS], &*out].concat(), rank)
+}
+
 fn make(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     let text: String = cx
         .node
@@ -133,25 +225,15 @@ fn make(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     let (left, right) = text
         .split_once("->")
         .map_or((&*text, None), |(l, r)| (l, Some(r)));
-    let inputs: Vec<Vec<char>> = left.split(',').map(|t| t.chars().collect()).collect();
-    let bad = || Fault(format!("equation = \"{text}\""));
-    let plain = |t: &[char]| {
-        t.iter()
-            .enumerate()
-            .all(|(i, c)| c.is_ascii_alphabetic() && !t[..i].contains(c))
+    let term = |t: &str| t.replace("...", ".").chars().collect::<Vec<char>>();
+    let inputs: Vec<Vec<char>> = left.split(',').map(term).collect();
+    let output = right.map(term);
+    let valid = |t: &Vec<char>| {
+        let dots = t.iter().filter(|c| **c == DOTS).count();
+        dots <= 1 && t.iter().all(|c| c.is_ascii_alphabetic() || *c == DOTS)
     };
-    let output: Vec<char> = match right {
-        Some(r) => r.chars().collect(),
-        None => {
-            // Letters that occur once, in alphabetical order.
-            let mut all: Vec<char> = inputs.iter().flatten().copied().collect();
-            all.sort_unstable();
-            let once = |c: &char| all.iter().filter(|x| *x == c).count() == 1;
-            all.iter().copied().filter(once).collect()
-        }
-    };
-    if !inputs.iter().all(|t| plain(t)) || !plain(&output) {
-        return Err(bad());
+    if !inputs.iter().chain(&output).all(valid) {
+        return Err(Fault(format!("equation = \"{text}\"")));
     }
     Ok(Box::new(Einsum { inputs, output }))
 }

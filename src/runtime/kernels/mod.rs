@@ -38,6 +38,7 @@ pub(crate) mod conv;
 pub(crate) mod dropout;
 pub(crate) mod einsum;
 pub(crate) mod embed;
+pub(crate) mod flex;
 pub(crate) mod fused;
 pub(crate) mod gather;
 pub(crate) mod gemm;
@@ -48,15 +49,22 @@ pub(crate) mod matmul;
 pub(crate) mod movement;
 pub(crate) mod nbits;
 pub(crate) mod norm;
+pub(crate) mod places;
 pub(crate) mod quant;
+pub(crate) mod recurrent;
 pub(crate) mod reduce;
+pub(crate) mod resize;
 pub(crate) mod rotary;
+pub(crate) mod sample;
 pub(crate) mod scatter;
 pub(crate) mod sequence;
 pub(crate) mod shape;
+pub(crate) mod signal;
 pub(crate) mod softmax;
+pub(crate) mod tfidf;
 pub(crate) mod topk;
 pub(crate) mod unary;
+pub(crate) mod unusual;
 pub(crate) mod where_;
 pub(crate) mod window;
 
@@ -71,6 +79,7 @@ fn families() -> impl Iterator<Item = &'static Entry> {
         dropout::KERNELS,
         einsum::KERNELS,
         embed::KERNELS,
+        flex::KERNELS,
         fused::KERNELS,
         gather::KERNELS,
         gemm::KERNELS,
@@ -81,15 +90,22 @@ fn families() -> impl Iterator<Item = &'static Entry> {
         movement::KERNELS,
         nbits::KERNELS,
         norm::KERNELS,
+        places::KERNELS,
         quant::KERNELS,
+        recurrent::KERNELS,
         reduce::KERNELS,
+        resize::KERNELS,
         rotary::KERNELS,
+        sample::KERNELS,
         scatter::KERNELS,
         sequence::KERNELS,
         shape::KERNELS,
+        signal::KERNELS,
         softmax::KERNELS,
+        tfidf::KERNELS,
         topk::KERNELS,
         unary::KERNELS,
+        unusual::KERNELS,
         where_::KERNELS,
         window::KERNELS,
     ];

@@ -135,6 +135,61 @@ impl Kernel for Channels {
     }
 }
 
+/// `BatchNormalization` with the statistics of the batch, and the running ones that it updates.
+struct OfBatch {
+    eps: f32,
+    momentum: f32,
+}
+
+impl Kernel for OfBatch {
+    fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
+        let types = [ins.need(3)?.dtype(), ins.need(4)?.dtype()];
+        let given = (1..5)
+            .map(|i| ins.dense(i, cx)?.to_vec())
+            .collect::<KResult<Vec<Vec<f32>>>>()?;
+        let x = ins.dense(0, cx)?;
+        let (dims, dtype) = (x.dims().to_vec(), x.dtype());
+        let channels = dims.get(1).copied().unwrap_or(1);
+        if given.iter().any(|s| s.len() != channels) {
+            return Err(Fault(format!("statistics for an input of {dims:?}")));
+        }
+        let plane = count(dims.get(2..).unwrap_or_default())?.max(1);
+        let mut v = cx.buffer(x)?;
+        let n = (v.len() / channels.max(1)).max(1) as f64;
+        let of = |c: usize| v.chunks(plane).skip(c).step_by(channels).flatten();
+        let means: Vec<f64> = (0..channels)
+            .map(|c| of(c).map(|&x| f64::from(x)).sum::<f64>() / n)
+            .collect();
+        let vars: Vec<f64> = (0..channels)
+            .map(|c| {
+                of(c)
+                    .map(|&x| (f64::from(x) - means[c]).powi(2))
+                    .sum::<f64>()
+                    / n
+            })
+            .collect();
+        walk::rows(&mut v, plane, |p, row| {
+            let c = p % channels;
+            let slope = given[0][c] / (vars[c] as f32 + self.eps).sqrt();
+            let mean = means[c] as f32;
+            row.iter_mut()
+                .for_each(|x| *x = (*x - mean).mul_add(slope, given[1][c]));
+        });
+        let running = |old: &[f32], new: &[f64]| -> Vec<f32> {
+            let pairs = old.iter().zip(new);
+            pairs
+                .map(|(o, n)| o * self.momentum + *n as f32 * (1.0 - self.momentum))
+                .collect()
+        };
+        let stats = [running(&given[2], &means), running(&given[3], &vars)];
+        let mut outs = vec![Some(cx.floats(v, &dims, dtype)?.into())];
+        for (s, ty) in stats.into_iter().zip(types) {
+            outs.push(Some(cx.floats(s, &[channels], ty)?.into()));
+        }
+        Ok(outs)
+    }
+}
+
 /// One value per column; a single one serves all.
 fn each_column(values: &[f32], width: usize) -> Cow<'_, [f32]> {
     match *values {
@@ -215,7 +270,10 @@ fn skip(cx: &BuildCx<'_>, centre: bool) -> KResult<Box<dyn Kernel>> {
 pub(super) const KERNELS: &[Entry] = &[
     ("", "BatchNormalization", |cx| {
         if cx.flag("training_mode") {
-            return Err("statistics of the batch (training_mode = 1) are not computed".into());
+            return Ok(Box::new(OfBatch {
+                eps: cx.float("epsilon", 1e-5),
+                momentum: cx.float("momentum", 0.9),
+            }));
         }
         Ok(Box::new(Channels {
             eps: cx.float("epsilon", 1e-5),

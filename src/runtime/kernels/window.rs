@@ -80,6 +80,16 @@ impl Pool {
 impl Kernel for Pool {
     /// `x -> (y, indices?)`
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
+        let codes = ins.need(0)?.dtype();
+        if matches!(codes, DType::Int8 | DType::Uint8) {
+            // Numbers of eight bits are floats, and come back as they were.
+            let x = super::cast::cast(cx, super::plain(ins.take(0)?)?, DType::Float)?;
+            let mut outs = self.run(cx, Ins(vec![Some(x)]))?;
+            if let Some(Some(y)) = outs.first_mut() {
+                *y = super::cast::cast(cx, y.clone(), codes)?;
+            }
+            return Ok(outs);
+        }
         let x = ins.dense(0, cx)?;
         let dims = x.dims().to_vec();
         let sizes = space(&dims)?;

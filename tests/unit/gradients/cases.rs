@@ -1,6 +1,7 @@
 //! The cases, by family.
 
 mod composite;
+mod defined;
 mod elementwise;
 mod own;
 mod quantized;
@@ -14,6 +15,7 @@ pub(crate) fn all() -> Vec<Case> {
         elementwise::cases(),
         shape::cases(),
         composite::cases(),
+        defined::cases(),
         own::cases(),
         quantized::cases(),
     ]

@@ -234,6 +234,8 @@ pub(crate) fn model(case: &Case, known: bool) -> Model {
             ("".into(), case.opset),
             ("com.microsoft".into(), 1),
             ("onnx_graft".into(), 1),
+            ("ai.onnx.preview.training".into(), 1),
+            ("ai.onnx.ml".into(), 1),
         ],
         ir_version: 10,
         ..Model::default()

@@ -354,7 +354,7 @@ impl Bottleneck {
         if self.original_ln_before {
             sum = r.map_or(o, |r| b.add(o, r));
             h = match site.norm {
-                Some(norm) => cx.up(norm.apply(cx.graph, b, cx.down(sum))),
+                Some(norm) => cx.norm(norm, sum),
                 None => sum,
             };
         }

@@ -73,6 +73,21 @@ fn movement() -> Vec<Case> {
             .x(&[2, 3, 4])
             .x(&[2, 5, 4])
             .set("equation", "bid,bjd->bij"),
+        op("Einsum").x(&[2, 3, 3]).set("equation", "...ii->...i"),
+        op("Einsum").x(&[3, 3]).x(&[3]).set("equation", "ii,j->j"),
+        op("Einsum")
+            .x(&[2, 2, 3])
+            .x(&[3, 2])
+            .set("equation", "...i,ij->...j"),
+        op("Einsum")
+            .x(&[2, 2, 3])
+            .x(&[2, 3])
+            .set("equation", "...ij,...j->i"),
+        op("Einsum")
+            .x(&[3, 4])
+            .x(&[1, 4])
+            .set("equation", "ij,ij->j")
+            .fixed(),
     ]
 }
 
