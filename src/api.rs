@@ -17,12 +17,14 @@ use std::path::Path;
 mod attach;
 #[cfg(feature = "runtime")]
 mod eject;
+mod prospects;
 mod tenants;
 
 pub(crate) use crate::adapters::docs::explain as method;
 pub use attach::{Adapted, Attach, find_interface};
 #[cfg(feature = "runtime")]
 pub(crate) use eject::eject_prefix_tuning;
+pub(crate) use prospects::prospects;
 pub use tenants::tenants;
 
 /// Maps a model and verifies it.

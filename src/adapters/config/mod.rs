@@ -340,6 +340,11 @@ impl Config {
     }
 }
 
+/// The usual configurations of all methods, by their identifiers.
+pub(crate) fn presets() -> impl Iterator<Item = (&'static str, Config)> {
+    MethodConfig::presets().map(|p| (p.name, (p.make)().into()))
+}
+
 /// Every identifier that [`Config::parse`] knows, deprecated ones last.
 pub(crate) fn identifiers() -> impl Iterator<Item = &'static str> {
     MethodConfig::presets()
