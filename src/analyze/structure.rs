@@ -9,6 +9,9 @@ use super::through::Through;
 use crate::ir::{NodeId, ValueId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+mod gaps;
+mod joints;
+
 /// How far a search goes between two landmarks of one layer. It bounds the work for each layer.
 const REACH: usize = 160;
 
@@ -180,10 +183,11 @@ impl<'a> Structure<'a> {
         let o = self.ahead(context)?;
         let (q, k, v) = (q?, k?, v?);
         let sources = self.sources(k.linear);
-        let shared = self
-            .sources(q.linear)
-            .into_iter()
-            .find(|v| sources.iter().any(|s| self.view.root(*s) == self.view.root(*v)));
+        let shared = self.sources(q.linear).into_iter().find(|v| {
+            sources
+                .iter()
+                .any(|s| self.view.root(*s) == self.view.root(*v))
+        });
         Some(Core {
             q: Some(q),
             k: Some(k),
@@ -199,9 +203,11 @@ impl<'a> Structure<'a> {
         const LATENTS: usize = 3;
         let mut out = vec![self.linears.all[linear].input];
         while let (Some(&last), true) = (out.last(), out.len() <= LATENTS) {
-            let norm = self.norms.making(self.view, last);
-            let mut at = norm.and_then(|n| n.input).unwrap_or(last);
             let passes = Through::ALIKE.or(Through::SHAPE);
+            let plain = passes.source(self.view.graph, last);
+            let norm = self.norms.making(self.view, last);
+            let norm = norm.or_else(|| self.norms.making(self.view, plain));
+            let mut at = norm.and_then(|n| n.input).unwrap_or(last);
             let latent = loop {
                 let at_root = passes.source(self.view.graph, at);
                 if let Some(l) = self.by_output.get(&at_root).or(self.by_output.get(&at)) {
@@ -314,94 +320,21 @@ impl<'a> Structure<'a> {
             }
             let readers = self.view.readers(at);
             let passes = Through::ALIKE.or(Through::SHAPE).or(Through::ORDER);
+            // Beside the heads may stand what something else makes, as ConvBERT's convolutions.
+            let joined = |r: &NodeId| self.view.out(*r).filter(|_| self.view.op(*r) == "Concat");
             at = readers
                 .iter()
-                .find_map(|r| passes.after(self.view.graph, *r))?;
+                .find_map(|r| passes.after(self.view.graph, *r))
+                .or_else(|| readers.iter().find_map(joined))?;
         }
         None
     }
 
     // ---- the stream --------------------------------------------------------------------------------------------------------
 
-    /// Where the result of a sublayer joins the stream.
-    fn joint(&self, from: ValueId) -> Option<Joint> {
-        let view = self.view;
-        let mut at = from;
-        let mut branch_norm = None;
-        for _ in 0..12 {
-            if let Some(norm) = self.norms.adding(at) {
-                let [a, b] = norm.skip?;
-                let other = if a == at { b } else { a };
-                return Some(Joint {
-                    other,
-                    sum: norm.input,
-                    normed: Some(norm.output),
-                    branch_norm,
-                });
-            }
-            let readers: Vec<NodeId> = view
-                .readers(at)
-                .into_iter()
-                .filter(|r| !view.measures(*r))
-                .collect();
-            for r in &readers {
-                let inputs: Vec<ValueId> = view.inputs(*r).into_iter().flatten().collect();
-                if view.op(*r) == "Add"
-                    && let Some(other) = inputs
-                        .iter()
-                        .copied()
-                        .find(|v| *v != at && view.is_flow(*v))
-                {
-                    let sum = view.graph.output(*r, 0).map(|v| self.biased(v));
-                    return Some(Joint {
-                        other,
-                        sum,
-                        normed: None,
-                        branch_norm,
-                    });
-                }
-            }
-            if let Some(norm) = self.norms.of(view, at).next() {
-                branch_norm = Some(norm.output);
-                at = norm.output;
-                continue;
-            }
-            let [r] = readers[..] else { return None };
-            let scale = view.op(r) == "Mul"
-                && view
-                    .inputs(r)
-                    .into_iter()
-                    .flatten()
-                    .any(|v| view.is_constant(v));
-            if !scale && !Through::ALIKE.or(Through::SHAPE).takes(&view.node(r).op) {
-                return None;
-            }
-            at = view.graph.output(r, 0)?;
-        }
-        None
-    }
-
-    /// A sum behind a constant that a fused operator added to it last.
-    fn biased(&self, sum: ValueId) -> ValueId {
-        let readers = self.view.readers(sum);
-        match readers[..] {
-            [r] if self.view.op(r) == "Add"
-                && self
-                    .view
-                    .inputs(r)
-                    .into_iter()
-                    .flatten()
-                    .any(|v| v != sum && self.view.is_constant(v)) =>
-            {
-                self.view.graph.output(r, 0).unwrap_or(sum)
-            }
-            _ => sum,
-        }
-    }
-
     /// What a layer reads: the stream in front of the norm of a pre-norm layer.
     fn entering(&self, input: ValueId, joint: Option<&Joint>) -> ValueId {
-        let Some(norm) = self.norms.making(self.view, input) else {
+        let Some(norm) = self.norms.making(self.view, self.unarranged(input)) else {
             return input;
         };
         let root = |v: ValueId| self.view.root(v);
@@ -430,7 +363,12 @@ impl<'a> Structure<'a> {
         for _ in 0..MORE {
             let Some(v) = sum else { break };
             let next = self.view.readers(v).into_iter().find(|r| {
-                let others = self.view.inputs(*r).into_iter().flatten().filter(|o| *o != v);
+                let others = self
+                    .view
+                    .inputs(*r)
+                    .into_iter()
+                    .flatten()
+                    .filter(|o| *o != v);
                 let (mut flows, mut constants) = (false, false);
                 for o in others {
                     flows |= self.view.is_flow(o);
@@ -550,7 +488,11 @@ impl<'a> Structure<'a> {
         }
         layer.post_norm = normed.is_some();
         let made = match self.norms.making(self.view, joint.other) {
-            Some(Norm { input: Some(x), output, .. }) => {
+            Some(Norm {
+                input: Some(x),
+                output,
+                ..
+            }) => {
                 layer.ln_2 = Some(*output);
                 *x
             }

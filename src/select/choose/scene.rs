@@ -45,10 +45,15 @@ impl<'a> Scene<'a> {
         let within = |linear: usize, layer: &Layer| {
             let module = self.tree.of(self.linears.all[linear].core);
             let path = module.map(|(m, _)| self.full_path(m));
-            path.is_some_and(|p| p.strip_prefix(&*layer.path).is_some_and(|r| r.starts_with('.')))
+            path.is_some_and(|p| {
+                p.strip_prefix(&*layer.path)
+                    .is_some_and(|r| r.starts_with('.'))
+            })
         };
         let lacks = |field: Field, (stack, index): (usize, usize)| {
-            let mut own = layers.iter().filter(|l| (l.stack, l.index) == (stack, index));
+            let mut own = layers
+                .iter()
+                .filter(|l| (l.stack, l.index) == (stack, index));
             let Some(layer) = own.next() else {
                 return false;
             };
