@@ -15,6 +15,9 @@ mod joints;
 /// How far a search goes between two landmarks of one layer. It bounds the work for each layer.
 const REACH: usize = 160;
 
+/// How many additions to the stream a search for the next layer passes.
+const BETWEEN: usize = 64;
+
 /// A projection: a linear, or columns of a fused one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Projection {
@@ -623,12 +626,7 @@ impl<'a> Structure<'a> {
         let next: Vec<Option<usize>> = layers
             .iter()
             .enumerate()
-            .map(|(i, l)| {
-                self.followers(l)
-                    .into_iter()
-                    .find_map(|v| after.get(&v).copied())
-                    .filter(|n| *n > i)
-            })
+            .map(|(i, l)| self.follower(i, l, &after))
             .collect();
         let mut has_former = vec![false; layers.len()];
         for n in next.iter().flatten() {
@@ -650,20 +648,21 @@ impl<'a> Structure<'a> {
         out
     }
 
-    /// Values that the next layer may take for its input: this one's output, and further sums of a parallel layer.
-    fn followers(&self, l: &Found) -> Vec<ValueId> {
-        let mut out = Vec::new();
-        let mut at = l
+    /// The layer that takes for its input what this one makes, or a further sum: of a parallel layer, or of layers without attention that
+    /// stand between two with it.
+    fn follower(&self, at: usize, l: &Found, after: &FxHashMap<ValueId, usize>) -> Option<usize> {
+        let mut sum = l
             .output
             .or_else(|| self.joint(self.linears.all[l.self_attn.o].output)?.sum);
-        // Layers without attention may stand between two with it.
-        const BETWEEN: usize = 64;
         for _ in 0..BETWEEN {
-            let Some(v) = at else { break };
-            out.push(self.view.root(v));
-            out.extend(self.restored(v));
-            at = self.joint(v).and_then(|j| j.sum);
+            let v = sum?;
+            let mut inputs = [Some(self.view.root(v)), self.restored(v)].into_iter();
+            let next = inputs.find_map(|v| after.get(&v?).copied());
+            if let Some(next) = next.filter(|n| *n > at) {
+                return Some(next);
+            }
+            sum = self.joint(v).and_then(|j| j.sum);
         }
-        out
+        None
     }
 }

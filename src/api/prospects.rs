@@ -5,7 +5,7 @@ use super::opened;
 use crate::adapters::plan::places_of;
 use crate::adapters::{Adapter, presets};
 use crate::diag::Diagnostic;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::infer::Verified;
 use crate::select::{Interface, Selection};
 use serde::Serialize;
@@ -59,7 +59,7 @@ pub(crate) fn prospects(
     let selected = found.and_then(|i| Ok((i.select(&plain)?, i)));
     let (selection, interface) = match selected {
         Ok(selected) => selected,
-        Err(e) => return Ok(Prospects::without(&plain, e.findings())),
+        Err(e) => return Ok(Prospects::without(&plain, &all_findings(&e))),
     };
     let route = usual_route(&interface, Some(file));
     let mut whole: Option<(Verified, Selection)> = None;
@@ -90,6 +90,19 @@ pub(crate) fn prospects(
     })
 }
 
+/// The findings of an error, and of what caused it.
+fn all_findings(error: &Error) -> Vec<Diagnostic> {
+    let mut found = error.findings().to_vec();
+    let mut cause = std::error::Error::source(error);
+    while let Some(e) = cause {
+        if let Some(own) = e.downcast_ref::<Error>() {
+            found.extend(own.findings().iter().cloned());
+        }
+        cause = e.source();
+    }
+    found
+}
+
 fn said(findings: &[Diagnostic]) -> Vec<String> {
     let lines = findings.iter().map(|d| {
         let notes = d.notes.iter().map(|n| format!("; {n}"));
@@ -107,10 +120,7 @@ impl Prospect {
         Prospect {
             method,
             places,
-            help: why
-                .as_ref()
-                .and_then(|d| d.help.clone())
-                .map(|h| h.to_string()),
+            help: why.as_ref().and_then(|d| d.help.clone()),
             why: why.map(|d| d.message),
         }
     }

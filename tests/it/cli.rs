@@ -129,7 +129,7 @@ fn a_built_in_interface_that_does_not_fit_gives_way() {
     let desk = Desk::with("qwen3/model.onnx");
     let bare = desk.ok(&["-a", "x=lora", "model.onnx", "-o", "bare.onnx"]);
     desk.write("config.json", r#"{"model_type": "vit"}"#);
-    let out = desk.command(&["-a", "x=lora", "model.onnx", "-o", "other.onnx"]);
+    let out = desk.command(&["-a", "y=lora", "model.onnx", "-o", "other.onnx"]);
     let said = stderr(&out);
     assert!(out.status.success(), "{said}");
     contains(
@@ -145,7 +145,7 @@ fn a_built_in_interface_that_does_not_fit_gives_way() {
         places(&bare)
     );
     // An interface that is named stands, with its findings.
-    let named = desk.fails(&["-i", "vit", "-a", "x=lora", "model.onnx", "-o", "y.onnx"]);
+    let named = desk.fails(&["-i", "vit", "-a", "z=lora", "model.onnx", "-o", "z.onnx"]);
     contains(&named, &["select-no-layers"]);
 }
 

@@ -16,18 +16,21 @@ impl Structure<'_> {
                 continue;
             };
             let named = ["queries", "keys", "values"].into_iter().zip(operands);
-            let open = named.filter(|(_, v)| self.projection(*v).is_none());
-            let mut why: Vec<String> = open
-                .map(|(what, v)| {
-                    let conv = self.behind(v, |n| self.mixes_channels(n).then_some(n));
-                    match conv {
-                        Some(n) => format!(
-                            "its {what} are made by a {}, which is no linear",
-                            self.view.op(n)
-                        ),
-                        None => format!("no linear makes its {what}"),
-                    }
-                })
+            let mut kinds: Vec<(String, Vec<&str>)> = Vec::new();
+            for (what, v) in named.filter(|(_, v)| self.projection(*v).is_none()) {
+                let conv = self.behind(v, |n| self.mixes_channels(n).then_some(n));
+                let maker = match conv {
+                    Some(n) => format!("are made by {}, which is no linear", self.view.op(n)),
+                    None => "are made by no linear".to_owned(),
+                };
+                match kinds.iter_mut().find(|(m, _)| *m == maker) {
+                    Some((_, of)) => of.push(what),
+                    None => kinds.push((maker, vec![what])),
+                }
+            }
+            let mut why: Vec<String> = kinds
+                .into_iter()
+                .map(|(maker, of)| format!("its {} {maker}", of.join(" and ")))
                 .collect();
             if self.ahead(context).is_none() {
                 why.push("no linear reads its result".to_owned());
