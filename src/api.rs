@@ -18,6 +18,7 @@ use std::path::Path;
 mod attach;
 #[cfg(feature = "runtime")]
 mod eject;
+mod prospects;
 mod tenants;
 mod within;
 
@@ -25,6 +26,7 @@ pub(crate) use crate::adapters::docs::explain as method;
 pub use attach::{Adapted, Attach, find_interface};
 #[cfg(feature = "runtime")]
 pub(crate) use eject::eject_prefix_tuning;
+pub(crate) use prospects::prospects;
 pub use tenants::tenants;
 pub(crate) use within::{flat, shown};
 

@@ -20,7 +20,7 @@ use methods::MethodConfig;
 use plan::setup;
 
 pub use config::Config;
-pub(crate) use config::{UnknownKeys, fusion_identifiers, identifiers};
+pub(crate) use config::{UnknownKeys, fusion_identifiers, identifiers, presets};
 pub use folder::{AdapterFolder, Meta, WriteOptions};
 pub use naming::Route;
 pub use setup::Setup;

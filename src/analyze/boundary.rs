@@ -6,7 +6,8 @@ use crate::ir::{NodeId, ValueId};
 /// Hidden states at the boundary of a set of nodes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Boundary {
-    /// The hidden state that enters. Of several (encoder states, cached keys) the one that is computed last.
+    /// The hidden state that enters. Of several (encoder states, cached keys, an input for this layer alone) one as wide as what leaves,
+    /// and of those the one that is computed last.
     pub(crate) input: Option<ValueId>,
     /// The hidden state that leaves. Of several the one that is computed last and read outside.
     pub(crate) output: Option<ValueId>,
@@ -34,18 +35,15 @@ impl Marks {
             self.stamp[n.index()] = self.epoch;
         }
         let inside = |n: NodeId| self.stamp[n.index()] == self.epoch;
-        let mut input: Option<ValueId> = None;
+        let mut entering: Vec<ValueId> = Vec::new();
         // Read outside before only handed out; then the later one.
         let mut output: Option<((bool, i64), ValueId)> = None;
         for &n in nodes {
             for v in view.inputs(n).into_iter().flatten() {
                 let outside = !view.producer(v).is_some_and(inside);
                 let v = if outside { view.unquantized(v) } else { v };
-                if outside
-                    && view.is_flow(v)
-                    && input.is_none_or(|i| view.defined(v) > view.defined(i))
-                {
-                    input = Some(v);
+                if outside && view.is_flow(v) && entering.last() != Some(&v) {
+                    entering.push(v);
                 }
             }
             for v in view.graph.node_outputs(n).into_iter().flatten() {
@@ -62,9 +60,13 @@ impl Marks {
                 }
             }
         }
-        Boundary {
-            input,
-            output: output.map(|o| o.1),
-        }
+        let output = output.map(|o| o.1);
+        let width = output.and_then(|v| view.last(v));
+        let alike = |v: &ValueId| width.is_some() && view.last(*v) == width;
+        let input = entering
+            .into_iter()
+            .rev()
+            .max_by_key(|v| (alike(v), view.defined(*v)));
+        Boundary { input, output }
     }
 }

@@ -9,8 +9,14 @@ use super::through::Through;
 use crate::ir::{NodeId, ValueId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+mod gaps;
+mod joints;
+
 /// How far a search goes between two landmarks of one layer. It bounds the work for each layer.
 const REACH: usize = 160;
+
+/// How many additions to the stream a search for the next layer passes.
+const BETWEEN: usize = 64;
 
 /// A projection: a linear, or columns of a fused one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,9 +206,11 @@ impl<'a> Structure<'a> {
         const LATENTS: usize = 3;
         let mut out = vec![self.linears.all[linear].input];
         while let (Some(&last), true) = (out.last(), out.len() <= LATENTS) {
-            let norm = self.norms.making(self.view, last);
-            let mut at = norm.and_then(|n| n.input).unwrap_or(last);
             let passes = Through::ALIKE.or(Through::SHAPE);
+            let plain = passes.source(self.view.graph, last);
+            let norm = self.norms.making(self.view, last);
+            let norm = norm.or_else(|| self.norms.making(self.view, plain));
+            let mut at = norm.and_then(|n| n.input).unwrap_or(last);
             let latent = loop {
                 let at_root = passes.source(self.view.graph, at);
                 if let Some(l) = self.by_output.get(&at_root).or(self.by_output.get(&at)) {
@@ -315,94 +323,21 @@ impl<'a> Structure<'a> {
             }
             let readers = self.view.readers(at);
             let passes = Through::ALIKE.or(Through::SHAPE).or(Through::ORDER);
+            // Beside the heads may stand what something else makes, as ConvBERT's convolutions.
+            let joined = |r: &NodeId| self.view.out(*r).filter(|_| self.view.op(*r) == "Concat");
             at = readers
                 .iter()
-                .find_map(|r| passes.after(self.view.graph, *r))?;
+                .find_map(|r| passes.after(self.view.graph, *r))
+                .or_else(|| readers.iter().find_map(joined))?;
         }
         None
     }
 
     // ---- the stream --------------------------------------------------------------------------------------------------------
 
-    /// Where the result of a sublayer joins the stream.
-    fn joint(&self, from: ValueId) -> Option<Joint> {
-        let view = self.view;
-        let mut at = from;
-        let mut branch_norm = None;
-        for _ in 0..12 {
-            if let Some(norm) = self.norms.adding(at) {
-                let [a, b] = norm.skip?;
-                let other = if a == at { b } else { a };
-                return Some(Joint {
-                    other,
-                    sum: norm.input,
-                    normed: Some(norm.output),
-                    branch_norm,
-                });
-            }
-            let readers: Vec<NodeId> = view
-                .readers(at)
-                .into_iter()
-                .filter(|r| !view.measures(*r))
-                .collect();
-            for r in &readers {
-                let inputs: Vec<ValueId> = view.inputs(*r).into_iter().flatten().collect();
-                if view.op(*r) == "Add"
-                    && let Some(other) = inputs
-                        .iter()
-                        .copied()
-                        .find(|v| *v != at && view.is_flow(*v))
-                {
-                    let sum = view.graph.output(*r, 0).map(|v| self.biased(v));
-                    return Some(Joint {
-                        other,
-                        sum,
-                        normed: None,
-                        branch_norm,
-                    });
-                }
-            }
-            if let Some(norm) = self.norms.of(view, at).next() {
-                branch_norm = Some(norm.output);
-                at = norm.output;
-                continue;
-            }
-            let [r] = readers[..] else { return None };
-            let scale = view.op(r) == "Mul"
-                && view
-                    .inputs(r)
-                    .into_iter()
-                    .flatten()
-                    .any(|v| view.is_constant(v));
-            if !scale && !Through::ALIKE.or(Through::SHAPE).takes(&view.node(r).op) {
-                return None;
-            }
-            at = view.graph.output(r, 0)?;
-        }
-        None
-    }
-
-    /// A sum behind a constant that a fused operator added to it last.
-    fn biased(&self, sum: ValueId) -> ValueId {
-        let readers = self.view.readers(sum);
-        match readers[..] {
-            [r] if self.view.op(r) == "Add"
-                && self
-                    .view
-                    .inputs(r)
-                    .into_iter()
-                    .flatten()
-                    .any(|v| v != sum && self.view.is_constant(v)) =>
-            {
-                self.view.graph.output(r, 0).unwrap_or(sum)
-            }
-            _ => sum,
-        }
-    }
-
     /// What a layer reads: the stream in front of the norm of a pre-norm layer.
     fn entering(&self, input: ValueId, joint: Option<&Joint>) -> ValueId {
-        let Some(norm) = self.norms.making(self.view, input) else {
+        let Some(norm) = self.norms.making(self.view, self.unarranged(input)) else {
             return input;
         };
         let root = |v: ValueId| self.view.root(v);
@@ -691,12 +626,7 @@ impl<'a> Structure<'a> {
         let next: Vec<Option<usize>> = layers
             .iter()
             .enumerate()
-            .map(|(i, l)| {
-                self.followers(l)
-                    .into_iter()
-                    .find_map(|v| after.get(&v).copied())
-                    .filter(|n| *n > i)
-            })
+            .map(|(i, l)| self.follower(i, l, &after))
             .collect();
         let mut has_former = vec![false; layers.len()];
         for n in next.iter().flatten() {
@@ -718,20 +648,21 @@ impl<'a> Structure<'a> {
         out
     }
 
-    /// Values that the next layer may take for its input: this one's output, and further sums of a parallel layer.
-    fn followers(&self, l: &Found) -> Vec<ValueId> {
-        let mut out = Vec::new();
-        let mut at = l
+    /// The layer that takes for its input what this one makes, or a further sum: of a parallel layer, or of layers without attention that
+    /// stand between two with it.
+    fn follower(&self, at: usize, l: &Found, after: &FxHashMap<ValueId, usize>) -> Option<usize> {
+        let mut sum = l
             .output
             .or_else(|| self.joint(self.linears.all[l.self_attn.o].output)?.sum);
-        // Layers without attention may stand between two with it.
-        const BETWEEN: usize = 64;
         for _ in 0..BETWEEN {
-            let Some(v) = at else { break };
-            out.push(self.view.root(v));
-            out.extend(self.restored(v));
-            at = self.joint(v).and_then(|j| j.sum);
+            let v = sum?;
+            let mut inputs = [Some(self.view.root(v)), self.restored(v)].into_iter();
+            let next = inputs.find_map(|v| after.get(&v?).copied());
+            if let Some(next) = next.filter(|n| *n > at) {
+                return Some(next);
+            }
+            sum = self.joint(v).and_then(|j| j.sum);
         }
-        out
+        None
     }
 }

@@ -414,7 +414,7 @@ struct Attached {
 
 /// How the library integrates a fresh adapter: by its own class for the model's type; through the interface, where it has none, or where
 /// an interface file says how.
-fn usual_route(interface: &Interface, file: Option<&Path>) -> Route {
+pub(super) fn usual_route(interface: &Interface, file: Option<&Path>) -> Route {
     let own = file.and_then(Interface::model_type_beside);
     let own = own.or_else(|| interface.model_type.clone());
     let own = own.filter(|_| interface.is_builtin());

@@ -29,10 +29,12 @@ pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<(
             .map(|h| json!({ "name": h.name, "type": h.word(), "classes": h.classes() }));
         shown["heads"] = rows.collect();
     }
-    let Some(name) = interface else {
-        return ui.result(&shown, || said);
+    let named = interface.map(Interface::resolve).transpose()?;
+    let prospects = api::prospects(&model, path, named.as_ref())?;
+    let Some(interface) = named else {
+        shown["adapting"] = json!(prospects);
+        return ui.result(&shown, || format!("{said}{prospects}"));
     };
-    let interface = Interface::resolve(name)?;
     let (model, opened) = api::opened(api::shown(model)?, false)?;
     ui.warnings(&opened);
     let selection = interface.select(&model)?;
@@ -59,10 +61,10 @@ pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<(
         selection.decisions.iter().map(row).collect()
     };
     ui.result(
-        &json!({ "model": shown, "selected": explained.lines().collect::<Vec<_>>(), "fields": fields }),
+        &json!({ "model": shown, "selected": explained.lines().collect::<Vec<_>>(), "fields": fields, "adapting": prospects }),
         || {
             let head = format!("layer  {:<26}{:<46}value  (witness)", "interface field", "module");
-            format!("{said}\n{explained}\n{head}\n{}", rows())
+            format!("{said}\n{explained}\n{head}\n{}\n{prospects}", rows())
         },
     )
 }

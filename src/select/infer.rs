@@ -43,11 +43,7 @@ pub fn infer_interface(verified: &Verified) -> Result<Proposal> {
     let structure = Structure::new(&view, &linears);
     let found = structure.layers();
     if found.is_empty() {
-        return Err(Error::new(
-            ErrorKind::Interface,
-            Diagnostic::error("infer-no-layers", "the graph shows no attention between projections")
-                .help("expand fused operators first, or write the interface by hand: `rewrite inspect` shows the modules"),
-        ));
+        return Err(Error::new(ErrorKind::Interface, no_attention(&structure)));
     }
     let cx = Namer {
         view: &view,
@@ -56,8 +52,36 @@ pub fn infer_interface(verified: &Verified) -> Result<Proposal> {
         structure: &structure,
     };
     cx.check(&found)?;
-    Ok(cx.propose(&found))
+    let proposal = cx.propose(&found);
+    match Interface::parse(&proposal.interface.to_json(), "the inferred interface") {
+        Ok(_) => Ok(proposal),
+        Err(e) => {
+            let what = "the graph does not show all that an interface has to name";
+            let d = Diagnostic::error("infer-incomplete", what);
+            let d = d.help("write the interface by hand: `rewrite inspect` shows the modules");
+            Err(Error::new(ErrorKind::Interface, d).with_source(e))
+        }
+    }
 }
+
+fn no_attention(structure: &Structure<'_>) -> Diagnostic {
+    const SHOWN: usize = 3;
+    let found = "the graph shows no attention between projections";
+    let mut d = Diagnostic::error("infer-no-layers", found);
+    for gap in structure.gaps().into_iter().take(SHOWN) {
+        d = d.note(gap);
+    }
+    d.help("linears are adapted by their own names all the same: `lora[target_modules=all-linear]`; or write the interface by hand: `rewrite inspect` shows the modules")
+}
+
+/// Modules that stand at the top of a model without being its base model.
+const PARTS: [&str; 5] = [
+    "decoder",
+    "encoder",
+    "language_model",
+    "text_model",
+    "vision_model",
+];
 
 /// Paths of one layer, by field.
 type Paths = BTreeMap<Field, String>;
@@ -109,15 +133,17 @@ impl Namer<'_> {
             by_stack.push(paths);
         }
         let embeddings = self.embeddings(found, &lists);
-        let base = self.base(embeddings, &lists);
+        let base = self.base(embeddings, &lists, found);
         notes.extend(self.headless(base));
         for (paths, list) in by_stack.iter_mut().zip(&lists) {
             let list = list
                 .and_then(|l| self.tree.relative(l, base))
                 .unwrap_or("layers");
             paths.insert(Field::ModelLayers, list.to_owned());
-            let embeddings = embeddings
-                .and_then(|e| self.tree.relative(e, base))
+            let shared = self.shared_table(base);
+            let embeddings = shared
+                .as_deref()
+                .or_else(|| self.tree.relative(embeddings?, base))
                 .unwrap_or("embed_tokens");
             paths.insert(Field::ModelEmbeddings, embeddings.to_owned());
         }
@@ -376,7 +402,10 @@ impl Namer<'_> {
             entry,
         );
         let within = |id: &ModuleId| self.tree.is_within(*id, entry);
-        let pre = |input: ValueId| self.of_norm(input).filter(within);
+        let pre = |input: ValueId| {
+            self.of_norm(self.structure.unarranged(input))
+                .filter(within)
+        };
         put(
             Field::LayerPreSelfAttn,
             pre(f.self_attn.input).or(attn),
@@ -480,8 +509,34 @@ impl Namer<'_> {
         }
     }
 
-    /// The base model: the part of the exported model that holds both layers and embeddings.
-    fn base(&self, embeddings: Option<ModuleId>, lists: &[Option<ModuleId>]) -> ModuleId {
+    /// The path of a table that is called from a module which does not hold it (`shared` of an encoder-decoder): scopes name the caller,
+    /// the parameter its own module.
+    fn shared_table(&self, base: ModuleId) -> Option<String> {
+        let mut lookups = self.view.order.iter().copied();
+        let lookup = lookups.find(|n| self.view.is_lookup(*n) && self.view.reads_token_ids(*n))?;
+        let table = self.view.root(self.view.input(lookup, 0)?);
+        let own = self.view.graph.name_of(table).strip_suffix(".weight")?;
+        let called = &*self.tree.module(self.module(lookup)?).path;
+        let name = |p: &str| p.rsplit('.').next().map(str::to_owned);
+        let holder = own.rsplit_once('.').map_or("", |(holder, _)| holder);
+        let inside = called.rsplit_once('.').map_or("", |(caller, _)| caller);
+        let above =
+            inside != holder && (holder.is_empty() || inside.starts_with(&format!("{holder}.")));
+        let base = &*self.tree.module(base).path;
+        let relative = match base {
+            "" => own,
+            base => own.strip_prefix(base)?.strip_prefix('.')?,
+        };
+        (name(own) == name(called) && above).then(|| relative.to_owned())
+    }
+
+    /// The base model: the part of the exported model that holds layers, embeddings, and all that stands in front of the layers.
+    fn base(
+        &self,
+        embeddings: Option<ModuleId>,
+        lists: &[Option<ModuleId>],
+        found: &[Found],
+    ) -> ModuleId {
         let all = embeddings
             .into_iter()
             .chain(lists.iter().copied().flatten());
@@ -489,6 +544,18 @@ impl Namer<'_> {
         if shared == ROOT || lists.iter().flatten().any(|l| *l == shared) {
             return ROOT;
         }
-        self.outermost(shared, ROOT)
+        let base = self.outermost(shared, ROOT);
+        let entered = found.iter().map(|f| self.view.defined(f.input)).min();
+        let before = |n: &NodeId| entered.is_some_and(|e| i64::from(self.view.place(*n)) <= e);
+        let outside = |n: &NodeId| {
+            let carries = self.view.out(*n).is_some_and(|v| self.view.carries(v));
+            let module = self.module(*n).filter(|m| carries && *m != ROOT);
+            module.is_some_and(|m| !self.tree.is_within(m, base))
+        };
+        let partial = self.view.order.iter().filter(|n| before(n)).any(outside);
+        if partial || PARTS.contains(&&*self.tree.module(base).path) {
+            return ROOT;
+        }
+        base
     }
 }

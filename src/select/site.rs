@@ -270,7 +270,10 @@ impl AttentionSite {
             ));
         };
         let separate = [&self.q, &self.k, &self.v].iter().all(|p| p.is_some());
+        // One projection may make keys and values, of which the graph's own axes tell the widths.
+        let latent = separate && k.path == v.path;
         let widths = match (&self.qkv_layout, fused) {
+            _ if latent => Widths::Mixed { told: None, all: 1 },
             (Some(QkvLayout::Blocks { q, k, v }), Some(_)) if !separate => {
                 Widths::Known([*q, *k, *v])
             }

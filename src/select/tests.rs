@@ -288,3 +288,141 @@ fn layers_of_one_list_are_one_stack_where_the_stream_is_lost() {
     let paths: Vec<&str> = layers.iter().map(|l| &*l.path).collect();
     assert_eq!(paths, ["model.layers.0", "model.layers.1"]);
 }
+
+/// `x · (mean(x²))^-½ · (1 + w)`.
+fn norm(layer: usize, name: &str, x: &str) -> String {
+    let (v, at) = (format!("{name}{layer}"), format!("/layers.{layer}/{name}"));
+    format!(
+        "
+        %{v}s = Mul(%{x}, %{x})  // {at}/Mul
+        %{v}m = ReduceMean(%{v}s) {{axes = [-1], keepdims = 1}}  // {at}/ReduceMean
+        %{v}i = Pow(%{v}m, %half)  // {at}/Pow
+        %{v}n = Mul(%{x}, %{v}i)  // {at}/Mul_1
+        %{v}w = Add(%gain, %one)  // {at}/Add
+        %{v} = Mul(%{v}n, %{v}w)  // {at}/Mul_2"
+    )
+}
+
+/// Three layers: of a gated convolution's projections, of attention, and of attention with two experts.
+fn mixed() -> Verified {
+    let mut body = String::new();
+    for layer in 0..3 {
+        let x = format!("x{layer}");
+        body += &norm(layer, "norm1", &x);
+        let at = format!("/layers.{layer}");
+        body += &if layer == 0 {
+            format!(
+                "
+        %c = MatMul(%norm1{layer}, %w)  // {at}/conv/in_proj/MatMul
+        %g = Sigmoid(%c)  // {at}/conv/Sigmoid
+        %a{layer} = MatMul(%g, %w)  // {at}/conv/out_proj/MatMul"
+            )
+        } else {
+            format!(
+                "
+        %q{layer} = MatMul(%norm1{layer}, %w)  // {at}/self_attn/q_proj/MatMul
+        %k{layer} = MatMul(%norm1{layer}, %w)  // {at}/self_attn/k_proj/MatMul
+        %v{layer} = MatMul(%norm1{layer}, %w)  // {at}/self_attn/v_proj/MatMul
+        %t{layer} = Transpose(%k{layer}) {{perm = [0, 2, 1]}}  // {at}/self_attn/Transpose
+        %s{layer} = MatMul(%q{layer}, %t{layer})  // {at}/self_attn/MatMul
+        %p{layer} = Softmax(%s{layer}) {{axis = -1}}  // {at}/self_attn/Softmax
+        %z{layer} = MatMul(%p{layer}, %v{layer})  // {at}/self_attn/MatMul_1
+        %a{layer} = MatMul(%z{layer}, %w)  // {at}/self_attn/o_proj/MatMul"
+            )
+        };
+        body += &format!("\n        %y{layer} = Add(%{x}, %a{layer})  // {at}/Add");
+        body += &norm(layer, "norm2", &format!("y{layer}"));
+        body += &if layer == 2 {
+            format!(
+                "
+        %r = MatMul(%norm2{layer}, %router)  // {at}/moe/gate/MatMul
+        %rs = Softmax(%r) {{axis = -1}}  // {at}/moe/Softmax
+        %r0, %r1 = Split(%rs) {{axis = -1}}  // {at}/moe/Split
+        %e0 = MatMul(%norm2{layer}, %w)  // {at}/moe/experts.0/MatMul
+        %e1 = MatMul(%norm2{layer}, %w)  // {at}/moe/experts.1/MatMul
+        %m0 = Mul(%e0, %r0)  // {at}/moe/Mul
+        %m1 = Mul(%e1, %r1)  // {at}/moe/Mul_1
+        %f{layer} = Add(%m0, %m1)  // {at}/moe/Add"
+            )
+        } else {
+            format!(
+                "
+        %u{layer} = MatMul(%norm2{layer}, %w)  // {at}/mlp/up_proj/MatMul
+        %h{layer} = Sigmoid(%u{layer})  // {at}/mlp/Sigmoid
+        %f{layer} = MatMul(%h{layer}, %w)  // {at}/mlp/down_proj/MatMul"
+            )
+        };
+        let next = layer + 1;
+        body += &format!("\n        %x{next} = Add(%y{layer}, %f{layer})  // {at}/Add_1");
+    }
+    let graph = format!(
+        r#"
+        graph-text 1
+        ir_version 8
+        opset "" 17
+        graph main(%input_ids: i64[b, s]) -> (%x3)
+        init %table: f32[8, 4] = fill(0.5)
+        init %w: f32[4, 4] = fill(0.5)
+        init %router: f32[4, 2] = fill(0.5)
+        init %gain: f32[4] = fill(0.5)
+        init %one: f32[] = {{1.0}}
+        init %half: f32[] = {{-0.5}}
+        %x0 = Gather(%table, %input_ids)  // /embed/Gather{body}
+        "#
+    );
+    let model = crate::ir::text::parse(&graph).unwrap_or_else(|e| panic!("{e}\n{graph}"));
+    Verified::check(model).unwrap_or_else(|r| panic!("{:?}", r.findings))
+}
+
+#[test]
+fn one_list_of_layers_whatever_stands_inside() {
+    let model = mixed();
+    let proposal = infer_interface(&model).unwrap();
+    let f = &proposal.interface.fields;
+    for (field, want) in [
+        (&f.model_layers, "layers"),
+        (&f.layer_self_attn, "self_attn"),
+        (&f.attn_q_proj, "q_proj"),
+        (&f.layer_pre_self_attn, "norm1"),
+        (&f.layer_pre_ffn, "norm2"),
+        (&f.layer_output_proj, "mlp.down_proj"),
+    ] {
+        assert_eq!(field.get(0), Some(want));
+    }
+    let s = proposal.interface.select(&model).unwrap();
+    let g = &model.model().graph;
+    let name = |v: Option<ValueId>| v.map(|v| g.name_of(v));
+    assert_eq!(s.layers.len(), 3);
+    let [conv, plain, experts] = &s.layers[..] else {
+        unreachable!()
+    };
+    assert!(conv.self_attn.is_none() && conv.output_proj.is_some());
+    assert!(plain.self_attn.is_some() && plain.ffn_output.is_none());
+    assert!(experts.self_attn.is_some() && experts.output_proj.is_none());
+    assert_eq!(name(experts.ffn_output), Some("f2"));
+    assert_eq!(name(experts.pre_ffn), Some("y2"));
+    assert_eq!(
+        s.layers.iter().map(|l| l.index).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
+    // What is left out is said, each with its layers.
+    let said: Vec<&str> = s.misses.iter().map(|d| &*d.message).collect();
+    assert!(
+        said.iter()
+            .any(|m| m.starts_with("layers 0 have no `layer_self_attn`"))
+    );
+    let experts = "layers 2 have no `layer_intermediate_proj`, `layer_output_proj`";
+    assert!(said.iter().any(|m| m.starts_with(experts)), "{said:?}");
+    // Experts are linears by their own names.
+    let by_name = |path: &str| s.modules.iter().any(|m| &*m.site.path == path);
+    assert!(by_name("layers.2.moe.experts.1") && by_name("layers.0.conv.in_proj"));
+}
+
+#[test]
+fn a_name_that_fits_several_lists_is_none_of_them() {
+    let verified = Verified::check(open(Path::new("fixtures/t5/model.onnx"))).unwrap();
+    let mut i = Interface::resolve("t5").unwrap().to_adapterhub();
+    i.fields.model_layers = PerStack::One(Some("block".into()));
+    let text = i.select(&verified).expect_err("two lists").to_string();
+    assert!(text.contains("may be any of"), "{text}");
+}

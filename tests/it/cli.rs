@@ -107,6 +107,49 @@ fn inspect_shows_what_an_interface_selects() {
 }
 
 #[test]
+fn inspect_ends_with_what_can_be_adapted() {
+    let desk = Desk::with("qwen3/model.onnx");
+    let out = desk.ok(&["inspect", "model.onnx"]);
+    contains(
+        &out,
+        &["adapting    by the interface `inferred`: 2 layers of width 32"],
+    );
+    let json = desk.json(&["inspect", "model.onnx", "-i", "interface.json"]);
+    let methods = json["adapting"]["methods"].as_array().unwrap();
+    let of = |name: &str| methods.iter().find(|m| m["method"] == name).unwrap();
+    assert_eq!(of("lora")["places"], 4);
+    assert!(of("seq_bn")["why"].is_null());
+    // A method that has no place here says why.
+    let without = methods.iter().find(|m| m["places"] == 0);
+    assert!(without.is_none_or(|m| m["why"].is_string()));
+}
+
+#[test]
+fn a_built_in_interface_that_does_not_fit_gives_way() {
+    let desk = Desk::with("qwen3/model.onnx");
+    let bare = desk.ok(&["-a", "x=lora", "model.onnx", "-o", "bare.onnx"]);
+    desk.write("config.json", r#"{"model_type": "vit"}"#);
+    let out = desk.command(&["-a", "y=lora", "model.onnx", "-o", "other.onnx"]);
+    let said = stderr(&out);
+    assert!(out.status.success(), "{said}");
+    contains(
+        &said,
+        &[
+            "the built-in vit interface does not fit this graph",
+            "`model_layers` = \"encoder.layer\"",
+        ],
+    );
+    let places = |text: &str| text.lines().next().map(str::to_owned);
+    assert_eq!(
+        places(&String::from_utf8(out.stdout).unwrap()),
+        places(&bare)
+    );
+    // An interface that is named stands, with its findings.
+    let named = desk.fails(&["-i", "vit", "-a", "z=lora", "model.onnx", "-o", "z.onnx"]);
+    contains(&named, &["select-no-layers"]);
+}
+
+#[test]
 fn print_diff_and_strip_agree() {
     let desk = Desk::attached("lora");
     let base = desk.ok(&["print", "model.onnx"]);

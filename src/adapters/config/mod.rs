@@ -345,6 +345,11 @@ pub(crate) fn fusion_identifiers() -> impl Iterator<Item = &'static str> {
     MethodConfig::fusions().map(|p| p.name)
 }
 
+/// The usual configurations of all methods, by their identifiers.
+pub(crate) fn presets() -> impl Iterator<Item = (&'static str, Config)> {
+    MethodConfig::presets().map(|p| (p.name, (p.make)().into()))
+}
+
 /// Every identifier that [`Config::parse`] knows, deprecated ones last.
 pub(crate) fn identifiers() -> impl Iterator<Item = &'static str> {
     MethodConfig::presets()

@@ -6,10 +6,12 @@ mod layers;
 pub(crate) mod naming;
 pub(crate) mod param;
 pub(crate) mod place;
+mod reach;
 pub(crate) mod setup;
 mod share;
 mod unused;
 
+pub(crate) use self::reach::places_of;
 use self::unused::Unused;
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::naming::{renamed, scope};
@@ -103,14 +105,7 @@ pub(crate) fn plan<'s>(
             return Err(Error::new(ErrorKind::Method, nothing_to_mix(adapter)));
         }
         if out.parts.len() == begin {
-            return Err(Error::new(
-                ErrorKind::Method,
-                Diagnostic::error(
-                    "no-place",
-                    format!("the configuration of `{}` matches nothing in this model", adapter.name),
-                )
-                .help("check which parts it names (attn_matrices, …_lora, …_adapter, leave_out) against `rewrite inspect`"),
-            ));
+            return Err(Error::new(ErrorKind::Method, no_place(&adapter.name)));
         }
         out.notes.extend(notes);
         match adapter.base.differs(adapter, selection, model) {
@@ -145,6 +140,14 @@ pub(crate) fn plan<'s>(
         }
     }
     Ok(out)
+}
+
+fn no_place(name: &str) -> Diagnostic {
+    Diagnostic::error(
+        "no-place",
+        format!("the configuration of `{name}` matches nothing in this model"),
+    )
+    .help("check which parts it names (attn_matrices, …_lora, …_adapter, leave_out) against `rewrite inspect`")
 }
 
 impl Plan<'_> {

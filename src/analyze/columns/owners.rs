@@ -53,6 +53,9 @@ pub(super) fn layout(view: &Flow<'_>, output: ValueId, width: usize) -> Option<Q
     let owners: Vec<Owner> = owners.into_iter().collect::<Option<_>>()?;
     let of = |owner: Owner| owners.iter().filter(|o| **o == owner).count();
     let widths = [Owner::Queries, Owner::Keys, Owner::Values].map(of);
+    if widths.contains(&0) {
+        return None;
+    }
     if owners.is_sorted_by_key(|o| *o as u8) {
         return blocks(&widths, width);
     }
@@ -115,17 +118,19 @@ fn goals(view: &Flow<'_>, value: ValueId) -> Vec<Owner> {
 
 /// Whether a product's left operand is made by a softmax: it mixes values.
 fn weighed(view: &Flow<'_>, n: NodeId) -> bool {
-    let mut v = view.input(n, 0);
-    while let Some(n) = v.and_then(|v| view.producer(v)) {
-        match view.op(n) {
-            "Softmax" => return true,
-            "Cast" | "Dropout" | "Identity" | "Reshape" | "Where" | "Mul" => {
-                let float = |v: &ValueId| view.dtype(*v).is_some_and(crate::ir::DType::is_float);
+    const WAY: [&str; 6] = ["Cast", "Dropout", "Identity", "Mul", "Reshape", "Where"];
+    const STEPS: usize = 16;
+    let mut open: Vec<ValueId> = view.input(n, 0).into_iter().collect();
+    for _ in 0..STEPS {
+        let Some(v) = open.pop() else { break };
+        match view.producer(v) {
+            Some(n) if view.op(n) == "Softmax" => return true,
+            // A guard against rows of NaN stands between with a constant.
+            Some(n) if WAY.contains(&view.op(n)) => {
                 let slot = usize::from(view.op(n) == "Where");
-                let inputs = view.inputs(n).into_iter().skip(slot).flatten();
-                v = inputs.filter(float).find(|v| view.producer(*v).is_some());
+                open.extend(view.inputs(n).into_iter().skip(slot).flatten());
             }
-            _ => return false,
+            Some(_) | None => {}
         }
     }
     false

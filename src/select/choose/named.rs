@@ -178,16 +178,15 @@ impl Scene<'_> {
         };
         let best = lists.iter().copied().filter_map(score).max();
         if let Some(best) = best {
-            let mut equal = lists.iter().copied().filter(|id| score(*id) == Some(best));
-            if path.contains('*') {
-                return Ok(equal.collect());
-            }
-            let length = |id: &ModuleId| self.tree.module(*id).path.len();
-            let shortest = equal
-                .by_ref()
-                .map(|id| (length(&id), std::cmp::Reverse(id)))
-                .min();
-            return Ok(shortest.into_iter().map(|(_, id)| id.0).collect());
+            let equal: Vec<ModuleId> = lists
+                .iter()
+                .copied()
+                .filter(|id| score(*id) == Some(best))
+                .collect();
+            return match equal[..] {
+                [_, _, ..] if !path.contains('*') => Err(self.several(path, &equal)),
+                _ => Ok(equal),
+            };
         }
         let paths: Vec<&str> = lists
             .iter()
@@ -206,6 +205,21 @@ impl Scene<'_> {
         } else {
             "`model_layers` is relative to the base model: `layers` matches `model.layers`"
         }))
+    }
+
+    /// A path that several lists end with names none of them.
+    fn several(&self, path: &str, lists: &[ModuleId]) -> Diagnostic {
+        let paths: Vec<&str> = lists
+            .iter()
+            .map(|id| &*self.tree.module(*id).path)
+            .collect();
+        let found = format!(
+            "`model_layers` = \"{path}\" may be any of {}",
+            shown(&paths)
+        );
+        Diagnostic::error("select-several-layers", found)
+            .at(format!("{}, interface.model_layers", self.interface.source))
+            .help("write more of the path, or a list with one entry for each stack")
     }
 
     /// `alone`: whether no other stack of the interface is in the graph, which may have been exported without the module that holds
@@ -446,7 +460,8 @@ impl<'s> Named<'s> {
             None => added(layer.output),
         };
         let attended = layer.self_attn.as_ref().map(|a| a.output);
-        found.filter(|v| attended.is_none_or(|a| made(a) < made(*v)))
+        let alike = |v: &ValueId| view.last(*v) == view.last(layer.input);
+        found.filter(|v| alike(v) && attended.is_none_or(|a| made(a) < made(*v)))
     }
 
     /// A module of the layer, by its path there. One that is missing is recorded.
