@@ -5,7 +5,7 @@ use super::harness::noise;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::{Builder, DType, Dim, Model, OpId, TensorData, Type, Val, contract};
 use onnx_graft::rewrite::Pipeline;
-use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs};
+use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs, Unreached};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value};
 
 const DIMS: [i64; 2] = [4, 6];
@@ -48,6 +48,7 @@ fn gradient(product: impl FnOnce(&Builder, Val) -> Val) -> (f32, Vec<f32>) {
         loss: "loss".into(),
         wrt: vec!["x".into()],
         outputs: Outputs::Keep,
+        unreached: Unreached::Refuse,
     };
     let model = Verified::check(model).unwrap();
     let done = Pipeline::new().with(pass).run(model).unwrap();
