@@ -151,8 +151,20 @@ impl AdapterSettings {
             let saved = places.filter(|p| p.is_dir());
             texts = saved.map(|p| p.display().to_string()).collect();
         }
-        let load = |text: &String| -> Result<Adapter> {
+        let mut seen: Vec<String> = Vec::new();
+        let mut load = |text: &String| -> Result<Adapter> {
             let mut fusion = spec::fusion(text)?;
+            let named = spec::split(text).0;
+            if let Some(named) = named.filter(|n| asked.iter().all(|(known, _)| known != n)) {
+                let known: Vec<&str> = asked.iter().map(|(n, _)| &**n).collect();
+                let found = format!("--fusion {text}: the setup asks for no fusion `{named}`");
+                let help = match &*known {
+                    [] => "the setup has no `Fuse`: --active 'Fuse(a, b)'".to_owned(),
+                    names => format!("it asks for `{}`", names.join("`, `")),
+                };
+                let found = Diagnostic::error("fusion-setup", found).help(help);
+                return Err(Error::new(ErrorKind::Usage, found));
+            }
             // The only one is meant, whatever its adapters were called when it was saved.
             if let [(only, _)] = &*asked
                 && *only != fusion.name
@@ -173,10 +185,18 @@ impl AdapterSettings {
                 };
                 return Err(Error::new(ErrorKind::Usage, found.help(help)));
             }
+            if seen.contains(&fusion.name) {
+                let found = format!(
+                    "--fusion {text}: there is a fusion for `{}` already",
+                    fusion.name
+                );
+                return Err(usage(found, "give one for each `Fuse` of the setup"));
+            }
+            seen.push(fusion.name.clone());
             fusion.allow_other_base = self.allow_other_base;
             Ok(fusion)
         };
-        texts.iter().map(load).collect()
+        texts.iter().map(&mut load).collect()
     }
 
     /// Attaches the adapters by the interface that is named, or that of the model.
@@ -207,6 +227,12 @@ impl AdapterSettings {
         how: Attaching,
         events: OnEvent<'_>,
     ) -> Result<Adapted> {
+        if self.adapter_ids && self.listed()?.is_empty() {
+            return Err(usage(
+                "--adapter-ids chooses one of several adapters for each sample, and none is named",
+                "name them: --adapter a=lora --adapter b=lora",
+            ));
+        }
         let mut adapters = self.load(interface, events)?;
         let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
         let setup = self.setup(&adapters)?;

@@ -59,6 +59,24 @@ impl Merge {
     /// Those of [`merge`] and [`reset`]; an output that exists or is the input; files that cannot be read or written.
     pub fn run(&self, events: OnEvent<'_>) -> Result<Saved> {
         keep(&self.output, [&*self.model])?;
+        let of_graphs = [
+            (self.adapters.skip_layers_input, "--skip-layers-input"),
+            (
+                self.adapters.output_adapter_gating_scores,
+                "--output-adapter-gating-scores",
+            ),
+            (
+                self.adapters.output_adapter_fusion_attentions,
+                "--output-adapter-fusion-attentions",
+            ),
+            (self.adapters.adapter_ids, "--adapter-ids"),
+        ];
+        if let Some((_, flag)) = of_graphs.iter().find(|(given, _)| *given) {
+            return Err(usage(
+                format!("{flag} is about nodes of adapters, and a merge leaves none"),
+                "leave it out, or attach the adapters without `merge`",
+            ));
+        }
         if self.reset && self.adapters.active.is_some() {
             return Err(usage(
                 "reset takes every adapter that is given out of the weights, one after the other",
@@ -81,7 +99,13 @@ impl Merge {
         )?;
         let way = if self.reset { Fold::Out } else { Fold::In };
         let setup = self.adapters.merged_setup(&mut adapters)?;
-        let (mut merged, said) = fold(&model, &interface, adapters, setup, way)?;
+        let (mut merged, said) = fold(
+            &model,
+            &interface,
+            adapters,
+            (setup, &self.adapters.skip_layers),
+            way,
+        )?;
         warn(events, &said)?;
         if let Some((head, own)) = joined.filter(|_| !self.reset) {
             let noted = pipelines::noting(Noted::joined(&head, &own));
@@ -107,7 +131,7 @@ impl Merge {
 /// # Errors
 /// Adapters whose method has no merged form (bottlenecks, gated LoRA), and weights that are not stored as floats.
 pub fn merge(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
-    Ok(fold(model, interface, adapters, None, Fold::In)?.0)
+    Ok(fold(model, interface, adapters, (None, &[]), Fold::In)?.0)
 }
 
 /// Folds adapters into the weights of a model, as a setup puts them together.
@@ -118,7 +142,7 @@ pub(crate) fn merged_as(
     adapters: Vec<Adapter>,
     setup: Setup,
 ) -> Result<Verified> {
-    Ok(fold(model, interface, adapters, Some(setup), Fold::In)?.0)
+    Ok(fold(model, interface, adapters, (Some(setup), &[]), Fold::In)?.0)
 }
 
 /// Takes adapters out of weights that they were folded into, as the library's `reset_adapter` does. The weights come back up to
@@ -127,7 +151,7 @@ pub(crate) fn merged_as(
 /// # Errors
 /// Those of [`merge`], and DoRA, whose norms the merged weight does not tell any more.
 pub fn reset(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
-    Ok(fold(model, interface, adapters, None, Fold::Out)?.0)
+    Ok(fold(model, interface, adapters, (None, &[]), Fold::Out)?.0)
 }
 
 /// The model, and what was found that did not stop the work.
@@ -135,10 +159,11 @@ fn fold(
     model: &Verified,
     interface: &Interface,
     adapters: Vec<Adapter>,
-    setup: Option<Setup>,
+    (setup, skip): (Option<Setup>, &[usize]),
     fold: Fold,
 ) -> Result<(Verified, Vec<Diagnostic>)> {
-    let mut one = |m: Verified| fold_one(&m, interface, adapters.clone(), setup.clone(), fold);
+    let mut one =
+        |m: Verified| fold_one(&m, interface, adapters.clone(), (setup.clone(), skip), fold);
     let (model, said) = bodies::everywhere(model.clone(), &mut one)?;
     let mut all: Vec<Diagnostic> = Vec::new();
     for finding in said.into_iter().flatten() {
@@ -154,7 +179,7 @@ fn fold_one(
     model: &Verified,
     interface: &Interface,
     mut adapters: Vec<Adapter>,
-    setup: Option<Setup>,
+    (setup, skip): (Option<Setup>, &[usize]),
     fold: Fold,
 ) -> Result<(Verified, Vec<Diagnostic>)> {
     let selection = interface.select(model)?;
@@ -174,6 +199,7 @@ fn fold_one(
     }
     let pass = passes::Merge {
         setup,
+        skip_layers: skip.to_vec(),
         ..merging(selection.clone(), adapters.clone(), fold)
     };
     let merged = pipelines::merging(pass).run(model.clone());
@@ -188,6 +214,7 @@ pub(super) fn merging(selection: Selection, adapters: Vec<Adapter>, fold: Fold) 
         selection,
         adapters,
         setup: None,
+        skip_layers: Vec::new(),
         fold,
         evaluate: Box::new(evaluate),
     }

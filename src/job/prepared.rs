@@ -191,7 +191,8 @@ fn chosen(
             let id = said.and_then(|said| choice.id(said));
             id.map(Some).ok_or_else(|| {
                 let found = match said {
-                    Some(said) => format!("it is for {said}"),
+                    Some(Value::String(name)) => format!("it is for `{name}`, which the model does not have"),
+                    Some(said) => format!("it is for {said}, which the model does not have"),
                     None => "it does not say which adapter it is for".to_owned(),
                 };
                 Diagnostic::error("prompt-adapter", found).help(format!(

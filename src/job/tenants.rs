@@ -6,6 +6,7 @@ use super::check::keep;
 use super::event::{OnEvent, warn};
 use super::open;
 use crate::adapters::folder::{AdapterFolder, WriteOptions};
+use crate::adapters::manifest::Manifest;
 use crate::api::{self, Attach};
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
@@ -59,7 +60,10 @@ impl ChangeTenants {
         let model = open(&self.model, events)?;
         let again = Attach::again(&model);
         let mut attach = again.map_err(|e| e.within(self.model.display().to_string()))?;
-        for name in &self.remove {
+        let mut remove = self.remove.clone();
+        remove.sort_unstable();
+        remove.dedup();
+        for name in &remove {
             attach = attach.without(name)?;
         }
         if !self.add.adapters.is_empty() {
@@ -67,6 +71,18 @@ impl ChangeTenants {
             let names: Vec<String> = added.iter().map(|a| a.name.clone()).collect();
             self.add.leave_heads(&names, events)?;
             attach = attach.adapters(added);
+            let there = Manifest::read(model.model());
+            let there = there.map_err(|d| Error::new(ErrorKind::Method, d))?;
+            let skipped = there.tenants.map(|t| t.skip_layers).unwrap_or_default();
+            if !skipped.is_empty() {
+                let layers: Vec<String> = skipped.iter().map(ToString::to_string).collect();
+                let found = format!(
+                    "this file was made without adapters in the layers {}: {} has none there either",
+                    layers.join(", "),
+                    names.join(", ")
+                );
+                warn(events, &[Diagnostic::warning("skip-layers", found)])?;
+            }
         }
         let adapted = attach.from_file(&self.model).seed(self.seed).run()?;
         warn(events, &adapted.warnings)?;

@@ -548,11 +548,22 @@ impl Run {
         }
         let mut watchers = Watchers::open(&self.output, report_to, self.described(subject))?;
         watchers.describe(loaded.report.lines(), subject.summary(&trainer.store())?);
-        let stop = trainer.train(&data, Some(&output), &mut |e| {
+        let done = trainer.train(&data, Some(&output), &mut |e| {
             tally.event(e);
             events(&Event::Training(e.clone()))?;
             watchers.event(e)
-        })?;
+        });
+        let stop = match done {
+            Ok(stop) => stop,
+            Err(e) => {
+                if trainer.steps() == 0 {
+                    // No step was made: the folder holds no run.
+                    drop(watchers);
+                    remove(&self.output, &[watch::file::LOG])?;
+                }
+                return Err(e);
+            }
+        };
         if stop == Stop::Interrupted {
             watchers.close()?;
             let message = format!(

@@ -286,6 +286,7 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
     let merge = Merge {
         selection: selection(),
         adapters: Vec::new(),
+        skip_layers: Vec::new(),
         setup: None,
         fold: Fold::In,
         evaluate: Box::new(|_| Ok(Vec::new())),

@@ -217,3 +217,34 @@ fn each_child_and_each_tenant_writes_its_own_text() {
     let found = loss(&["many.onnx"], "{\"input_ids\": [3, 4, 5, 6, 7]}\n");
     assert!((found - bare).abs() < 1e-6, "{found} {bare}");
 }
+
+#[test]
+fn a_merge_leaves_skipped_layers_out() {
+    let desk = Desk::with("qwen3/model.onnx");
+    let spec = "a=lora[init_weights='bert',alpha=900]";
+    desk.ok(&["-i", "interface.json", "-a", spec, "model.onnx"]);
+    let own = [
+        "model.onnx",
+        "-i",
+        "interface.json",
+        "-a",
+        "a",
+        "--skip-layers",
+        "1",
+        "-o",
+    ];
+    desk.ok(&[&own[..], &["skipped.onnx"]].concat());
+    desk.ok(&[&["merge"][..], &own, &["merged.onnx"]].concat());
+    let verify = |other: &str| desk.command(&["verify", "merged.onnx", other]);
+    assert_eq!(verify("skipped.onnx").status.code(), Some(0));
+    assert_ne!(verify("model.a.onnx").status.code(), Some(0));
+    let e = desk.command(
+        &[
+            &["merge", "--skip-layers-input"][..],
+            &own[..5],
+            &["-o", "x.onnx"],
+        ]
+        .concat(),
+    );
+    assert_eq!(e.status.code(), Some(2));
+}

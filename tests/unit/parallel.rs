@@ -6,7 +6,7 @@ use onnx_graft::adapters::Setup;
 use onnx_graft::adapters::heads::{Head, HeadConfig, HeadType, Pooling};
 use onnx_graft::api::{self, Adapted};
 use onnx_graft::infer::Verified;
-use onnx_graft::ir::{DType, TensorData, contract};
+use onnx_graft::ir::{DType, Dim, TensorData, Type, contract};
 use onnx_graft::rewrite::passes::channel::children;
 use onnx_graft::rewrite::passes::gradient::Outputs as Keep;
 use onnx_graft::rewrite::passes::loss::{Divisor, Loss, RowLoss};
@@ -262,4 +262,69 @@ fn an_input_skips_layers() {
         .run();
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("--skip-layers"), "{refused}");
+}
+
+/// The model with a batch of this size, so that sizes that do not add up are found wherever they are.
+fn sized(model: &Verified, rows: i64) -> Verified {
+    let mut model = model.model().clone();
+    for port in &mut model.graph.inputs {
+        if let Some(dims) = port.ty.as_ref().and_then(Type::dims)
+            && dims.len() > 1
+            && let Some(dtype) = port.ty.as_ref().and_then(Type::dtype)
+        {
+            let mut dims = dims.to_vec();
+            dims[0] = Dim::Known(rows);
+            port.ty = Some(Type::tensor(dtype, dims));
+        }
+    }
+    Verified::check(model).unwrap()
+}
+
+#[test]
+fn blocks_in_blocks_give_each_sample_its_own_adapter() {
+    let specs = [
+        ("bert", "seq_bn"),
+        ("bert", "lora[init_weights='bert',alpha=400]"),
+        ("qwen3", "prefix_tuning[flat=True]"),
+        ("qwen3", "noreft[r=2]"),
+        ("qwen3", "ia3[init_weights='bert']"),
+    ];
+    for (arch, spec) in specs {
+        let output = ["logits", contract::LAST_HIDDEN_STATE][usize::from(arch == "bert")];
+        let feeds = inputs(arch);
+        let run_as = |setup: &str| {
+            let setup = Setup::parse(setup).unwrap();
+            let names = ["a", "b", "c"]
+                .into_iter()
+                .filter(|n| setup.names().contains(n));
+            let adapters = names.map(|n| api::adapter(&format!("{n}={spec}")).unwrap());
+            let done = base(arch).adapters(adapters).active(setup).run().unwrap();
+            sized(&done.model, feeds.0["input_ids"].dims()[0] as i64);
+            floats(&run(&done.model, &feeds), output)
+        };
+        let alone = ["a", "b", "c"].map(run_as);
+        let rows = feeds.0["input_ids"].dims()[0];
+        let width = alone[0].len() / rows;
+        let of = |who: usize, row: usize| &alone[who][row * width..(row + 1) * width];
+        let rest = rows - 1;
+        let nested = format!("BatchSplit(b, c, batch_sizes=[1, {rest}])");
+        let found = run_as(&format!("Parallel(a, {nested})"));
+        for row in 0..rows {
+            let what = format!("{arch}, {spec}, row {row}");
+            close(&found[row * width..(row + 1) * width], of(0, row), &what);
+            let own = if row == 0 { 1 } else { 2 };
+            let second = &found[(rows + row) * width..(rows + row + 1) * width];
+            close(second, of(own, row), &what);
+        }
+        let inner = format!("BatchSplit(b, c, batch_sizes=[1, {}])", rest - 1);
+        let found = run_as(&format!("BatchSplit(a, {inner}, batch_sizes=[1, {rest}])"));
+        for row in 0..rows {
+            let what = format!("{arch}, {spec}, two levels, row {row}");
+            close(
+                &found[row * width..(row + 1) * width],
+                of(row.min(2), row),
+                &what,
+            );
+        }
+    }
 }

@@ -159,6 +159,10 @@ pub(crate) fn weighted(
             tensors.insert(key.into(), made);
         }
     }
+    if let Some((key, _)) = tensors.iter().find(|(_, t)| t.not_finite() > 0) {
+        let found = format!("`{key}` of the combination is not finite: its weights are too large");
+        return Err(wrong("weighted-finite", found));
+    }
     let mut meta = first.meta.clone();
     meta.version = Some(VERSION.into());
     meta.extra.shift_remove("config_id");
@@ -200,6 +204,10 @@ fn check_arguments(how: &Weighting, rule: Rule, adapters: usize) -> Result<()> {
         ),
         _ => Ok(()),
     }?;
+    let finite = |w: &&f64| !w.is_finite();
+    if let Some(other) = how.weights.iter().flatten().find(finite) {
+        return usage(format!("a weight is {other}"), "weights are numbers");
+    }
     if let Some(weights) = &how.weights
         && weights.len() != adapters
     {

@@ -365,9 +365,12 @@ impl Setup {
     /// Which block may stand in which, as in the library.
     fn nesting(&self, parent: Option<&Setup>) -> Result<(), Diagnostic> {
         let bad = |message: String, help: &str| {
-            Err(Diagnostic::error("setup-nesting", message)
-                .at(self.to_string())
-                .help(help))
+            let mut place = self.to_string();
+            if place.chars().count() > 200 {
+                place = place.chars().take(200).chain("…".chars()).collect();
+            }
+            let found = Diagnostic::error("setup-nesting", message);
+            Err(found.at(place).help(help))
         };
         let (children, block) = (self.children(), self.block());
         if matches!(self, Setup::Single(_)) {

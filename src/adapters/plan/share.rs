@@ -1,8 +1,8 @@
 //! Parameters that the tasks of a `MultiTask` setup have together: AdapterHub's `share_parameters`.
 //!
 //! The parameter keeps the name of the first task; in the files of the others it has theirs, so that every folder is complete. Its
-//! values are those of the first task that comes from a file, or the first one's initial values. Sharing is a matter of the setup:
-//! nothing in a file says it, and it is made again whenever the setup is attached.
+//! values are those of the first task that comes from a file, or the first one's initial values. Nothing in a file says whether tasks
+//! share: those that come from files do where they have the same values, and fresh ones do.
 
 use crate::adapters::Adapter;
 use crate::adapters::naming::renamed;
@@ -30,21 +30,9 @@ impl Plan<'_> {
                 .filter_map(|n| adapters.iter().position(|a| a.name == n))
                 .collect();
             let mut shared: FxHashMap<String, Shared> = FxHashMap::default();
-            let mut apart: Vec<(usize, usize)> = Vec::new();
             for &task in &order {
-                self.join(adapters, task, &mut shared, &mut apart)?;
+                self.join(adapters, task, &mut shared)?;
             }
-            apart.sort_unstable();
-            apart.dedup();
-            let notes = apart.iter().map(|&(kept, lost)| {
-                let (kept, lost) = (&adapters[kept].name, &adapters[lost].name);
-                Diagnostic::warning(
-                    "tasks-differ",
-                    format!("`{kept}` and `{lost}` were not trained with shared parameters; as tasks of one setup they have those of `{kept}`"),
-                )
-                .help("to run them as they were saved, attach one at a time")
-            });
-            self.notes.extend(notes);
         }
         Ok(())
     }
@@ -55,7 +43,6 @@ impl Plan<'_> {
         adapters: &[Adapter],
         task: usize,
         shared: &mut FxHashMap<String, Shared>,
-        apart: &mut Vec<(usize, usize)>,
     ) -> Result<(), Diagnostic> {
         let store = &mut self.store;
         for part in self.parts.iter_mut().filter(|p| p.adapter == task) {
@@ -74,19 +61,20 @@ impl Plan<'_> {
                     shared.insert(key, from);
                     continue;
                 };
-                part.own[at].1.clone_from(&there.name);
                 // A module that is called twice.
                 let Some(mine) = store.get(&own).map(|p| p.tensor.clone()) else {
+                    part.own[at].1.clone_from(&there.name);
                     continue;
                 };
                 let Some(kept) = store.get(&there.name).cloned() else {
                     continue;
                 };
-                if kept.tensor.dims != mine.dims || kept.tensor.dtype != mine.dtype {
-                    return Err(misfit(adapters, there.from, part, &suffix));
-                }
                 let saved = |a: usize| adapters[a].weights.is_some();
+                let alike = kept.tensor.dims == mine.dims && kept.tensor.dtype == mine.dtype;
                 match (saved(there.from), saved(task)) {
+                    // They were not trained with these together.
+                    (true, true) if !alike || kept.tensor.bytes() != mine.bytes() => continue,
+                    _ if !alike => return Err(misfit(adapters, there.from, part, &suffix)),
                     (false, true) => {
                         let param = crate::adapters::Param {
                             tensor: mine,
@@ -95,11 +83,9 @@ impl Plan<'_> {
                         store.insert(&there.name, param);
                         there.from = task;
                     }
-                    (true, true) if kept.tensor.bytes() != mine.bytes() => {
-                        apart.push((there.from, task));
-                    }
                     _ => {}
                 }
+                part.own[at].1.clone_from(&there.name);
                 store.unite(&there.name, &own);
             }
         }

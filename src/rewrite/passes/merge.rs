@@ -36,6 +36,8 @@ pub(crate) struct Merge {
     pub adapters: Vec<Adapter>,
     /// How they act together, where that is not one after the other: an `Average` of adapters or stacks.
     pub setup: Option<Setup>,
+    /// Layers that adapters change nothing of.
+    pub skip_layers: Vec<usize>,
     /// Whether they are folded in, or taken out again, the last one first.
     pub fold: Fold,
     /// Runs the expressions.
@@ -61,11 +63,13 @@ impl Pass for Merge {
         if Manifest::read(cx.model())?.tenants.is_some() {
             return Err(tenants_there().into());
         }
+        let mut planned = plan(&self.adapters, &self.selection, before, 0)?;
+        planned.skip(&self.skip_layers, &self.selection)?;
         let Plan {
             parts,
             store,
             notes,
-        } = plan(&self.adapters, &self.selection, before, 0)?;
+        } = planned;
         for note in notes {
             cx.warn(note);
         }
@@ -399,8 +403,11 @@ fn merge_expression(
     let (current, once) = (FxHashMap::default(), RefCell::default());
     let build = BuildCx::new(&b, graph, stored, false, &current, &once);
     let mut each = Vec::with_capacity(terms.len());
+    // A setup may name an adapter more than once.
+    let mut made = FxHashMap::default();
     for (share, stack) in terms {
-        let merged = merge_stack(stack, store, &build, computed, fold).map_err(wrong)?;
+        let values = (store, &mut made);
+        let merged = merge_stack(stack, values, &build, computed, fold).map_err(wrong)?;
         each.extend(merged.map(|m| (*share, m)));
     }
     let outputs: Vec<Val> = match &*each {
@@ -430,7 +437,7 @@ fn merge_expression(
 /// What a stack of adapters makes of the weight.
 fn merge_stack(
     stack: &[&Part<'_>],
-    store: &AdapterStore,
+    (store, made): (&AdapterStore, &mut FxHashMap<String, Val>),
     build: &BuildCx<'_>,
     computed: DType,
     fold: Fold,
@@ -439,16 +446,19 @@ fn merge_stack(
     let mut merged: Option<Merged> = None;
     for (at, part) in stack.iter().enumerate() {
         let kept = part.method.dtype()?;
-        let parameter = |(suffix, name): &(String, String)| {
-            let tensor = store.get(name).map(|p| p.tensor.clone());
-            let value = |t| match b.initializer(name, t) {
-                v if kept == computed => v,
-                v => b.cast(v, computed),
+        let mut parameter = |(suffix, name): &(String, String)| {
+            let tensor = store.get(name).map(|p| p.tensor.clone())?;
+            let value = made.entry(name.clone());
+            let stored = *value.or_insert_with(|| b.initializer(name, tensor));
+            let value = if kept == computed {
+                stored
+            } else {
+                b.cast(stored, computed)
             };
-            tensor.map(|t| (suffix.clone(), value(t)))
+            Some((suffix.clone(), value))
         };
-        let own: Vec<(String, Val)> = part.own.iter().filter_map(parameter).collect();
-        let shared: Vec<(String, Val)> = part.shared.iter().filter_map(parameter).collect();
+        let own: Vec<(String, Val)> = part.own.iter().filter_map(&mut parameter).collect();
+        let shared: Vec<(String, Val)> = part.shared.iter().filter_map(&mut parameter).collect();
         let params = Params {
             own: &own,
             shared: &shared,

@@ -262,6 +262,10 @@ impl<'a> Roles<'a> {
             Value::Array(list) if list.len() == 1 => &list[0],
             other => other,
         };
+        if names.is_none() && choice.is_none() {
+            // The model chooses nothing: the column is for another one.
+            return Ok(integer(value).filter(|id| *id >= 0));
+        }
         let named = value
             .as_str()
             .and_then(|v| names?.iter().position(|n| n == v));
@@ -281,12 +285,8 @@ impl<'a> Roles<'a> {
                 if least < 0 { "adapters" } else { "tasks" },
                 count.saturating_sub(1)
             )),
-            (Some(id), None) if id < 0 => Err(self.wrong(role, "the number of a task", value)),
             (Some(id), _) => Ok(Some(id)),
-            (None, None) => {
-                Err(self.wrong(role, "the number of a task; names need `task_names`", value))
-            }
-            (None, Some(_)) => {
+            (None, _) => {
                 let known = names.or(choice.map(|c| &*c.names)).unwrap_or_default();
                 let known = format!("one of {}", known.join(", "));
                 Err(self.wrong(role, &known, value))

@@ -39,6 +39,16 @@ fn node_at(value: &Value, depth: usize) -> Result<Node, Diagnostic> {
         .iter()
         .map(|c| node_at(c, depth + 1))
         .collect::<Result<Vec<_>, _>>()?;
+    let fields = value.as_object().into_iter().flat_map(Map::keys);
+    let known = ["type", "children", "kwargs"];
+    if let Some(other) = fields.into_iter().find(|k| !known.contains(&k.as_str())) {
+        let found = format!("`{block}` has no field `{other}`");
+        let help = "a block has `type`, `children` and `kwargs`, which holds its arguments: {\"type\": \"Average\", \"children\": [\"a\", \"b\"], \"kwargs\": {\"weights\": [1, 3]}}";
+        return Err(Diagnostic::error("setup-json", found).help(help));
+    }
+    if !value["kwargs"].is_null() && !value["kwargs"].is_object() {
+        return wrong("`kwargs` of a block is an object");
+    }
     if block == "single" {
         return match (children.pop(), children.is_empty()) {
             (Some(only), true) => Ok(only),
@@ -73,10 +83,14 @@ impl<'t> Parser<'t> {
     }
 
     fn error(&self, what: impl Into<String>) -> Diagnostic {
+        // Of a long text, what is near.
+        const NEAR: usize = 60;
         let before = self.text[..self.at].chars().count();
+        let from = before.saturating_sub(NEAR);
+        let shown: String = self.text.chars().skip(from).take(2 * NEAR).collect();
         Diagnostic::error("setup-string", what)
-            .note(self.text.to_owned())
-            .note(format!("{}^", " ".repeat(before)))
+            .note(shown)
+            .note(format!("{}^", " ".repeat(before - from)))
     }
 
     fn rest(&self) -> &'t str {

@@ -8,34 +8,35 @@ use crate::adapters::place::{At, Place, State};
 use crate::diag::Diagnostic;
 use crate::ir::contract::stamp;
 use crate::ir::{Attr, Builder, OpId, Val};
+use std::rc::Rc;
 
 /// Where a block cuts.
-#[derive(Clone, Copy)]
-pub(in crate::rewrite::passes) struct Cut<'c> {
+#[derive(Clone)]
+pub(in crate::rewrite::passes) struct Cut {
     /// The block's name.
     pub(super) block: &'static str,
     /// The axis that is cut: 0 for samples, 1 for positions.
     pub(super) axis: i64,
     /// How much each child has.
-    sizes: Sizes<'c>,
+    sizes: Sizes,
 }
 
 /// Sizes of the parts.
-#[derive(Clone, Copy)]
-enum Sizes<'c> {
+#[derive(Clone)]
+enum Sizes {
     /// These.
-    Given(&'c [usize]),
+    Given(Rc<[usize]>),
     /// As many equal ones.
     Equal(usize),
 }
 
-impl<'c> Cut<'c> {
+impl Cut {
     /// Into samples of a batch: `BatchSplit`.
-    pub(in crate::rewrite::passes) fn samples(sizes: &'c [usize]) -> Self {
+    pub(in crate::rewrite::passes) fn samples(sizes: &[usize]) -> Self {
         Cut {
             block: "BatchSplit",
             axis: 0,
-            sizes: Sizes::Given(sizes),
+            sizes: Sizes::Given(sizes.into()),
         }
     }
 
@@ -49,20 +50,20 @@ impl<'c> Cut<'c> {
     }
 
     /// Into positions of a text: `Split`.
-    pub(super) fn positions(sizes: &'c [usize]) -> Self {
+    pub(super) fn positions(sizes: &[usize]) -> Self {
         Cut {
             block: "Split",
             axis: 1,
-            sizes: Sizes::Given(sizes),
+            sizes: Sizes::Given(sizes.into()),
         }
     }
 
     /// The parts of a value. A value of another length than all sizes together is refused when the graph runs.
-    pub(in crate::rewrite::passes) fn parts(self, b: &Builder, v: Val) -> Vec<Val> {
+    pub(in crate::rewrite::passes) fn parts(&self, b: &Builder, v: Val) -> Vec<Val> {
         let axis = ("axis", Attr::from(self.axis));
-        let sizes = match self.sizes {
+        let sizes = match &self.sizes {
             Sizes::Given(sizes) => sizes,
-            Sizes::Equal(n) => {
+            &Sizes::Equal(n) => {
                 let count = ("num_outputs", Attr::from(n as i64));
                 let attrs = [axis, count];
                 let known = if b.opset() < 18 { 1 } else { 2 };
@@ -82,21 +83,21 @@ impl<'c> Cut<'c> {
     }
 
     /// What the children make, one behind the other.
-    pub(super) fn join(self, b: &Builder, made: &[Val]) -> Val {
+    pub(super) fn join(&self, b: &Builder, made: &[Val]) -> Val {
         let joined = b.concat(made, self.axis);
         self.mark(b);
         joined
     }
 
     /// Says that the last node cuts or joins the children of a `Parallel`.
-    fn mark(self, b: &Builder) {
+    fn mark(&self, b: &Builder) {
         if let Sizes::Equal(n) = self.sizes {
             b.mark_last_node(stamp::CHANNELS, &n.to_string());
         }
     }
 
     /// The state of each part.
-    pub(super) fn states(self, b: &Builder, state: State) -> Vec<State> {
+    pub(super) fn states(&self, b: &Builder, state: State) -> Vec<State> {
         let mut made: Vec<(Val, Vec<Val>)> = Vec::new();
         let mut parts = |v: Val| {
             if let Some((_, parts)) = made.iter().find(|(whole, _)| *whole == v) {
@@ -122,7 +123,7 @@ impl<'c> Cut<'c> {
     }
 
     /// Refuses places that have no such axis.
-    pub(super) fn check(self, place: &Place<'_>, rank: Option<usize>) -> Result<(), Diagnostic> {
+    pub(super) fn check(&self, place: &Place<'_>, rank: Option<usize>) -> Result<(), Diagnostic> {
         match (&place.at, rank) {
             (At::Sequence(_) | At::Mask(_), _) => Err(one_length(place)),
             (At::Attention(_), _) if self.axis > 0 => Err(Diagnostic::error(
@@ -157,6 +158,12 @@ impl<'c> Cut<'c> {
             (_, rank) => Err(no_batch(place, rank, self.block)),
         }
     }
+}
+
+/// What a child of blocks in blocks has of a whole value: its part of the outermost block's part, and so on.
+pub(super) fn part_of(b: &Builder, v: Val, path: &[(Cut, usize)]) -> Val {
+    path.iter()
+        .fold(v, |v, (cut, child)| cut.parts(b, v)[*child])
 }
 
 /// Whether adapters here read more of the graph than what flows, by the number of the sample.

@@ -203,7 +203,7 @@ impl Composer<'_> {
     fn cut<'g, 's>(
         &self,
         children: &[Setup],
-        cut: Cut<'_>,
+        cut: Cut,
         (at, state): (Site<'g, 's>, State),
         cx: &BuildCx<'_>,
         used: &mut Used<'g, 's>,
@@ -216,22 +216,25 @@ impl Composer<'_> {
         let b = cx.b;
         b.set_scope(&self.fresh_scope(&format!("{}/{}", place.scope, cut.block)));
         let whole = blocks::reads_rows_by_number(place);
-        let states = if whole {
-            vec![state; children.len()]
+        // Where children run on all rows, what stands there is cut as theirs is: by the blocks around this one first.
+        let (states, old) = if whole {
+            let old = blocks::part_of(b, state.out, &used.path);
+            (vec![state; children.len()], cut.parts(b, old))
         } else {
-            cut.states(b, state)
+            let states = cut.states(b, state);
+            let old = states.iter().map(|s| s.out).collect();
+            (states, old)
         };
-        let old = cut.parts(b, cx.current(place.target()));
-        let made = self.each(children, &states, at, cx, used)?;
-        b.set_scope(&self.fresh_scope(&format!("{}/{}", place.scope, cut.block)));
-        let mut own = Vec::with_capacity(made.len());
-        for (i, (made, old)) in made.into_iter().zip(old).enumerate() {
-            own.push(match made {
-                None => old,
-                Some(made) if whole => cut.parts(b, made)[i],
-                Some(made) => made,
-            });
+        let before = used.last.take();
+        let mut own = Vec::with_capacity(children.len());
+        for (i, ((child, state), old)) in children.iter().zip(states).zip(old).enumerate() {
+            used.path.push((cut.clone(), i));
+            used.last.clone_from(&before);
+            let made = self.one(child, state, at, cx, used)?;
+            used.path.pop();
+            own.push(made.unwrap_or(old));
         }
+        b.set_scope(&self.fresh_scope(&format!("{}/{}", place.scope, cut.block)));
         Ok(State {
             closed: Some(cut.join(b, &own)),
             ..state
@@ -261,7 +264,12 @@ impl Composer<'_> {
         b.set_scope(&self.fresh_scope(&format!("{}/Average", place.scope)));
         let made = made.into_iter().zip(weights);
         let terms: Vec<(f64, Val)> = made.filter_map(|(v, w)| Some((*w, v?))).collect();
-        let mean = blocks::weighted_sum(b, &terms, cx.current(place.target()));
+        let old = if blocks::reads_rows_by_number(place) {
+            blocks::part_of(b, state.out, &used.path)
+        } else {
+            state.out
+        };
+        let mean = blocks::weighted_sum(b, &terms, old);
         Ok(State {
             closed: Some(mean),
             ..state
@@ -281,10 +289,29 @@ impl Composer<'_> {
         let mut out = Vec::with_capacity(children.len());
         for (child, state) in children.iter().zip(states) {
             used.last.clone_from(&before);
-            let state = self.apply(child, at, *state, cx, used)?;
-            out.push(closed(state, used.last.as_ref(), cx)?);
+            out.push(self.one(child, *state, at, cx, used)?);
         }
         Ok(out)
+    }
+
+    /// What one child of a block makes, as much of it as the child has; `None` where it is not at the place.
+    fn one<'g, 's>(
+        &self,
+        child: &Setup,
+        state: State,
+        at: Site<'g, 's>,
+        cx: &BuildCx<'_>,
+        used: &mut Used<'g, 's>,
+    ) -> Result<Option<Val>, PassError> {
+        let state = self.apply(child, at, state, cx, used)?;
+        let made = closed(state, used.last.as_ref(), cx)?;
+        let whole = |m: &Entered<'_, '_>| blocks::reads_rows_by_number(&m.part.place);
+        // A block has cut what it made.
+        let cut = child.is_bound() || !used.last.as_ref().is_some_and(whole);
+        Ok(match made {
+            Some(v) if !cut => Some(blocks::part_of(cx.b, v, &used.path)),
+            made => made,
+        })
     }
 
     /// Each sample its own child: together where the method can, and otherwise each child on all samples, of which every sample takes
@@ -318,8 +345,7 @@ impl Composer<'_> {
         }
         let states = vec![state; tasks.len()];
         let made = self.each(tasks, &states, at, cx, used)?;
-        let old = cx.current(place.target());
-        let values: Vec<Val> = made.into_iter().map(|v| v.unwrap_or(old)).collect();
+        let values: Vec<Val> = made.into_iter().map(|v| v.unwrap_or(state.out)).collect();
         cx.b.set_scope(&self.fresh_scope(&format!("{}/tasks", place.scope)));
         Ok(State {
             closed: Some(picker.pick(&values, cx)?),
@@ -525,6 +551,8 @@ pub(super) struct Used<'g, 's> {
     pub last: Option<Entered<'g, 's>>,
     /// Parameters made in this patch.
     pub made: Vec<(String, Val)>,
+    /// The blocks around that cut, and which part each gives; the outermost first.
+    pub path: Vec<(Cut, usize)>,
 }
 
 /// The stamp of an adapter's nodes.

@@ -55,10 +55,13 @@ impl Picker {
             .set(Some("`task_ids` has one task for each row"));
         let input = origin.once(cx, "input", || input(cx))?;
         let ids = origin.once(cx, &format!("of {count}"), || {
-            // Looking the ids up in their range refuses those outside.
+            // Looking the ids up in their range refuses those outside; from the end, it would count those below 0.
+            let b = cx.b;
+            let below = b.op("Less", &[input, b.int(0)], &[]);
+            let outside = b.int(i64::from(i32::MAX));
+            let ids = b.op("Where", &[below, outside, input], &[]);
             let range: Vec<i64> = (0..count as i64).collect();
-            let range = cx.b.ints(&range);
-            Ok(cx.b.op("Gather", &[range, input], &[("axis", 0i64.into())]))
+            Ok(b.op("Gather", &[b.ints(&range), ids], &[("axis", 0i64.into())]))
         })?;
         Ok(Picker {
             ids,

@@ -12,6 +12,7 @@ fn merge(spec: &str) -> impl FnOnce(&Verified) -> Merge {
         selection: sites(model),
         adapters: vec![adapter],
         setup: None,
+        skip_layers: Vec::new(),
         fold: Fold::In,
         evaluate: Box::new(|_| Ok(vec![TensorData::from_f32([4, 4], &[3.0; 16])])),
     }
