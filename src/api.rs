@@ -3,13 +3,14 @@
 use crate::adapters::heads::{Head, Noted};
 use crate::adapters::manifest::Manifest;
 use crate::adapters::summary::Summary;
-use crate::adapters::{Adapter, AdapterStore, Config};
+use crate::adapters::{Adapter, AdapterStore, Config, Setup};
 use crate::analyze::finite;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::diff::Diff;
 use crate::rewrite::passes::head::AttachHead;
+use crate::rewrite::passes::inline;
 use crate::rewrite::pipelines;
 use crate::select::{Interface, Selection, fused_attentions, hiding_operators, module_of};
 use std::path::Path;
@@ -18,12 +19,14 @@ mod attach;
 #[cfg(feature = "runtime")]
 mod eject;
 mod tenants;
+mod within;
 
 pub(crate) use crate::adapters::docs::explain as method;
 pub use attach::{Adapted, Attach, find_interface};
 #[cfg(feature = "runtime")]
 pub(crate) use eject::eject_prefix_tuning;
 pub use tenants::tenants;
+pub(crate) use within::{flat, shown};
 
 /// Maps a model and verifies it.
 ///
@@ -76,12 +79,17 @@ pub fn adapter(spec: &str) -> Result<Adapter> {
 }
 
 /// Replaces operators that hide the values adapters are spliced at (fused skip norms, packed attention) by their definitions; with
-/// `cores` also those that hold the core of an attention. The finding says which ones.
+/// `cores` also those that hold the core of an attention. The finding says which ones. Calls of the model's own functions, and branches
+/// that are decided, are replaced by their nodes.
 ///
 /// # Errors
 /// A form of these operators that has no definition here.
 pub(crate) fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<Diagnostic>)> {
-    let mut model = model;
+    let mut model = if inline::concerns(model.model()) {
+        pipelines::inlining(false).run(model)?.model
+    } else {
+        model
+    };
     let (mut names, mut before): (Vec<String>, _) = (Vec::new(), Vec::new());
     // A definition may hold an operator that hides something itself.
     loop {
@@ -129,8 +137,23 @@ pub(crate) fn attach_head(
     seed: u64,
     training: bool,
 ) -> Result<Verified> {
+    attach_heads(model, vec![head], None, seed, training)
+}
+
+/// Adds a head for each child of a block of the setup, with the outputs `logits.NAME`; without a block, the only one.
+///
+/// # Errors
+/// Those of [`attach_head`].
+pub(crate) fn attach_heads(
+    model: Verified,
+    heads: Vec<Head>,
+    block: Option<Setup>,
+    seed: u64,
+    training: bool,
+) -> Result<Verified> {
     let pass = AttachHead {
-        head,
+        heads,
+        block,
         seed,
         training,
     };
@@ -171,6 +194,11 @@ pub fn diff(a: &Verified, b: &Verified) -> Diff {
 
 /// Takes adapters out of a rewritten model: one, or all.
 pub fn strip(model: Verified, adapter: Option<&str>) -> Result<Verified> {
+    within::stripped(model, adapter)
+}
+
+/// The same of one graph, whatever stands inside its nodes.
+fn strip_one(model: Verified, adapter: Option<&str>) -> Result<Verified> {
     let pipeline = pipelines::stripping(adapter.map(str::to_owned));
     Ok(pipeline.run(model)?.model)
 }

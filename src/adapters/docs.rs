@@ -1,7 +1,7 @@
 //! Documentation of the methods, from their code: the head of a method's file, its fields with their comments, its presets.
 
 use super::Config;
-use super::config::{chunks, expansion};
+use super::config::{chunks, expansion, fusion_identifiers};
 #[cfg(test)]
 use super::identifiers;
 use super::methods::MethodConfig;
@@ -67,7 +67,12 @@ pub(crate) fn explain(text: &str) -> Result<Explained> {
 
 fn explain_in(example: &Example, text: &str) -> Result<Explained> {
     let text = text.trim();
-    let config = Config::parse(text)?;
+    let named = text.split('[').next().unwrap_or(text).trim();
+    let config = if fusion_identifiers().any(|n| n == named) {
+        Config::parse_fusion(text)?
+    } else {
+        Config::parse(text)?
+    };
     let written = chunks(text);
     let members = config.methods().iter().enumerate().map(|(i, method)| {
         let identifier = written.get(i).map_or_else(String::new, |t| (*t).to_owned());
@@ -251,7 +256,7 @@ pub(crate) fn markdown() -> Result<String> {
         "# Adapter methods\n\nGenerated from the code; a test keeps it fresh.\n\n| identifier | architecture | attaches at | merges | config id |\n|---|---|---|---|---|\n",
     );
     let (mut docs, mut others) = (Vec::new(), Vec::new());
-    for name in identifiers() {
+    for name in identifiers().chain(fusion_identifiers()) {
         let known = explain_in(&example, name)?;
         if known.stands_for.is_some() {
             others.push(known);
@@ -268,6 +273,7 @@ pub(crate) fn markdown() -> Result<String> {
             docs.push(d);
         }
     }
+    out += "\n`dynamic` and `static` are for a `Fuse` of a setup: `--fusion dynamic`.\n";
     out += "\n| older name, or union | stands for | config id |\n|---|---|---|\n";
     for o in &others {
         let full = o.stands_for.unwrap_or_default().replace('|', "\\|");

@@ -2,7 +2,7 @@
 
 use super::heads::Noted;
 use super::methods::MethodConfig;
-use super::{Config, Meta, UnknownKeys};
+use super::{Config, Meta, Setup, UnknownKeys};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::Model;
@@ -144,6 +144,12 @@ impl Manifest {
         heads.map(|h| &*h.name)
     }
 
+    /// The children of the `Parallel` that the adapters are put together by, where there is one.
+    pub(crate) fn parallel(&self) -> Option<Vec<Setup>> {
+        let mut setups = self.setups.iter().filter_map(|s| Setup::from_json(s).ok());
+        setups.find_map(|s| s.parallel().map(<[Setup]>::to_vec))
+    }
+
     /// Names of the adapters.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.adapters.iter().map(|a| &*a.name)
@@ -192,6 +198,59 @@ pub(crate) fn whole_row_adapters(model: &Model) -> Result<Vec<String>> {
         }
     }
     Ok(out)
+}
+
+/// What each sample of a batch chooses from, by a graph input: the children of a `MultiTask`, or many adapters in one graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// Their names, by id: of a child, that of its last adapter.
+    pub names: Vec<String>,
+    /// Whether a sample may have none: -1.
+    pub or_none: bool,
+}
+
+/// The name that PEFT has for no adapter.
+const BASE: &str = "__base__";
+
+impl Choice {
+    /// The id that a sample says, by name or as a number.
+    pub(crate) fn id(&self, said: &Value) -> Option<i64> {
+        if let Some(name) = said.as_str() {
+            let none = (self.or_none && name == BASE).then_some(-1);
+            let at = self.names.iter().position(|n| n == name);
+            return at.and_then(|i| i64::try_from(i).ok()).or(none);
+        }
+        let least = if self.or_none { -1 } else { 0 };
+        said.as_i64()
+            .filter(|id| (least..self.names.len() as i64).contains(id))
+    }
+}
+
+/// What the samples of a model choose from, where they do.
+///
+/// # Errors
+/// A manifest that cannot be read.
+pub(crate) fn choice(model: &Model) -> Result<Option<Choice>> {
+    let manifest = Manifest::read(model).map_err(|d| Error::new(ErrorKind::Method, d))?;
+    if let Some(tenants) = manifest.tenants {
+        return Ok(Some(Choice {
+            names: tenants.names,
+            or_none: true,
+        }));
+    }
+    let mut setups = manifest
+        .setups
+        .iter()
+        .filter_map(|s| Setup::from_json(s).ok());
+    // Where there are several, an id counts in each.
+    let tasks = setups.find_map(|s| {
+        let least = s.multi_tasks().into_iter().min_by_key(|tasks| tasks.len());
+        least.map(<[Setup]>::to_vec)
+    });
+    Ok(tasks.map(|tasks| Choice {
+        names: tasks.iter().map(|t| t.last().to_owned()).collect(),
+        or_none: false,
+    }))
 }
 
 /// The adapters that training changes where nobody names them: as with the library's `train_adapter_fusion`, those that a fusion mixes stay

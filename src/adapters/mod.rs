@@ -20,7 +20,7 @@ use methods::MethodConfig;
 use plan::setup;
 
 pub use config::Config;
-pub(crate) use config::{UnknownKeys, identifiers};
+pub(crate) use config::{UnknownKeys, fusion_identifiers, identifiers};
 pub use folder::{AdapterFolder, Meta, WriteOptions};
 pub use naming::Route;
 pub use setup::Setup;
@@ -29,7 +29,7 @@ pub use store::{AdapterStore, Param};
 
 pub(crate) use average::{AverageOptions, Combine, average};
 pub(crate) use files::weighted::{Weighting, weighted};
-pub(crate) use manifest::{usually_trained, whole_row_adapters};
+pub(crate) use manifest::{Choice, choice, usually_trained, whole_row_adapters};
 pub(crate) use store::{Weights, convert, param_stamps};
 
 use crate::error::Result;

@@ -3,7 +3,7 @@
 use super::through::Through;
 use crate::diag::Diagnostic;
 use crate::ir::contract;
-use crate::ir::{DType, Graph, Use, ValueId};
+use crate::ir::{DType, Graph, GraphPort, Use, ValueId};
 
 /// The logits: the output of this name; without one `logits`, or else the first output.
 ///
@@ -13,7 +13,9 @@ pub(crate) fn logits(g: &Graph, name: Option<&str>) -> Result<ValueId, Diagnosti
     let find = |name: &str| g.outputs().iter().find(|p| g.name_of(p.value) == name);
     let port = match name {
         Some(name) => find(name),
-        None => find(contract::LOGITS).or_else(|| g.outputs().first()),
+        None => find(contract::LOGITS)
+            .or_else(|| of_heads(g).next())
+            .or_else(|| g.outputs().first()),
     };
     port.map(|p| p.value).ok_or_else(|| {
         let names: Vec<&str> = g.outputs().iter().map(|p| g.name_of(p.value)).collect();
@@ -26,6 +28,12 @@ pub(crate) fn logits(g: &Graph, name: Option<&str>) -> Result<ValueId, Diagnosti
         )
         .help(format!("its outputs are: {}", names.join(", ")))
     })
+}
+
+/// The outputs of several heads, `logits.NAME`.
+pub(crate) fn of_heads(g: &Graph) -> impl Iterator<Item = &GraphPort> {
+    let named = |p: &&GraphPort| contract::head_output(g.name_of(p.value)).is_some();
+    g.outputs().iter().filter(named)
 }
 
 /// The table that `input_ids` looks up, if the graph has one, with its number of rows.

@@ -111,19 +111,28 @@ fn fused(view: &Flow<'_>, n: NodeId) -> Option<Norm> {
     })
 }
 
-/// `x / sqrt(mean(x²) + ε) · w`, or with `x - mean(x)` for x and a bias; found by its square root.
-fn spelled(view: &Flow<'_>, sqrt: NodeId) -> Option<Norm> {
+/// `x / sqrt(mean(x²) + ε) · w`, or with `x - mean(x)` for x and a bias; found by its root, which may be written as a power, with or
+/// without ε, and with the weight as `1 + w`.
+fn spelled(view: &Flow<'_>, root: NodeId) -> Option<Norm> {
     let first = |n: NodeId| view.inputs(n).first().copied().flatten();
     let made_by = |v: ValueId, ops: &[&str]| {
         view.producer(view.root(v))
             .filter(|p| ops.contains(&view.op(*p)))
     };
-    if view.op(sqrt) != "Sqrt" || !view.is_flow(first(sqrt)?) {
+    let inverse = match view.op(root) {
+        "Sqrt" => false,
+        "Pow" => power(view, root)?.is_sign_negative(),
+        _ => return None,
+    };
+    if !view.is_flow(first(root)?) {
         return None;
     }
-    let add = made_by(first(sqrt)?, &["Add"])?;
-    let mean = view
-        .inputs(add)
+    let guarded = made_by(first(root)?, &["Add", "Max", "Clip"]);
+    let operands = match guarded {
+        Some(guard) => view.inputs(guard),
+        None => vec![first(root)],
+    };
+    let mean = operands
         .into_iter()
         .flatten()
         .find_map(|v| made_by(v, &["ReduceMean"]))?;
@@ -138,7 +147,7 @@ fn spelled(view: &Flow<'_>, sqrt: NodeId) -> Option<Norm> {
         Some(cast) if first(cast).is_some_and(|v| view.is_flow(v)) => view.root(first(cast)?),
         _ => centred,
     };
-    let output = scaled(view, view.graph.output(sqrt, 0)?)?;
+    let output = scaled(view, view.graph.output(root, 0)?, inverse)?;
     let mut nodes = Vec::new();
     let mut open = vec![output];
     while let Some(v) = open.pop() {
@@ -166,8 +175,17 @@ fn spelled(view: &Flow<'_>, sqrt: NodeId) -> Option<Norm> {
     })
 }
 
-/// From the root mean square on: the division, a cast back, weight and bias.
-fn scaled(view: &Flow<'_>, root: ValueId) -> Option<ValueId> {
+/// The exponent of a power that is a square root, or one over it.
+fn power(view: &Flow<'_>, n: NodeId) -> Option<f32> {
+    let exponent = view.constant(view.input(n, 1)?)?.to_f32()?;
+    match *exponent {
+        [e] if (e.abs() - 0.5).abs() < 1e-6 => Some(e),
+        _ => None,
+    }
+}
+
+/// From the root mean square on, or from one over it: the division, casts, weight and bias.
+fn scaled(view: &Flow<'_>, root: ValueId, inverse: bool) -> Option<ValueId> {
     let only = |v: ValueId| match view.readers(v)[..] {
         [r] if !view.is_output(v) => Some((r, view.graph.output(r, 0)?)),
         _ => None,
@@ -181,22 +199,37 @@ fn scaled(view: &Flow<'_>, root: ValueId) -> Option<ValueId> {
                 .copied()
                 .flatten()
                 .is_some_and(|v| view.is_constant(v)));
-    if inverts {
+    if inverts && !inverse {
         (node, at) = only(at)?;
     }
     if !matches!(view.op(node), "Div" | "Mul") {
         return None;
     }
-    for step in ["Cast", "Mul", "Add"] {
-        let Some((next, made)) = only(at) else { break };
-        let inputs = view.inputs(next);
-        let constant = inputs
-            .iter()
+    // A weight is a vector, stored or computed from stored ones.
+    let wide = |v: ValueId| match view.tensor(v) {
+        Some(t) => t.count() != Some(1),
+        None => view.is_constant(v) && view.rank(v).is_some_and(|r| r > 0),
+    };
+    let mut left = vec!["Cast", "Cast", "Mul", "Add"];
+    while let Some((next, made)) = only(at) {
+        let step = view.op(next);
+        let Some(known) = left.iter().position(|s| *s == step) else {
+            break;
+        };
+        let constant = view
+            .inputs(next)
+            .into_iter()
             .flatten()
-            .any(|v| *v != at && view.tensor(*v).is_some_and(|t| t.count() != Some(1)));
-        if view.op(next) == step && (step == "Cast" || constant) {
-            at = made;
+            .any(|v| v != at && wide(v));
+        if step != "Cast" && !constant {
+            break;
         }
+        left.remove(known);
+        // What a norm adds comes last.
+        if step == "Add" {
+            left.retain(|s| *s == "Cast");
+        }
+        at = made;
     }
     Some(at)
 }

@@ -50,3 +50,45 @@ pub(crate) fn joint(view: View<'_>, output: ValueId, residual: Option<ValueId>) 
         (at, branch) = next?;
     }
 }
+
+/// What a sublayer adds to the stream, from the sum back: the operand that is not the residual, in front of a constant factor. Where the
+/// residual is not known, it is the operand that is made first.
+pub(crate) fn branch(
+    view: View<'_>,
+    sum: ValueId,
+    residual: Option<ValueId>,
+    made: &dyn Fn(ValueId) -> i64,
+) -> Option<ValueId> {
+    let graph = view.graph;
+    let source = |v: ValueId| Through::ALIKE.source(graph, v);
+    let (add, _) = graph.producer(source(sum))?;
+    let operands: Vec<ValueId> = graph.node_inputs(add).into_iter().flatten().collect();
+    let ([a, b], true) = (&operands[..], graph.node(add).op.is_onnx("Add")) else {
+        return None;
+    };
+    let (a, b) = (*a, *b);
+    let found = match residual.map(source) {
+        Some(r) if source(a) == r => b,
+        Some(r) if source(b) == r => a,
+        Some(_) => return None,
+        None if made(a) > made(b) => a,
+        None => b,
+    };
+    Some(unscaled(view, found))
+}
+
+/// A value in front of a constant factor.
+pub(crate) fn unscaled(view: View<'_>, v: ValueId) -> ValueId {
+    let graph = view.graph;
+    let source = |v: ValueId| Through::ALIKE.source(graph, v);
+    let Some((n, _)) = graph.producer(source(v)) else {
+        return v;
+    };
+    let operands: Vec<ValueId> = graph.node_inputs(n).into_iter().flatten().collect();
+    let constant = |v: &ValueId| view.constant(source(*v)).is_some();
+    match operands[..] {
+        [a, b] if graph.node(n).op.is_onnx("Mul") && constant(&b) => a,
+        [a, b] if graph.node(n).op.is_onnx("Mul") && constant(&a) => b,
+        _ => v,
+    }
+}

@@ -54,6 +54,8 @@ pub(crate) struct Found {
     /// The projection of a gated block whose output goes through the activation.
     pub(crate) gate: Option<usize>,
     pub(crate) down: Option<usize>,
+    /// What a feed-forward block reads and makes that is no two linears, as a choice of experts.
+    pub(crate) block: Option<(ValueId, ValueId)>,
     /// Whether the stream is what norms behind the sublayers make.
     pub(crate) post_norm: bool,
     pub(crate) input: ValueId,
@@ -119,6 +121,7 @@ impl<'a> Structure<'a> {
                 up: None,
                 gate: None,
                 down: None,
+                block: None,
                 post_norm: false,
                 input,
                 output: None,
@@ -135,6 +138,9 @@ impl<'a> Structure<'a> {
             self.claim(&mut owner, joint.as_ref(), at);
             layers[at].ln_cross = self.norm_behind(joint.as_ref());
             layers[at].cross_attn = Some(core.clone());
+        }
+        for (at, layer) in layers.iter().enumerate() {
+            self.claim_more(&mut owner, &layer.self_attn, at);
         }
         self.feed_forward(&cores, &owner, &mut layers);
         self.chain(layers)
@@ -173,16 +179,48 @@ impl<'a> Structure<'a> {
         let [q, k, v] = operands.map(|v| self.projection(v));
         let o = self.ahead(context)?;
         let (q, k, v) = (q?, k?, v?);
-        let reads = |p: Projection| self.view.root(self.linears.all[p.linear].input);
-        let cross = reads(q) != reads(k);
+        let sources = self.sources(k.linear);
+        let shared = self.sources(q.linear).into_iter().find(|v| {
+            sources
+                .iter()
+                .any(|s| self.view.root(*s) == self.view.root(*v))
+        });
         Some(Core {
             q: Some(q),
             k: Some(k),
             v: Some(v),
             o,
-            input: self.linears.all[q.linear].input,
-            cross,
+            input: shared.unwrap_or(self.linears.all[q.linear].input),
+            cross: shared.is_none(),
         })
+    }
+
+    /// What a projection reads; where that is a latent, which another linear makes with a norm behind it at most, also what that reads.
+    fn sources(&self, linear: usize) -> Vec<ValueId> {
+        const LATENTS: usize = 3;
+        let mut out = vec![self.linears.all[linear].input];
+        while let (Some(&last), true) = (out.last(), out.len() <= LATENTS) {
+            let norm = self.norms.making(self.view, last);
+            let mut at = norm.and_then(|n| n.input).unwrap_or(last);
+            let passes = Through::ALIKE.or(Through::SHAPE);
+            let latent = loop {
+                let at_root = passes.source(self.view.graph, at);
+                if let Some(l) = self.by_output.get(&at_root).or(self.by_output.get(&at)) {
+                    break Some(*l);
+                }
+                let part = self.view.producer(at_root);
+                match part.filter(|n| matches!(self.view.op(*n), "Split" | "Slice")) {
+                    Some(n) => match self.view.input(n, 0) {
+                        Some(whole) => at = whole,
+                        None => break None,
+                    },
+                    None => break None,
+                }
+            };
+            let Some(latent) = latent else { break };
+            out.push(self.linears.all[latent].input);
+        }
+        out
     }
 
     /// Operands of `softmax(q · kᵀ …) · v` and its result.
@@ -216,7 +254,7 @@ impl<'a> Structure<'a> {
             if let Some(found) = stop(n) {
                 return Some(found);
             }
-            if self.linears.of(n).is_none() {
+            if self.linears.of(n).is_none() && !self.mixes_channels(n) {
                 open.extend(
                     self.view
                         .inputs(n)
@@ -227,6 +265,13 @@ impl<'a> Structure<'a> {
             }
         }
         None
+    }
+
+    /// Whether a node is a convolution that is no linear and makes each channel of several: what it makes is not what it read.
+    fn mixes_channels(&self, n: NodeId) -> bool {
+        let weight = |slot: usize| self.view.tensor(self.view.input(n, slot)?);
+        self.view.op(n).starts_with("Conv")
+            && weight(1).is_none_or(|w| w.dims.get(1).is_none_or(|d| *d > 1))
     }
 
     /// The projection that a value comes from.
@@ -377,6 +422,39 @@ impl<'a> Structure<'a> {
         }
     }
 
+    /// Claims what is made of a sublayer's sum before the next norm, where no layer did: more may be added, and the sum be scaled, as with
+    /// the second branch beside Gemma 3n's attention.
+    fn claim_more(&self, owner: &mut FxHashMap<ValueId, usize>, core: &Core, at: usize) {
+        const MORE: usize = 3;
+        let joint = self.joint(self.linears.all[core.o].output);
+        let mut sum = joint.and_then(|j| j.sum);
+        for _ in 0..MORE {
+            let Some(v) = sum else { break };
+            let next = self.view.readers(v).into_iter().find(|r| {
+                let others = self
+                    .view
+                    .inputs(*r)
+                    .into_iter()
+                    .flatten()
+                    .filter(|o| *o != v);
+                let (mut flows, mut constants) = (false, false);
+                for o in others {
+                    flows |= self.view.is_flow(o);
+                    constants |= self.view.is_constant(o);
+                }
+                match self.view.op(*r) {
+                    "Add" => flows,
+                    "Mul" | "Div" => constants,
+                    _ => false,
+                }
+            });
+            sum = next.and_then(|r| self.view.out(r));
+            if let Some(v) = sum {
+                owner.entry(self.view.root(v)).or_insert(at);
+            }
+        }
+    }
+
     fn norm_behind(&self, joint: Option<&Joint>) -> Option<ValueId> {
         let j = joint?;
         j.branch_norm
@@ -437,11 +515,16 @@ impl<'a> Structure<'a> {
                 continue;
             };
             let layer = &mut layers[at];
+            let attended = self.linears.all[layer.self_attn.o].output;
+            // What is added to anything but the stream is a part of a larger block: an expert that all tokens share.
+            let beside = self.view.root(joint.other) == self.view.root(attended);
+            if !beside && !self.keys(joint.other).iter().any(|k| owner.contains_key(k)) {
+                continue;
+            }
             layer.up = Some(up);
             layer.gate = self.gate(l.input, up.linear);
             layer.down = Some(down);
             layer.ln_2 = self.norm_behind(Some(&joint));
-            let attended = self.linears.all[layer.self_attn.o].output;
             // The stream of a post-norm layer is the normed sum, so its block adds to what a norm of a sum made.
             layer.post_norm = self.norms.making(self.view, joint.other).is_some_and(|n| {
                 let first = self.view.root(joint.other) == self.view.root(layer.input);
@@ -449,6 +532,47 @@ impl<'a> Structure<'a> {
             });
             layer.output = self.leaving(joint, attended, layer.input, layer.post_norm);
         }
+        for layer in layers.iter_mut().filter(|l| l.down.is_none()) {
+            self.blocks(layer);
+        }
+    }
+
+    /// The feed-forward block of a layer by what it reads of the stream and what it adds to it, whatever stands inside.
+    fn blocks(&self, layer: &mut Found) {
+        let last = layer.cross_attn.as_ref().unwrap_or(&layer.self_attn);
+        let attended = self.joint(self.linears.all[last.o].output);
+        let Some(stream) = attended.and_then(|j| j.sum) else {
+            return;
+        };
+        let Some(joint) = self.joint(stream) else {
+            return;
+        };
+        // The search for the addition goes through the norm of a post-norm layer.
+        let normed = joint.branch_norm;
+        let own = || self.norms.of(self.view, stream).next().map(|n| n.output);
+        let entered = normed.or_else(own).unwrap_or(stream);
+        if self.view.defined(joint.other) <= self.view.defined(entered) {
+            return;
+        }
+        layer.post_norm = normed.is_some();
+        let made = match self.norms.making(self.view, joint.other) {
+            Some(Norm {
+                input: Some(x),
+                output,
+                ..
+            }) => {
+                layer.ln_2 = Some(*output);
+                *x
+            }
+            _ => joint.other,
+        };
+        let behind = || Some(self.norms.of(self.view, joint.sum?).next()?.output);
+        layer.output = joint.sum;
+        if layer.post_norm {
+            layer.ln_2 = behind();
+            layer.output = layer.ln_2;
+        }
+        layer.block = Some((entered, super::residual::unscaled(**self.view, made)));
     }
 
     /// The other linear of the input of `up` whose output, behind an activation, is multiplied into what the down projection reads.
@@ -600,7 +724,9 @@ impl<'a> Structure<'a> {
         let mut at = l
             .output
             .or_else(|| self.joint(self.linears.all[l.self_attn.o].output)?.sum);
-        for _ in 0..4 {
+        // Layers without attention may stand between two with it.
+        const BETWEEN: usize = 64;
+        for _ in 0..BETWEEN {
             let Some(v) = at else { break };
             out.push(self.view.root(v));
             out.extend(self.restored(v));

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
 use crate::rewrite::passes::AttachPass;
-use crate::rewrite::pipelines;
+use crate::rewrite::{bodies, pipelines};
 use crate::select::{Interface, Library, PerStack, Selection, beside, infer_interface};
 use std::path::{Path, PathBuf};
 
@@ -45,6 +45,7 @@ pub struct Attach {
     route: Option<Route>,
     shown: Shown,
     skip_layers: Vec<usize>,
+    skip_input: bool,
     by_ids: bool,
 }
 
@@ -62,6 +63,7 @@ impl Attach {
             route: None,
             shown: Shown::default(),
             skip_layers: Vec::new(),
+            skip_input: false,
             by_ids: false,
         }
     }
@@ -174,6 +176,12 @@ impl Attach {
         self
     }
 
+    /// Whether the graph gets an optional input `adapter_skip_layers: bool[layers]` that says which layers are skipped (default: no).
+    pub fn skip_layers_input(mut self, wanted: bool) -> Self {
+        self.skip_input = wanted;
+        self
+    }
+
     /// Whether the gates of adapters are graph outputs, `adapter_gating_scores.MODULE: [batch, gates]` (default: no).
     pub fn output_gating_scores(mut self, wanted: bool) -> Self {
         self.shown.gating = wanted;
@@ -193,6 +201,20 @@ impl Attach {
     /// [`ErrorKind::Interface`]: no interface, or one that does not fit the graph; [`ErrorKind::Method`] and [`ErrorKind::Patch`]:
     /// adapters that do not fit the places.
     pub fn run(self) -> Result<Adapted> {
+        let mut attach = |model: Verified| {
+            let one = Attach {
+                model,
+                ..self.clone()
+            };
+            let adapted = one.run_flat()?;
+            Ok((adapted.model.clone(), adapted))
+        };
+        let (model, all) = bodies::everywhere(self.model.clone(), &mut attach)?;
+        Ok(super::within::joined(all, model))
+    }
+
+    /// Attaches to the main graph, whatever stands inside its nodes.
+    fn run_flat(self) -> Result<Adapted> {
         let by_name = |a: &Adapter| a.config.methods().iter().all(|m| m.names_modules());
         let by_name = !self.adapters.is_empty() && self.adapters.iter().all(by_name);
         let interface = match self.interface.filter(|i| by_name || !i.is_bare()) {
@@ -201,6 +223,10 @@ impl Attach {
                 Err(_) if by_name => Interface::bare(),
                 found => found?,
             },
+        };
+        let interface = match &self.file {
+            Some(file) => interface.counting(file),
+            None => interface,
         };
         let mut adapters = self.adapters;
         if adapters.is_empty() {
@@ -290,6 +316,7 @@ impl Attach {
             training: self.training,
             shown: self.shown,
             skip_layers: self.skip_layers,
+            skip_input: self.skip_input,
             tenants,
         };
         let rewritten = pipelines::attaching(pass).run(model);
@@ -636,30 +663,58 @@ fn beyond_library(interface: &Interface, model_type: &str) -> Option<Diagnostic>
     Some(Diagnostic::warning("interface-library", message).help(help))
 }
 
-/// The interface of a model for which none was given: that of the type in `config.json` beside its file, else one inferred from the
-/// graph.
+/// The interface of a model for which none was given: the `adapter_interface.json` beside its file, else the built-in one of the type in
+/// `config.json`, else one inferred from the graph. A built-in interface that does not fit the graph (another version of the library
+/// names its modules otherwise, or the file is a part of the model) gives way to an inferred one that does, and selecting with that
+/// says what was missing.
 ///
 /// # Errors
 /// [`ErrorKind::Interface`]: the type is not known, and the graph does not tell.
 pub fn find_interface(model: &Verified, file: Option<&Path>) -> Result<Interface> {
-    if let Some(path) = file
-        && let Some(found) = Interface::detect(path)?
-    {
-        // The built-in one for two models in one is of BERTs; a decoder may be of another type, whose modules the graph tells.
-        let composite = found.is_builtin() && found.counts_layers_apart();
-        if composite
-            && found.select(model).is_err()
-            && let Ok(other) = infer_interface(model)
-        {
-            return Ok(other.interface);
-        }
-        return Ok(found);
+    let named = file.map(Interface::detect).transpose()?.flatten();
+    if let Some(found) = named.as_ref().filter(|i| !i.is_builtin()) {
+        return Ok(found.clone());
     }
-    infer_interface(model).map(|p| p.interface).map_err(|e| {
-        let d = Diagnostic::error("interface-unknown", "no interface was given, and none could be found")
-            .help("give one: --interface qwen3, or --interface adapter_interface.json (`rewrite interface list`)");
-        Error::new(ErrorKind::Interface, d).with_source(e)
-    })
+    let model = &opened(super::shown(model.clone())?, false)?.0;
+    let misfit = match &named {
+        Some(found) => match found.select(model) {
+            Ok(_) => return Ok(found.clone()),
+            Err(misfit) => Some((found, misfit)),
+        },
+        None => None,
+    };
+    match (infer_interface(model), misfit) {
+        (Ok(p), None) => Ok(p.noted(None)),
+        // The findings of the built-in one are what stands in the way, if neither fits.
+        (Ok(p), Some((found, misfit))) => Ok(match p.interface.select(model) {
+            Ok(_) => p.noted(Some(gives_way(found, &misfit))),
+            Err(_) => found.clone(),
+        }),
+        (Err(_), Some((found, _))) => Ok(found.clone()),
+        (Err(e), None) => {
+            let d = Diagnostic::error("interface-unknown", "no interface was given, and none could be found")
+                .help("give one: --interface qwen3, or --interface adapter_interface.json (`rewrite interface list`)");
+            Err(Error::new(ErrorKind::Interface, d).with_source(e))
+        }
+    }
+}
+
+/// That a built-in interface gives way to an inferred one, with what it misses.
+fn gives_way(interface: &Interface, misfit: &Error) -> Diagnostic {
+    const SHOWN: usize = 4;
+    let found = format!(
+        "the {} interface does not fit this graph: one inferred from the graph is used",
+        interface.source
+    );
+    let all = misfit.findings();
+    let mut d = Diagnostic::warning("interface-inferred", found);
+    for finding in all.iter().take(SHOWN) {
+        d = d.note(format!("it misses: {}", finding.message));
+    }
+    if all.len() > SHOWN {
+        d = d.note(format!("and {} more", all.len() - SHOWN));
+    }
+    d.help("`rewrite interface infer` shows the inferred one; --interface names another")
 }
 
 /// What `config.json` beside a model says, for the adapter's own file.

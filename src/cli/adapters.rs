@@ -4,7 +4,7 @@ use super::Ui;
 use super::args::{AdapterCommand, AdapterFormat, ConvertArgs};
 use super::average::{AverageArgs, SignMethod};
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
-use crate::adapters::{Weighting, identifiers};
+use crate::adapters::{Weighting, fusion_identifiers, identifiers};
 use crate::api;
 use crate::error::Result;
 use crate::job::{Average, Convert, Converted, Format, Summed, copy_beside, rename_beside, sum_up};
@@ -165,7 +165,7 @@ fn folders(all: &[(PathBuf, AdapterFolder)], ui: &Ui) -> Result<()> {
 
 fn methods(ui: &Ui) -> Result<()> {
     let mut rows = Vec::new();
-    for name in identifiers() {
+    for name in identifiers().chain(fusion_identifiers()) {
         let known = api::method(name)?;
         let architecture = known.architecture();
         let (attaches, merges) = (known.locations(), known.merges());

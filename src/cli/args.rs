@@ -689,6 +689,10 @@ pub(crate) struct GenerateArgs {
     /// Further variables of the chat template: `enable_thinking=false`, or a JSON object
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = object)]
     pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
+    /// The adapter that prompts are for, in a model that chooses one for each sample by `adapter_ids` or `task_ids`; `__base__` is none. A
+    /// row of a .jsonl file of prompts may say its own: `adapter_ids`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) adapter_name: Option<String>,
     /// Print the text as it comes
     #[arg(long)]
     pub(crate) stream: bool,

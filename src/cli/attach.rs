@@ -33,10 +33,15 @@ fn json_of(report: &AttachReport) -> serde_json::Value {
     let mut out = match &report.output {
         Written::Dry { diff } => json!({ "selected": selected, "diff": diff, "dry_run": true }),
         Written::Files { saved, adapters } => json!({
-            "model": saved.model, "bytes": saved.bytes, "adapters": adapters, "selected": selected,
+            "model": saved.first().map(|s| &s.model), "bytes": saved.iter().map(|s| s.bytes).sum::<u64>(), "adapters": adapters, "selected": selected,
             "summary": rows(&report.summary), "full_model": report.summary.full,
         }),
     };
+    if let Written::Files { saved, .. } = &report.output
+        && saved.len() > 1
+    {
+        out["models"] = saved.iter().map(|s| json!(s.model)).collect();
+    }
     if !report.tenants.is_empty() {
         out["adapter_ids"] = json!(report.tenants);
     }
@@ -57,7 +62,10 @@ fn text_of(report: &AttachReport) -> String {
     match &report.output {
         Written::Dry { diff } => format!("{selected}\n{diff}\n{table}\n"),
         Written::Files { saved, adapters } => {
-            let mut text = format!("{selected}\n{table}\n\nwrote {}", saved.model.display());
+            let mut text = format!("{selected}\n{table}\n");
+            for s in saved {
+                text += &format!("\nwrote {}", s.model.display());
+            }
             for p in adapters {
                 text += &format!("\nwrote {}{}", p.display(), std::path::MAIN_SEPARATOR);
             }

@@ -50,6 +50,9 @@ fn request(args: &GenerateArgs, stream: bool) -> Request {
     if let Some(kwargs) = &args.chat_template_kwargs {
         request = request.set("chat_template_kwargs", kwargs.clone());
     }
+    if let Some(name) = &args.adapter_name {
+        request = request.set("adapter_name", name.clone());
+    }
     args.exec.name(&mut request.flags);
     name_beside(
         &mut request.flags,
@@ -65,9 +68,11 @@ fn request(args: &GenerateArgs, stream: bool) -> Request {
 
 /// A text as it is printed: its ids where there is no tokenizer.
 fn line(text: &Generated, readable: bool) -> String {
+    let of = text.adapter.as_ref().map(|name| format!("{name}: "));
+    let of = of.unwrap_or_default();
     if readable {
-        return format!("{}\n", text.text);
+        return format!("{of}{}\n", text.text);
     }
     let ids: Vec<String> = text.ids.iter().map(ToString::to_string).collect();
-    format!("{}\n", ids.join(" "))
+    format!("{of}{}\n", ids.join(" "))
 }

@@ -33,7 +33,7 @@ pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<(
         return ui.result(&shown, || said);
     };
     let interface = Interface::resolve(name)?;
-    let (model, opened) = api::opened(model, false)?;
+    let (model, opened) = api::opened(api::shown(model)?, false)?;
     ui.warnings(&opened);
     let selection = interface.select(&model)?;
     ui.warnings(&selection.misses);
@@ -85,7 +85,7 @@ pub(super) fn check(interface: &str, model: Option<&Path>, ui: &Ui) -> Result<()
             format!("{} is valid\n", parsed.source)
         });
     };
-    let (model, opened) = api::opened(open(path, ui)?, false)?;
+    let (model, opened) = api::opened(api::shown(open(path, ui)?)?, false)?;
     ui.warnings(&opened);
     let selection = parsed.select(&model)?;
     ui.warnings(&selection.misses);

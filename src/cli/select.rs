@@ -31,6 +31,9 @@ pub(crate) struct AdapterArgs {
     /// Layers that get no adapters (AdapterDrop): --skip-layers 0 1
     #[arg(long, value_name = "N", num_args = 1.., value_delimiter = ',')]
     pub(crate) skip_layers: Vec<usize>,
+    /// Give the graph an optional input adapter_skip_layers, bool[layers], that says which layers are skipped at run time
+    #[arg(long)]
+    pub(crate) skip_layers_input: bool,
     /// Give the gates of adapters as outputs, adapter_gating_scores.MODULE
     #[arg(long)]
     pub(crate) output_adapter_gating_scores: bool,
@@ -55,6 +58,7 @@ impl AdapterArgs {
             active: self.active.clone(),
             fusions: self.fusions.clone(),
             skip_layers: self.skip_layers.clone(),
+            skip_layers_input: self.skip_layers_input,
             output_adapter_gating_scores: self.output_adapter_gating_scores,
             output_adapter_fusion_attentions: self.output_adapter_fusion_attentions,
             route: self.route.clone(),

@@ -296,8 +296,9 @@ impl Decoder {
     /// Whether logits with and without the cache are the same, on a few tokens of two rows.
     fn compare(&self, engine: &Engine) -> Result<()> {
         let rows = vec![vec![0, 1, 0], vec![1]];
-        let (mut with, _) = Session::begin(self, engine, rows.clone())?;
-        let (mut without, _) = Session::begin(self, &Engine::Whole, rows)?;
+        let any = Some(vec![0; rows.len()]);
+        let (mut with, _) = Session::begin(self, engine, (rows.clone(), any.clone()))?;
+        let (mut without, _) = Session::begin(self, &Engine::Whole, (rows, any))?;
         for next in [[1, 0], [0, 1]].map(|ids| ids.map(Some)) {
             let (a, b) = (with.step(&next)?, without.step(&next)?);
             let size = b.data.iter().fold(1f32, |m, x| m.max(x.abs()));
@@ -323,9 +324,13 @@ impl Decoder {
         Ok(())
     }
 
-    /// The logits of the token behind each prompt.
-    pub(crate) fn begin(&self, prompts: &[Vec<i64>]) -> Result<(Session<'_>, Logits)> {
-        Session::begin(self, &self.engine, prompts.to_vec())
+    /// The logits of the token behind each prompt. `chosen`: the task or adapter of each, where the graph chooses one.
+    pub(crate) fn begin(
+        &self,
+        prompts: &[Vec<i64>],
+        chosen: Option<Vec<i64>>,
+    ) -> Result<(Session<'_>, Logits)> {
+        Session::begin(self, &self.engine, (prompts.to_vec(), chosen))
     }
 }
 
@@ -337,6 +342,8 @@ pub(crate) struct Session<'d> {
     /// What an encoder reads.
     source: Vec<Vec<i64>>,
     rows: Vec<Vec<i64>>,
+    /// The task or adapter of each row, where the graph chooses one.
+    chosen: Option<Vec<i64>>,
     /// Of each row, which cached positions count.
     mask: Vec<Vec<i64>>,
     grown: Vec<Grown>,
@@ -347,7 +354,7 @@ impl<'d> Session<'d> {
     fn begin(
         decoder: &'d Decoder,
         engine: &'d Engine,
-        prompts: Vec<Vec<i64>>,
+        (prompts, chosen): (Vec<Vec<i64>>, Option<Vec<i64>>),
     ) -> Result<(Self, Logits)> {
         if prompts.iter().any(Vec::is_empty) {
             let d = Diagnostic::error("prompt-empty", "a prompt has no tokens")
@@ -366,6 +373,7 @@ impl<'d> Session<'d> {
             engine,
             source: Vec::new(),
             rows: prompts,
+            chosen,
             mask: Vec::new(),
             grown: Vec::new(),
             own: Vec::new(),
@@ -535,6 +543,11 @@ impl<'d> Session<'d> {
                 contract::TOKEN_TYPE_IDS => {
                     ints(&new.iter().map(|r| vec![0; r.len()]).collect::<Vec<_>>())?
                 }
+                contract::TASK_IDS | contract::ADAPTER_IDS => match &self.chosen {
+                    Some(ids) => Value::from_i64(&[ids.len()], ids.clone())
+                        .map_err(|e| failed("chosen", e.to_string()))?,
+                    None => continue,
+                },
                 // From the end: virtual tokens may stand in front.
                 contract::LOGIT_POSITIONS => ints(
                     &new.iter()

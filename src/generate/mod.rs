@@ -17,7 +17,7 @@ mod text;
 pub(crate) use args::Ids;
 pub(crate) use args::{GenerationArguments, generation_config};
 pub(crate) use decoder::{Decoder, DecoderOptions, Memory};
-pub(crate) use prompts::{Message, PromptText, read_prompts};
+pub(crate) use prompts::{Message, PromptRow, PromptText, read_prompts};
 #[cfg(test)]
 pub(crate) use run::FinishReason;
 pub(crate) use run::{Generated, Prompt, Settings, generate};

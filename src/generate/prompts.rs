@@ -3,6 +3,7 @@
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::io::BufRead;
 use std::path::Path;
 
@@ -26,16 +27,33 @@ pub(crate) enum PromptText {
     Ids(Vec<i64>),
 }
 
+/// A prompt with what it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PromptRow {
+    /// The prompt.
+    pub text: PromptText,
+    /// The task or adapter that it chooses, by name or id.
+    pub chosen: Option<Value>,
+}
+
+impl From<PromptText> for PromptRow {
+    fn from(text: PromptText) -> Self {
+        PromptRow { text, chosen: None }
+    }
+}
+
 #[derive(Deserialize)]
 struct Row {
     prompt: Option<String>,
     messages: Option<Vec<Message>>,
     input_ids: Option<Vec<i64>>,
+    #[serde(alias = "task_ids")]
+    adapter_ids: Option<Value>,
 }
 
-/// Reads a file of prompts: JSON lines with `prompt`, `messages` or `input_ids`, where the name ends in `.jsonl` or `.json`; otherwise
+/// Reads a file of prompts: JSON lines with `prompt`, `messages` or `input_ids`, and with `adapter_ids` or `task_ids` where samples choose, where the name ends in `.jsonl` or `.json`; otherwise
 /// one prompt a line. Empty lines are left out.
-pub(crate) fn read_prompts(path: &Path) -> Result<Vec<PromptText>> {
+pub(crate) fn read_prompts(path: &Path) -> Result<Vec<PromptRow>> {
     let file =
         std::fs::File::open(path).map_err(|e| Error::io(path, "cannot open the prompts", e))?;
     let json = path
@@ -48,7 +66,7 @@ pub(crate) fn read_prompts(path: &Path) -> Result<Vec<PromptText>> {
             continue;
         }
         if !json {
-            out.push(PromptText::Text(line));
+            out.push(PromptText::Text(line).into());
             continue;
         }
         let bad = |m: String| {
@@ -61,7 +79,7 @@ pub(crate) fn read_prompts(path: &Path) -> Result<Vec<PromptText>> {
             Error::new(ErrorKind::Run, d.help(help))
         };
         let row: Row = serde_json::from_str(&line).map_err(|e| bad(e.to_string()))?;
-        out.push(match (row.prompt, row.messages, row.input_ids) {
+        let text = match (row.prompt, row.messages, row.input_ids) {
             (Some(text), None, None) => PromptText::Text(text),
             (None, Some(messages), None) => PromptText::Messages(messages),
             (None, None, Some(ids)) => PromptText::Ids(ids),
@@ -70,6 +88,10 @@ pub(crate) fn read_prompts(path: &Path) -> Result<Vec<PromptText>> {
                     "a row has one of `prompt`, `messages` and `input_ids`".into()
                 ));
             }
+        };
+        out.push(PromptRow {
+            text,
+            chosen: row.adapter_ids,
         });
     }
     if out.is_empty() {
@@ -87,7 +109,7 @@ pub(crate) fn read_prompts(path: &Path) -> Result<Vec<PromptText>> {
 mod tests {
     use super::*;
 
-    fn read(name: &str, text: &str) -> Result<Vec<PromptText>> {
+    fn read(name: &str, text: &str) -> Result<Vec<PromptRow>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -96,7 +118,7 @@ mod tests {
 
     #[test]
     fn lines_and_rows_are_prompts() {
-        let text = |t: &str| PromptText::Text(t.into());
+        let text = |t: &str| PromptRow::from(PromptText::Text(t.into()));
         assert_eq!(
             read("p.txt", "one\n\n{two\n").unwrap(),
             [text("one"), text("{two")]
@@ -105,9 +127,9 @@ mod tests {
         let found = read("p.jsonl", rows).unwrap();
         assert_eq!(
             (&found[0], &found[2]),
-            (&text("a"), &PromptText::Ids(vec![4]))
+            (&text("a"), &PromptRow::from(PromptText::Ids(vec![4])))
         );
-        assert!(matches!(&found[1], PromptText::Messages(m) if m[0].content == "b"));
+        assert!(matches!(&found[1].text, PromptText::Messages(m) if m[0].content == "b"));
     }
 
     #[test]

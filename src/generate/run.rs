@@ -14,6 +14,14 @@ use serde::Serialize;
 pub(crate) struct Prompt {
     /// Token ids.
     pub ids: Vec<i64>,
+    /// The task or adapter that it is for, where the graph chooses one for each sample.
+    pub chosen: Option<i64>,
+}
+
+impl From<Vec<i64>> for Prompt {
+    fn from(ids: Vec<i64>) -> Self {
+        Prompt { ids, chosen: None }
+    }
 }
 
 /// What arguments and model say together.
@@ -54,6 +62,9 @@ pub struct Generated {
     pub text: String,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// The child of a `Parallel` that it is of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
 }
 
 /// Receives new text as it comes: index among the results, and the piece.
@@ -168,7 +179,8 @@ fn one_batch(
         })
         .collect();
     let starts: Vec<Vec<i64>> = rows.iter().map(|r| r.prompt.to_vec()).collect();
-    let (mut session, mut logits) = decoder.begin(&starts)?;
+    let chosen = batch.iter().map(|i| prompts[i / copies].chosen).collect();
+    let (mut session, mut logits) = decoder.begin(&starts, chosen)?;
     loop {
         let mut next = Vec::with_capacity(rows.len());
         for (i, row) in rows.iter_mut().enumerate() {
@@ -202,6 +214,7 @@ fn one_batch(
         text: r.pieces.map_or_else(String::new, |p| p.text().to_owned()),
         ids: r.ids,
         finish_reason: r.finished.unwrap_or(FinishReason::Length),
+        adapter: None,
     };
     Ok(rows.into_iter().map(done).collect())
 }
@@ -284,8 +297,6 @@ impl Prompt {
             );
             return Err(e);
         };
-        Ok(Prompt {
-            ids: tokenizer.encode(text, special)?,
-        })
+        Ok(tokenizer.encode(text, special)?.into())
     }
 }

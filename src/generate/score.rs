@@ -121,7 +121,7 @@ fn batch(plan: &Plan, name: &str, rows: &[Scored]) -> Result<TokenScores> {
             contract::ATTENTION_MASK => fill(each(&|r| vec![1; r.len()]), width)?,
             contract::POSITION_IDS => fill(each(&|r| (0..r.len() as i64).collect()), width)?,
             contract::TOKEN_TYPE_IDS => fill(each(&|r| vec![0; r.len()]), width)?,
-            contract::TASK_IDS => {
+            contract::TASK_IDS | contract::ADAPTER_IDS => {
                 let ids: Option<Vec<i64>> = rows.iter().map(|r| r.task_id).collect();
                 // Without one the plan says what is missing.
                 let Some(ids) = ids else { continue };

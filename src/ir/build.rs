@@ -56,6 +56,8 @@ pub(crate) struct NewNode {
     pub inputs: Vec<Option<Val>>,
     /// Outputs by slot: indices of new values.
     pub outputs: Vec<Option<u32>>,
+    /// What its subgraphs capture, in the order of all captures.
+    pub captures: Vec<Val>,
 }
 
 /// A value of a fragment.
@@ -216,6 +218,14 @@ impl Builder {
         }))
     }
 
+    /// The graph input of this name, where this builder has made it.
+    pub(crate) fn made_input(&self, name: &str) -> Option<Val> {
+        let fragment = self.fragment.borrow();
+        let named = |v: &NewValue| v.input && *v.name == *name;
+        let at = fragment.values.iter().position(named)?;
+        u32::try_from(at).ok().map(Val::New)
+    }
+
     /// A new graph input with exactly this name, and the value that it has where nothing is given.
     pub(crate) fn optional_input(
         &self,
@@ -334,9 +344,68 @@ impl Builder {
             spot: self.spot.get(),
             inputs: inputs.to_vec(),
             outputs: outputs.iter().copied().map(Some).collect(),
+            captures: Vec::new(),
         };
         self.fragment.borrow_mut().nodes.push(node);
         outputs.into_iter().map(Val::New).collect()
+    }
+
+    /// Says what the subgraphs of the last node capture, in the order of all captures.
+    pub(crate) fn set_captures(&self, captures: Vec<Val>) {
+        if let Some(node) = self.fragment.borrow_mut().nodes.last_mut() {
+            node.captures = captures;
+        }
+    }
+
+    /// Whether a name is free in the fragment, which has it from now on.
+    pub(super) fn claim(&self, name: &str) -> bool {
+        let mut taken = self.taken.borrow_mut();
+        let seen = taken.entry(name.into()).or_insert(0);
+        *seen += 1;
+        *seen == 1
+    }
+
+    /// An initializer of another graph, under a name that was claimed.
+    pub(super) fn adopted(&self, name: &str, tensor: TensorData, metadata: Metadata) -> Val {
+        Val::New(self.value(NewValue {
+            name: name.into(),
+            ty: None,
+            tensor: Some(tensor),
+            metadata,
+            input: false,
+        }))
+    }
+
+    /// A node of another graph, with outputs under names that were claimed.
+    pub(super) fn adopted_node(
+        &self,
+        node: Node,
+        inputs: Vec<Option<Val>>,
+        captures: Vec<Val>,
+        outputs: &[Option<String>],
+    ) -> Vec<Option<Val>> {
+        let value = |name: &String| {
+            self.value(NewValue {
+                name: name.as_str().into(),
+                ty: None,
+                tensor: None,
+                metadata: Metadata::default(),
+                input: false,
+            })
+        };
+        let outputs: Vec<Option<u32>> = outputs.iter().map(|n| n.as_ref().map(value)).collect();
+        let made = outputs.iter().map(|o| o.map(Val::New)).collect();
+        self.fragment.borrow_mut().nodes.push(NewNode {
+            name: node.name,
+            op: node.op,
+            attrs: node.attrs,
+            metadata: node.metadata,
+            spot: self.spot.get(),
+            inputs,
+            outputs,
+            captures,
+        });
+        made
     }
 
     /// A node of `graph` once more, which reads `find(v)` where the node reads `v`. Each output with its copy.
@@ -624,7 +693,9 @@ impl Graph {
                 n_in: 0,
                 n_out: 0,
             };
-            self.insert_node(node, order, &ins, &outs);
+            let id = self.insert_node(node, order, &ins, &outs);
+            let captures: Vec<_> = n.captures.iter().map(|v| resolve(*v, &ids)).collect();
+            self.add_captures(id, &captures);
         }
         Ok(ids)
     }

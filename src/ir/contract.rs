@@ -17,6 +17,10 @@ pub(crate) const TOKEN_TYPE_IDS: &str = "token_type_ids";
 pub(crate) const DECODER_INPUT_IDS: &str = "decoder_input_ids";
 /// Graph input of an encoder-decoder: 1 for every decoder position that counts, `i64[batch, target]`.
 pub(crate) const DECODER_ATTENTION_MASK: &str = "decoder_attention_mask";
+/// Graph input of a decoder that is a file of its own: what the encoder makes, `f32[batch, source, width]`.
+pub(crate) const ENCODER_HIDDEN_STATES: &str = "encoder_hidden_states";
+/// Graph input of such a decoder: 1 for every position of the encoder that counts, `i64[batch, source]`.
+pub(crate) const ENCODER_ATTENTION_MASK: &str = "encoder_attention_mask";
 /// Graph inputs that have one entry for each sample of a batch, by Hugging Face's names.
 pub(crate) const ROWS: [&str; 15] = [
     INPUT_IDS,
@@ -27,8 +31,8 @@ pub(crate) const ROWS: [&str; 15] = [
     ATTENTION_MASK,
     POSITION_IDS,
     TOKEN_TYPE_IDS,
-    "encoder_hidden_states",
-    "encoder_attention_mask",
+    ENCODER_HIDDEN_STATES,
+    ENCODER_ATTENTION_MASK,
     "encoder_outputs",
     DECODER_INPUT_IDS,
     "decoder_inputs_embeds",
@@ -41,6 +45,21 @@ pub(crate) const LOGITS: &str = "logits";
 pub(crate) const START_LOGITS: &str = "start_logits";
 /// Graph output: how well the answer ends at each token, `f32[batch, seq]`.
 pub(crate) const END_LOGITS: &str = "end_logits";
+/// Outputs of heads.
+const OF_HEADS: [&str; 3] = [LOGITS, START_LOGITS, END_LOGITS];
+
+/// Name of the output of one of several heads: `logits.NAME`.
+pub(crate) fn of_head(output: &str, head: &str) -> String {
+    format!("{output}.{head}")
+}
+
+/// The usual name of an output of one of several heads, and the head.
+pub(crate) fn head_output(name: &str) -> Option<(&'static str, &str)> {
+    let (output, head) = name.split_once('.')?;
+    let usual = OF_HEADS.into_iter().find(|n| *n == output)?;
+    Some((usual, head))
+}
+
 /// Graph output of a base model: its hidden states, `f32[batch, seq, width]`.
 pub(crate) const LAST_HIDDEN_STATE: &str = "last_hidden_state";
 /// Graph output of a base model: what its own pooler makes of them, `f32[batch, width]`.
@@ -61,6 +80,8 @@ pub(crate) const LAST_TEMPERATURE: f32 = 1.0;
 /// Graph input that many adapters in one graph add: the adapter of every sample, -1 for none, `i64[batch]` or `i64[1]` for all samples;
 /// left out, none.
 pub(crate) const ADAPTER_IDS: &str = "adapter_ids";
+/// Graph input that adapters with layers to be skipped at run time add: whether each layer is, `bool[layers]`; left out, none.
+pub(crate) const SKIP_LAYERS: &str = "adapter_skip_layers";
 /// Graph input that a loss adds: labels. Their shape depends on the loss.
 pub(crate) const LABELS: &str = "labels";
 /// Graph input that a loss of answers adds: the token that the answer begins at, `i64[batch]`.
@@ -77,6 +98,9 @@ pub(crate) const LOSS: &str = "loss";
 pub(crate) const LOGIT_POSITIONS: &str = "logit_positions";
 /// Graph input that a cache adds: 1 for every cached position that counts, `i64[batch, past_sequence]`.
 pub(crate) const PAST_ATTENTION_MASK: &str = "past_attention_mask";
+
+/// Graph input of a decoder of two branches (Optimum's merged ones), `bool[1]`: whether the branch that reads a cache is taken.
+pub(crate) const USE_CACHE_BRANCH: &str = "use_cache_branch";
 
 /// What stands in front of the name of a graph input with cached keys or values.
 pub(crate) const PAST: &str = "past_key_values.";
@@ -161,6 +185,8 @@ pub(crate) mod stamp {
     pub(crate) const PLACE: &str = "onnx_graft.place";
     /// On the same node, where the length of outputs changes: their types in the base model, as JSON.
     pub(crate) const OUTPUTS: &str = "onnx_graft.outputs";
+    /// On a node that cuts a batch into the children of a `Parallel`, or joins what they make.
+    pub(crate) const CHANNELS: &str = "onnx_graft.channels";
     /// On a parameter: `trainable`, `frozen`, or `idle` (the library calls it trained, but nothing reads it).
     pub(crate) const PARAM: &str = "onnx_graft.param";
     /// On a parameter: further names of it in files, comma-separated.

@@ -547,6 +547,16 @@ impl Graph {
         }
     }
 
+    /// Takes all captures of a node off it.
+    pub(super) fn clear_captures(&mut self, node: NodeId) {
+        let edges = self.g.edges_directed(node.ix, Incoming);
+        let captures = edges.filter(|e| matches!(e.weight(), Port::Capture(_)));
+        let gone: Vec<_> = captures.map(|e| e.id()).collect();
+        for edge in gone {
+            self.g.remove_edge(edge);
+        }
+    }
+
     /// Wires all captures of a new node, which has none yet.
     pub(crate) fn add_captures(&mut self, node: NodeId, values: &[ValueId]) {
         for (k, v) in values.iter().enumerate() {

@@ -5,6 +5,7 @@
 //! `residue` fields as encoded bytes, so that writing a model loses nothing.
 
 mod attr;
+mod body;
 mod build;
 pub(crate) mod contract;
 pub(crate) mod diff;
@@ -22,6 +23,7 @@ mod types;
 pub(crate) mod verify;
 
 pub use attr::{Attr, AttrValue};
+pub(crate) use body::{Adopted, Body};
 pub use build::{Builder, Val};
 pub(crate) use build::{Fragment, NewNode, NewValue, Spot};
 pub(crate) use graph::InfoEntry;

@@ -7,6 +7,7 @@ use crate::adapters::heads::{self, Head, HeadBase, HeadType, Joined, SavedHead, 
 use crate::adapters::spec::{self, Spec};
 use crate::adapters::target::Met;
 use crate::adapters::{Adapter, Config, Route, Setup};
+use crate::analyze::logits::of_heads;
 use crate::api::{self, Adapted, Attach};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,6 +31,8 @@ pub struct AdapterSettings {
     pub fusions: Vec<String>,
     /// Layers without adapters.
     pub skip_layers: Vec<usize>,
+    /// Whether a graph input says which layers are skipped.
+    pub skip_layers_input: bool,
     /// Whether the graph input `adapter_ids` chooses one of the adapters for each sample, instead of a setup.
     pub adapter_ids: bool,
     /// Whether gates of adapters are graph outputs.
@@ -207,9 +210,22 @@ impl AdapterSettings {
         let mut adapters = self.load(interface, events)?;
         let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
         let setup = self.setup(&adapters)?;
+        let block = setup.headed().filter(|_| !has_head(&model)).cloned();
+        let mut several = None;
+        if let Some(block) = &block {
+            several = self.heads_of(
+                block,
+                (&names, &adapters),
+                interface,
+                (&model, path),
+                events,
+            )?;
+        }
         let (joined, saved) = if self.adapter_ids {
             self.one_by_ids()?;
             self.leave_heads(&names, events)?;
+            (None, None)
+        } else if block.is_some() {
             (None, None)
         } else {
             self.join_head(
@@ -231,6 +247,7 @@ impl AdapterSettings {
         let mut attach = attach
             .adapters(adapters)
             .skip_layers(self.skip_layers.iter().copied())
+            .skip_layers_input(self.skip_layers_input)
             .output_gating_scores(self.output_adapter_gating_scores)
             .output_fusion_attentions(self.output_adapter_fusion_attentions);
         if let Some(route) = self.route(interface, path)? {
@@ -244,6 +261,11 @@ impl AdapterSettings {
             let (model, head) = headed_by(&saved, adapted.model, path, how, events)?;
             adapted.model = model;
             adapted.heads.extend(head.map(SavedHead::Flexible));
+        } else if let Some(heads) = several {
+            let (model, training) = (adapted.model, how.training);
+            adapted.model = api::attach_heads(model, heads.clone(), block, how.seed, training)?;
+            let heads = heads.into_iter().map(SavedHead::Flexible);
+            adapted.heads.extend(heads);
         }
         warn(events, &adapted.warnings)?;
         tell(&adapted, events)?;
@@ -292,14 +314,7 @@ impl AdapterSettings {
         let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
         let saved = self.saved_head(&names, events)?;
         if let Some(saved) = &saved {
-            let selection = interface.select(model)?;
-            let own = Interface::model_type_beside(path).or_else(|| interface.model_type.clone());
-            let met = Met {
-                selection: &selection,
-                interface,
-                model_type: own.as_deref().unwrap_or_default(),
-            };
-            self.check_head(saved, adapters, &met, events)?;
+            self.check_head(saved, adapters, interface, (model, path), events)?;
         }
         let mut head = match (has_head(model), saved) {
             (true, Some(SavedHead::Static(head))) => head,
@@ -329,9 +344,17 @@ impl AdapterSettings {
         &self,
         saved: &SavedHead,
         adapters: &[Adapter],
-        met: &Met<'_>,
+        interface: &Interface,
+        (model, path): (&Verified, &Path),
         events: OnEvent<'_>,
     ) -> Result<()> {
+        let selection = interface.select(model)?;
+        let own = Interface::model_type_beside(path).or_else(|| interface.model_type.clone());
+        let met = Met {
+            selection: &selection,
+            interface,
+            model_type: own.as_deref().unwrap_or_default(),
+        };
         let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
         let named = self
             .headed(&names)
@@ -428,6 +451,57 @@ impl AdapterSettings {
         Ok(last)
     }
 
+    /// The head of each child of the block: that in the folder of its last adapter. None, where no child has one.
+    fn heads_of(
+        &self,
+        block: &Setup,
+        (names, adapters): (&[String], &[Adapter]),
+        interface: &Interface,
+        of: (&Verified, &Path),
+        events: OnEvent<'_>,
+    ) -> Result<Option<Vec<Head>>> {
+        let saved = self.headed(names);
+        let owners: Vec<&str> = block.children().iter().map(Setup::last).collect();
+        let (with, without): (Vec<&str>, Vec<&str>) = owners
+            .iter()
+            .partition(|o| saved.iter().any(|(n, _)| n == *o));
+        for (name, _) in saved.iter().filter(|(n, _)| !owners.contains(&&**n)) {
+            let found = format!("the head that was saved with `{name}` is not used");
+            let help = format!("`{name}` is not the last adapter of a child of `{block}`");
+            warn(
+                events,
+                &[Diagnostic::warning("head-ignored", found).help(help)],
+            )?;
+        }
+        let Some(first) = with.first() else {
+            return Ok(None);
+        };
+        if let Some(missing) = without.first() {
+            let found = format!(
+                "each child of `{block}` has a head of its own: `{first}` was saved with one, and `{missing}` was not"
+            );
+            let found = Diagnostic::error("head-missing", found)
+                .help("give adapters that all have a head, or that all have none");
+            return Err(Error::new(ErrorKind::Method, found));
+        }
+        let base = ModelFiles::at(of.1).head_base();
+        let head = |owner: &&str| -> Result<Head> {
+            let folder = saved.iter().find(|(n, _)| n == *owner).map(|(_, f)| f);
+            let folder = folder.map_or(Path::new(""), PathBuf::as_path);
+            let read = SavedHead::read(folder, Some(owner))?.ok_or_else(|| {
+                let found = format!("`{owner}` has no head");
+                Error::new(ErrorKind::Method, Diagnostic::error("head-missing", found))
+            })?;
+            self.check_head(&read, adapters, interface, of, events)?;
+            let head = flexible(&read, events)?;
+            Ok(Head {
+                base: base.clone(),
+                ..head
+            })
+        };
+        owners.iter().map(head).collect::<Result<_>>().map(Some)
+    }
+
     /// The chat template that an adapter was trained with, where the folder that it is loaded from has one.
     pub(super) fn template_of(&self, name: &str) -> Option<String> {
         let kept = |text: &String| {
@@ -443,19 +517,6 @@ impl AdapterSettings {
             (given.or_else(own)? == name).then_some(template)
         };
         self.listed().unwrap_or_default().iter().find_map(kept)
-    }
-
-    /// Names of the tasks that the setup chooses from: the last adapter of each.
-    pub(super) fn task_names(&self) -> Option<Vec<String>> {
-        let (setup, _) = self.named_setup().ok()??;
-        let tasks = setup.multi_tasks().into_iter().next()?;
-        Some(tasks.iter().map(|t| t.last().to_owned()).collect())
-    }
-
-    /// Number of tasks that the setup chooses from by `task_ids`.
-    pub(super) fn task_count(&self) -> Option<usize> {
-        let (setup, _) = self.named_setup().ok()??;
-        setup.multi_tasks().iter().map(|tasks| tasks.len()).min()
     }
 }
 
@@ -479,7 +540,7 @@ pub(super) struct Attaching {
 pub(super) fn has_head(model: &Verified) -> bool {
     let graph = &model.model().graph;
     let own = [contract::LOGITS, contract::START_LOGITS];
-    own.iter().any(|n| graph.find(n).is_some())
+    own.iter().any(|n| graph.find(n).is_some()) || of_heads(graph).next().is_some()
 }
 
 /// The model with a saved head behind its hidden states, and that head. Where the graph has a head already, it stays, and the saved one
@@ -505,27 +566,13 @@ pub(super) fn headed_by(
         unused("the graph has its own head; export the model without one to use the saved one")?;
         return Ok((model, None));
     }
-    let head = match saved {
-        SavedHead::Flexible(head) => head.clone(),
-        SavedHead::Static(head) => match head.flexible() {
-            Ok(head) => {
-                if head.config.head_type == HeadType::MultipleChoice {
-                    let n = head.config.num_choices.unwrap_or(2);
-                    let found = format!(
-                        "the head that was saved with `{}` is taken to choose one of {n} texts",
-                        head.name
-                    );
-                    let found = Diagnostic::warning("head-choices", found);
-                    warn(events, &[found.help("the file of a Transformers class says its number of labels and not how many texts belong together; in head_config.json, `num_labels` says it")])?;
-                }
-                head
-            }
-            Err(e) => {
-                unused(&format!("{e}; export the model with its head"))?;
-                return Ok((model, None));
-            }
-        },
-    };
+    if let SavedHead::Static(head) = saved
+        && let Err(e) = head.flexible()
+    {
+        unused(&format!("{e}; export the model with its head"))?;
+        return Ok((model, None));
+    }
+    let head = flexible(saved, events)?;
     let base = HeadBase {
         merged: how.merged,
         ..ModelFiles::at(path).head_base()
@@ -533,6 +580,24 @@ pub(super) fn headed_by(
     let head = Head { base, ..head };
     let model = api::attach_head(model, head.clone(), how.seed, how.training)?;
     Ok((model, Some(head)))
+}
+
+/// A saved head in the form that a base model takes.
+fn flexible(saved: &SavedHead, events: OnEvent<'_>) -> Result<Head> {
+    let head = match saved {
+        SavedHead::Flexible(head) => return Ok(head.clone()),
+        SavedHead::Static(head) => head.flexible()?,
+    };
+    if head.config.head_type == HeadType::MultipleChoice {
+        let n = head.config.num_choices.unwrap_or(2);
+        let found = format!(
+            "the head that was saved with `{}` is taken to choose one of {n} texts",
+            head.name
+        );
+        let found = Diagnostic::warning("head-choices", found);
+        warn(events, &[found.help("the file of a Transformers class says its number of labels and not how many texts belong together; in head_config.json, `num_labels` says it")])?;
+    }
+    Ok(head)
 }
 
 /// Says what was attached: a line for each adapter, and one for each of its parameters to those who want to know everything.

@@ -1,7 +1,8 @@
 //! What is refused before work begins: settings that are missing, outputs that are there, graphs that cannot do a task.
 
+use crate::adapters::heads::Noted;
 use crate::adapters::{Config, spec};
-use crate::analyze::logits::{logits, vocabulary};
+use crate::analyze::logits::{logits, of_heads, vocabulary};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -206,8 +207,17 @@ pub(super) fn head_type_fits(model: &Verified, task: Task) -> Result<()> {
         Task::QuestionAnswering => &["question_answering"],
     };
     let noted = crate::api::heads(model)?;
-    let other = |h: &&crate::adapters::heads::Noted| h.is_flexible() && !types.contains(&h.word());
-    if let Some(head) = noted.last().filter(other) {
+    let g = &model.model().graph;
+    let several = of_heads(g).filter_map(|p| contract::head_output(g.name_of(p.value)));
+    let several: Vec<&str> = several.map(|(_, head)| head).collect();
+    let used = noted.iter().filter(|h| several.contains(&&*h.name));
+    let used = if several.is_empty() {
+        noted.last().into_iter().collect()
+    } else {
+        used.collect::<Vec<_>>()
+    };
+    let other = |h: &&&Noted| h.is_flexible() && !types.contains(&h.word());
+    if let Some(head) = used.iter().find(other) {
         let (name, word) = (&head.name, head.word());
         return Err(unfit(format!(
             "the head of `{name}` is of the type {word}, and the task {} needs one of the type {}",
@@ -222,12 +232,13 @@ pub(super) fn head_type_fits(model: &Verified, task: Task) -> Result<()> {
 pub(super) fn head_fits(model: &Verified, asked: &Asked<'_>) -> Result<()> {
     let g = &model.model().graph;
     let output = g.find(contract::LOGITS).filter(|v| g.is_output(*v));
-    match (asked.task, output.and_then(|v| model.fact(v))) {
-        (
-            Task::Classification | Task::Regression | Task::MultiLabel | Task::TokenClassification,
-            Some(scores),
-        ) => scores_fit(scores, asked),
-        (_, Some(_) | None) => Ok(()),
+    let outputs = output.into_iter().chain(of_heads(g).map(|p| p.value));
+    let mut scores = outputs.filter_map(|v| model.fact(v));
+    match asked.task {
+        Task::Classification | Task::Regression | Task::MultiLabel | Task::TokenClassification => {
+            scores.try_for_each(|scores| scores_fit(scores, asked))
+        }
+        Task::CausalLm | Task::Seq2seq | Task::QuestionAnswering | Task::MaskedLm => Ok(()),
     }
 }
 

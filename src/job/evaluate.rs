@@ -1,6 +1,5 @@
 //! Evaluation: a model, adapters and data become measures.
 
-use super::attach::AdapterSettings;
 use super::check::{Asked, exists, fits, head_fits, head_type_fits, keep, usage, write_file};
 use super::event::{OnEvent, notes, progress};
 use super::files::ModelFiles;
@@ -8,20 +7,20 @@ use super::head::label_count;
 use super::model::ModelSettings;
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
-use crate::adapters::whole_row_adapters;
+use crate::adapters::{choice, whole_row_adapters};
 use crate::analyze::logits::vocabulary;
 use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{Generated, GenerationArguments, Prompt, Scored, generate, score};
 use crate::options::{self, Options, fields};
-use crate::rewrite::passes::loss::channels;
+use crate::rewrite::passes::channel;
 use crate::rewrite::pipelines;
 use crate::runtime::Plan;
 use crate::train::metrics::{Normalization, exact_match, final_number, same_final_number};
 use crate::train::{
     Answers, Collator, DataArguments, Dataset, EvalArguments, Labels, Masking, Metric, Task,
-    TextPair, TrainingArguments, answers_of, labels_of,
+    TextPair, TrainingArguments, answers_of, labels_of, of_child,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -53,7 +52,7 @@ pub struct Evaluation {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct EvalReport {
-    /// Measures by name.
+    /// Measures by name; with a `Parallel`, `CHILD.NAME`.
     pub metrics: BTreeMap<String, f64>,
     /// Number of rows.
     pub samples: usize,
@@ -123,17 +122,8 @@ impl Evaluation {
     /// returns.
     pub fn run(&self, events: OnEvent<'_>) -> Result<EvalReport> {
         let started = Instant::now();
-        let run = Run::resolve(&self.request, events)?;
-        let mut report = match run.evaluation.task {
-            Task::CausalLm => run.tokens(events)?,
-            Task::Classification
-            | Task::Regression
-            | Task::MultiLabel
-            | Task::Seq2seq
-            | Task::TokenClassification
-            | Task::QuestionAnswering
-            | Task::MaskedLm => run.answers(events)?,
-        };
+        let mut run = Run::resolve(&self.request, events)?;
+        let mut report = run.measured(events)?;
         report.runtime = started.elapsed().as_secs_f64();
         if let Some(file) = &run.predictions {
             let lines: Vec<String> = report.predictions.iter().map(Value::to_string).collect();
@@ -148,7 +138,6 @@ impl Evaluation {
 struct Run {
     prepared: Prepared,
     model: ModelSettings,
-    adapters: AdapterSettings,
     data: DataArguments,
     evaluation: EvalArguments,
     predictions: Option<PathBuf>,
@@ -187,16 +176,9 @@ impl Run {
         generation.entry("do_sample").or_insert(json!(false));
         let prepared = Prepared::open(files, &model, generation, events)?;
         fits(&prepared.model, evaluation.task, true)?;
-        if channels(&prepared.model.model().graph) > 1 {
-            return Err(usage(
-                "a `Parallel` gives several answers to a row",
-                "--active NAME, once for each of its adapters",
-            ));
-        }
         head_type_fits(&prepared.model, evaluation.task)?;
         Ok(Run {
             prepared,
-            adapters: model.adapters(),
             model,
             data,
             evaluation,
@@ -205,14 +187,46 @@ impl Run {
         })
     }
 
+    /// The measures of the task; with a `Parallel`, of each of its children by itself.
+    fn measured(&mut self, events: OnEvent<'_>) -> Result<EvalReport> {
+        let children = channel::children(&self.prepared.model)?;
+        if children.is_empty() {
+            return self.one(events);
+        }
+        let mut report = EvalReport::default();
+        for (name, model) in children {
+            self.prepared.model = model;
+            let found = self.one(events)?;
+            let named = found.metrics.iter();
+            let named = named.map(|(metric, x)| (of_child(&name, metric), *x));
+            report.metrics.extend(named);
+            let predictions = found.predictions.into_iter().map(|mut p| {
+                p["adapter"] = json!(name);
+                p
+            });
+            report.predictions.extend(predictions);
+            (report.samples, report.items) = (found.samples, found.items);
+        }
+        Ok(report)
+    }
+
+    fn one(&self, events: OnEvent<'_>) -> Result<EvalReport> {
+        match self.evaluation.task {
+            Task::CausalLm => self.tokens(events),
+            Task::Classification
+            | Task::Regression
+            | Task::MultiLabel
+            | Task::Seq2seq
+            | Task::TokenClassification
+            | Task::QuestionAnswering
+            | Task::MaskedLm => self.answers(events),
+        }
+    }
+
     /// The examples that are evaluated on: those set apart for it, or all. With the id of padding.
     fn dataset(&self, data: &DataArguments, events: OnEvent<'_>) -> Result<(Dataset, i64)> {
         let data = DataArguments {
-            task_names: data
-                .task_names
-                .clone()
-                .or_else(|| self.adapters.task_names()),
-            task_count: self.adapters.task_count(),
+            choice: choice(self.prepared.model.model())?,
             ..data.clone()
         };
         let (tokenizer, words) = (
@@ -341,7 +355,11 @@ impl Run {
     /// Prompts with their completions.
     fn pairs(&self, metrics: &[Metric], events: OnEvent<'_>) -> Result<Vec<TextPair>> {
         let tokenizer = self.prepared.tokenizer.as_ref();
-        let pairs = notes(events, |say| self.data.text_pairs(tokenizer, say))?;
+        let data = DataArguments {
+            choice: choice(self.prepared.model.model())?,
+            ..self.data.clone()
+        };
+        let pairs = notes(events, |say| data.text_pairs(tokenizer, say))?;
         let without = pairs.iter().find(|p| final_number(&p.completion).is_none());
         if let (true, Some(pair)) = (metrics.contains(&Metric::FinalNumber), without) {
             let d = Diagnostic::error(
@@ -361,7 +379,11 @@ impl Run {
         let tokenizer = self.prepared.tokenizer.as_ref();
         let prompt = |p: &TextPair| {
             let special = !p.special && self.data.add_special_tokens;
-            Prompt::new(&p.prompt, special, tokenizer)
+            let prompt = Prompt::new(&p.prompt, special, tokenizer)?;
+            Ok(Prompt {
+                chosen: p.task_id,
+                ..prompt
+            })
         };
         let prompts: Vec<Prompt> = pairs.iter().map(prompt).collect::<Result<_>>()?;
         let decoder = self.prepared.decoder(&self.model, events)?;

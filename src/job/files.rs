@@ -4,27 +4,34 @@ use super::event::{Event, OnEvent, note};
 use crate::adapters::heads::HeadBase;
 use crate::adapters::spec;
 use crate::analyze::logits::vocabulary;
+use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::Result;
 use crate::infer::Verified;
 use crate::ir::contract;
+use crate::rewrite::pipelines;
 use crate::select;
 use crate::text::Tokenizer;
 use crate::train::DecoderStart;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// A model file, and the files beside it.
+/// A model file, and the files beside it; or the files of an encoder-decoder in one folder, as Optimum writes them.
 #[derive(Clone, Debug)]
 pub(super) struct ModelFiles {
+    /// The model, or the encoder.
     pub(super) path: PathBuf,
+    /// The decoder, where it is a file of its own.
+    decoder: Option<PathBuf>,
     /// What `config.json` says of the text model; null where there is none.
     config: Value,
 }
 
 impl ModelFiles {
-    /// The files of a model. Those that are missing say nothing.
+    /// The files of a model. Those that are missing say nothing. A folder stands for the model in it, or for the encoder and the decoder.
     pub(super) fn at(path: &Path) -> Self {
+        let (path, decoder) = inside(path);
+        let path = &*path;
         let text = std::fs::read_to_string(select::beside(path, "config.json")).unwrap_or_default();
         let config: Value = serde_json::from_str(&text).unwrap_or_default();
         // A text model inside another one has its own part.
@@ -34,6 +41,7 @@ impl ModelFiles {
         };
         ModelFiles {
             path: path.to_owned(),
+            decoder,
             config,
         }
     }
@@ -43,9 +51,24 @@ impl ModelFiles {
         !self.config.is_null()
     }
 
-    /// Reads and verifies the model.
+    /// Reads and verifies the model, and puts functions and decided branches in place. An encoder and its decoder become one graph.
     pub(super) fn open(&self, events: OnEvent<'_>) -> Result<Verified> {
-        super::open(&self.path, events)
+        let model = api::flat(super::open(&self.path, events)?)?;
+        let Some(decoder) = &self.decoder else {
+            return Ok(model);
+        };
+        let decoder = api::flat(super::open(decoder, events)?)?;
+        Ok(pipelines::joining(model).run(decoder)?.model)
+    }
+
+    /// Every file of the model, where encoder and decoder are files of their own.
+    pub(super) fn parts(&self) -> Vec<PathBuf> {
+        if self.decoder.is_none() {
+            return Vec::new();
+        }
+        let names = std::iter::once(ENCODER).chain(DECODERS).chain([WITH_PAST]);
+        let files = names.map(|n| self.path.with_file_name(n));
+        files.filter(|f| f.exists()).collect()
     }
 
     /// The tokenizer that is named, or the one beside the model; with the chat template that the first of these adapters was trained
@@ -188,6 +211,34 @@ impl ModelFiles {
         let divided = || Some(self.size("hidden_size")? / self.size("num_attention_heads")?.max(1));
         Some([heads, self.size("head_dim").or_else(divided)?])
     }
+}
+
+/// Optimum's name of an encoder.
+const ENCODER: &str = "encoder_model.onnx";
+/// Its names of a decoder that needs no cache, the best first.
+const DECODERS: [&str; 2] = ["decoder_model.onnx", "decoder_model_merged.onnx"];
+/// Its name of a decoder that goes on behind a cache.
+const WITH_PAST: &str = "decoder_with_past_model.onnx";
+
+/// The files that a path stands for: the model, and where there is one the decoder.
+fn inside(path: &Path) -> (PathBuf, Option<PathBuf>) {
+    if !path.is_dir() {
+        return (path.to_owned(), None);
+    }
+    for folder in [path.to_owned(), path.join("onnx")] {
+        let encoder = folder.join(ENCODER);
+        let mut decoders = DECODERS.iter().map(|n| folder.join(n));
+        if let Some(decoder) = decoders.find(|d| d.exists())
+            && encoder.exists()
+        {
+            return (encoder, Some(decoder));
+        }
+        let whole = folder.join("model.onnx");
+        if whole.exists() {
+            return (whole, None);
+        }
+    }
+    (path.to_owned(), None)
 }
 
 /// The dropout that the Adapters library gives a head that has none of its own: that of the model's classifiers, or else of its hidden

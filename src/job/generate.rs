@@ -7,14 +7,16 @@ use super::model::ModelSettings;
 use super::prepared::Prepared;
 use super::request::{Purpose, Request};
 use crate::error::Result;
-use crate::generate::{Generated, GenerationArguments, Memory, PromptText, generate, read_prompts};
+use crate::generate::{
+    Generated, GenerationArguments, Memory, PromptRow, PromptText, generate, read_prompts,
+};
 use crate::ir::contract;
 use crate::options::{self, Options, fields};
-use crate::rewrite::passes::loss::channels;
+use crate::rewrite::passes::channel;
 use crate::train::Task;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -43,7 +45,7 @@ pub struct Generation {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct GenerationReport {
-    /// The texts: for each prompt as many as asked for, one behind the other.
+    /// The texts: for each prompt as many as asked for, one behind the other; with a `Parallel`, those of its first child, then of the next.
     pub results: Vec<Generated>,
     /// Number of new tokens.
     pub new_tokens: usize,
@@ -68,6 +70,9 @@ struct PromptSettings {
     chat_template: Option<String>,
     /// Further variables of the chat template: `{"enable_thinking": false}`.
     chat_template_kwargs: Map<String, Value>,
+    /// The adapter that prompts are for which do not say one: its name, in a model that chooses one for each sample by `adapter_ids` or
+    /// `task_ids`; `__base__` is none.
+    adapter_name: Option<String>,
     /// Texts are generated one after the other, so that each comes as a whole.
     one_by_one: bool,
 }
@@ -137,20 +142,40 @@ impl Generation {
         prepared.check_ids(&prompts)?;
         prepared.check_bos(&prompts, events)?;
         warn(events, &prepared.unknown(&prompts)?)?;
-        let decoder = prepared.decoder(&model, events)?;
+        // With a `Parallel`, each of its children by itself.
+        let mut children = channel::children(&prepared.model)?
+            .into_iter()
+            .map(|(name, model)| (Some(name), model))
+            .collect::<Vec<_>>();
+        if children.is_empty() {
+            children.push((None, prepared.model.clone()));
+        }
         let started = Instant::now();
-        let total = prompts.len() * prepared.settings.args.num_return_sequences;
-        progress(events, "texts", 0, total)?;
-        let results = generate(
-            &decoder,
-            prepared.tokenizer.as_ref(),
-            &prompts,
-            &prepared.settings,
-            &mut |index, piece| {
-                let piece = piece.to_owned();
-                events(&Event::Text { index, piece })
-            },
-        )?;
+        let each = prompts.len() * prepared.settings.args.num_return_sequences;
+        let total = each * children.len();
+        let mut results = Vec::with_capacity(total);
+        let mut cache = Memory::None;
+        for (name, own) in children {
+            prepared.model = own;
+            let decoder = prepared.decoder(&model, events)?;
+            let first = results.len();
+            progress(events, "texts", first, total)?;
+            let made = generate(
+                &decoder,
+                prepared.tokenizer.as_ref(),
+                &prompts,
+                &prepared.settings,
+                &mut |index, piece| {
+                    let (index, piece) = (first + index, piece.to_owned());
+                    events(&Event::Text { index, piece })
+                },
+            )?;
+            results.extend(made.into_iter().map(|text| Generated {
+                adapter: name.clone(),
+                ..text
+            }));
+            cache = decoder.memory();
+        }
         progress(events, "texts", total, total)?;
         let seconds = started.elapsed().as_secs_f64();
         let new_tokens: usize = results.iter().map(|t| t.ids.len()).sum();
@@ -158,16 +183,20 @@ impl Generation {
             results,
             new_tokens,
             tokens_per_second: new_tokens as f64 / seconds.max(1e-9),
-            cache: decoder.memory(),
+            cache,
             readable: prepared.tokenizer.is_some(),
         })
     }
 
-    fn texts(&self, asked: &PromptSettings) -> Result<Vec<PromptText>> {
-        let mut texts: Vec<PromptText> =
-            self.prompts.iter().cloned().map(PromptText::Text).collect();
+    fn texts(&self, asked: &PromptSettings) -> Result<Vec<PromptRow>> {
+        let own = self.prompts.iter().cloned().map(PromptText::Text);
+        let mut texts: Vec<PromptRow> = own.map(PromptRow::from).collect();
         if let Some(path) = &asked.prompts {
             texts.extend(read_prompts(Path::new(path))?);
+        }
+        for row in &mut texts {
+            let all = asked.adapter_name.as_ref().map(|n| json!(n));
+            row.chosen = row.chosen.take().or(all);
         }
         if texts.is_empty() {
             return Err(usage(
@@ -184,18 +213,6 @@ fn check_graph(prepared: &Prepared) -> Result<()> {
     let g = &prepared.model.model().graph;
     if g.find(contract::DECODER_INPUT_IDS).is_none() {
         fits(&prepared.model, Task::CausalLm, true)?;
-    }
-    if channels(g) > 1 {
-        return Err(usage(
-            "a `Parallel` gives several answers to a prompt",
-            "--active NAME, once for each of its adapters",
-        ));
-    }
-    if g.find(contract::TASK_IDS).is_some_and(|v| g.is_input(v)) {
-        return Err(usage(
-            "a `MultiTask` chooses the adapter of each sample, and a prompt says none",
-            "--active NAME, with the adapter to generate with",
-        ));
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::check::{ensure_absent, keep, write_file};
 use super::event::{OnEvent, warn};
 use super::open;
+use crate::api;
 use crate::error::Result;
 use crate::select::{Interface, infer_interface};
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ impl Infer {
     /// # Errors
     /// A graph in which no layers are found; an output that exists or is the model; files that cannot be read or written.
     pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<Interface> {
-        let model = open(&self.model, events)?;
+        let (model, _) = api::opened(api::shown(open(&self.model, events)?)?, false)?;
         let proposal = infer_interface(&model)?;
         warn(events, &proposal.notes)?;
         if let Some(output) = &self.output {

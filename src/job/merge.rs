@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::TensorData;
 use crate::onnx::{SaveOptions, Saved};
+use crate::rewrite::bodies;
 use crate::rewrite::passes;
 use crate::rewrite::pipelines;
 use crate::runtime::{CompileOptions, Feeds, Plan, Tensor};
@@ -66,6 +67,7 @@ impl Merge {
         }
         let model = open(&self.model, events)?;
         let interface = self.adapters.interface(&self.model, &model)?;
+        let interface = interface.counting(&self.model);
         let (model, opened) = api::opened(model, false)?;
         warn(events, &opened)?;
         let mut adapters = self.adapters.load(&interface, events)?;
@@ -130,6 +132,25 @@ pub fn reset(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) ->
 
 /// The model, and what was found that did not stop the work.
 fn fold(
+    model: &Verified,
+    interface: &Interface,
+    adapters: Vec<Adapter>,
+    setup: Option<Setup>,
+    fold: Fold,
+) -> Result<(Verified, Vec<Diagnostic>)> {
+    let mut one = |m: Verified| fold_one(&m, interface, adapters.clone(), setup.clone(), fold);
+    let (model, said) = bodies::everywhere(model.clone(), &mut one)?;
+    let mut all: Vec<Diagnostic> = Vec::new();
+    for finding in said.into_iter().flatten() {
+        if !all.contains(&finding) {
+            all.push(finding);
+        }
+    }
+    Ok((model, all))
+}
+
+/// The same of one graph, whatever stands inside its nodes.
+fn fold_one(
     model: &Verified,
     interface: &Interface,
     mut adapters: Vec<Adapter>,

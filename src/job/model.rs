@@ -114,6 +114,7 @@ impl ModelSettings {
             fusions: self.fusion.list(),
             skip_layers: self.skip_layers.clone(),
             adapter_ids: false,
+            skip_layers_input: false,
             output_adapter_gating_scores: false,
             output_adapter_fusion_attentions: false,
             route: self.route.clone(),

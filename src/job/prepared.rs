@@ -4,12 +4,13 @@ use super::attach::AdapterSettings;
 use super::event::{Event, OnEvent, note, warn};
 use super::files::ModelFiles;
 use super::model::ModelSettings;
+use crate::adapters::{Choice, choice};
 use crate::analyze::logits::vocabulary;
 use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{
-    Decoder, DecoderOptions, GenerationArguments, Message, Prompt, PromptText, Settings,
+    Decoder, DecoderOptions, GenerationArguments, Message, Prompt, PromptRow, PromptText, Settings,
     generation_config,
 };
 use crate::infer::Verified;
@@ -58,7 +59,7 @@ impl Prepared {
     /// Prompts as tokens. With `chat`, a text is what a user says.
     pub(super) fn encode(
         &self,
-        texts: &[PromptText],
+        texts: &[PromptRow],
         chat: bool,
         kwargs: &Map<String, Value>,
     ) -> Result<Vec<Prompt>> {
@@ -70,12 +71,21 @@ impl Prepared {
             }]
         };
         let encode = |text: &PromptText| match text {
-            PromptText::Ids(ids) => Ok(Prompt { ids: ids.clone() }),
+            PromptText::Ids(ids) => Ok(ids.clone().into()),
             PromptText::Text(text) if chat => conversation(&said(text), kwargs, tokenizer),
             PromptText::Text(text) => Prompt::new(text, true, tokenizer),
             PromptText::Messages(messages) => conversation(messages, kwargs, tokenizer),
         };
-        texts.iter().map(encode).collect()
+        let choice = choice(self.model.model())?;
+        let row = |(i, row): (usize, &PromptRow)| {
+            let chosen = chosen(choice.as_ref(), row.chosen.as_ref())
+                .map_err(|d| Error::new(ErrorKind::Run, d.at(format!("prompt {}", i + 1))))?;
+            Ok(Prompt {
+                chosen,
+                ..encode(&row.text)?
+            })
+        };
+        texts.iter().enumerate().map(row).collect()
     }
 
     /// Warns of prompts that begin with the beginning-of-sequence token twice.
@@ -161,6 +171,35 @@ impl Prepared {
         let decoder = Decoder::new(self.model.clone(), self.selection.as_ref(), options)?;
         warn(events, decoder.warnings())?;
         Ok(decoder)
+    }
+}
+
+/// The id of the adapter that a prompt is for, where the graph chooses one for each sample.
+fn chosen(
+    choice: Option<&Choice>,
+    said: Option<&Value>,
+) -> std::result::Result<Option<i64>, Diagnostic> {
+    match (choice, said) {
+        (None, None) => Ok(None),
+        (None, Some(said)) => {
+            let found = format!("it is for {said}, and the model has nothing to choose from");
+            Err(Diagnostic::error("prompt-adapter", found)
+                .help("attach several adapters with --adapter-ids, or a setup with `MultiTask`"))
+        }
+        (Some(choice), None) if choice.or_none => Ok(Some(-1)),
+        (Some(choice), said) => {
+            let id = said.and_then(|said| choice.id(said));
+            id.map(Some).ok_or_else(|| {
+                let found = match said {
+                    Some(said) => format!("it is for {said}"),
+                    None => "it does not say which adapter it is for".to_owned(),
+                };
+                Diagnostic::error("prompt-adapter", found).help(format!(
+                    "--adapter-name NAME, or `adapter_ids` in a row of a file of prompts; NAME is one of {}",
+                    choice.names.join(", ")
+                ))
+            })
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The main job: attaches adapters to a model file and writes the result beside it.
 
 use super::attach::{AdapterSettings, Attaching};
-use super::check::{ensure_absent, exists, keep, write_file};
+use super::check::{ensure_absent, exists, keep, usage, write_file};
 use super::event::OnEvent;
+use super::files::ModelFiles;
 use super::folder::unlocked;
 use super::open;
 use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
@@ -11,6 +12,7 @@ use crate::adapters::summary::Summary;
 use crate::api::Adapted;
 use crate::error::{Error, Result};
 use crate::infer::Verified;
+use crate::ir::Graph;
 use crate::ir::contract::{self, stamp};
 use crate::onnx::{SaveOptions, Saved};
 use crate::text::CHAT_TEMPLATE;
@@ -62,8 +64,8 @@ pub(crate) enum Written {
     },
     /// Files.
     Files {
-        /// The model.
-        saved: Saved,
+        /// The model; every file of it, where encoder and decoder are files of their own.
+        saved: Vec<Saved>,
         /// The adapters' folders.
         adapters: Vec<PathBuf>,
     },
@@ -115,16 +117,22 @@ impl AttachToFile {
     /// # Errors
     /// Those of [`Attach::run`](crate::Attach::run); outputs that exist or are inputs; files that cannot be read or written.
     pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<AttachReport> {
-        let model = open(&self.model, events)?;
+        let files = ModelFiles::at(&self.model);
+        let parts = files.parts();
+        let model = if parts.is_empty() {
+            open(&files.path, events)?
+        } else {
+            files.open(events)?
+        };
         let before = self.dry_run.then(|| model.clone());
-        let interface = self.adapters.interface(&self.model, &model)?;
+        let interface = self.adapters.interface(&files.path, &model)?;
         let how = Attaching {
             seed: self.seed,
             ..Attaching::default()
         };
         let adapted = self
             .adapters
-            .attach_by(&interface, model, &self.model, how, events)?;
+            .attach_by(&interface, model, &files.path, how, events)?;
         let names: Vec<String> = adapted.manifest()?.into_iter().map(|a| a.0).collect();
         let summary = adapted.summary()?;
         let selected = selected(&adapted);
@@ -132,7 +140,8 @@ impl AttachToFile {
             Some(before) => Written::Dry {
                 diff: crate::api::diff(&before, &adapted.model).to_string(),
             },
-            None => self.write(&adapted, &names)?,
+            None if parts.is_empty() => self.write(&adapted, &names, &files.path)?,
+            None => self.write_parts(&adapted, &names, &parts, events)?,
         };
         Ok(AttachReport {
             selected,
@@ -146,8 +155,59 @@ impl AttachToFile {
         })
     }
 
+    /// Writes the folders of adapters that were attached to encoder and decoder together, and every file of the model with what of them
+    /// belongs to it.
+    fn write_parts(
+        &self,
+        adapted: &Adapted,
+        names: &[String],
+        parts: &[PathBuf],
+        events: OnEvent<'_>,
+    ) -> Result<Written> {
+        if self.adapters.adapter_ids || !self.adapters.fusions.is_empty() {
+            return Err(usage(
+                "encoder and decoder are files of their own: adapters that are chosen by ids or mixed are not written into them",
+                "export encoder and decoder as one graph, or attach to one file after the other",
+            ));
+        }
+        let inside = parts.first().and_then(|p| p.parent());
+        let folder = self.output.as_deref().or(inside);
+        let folder = folder.map_or_else(PathBuf::new, Path::to_path_buf);
+        let to = |part: &Path| {
+            let stem = part.file_stem().unwrap_or_default().to_string_lossy();
+            folder.join(format!("{stem}.{}.onnx", names.join("+")))
+        };
+        for part in parts {
+            keep(&to(part), [&**part])?;
+            ensure_absent(&to(part), self.force)?;
+        }
+        let adapters = self.write_adapters(adapted, names, &folder, &mut || Ok(()))?;
+        let named = |n: &String| format!("{n}={}", folder.join(n).display());
+        let settings = AdapterSettings {
+            adapters: names.iter().map(named).collect(),
+            route: None,
+            ..self.adapters.clone()
+        };
+        let mut saved = Vec::new();
+        for part in parts {
+            let model = open(part, events)?;
+            let interface = settings.interface(part, &model)?;
+            let how = Attaching {
+                seed: self.seed,
+                ..Attaching::default()
+            };
+            let adapted = settings.attach_by(&interface, model, part, how, events)?;
+            let options = SaveOptions {
+                force: self.force,
+                ..SaveOptions::default()
+            };
+            saved.push(crate::onnx::save(&adapted.model, &to(part), options)?);
+        }
+        Ok(Written::Files { saved, adapters })
+    }
+
     /// Writes the model and the folders of its adapters, after the last check.
-    fn write(&self, adapted: &Adapted, names: &[String]) -> Result<Written> {
+    fn write(&self, adapted: &Adapted, names: &[String], model: &Path) -> Result<Written> {
         let fusions = adapted.setup.fusions();
         let is_fusion = |n: &&String| fusions.iter().any(|(name, _)| name == *n);
         let adapters: Vec<&str> = names
@@ -155,22 +215,42 @@ impl AttachToFile {
             .filter(|n| !is_fusion(n))
             .map(|n| &**n)
             .collect();
-        let path = self.target(&adapters);
+        let path = self.target(model, &adapters);
+        let beside = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+        keep(&path, [model])?;
+        ensure_absent(&path, self.force)?;
+        let mut saved = Vec::new();
+        let adapters = self.write_adapters(adapted, names, &beside, &mut || {
+            let options = SaveOptions {
+                force: self.force,
+                ..SaveOptions::default()
+            };
+            saved.push(crate::onnx::save(&adapted.model, &path, options)?);
+            Ok(())
+        })?;
+        Ok(Written::Files { saved, adapters })
+    }
+
+    /// Writes the folders of adapters, and the model in front of them, after the last check.
+    fn write_adapters(
+        &self,
+        adapted: &Adapted,
+        names: &[String],
+        beside: &Path,
+        model: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<PathBuf>> {
         // A file of many gives each folder when it is asked for (`rewrite tenants extract`).
         let names = if self.adapters.adapter_ids {
             &[]
         } else {
             names
         };
-        let beside = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        keep(&path, [&*self.model])?;
-        ensure_absent(&path, self.force)?;
-        let _claim = unlocked(&beside)?;
+        let _claim = unlocked(beside)?;
         for name in names {
             folder::free(&beside.join(name))?;
         }
-        std::fs::create_dir_all(&beside)
-            .map_err(|e| Error::io(&beside, "cannot make the folder", e))?;
+        std::fs::create_dir_all(beside)
+            .map_err(|e| Error::io(beside, "cannot make the folder", e))?;
         let store = adapted.store();
         let folders = adapted.folders(names, &store)?;
         let paths = names.iter().map(|n| beside.join(n));
@@ -187,11 +267,7 @@ impl AttachToFile {
         {
             return Err(exists(there));
         }
-        let options = SaveOptions {
-            force: self.force,
-            ..SaveOptions::default()
-        };
-        let saved = crate::onnx::save(&adapted.model, &path, options)?;
+        model()?;
         for (path, folder) in written {
             let options = WriteOptions {
                 force: self.force,
@@ -205,15 +281,14 @@ impl AttachToFile {
             adapted.write_head(&folder.name, path, &store, self.force)?;
         }
         if adapted.setup.active().len() > 1 && !self.adapters.adapter_ids {
-            folder::write_setup(&beside, &adapted.setup, self.force)?;
+            folder::write_setup(beside, &adapted.setup, self.force)?;
         }
-        let adapters = folders.into_iter().map(|(p, _)| p).collect();
-        Ok(Written::Files { saved, adapters })
+        Ok(folders.into_iter().map(|(p, _)| p).collect())
     }
 
     /// The file that the model is written to.
-    fn target(&self, names: &[&str]) -> PathBuf {
-        let stem = self.model.file_stem().unwrap_or_default();
+    fn target(&self, model: &Path, names: &[&str]) -> PathBuf {
+        let stem = model.file_stem().unwrap_or_default();
         let names = if self.adapters.adapter_ids {
             contract::ADAPTER_IDS.to_owned()
         } else {
@@ -221,7 +296,7 @@ impl AttachToFile {
         };
         let file = format!("{}.{names}.onnx", stem.to_string_lossy());
         match &self.output {
-            None => self.model.with_file_name(file),
+            None => model.with_file_name(file),
             Some(out) if out.is_dir() || out.extension().is_none() => out.join(file),
             Some(out) => out.clone(),
         }
@@ -253,25 +328,38 @@ pub(super) fn selected(adapted: &Adapted) -> Selected {
 
 /// The number of places, and how many there are of each kind, by adapter.
 fn places(model: &Verified) -> (usize, Vec<Placed>) {
-    let graph = &model.model().graph;
     let mut count = 0;
     let mut kinds: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    for n in graph.nodes() {
-        let metadata = &graph.node(n).metadata;
-        let get = |key: &str| metadata.get(key).map(|v| &**v);
-        if get(stamp::REPLACES).is_none() {
-            continue;
-        }
-        count += 1;
-        let adapter = get(stamp::ADAPTER).unwrap_or_default();
-        // What has no kind grows along with another place.
-        let kind = get(stamp::PLACE).unwrap_or(Kind::GROWN.name);
-        *kinds.entry((adapter, kind)).or_default() += 1;
-    }
+    count_places(&model.model().graph, &mut count, &mut kinds);
     let placed = |((adapter, kind), places): ((&str, &str), usize)| Placed {
         adapter: adapter.to_owned(),
         kind: kind.to_owned(),
         places,
     };
     (count, kinds.into_iter().map(placed).collect())
+}
+
+/// Counts the places of a graph, and of the graphs inside its nodes.
+fn count_places<'g>(
+    graph: &'g Graph,
+    count: &mut usize,
+    kinds: &mut BTreeMap<(&'g str, &'g str), usize>,
+) {
+    for n in graph.nodes() {
+        for body in graph.bodies(n) {
+            if let Some(inner) = body.graph(graph) {
+                count_places(inner, count, kinds);
+            }
+        }
+        let metadata = &graph.node(n).metadata;
+        let get = |key: &str| metadata.get(key).map(|v| &**v);
+        if get(stamp::REPLACES).is_none() {
+            continue;
+        }
+        *count += 1;
+        let adapter = get(stamp::ADAPTER).unwrap_or_default();
+        // What has no kind grows along with another place.
+        let kind = get(stamp::PLACE).unwrap_or(Kind::GROWN.name);
+        *kinds.entry((adapter, kind)).or_default() += 1;
+    }
 }

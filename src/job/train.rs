@@ -9,10 +9,10 @@ use super::head::{choose_head, label_count};
 use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
 use super::settings::JobSettings;
-use crate::adapters::AdapterStore;
 use crate::adapters::base::Base;
 use crate::adapters::folder::{WriteOptions, remove, write_setup};
-use crate::adapters::heads::SavedHead;
+use crate::adapters::heads::{Head, SavedHead};
+use crate::adapters::{AdapterStore, Setup, choice};
 use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
@@ -320,12 +320,7 @@ impl Run {
         };
         let data = DataArguments {
             label_names,
-            task_names: settings
-                .data
-                .task_names
-                .clone()
-                .or_else(|| self.adapters.task_names()),
-            task_count: self.adapters.task_count(),
+            choice: choice(subject.adapted.model.model())?,
             chat_date: settings.data.chat_date.clone().or_else(|| self.kept_date()),
             ..settings.data.clone()
         };
@@ -469,14 +464,23 @@ impl Run {
         }
         let config = settings.job.head.clone().unwrap_or_default();
         let model = &subject.adapted.model;
-        let name = subject.names.last().map_or("", String::as_str);
-        let base = self.files.head_base();
-        let Some(head) = choose_head(model, base, name, settings.data.task, config, loaded)? else {
+        // The children of a `Parallel` have one each.
+        let block = subject.adapted.setup.headed().cloned();
+        let owners = match &block {
+            Some(block) => block.children().iter().map(Setup::last).collect(),
+            None => vec![subject.names.last().map_or("", String::as_str)],
+        };
+        let (task, base) = (settings.data.task, self.files.head_base());
+        let head =
+            |name: &&str| choose_head(model, base.clone(), name, task, config.clone(), loaded);
+        let heads: Option<Vec<Head>> = owners.iter().map(head).collect::<Result<_>>()?;
+        let Some(heads) = heads else {
             return Ok(());
         };
         let seed = settings.training.seed;
-        subject.adapted.model = api::attach_head(model.clone(), head.clone(), seed, true)?;
-        subject.adapted.heads.push(SavedHead::Flexible(head));
+        subject.adapted.model = api::attach_heads(model.clone(), heads.clone(), block, seed, true)?;
+        let heads = heads.into_iter().map(SavedHead::Flexible);
+        subject.adapted.heads.extend(heads);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //!
 //! A pass sees the model read-only and commits [`Patch`]es; it runs on a copy, which replaces the model only when it verifies.
 
+pub(crate) mod bodies;
 mod pass;
 pub(crate) mod passes;
 mod patch;

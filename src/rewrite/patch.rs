@@ -4,7 +4,7 @@
 //! is live, every new name is free, removed nodes have no remaining use.
 
 use crate::ir::{
-    Builder, Fragment, Graph, GraphPort, InfoEntry, Metadata, Model, NodeId, OrderKey, Spot,
+    Body, Builder, Fragment, Graph, GraphPort, InfoEntry, Metadata, Model, NodeId, OrderKey, Spot,
     TensorData, Type, Use, Val, ValueId,
 };
 use bytes::Bytes;
@@ -60,6 +60,11 @@ enum Edit {
         node: NodeId,
         key: Box<str>,
         value: Box<str>,
+    },
+    SetBody {
+        body: Body,
+        inner: Box<Graph>,
+        captured: Vec<Val>,
     },
 }
 
@@ -254,6 +259,15 @@ impl Patch {
         });
     }
 
+    /// Replaces a graph inside a node. `captured` are the values that it captures, in the order of its captures.
+    pub(crate) fn set_body(&mut self, body: Body, inner: Graph, captured: Vec<Val>) {
+        self.edits.push(Edit::SetBody {
+            body,
+            inner: Box::new(inner),
+            captured,
+        });
+    }
+
     /// Whether there is nothing to do.
     pub(crate) fn is_empty(&self) -> bool {
         self.edits.is_empty() && self.builder.node_count() == 0
@@ -325,7 +339,7 @@ impl Patch {
         for v in fragment
             .nodes
             .iter()
-            .flat_map(|n| n.inputs.iter().flatten())
+            .flat_map(|n| n.inputs.iter().flatten().chain(&n.captures))
         {
             if let Val::Old(id) = v {
                 live(*id)?;
@@ -343,6 +357,7 @@ impl Patch {
         let mut removed_nodes = FxHashSet::default();
         let mut moved: FxHashSet<Use> = FxHashSet::default();
         let mut moved_outputs: FxHashSet<ValueId> = FxHashSet::default();
+        let mut held: Vec<Val> = Vec::new();
         for e in &self.edits {
             match e {
                 Edit::Redirect { old, new, uses } => {
@@ -364,6 +379,18 @@ impl Patch {
                 }
                 Edit::Stamp { node, .. } => {
                     g.get_node(*node).ok_or_else(stale)?;
+                }
+                Edit::SetBody { body, captured, .. } => {
+                    body.graph(g).ok_or_else(stale)?;
+                    for v in captured {
+                        if let Val::Old(id) = v {
+                            live(*id)?;
+                        }
+                    }
+                    // What the graph captured before goes with it.
+                    let captures = g.node_captures(body.node).len() as u32;
+                    moved.extend((0..captures).map(|k| Use::Capture(body.node, k)));
+                    held.extend(captured.iter().copied());
                 }
                 Edit::RemoveOutput(v) => {
                     live(*v)?;
@@ -392,7 +419,8 @@ impl Patch {
         let read_again: FxHashSet<ValueId> = fragment
             .nodes
             .iter()
-            .flat_map(|n| n.inputs.iter().flatten())
+            .flat_map(|n| n.inputs.iter().flatten().chain(&n.captures))
+            .chain(&held)
             .filter_map(|v| {
                 if let Val::Old(id) = v {
                     Some(*id)
@@ -521,6 +549,14 @@ fn apply_edit(
             if let Some(node) = g.node_mut(node) {
                 set(&mut node.metadata, key, Some(value));
             }
+        }
+        Edit::SetBody {
+            body,
+            inner,
+            captured,
+        } => {
+            let captured: Vec<ValueId> = captured.iter().map(|v| applied.value(*v)).collect();
+            g.set_body(&body, *inner, &captured);
         }
         Edit::Import { domain, version } => {
             if model.opset(&domain).is_none() {

@@ -6,11 +6,15 @@
 //! [`all`] makes every one of them with nothing particular to do, for those who want to know what the lists hold.
 
 use super::Pipeline;
+use super::bodies::Sink;
 use super::passes::cache::AddCache;
+use super::passes::channel::OneChannel;
 use super::passes::expand::Expand;
 use super::passes::fuse::{Cleanup, FuseBlocks, FuseLoss, FuseProducts};
 use super::passes::gradient::{GradientPass, Outputs};
 use super::passes::head::{AttachHead, NoteHead};
+use super::passes::inline::Inline;
+use super::passes::join::Join;
 use super::passes::logits::ChooseLogits;
 use super::passes::loss::{Divisor, Loss};
 use super::passes::pack::Pack;
@@ -21,6 +25,7 @@ use crate::adapters::Setup;
 use crate::adapters::heads::{Head, HeadConfig, Noted};
 use crate::adapters::methods::Fold;
 use crate::adapters::place::Shown;
+use crate::infer::Verified;
 use crate::ir::{OpId, contract};
 use crate::select::Selection;
 
@@ -56,6 +61,33 @@ pub(crate) fn opening(ops: Vec<OpId>) -> Pipeline {
     )
 }
 
+/// Puts calls of functions and branches that are decided in the place of their nodes.
+pub(crate) fn inlining(without_cache: bool) -> Pipeline {
+    Pipeline::named("inlining").step(
+        Inline {
+            without_cache,
+            calls: true,
+        },
+        "A function or a branch hides its nodes from everything that looks at one graph.",
+    )
+}
+
+/// Puts an encoder in front of a decoder.
+pub(crate) fn joining(encoder: Verified) -> Pipeline {
+    Pipeline::named("joining").step(
+        Join { encoder },
+        "Two files of one model become one graph, so that adapters of both are trained by one loss.",
+    )
+}
+
+/// Puts bodies of nodes, which were rewritten as models of their own, back where they stood.
+pub(crate) fn sinking(sink: Sink) -> Pipeline {
+    Pipeline::named("sinking").step(
+        sink,
+        "Behind the passes that saw each body as a graph: what they read of the graph around is captured again.",
+    )
+}
+
 /// Keeps examples of one row apart: before adapters are attached.
 pub(crate) fn packing(selection: Selection) -> Pipeline {
     Pipeline::named("packing").step(
@@ -77,6 +109,14 @@ pub(crate) fn heading(head: AttachHead) -> Pipeline {
     Pipeline::named("heading").step(
         head,
         "Behind the adapters: the head reads the adapted hidden states.",
+    )
+}
+
+/// Keeps one child of a `Parallel`.
+pub(crate) fn one_channel(channel: usize) -> Pipeline {
+    Pipeline::named("one-channel").step(
+        OneChannel { channel },
+        "A row has one answer of each child: to measure one, or to go on with its text, it is taken alone.",
     )
 }
 
@@ -239,6 +279,7 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         training: false,
         shown: Shown::default(),
         skip_layers: Vec::new(),
+        skip_input: false,
         tenants: None,
     };
     let merge = Merge {
@@ -248,19 +289,24 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         fold: Fold::In,
         evaluate: Box::new(|_| Ok(Vec::new())),
     };
+    let fresh = Head::fresh("", HeadConfig::default());
+    let noted = Noted::flexible(&fresh);
     let head = AttachHead {
-        head: Head::fresh("", HeadConfig::default()),
+        heads: vec![fresh],
+        block: None,
         seed: 0,
         training: false,
     };
-    let noted = Noted::flexible(&head.head);
     let logits = || contract::LOGITS.to_owned();
     vec![
+        inlining(true),
         opening(Vec::new()),
+        sinking(Sink { pieces: Vec::new() }),
         packing(selection()),
         attaching(attach),
         heading(head),
         noting(noted),
+        one_channel(0),
         inference(mode),
         loss(&causal, mode),
         training(&causal, &[], Outputs::Drop, true, mode),

@@ -22,6 +22,15 @@ pub struct Proposal {
     pub notes: Vec<Diagnostic>,
 }
 
+impl Proposal {
+    /// The interface, which says how it was found wherever it is used.
+    pub(crate) fn noted(self, first: Option<Diagnostic>) -> Interface {
+        let mut interface = self.interface;
+        interface.notes = first.into_iter().chain(self.notes).collect();
+        interface
+    }
+}
+
 /// Proposes an interface for a graph.
 ///
 /// # Errors
@@ -156,6 +165,8 @@ impl Namer<'_> {
             version: Some(version),
             schema_version: None,
             source: "inferred".to_owned(),
+            encoder_layers: None,
+            notes: Vec::new(),
         };
         if !interface.is_adapterhub() {
             interface.schema_version = Some(SCHEMA_VERSION);
@@ -277,9 +288,28 @@ impl Namer<'_> {
         let Some(mut first) = all.pop() else {
             return Paths::new();
         };
+        // Layers without the part (a choice of experts in its place) do not disagree.
+        let part = |f: Field| {
+            const ALONE: [Field; 3] = [
+                Field::LayerIntermediateProj,
+                Field::LayerOutputProj,
+                Field::LayerSelfAttn,
+            ];
+            f.is_of_attention() || ALONE.contains(&f)
+        };
+        for paths in &all {
+            let parts = paths.iter().filter(|(f, _)| part(**f));
+            for (field, path) in parts {
+                first.entry(*field).or_insert_with(|| path.clone());
+            }
+        }
         let attention = first.get(&Field::LayerSelfAttn).cloned();
         first.retain(|field, path| {
-            let same = all.iter().all(|p| p.get(field) == Some(path));
+            let agrees = |p: &Paths| match p.get(field) {
+                Some(other) => other == path,
+                None => part(*field),
+            };
+            let same = all.iter().all(agrees);
             if !same {
                 // The first layer of a model may go without a norm that the others have.
                 let others = all.iter().filter(|p| p.get(field) == Some(path)).count();
@@ -367,10 +397,15 @@ impl Namer<'_> {
                 .of_linear(up.linear)
                 .filter(within)
                 .map(|m| self.outermost(m, entry));
-            if !parallel {
-                let norm = if post_norm { None } else { pre(input) };
-                put(Field::LayerPreFfn, norm.or(block), entry);
-            }
+            let norm = if post_norm { None } else { pre(input) };
+            put(
+                Field::LayerPreFfn,
+                norm.or(block.filter(|_| !parallel)),
+                entry,
+            );
+        } else if let Some((entered, _)) = f.block {
+            let norm = if post_norm { None } else { pre(entered) };
+            put(Field::LayerPreFfn, norm, entry);
         }
         let behind = |output: Option<ValueId>, sublayer: ValueId| {
             let norm = self.structure.norms.making(self.view, output?)?;
@@ -385,7 +420,10 @@ impl Namer<'_> {
         put(Field::LayerLn1, behind(f.ln_1, made(f.self_attn.o)), entry);
         put(
             Field::LayerLn2,
-            f.down.and_then(|l| behind(f.ln_2, made(l))),
+            f.down
+                .map(made)
+                .or(f.block.map(|b| b.1))
+                .and_then(|v| behind(f.ln_2, v)),
             entry,
         );
         put(

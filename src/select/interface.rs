@@ -197,6 +197,10 @@ pub struct Interface {
     pub schema_version: Option<u32>,
     /// Where it came from, for messages: a path, or `built-in qwen3`.
     pub source: String,
+    /// Number of layers of the encoder, by which those of a decoder in a file of its own are counted on; `None` where it is not known.
+    pub(crate) encoder_layers: Option<usize>,
+    /// What is to be said wherever it is used: how it was found, where nobody named it.
+    pub(crate) notes: Vec<Diagnostic>,
 }
 
 impl Interface {
@@ -208,6 +212,8 @@ impl Interface {
             version: None,
             schema_version: None,
             source: "none".to_owned(),
+            encoder_layers: None,
+            notes: Vec::new(),
         }
     }
 
@@ -274,7 +280,9 @@ impl Interface {
                 .and_then(Value::as_u64)
                 .map(|v| v as u32),
             source: source.to_owned(),
+            notes: Vec::new(),
             fields,
+            encoder_layers: None,
         };
         check.rules(&interface.fields, prefix);
         if check.found.is_empty() {
@@ -320,6 +328,17 @@ impl Interface {
         Err(fail(d.help(
             "`rewrite interface list` shows the built-in ones; `rewrite interface infer` proposes one from the graph",
         )))
+    }
+
+    /// The same for a model file, beside which `config.json` says how many layers its encoder has.
+    #[must_use]
+    pub(crate) fn counting(mut self, file: &Path) -> Interface {
+        let text = std::fs::read_to_string(beside(file, "config.json")).unwrap_or_default();
+        let config: Value = serde_json::from_str(&text).unwrap_or_default();
+        let names = ["encoder_layers", "num_encoder_layers", "num_layers"];
+        let count = names.iter().find_map(|n| config[*n].as_u64());
+        self.encoder_layers = count.and_then(|n| usize::try_from(n).ok());
+        self
     }
 
     /// Whether each list of layers counts from 0: in a model of two models, as the library counts there.

@@ -51,7 +51,7 @@ impl Interface {
         } = self.examine(verified);
         match selection {
             Some(mut s) if findings.iter().all(|d| d.severity == Severity::Warning) => {
-                s.misses = findings;
+                s.misses = [self.notes.clone(), findings].concat();
                 Ok(s)
             }
             _ => Err(Error::many(ErrorKind::Interface, findings)),

@@ -41,9 +41,25 @@ pub struct Selection {
     pub misses: Vec<Diagnostic>,
     /// Why each place was chosen.
     pub(crate) decisions: Vec<Decision>,
+    /// Paths, without the base model's prefix or with it, of modules that the interface names and another file of the model holds: the
+    /// other stack of an encoder-decoder, or what a decoder's first step has cached.
+    pub(crate) absent: Vec<String>,
+    /// Whether it is not known how many layers of the model stand before those of the graph.
+    pub(crate) uncounted: bool,
 }
 
 impl Selection {
+    /// Whether a parameter's name lies in a module that another file of the model holds.
+    pub(crate) fn is_elsewhere(&self, name: &str) -> bool {
+        let inside = |path: &String| format!(".{name}").contains(&format!(".{path}."));
+        self.absent.iter().any(inside)
+    }
+
+    /// Whether the layers of the graph are not all layers of the model.
+    pub(crate) fn lacks_a_stack(&self) -> bool {
+        self.misses.iter().any(|d| d.code == "select-stack")
+    }
+
     /// Whether a fused operator took the projections of an attention in.
     pub(crate) fn hides_projections(&self) -> bool {
         let hidden = |a: &AttentionSite| [&a.q, &a.k, &a.v, &a.qkv].iter().all(|p| p.is_none());
@@ -156,6 +172,8 @@ pub struct Layer {
     pub gate_proj: Option<LinearSite>,
     /// `layer_output_proj`.
     pub output_proj: Option<LinearSite>,
+    /// What the feed-forward block adds to the stream, where it ends in no one linear: a choice of experts.
+    pub ffn_output: Option<ValueId>,
     /// The value that enters the module of `layer_pre_self_attn`: the residual of the attention sublayer.
     pub pre_self_attn: Option<ValueId>,
     /// The value that enters the module of `layer_pre_cross_attn`.
@@ -210,6 +228,8 @@ pub struct AttentionSite {
     pub o: Option<LinearSite>,
     /// What leaves the attention module.
     pub output: ValueId,
+    /// Keys and values that come from a cache as they are, where the module projects neither.
+    pub(crate) fed: Option<[ValueId; 2]>,
 }
 
 impl AttentionSite {
@@ -223,6 +243,16 @@ impl AttentionSite {
 
     fn ends(&self) -> Result<Ends<'_>, Diagnostic> {
         let fused = self.qkv.as_ref();
+        if let (Some(q), Some([keys, values])) = (&self.q, self.fed) {
+            return Ok(Ends {
+                path: &self.path,
+                input: q.input,
+                d_in: q.d_in,
+                projected: [[q.output, q.rows.1], [keys; 2], [values; 2]],
+                widths: Widths::Known([q.d_out; 3]),
+                end: self.o.as_ref().map_or(self.output, |o| o.input),
+            });
+        }
         let projections = [&self.q, &self.k, &self.v].map(|p| p.as_ref().or(fused));
         let [Some(q), Some(k), Some(v)] = projections else {
             return Err(Diagnostic::error(

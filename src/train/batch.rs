@@ -312,7 +312,11 @@ impl Collator {
             .map(|e| e.task_id)
             .collect::<Option<Vec<i64>>>()
         {
-            feeds = feeds.with(contract::TASK_IDS, vector(tasks)?);
+            let ids = vector(tasks)?;
+            // A graph has one of the two inputs.
+            feeds = feeds
+                .with(contract::TASK_IDS, ids.clone())
+                .with(contract::ADAPTER_IDS, ids);
         }
         let (feeds, items, scored) = self.labels(rows, &grid, feeds)?;
         Ok(Batch {

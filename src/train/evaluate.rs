@@ -9,13 +9,14 @@ use crate::analyze::logits::logits;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::contract;
-use crate::rewrite::passes::loss::channels;
+use crate::ir::{Graph, ValueId, contract};
+use crate::rewrite::passes::channel;
 use crate::rewrite::passes::loss::{Loss, RowLoss};
 use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::value::Floats;
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Trainable, Value};
 use indexmap::IndexMap;
+use rustc_hash::FxHashSet;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -27,6 +28,8 @@ pub(super) struct Evaluator {
     mode: Mode,
     options: CompileOptions,
     plan: Option<Plan>,
+    /// The children of a `Parallel`, each alone.
+    children: Vec<(String, Evaluator)>,
 }
 
 /// The task behind a loss over rows.
@@ -50,25 +53,35 @@ impl Evaluator {
         params: Vec<String>,
         mode: Mode,
         options: &CompileOptions,
-    ) -> Self {
-        Evaluator {
+    ) -> Result<Self> {
+        let mut children = Vec::new();
+        for (name, alone) in channel::children(&model)? {
+            // Parameters of the other children are in the graph, and nothing reads them.
+            let own = reached(&alone.model().graph, &params);
+            children.push((name, Evaluator::new(alone, loss, own, mode, options)?));
+        }
+        Ok(Evaluator {
             model,
             loss: loss.clone(),
             params,
             mode,
             options: options.clone(),
             plan: None,
-        }
-    }
-
-    /// The task whose answers are measured, where a row has one answer.
-    fn answered(&self) -> Option<Task> {
-        task(&self.loss).filter(|_| channels(&self.model.model().graph) == 1)
+            children,
+        })
     }
 
     /// Names of the measures that an evaluation gives.
     pub(super) fn measures(&self) -> Vec<String> {
-        let metrics = match (self.answered(), &self.loss) {
+        if !self.children.is_empty() {
+            let of = |(name, child): &(String, Evaluator)| {
+                let each = child.measures().into_iter();
+                each.map(|m| of_child(name, &m)).collect::<Vec<_>>()
+            };
+            let each = self.children.iter().flat_map(of);
+            return std::iter::once(Metric::Loss.name()).chain(each).collect();
+        }
+        let metrics = match (task(&self.loss), &self.loss) {
             (Some(task), _) => Metric::of(task),
             (None, Loss::CausalLm { .. } | Loss::Tokens { .. }) => {
                 vec![Metric::Loss, Metric::Perplexity]
@@ -106,14 +119,18 @@ impl Evaluator {
         packed: Option<usize>,
         on_event: OnEvent<'_>,
     ) -> Result<EvalEntry> {
-        let answered = self.answered();
+        if !self.children.is_empty() {
+            return self.of_children((params, fixed), data, collator, (size, packed), on_event);
+        }
+        let answered = task(&self.loss);
         let plan = match self.plan.take() {
             Some(plan) => plan,
             None => self.compile()?,
         };
         let plan = self.plan.insert(plan);
         let started = Instant::now();
-        let mut values = values(params)?;
+        let own = |name: &str| self.params.iter().any(|p| *p == *name);
+        let mut values = values(params, own)?;
         values.0.extend(fixed.0);
         let sampler = Sampler {
             batch_size: size,
@@ -182,10 +199,66 @@ impl Evaluator {
     }
 }
 
+impl Evaluator {
+    /// Each child by itself. The loss is the sum of theirs, as it is trained; the other measures are named by their child.
+    fn of_children(
+        &mut self,
+        (params, fixed): (&IndexMap<Box<str>, Trainable>, Feeds),
+        data: &Dataset,
+        collator: &Collator,
+        (size, packed): (usize, Option<usize>),
+        on_event: OnEvent<'_>,
+    ) -> Result<EvalEntry> {
+        let mut whole: Option<EvalEntry> = None;
+        let mut sum = 0.0;
+        for (name, child) in &mut self.children {
+            let given = (params, Feeds(fixed.0.clone()));
+            let found = child.run(given, data, collator, size, packed, on_event)?;
+            sum += found.metrics.get(contract::LOSS).copied().unwrap_or(0.0);
+            let named = found.metrics.iter();
+            let named = named.map(|(m, x)| (of_child(name, m), *x)).collect();
+            whole = Some(match whole {
+                None => EvalEntry {
+                    metrics: named,
+                    ..found
+                },
+                Some(mut entry) => {
+                    entry.metrics.extend(named);
+                    entry.runtime += found.runtime;
+                    entry
+                }
+            });
+        }
+        let mut whole = whole.ok_or_else(|| failed("the setup has no children"))?;
+        whole.metrics.insert(contract::LOSS.to_owned(), sum);
+        Ok(whole)
+    }
+}
+
+/// The name of a measure of one child.
+pub(crate) fn of_child(child: &str, metric: &str) -> String {
+    format!("{child}.{metric}")
+}
+
+/// Those parameters that a graph's outputs hang on.
+fn reached(g: &Graph, params: &[String]) -> Vec<String> {
+    let mut seen: FxHashSet<ValueId> = FxHashSet::default();
+    let mut open: Vec<ValueId> = g.outputs().iter().map(|p| p.value).collect();
+    while let Some(v) = open.pop() {
+        if seen.insert(v)
+            && let Some((node, _)) = g.producer(v)
+        {
+            open.extend(g.node_inputs(node).into_iter().flatten());
+        }
+    }
+    let read = |name: &&String| g.find(name).is_some_and(|v| seen.contains(&v));
+    params.iter().filter(read).cloned().collect()
+}
+
 /// Parameters as values of a plan.
-fn values(params: &IndexMap<Box<str>, Trainable>) -> Result<Feeds> {
+fn values(params: &IndexMap<Box<str>, Trainable>, wanted: impl Fn(&str) -> bool) -> Result<Feeds> {
     let mut out = Feeds::new();
-    for (name, p) in params {
+    for (name, p) in params.iter().filter(|(name, _)| wanted(name)) {
         let value = Floats::new(p.value.clone(), &p.dims, p.dtype, None)
             .map_err(|e| failed(&e.to_string()))?;
         out.insert(name, Value::Float(value));

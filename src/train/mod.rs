@@ -31,7 +31,7 @@ pub(crate) use data::{Answer, DataArguments, Dataset, Files, Labels, Loaded, Tas
 pub(crate) use data::{CompletionMask, EvalSplit, Example, IGNORE, ReadOptions, Tokens};
 pub use dry::DryRun;
 pub(crate) use eval_args::{EvalArguments, Metric};
-pub(crate) use evaluate::{answers_of, labels_of};
+pub(crate) use evaluate::{answers_of, labels_of, of_child};
 pub(crate) use event::Stop;
 pub use event::{EvalEntry, Event, LogEntry, StepReport};
 pub(crate) use loss::{parse_loss, smoothed};

@@ -147,7 +147,7 @@ impl Trainer {
             .filter_map(|&v| g.value(v).tensor.as_ref())
             .map(|t| t.stored_len() as u64)
             .sum();
-        let evaluator = Evaluator::new(model.clone(), loss, names.clone(), mode, options);
+        let evaluator = Evaluator::new(model.clone(), loss, names.clone(), mode, options)?;
         let recompute = args.gradient_checkpointing;
         let pipeline = pipelines::training(loss, &names, Outputs::Drop, recompute, mode);
         let graph = pipeline.run(model)?.model;

@@ -26,6 +26,8 @@ mod learn;
 #[cfg(feature = "cli")]
 mod page;
 #[cfg(feature = "cli")]
+mod parallel;
+#[cfg(feature = "cli")]
 mod recipes;
 #[cfg(feature = "cli")]
 mod resume;

@@ -59,7 +59,7 @@ fn settings(args: GenerationArguments) -> Settings {
 }
 
 fn ids(decoder: &Decoder, prompts: &[Vec<i64>], args: GenerationArguments) -> Vec<Vec<i64>> {
-    let prompts: Vec<Prompt> = prompts.iter().map(|p| Prompt { ids: p.clone() }).collect();
+    let prompts: Vec<Prompt> = prompts.iter().cloned().map(Prompt::from).collect();
     let out = generate(decoder, None, &prompts, &settings(args), &mut |_, _| Ok(())).unwrap();
     out.into_iter().map(|g| g.ids).collect()
 }
@@ -182,8 +182,8 @@ fn difference(file: &str, interface: &str, adapters: &[&str]) -> f32 {
     );
     let without = decoder(file, interface, adapters, options(false));
     let prompts = [vec![5, 9, 12, 30, 41], vec![7, 3]];
-    let (mut a, x) = with.begin(&prompts).unwrap();
-    let (mut b, y) = without.begin(&prompts).unwrap();
+    let (mut a, x) = with.begin(&prompts, None).unwrap();
+    let (mut b, y) = without.begin(&prompts, None).unwrap();
     let distance = |x: &[f32], y: &[f32]| {
         x.iter()
             .zip(y)
@@ -246,9 +246,9 @@ fn a_cache_of_the_graph_gives_what_the_whole_text_gives() {
         let decoder = Decoder::new(model, None, sizes.clone()).unwrap();
         assert_eq!(decoder.memory(), Memory::Own);
         let text = [5, 9, 12, 30, 41, 2];
-        let (mut session, mut logits) = decoder.begin(&[text[..2].to_vec()]).unwrap();
+        let (mut session, mut logits) = decoder.begin(&[text[..2].to_vec()], None).unwrap();
         for n in 2..text.len() {
-            let (_, whole) = decoder.begin(&[text[..n].to_vec()]).unwrap();
+            let (_, whole) = decoder.begin(&[text[..n].to_vec()], None).unwrap();
             let far = logits
                 .row(0)
                 .iter()
@@ -415,7 +415,7 @@ fn an_encoder_decoder_begins_with_its_first_token() {
     let without = decoder("t5/model.onnx", "t5", &[], options(true));
     assert!(
         without
-            .begin(&prompts[..1])
+            .begin(&prompts[..1], None)
             .unwrap_err()
             .to_string()
             .contains("--decoder-start-token-id")
@@ -427,14 +427,8 @@ fn what_cannot_be_generated_is_one_error() {
     let d = decoder("qwen3/model.onnx", "qwen3", &[], options(false));
     let run = |prompt: Vec<i64>, args: GenerationArguments| {
         let settings = Settings::new(args, None, Some(8));
-        generate(
-            &d,
-            None,
-            &[Prompt { ids: prompt }],
-            &settings,
-            &mut |_, _| Ok(()),
-        )
-        .map_err(|e| e.to_string())
+        generate(&d, None, &[prompt.into()], &settings, &mut |_, _| Ok(()))
+            .map_err(|e| e.to_string())
     };
     let plain = GenerationArguments::default;
     assert!(
@@ -468,7 +462,7 @@ fn what_cannot_be_generated_is_one_error() {
             ..plain()
         };
         let settings = Settings::new(long, None, Some(64));
-        let prompts = [Prompt { ids: vec![3; 61] }, Prompt { ids: vec![4; 2] }];
+        let prompts = [Prompt::from(vec![3; 61]), Prompt::from(vec![4; 2])];
         let out = generate(&d, None, &prompts, &settings, &mut |_, _| Ok(())).unwrap();
         assert_eq!((out[0].ids.len(), out[1].ids.len()), (3, 62));
     }

@@ -41,6 +41,8 @@ mod node_cases;
 #[cfg(feature = "train")]
 mod packing;
 #[cfg(feature = "train")]
+mod parallel;
+#[cfg(feature = "train")]
 mod peft;
 #[cfg(feature = "runtime")]
 mod places;

@@ -340,6 +340,11 @@ impl Config {
     }
 }
 
+/// Every identifier that [`Config::parse_fusion`] knows: configurations for a `Fuse`.
+pub(crate) fn fusion_identifiers() -> impl Iterator<Item = &'static str> {
+    MethodConfig::fusions().map(|p| p.name)
+}
+
 /// Every identifier that [`Config::parse`] knows, deprecated ones last.
 pub(crate) fn identifiers() -> impl Iterator<Item = &'static str> {
     MethodConfig::presets()

@@ -4,6 +4,7 @@ use crate::adapters::methods::MethodConfig;
 use crate::adapters::naming::{Route, Sublayer, scope};
 use crate::adapters::param::ParamSpec;
 use crate::adapters::place::{At, Place, Surroundings};
+use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::text;
@@ -108,22 +109,38 @@ impl Example {
         Ok(Example { model, selection })
     }
 
-    /// Places and parameters of a method.
-    pub(super) fn ask(&self, method: &MethodConfig) -> Result<(Vec<PlaceDoc>, Vec<ParamDoc>)> {
-        const NAME: &str = "NAME";
-        let wrong = |d| Error::new(ErrorKind::Method, d);
-        let around = Surroundings {
+    fn places<'s>(
+        &'s self,
+        method: &MethodConfig,
+        name: &str,
+        fused: &[(String, Place<'s>)],
+    ) -> std::result::Result<Vec<Place<'s>>, Diagnostic> {
+        method.places(&Surroundings {
             selection: &self.selection,
             graph: &self.model.model().graph,
             route: &Route::Plugin,
-            name: NAME,
+            name,
             has: None,
             foreign: false,
             by_columns: true,
             known: &self.model,
-            fused: &[],
+            fused,
+        })
+    }
+
+    /// Places and parameters of a method.
+    pub(super) fn ask(&self, method: &MethodConfig) -> Result<(Vec<PlaceDoc>, Vec<ParamDoc>)> {
+        const NAME: &str = "NAME";
+        let wrong = |d| Error::new(ErrorKind::Method, d);
+        // What mixes others stands where those do: the first method that can be mixed.
+        let mut others = MethodConfig::presets().map(|p| (p.make)());
+        let mixed = others.find(|m| method.fuses().is_some() && m.fusible().is_some());
+        let fused = match mixed {
+            Some(other) => self.places(&other, NAME, &[]).map_err(wrong)?,
+            None => Vec::new(),
         };
-        let places = method.places(&around).map_err(wrong)?;
+        let fused: Vec<_> = fused.into_iter().map(|p| (NAME.to_owned(), p)).collect();
+        let places = self.places(method, NAME, &fused).map_err(wrong)?;
         let mut at: Vec<PlaceDoc> = Vec::new();
         let mut params: Vec<ParamDoc> = Vec::new();
         let mut add = |doc: ParamDoc| {

@@ -15,7 +15,8 @@ pub(in crate::adapters) fn beyond(
 ) -> Option<Diagnostic> {
     let count = selection.layers.iter().map(|l| l.index + 1).max()?;
     let dict = method.to_dict();
-    let outside = |text: &String| !text.parse::<usize>().is_ok_and(|id| id < count);
+    let uncounted = selection.uncounted;
+    let outside = |text: &String| uncounted || !text.parse::<usize>().is_ok_and(|id| id < count);
     for field in FIELDS {
         let named: Vec<String> = match &dict[field] {
             Value::Array(ids) => ids.iter().map(ToString::to_string).collect(),
@@ -25,6 +26,14 @@ pub(in crate::adapters) fn beyond(
         let wrong: Vec<String> = named.into_iter().filter(outside).collect();
         if wrong.is_empty() {
             continue;
+        }
+        if uncounted {
+            let what = format!(
+                "`{field}` names layers by their number in the whole model, and this graph holds one part of it"
+            );
+            return Some(Diagnostic::error("layer-id", what).help(
+                "put the model's config.json beside it, which says how many layers the encoder has",
+            ));
         }
         let many = if wrong.len() == 1 { "layer" } else { "layers" };
         let what = format!(

@@ -247,7 +247,9 @@ impl Route {
         let native = *self != Route::Plugin;
         let inner = if native && self.family().starts_with("clip") {
             "text_model."
-        } else if native && selection.layers.iter().any(|l| l.stack > 0) {
+        } else if native
+            && (selection.lacks_a_stack() || selection.layers.iter().any(|l| l.stack > 0))
+        {
             "encoder."
         } else {
             ""

@@ -242,13 +242,32 @@ impl Setup {
 
     /// How often a batch stands in what flows: the number of children of a `Parallel`, or 1.
     pub(crate) fn channels(&self) -> usize {
-        let mut channels = 1;
+        self.parallel().map_or(1, <[Setup]>::len)
+    }
+
+    /// The children of the `Parallel` in it.
+    pub(crate) fn parallel(&self) -> Option<&[Setup]> {
+        let mut found = None;
         self.visit(&mut |setup| {
             if let Setup::Parallel(children) = setup {
-                channels = channels.max(children.len());
+                found = Some(&**children);
             }
         });
-        channels
+        found
+    }
+
+    /// The block whose children each have a part of the batch when a head reads it, and so a head of their own: the last one of the setup.
+    /// The heads are named by the last adapter of each child, as the library takes them.
+    pub(crate) fn headed(&self) -> Option<&Setup> {
+        match self {
+            Setup::Parallel(_) | Setup::BatchSplit { .. } => Some(self),
+            Setup::Stack(children) => children.last().and_then(Setup::headed),
+            Setup::Single(_)
+            | Setup::Fuse { .. }
+            | Setup::Split { .. }
+            | Setup::Average { .. }
+            | Setup::MultiTask(_) => None,
+        }
     }
 
     /// The children of each `MultiTask` in it.

@@ -22,6 +22,29 @@ pub(super) struct Unused {
 }
 
 impl Unused {
+    /// Takes what belongs to modules that another file of the model holds out of `weights`.
+    fn elsewhere(&mut self, weights: &mut Weights, adapter: &Adapter, selection: &Selection) {
+        let keys = weights.tensors.keys();
+        let keys = keys.filter(|k| belongs(k, &weights.adapter) && selection.is_elsewhere(k));
+        let keys: Vec<Box<str>> = keys.cloned().collect();
+        if keys.is_empty() {
+            return;
+        }
+        let found = format!(
+            "{} tensors of `{}` belong to modules that another file of the model holds",
+            keys.len(),
+            adapter.name
+        );
+        let found = Diagnostic::warning("module-elsewhere", found);
+        self.notes
+            .push(found.help("they are kept, and are there in the adapter's file again"));
+        for key in keys {
+            if let Some(tensor) = weights.tensors.shift_remove(&key) {
+                self.tensors.push((key, tensor));
+            }
+        }
+    }
+
     /// Takes what belongs to modules that the graph certainly does not compute out of `weights`.
     pub(super) fn of(
         weights: &mut Weights,
@@ -31,6 +54,7 @@ impl Unused {
         graph: &Graph,
     ) -> Unused {
         let mut out = Unused::default();
+        out.elsewhere(weights, adapter, selection);
         if !by_names(&adapter.config) {
             return out;
         }

@@ -82,6 +82,12 @@ fn goals(view: &Flow<'_>, value: ValueId) -> Vec<Owner> {
             if view.measures(n) {
                 continue;
             }
+            // A product with what no token is part of, as with the embeddings of relative positions, says nothing.
+            let product = matches!(view.op(n), "MatMul" | "FusedMatMul");
+            let other = view.input(n, usize::from(slot == 0));
+            if product && other.is_some_and(|o| !view.carries(o)) {
+                continue;
+            }
             let owner = match (view.op(n), slot) {
                 ("MatMul" | "FusedMatMul", 0) => Some(Owner::Queries),
                 ("MatMul" | "FusedMatMul", _) if weighed(view, n) => Some(Owner::Values),

@@ -26,6 +26,7 @@ mod channels;
 mod compose;
 mod manifest;
 pub(super) mod outputs;
+mod skipping;
 mod tasks;
 mod tenants;
 
@@ -46,6 +47,8 @@ pub(crate) struct AttachPass {
     pub shown: Shown,
     /// Layers without adapters.
     pub skip_layers: Vec<usize>,
+    /// Whether a graph input says which layers are skipped.
+    pub skip_input: bool,
     /// Where the input `adapter_ids` chooses one of the adapters for each sample, instead of a setup: what the manifest says of them.
     pub tenants: Option<Tenants>,
 }
@@ -62,6 +65,7 @@ impl AttachPass {
             training: false,
             shown: Shown::default(),
             skip_layers: Vec::new(),
+            skip_input: false,
             tenants: None,
         }
     }
@@ -112,6 +116,9 @@ impl Pass for AttachPass {
         let there = Manifest::read(cx.model())?;
         check_names(&names, &there)?;
         check_tenants(self.tenants.as_ref(), &there, cx.model())?;
+        if self.skip_input {
+            skipping::check(cx.model())?;
+        }
         self.setup.check(&names)?;
         let before = cx.before();
         let graph = &before.model().graph;
@@ -315,6 +322,13 @@ impl Writer<'_> {
             };
             let Some(new) = new else {
                 return Ok(());
+            };
+            let new = if self.pass.skip_input {
+                let last = self.pass.selection.layers.iter().map(|l| l.index).max();
+                let layers = last.map_or(0, |n| n + 1);
+                skipping::kept(b, graph, place, layers, (old.into(), new))?
+            } else {
+                new
             };
             unpacked(place, &build)?;
             made.append(&mut used.made);

@@ -220,7 +220,7 @@ fn unreached(g: &Graph, ends: &Ends, grads: &[Option<Val>]) -> Vec<Diagnostic> {
 }
 
 /// The type of a value, for the output that holds its gradient.
-fn declared(g: &Graph, verified: &Verified, v: ValueId) -> Option<Type> {
+pub(crate) fn declared(g: &Graph, verified: &Verified, v: ValueId) -> Option<Type> {
     let fact = verified.fact(v).cloned().unwrap_or_default();
     let Some(dtype) = fact.dtype else {
         return g.value(v).ty.clone();

@@ -1,24 +1,30 @@
 //! Attaching a prediction head: `logits` from the hidden states that a base model gives.
 
-use super::loss::lengthened;
-use crate::adapters::heads::{Head, HeadType, Noted, Pooling, owner};
+use super::attach::blocks::Cut;
+use super::loss::{Rows, lengthened};
+use crate::adapters::heads::{Head, HeadConfig, HeadType, Noted, Pooling, owner};
 use crate::adapters::manifest::Manifest;
-use crate::adapters::param_stamps;
+use crate::adapters::{Setup, param_stamps};
+use crate::analyze::logits::of_heads;
 use crate::diag::Diagnostic;
 use crate::ir::contract;
 use crate::ir::contract::{POOLER_OUTPUT, stamp};
-use crate::ir::{Builder, DType, Dim, Graph, Metadata, OpId, Sym, TensorData, Type, Val, ValueId};
+use crate::ir::{
+    Builder, DType, Dim, Graph, GraphPort, Metadata, OpId, Sym, TensorData, Type, Val, ValueId,
+};
 use crate::rewrite::{Pass, PassCx, PassError};
 use rustc_hash::FxHashMap;
 
 /// Element type that a head computes in.
 const COMPUTED: DType = DType::Float;
 
-/// Adds a head behind the last hidden states.
+/// Adds a head behind the last hidden states; or one for each child of a block, each with outputs of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct AttachHead {
-    /// The head.
-    pub head: Head,
+    /// The heads.
+    pub heads: Vec<Head>,
+    /// The block whose children have one each; without, there is one head.
+    pub block: Option<Setup>,
     /// Seed of initial values.
     pub seed: u64,
     /// Whether dropout is wanted.
@@ -31,47 +37,50 @@ impl Pass for AttachHead {
     }
 
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
-        let config = &self.head.config;
-        config.validate()?;
-        let g = &cx.model().graph;
-        let hidden = hidden_states(cx, config.outputs())?;
-        let (steps, table) = self.head.layers(hidden.width, g)?;
-        let params = self.head.store(&steps, table.is_some(), self.seed, g)?;
-        let pooler = pooler(g);
-        let mut patch = cx.patch("head", None);
-        let outputs = {
-            let b = patch.builder();
-            b.set_scope(&format!("heads.{}", self.head.name));
-            let mut values: FxHashMap<String, Val> = FxHashMap::default();
-            for (name, param) in &params {
-                b.set_stamp(param_stamps(param));
-                values.insert(name.clone(), b.initializer(name, param.tensor.clone()));
-            }
-            let mut stamps = Metadata::default();
-            stamps.insert(stamp::ADAPTER.into(), owner(&self.head.name).into());
-            b.set_stamp(stamps);
-            b.set_float(COMPUTED);
-            let table = table.map(|t| b.cast(t, COMPUTED));
-            let x = self.read(b, g, hidden.value, pooler)?;
-            let get = |at: usize, kind: &str| {
-                let name = format!("heads.{}.{at}.{kind}", self.head.name);
-                // `params` names everything of the steps but the table.
-                values.get(&name).copied().or(table).unwrap_or(x)
-            };
-            let p = self.head.dropout();
-            let epsilon = self.head.base.layer_norm_eps.unwrap_or(1e-12) as f32;
-            let dropout = |v| dropout(b, v, p, self.training);
-            let scores = config.build(b, x, &steps, get, dropout, epsilon);
-            self.shaped(b, scores, &hidden)
-        };
-        for (name, value, dims) in outputs {
-            patch.add_output(value, name, Some(Type::tensor(COMPUTED, dims)));
+        for head in &self.heads {
+            head.config.validate()?;
         }
-        let noted = Noted::flexible(&self.head);
-        patch.model_metadata(stamp::MANIFEST, Some(&with(cx, noted)?));
+        let g = &cx.model().graph;
+        let names: Vec<&str> = self
+            .heads
+            .iter()
+            .flat_map(|h| h.config.outputs())
+            .copied()
+            .collect();
+        let hidden = hidden_states(cx, &names)?;
+        let pooler = pooler(g);
+        let mut manifest = Manifest::read(cx.model())?;
+        manifest.written();
+        let mut patch = cx.patch("head", None);
+        let mut outputs = Vec::new();
+        let parts = self.parts(patch.builder(), g, &hidden, pooler);
+        for (head, part) in self.heads.iter().zip(parts) {
+            let several = self.block.is_some();
+            for (name, value, dims) in self.one(head, &part, (&hidden, g), patch.builder())? {
+                let name = if several {
+                    contract::of_head(name, &head.name)
+                } else {
+                    name.to_owned()
+                };
+                outputs.push((name, value, dims));
+            }
+            manifest.heads.push(Noted::flexible(head));
+        }
+        for (name, value, dims) in outputs {
+            patch.add_output(value, &name, Some(Type::tensor(COMPUTED, dims)));
+        }
+        patch.model_metadata(stamp::MANIFEST, Some(&manifest.text()));
         cx.commit(patch)?;
         Ok(())
     }
+}
+
+/// What a head reads of the base model's outputs, and which samples that is.
+struct Part<'c> {
+    hidden: Val,
+    pooler: Option<Val>,
+    rows: Rows<'c>,
+    batch: Dim,
 }
 
 /// Says in the manifest that the graph's head is this one.
@@ -84,115 +93,189 @@ impl Pass for NoteHead {
     }
 
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+        let mut manifest = Manifest::read(cx.model())?;
+        manifest.written();
+        manifest.heads.push(self.0.clone());
         let mut patch = cx.patch("note-head", None);
-        patch.model_metadata(stamp::MANIFEST, Some(&with(cx, self.0.clone())?));
+        patch.model_metadata(stamp::MANIFEST, Some(&manifest.text()));
         cx.commit(patch)?;
         Ok(())
     }
 }
 
-/// The manifest's text with one more head.
-fn with(cx: &PassCx<'_>, head: Noted) -> Result<String, Diagnostic> {
-    let mut manifest = Manifest::read(cx.model())?;
-    manifest.written();
-    manifest.heads.push(head);
-    Ok(manifest.text())
-}
-
 impl AttachHead {
-    /// The positions that the head reads: all of them, or one of each row.
-    fn read(
+    /// What each head reads.
+    fn parts(
         &self,
         b: &Builder,
         g: &Graph,
-        hidden: ValueId,
+        hidden: &Hidden,
         pooler: Option<ValueId>,
-    ) -> Result<Val, Diagnostic> {
-        let Head { config, base, .. } = &self.head;
-        let states = || b.cast(hidden, COMPUTED);
-        if !config.head_type.of_examples() {
-            // T5 scores its words by the table of embeddings, which is not scaled.
-            let scaled = base.tied && matches!(&*base.model_type, "t5" | "mt5");
-            let states = states();
-            return Ok(if scaled {
-                b.div(states, root(b, states))
-            } else {
-                states
-            });
+    ) -> Vec<Part<'_>> {
+        let cut = match &self.block {
+            Some(Setup::BatchSplit { batch_sizes, .. }) => Cut::samples(batch_sizes),
+            Some(_) => Cut::channels(self.heads.len()),
+            None => {
+                return vec![Part {
+                    hidden: hidden.value.into(),
+                    pooler: pooler.map(Val::from),
+                    rows: Rows::All,
+                    batch: hidden.batch.clone(),
+                }];
+            }
+        };
+        b.set_scope("heads");
+        if let Some(first) = self.heads.first() {
+            b.set_stamp(owned(first));
         }
-        match self.head.pooling() {
-            Pooling::Pooler => pooler.map(|v| b.cast(v, COMPUTED)).ok_or_else(|| {
-                Diagnostic::error(
-                    "head",
-                    format!("the head reads the model's pooler, and the graph has no output `{POOLER_OUTPUT}`"),
-                )
-                .help("export the base model with its pooler")
-            }),
-            Pooling::First => {
-                let first = b.slice(states(), 1, 0, 1);
-                Ok(b.squeeze(first, &[1]))
-            }
-            Pooling::Last => {
-                let mask = input(g, contract::ATTENTION_MASK, "`pooling` last")?;
-                let states = states();
-                Ok(last(b, b.cast(mask, DType::Int64), states, lengthened(g)))
-            }
-            Pooling::Eos => {
-                let ids = input(g, contract::INPUT_IDS, "`pooling` eos")?;
-                let Some(eos) = base.eos_token_id else {
-                    return Err(Diagnostic::error(
-                        "head",
-                        "the head reads the last end-of-sequence token, whose id is not known",
-                    )
-                    .help("put the model's config.json beside it"));
-                };
-                let ends = b.op("Equal", &[b.cast(ids, DType::Int64), b.int(eos)], &[]);
-                let ends = b.cast(ends, DType::Int64);
-                Ok(last(b, ends, states(), lengthened(g)))
-            }
-        }
+        let states = cut.parts(b, hidden.value.into());
+        let pooled = pooler.map(|v| cut.parts(b, v.into()));
+        let part = |(i, hidden): (usize, Val)| Part {
+            hidden,
+            pooler: pooled.as_ref().map(|all| all[i]),
+            rows: Rows::of(self.block.as_ref(), i),
+            batch: rows_of(g),
+        };
+        states.into_iter().enumerate().map(part).collect()
     }
 
-    /// The outputs of the head with their sizes.
-    fn shaped(
+    /// The outputs of a head with their sizes.
+    fn one(
         &self,
+        head: &Head,
+        part: &Part<'_>,
+        (hidden, g): (&Hidden, &Graph),
         b: &Builder,
-        scores: Val,
-        hidden: &Hidden,
-    ) -> Vec<(&'static str, Val, Vec<Dim>)> {
-        let config = &self.head.config;
-        let Hidden { batch, seq, .. } = hidden;
-        let labels = Dim::Known(config.num_labels() as i64);
-        match config.head_type {
-            HeadType::QuestionAnswering => {
-                let names = config.outputs().iter().enumerate();
-                names
-                    .map(|(i, name)| {
-                        let of = b.slice(scores, 2, i as i64, i as i64 + 1);
-                        let dims = vec![batch.clone(), seq.clone()];
-                        (*name, b.squeeze(of, &[2]), dims)
-                    })
-                    .collect()
-            }
-            HeadType::MultipleChoice => {
-                let choices = config.num_choices.unwrap_or(2) as i64;
-                let rows = b.reshape(scores, b.ints(&[-1, choices]));
-                let dims = vec![Dim::Unknown, Dim::Known(choices)];
-                vec![(contract::LOGITS, rows, dims)]
-            }
-            HeadType::Tagging => {
-                vec![(
-                    contract::LOGITS,
-                    scores,
-                    vec![batch.clone(), seq.clone(), labels],
-                )]
-            }
-            t if t.of_words() => {
-                let dims = vec![batch.clone(), seq.clone(), Dim::Unknown];
-                vec![(contract::LOGITS, scores, dims)]
-            }
-            _ => vec![(contract::LOGITS, scores, vec![batch.clone(), labels])],
+    ) -> Result<Vec<Output>, PassError> {
+        let (steps, table) = head.layers(hidden.width, g)?;
+        let params = head.store(&steps, table.is_some(), self.seed, g)?;
+        b.set_scope(&format!("heads.{}", head.name));
+        let mut values: FxHashMap<String, Val> = FxHashMap::default();
+        for (name, param) in &params {
+            b.set_stamp(param_stamps(param));
+            values.insert(name.clone(), b.initializer(name, param.tensor.clone()));
         }
+        b.set_stamp(owned(head));
+        b.set_float(COMPUTED);
+        let table = table.map(|t| b.cast(t, COMPUTED));
+        let x = read(head, b, g, part)?;
+        let get = |at: usize, kind: &str| {
+            let name = format!("heads.{}.{at}.{kind}", head.name);
+            // `params` names everything of the steps but the table.
+            values.get(&name).copied().or(table).unwrap_or(x)
+        };
+        let p = head.dropout();
+        let epsilon = head.base.layer_norm_eps.unwrap_or(1e-12) as f32;
+        let dropout = |v| dropout(b, v, p, self.training);
+        let scores = head.config.build(b, x, &steps, get, dropout, epsilon);
+        Ok(shaped(&head.config, b, scores, (&part.batch, &hidden.seq)))
+    }
+}
+
+/// Name, value and sizes of a graph output.
+type Output = (&'static str, Val, Vec<Dim>);
+
+/// The stamps of a head's nodes.
+fn owned(head: &Head) -> Metadata {
+    let mut stamps = Metadata::default();
+    stamps.insert(stamp::ADAPTER.into(), owner(&head.name).into());
+    stamps
+}
+
+/// The batch's size, as the graph's inputs have it.
+fn rows_of(g: &Graph) -> Dim {
+    let named = |p: &&GraphPort| contract::ROWS.contains(&g.name_of(p.value));
+    let input = g.inputs().iter().find(named);
+    let first = input.and_then(|p| p.ty.as_ref()?.dims()?.first().cloned());
+    first.unwrap_or(Dim::Unknown)
+}
+
+/// The positions that the head reads: all of them, or one of each row.
+fn read(head: &Head, b: &Builder, g: &Graph, part: &Part<'_>) -> Result<Val, Diagnostic> {
+    let Head { config, base, .. } = head;
+    let states = || b.cast(part.hidden, COMPUTED);
+    if !config.head_type.of_examples() {
+        // T5 scores its words by the table of embeddings, which is not scaled.
+        let scaled = base.tied && matches!(&*base.model_type, "t5" | "mt5");
+        let states = states();
+        return Ok(if scaled {
+            b.div(states, root(b, states))
+        } else {
+            states
+        });
+    }
+    match head.pooling() {
+        Pooling::Pooler => part.pooler.map(|v| b.cast(v, COMPUTED)).ok_or_else(|| {
+            Diagnostic::error(
+                "head",
+                format!("the head reads the model's pooler, and the graph has no output `{POOLER_OUTPUT}`"),
+            )
+            .help("export the base model with its pooler")
+        }),
+        Pooling::First => {
+            let first = b.slice(states(), 1, 0, 1);
+            Ok(b.squeeze(first, &[1]))
+        }
+        Pooling::Last => {
+            let mask = input(g, contract::ATTENTION_MASK, "`pooling` last")?;
+            let mask = part.rows.of_given(g, b, mask.into());
+            let states = states();
+            Ok(last(b, b.cast(mask, DType::Int64), states, lengthened(g)))
+        }
+        Pooling::Eos => {
+            let ids = input(g, contract::INPUT_IDS, "`pooling` eos")?;
+            let ids = part.rows.of_given(g, b, ids.into());
+            let Some(eos) = base.eos_token_id else {
+                return Err(Diagnostic::error(
+                    "head",
+                    "the head reads the last end-of-sequence token, whose id is not known",
+                )
+                .help("put the model's config.json beside it"));
+            };
+            let ends = b.op("Equal", &[b.cast(ids, DType::Int64), b.int(eos)], &[]);
+            let ends = b.cast(ends, DType::Int64);
+            Ok(last(b, ends, states(), lengthened(g)))
+        }
+    }
+}
+
+/// The outputs of the head with their sizes.
+fn shaped(
+    config: &HeadConfig,
+    b: &Builder,
+    scores: Val,
+    (batch, seq): (&Dim, &Dim),
+) -> Vec<Output> {
+    let labels = Dim::Known(config.num_labels() as i64);
+    match config.head_type {
+        HeadType::QuestionAnswering => {
+            let names = config.outputs().iter().enumerate();
+            names
+                .map(|(i, name)| {
+                    let of = b.slice(scores, 2, i as i64, i as i64 + 1);
+                    let dims = vec![batch.clone(), seq.clone()];
+                    (*name, b.squeeze(of, &[2]), dims)
+                })
+                .collect()
+        }
+        HeadType::MultipleChoice => {
+            let choices = config.num_choices.unwrap_or(2) as i64;
+            let rows = b.reshape(scores, b.ints(&[-1, choices]));
+            let dims = vec![Dim::Unknown, Dim::Known(choices)];
+            vec![(contract::LOGITS, rows, dims)]
+        }
+        HeadType::Tagging => {
+            vec![(
+                contract::LOGITS,
+                scores,
+                vec![batch.clone(), seq.clone(), labels],
+            )]
+        }
+        t if t.of_words() => {
+            let dims = vec![batch.clone(), seq.clone(), Dim::Unknown];
+            vec![(contract::LOGITS, scores, dims)]
+        }
+        _ => vec![(contract::LOGITS, scores, vec![batch.clone(), labels])],
     }
 }
 
@@ -219,8 +302,10 @@ fn pooler(g: &Graph) -> Option<ValueId> {
 /// The hidden states of a graph that has none of these outputs yet.
 fn hidden_states(cx: &PassCx<'_>, outputs: &[&str]) -> Result<Hidden, Diagnostic> {
     let g = &cx.model().graph;
-    let own = std::iter::once(&contract::LOGITS).chain(outputs);
-    if let Some(name) = own.into_iter().find(|n| g.find(n).is_some()) {
+    let own = std::iter::once(&contract::LOGITS).chain(outputs).copied();
+    let own = own.into_iter().find(|n| g.find(n).is_some());
+    let several = || of_heads(g).next().map(|p| g.name_of(p.value));
+    if let Some(name) = own.or_else(several) {
         return Err(Diagnostic::error(
             "head",
             format!("the graph has a value `{name}`: a head of its own"),

@@ -1,7 +1,7 @@
 //! Logits of chosen positions only: the product with the vocabulary is the largest of a language model, and most of its rows are
 //! thrown away.
 
-use super::loss::replicated;
+use super::loss::Rows;
 use crate::analyze::logits::logits;
 use crate::analyze::through::Through;
 use crate::analyze::view::View;
@@ -41,7 +41,7 @@ impl Pass for ChooseLogits {
         let chosen = Dim::Symbol("chosen".into());
         let ty = Type::tensor(DType::Int64, [batch.clone(), chosen.clone()]);
         let positions = b.graph_input(contract::LOGIT_POSITIONS, ty);
-        let positions = replicated(g, b, positions);
+        let positions = Rows::All.of_given(g, b, positions);
         let places = b.unsqueeze(positions, &[2]);
         let rows = b.op(
             "GatherND",

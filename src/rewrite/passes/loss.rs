@@ -1,6 +1,10 @@
 //! Losses: what is differentiated, appended to a graph in standard operators.
 
+use super::attach::blocks::Cut;
+use crate::adapters::Setup;
+use crate::adapters::manifest::Manifest;
 use crate::adapters::place::Kind;
+use crate::analyze::logits::of_heads as several;
 use crate::diag::{Diagnostic, nearest};
 use crate::ir::contract;
 use crate::ir::contract::stamp;
@@ -90,52 +94,106 @@ impl Pass for Loss {
         }
         let mut patch = cx.patch("loss", None);
         patch.builder().set_scope(contract::LOSS);
-        match self {
-            Loss::CausalLm { logits, divisor } => {
-                let v = output(g, logits.as_deref(), Some(contract::LOGITS))?;
-                tokens(cx, &mut patch, v, *divisor, true, 0.0)?;
+        let setup = headed(cx)?;
+        let (setup, divisor) = (setup.as_ref(), self.divisor());
+        let logits = |name: Option<&str>| scores(g, setup, name);
+        let made = match self {
+            Loss::CausalLm { logits: name, .. } => {
+                let one = |scored| tokens(cx, &patch, scored, divisor, true, 0.0);
+                each(&patch, &logits(name.as_deref())?, one)?
             }
             Loss::Tokens {
-                shift,
-                divisor,
-                smoothing,
+                shift, smoothing, ..
             } => {
-                let v = output(g, None, Some(contract::LOGITS))?;
-                tokens(cx, &mut patch, v, *divisor, *shift, *smoothing)?;
+                let one = |scored| tokens(cx, &patch, scored, divisor, *shift, *smoothing);
+                each(&patch, &logits(None)?, one)?
             }
             Loss::Rows {
                 kind: RowLoss::Tagging,
-                divisor,
                 smoothing,
+                ..
             } => {
-                let v = output(g, None, Some(contract::LOGITS))?;
-                tokens(cx, &mut patch, v, *divisor, false, *smoothing)?;
+                let one = |scored| tokens(cx, &patch, scored, divisor, false, *smoothing);
+                each(&patch, &logits(None)?, one)?
             }
             Loss::Rows {
                 kind: RowLoss::Spans,
-                divisor,
                 ..
-            } => spans(cx, &mut patch, *divisor)?,
+            } => spans(cx, &patch, setup, divisor)?,
             Loss::Rows {
-                kind,
-                divisor,
-                smoothing,
+                kind, smoothing, ..
             } => {
-                let v = output(g, None, Some(contract::LOGITS))?;
-                rows(cx, &mut patch, v, *kind, *divisor, *smoothing)?;
+                let one = |scored| rows(cx, &patch, scored, *kind, divisor, *smoothing);
+                each(&patch, &logits(None)?, one)?
             }
             Loss::Mse { output: name } => {
                 let v = output(g, name.as_deref(), None)?;
                 mse(cx, &mut patch, v)?;
+                cx.commit(patch)?;
+                return Ok(());
             }
             Loss::Named(name) => {
                 let v = output(g, Some(name), None)?;
                 publish(cx, &mut patch, v)?;
+                cx.commit(patch)?;
+                return Ok(());
             }
+        };
+        let (mut loss, ty) = made;
+        if divisor == Divisor::Input {
+            let n = graph_input(g, &patch, contract::NUM_ITEMS, Type::tensor(ty, []))?;
+            loss = patch.builder().div(loss, n);
         }
+        patch.add_output(loss, contract::LOSS, Some(Type::tensor(ty, [])));
         cx.commit(patch)?;
         Ok(())
     }
+}
+
+impl Loss {
+    /// What the sum is divided by.
+    fn divisor(&self) -> Divisor {
+        match self {
+            Loss::CausalLm { divisor, .. }
+            | Loss::Tokens { divisor, .. }
+            | Loss::Rows { divisor, .. } => *divisor,
+            Loss::Mse { .. } | Loss::Named(_) => Divisor::Labels,
+        }
+    }
+}
+
+/// Scores, and the samples that they are of.
+type Scored<'s> = (ValueId, Rows<'s>);
+
+/// The sum of the losses of all heads.
+fn each<'s>(
+    patch: &Patch,
+    scored: &[Scored<'s>],
+    one: impl Fn(Scored<'s>) -> Result<(Val, DType), Diagnostic>,
+) -> Result<(Val, DType), Diagnostic> {
+    let mut whole: Option<(Val, DType)> = None;
+    for scored in scored {
+        let (loss, ty) = one(*scored)?;
+        let sum = whole.map_or(loss, |(sum, _)| patch.builder().add(sum, loss));
+        whole = Some((sum, ty));
+    }
+    whole.ok_or_else(|| Diagnostic::error("loss-value", "the graph has no scores"))
+}
+
+/// The scores that a loss reads: the value of this name; without one, those of every head.
+fn scores<'s>(
+    g: &Graph,
+    setup: Option<&'s Setup>,
+    name: Option<&str>,
+) -> Result<Vec<Scored<'s>>, Diagnostic> {
+    let several = match name {
+        None => of_heads(g, setup, contract::LOGITS),
+        Some(_) => Vec::new(),
+    };
+    if several.is_empty() {
+        return Ok(vec![(output(g, name, Some(contract::LOGITS))?, Rows::All)]);
+    }
+    Ok(several)
 }
 
 /// The value of this name, or the default: the output `usual`, or else the first output.
@@ -210,7 +268,10 @@ fn declared(dims: &[Sym]) -> Vec<Dim> {
 /// A graph input of this name: the one that is there, or a new one.
 fn graph_input(g: &Graph, patch: &Patch, name: &str, ty: Type) -> Result<Val, Diagnostic> {
     match g.find(name) {
-        None => Ok(patch.builder().graph_input(name, ty)),
+        None => {
+            let made = patch.builder().made_input(name);
+            Ok(made.unwrap_or_else(|| patch.builder().graph_input(name, ty)))
+        }
         Some(v) if g.is_input(v) => {
             let found = g.value(v).ty.as_ref().and_then(Type::dtype);
             if found.is_none() || found == ty.dtype() {
@@ -233,12 +294,12 @@ fn graph_input(g: &Graph, patch: &Patch, name: &str, ty: Type) -> Result<Val, Di
 
 fn tokens(
     cx: &PassCx<'_>,
-    patch: &mut Patch,
-    logits: ValueId,
+    patch: &Patch,
+    (logits, samples): Scored<'_>,
     divisor: Divisor,
     shift: bool,
     smoothing: f64,
-) -> Result<(), Diagnostic> {
+) -> Result<(Val, DType), Diagnostic> {
     let g = &cx.model().graph;
     let (ty, fact) = floating(cx, logits)?;
     let name = g.name_of(logits);
@@ -251,7 +312,7 @@ fn tokens(
     }
     let b = patch.builder();
     let places = match &fact.dims {
-        Some(d) => declared(&d[..2]),
+        Some(d) => samples.of_all(declared(&d[..2])),
         None => vec![Dim::Unknown, Dim::Unknown],
     };
     let labels = graph_input(
@@ -277,7 +338,7 @@ fn tokens(
         b.concat(&[b.ints(&[-1]), vocab], 0)
     };
     let scores = b.reshape(scores, shape);
-    let labels = replicated(g, b, labels);
+    let labels = samples.of_given(g, b, labels);
     let labels = if lengthened(g) {
         padded(b, labels, logits)
     } else {
@@ -290,13 +351,7 @@ fn tokens(
     };
     let next = b.reshape(next, b.ints(&[-1]));
     let loss = cross_entropy(b, scores, next, divisor, smoothing, wide(ty));
-    let mut loss = summed(g, b, loss, divisor, wide(ty));
-    if divisor == Divisor::Input {
-        let n = graph_input(g, patch, contract::NUM_ITEMS, Type::tensor(wide(ty), []))?;
-        loss = b.div(loss, n);
-    }
-    patch.add_output(loss, contract::LOSS, Some(Type::tensor(wide(ty), [])));
-    Ok(())
+    Ok((summed(g, b, loss, (samples, divisor), wide(ty)), wide(ty)))
 }
 
 /// Cross entropy of rows of scores, summed or their mean; with `smoothing` as Hugging Face's `LabelSmoother` has it.
@@ -343,12 +398,12 @@ fn spread(b: &Builder, scores: Val, labels: Val, divisor: Divisor, ty: DType) ->
 /// A loss of logits `[batch, labels]`.
 fn rows(
     cx: &PassCx<'_>,
-    patch: &mut Patch,
-    logits: ValueId,
+    patch: &Patch,
+    (logits, samples): Scored<'_>,
     kind: RowLoss,
     divisor: Divisor,
     smoothing: f64,
-) -> Result<(), Diagnostic> {
+) -> Result<(Val, DType), Diagnostic> {
     let g = &cx.model().graph;
     let (ty, fact) = floating(cx, logits)?;
     let name = g.name_of(logits);
@@ -363,6 +418,7 @@ fn rows(
         .dims
         .as_deref()
         .map_or_else(|| vec![Dim::Unknown, Dim::Unknown], declared);
+    let dims = samples.of_all(dims);
     let labels = match kind {
         RowLoss::Classification | RowLoss::Tagging | RowLoss::Spans => {
             Type::tensor(DType::Int64, dims[..1].to_vec())
@@ -372,7 +428,7 @@ fn rows(
     let labels = graph_input(g, patch, contract::LABELS, labels)?;
     let x = widened(patch, logits, ty);
     let b = patch.builder();
-    let labels = replicated(g, b, labels);
+    let labels = samples.of_given(g, b, labels);
     let each = match kind {
         RowLoss::Classification | RowLoss::Tagging | RowLoss::Spans => None,
         RowLoss::MultiLabel => {
@@ -389,44 +445,47 @@ fn rows(
         (Some(each), Divisor::Input) => b.reduce_sum(each, &[0, 1], false),
         (Some(each), Divisor::Labels) => b.reduce_mean(each, &[0, 1], false),
     };
-    let mut loss = summed(g, b, loss, divisor, wide(ty));
-    if divisor == Divisor::Input {
-        let n = graph_input(g, patch, contract::NUM_ITEMS, Type::tensor(wide(ty), []))?;
-        loss = b.div(loss, n);
-    }
-    patch.add_output(loss, contract::LOSS, Some(Type::tensor(wide(ty), [])));
-    Ok(())
+    Ok((summed(g, b, loss, (samples, divisor), wide(ty)), wide(ty)))
 }
 
-/// The loss of where answers begin and end.
-fn spans(cx: &PassCx<'_>, patch: &mut Patch, divisor: Divisor) -> Result<(), Diagnostic> {
+/// The loss of where answers begin and end: the mean of both.
+fn spans(
+    cx: &PassCx<'_>,
+    patch: &Patch,
+    setup: Option<&Setup>,
+    divisor: Divisor,
+) -> Result<(Val, DType), Diagnostic> {
     let g = &cx.model().graph;
-    let mut whole = None;
-    let mut kind = DType::Float;
-    for (name, position) in [
+    let ends = [
         (contract::START_LOGITS, contract::START_POSITIONS),
         (contract::END_LOGITS, contract::END_POSITIONS),
-    ] {
+    ];
+    let mut scored = Vec::new();
+    for (name, position) in ends {
+        let several = of_heads(g, setup, name);
+        scored.extend(several.into_iter().map(|of| (of, position)));
         let port = g.outputs().iter().find(|p| g.name_of(p.value) == name);
-        let Some(logits) = port.map(|p| p.value) else {
-            return Err(Diagnostic::error(
-                "loss-value",
-                format!("the graph has no output `{name}`"),
-            )
-            .help("export the model with its head for question answering, or the base model without a head"));
-        };
+        scored.extend(port.map(|p| ((p.value, Rows::All), position)));
+        if scored.is_empty() {
+            let found = format!("the graph has no output `{name}`");
+            return Err(Diagnostic::error("loss-value", found)
+                .help("export the model with its head for question answering, or the base model without a head"));
+        }
+    }
+    let b = patch.builder();
+    let mut whole: Option<(Val, DType)> = None;
+    for ((logits, samples), position) in scored {
         let (ty, fact) = floating(cx, logits)?;
-        kind = wide(ty);
+        let kind = wide(ty);
         let batch = fact
             .dims
             .as_deref()
-            .map(declared)
+            .map(|d| samples.of_all(declared(d)))
             .and_then(|d| d.first().cloned());
         let ty_in = Type::tensor(DType::Int64, [batch.unwrap_or(Dim::Unknown)]);
         let at = graph_input(g, patch, position, ty_in)?;
         let x = widened(patch, logits, ty);
-        let b = patch.builder();
-        let at = replicated(g, b, at);
+        let at = samples.of_given(g, b, at);
         // Adapters may put positions in front of the tokens.
         let at = match g.find(contract::INPUT_IDS).filter(|_| lengthened(g)) {
             Some(ids) => {
@@ -436,18 +495,11 @@ fn spans(cx: &PassCx<'_>, patch: &mut Patch, divisor: Divisor) -> Result<(), Dia
             None => at,
         };
         let loss = cross_entropy(b, x, at, divisor, 0.0, kind);
-        let loss = summed(g, b, loss, divisor, kind);
-        whole = Some(whole.map_or(loss, |w| b.add(w, loss)));
+        let loss = summed(g, b, loss, (samples, divisor), kind);
+        whole = Some((whole.map_or(loss, |(sum, _)| b.add(sum, loss)), kind));
     }
-    let b = patch.builder();
-    let Some(sum) = whole else { return Ok(()) };
-    let mut loss = b.mul(sum, b.scalar_of(0.5, kind));
-    if divisor == Divisor::Input {
-        let n = graph_input(g, patch, contract::NUM_ITEMS, Type::tensor(kind, []))?;
-        loss = b.div(loss, n);
-    }
-    patch.add_output(loss, contract::LOSS, Some(Type::tensor(kind, [])));
-    Ok(())
+    let (sum, kind) = whole.ok_or_else(|| Diagnostic::error("loss-value", "no scores"))?;
+    Ok((b.mul(sum, b.scalar_of(0.5, kind)), kind))
 }
 
 /// Whether adapters make the sequence longer than the inputs are.
@@ -469,19 +521,81 @@ pub(crate) fn channels(g: &Graph) -> usize {
     found.map_or(1, |n| g.node_inputs(n).len())
 }
 
-/// What is given for each sample of a batch, for all its copies.
-pub(super) fn replicated(g: &Graph, b: &Builder, given: Val) -> Val {
-    match channels(g) {
-        1 => given,
-        n => b.concat(&vec![given; n], 0),
+/// The samples of a batch that a value has.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'c> {
+    /// All, as often as they stand in what flows.
+    All,
+    /// All, once: what a head of a `Parallel`'s child gives.
+    Once,
+    /// Those of one child of a `BatchSplit` of these sizes.
+    Part(&'c [usize], usize),
+}
+
+impl<'c> Rows<'c> {
+    /// The samples that the head of the block's child has.
+    pub(super) fn of(block: Option<&'c Setup>, child: usize) -> Self {
+        match block {
+            None => Rows::All,
+            Some(Setup::BatchSplit { batch_sizes, .. }) => Rows::Part(batch_sizes, child),
+            Some(_) => Rows::Once,
+        }
+    }
+
+    /// Sizes of what these samples have, for all samples of the batch.
+    fn of_all(self, mut dims: Vec<Dim>) -> Vec<Dim> {
+        if let (Rows::Part(sizes, _), Some(batch)) = (self, dims.first_mut()) {
+            *batch = Dim::Known(sizes.iter().sum::<usize>() as i64);
+        }
+        dims
+    }
+
+    /// What is given for each sample of a batch, for these.
+    pub(super) fn of_given(self, g: &Graph, b: &Builder, given: Val) -> Val {
+        match (self, channels(g)) {
+            (Rows::Once, _) | (Rows::All, 1) => given,
+            (Rows::All, n) => b.concat(&vec![given; n], 0),
+            (Rows::Part(sizes, child), _) => Cut::samples(sizes).parts(b, given)[child],
+        }
     }
 }
 
+/// The outputs of this name that heads give: the only one's, or those of each head, with the samples that they have.
+fn of_heads<'s>(g: &Graph, setup: Option<&'s Setup>, name: &str) -> Vec<(ValueId, Rows<'s>)> {
+    let children = setup.map_or(&[][..], Setup::children);
+    let each = children.iter().enumerate().filter_map(|(i, child)| {
+        let own = contract::of_head(name, child.last());
+        let port = g.outputs().iter().find(|p| g.name_of(p.value) == own)?;
+        Some((port.value, Rows::of(setup, i)))
+    });
+    each.collect()
+}
+
+/// The block whose children have a head each, where the graph has such heads.
+fn headed(cx: &PassCx<'_>) -> Result<Option<Setup>, Diagnostic> {
+    let g = &cx.model().graph;
+    if several(g).next().is_none() {
+        return Ok(None);
+    }
+    let manifest = Manifest::read(cx.model())?;
+    let mut setups = manifest
+        .setups
+        .iter()
+        .filter_map(|s| Setup::from_json(s).ok());
+    Ok(setups.find_map(|s| s.headed().cloned()))
+}
+
 /// The sum of the losses of all copies, of their mean. A loss that is a sum already stays.
-fn summed(g: &Graph, b: &Builder, loss: Val, divisor: Divisor, ty: DType) -> Val {
-    match (channels(g), divisor) {
-        (1, _) | (_, Divisor::Input) => loss,
-        (n, Divisor::Labels) => b.mul(loss, b.scalar_of(n as f32, ty)),
+fn summed(
+    g: &Graph,
+    b: &Builder,
+    loss: Val,
+    (rows, divisor): (Rows<'_>, Divisor),
+    ty: DType,
+) -> Val {
+    match (rows, channels(g), divisor) {
+        (Rows::All, n @ 2.., Divisor::Labels) => b.mul(loss, b.scalar_of(n as f32, ty)),
+        _ => loss,
     }
 }
 

@@ -2,10 +2,13 @@
 
 mod attach;
 pub(crate) mod cache;
+pub(crate) mod channel;
 pub(crate) mod expand;
 pub(crate) mod fuse;
 pub(crate) mod gradient;
 pub(crate) mod head;
+pub(crate) mod inline;
+pub(crate) mod join;
 pub(crate) mod logits;
 pub(crate) mod loss;
 mod merge;

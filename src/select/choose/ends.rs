@@ -196,7 +196,14 @@ impl Scene<'_> {
             .collect();
         let shared = modules.iter().any(|m| *m != modules[0]);
         let mut named = graph.initializers().iter().map(|v| graph.name_of(*v));
-        !modules.is_empty() && !shared && !modules.iter().any(|m| inside(m)) && !named.any(inside)
+        // What an encoder-decoder calls `shared` is the table of its stacks, each of which has it as its own.
+        let stacks =
+            fits_end(path, "embed_tokens") && modules.iter().all(|m| fits_end(m, "shared"));
+        !modules.is_empty()
+            && !shared
+            && !stacks
+            && !modules.iter().any(|m| inside(m))
+            && !named.any(inside)
     }
 
     /// Where the base model is not what `base_model` says, as far as names tell.

@@ -297,6 +297,7 @@ fn attention<'s>(
     output: ValueId,
 ) -> &'s mut AttentionSite {
     slot.get_or_insert_with(|| AttentionSite {
+        fed: None,
         path: path.into(),
         q: None,
         k: None,

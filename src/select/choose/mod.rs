@@ -18,7 +18,7 @@ use self::scene::{Prefix, Scene};
 use self::unnamed::Unnamed;
 use crate::analyze::flow::Flow;
 use crate::analyze::linear::Linears;
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Severity};
 use crate::select::interface::Interface;
 use crate::select::modules::ModuleTree;
 use crate::select::site::{Layer, Selection};
@@ -36,6 +36,7 @@ pub(super) fn run(
         linears,
         interface,
         prefix: Prefix::default(),
+        absent: Vec::new(),
     };
     let mut record = Record::default();
     let (mut layers, totals, named) = match layers(&mut scene, &mut record) {
@@ -56,6 +57,9 @@ pub(super) fn run(
     };
     let mut findings = explicit.apply(&mut layers);
     record.misses.retain(|_, m| !m.is_settled());
+    if !record.misses.is_empty() {
+        findings.extend(scene.left_out(&mut record, &layers, &totals));
+    }
     findings.extend(record.findings(&interface.source, &totals));
     if layers.is_empty() && findings.is_empty() && !interface.is_bare() {
         findings.push(no_layers(interface));
@@ -63,7 +67,20 @@ pub(super) fn run(
     if named {
         findings.extend(scene.other_base(&layers));
     }
+    let mut absent = std::mem::take(&mut scene.absent);
+    let before = findings.len();
     let embeddings = scene.embeddings(&layers, &mut findings);
+    if !absent.is_empty() {
+        // They may be those of a stack that another file holds.
+        for d in &mut findings[before..] {
+            d.severity = Severity::Warning;
+        }
+        findings.push(left_out(&absent));
+    }
+    let first = interface.fields.model_layers.get(0);
+    let uncounted =
+        first.is_some_and(|p| absent.iter().any(|a| a == p)) && interface.encoder_layers.is_none();
+    absent.append(&mut record.absent);
     let output_embeddings = scene.head(&mut findings);
     let modules = scene.modules(&layers, output_embeddings.as_ref());
     let nameless = scene.nameless(&modules);
@@ -85,6 +102,8 @@ pub(super) fn run(
         parameters,
         misses: Vec::new(),
         decisions: record.decisions,
+        absent,
+        uncounted,
     };
     (Some(selection), findings)
 }
@@ -120,6 +139,14 @@ fn layers(
         }
         Err(e) => Err(e.findings().to_vec()),
     }
+}
+
+/// That a graph holds one part of an encoder-decoder.
+fn left_out(lists: &[String]) -> Diagnostic {
+    let names: Vec<String> = lists.iter().map(|l| format!("`{l}`")).collect();
+    let message = format!("left out: {}, not in this graph", names.join(" and "));
+    Diagnostic::warning("select-stack", message)
+        .help("another file of the model holds it; `rewrite train FOLDER` trains its encoder and decoder together")
 }
 
 fn no_layers(interface: &Interface) -> Diagnostic {

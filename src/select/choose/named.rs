@@ -6,13 +6,15 @@ use crate::analyze::boundary::{Boundary, Marks};
 use crate::analyze::columns;
 use crate::analyze::flow::Flow;
 use crate::analyze::norm::{Norm, norm_calls, norm_nodes};
+use crate::analyze::residual;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ir::{NodeId, ValueId};
+use crate::ir::{NodeId, ValueId, contract};
 use crate::select::field::Field;
 use crate::select::interface::PerStack;
 use crate::select::modules::{ModuleId, join};
 use crate::select::site::{AttentionSite, Layer, LinearSite, NormSite, Role};
+use rustc_hash::FxHashSet;
 
 /// One layer of the tree.
 #[derive(Clone, Debug)]
@@ -32,43 +34,63 @@ impl Spot {
 impl Scene<'_> {
     /// The layers that `model_layers` leads to, by stack; the paths' prefix becomes known on the way.
     pub(super) fn spots(&mut self) -> Result<Vec<Spot>> {
-        let mut spots = Vec::new();
+        let mut spots: Vec<Spot> = Vec::new();
         let mut findings = Vec::new();
-        for stack in 0..self.interface.stacks() {
-            let Some(path) = self.interface.fields.model_layers.get(stack) else {
-                continue;
-            };
-            match self.find_lists(path) {
+        let named = |stack| Some((stack, self.interface.fields.model_layers.get(stack)?));
+        let named: Vec<(usize, &str)> = (0..self.interface.stacks()).filter_map(named).collect();
+        let mut found: Vec<Result<Vec<ModuleId>, Diagnostic>> = Vec::new();
+        for (_, path) in &named {
+            found.push(self.find_lists(path));
+        }
+        self.settle(&named, &mut found);
+        // A stack is of another file only where no list is left that it might be by another name.
+        let used: Vec<ModuleId> = found.iter().flatten().flatten().copied().collect();
+        let within = |id: ModuleId| used.iter().any(|u| self.tree.is_within(id, *u));
+        let some = !used.is_empty() && self.all_lists().into_iter().all(within);
+        let mut before = 0;
+        let alone = found.iter().filter(|f| f.is_ok()).count() == 1 && found.len() > 1;
+        for ((stack, path), found) in named.into_iter().zip(found) {
+            match found {
                 Ok(lists) => {
                     if let Some(&list) = lists.first()
                         && (stack == 0 || self.prefix.full.is_empty())
                     {
-                        self.set_prefix(list, path);
+                        self.set_prefix(list, path, alone);
                     }
-                    let mut all: Vec<ModuleId> = Vec::new();
+                    // Entries that are no layers are counted where layers follow them.
+                    let mut all: Vec<(usize, ModuleId)> = Vec::new();
                     for list in lists {
-                        let mut found: Vec<(usize, ModuleId)> = self
-                            .tree
-                            .module(list)
-                            .children
+                        let children = &self.tree.module(list).children;
+                        let numbered = children
                             .iter()
-                            .filter_map(|(name, id)| Some((name.parse().ok()?, *id)))
-                            .filter(|(_, id)| self.is_layer(*id, stack))
-                            .collect();
-                        found.sort_unstable();
-                        all.extend(found.into_iter().map(|(_, module)| module));
+                            .filter_map(|(name, id)| Some((name.parse().ok()?, *id)));
+                        let mut entries: Vec<(usize, ModuleId)> = numbered.collect();
+                        entries.sort_unstable();
+                        let first = entries.first().map_or(0, |(number, _)| *number);
+                        let before = all.last().map_or(0, |(index, _)| index + 1);
+                        entries.retain(|(_, id)| self.is_layer(*id, stack));
+                        let placed = entries.into_iter();
+                        all.extend(placed.map(|(number, id)| (before + number - first, id)));
                     }
-                    let first = if self.interface.counts_layers_apart() {
-                        0
-                    } else {
-                        spots.len()
+                    let first = match spots.last() {
+                        Some(last) if !self.interface.counts_layers_apart() => last.index + 1,
+                        None if !self.interface.counts_layers_apart() => before,
+                        _ => 0,
                     };
-                    spots.extend(all.into_iter().enumerate().map(|(i, module)| Spot {
+                    spots.extend(all.into_iter().map(|(i, module)| Spot {
                         index: first + i,
                         stack,
                         module,
                         nodes: self.tree.nodes_within(self.view, module),
                     }));
+                }
+                Err(_) if some => {
+                    before += if stack == 0 {
+                        self.interface.encoder_layers.unwrap_or(0)
+                    } else {
+                        0
+                    };
+                    self.absent.push(path.to_owned());
                 }
                 Err(d) => findings.push(d),
             }
@@ -78,6 +100,44 @@ impl Scene<'_> {
         } else {
             Err(Error::many(ErrorKind::Interface, findings))
         }
+    }
+
+    /// A list of a file that holds one stack may fit the end of several paths. It is the stack of which its layers have every part, and
+    /// most parts; the others are not in the graph.
+    fn settle(&self, named: &[(usize, &str)], found: &mut [Result<Vec<ModuleId>, Diagnostic>]) {
+        let first = |f: &Result<Vec<ModuleId>, Diagnostic>| f.as_ref().ok()?.first().copied();
+        for a in 0..found.len() {
+            for b in a + 1..found.len() {
+                let (Some(one), Some(other)) = (first(&found[a]), first(&found[b])) else {
+                    continue;
+                };
+                if one != other {
+                    continue;
+                }
+                let fits = |at: usize| self.parts_of(one, named[at].0);
+                let loser = if fits(b) > fits(a) { a } else { b };
+                found[loser] = Err(Diagnostic::error("select-no-layers", "of another stack"));
+            }
+        }
+    }
+
+    /// How well a list fits a stack: whether the first of its modules has every part that the interface names there, and how many.
+    fn parts_of(&self, list: ModuleId, stack: usize) -> (bool, usize) {
+        let children = &self.tree.module(list).children;
+        let Some(layer) = children.get("0").or_else(|| children.values().next()) else {
+            return (false, 0);
+        };
+        let f = &self.interface.fields;
+        let parts = [
+            &f.layer_self_attn,
+            &f.layer_cross_attn,
+            &f.layer_intermediate_proj,
+            &f.layer_output_proj,
+        ];
+        let paths: Vec<&str> = parts.iter().filter_map(|p| p.get(stack)).collect();
+        let there = paths.iter().filter(|p| self.part(*layer, p).is_some());
+        let there = there.count();
+        (there == paths.len(), there)
     }
 
     /// A list entry is a layer unless it holds none of the parts that the interface names (genai puts the final norm there).
@@ -93,18 +153,20 @@ impl Scene<'_> {
             .any(|p| p.get(stack).is_some_and(|p| self.part(id, p).is_some()))
     }
 
+    /// Every module whose children are numbered.
+    fn all_lists(&self) -> Vec<ModuleId> {
+        let numbered = |id: &ModuleId| {
+            let children = &self.tree.module(*id).children;
+            children
+                .keys()
+                .any(|k| k.bytes().all(|b| b.is_ascii_digit()))
+        };
+        self.tree.ids().filter(numbered).collect()
+    }
+
     /// The list of modules at a path; several, in execution order, where a part of the path is `*`.
     fn find_lists(&self, path: &str) -> Result<Vec<ModuleId>, Diagnostic> {
-        let lists: Vec<ModuleId> = self
-            .tree
-            .ids()
-            .filter(|id| {
-                let children = &self.tree.module(*id).children;
-                children
-                    .keys()
-                    .any(|k| k.bytes().all(|b| b.is_ascii_digit()))
-            })
-            .collect();
+        let lists = self.all_lists();
         let base = self.interface.fields.base_model.as_deref();
         let score = |id: ModuleId| {
             let have = &*self.tree.module(id).path;
@@ -146,7 +208,9 @@ impl Scene<'_> {
         }))
     }
 
-    fn set_prefix(&mut self, list: ModuleId, path: &str) {
+    /// `alone`: whether no other stack of the interface is in the graph, which may have been exported without the module that holds
+    /// this one.
+    fn set_prefix(&mut self, list: ModuleId, path: &str, alone: bool) {
         let have = &*self.tree.module(list).path;
         let own: Vec<&str> = have.split('.').collect();
         let before = if fits_end(have, path) {
@@ -173,7 +237,13 @@ impl Scene<'_> {
         {
             full = format!("{before}{in_tree}");
         }
-        self.prefix = Prefix { in_tree, full };
+        let lead = path.strip_suffix(have).filter(|l| l.ends_with('.'));
+        let lead = lead.filter(|_| alone && full.is_empty());
+        self.prefix = Prefix {
+            in_tree,
+            full,
+            lead: lead.unwrap_or_default().to_owned(),
+        };
     }
 
     /// The part of a module that a path leads to; exporters may skip leading parts that were not called themselves. A leading part
@@ -321,7 +391,7 @@ impl<'s> Named<'s> {
         let made = |a: &Option<AttentionSite>| a.as_ref().and_then(|a| Some(a.o.as_ref()?.output));
         let (attended, crossed) = (made(&self_attn), made(&cross_attn));
         let transformed = output_proj.as_ref().map(|p| p.output);
-        let layer = Layer {
+        let mut layer = Layer {
             index: spot.index,
             call,
             stack: spot.stack,
@@ -333,6 +403,7 @@ impl<'s> Named<'s> {
             intermediate,
             gate_proj: self.gate(spot, call, at(&f.layer_gate_proj)),
             output_proj,
+            ffn_output: None,
             pre_self_attn: self.entering(
                 spot,
                 call,
@@ -356,7 +427,26 @@ impl<'s> Named<'s> {
             ),
             ln_2: self.norm(spot, call, Field::LayerLn2, at(&f.layer_ln_2), transformed),
         };
+        if layer.output_proj.is_none() {
+            layer.ffn_output = self.block(&layer);
+        }
         Some(layer)
+    }
+
+    /// What the feed-forward block of a layer adds to the stream, whatever stands inside.
+    fn block(&self, layer: &Layer) -> Option<ValueId> {
+        let view = self.scene.view;
+        let made = |v: ValueId| view.defined(v);
+        let added = |sum: ValueId| residual::branch(**view, sum, layer.pre_ffn, &made);
+        let found = match &layer.ln_2 {
+            // The norm is of the sum, or of the block alone.
+            Some(norm) => layer
+                .pre_ffn
+                .map(|_| added(norm.input).unwrap_or(norm.input)),
+            None => added(layer.output),
+        };
+        let attended = layer.self_attn.as_ref().map(|a| a.output);
+        found.filter(|v| attended.is_none_or(|a| made(a) < made(*v)))
     }
 
     /// A module of the layer, by its path there. One that is missing is recorded.
@@ -380,7 +470,12 @@ impl<'s> Named<'s> {
         let path = path?;
         let module = self.part(spot, field, &path)?;
         let f = &self.scene.interface.fields;
+        // What a decoder's first step made of the encoder's states comes from a cache in the steps behind it.
+        let fed = field == Field::LayerCrossAttn && self.is_fed(spot, module);
         let mut find = |role: Role, p: &PerStack| {
+            if fed && matches!(role, Role::Key | Role::Value) {
+                return None;
+            }
             self.linear(
                 spot,
                 module,
@@ -413,8 +508,11 @@ impl<'s> Named<'s> {
         let qkv_layout = qkv
             .as_ref()
             .map(|s| columns::layout(self.scene.view, s.output, s.d_out));
+        let end = o.as_ref().map_or(output, |o| o.input);
+        let fed = q.as_ref().filter(|_| fed);
         Some(AttentionSite {
             path: self.scene.full_path(module),
+            fed: fed.and_then(|q| self.fed(end, q)),
             q,
             k,
             v,
@@ -423,6 +521,50 @@ impl<'s> Named<'s> {
             o,
             output,
         })
+    }
+
+    /// Whether an attention has no projections of keys and values, in a graph with inputs for a cache. They are noted as absent.
+    fn is_fed(&mut self, spot: &Spot, attention: ModuleId) -> bool {
+        let f = &self.scene.interface.fields;
+        let paths = [&f.attn_k_proj, &f.attn_v_proj].map(|p| p.get(spot.stack));
+        let [Some(k), Some(v)] = paths else {
+            return false;
+        };
+        let lacks = |path: &str| self.scene.part(attention, path).is_none();
+        let g = self.scene.view.graph;
+        let mut inputs = g.inputs().iter();
+        let fed = lacks(k) && lacks(v) && inputs.any(|p| contract::is_past(g.name_of(p.value)));
+        if fed {
+            let at = self.scene.full_path(attention);
+            let paths = [k, v].map(|p| format!("{at}.{p}"));
+            self.record.absent.extend(paths);
+        }
+        fed
+    }
+
+    /// The graph inputs that an attention reads as keys and values: values are mixed by what the softmax makes, keys are in front of it.
+    fn fed(&self, end: ValueId, q: &LinearSite) -> Option<[ValueId; 2]> {
+        let view = self.scene.view;
+        let past = |v: ValueId| view.graph.is_input(v) && contract::is_past(view.graph.name_of(v));
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let mut todo = vec![(end, false)];
+        let mut seen = FxHashSet::default();
+        while let Some((v, scores)) = todo.pop() {
+            if v == q.output || v == q.rows.1 || v == q.input || !seen.insert((v, scores)) {
+                continue;
+            }
+            if past(v) {
+                let list = if scores { &mut keys } else { &mut values };
+                list.push(v);
+            } else if let Some(n) = view.producer(v).filter(|n| !view.measures(*n)) {
+                let scores = scores || view.is(n, "Softmax");
+                todo.extend(view.inputs(n).into_iter().flatten().map(|v| (v, scores)));
+            }
+        }
+        match (&keys[..], &values[..]) {
+            ([keys], [values]) => Some([*keys, *values]),
+            _ => None,
+        }
     }
 
     fn linear(

@@ -22,6 +22,12 @@ impl Miss {
         self.layers.retain(|l| *l != layer);
     }
 
+    /// Whether the field is in some layers of a stack, and the rest have no module of its name, nor one that does the same.
+    fn is_of_others(&self, total: usize, lacks: &dyn Fn(usize) -> bool) -> bool {
+        let absent = self.why.is_empty();
+        absent && self.layers.len() < total && self.layers.iter().all(|l| lacks(*l))
+    }
+
     pub(super) fn is_settled(&self) -> bool {
         self.layers.is_empty()
     }
@@ -32,6 +38,8 @@ impl Miss {
 pub(super) struct Record {
     pub(super) misses: BTreeMap<(usize, Field, String), Miss>,
     pub(super) decisions: Vec<Decision>,
+    /// Paths of modules that the graph does not compute, as another file of the model does.
+    pub(super) absent: Vec<String>,
 }
 
 impl Record {
@@ -124,6 +132,40 @@ impl Record {
         if miss.why.is_empty() && miss.near.is_empty() {
             why.clone_into(&mut miss.why);
         }
+    }
+
+    /// Takes out the fields that only some layers of a stack have, where the others have no such part: what those hold is left as it is,
+    /// which is said. `lacks` says that a layer of a stack has no part of a field's kind, by structure.
+    pub(super) fn left_out(
+        &mut self,
+        totals: &[usize],
+        lacks: &dyn Fn(Field, (usize, usize)) -> bool,
+    ) -> Vec<Diagnostic> {
+        let mut parts: BTreeMap<(usize, Vec<usize>), Vec<Field>> = BTreeMap::new();
+        self.misses.retain(|(stack, field, _), miss| {
+            let total = totals.get(*stack).copied().unwrap_or(0);
+            let other = miss.is_of_others(total, &|l| lacks(*field, (*stack, l)));
+            if other {
+                let layers = parts.entry((*stack, miss.layers.clone())).or_default();
+                layers.push(*field);
+            }
+            !other
+        });
+        parts
+            .into_iter()
+            .map(|((_, layers), fields)| {
+                let fields: Vec<String> = fields.iter().map(|f| format!("`{f}`")).collect();
+                let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
+                let found = format!(
+                    "layers {} have no {}: what stands there instead is left as it is",
+                    layers.join(", "),
+                    fields.join(", ")
+                );
+                Diagnostic::warning("select-left-out", found).help(
+                    "linears in it are adapted where `target_modules` names them; `rewrite inspect` shows them",
+                )
+            })
+            .collect()
     }
 
     pub(super) fn findings(&mut self, source: &str, totals: &[usize]) -> Vec<Diagnostic> {

@@ -397,6 +397,7 @@ impl Unnamed<'_> {
             }
         };
         let up_input = f.up.map(|p| self.scene.linears.all[p.linear].input);
+        let up_input = up_input.or(f.block.map(|b| b.0));
         let layer = Layer {
             index,
             call: 0,
@@ -425,6 +426,7 @@ impl Unnamed<'_> {
                     &fields.layer_output_proj,
                 )
             }),
+            ffn_output: f.block.map(|b| b.1),
             pre_self_attn: entering(f.self_attn.input, &fields.layer_pre_self_attn),
             pre_cross_attn: f
                 .cross_attn
@@ -459,6 +461,7 @@ impl Unnamed<'_> {
             &f.attn_o_proj,
         );
         AttentionSite {
+            fed: None,
             path: path.into(),
             q: linear(separate(core.q), Role::Query, &f.attn_q_proj),
             k: linear(separate(core.k), Role::Key, &f.attn_k_proj),
@@ -557,6 +560,9 @@ fn merge(layer: &mut Layer, other: Layer) {
     take(&mut layer.intermediate, other.intermediate);
     take(&mut layer.gate_proj, other.gate_proj);
     take(&mut layer.output_proj, other.output_proj);
+    if layer.output_proj.is_none() {
+        take(&mut layer.ffn_output, other.ffn_output);
+    }
     take(&mut layer.pre_self_attn, other.pre_self_attn);
     take(&mut layer.pre_cross_attn, other.pre_cross_attn);
     take(&mut layer.pre_ffn, other.pre_ffn);

@@ -1,5 +1,6 @@
 //! What the data is and how its rows become examples: options with the names of transformers, datasets and TRL where they have one.
 
+use crate::adapters::Choice;
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
@@ -209,7 +210,7 @@ pub(crate) struct DataArguments {
     /// The task that the rows are for.
     pub task: Task,
     /// The column of each role, where their names differ: `{"prompt": "question", "completion": "answer"}`. Roles: text, `text_pair`,
-    /// prompt, completion, source, target, messages, tools, tokens, question, context, answers, label, `task_ids`, `input_ids`, `attention_mask`, `token_type_ids`, labels.
+    /// prompt, completion, source, target, messages, tools, tokens, question, context, answers, label, `task_ids`, `adapter_ids`, `input_ids`, `attention_mask`, `token_type_ids`, labels.
     /// Without it, `conversations` are messages too (`ShareGPT`: `from` and `value`), and rows with `instruction` and `output` (and `input`)
     /// are prompts and completions in the words of Stanford Alpaca, from "Below is an instruction" to "Response:".
     pub columns: BTreeMap<String, String>,
@@ -254,14 +255,15 @@ pub(crate) struct DataArguments {
     /// Of the task masked-lm: share of the tokens that are to be told. Of these, 80 % are masked, and 10 % are another word (Devlin et al.
     /// 2018).
     pub mlm_probability: f64,
-    /// The tasks that the column `task_ids` may name, in the order of their ids.
+    /// The tasks that the column `task_ids` may name, in the order of their ids (default: the adapters, where the graph chooses one for each
+    /// sample; the column may be called `adapter_ids` too).
     pub task_names: Option<Vec<String>>,
     /// Number of positions that the model was made for, where that is known. No option: it comes from the model.
     #[serde(skip)]
     pub positions: Option<usize>,
-    /// How many tasks the adapters of the run have, where that is known. No option: it comes from the adapters.
+    /// What each row chooses from, where it does. No option: it comes from the adapters.
     #[serde(skip)]
-    pub task_count: Option<usize>,
+    pub(crate) choice: Option<Choice>,
     /// What happens with a row that cannot be used: `error` ends the job, `skip` leaves the row out, counts it and reports it.
     pub on_bad_row: OnBadRow,
     /// Number of bytes of tokenized data that are kept in memory; what is more goes to a temporary file.
@@ -303,7 +305,7 @@ impl Default for DataArguments {
             mlm_probability: 0.15,
             task_names: None,
             positions: None,
-            task_count: None,
+            choice: None,
             on_bad_row: OnBadRow::Error,
             in_memory_max_size: 64 << 20,
             cache_dir: None,
@@ -328,7 +330,7 @@ impl Options for DataArguments {
 }
 
 /// The roles that a column may have.
-pub(super) const ROLES: [&str; 20] = [
+pub(super) const ROLES: [&str; 21] = [
     "text",
     "text_pair",
     "prompt",
@@ -345,6 +347,7 @@ pub(super) const ROLES: [&str; 20] = [
     "answers",
     "label",
     "task_ids",
+    "adapter_ids",
     "input_ids",
     "attention_mask",
     "token_type_ids",

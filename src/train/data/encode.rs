@@ -96,6 +96,8 @@ pub(crate) struct TextPair {
     pub completion: String,
     /// The prompt holds its special tokens already: it comes from a chat template.
     pub special: bool,
+    /// The task or adapter that it is for, where there is a choice.
+    pub task_id: Option<i64>,
 }
 
 type Found<T> = std::result::Result<T, String>;
@@ -171,6 +173,11 @@ impl<'a> Encoder<'a> {
         })
     }
 
+    /// The task or adapter of a row, where it has one.
+    fn task(&self, roles: &Roles<'_>) -> Found<Option<i64>> {
+        roles.task(self.args.task_names.as_deref(), self.args.choice.as_ref())
+    }
+
     /// The example of a row, or what is wrong with the row.
     pub(super) fn encode(&self, row: &Map<String, Value>) -> Found<Outcome> {
         let roles = Roles {
@@ -185,7 +192,7 @@ impl<'a> Encoder<'a> {
             Task::QuestionAnswering => self.asked(&roles)?,
             Task::MaskedLm => self.maskable(&roles)?,
         };
-        out.example.task_id = roles.task(self.args.task_names.as_deref(), self.args.task_count)?;
+        out.example.task_id = self.task(&roles)?;
         if out.example.input_ids.is_empty() {
             let given = roles.has("input_ids");
             return Err(if given {
@@ -524,10 +531,12 @@ impl<'a> Encoder<'a> {
             row,
             columns: &self.args.columns,
         };
+        let task_id = self.task(&roles)?;
         let plain = |(prompt, completion)| TextPair {
             prompt,
             completion,
             special: false,
+            task_id,
         };
         if let Some(template) = &self.text {
             let text = template.render(row).map_err(|e| reason(&e))?;
@@ -596,6 +605,7 @@ impl<'a> Encoder<'a> {
             prompt,
             completion,
             special: true,
+            task_id,
         })
     }
 }

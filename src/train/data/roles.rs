@@ -1,5 +1,6 @@
 //! The columns of a row by role, and their values as what the role needs.
 
+use crate::adapters::Choice;
 use crate::diag::nearest;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -238,15 +239,23 @@ impl<'a> Roles<'a> {
         }
     }
 
-    /// The task of a row, by id or name; `count` is the number of tasks, where it is known.
+    /// The task or adapter of a row, by id or name. Where rows choose, each is of one, or of none where that is a choice.
     pub(super) fn task(
         &self,
         names: Option<&[String]>,
-        count: Option<usize>,
+        choice: Option<&Choice>,
     ) -> Found<Option<i64>> {
-        let Some(value) = self.get("task_ids") else {
-            // Where tasks are counted, each row is of one.
-            return count.map_or(Ok(None), |_| Err(self.missing("task_ids")));
+        let role = if self.has("adapter_ids") {
+            "adapter_ids"
+        } else {
+            "task_ids"
+        };
+        let Some(value) = self.get(role) else {
+            return match choice {
+                Some(choice) if choice.or_none => Ok(Some(-1)),
+                Some(_) => Err(self.missing(role)),
+                None => Ok(None),
+            };
         };
         // One task a row, also where a dataset wraps it in a list.
         let value = match value {
@@ -256,22 +265,32 @@ impl<'a> Roles<'a> {
         let named = value
             .as_str()
             .and_then(|v| names?.iter().position(|n| n == v));
-        match named.map(|n| n as i64).or_else(|| integer(value)) {
-            Some(id) => match names.map(<[String]>::len).into_iter().chain(count).min() {
-                Some(count) if id < 0 || id >= count as i64 => Err(format!(
-                    "`{}` is {id}, and ids of tasks are 0 to {}",
-                    self.column("task_ids"),
-                    count.saturating_sub(1)
-                )),
-                None if id < 0 => Err(self.wrong("task_ids", "the number of a task", value)),
-                _ => Ok(Some(id)),
-            },
-            None if names.is_none() => Err(self.wrong(
-                "task_ids",
-                "the number of a task; names need `task_names`",
-                value,
+        let known = choice.and_then(|c| c.id(value));
+        let found = named.map(|n| n as i64).or(known).or_else(|| integer(value));
+        let least = if choice.is_some_and(|c| c.or_none) {
+            -1
+        } else {
+            0
+        };
+        let counts = names.map(<[String]>::len).into_iter();
+        let count = counts.chain(choice.map(|c| c.names.len())).min();
+        match (found, count) {
+            (Some(id), Some(count)) if id < least || id >= count as i64 => Err(format!(
+                "`{}` is {id}, and ids of {} are {least} to {}",
+                self.column(role),
+                if least < 0 { "adapters" } else { "tasks" },
+                count.saturating_sub(1)
             )),
-            None => Err(self.wrong("task_ids", "one of `task_names`", value)),
+            (Some(id), None) if id < 0 => Err(self.wrong(role, "the number of a task", value)),
+            (Some(id), _) => Ok(Some(id)),
+            (None, None) => {
+                Err(self.wrong(role, "the number of a task; names need `task_names`", value))
+            }
+            (None, Some(_)) => {
+                let known = names.or(choice.map(|c| &*c.names)).unwrap_or_default();
+                let known = format!("one of {}", known.join(", "));
+                Err(self.wrong(role, &known, value))
+            }
         }
     }
 }

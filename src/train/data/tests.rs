@@ -5,6 +5,7 @@ mod forms;
 mod splits;
 
 use super::*;
+use crate::adapters::Choice;
 use crate::error::Result;
 use crate::text::Tokenizer;
 use serde_json::{Value, json};
@@ -579,9 +580,13 @@ fn tasks_have_numbers_or_names() {
     let lines = rows.map(|r| r.to_string()).join("\n");
     let file = tempfile::NamedTempFile::with_suffix(".jsonl").unwrap();
     std::fs::write(file.path(), lines).unwrap();
-    let count = |count, on_bad_row| DataArguments {
+    let choice = |n: usize| Choice {
+        names: ["i", "j"][..n].iter().map(ToString::to_string).collect(),
+        or_none: false,
+    };
+    let count = |count: Option<usize>, on_bad_row| DataArguments {
         data: Some(Files::One(file.path().display().to_string())),
-        task_count: count,
+        choice: count.map(choice),
         on_bad_row,
         ..DataArguments::default()
     };
@@ -602,6 +607,35 @@ fn tasks_have_numbers_or_names() {
         .unwrap_err()
         .to_string();
     assert!(e.contains("no `task_ids`") && e.contains("line 1"), "{e}");
+    // Of many adapters in one graph, a row may have none.
+    let rows = [
+        json!({"input_ids": [1, 2], "adapter_ids": "j"}),
+        json!({"input_ids": [1, 2], "adapter_ids": "__base__"}),
+        json!({"input_ids": [1, 2], "adapter_ids": null}),
+        json!({"input_ids": [1, 2], "adapter_ids": 0}),
+        json!({"input_ids": [1, 2], "adapter_ids": -1}),
+    ];
+    std::fs::write(file.path(), rows.map(|r| r.to_string()).join("\n")).unwrap();
+    let tenants = |on_bad_row| DataArguments {
+        choice: Some(Choice {
+            or_none: true,
+            ..choice(2)
+        }),
+        ..count(None, on_bad_row)
+    };
+    let loaded = load(tenants(OnBadRow::Error)).unwrap().train;
+    let found: Vec<_> = (0..5).map(|i| loaded.get(i).unwrap().task_id).collect();
+    assert_eq!(found, [1, -1, -1, 0, -1].map(Some));
+    std::fs::write(
+        file.path(),
+        "{\"input_ids\": [1, 2], \"adapter_ids\": \"k\"}",
+    )
+    .unwrap();
+    let e = load(tenants(OnBadRow::Error)).unwrap_err().to_string();
+    assert!(
+        e.contains("`adapter_ids`") && e.contains("one of i, j"),
+        "{e}"
+    );
 }
 
 #[test]

@@ -37,7 +37,7 @@ impl Bottleneck {
                     layer.pre_cross_attn,
                 )
             }
-            Sublayer::Output => (layer.output_proj.as_ref(), None, layer.pre_ffn),
+            Sublayer::Output => (layer.output_proj.as_ref(), layer.ffn_output, layer.pre_ffn),
         };
         let site = match (last, value) {
             (Some(linear), _) => Some((linear.output, Some(linear.anchor))),

@@ -27,8 +27,11 @@ impl Lora {
         add: &mut impl FnMut(&'s LinearSite, Detail),
     ) -> Result<(), Diagnostic> {
         let separate = [("q", &a.q), ("k", &a.k), ("v", &a.v)];
+        let mut taken: Vec<&str> = Vec::new();
         for (_, site) in separate.into_iter().filter(|(m, _)| self.wants(m)) {
-            if let Some(site) = site {
+            // One projection may make keys and values (a latent's), and is adapted once.
+            if let Some(site) = site.as_ref().filter(|s| !taken.contains(&&*s.path)) {
+                taken.push(&site.path);
                 add(site, Detail::None);
             }
         }

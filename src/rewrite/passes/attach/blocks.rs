@@ -6,11 +6,12 @@
 use super::tasks::{no_batch, one_length};
 use crate::adapters::place::{At, Place, State};
 use crate::diag::Diagnostic;
+use crate::ir::contract::stamp;
 use crate::ir::{Attr, Builder, OpId, Val};
 
 /// Where a block cuts.
 #[derive(Clone, Copy)]
-pub(super) struct Cut<'c> {
+pub(in crate::rewrite::passes) struct Cut<'c> {
     /// The block's name.
     pub(super) block: &'static str,
     /// The axis that is cut: 0 for samples, 1 for positions.
@@ -30,7 +31,7 @@ enum Sizes<'c> {
 
 impl<'c> Cut<'c> {
     /// Into samples of a batch: `BatchSplit`.
-    pub(super) fn samples(sizes: &'c [usize]) -> Self {
+    pub(in crate::rewrite::passes) fn samples(sizes: &'c [usize]) -> Self {
         Cut {
             block: "BatchSplit",
             axis: 0,
@@ -39,7 +40,7 @@ impl<'c> Cut<'c> {
     }
 
     /// Into as many equal parts of a batch, however large it is: `Parallel`.
-    pub(super) fn channels(count: usize) -> Self {
+    pub(in crate::rewrite::passes) fn channels(count: usize) -> Self {
         Cut {
             block: "Parallel",
             axis: 0,
@@ -57,16 +58,17 @@ impl<'c> Cut<'c> {
     }
 
     /// The parts of a value. A value of another length than all sizes together is refused when the graph runs.
-    pub(super) fn parts(self, b: &Builder, v: Val) -> Vec<Val> {
+    pub(in crate::rewrite::passes) fn parts(self, b: &Builder, v: Val) -> Vec<Val> {
         let axis = ("axis", Attr::from(self.axis));
         let sizes = match self.sizes {
             Sizes::Given(sizes) => sizes,
-            Sizes::Equal(n) if b.opset() < 18 => {
-                return b.node_n(OpId::onnx("Split"), &[Some(v)], &[axis], n);
-            }
             Sizes::Equal(n) => {
                 let count = ("num_outputs", Attr::from(n as i64));
-                return b.node_n(OpId::onnx("Split"), &[Some(v)], &[axis, count], n);
+                let attrs = [axis, count];
+                let known = if b.opset() < 18 { 1 } else { 2 };
+                let parts = b.node_n(OpId::onnx("Split"), &[Some(v)], &attrs[..known], n);
+                self.mark(b);
+                return parts;
             }
         };
         let sizes: Vec<i64> = sizes.iter().map(|n| *n as i64).collect();
@@ -77,6 +79,20 @@ impl<'c> Cut<'c> {
         }
         let sizes = Some(b.ints(&sizes));
         b.node_n(OpId::onnx("Split"), &[Some(v), sizes], &[axis], n)
+    }
+
+    /// What the children make, one behind the other.
+    pub(super) fn join(self, b: &Builder, made: &[Val]) -> Val {
+        let joined = b.concat(made, self.axis);
+        self.mark(b);
+        joined
+    }
+
+    /// Says that the last node cuts or joins the children of a `Parallel`.
+    fn mark(self, b: &Builder) {
+        if let Sizes::Equal(n) = self.sizes {
+            b.mark_last_node(stamp::CHANNELS, &n.to_string());
+        }
     }
 
     /// The state of each part.

@@ -233,7 +233,7 @@ impl Composer<'_> {
             });
         }
         Ok(State {
-            closed: Some(b.concat(&own, cut.axis)),
+            closed: Some(cut.join(b, &own)),
             ..state
         })
     }

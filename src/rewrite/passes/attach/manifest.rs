@@ -57,6 +57,11 @@ pub(super) fn check_tenants(
             Diagnostic::error("adapter-name", found).help("give it another name: -a NAME=SPEC")
         );
     }
+    check_optional(model)
+}
+
+/// Refuses files whose version of the format knows no inputs that may be left out.
+pub(super) fn check_optional(model: &Model) -> Result<(), Diagnostic> {
     if model.ir_version < 4 {
         let found = format!(
             "this file is of version {} of ONNX's format, in which no input may be left out",
@@ -89,6 +94,9 @@ pub(super) fn extended(mut manifest: Manifest, pass: &AttachPass) -> Manifest {
             extra: Map::new(),
         }
     }));
+    if pass.skip_input {
+        manifest.inputs.push(contract::SKIP_LAYERS.into());
+    }
     if let Some(tenants) = &pass.tenants {
         manifest.tenants = Some(tenants.clone());
         manifest.inputs.push(contract::ADAPTER_IDS.into());
@@ -97,7 +105,8 @@ pub(super) fn extended(mut manifest: Manifest, pass: &AttachPass) -> Manifest {
     if pass.setup.is_bound() {
         manifest.setups.push(pass.setup.to_json());
     }
-    if !pass.setup.multi_tasks().is_empty() && manifest.inputs.is_empty() {
+    let tasks = contract::TASK_IDS;
+    if !pass.setup.multi_tasks().is_empty() && manifest.inputs.iter().all(|n| n != tasks) {
         manifest.inputs.push(contract::TASK_IDS.into());
     }
     manifest

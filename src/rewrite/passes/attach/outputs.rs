@@ -8,7 +8,7 @@ use rustc_hash::FxHashSet;
 use serde_json::{Map, Value, json};
 
 /// Values whose declared shapes are no longer true.
-pub(super) struct Grown(FxHashSet<ValueId>);
+pub(in crate::rewrite::passes) struct Grown(FxHashSet<ValueId>);
 
 impl From<&Longer> for Grown {
     fn from(longer: &Longer) -> Self {
@@ -18,7 +18,7 @@ impl From<&Longer> for Grown {
 
 impl Grown {
     /// Everything that is computed from these values.
-    pub(super) fn behind(graph: &Graph, from: &[ValueId]) -> Self {
+    pub(in crate::rewrite::passes) fn behind(graph: &Graph, from: &[ValueId]) -> Self {
         let mut found = FxHashSet::default();
         let mut open = from.to_vec();
         while let Some(value) = open.pop() {
@@ -28,6 +28,13 @@ impl Grown {
             }
         }
         Grown(found)
+    }
+
+    /// The values, in order.
+    pub(in crate::rewrite::passes) fn values(&self) -> Vec<ValueId> {
+        let mut values: Vec<ValueId> = self.0.iter().copied().collect();
+        values.sort_unstable();
+        values
     }
 }
 
@@ -64,9 +71,7 @@ pub(super) fn forget_shapes(grown: &Grown, graph: &Graph, patch: &mut Patch) {
         let text = Value::Object(outputs).to_string();
         patch.builder().mark_last_node(stamp::OUTPUTS, &text);
     }
-    let mut behind: Vec<ValueId> = grown.0.iter().copied().collect();
-    behind.sort_unstable();
-    patch.forget(behind);
+    patch.forget(grown.values());
 }
 
 /// The types of outputs whose length has changed, as [`stamp::OUTPUTS`] remembers them.

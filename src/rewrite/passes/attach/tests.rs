@@ -21,6 +21,7 @@ fn attach(specs: &[(&str, &str)]) -> impl FnOnce(&Verified) -> AttachPass {
         training: false,
         shown: Shown::default(),
         skip_layers: Vec::new(),
+        skip_input: false,
         tenants: None,
     }
 }

@@ -3,6 +3,7 @@
 use super::super::super::pass::{Pass, PassCx, PassError};
 use super::super::super::patch::Uses;
 use super::super::loss::{Divisor, Loss, output};
+use crate::analyze::logits::of_heads;
 use crate::analyze::pattern::{Picture, any, op, or};
 use crate::analyze::view::View;
 use crate::ir::contract::stamp;
@@ -66,6 +67,18 @@ fn find(
     logits: Option<&str>,
     divisor: Divisor,
 ) -> Option<(ValueId, ValueId, ValueId, Vec<ValueId>)> {
+    let mut names = view
+        .graph
+        .outputs()
+        .iter()
+        .map(|p| view.graph.name_of(p.value));
+    if names.any(|n| contract::head_output(n).is_some()) {
+        return None;
+    }
+    // Each head has a loss of its own, and a sum of several is no product with one vocabulary.
+    if of_heads(view.graph).next().is_some() {
+        return None;
+    }
     let logits = output(view.graph, logits, Some(contract::LOGITS)).ok()?;
     let fit = logits_of().fit(view, logits)?;
     let (hidden, weight) = view.pair(fit.node("product")?)?;

@@ -18,7 +18,8 @@ fn head(pooling: Pooling, training: bool) -> AttachHead {
         ..HeadConfig::default()
     };
     AttachHead {
-        head: Head::fresh("task", config),
+        heads: vec![Head::fresh("task", config)],
+        block: None,
         seed: 7,
         training,
     }
