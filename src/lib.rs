@@ -182,6 +182,8 @@ pub mod design {
     #[doc = include_str!("design/0005-merge-as-graph.md")]
     pub mod merge_as_graph {}
     #[doc = include_str!("design/0006-gradient-is-a-pass.md")]
+    #[doc = ""]
+    #[doc = include_str!("design/0014-codes-stand-for-numbers.md")]
     pub mod gradient_is_a_pass {}
     #[doc = include_str!("design/0007-two-pipelines.md")]
     pub mod two_pipelines {}

@@ -349,6 +349,24 @@ impl Plan {
         Ok(self.outputs.iter().cloned().zip(values).collect())
     }
 
+    /// A float in the float type that its input declares: a graph that was converted to `f16` takes the data of the original.
+    fn rounded(&self, spec: &FeedSpec, v: &Value) -> Value {
+        const FLOATS: [DType; 3] = [DType::Float, DType::Float16, DType::Bfloat16];
+        let declared = spec.ty.as_ref().and_then(Type::dtype);
+        match declared.filter(|t| FLOATS.contains(t) && FLOATS.contains(&v.dtype())) {
+            Some(to) if to != v.dtype() => {
+                let cx = Cx {
+                    pool: &self.pool,
+                    device: &self.device,
+                    random: None,
+                    precision: self.precision,
+                };
+                super::kernels::cast::cast(&cx, v.clone(), to).unwrap_or_else(|_| v.clone())
+            }
+            _ => v.clone(),
+        }
+    }
+
     fn bind(&self, feeds: &Feeds) -> Result<Vec<Option<Value>>> {
         let mut findings = Vec::new();
         for name in feeds.0.keys() {
@@ -369,8 +387,8 @@ impl Plan {
         let mut sizes: FxHashMap<&str, (usize, &str)> = FxHashMap::default();
         let mut inputs = Vec::with_capacity(self.feeds.len());
         for spec in &self.feeds {
-            let given = feeds.0.get(&spec.name);
-            if let Some(v) = given {
+            let given = feeds.0.get(&spec.name).map(|v| self.rounded(spec, v));
+            if let Some(v) = &given {
                 check(spec, v, &mut sizes, &mut findings);
             } else if spec.default.is_none() && spec.used {
                 let d =
@@ -383,7 +401,7 @@ impl Plan {
                     None => d,
                 });
             }
-            inputs.push(given.or(spec.default.as_ref()).cloned());
+            inputs.push(given.or_else(|| spec.default.clone()));
         }
         if findings.is_empty() {
             Ok(inputs)

@@ -141,3 +141,28 @@ fn tensors_survive_a_file() {
     assert_eq!(back.0["b"].to_ints().unwrap(), [-7]);
     assert_eq!(back.0["b"].dims(), [1, 1]);
 }
+
+/// A graph that was converted to `f16` takes the data of the original, rounded as its input declares.
+#[test]
+fn floats_are_fed_in_the_type_of_the_input() {
+    use onnx_graft::ir::{Builder, DType, Dim, Model, Type};
+    let b = Builder::new(17);
+    let ty = || Type::tensor(DType::Float16, [Dim::Known(2)]);
+    let x = b.graph_input("x", ty());
+    let y = b.unary("Neg", x);
+    let model = Model {
+        graph: b.finish_graph("g", &[(y, "y", ty())]).unwrap(),
+        opset_imports: vec![("".into(), 17)],
+        ir_version: 8,
+        ..Model::default()
+    };
+    let model = Verified::check(model).unwrap();
+    let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
+    let fed = Value::from_f32(&[2], vec![0.1, 70000.0]).unwrap();
+    let out = plan.run(&Feeds::new().with("x", fed)).unwrap();
+    assert_eq!(out["y"].dtype(), DType::Float16);
+    assert_eq!(
+        out["y"].to_f32().unwrap(),
+        [-0.099_975_586, f32::NEG_INFINITY]
+    );
+}

@@ -181,16 +181,16 @@ fn an_operator_without_a_rule_is_named_with_the_way() {
         gradient(&["w"], Outputs::Drop),
         r#"
         opset "" 17
-        graph main(%x: f32[1, 1, 8, 8]) -> (%loss: f32[])
+        graph main(%x: f32[2, 8, 8]) -> (%loss: f32[])
           init %w: f32[1] = fill(0.5)
           %h = Mul(%x, %w)  // scale
-          %p = Det(%h)  // pool
+          %p = Det(%h)  // size
           %loss = ReduceMean(%p) {keepdims = 0}  // loss
         "#,
         "
         error[gradient-no-rule]: Det has no gradient rule, and lies between `w` and `loss`
-          in pass gradient, pool
-          nodes: pool
+          in pass gradient, size
+          nodes: size
           help: train parameters behind this operator only, or export the model without it
     ",
     );
