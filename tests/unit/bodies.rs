@@ -563,7 +563,7 @@ fn a_linear_in_a_loop_is_adapted_where_it_stands() {
     body.push_str("    %next = Tanh(%mixed)  // /mixer/act/Tanh\n");
     let inputs = "%x: f32[batch, seq, 4], %n: i64[]";
     let base = model(inputs, "%y: f32[batch, seq, 4]", &body);
-    let adapter = fresh("lora[r=2,target_modules='proj',init_weights='bert']");
+    let adapter = fresh("lora[r=2,target_modules=['proj'],init_weights='bert']");
     let adapted = Attach::to(base.clone()).adapters([adapter]).run().unwrap();
     let given = [
         ("x", floats(&[1, 3, 4])),
