@@ -138,7 +138,7 @@ fn fold(
     setup: Option<Setup>,
     fold: Fold,
 ) -> Result<(Verified, Vec<Diagnostic>)> {
-    let mut one = |m: Verified| fold_one(&m, interface, adapters.clone(), setup.clone(), fold);
+    let mut one = move |m: Verified| fold_one(&m, interface, adapters.clone(), setup.clone(), fold);
     let (model, said) = bodies::everywhere(model.clone(), &mut one)?;
     let mut all: Vec<Diagnostic> = Vec::new();
     for finding in said.into_iter().flatten() {
