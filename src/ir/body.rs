@@ -96,6 +96,9 @@ impl Graph {
     }
 }
 
+/// An attribute of a call, by its name.
+type FindAttr<'a> = &'a dyn Fn(&str) -> Option<Attr>;
+
 /// What [`Builder::adopt`] asks about a graph that it takes the nodes of.
 pub(crate) struct Adopted<'a> {
     /// The graph.
@@ -103,7 +106,7 @@ pub(crate) struct Adopted<'a> {
     /// Whether a name is taken where the nodes go.
     pub taken: &'a dyn Fn(&str) -> bool,
     /// The attributes that references in a function's body stand for; none elsewhere.
-    pub attrs: Option<&'a dyn Fn(&str) -> Option<Attr>>,
+    pub attrs: Option<FindAttr<'a>>,
     /// What becomes of the names of its nodes and values.
     pub rename: &'a dyn Fn(&str) -> String,
 }

@@ -163,7 +163,7 @@ fn fold(
     fold: Fold,
 ) -> Result<(Verified, Vec<Diagnostic>)> {
     let mut one =
-        |m: Verified| fold_one(&m, interface, adapters.clone(), (setup.clone(), skip), fold);
+        move |m: Verified| fold_one(&m, interface, adapters.clone(), (setup.clone(), skip), fold);
     let (model, said) = bodies::everywhere(model.clone(), &mut one)?;
     let mut all: Vec<Diagnostic> = Vec::new();
     for finding in said.into_iter().flatten() {

@@ -201,7 +201,7 @@ impl AttachToFile {
                 force: self.force,
                 ..SaveOptions::default()
             };
-            saved.push(crate::onnx::save(&adapted.model, &to(part), options)?);
+            saved.push(crate::onnx::save(&adapted.model, to(part), options)?);
         }
         Ok(Written::Files { saved, adapters })
     }

@@ -91,7 +91,7 @@ impl Lifted {
             if let Some(tensor) = constant(g, o) {
                 if let Some(value) = inner.value_mut(v) {
                     value.tensor = Some(tensor.clone());
-                    value.metadata = g.value(o).metadata.clone();
+                    value.metadata.clone_from(&g.value(o).metadata);
                 }
                 inner.initializers.push(v);
             } else {
@@ -291,7 +291,9 @@ impl Pass for Sink {
         }
         let gone = self.gone(&cx.model().graph, &kept);
         let mut patch = sinking.patch;
-        gone.into_iter().for_each(|v| patch.remove_value(v));
+        for v in gone {
+            patch.remove_value(v);
+        }
         cx.commit(patch)?;
         Ok(())
     }

@@ -548,3 +548,29 @@ fn a_branch_has_a_gradient() {
         assert!(found[unread].to_f32().unwrap().iter().all(|g| *g == 0.0));
     }
 }
+
+/// A linear in the body of a loop is adapted there: one adapter for all turns.
+#[test]
+fn a_linear_in_a_loop_is_adapted_where_it_stands() {
+    let mut body = String::new();
+    init(&mut body, "mixer.proj.weight", [4, 4]);
+    body.push_str("%y = Loop(%n, _, %x)  // loop\n");
+    body.push_str(
+        "  .body = graph step(%i: i64[], %go: bool[], %h: f32[batch, seq, 4]) -> (%on, %next)\n",
+    );
+    body.push_str("    %on = Identity(%go)\n");
+    body.push_str("    %mixed = MatMul(%h, %mixer.proj.weight)  // /mixer/proj/MatMul\n");
+    body.push_str("    %next = Tanh(%mixed)  // /mixer/act/Tanh\n");
+    let inputs = "%x: f32[batch, seq, 4], %n: i64[]";
+    let base = model(inputs, "%y: f32[batch, seq, 4]", &body);
+    let adapter = fresh("lora[r=2,target_modules=['proj'],init_weights='bert']");
+    let adapted = Attach::to(base.clone()).adapters([adapter]).run().unwrap();
+    let given = [
+        ("x", floats(&[1, 3, 4])),
+        ("n", Value::from_i64(&[], vec![3]).unwrap()),
+    ];
+    let folder = adapted.folder("a", &adapted.store()).unwrap();
+    let into = merge(&base, &Interface::bare(), vec![folder.into_adapter(None)]).unwrap();
+    close(&run(&adapted.model, &given), &run(&into, &given));
+    assert_ne!(run(&into, &given), run(&base, &given));
+}

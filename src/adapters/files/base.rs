@@ -210,7 +210,9 @@ impl Base {
             modules: Some(modules(selection).into()),
             weights: here,
         };
-        let other_modules = self.is_ours() && self.modules != here.modules;
+        // One file of several holds some of the modules: only weights are compared.
+        let part = !selection.absent.is_empty();
+        let other_modules = !part && self.is_ours() && self.modules != here.modules;
         let name = &adapter.name;
         let fingerprints = format!("its file says {self}, this model is {here}");
         let sampled = self.weights.values().map(|s| s.values.len()).sum::<usize>();

@@ -67,22 +67,18 @@ struct Inner<'m> {
 impl Inner<'_> {
     /// What its inputs or captures are in the graph around, as it is now.
     fn given(&self, g: &Graph, n: NodeId) -> FxHashMap<ValueId, Val> {
-        match &self.body {
-            Some(body) => {
-                let outer = body.captured(g).into_iter().map(Val::Old);
-                std::iter::zip(self.graph.captures().iter().copied(), outer).collect()
-            }
-            None => {
-                let formal = self.graph.inputs().iter().map(|p| p.value);
-                let given = std::iter::zip(formal, g.node_inputs(n));
-                given.filter_map(|(p, a)| Some((p, Val::Old(a?)))).collect()
-            }
+        if let Some(body) = &self.body {
+            let outer = body.captured(g).into_iter().map(Val::Old);
+            return std::iter::zip(self.graph.captures().iter().copied(), outer).collect();
         }
+        let formal = self.graph.inputs().iter().map(|p| p.value);
+        let given = std::iter::zip(formal, g.node_inputs(n));
+        given.filter_map(|(p, a)| Some((p, Val::Old(a?)))).collect()
     }
 }
 
 impl Inline {
-    fn body<'m>(&self, verified: &'m Verified, n: NodeId) -> Option<Inner<'m>> {
+    fn body<'m>(self, verified: &'m Verified, n: NodeId) -> Option<Inner<'m>> {
         let model = verified.model();
         if model.graph.node(n).op.is_onnx("If") {
             return self.branch(verified, n);
@@ -91,7 +87,7 @@ impl Inline {
     }
 
     /// The branch that is taken, where that is known.
-    fn branch<'m>(&self, verified: &'m Verified, n: NodeId) -> Option<Inner<'m>> {
+    fn branch<'m>(self, verified: &'m Verified, n: NodeId) -> Option<Inner<'m>> {
         let g = &verified.model().graph;
         let test = g.input(n, 0)?;
         let known = verified.fact(test).and_then(|f| f.ints.as_deref());
@@ -229,7 +225,9 @@ fn drop_inputs(cx: &mut PassCx<'_>) -> Result<(), PassError> {
         return Ok(());
     }
     let mut patch = cx.patch("inputs of the other branch", None);
-    gone.into_iter().for_each(|v| patch.remove_value(v));
+    for v in gone {
+        patch.remove_value(v);
+    }
     cx.commit(patch)?;
     Ok(())
 }

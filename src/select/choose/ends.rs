@@ -197,8 +197,9 @@ impl Scene<'_> {
         let shared = modules.iter().any(|m| *m != modules[0]);
         let mut named = graph.initializers().iter().map(|v| graph.name_of(*v));
         // What an encoder-decoder calls `shared` is the table of its stacks, each of which has it as its own.
-        let stacks =
-            fits_end(path, "embed_tokens") && modules.iter().all(|m| fits_end(m, "shared"));
+        let [own, common] = ["embed_tokens", "shared"];
+        let all = |name: &str| modules.iter().all(|m| fits_end(m, name));
+        let stacks = fits_end(path, own) && all(common) || fits_end(path, common) && all(own);
         !modules.is_empty()
             && !shared
             && !stacks

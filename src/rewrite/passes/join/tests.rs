@@ -55,11 +55,11 @@ fn a_decoder_without_states_is_refused() {
           init %table: f32[3, 2] = {0.5, 1.0, 2.0, 3.0, 4.0, 5.0}
           %logits = Gather(%table, %input_ids)
         "#,
-        r#"
+        r"
         error[join]: the decoder has no input `encoder_hidden_states`
           in pass join
           help: the files of one export are expected, as Optimum writes them; or export encoder and decoder as one graph
-    "#,
+    ",
     );
 }
 
@@ -68,10 +68,10 @@ fn other_versions_are_refused() {
     refuses(
         encoder(&ENCODER.replace("opset \"\" 17", "opset \"\" 18")),
         DECODER,
-        r#"
+        r"
         error[join]: the encoder imports ai.onnx 18 and the decoder 17
           in pass join
           help: the files of one export are expected, as Optimum writes them; or export encoder and decoder as one graph
-    "#,
+    ",
     );
 }
