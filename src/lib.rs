@@ -183,7 +183,7 @@ pub mod design {
     pub mod merge_as_graph {}
     #[doc = include_str!("design/0006-gradient-is-a-pass.md")]
     #[doc = ""]
-    #[doc = include_str!("design/0014-codes-stand-for-numbers.md")]
+    #[doc = include_str!("design/0015-codes-stand-for-numbers.md")]
     pub mod gradient_is_a_pass {}
     #[doc = include_str!("design/0007-two-pipelines.md")]
     pub mod two_pipelines {}
