@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 /// What selects and what is spliced in.
 #[derive(Clone, Debug, Default, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct AdapterArgs {
     /// adapter_interface.json, or the name of a built-in one, see `rewrite interface list` (default: the one of the model type in
     /// config.json beside the model, else one inferred from the graph)

@@ -546,6 +546,7 @@ impl Run {
                 .help("the run is written down in the output folder: jsonl, html, tensorboard");
             warn(events, &[d])?;
         }
+        let first = !self.output.join(watch::file::LOG).exists();
         let mut watchers = Watchers::open(&self.output, report_to, self.described(subject))?;
         watchers.describe(loaded.report.lines(), subject.summary(&trainer.store())?);
         let done = trainer.train(&data, Some(&output), &mut |e| {
@@ -556,8 +557,8 @@ impl Run {
         let stop = match done {
             Ok(stop) => stop,
             Err(e) => {
-                if trainer.steps() == 0 {
-                    // No step was made: the folder holds no run.
+                if first && trainer.steps() == 0 {
+                    // No step was made, here or before: the folder holds no run.
                     drop(watchers);
                     remove(&self.output, &[watch::file::LOG])?;
                 }

@@ -317,10 +317,13 @@ mod tests {
         let m = Packed::new(bytes, code, [2, 3], 3, Group::RowBlock(2), scales, zeros).unwrap();
         let mut all = [0.0; 6];
         m.all(&mut all);
-        assert_eq!(all, [1.0, 2.0, 4.0, 4.0, 5.0, 10.0]);
+        assert_eq!(
+            all.map(f32::to_bits),
+            [1f32, 2.0, 4.0, 4.0, 5.0, 10.0].map(f32::to_bits)
+        );
         let mut some = [0.0; 3];
         m.read(1, &mut some);
-        assert_eq!(some, [2.0, 4.0, 4.0]);
+        assert_eq!(some.map(f32::to_bits), [2f32, 4.0, 4.0].map(f32::to_bits));
     }
 
     #[test]

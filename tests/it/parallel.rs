@@ -17,10 +17,10 @@ const DATA: [&str; 4] = ["--data", "rows.jsonl", "--task", "classification"];
 
 fn last_evaluation(desk: &Desk, folder: &str) -> Json {
     let log = fs::read_to_string(desk.path(folder).join("log.jsonl")).unwrap();
-    let lines = log
+    let mut lines = log
         .lines()
         .map(|l| serde_json::from_str::<Json>(l).unwrap());
-    let found = lines.filter(|l| l["event"] == "evaluate").last();
+    let found = lines.rfind(|l| l["event"] == "evaluate");
     found.unwrap()["metrics"].clone()
 }
 
@@ -210,7 +210,7 @@ fn each_child_and_each_tenant_writes_its_own_text() {
     let attached = |name| ["model.onnx", "-i", "interface.json", "-a", name];
     let first = data("0", "0").lines().next().unwrap().to_owned();
     let second = data("0", "0").lines().nth(1).unwrap().to_owned();
-    let want = (loss(&attached("b"), &first) + loss(&attached("a"), &second)) / 2.0;
+    let want = f64::midpoint(loss(&attached("b"), &first), loss(&attached("a"), &second));
     let found = loss(&["many.onnx"], &data("\"b\"", "\"a\""));
     assert!((found - want).abs() < 1e-5, "{found} {want}");
     let bare = loss(&["model.onnx"], &first);

@@ -8,6 +8,7 @@
 )]
 
 mod attach;
+#[cfg(feature = "train")]
 mod bodies;
 #[cfg(feature = "train")]
 mod corpus;

@@ -68,7 +68,7 @@ fn close(a: &[f32], b: &[f32], what: &str) {
 }
 
 /// Each adapter alone with its head, and the setup with both heads.
-fn both(setup: &str, heads: [Head; 2]) -> ([Verified; 2], Verified) {
+fn both(setup: &str, heads: &[Head; 2]) -> ([Verified; 2], Verified) {
     let alone = |name: &str, head: &Head| {
         let adapted = attach("bert", name);
         api::attach_head(adapted.model, head.clone(), 5, false).unwrap()
@@ -92,7 +92,7 @@ fn each_child_has_a_head_and_outputs_of_its_own() {
     let feeds = inputs("bert");
     for pooling in [Pooling::First, Pooling::Last] {
         let heads = pair(HeadType::Classification, pooling);
-        let (each, all) = both("Parallel(a, b)", heads.clone());
+        let (each, all) = both("Parallel(a, b)", &heads);
         let out = run(&all, &feeds);
         assert!(out.get("logits").is_none());
         for (name, own) in ["a", "b"].iter().zip(&each) {
@@ -101,7 +101,7 @@ fn each_child_has_a_head_and_outputs_of_its_own() {
             close(&floats(&out, &format!("logits.{name}")), &want, &what);
         }
         // The samples of each child alone.
-        let (_, all) = both("BatchSplit(a, b, batch_sizes=[1, 2])", heads);
+        let (_, all) = both("BatchSplit(a, b, batch_sizes=[1, 2])", &heads);
         let out = run(&all, &feeds);
         let want = floats(&run(&each[0], &feeds), "logits");
         close(&floats(&out, "logits.a"), &want[..3], "the first sample");
@@ -109,7 +109,7 @@ fn each_child_has_a_head_and_outputs_of_its_own() {
         close(&floats(&out, "logits.b"), &want[2..], "the others");
     }
     let heads = pair(HeadType::Tagging, Pooling::First);
-    let (each, all) = both("Parallel(a, b)", heads);
+    let (each, all) = both("Parallel(a, b)", &heads);
     let out = run(&all, &feeds);
     let want = floats(&run(&each[1], &feeds), "logits");
     close(&floats(&out, "logits.b"), &want, "tags");
@@ -119,7 +119,7 @@ fn each_child_has_a_head_and_outputs_of_its_own() {
 fn one_child_alone_is_its_adapter_alone() {
     let feeds = inputs("bert");
     let heads = pair(HeadType::Classification, Pooling::Last);
-    let (each, all) = both("Parallel(a, b)", heads);
+    let (each, all) = both("Parallel(a, b)", &heads);
     let found = children(&all).unwrap();
     assert_eq!(found.len(), 2);
     for ((name, model), own) in found.iter().zip(&each) {
@@ -187,7 +187,7 @@ fn the_loss_of_several_heads_is_the_sum_of_theirs() {
         Value::from_f32(&[], vec![3.0]).unwrap(),
     );
     for divisor in [Divisor::Labels, Divisor::Input] {
-        let (each, all) = both("Parallel(a, b)", heads());
+        let (each, all) = both("Parallel(a, b)", &heads());
         let (whole, found) = gradients(&all, &loss(divisor), &feeds);
         let (of_a, mut want) = gradients(&each[0], &loss(divisor), &feeds);
         let (of_b, more) = gradients(&each[1], &loss(divisor), &feeds);
@@ -203,7 +203,7 @@ fn the_loss_of_several_heads_is_the_sum_of_theirs() {
         }
     }
     // Of a `BatchSplit`, each head has the labels of its own samples.
-    let (_, all) = both("BatchSplit(a, b, batch_sizes=[1, 2])", heads());
+    let (_, all) = both("BatchSplit(a, b, batch_sizes=[1, 2])", &heads());
     let (whole, _) = gradients(&all, &loss(Divisor::Labels), &feeds);
     let out = run(&all, &feeds);
     let entropy = |row: &[f32], label: usize| {
@@ -211,7 +211,7 @@ fn the_loss_of_several_heads_is_the_sum_of_theirs() {
         sum.ln() - row[label]
     };
     let (a, b) = (floats(&out, "logits.a"), floats(&out, "logits.b"));
-    let want = entropy(&a, 0) + (entropy(&b[..2], 1) + entropy(&b[2..], 1)) / 2.0;
+    let want = entropy(&a, 0) + f32::midpoint(entropy(&b[..2], 1), entropy(&b[2..], 1));
     assert!((whole - want).abs() < 1e-5, "{whole} and {want}");
 }
 

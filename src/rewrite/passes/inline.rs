@@ -78,7 +78,7 @@ impl Inner<'_> {
 }
 
 impl Inline {
-    fn body<'m>(self, verified: &'m Verified, n: NodeId) -> Option<Inner<'m>> {
+    fn body(self, verified: &Verified, n: NodeId) -> Option<Inner<'_>> {
         let model = verified.model();
         if model.graph.node(n).op.is_onnx("If") {
             return self.branch(verified, n);
@@ -87,7 +87,7 @@ impl Inline {
     }
 
     /// The branch that is taken, where that is known.
-    fn branch<'m>(self, verified: &'m Verified, n: NodeId) -> Option<Inner<'m>> {
+    fn branch(self, verified: &Verified, n: NodeId) -> Option<Inner<'_>> {
         let g = &verified.model().graph;
         let test = g.input(n, 0)?;
         let known = verified.fact(test).and_then(|f| f.ints.as_deref());

@@ -49,17 +49,17 @@ impl Composer<'_> {
             }
             Setup::Parallel(children) => {
                 let cut = Cut::channels(children.len());
-                self.cut(children, cut, (at, state), cx, used)
+                self.cut(children, &cut, (at, state), cx, used)
             }
             Setup::Split { children, splits } => {
-                self.cut(children, Cut::positions(splits), (at, state), cx, used)
+                self.cut(children, &Cut::positions(splits), (at, state), cx, used)
             }
             Setup::BatchSplit {
                 children,
                 batch_sizes,
             } => {
                 let cut = Cut::samples(batch_sizes);
-                self.cut(children, cut, (at, state), cx, used)
+                self.cut(children, &cut, (at, state), cx, used)
             }
             Setup::Average {
                 children,
@@ -203,7 +203,7 @@ impl Composer<'_> {
     fn cut<'g, 's>(
         &self,
         children: &[Setup],
-        cut: Cut,
+        cut: &Cut,
         (at, state): (Site<'g, 's>, State),
         cx: &BuildCx<'_>,
         used: &mut Used<'g, 's>,

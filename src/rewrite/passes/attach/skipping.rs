@@ -40,13 +40,12 @@ pub(super) fn kept(
             .help("name the layers when attaching: --skip-layers"));
     }
     let name = contract::SKIP_LAYERS;
-    let input = match graph.find(name) {
-        Some(there) => there.into(),
-        None => {
-            let ty = Type::tensor(DType::Bool, [Dim::Known(layers as i64)]);
-            let none = TensorData::raw(DType::Bool, [layers as u64], vec![0; layers].into());
-            b.optional_input(name, ty, none, Metadata::default())
-        }
+    let input = if let Some(there) = graph.find(name) {
+        there.into()
+    } else {
+        let ty = Type::tensor(DType::Bool, [Dim::Known(layers as i64)]);
+        let none = TensorData::raw(DType::Bool, [layers as u64], vec![0; layers].into());
+        b.optional_input(name, ty, none, Metadata::default())
     };
     let skipped = b.op(
         "Gather",
