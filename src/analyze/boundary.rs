@@ -50,10 +50,13 @@ impl Marks {
                 if !view.is_flow(v) {
                     continue;
                 }
-                let read = view
-                    .readers(v)
-                    .into_iter()
-                    .any(|r| !inside(r) && !view.measures(r));
+                // Codes are named after what they are made from: a node that makes them may count to this set, and its readers not.
+                let apart = |r: &NodeId| !inside(*r) && !view.measures(*r);
+                let read = view.readers(v).iter().any(|r| {
+                    let made = || view.graph.node_outputs(*r).into_iter().flatten();
+                    apart(r)
+                        || view.quantizes(*r) && made().any(|o| view.readers(o).iter().any(apart))
+                });
                 let key = (read, view.defined(v));
                 if (read || view.is_output(v)) && output.is_none_or(|(k, _)| key > k) {
                     output = Some((key, v));

@@ -205,10 +205,14 @@ impl<'a> Flow<'a> {
         data && self.embeds(node, &inputs)
     }
 
+    /// Whether a node makes codes of a value.
+    pub(crate) fn quantizes(&self, n: NodeId) -> bool {
+        matches!(self.op(n), "DynamicQuantizeLinear" | "QuantizeLinear")
+    }
+
     /// What a quantized hidden state was made from; any other value itself.
     pub(crate) fn unquantized(&self, v: ValueId) -> ValueId {
-        let quantizes =
-            |n: &NodeId| matches!(self.op(*n), "DynamicQuantizeLinear" | "QuantizeLinear");
+        let quantizes = |n: &NodeId| self.quantizes(*n);
         if self.is_flow(v) || !self.carries(v) {
             return v;
         }

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 METHODS = ["lora[r=4,alpha=8]", "seq_bn[reduction_factor=4]", "prefix_tuning[prefix_length=3,bottleneck_size=8]"]
 LETTERS = {"S": "layers are found without an interface being named", "A": "a LoRA, a bottleneck and a prefix attach, one behind the other",
-           "R": "`rewrite run` computes what onnxruntime does", "T": "`rewrite train` trains a LoRA, two steps"}
+           "R": "`rewrite run` computes what onnxruntime does, to 1e-3; of quantized and half-precision files, or is as near to the model in float as onnxruntime is", "T": "`rewrite train` trains a LoRA, two steps"}
 TOLERANCE = 1e-3
 COLUMNS = {"ts": "torch.onnx.export, TorchScript", "dynamo": "torch.onnx.export, dynamo", "dynamo23": "the same with opset 23", "optimum": "optimum",
            "optimum-past": "optimum with cache"}
@@ -76,7 +76,12 @@ def judge(rewrite, cell):
         else:
             want, have = reference(model, feeds, meta["output"]), load_file(got)[meta["output"]]
             far = float(np.abs(want.astype(np.float64) - have).max()) if want.shape == have.shape else float("inf")
-            if far <= TOLERANCE:
+            # Narrow types round in another order, and onnxruntime's 8-bit products saturate on processors without VNNI: what counts there
+            # is how far each is from the model in float.
+            float_model = tensors.get("base/" + meta["output"]) if "+" in os.path.basename(cell) else None
+            away = lambda x: float(np.abs(x.astype(np.float64) - float_model).max())
+            near = float_model is not None and float_model.shape == want.shape == have.shape and away(have) <= 1.1 * away(want) + TOLERANCE
+            if far <= TOLERANCE or near:
                 passed += "R"
             else:
                 why["R"] = f"differs from onnxruntime by {far:.3g}"
@@ -124,7 +129,9 @@ def table(out, columns, today):
              "same for a file of yours: what can be adapted, with which methods, and why not with others.", ""]
     text += [f"- {letter}: {about}" for letter, about in LETTERS.items()]
     text += ["- `-` in the place of a letter: not; the reason is below. `x`: the exporter fails, or onnxruntime cannot run what it writes. Empty: not tried.", "",
-             "Columns: `tf4` and `tf5` are transformers 4.51 and 5.23; `ts` and `dynamo` are the two exporters of torch.", ""]
+             "Columns: `tf4` and `tf5` are transformers 4.51 and 5.23; `ts` and `dynamo` are the two exporters of torch. Behind a `+`, what was made of",
+             "such a file: `fp16` and `fp16io` by onnxruntime's float16 converter, with inputs and outputs in f32 or not; `int8` and `uint8pc` by its",
+             "dynamic quantization, per tensor and per channel; `qdq` by its static one; `q4`, `q4f16` and `bnb4` by its 4-bit quantizers.", ""]
     text += ["| | " + " | ".join(cols) + " |", "|---|" + "---|" * len(cols)]
     for arch in archs:
         row = []
