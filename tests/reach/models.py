@@ -78,7 +78,7 @@ def judge(rewrite, cell):
             far = float(np.abs(want.astype(np.float64) - have).max()) if want.shape == have.shape else float("inf")
             # Narrow types round in another order, and onnxruntime's 8-bit products saturate on processors without VNNI: what counts there
             # is how far each is from the model in float.
-            float_model = tensors.get("base/" + meta["output"]) if "+" in os.path.basename(cell) else None
+            float_model = tensors.get("base/" + meta["output"]) if any(k in os.path.basename(cell) for k in ("+", "int4")) else None
             away = lambda x: float(np.abs(x.astype(np.float64) - float_model).max())
             near = float_model is not None and float_model.shape == want.shape == have.shape and away(have) <= 1.1 * away(want) + TOLERANCE
             if far <= TOLERANCE or near:
