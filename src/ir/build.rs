@@ -197,13 +197,7 @@ impl Builder {
     /// A new initializer with exactly this name.
     pub fn initializer(&self, name: &str, tensor: TensorData) -> Val {
         let metadata = self.stamp.borrow().clone();
-        Val::New(self.value(NewValue {
-            name: name.into(),
-            ty: None,
-            tensor: Some(tensor),
-            metadata,
-            input: false,
-        }))
+        self.adopted(name, tensor, metadata)
     }
 
     /// A new graph input with exactly this name.

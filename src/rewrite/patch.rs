@@ -173,6 +173,25 @@ impl Patch {
         self.edits.push(Edit::Rename { value, name });
     }
 
+    /// Puts a value in the place of a node's output, whose name it is to get when the node is gone: `names` has the values so far. A value of
+    /// the graph, or one that is another output too, keeps its name, and a copy of it is put there.
+    pub(crate) fn supersede(
+        &mut self,
+        (old, name): (ValueId, &str),
+        new: Val,
+        names: &mut Vec<(Val, String)>,
+    ) -> Val {
+        let taken = !self.is_node_output(new) || names.iter().any(|(n, _)| *n == new);
+        let new = if taken {
+            self.builder.unary("Identity", new)
+        } else {
+            new
+        };
+        self.redirect(old, new, Uses::All);
+        names.push((new, name.to_owned()));
+        new
+    }
+
     /// Whether a value is made by a new node of this patch.
     pub(crate) fn is_node_output(&self, value: Val) -> bool {
         let Val::New(ix) = value else { return false };

@@ -9,7 +9,7 @@ use crate::infer::Facts;
 use crate::ir::contract::stamp;
 use crate::ir::{Fact, Graph, Metadata, NodeId, OpId, ValueId};
 use crate::ops::{Definition, ExpandCx, GradError, Gradient, lookup};
-use crate::rewrite::{Pass, PassCx, PassError, Uses};
+use crate::rewrite::{Pass, PassCx, PassError};
 
 /// Replaces operators by their definition, again and again until none of the chosen ones is left.
 #[derive(Clone, Debug)]
@@ -123,15 +123,7 @@ fn expand_node(
         let Some(old) = old else { continue };
         match outs.get(slot).copied().flatten() {
             Some(new) => {
-                // A value of the graph, or one that is another output too, keeps its name.
-                let taken = !patch.is_node_output(new) || names.iter().any(|(n, _)| *n == new);
-                let new = if taken {
-                    patch.builder().unary("Identity", new)
-                } else {
-                    new
-                };
-                patch.redirect(old, new, Uses::All);
-                names.push((new, g.name_of(old).to_owned()));
+                let new = patch.supersede((old, g.name_of(old)), new, &mut names);
                 known.extend(facts(old).map(|f| (new, f)));
             }
             None if g.is_used(old) => {

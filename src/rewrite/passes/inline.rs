@@ -10,7 +10,7 @@ use crate::ir::{
     Adopted, Attr, AttrValue, Body, Graph, Model, Node, NodeId, Val, ValueId, contract,
 };
 use crate::ops;
-use crate::rewrite::{Pass, PassCx, PassError, Uses};
+use crate::rewrite::{Pass, PassCx, PassError};
 use rustc_hash::FxHashMap;
 
 /// Replaces nodes by the graphs that they hold or call, until none is left that can be.
@@ -193,15 +193,7 @@ fn replace(cx: &mut PassCx<'_>, n: NodeId, inner: &Inner<'_>) -> Result<(), Pass
         let (Some(old), Some(&new)) = (old, given.get(&port.value)) else {
             continue;
         };
-        // A value of the graph, or one that is another output too, keeps its name.
-        let taken = !patch.is_node_output(new) || names.iter().any(|(n, _)| *n == new);
-        let new = if taken {
-            patch.builder().unary("Identity", new)
-        } else {
-            new
-        };
-        patch.redirect(old, new, Uses::All);
-        names.push((new, g.name_of(old).to_owned()));
+        patch.supersede((old, g.name_of(old)), new, &mut names);
     }
     patch.remove_node(n);
     for (domain, version) in inner.imports {
