@@ -201,6 +201,8 @@ pub(crate) mod stamp {
     pub(crate) const DEFINITION: &str = "onnx_graft.definition";
     /// A node that no gradient passes: what it makes counts as constant.
     pub(crate) const DETACHED: &str = "onnx_graft.detached";
+    /// On a loop that hands on what it was in before each iteration, for its gradient: the number of outputs it had before.
+    pub(crate) const RECORDED: &str = "onnx_graft.recorded";
     /// On a random node: the node whose draws it repeats.
     pub(crate) const DRAWS_AS: &str = "onnx_graft.draws_as";
 }

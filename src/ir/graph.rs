@@ -502,6 +502,17 @@ impl Graph {
         }
     }
 
+    /// Puts outputs in the order of these names; those of others come behind.
+    pub(crate) fn order_outputs(&mut self, names: &[String]) {
+        let mut all = std::mem::take(&mut self.outputs);
+        for name in names {
+            let at = all.iter().position(|p| self.name_of(p.value) == name);
+            let port = at.map(|at| all.remove(at));
+            self.outputs.extend(port);
+        }
+        self.outputs.append(&mut all);
+    }
+
     /// Removes values, their edges and their mentions as inputs, initializers and in `value_info`.
     pub(crate) fn remove_values(&mut self, ids: &[ValueId]) {
         let mut gone: Vec<ValueId> = ids

@@ -1,4 +1,4 @@
-//! `If`, `Loop`, `Scan`: types through their subgraphs. There is no gradient through control flow.
+//! `If`, `Loop`, `Scan`: types through their subgraphs. Their gradients are graphs too, and made by the gradient pass.
 
 use super::kit::infer::{fact, normal_axis};
 use super::kit::{Inferred, MANY, wrong};

@@ -137,15 +137,20 @@ impl Lifted {
     }
 
     /// The graph that the body's model became, for a new node: what its inputs and constants are around it, which it captures. `given`
-    /// are those of new inputs, by name.
+    /// are those of new inputs, by name; the inputs named in `formals` are those of the graph, in this order.
     pub(crate) fn closed(
         &self,
         after: &Model,
         given: &FxHashMap<Box<str>, Val>,
+        formals: &[String],
     ) -> (Graph, Vec<Val>) {
         let mut inner = after.graph.clone();
         let mut captures: Vec<(ValueId, Val)> = Vec::new();
-        let ports = std::mem::take(&mut inner.inputs);
+        let mut ports = std::mem::take(&mut inner.inputs);
+        for name in formals {
+            let at = ports.iter().position(|p| inner.name_of(p.value) == name);
+            inner.inputs.extend(at.map(|at| ports.remove(at)));
+        }
         let constants = std::mem::take(&mut inner.initializers);
         let values = ports.iter().map(|p| p.value).chain(constants);
         for v in values {

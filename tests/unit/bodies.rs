@@ -549,6 +549,136 @@ fn a_branch_has_a_gradient() {
     }
 }
 
+/// A graph, what it is differentiated by (name, shape, values), and what else is fed.
+type Case<'a> = (
+    &'a str,
+    &'a [(&'a str, &'a [usize], &'a [f32])],
+    &'a [(&'a str, Value)],
+);
+
+/// The gradients of a loss against differences of it.
+#[track_caller]
+fn gradients_are_slopes((graph, wrt, fed): Case<'_>) {
+    let model = Verified::check(text::parse(graph).unwrap()).unwrap();
+    let pass = GradientPass {
+        loss: "loss".into(),
+        wrt: wrt.iter().map(|w| w.0.to_owned()).collect(),
+        outputs: Outputs::Keep,
+        unreached: Unreached::Refuse,
+    };
+    let model = Pipeline::new().with(pass).run(model).unwrap().model;
+    let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
+    let run = |values: &[Vec<f32>]| {
+        let mut feeds = Feeds::new();
+        for (name, v) in fed {
+            feeds.insert(name, v.clone());
+        }
+        for ((name, dims, _), v) in std::iter::zip(wrt, values) {
+            feeds.insert(name, Value::from_f32(dims, v.clone()).unwrap());
+        }
+        plan.run(&feeds).unwrap()
+    };
+    let start: Vec<Vec<f32>> = wrt.iter().map(|w| w.2.to_vec()).collect();
+    let found = run(&start);
+    for (k, (name, dims, values)) in wrt.iter().enumerate() {
+        let grad = &found[&format!("grad/{name}")];
+        assert_eq!(grad.dims(), *dims, "{name}");
+        let grad = grad.to_f32().unwrap();
+        for i in 0..values.len() {
+            let at = |step: f32| {
+                let mut values = start.clone();
+                values[k][i] += step;
+                run(&values)["loss"].to_f32().unwrap()[0]
+            };
+            // Rounding (1e-7 / step) and curvature (step² / 6) both stay below 1e-4.
+            let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+            let gap = (slope - grad[i]).abs();
+            assert!(gap < 1e-3, "{name}[{i}]: {slope} {}", grad[i]);
+        }
+    }
+}
+
+/// A loop of carried values, a scanned one, the number of the iteration, and a weight around it; also without a single iteration.
+#[test]
+fn a_loop_has_a_gradient() {
+    let graph = r#"
+        opset "" 17
+        graph main(%h: f32[2], %w: f32[2], %k: f32[2], %n: i64[]) -> (%loss: f32[])
+          %end, %all = Loop(%n, _, %h)  // loop
+            .body = graph step(%i: i64[], %go: bool[], %x: f32[2]) -> (%on: bool[], %y: f32[2], %seen: f32[2])
+              %on = Identity(%go)
+              %turn = Cast(%i) {to = 1}
+              %scaled = Mul(%x, %w)
+              %moved = Add(%scaled, %turn)
+              %y = Tanh(%moved)
+              %seen = Mul(%x, %y)
+          %both = ReduceSum(%all) {keepdims = 0}
+          %weighted = Mul(%end, %k)
+          %last = ReduceSum(%weighted) {keepdims = 0}
+          %loss = Add(%both, %last)"#;
+    let wrt: [(&str, &[usize], &[f32]); 3] = [
+        ("h", &[2], &[0.3, -0.7]),
+        ("w", &[2], &[0.9, -1.2]),
+        ("k", &[2], &[0.5, 0.8]),
+    ];
+    for turns in [4, 1, 0] {
+        let fed = [("n", Value::from_i64(&[], vec![turns]).unwrap())];
+        gradients_are_slopes((graph, &wrt, &fed));
+    }
+}
+
+/// A loop that ends by its own condition, in a loop.
+#[test]
+fn a_loop_in_a_loop_has_a_gradient() {
+    let graph = r#"
+        opset "" 17
+        graph main(%h: f32[2], %w: f32[2], %n: i64[]) -> (%loss: f32[])
+          %end = Loop(%n, _, %h)  // outer
+            .body = graph step(%i: i64[], %go: bool[], %x: f32[2]) -> (%on, %next)
+              init %yes: bool[] = {true}
+              %on = Identity(%go)
+              %next, %c = Loop(_, %yes, %x, %i)  // inner
+                .body = graph again(%j: i64[], %goon: bool[], %y: f32[2], %count: i64[]) -> (%more, %z, %counted)
+                  init %one: i64[] = {1}
+                  init %limit: i64[] = {3}
+                  %counted = Add(%count, %one)
+                  %more = Less(%counted, %limit)
+                  %wy = Mul(%y, %w)
+                  %z = Tanh(%wy)
+          %squared = Mul(%end, %end)
+          %loss = ReduceSum(%squared) {keepdims = 0}"#;
+    let wrt: [(&str, &[usize], &[f32]); 2] = [("h", &[2], &[0.9, -0.7]), ("w", &[2], &[1.4, -1.2])];
+    let fed = [("n", Value::from_i64(&[], vec![2]).unwrap())];
+    gradients_are_slopes((graph, &wrt, &fed));
+}
+
+/// A state and two sequences, one of them read along its second axis and from its end; the results are put together from their end.
+#[test]
+fn a_scan_has_a_gradient() {
+    let graph = r#"
+        opset "" 17
+        graph main(%s: f32[2], %a: f32[3, 2], %b: f32[2, 3], %w: f32[2], %k: f32[2, 3]) -> (%loss: f32[])
+          %end, %out = Scan(%s, %a, %b) {num_scan_inputs = 2, scan_input_axes = [0, 1], scan_input_directions = [0, 1], scan_output_axes = [1], scan_output_directions = [1]}  // scan
+            .body = graph step(%x: f32[2], %p: f32[2], %q: f32[2]) -> (%y, %z)
+              %xp = Mul(%x, %p)
+              %qw = Mul(%q, %w)
+              %sum = Add(%xp, %qw)
+              %y = Tanh(%sum)
+              %z = Mul(%y, %q)
+          %kept = Mul(%out, %k)
+          %most = ReduceSum(%kept) {keepdims = 0}
+          %last = ReduceSum(%end) {keepdims = 0}
+          %loss = Add(%most, %last)"#;
+    let wrt: [(&str, &[usize], &[f32]); 5] = [
+        ("s", &[2], &[0.4, -0.6]),
+        ("a", &[3, 2], &[0.3, -0.7, 1.1, 0.4, -0.2, 0.9]),
+        ("b", &[2, 3], &[0.5, -1.2, 0.8, 0.1, 0.7, -0.3]),
+        ("w", &[2], &[0.9, -1.2]),
+        ("k", &[2, 3], &[0.2, -0.4, 0.6, 1.0, -0.9, 0.5]),
+    ];
+    gradients_are_slopes((graph, &wrt, &[]));
+}
+
 /// A linear in the body of a loop is adapted there: one adapter for all turns.
 #[test]
 fn a_linear_in_a_loop_is_adapted_where_it_stands() {

@@ -8,8 +8,10 @@
 //! Linear in the graph: each edge is looked at a bounded number of times.
 
 mod branches;
+mod iterations;
 
 use self::branches::Branches;
+use self::iterations::{Iterations, is_iterated, record, unrecorded};
 use super::expand::{definition, expand_nodes, scope};
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind};
@@ -69,11 +71,21 @@ impl Pass for GradientPass {
             let ends = self.ends(&cx.model().graph)?;
             let verified = cx.verified()?;
             let route = Route::find(&cx.model().graph, &verified, &ends);
-            let composite = route.composite(&cx.model().graph);
-            if composite.is_empty() {
+            let g = &cx.model().graph;
+            let composite = route.composite(g);
+            let bare: Vec<NodeId> = route
+                .path
+                .iter()
+                .copied()
+                .filter(|&n| unrecorded(g, n))
+                .collect();
+            if !composite.is_empty() {
+                expand_nodes(cx, &composite)?;
+            } else if !bare.is_empty() {
+                record(cx, &verified, &bare)?;
+            } else {
                 return self.differentiate(cx, &verified, &ends, &route);
             }
-            expand_nodes(cx, &composite)?;
         }
     }
 }
@@ -352,8 +364,8 @@ impl Route {
     fn findings(&self, g: &Graph, ends: &Ends) -> Vec<Diagnostic> {
         let mut missing: IndexMap<String, Vec<NodeId>> = IndexMap::new();
         for &n in &self.path {
-            // A branch has the gradients of what it captures.
-            if g.node(n).op.is_onnx("If") {
+            // A body has the gradients of what it captures.
+            if g.node(n).op.is_onnx("If") || is_iterated(g, n) {
                 continue;
             }
             let captured = g
@@ -444,6 +456,9 @@ impl Backward<'_> {
         if g.node(n).op.is_onnx("If") {
             return self.branches(n, &grads);
         }
+        if is_iterated(g, n) {
+            return self.iterations(n, &grads);
+        }
         let Some(Gradient::Rule(apply)) = rule(g, n) else {
             return;
         };
@@ -497,20 +512,47 @@ impl Backward<'_> {
 
     /// The gradients of what the branches of a node capture.
     fn branches(&mut self, n: NodeId, grads: &[Option<Val>]) {
-        let mut wanted: Vec<ValueId> = self.g.node_captures(n);
-        wanted.retain(|v| self.route.origin[v.index()].is_some());
-        wanted.sort_unstable();
-        wanted.dedup();
-        let b = self.patch.builder();
-        b.set_scope(&contract::grad(&scope(self.g, n)));
+        let wanted = self.captured(n);
         let branches = Branches {
             verified: self.verified,
             node: n,
             grads,
             wanted: &wanted,
         };
-        match branches.gradients(self.patch) {
-            Ok(made) => std::iter::zip(wanted, made).for_each(|(v, grad)| self.arrive(v, grad)),
+        let made = branches.gradients(self.patch);
+        self.arrived(n, made.map(|made| std::iter::zip(wanted, made).collect()));
+    }
+
+    /// The gradients of what a loop starts from, goes through and captures.
+    fn iterations(&mut self, n: NodeId, grads: &[Option<Val>]) {
+        let wanted = self.captured(n);
+        let origin = |v: ValueId| self.route.origin[v.index()].is_some();
+        let iterations = Iterations {
+            verified: self.verified,
+            node: n,
+            grads,
+            wanted: &wanted,
+            reached: &origin,
+        };
+        let made = iterations.gradients(self.patch);
+        self.arrived(n, made);
+    }
+
+    /// What a node captures that gradients are wanted of. New nodes get its scope.
+    fn captured(&self, n: NodeId) -> Vec<ValueId> {
+        let mut wanted: Vec<ValueId> = self.g.node_captures(n);
+        wanted.retain(|v| self.route.origin[v.index()].is_some());
+        wanted.sort_unstable();
+        wanted.dedup();
+        let b = self.patch.builder();
+        b.set_scope(&contract::grad(&scope(self.g, n)));
+        wanted
+    }
+
+    /// Gradients that the bodies of a node gave.
+    fn arrived(&mut self, n: NodeId, made: Result<Vec<(ValueId, Val)>, Error>) {
+        match made {
+            Ok(made) => made.into_iter().for_each(|(v, grad)| self.arrive(v, grad)),
             Err(e) => {
                 let at = scope(self.g, n);
                 let found = e.within(at).findings().to_vec();
@@ -519,6 +561,5 @@ impl Backward<'_> {
         }
     }
 }
-
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,10 @@
 use super::movement::{concat, narrow, pick};
 use super::shape::reshaped;
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, axis_of, plain, size_of};
+use crate::ir::{AttrValue, DType, Dim, GraphPort, TensorData};
 use crate::runtime::exec::Program;
-use crate::runtime::value::{Fault, Host, KResult, Value};
+use crate::runtime::value::{Fault, Host, KResult, Value, Weight};
+use bytes::Bytes;
 
 /// `If(condition)`.
 struct If {
@@ -64,10 +66,37 @@ fn body(cx: &mut BuildCx<'_>) -> KResult<Program> {
     }
 }
 
+/// What is declared of an output of a body. A size that is not declared counts as none, as in ONNX Runtime.
+type Declared = Option<(DType, Vec<usize>)>;
+
+/// What is declared of the outputs of a body.
+fn declared(cx: &BuildCx<'_>) -> Vec<Declared> {
+    let Some(AttrValue::Graph(g)) = cx.node.attr("body") else {
+        return Vec::new();
+    };
+    let of = |port: &GraphPort| {
+        let ty = port.ty.as_ref().or(g.value(port.value).ty.as_ref())?;
+        let size = |d: &Dim| match d {
+            Dim::Known(n) => usize::try_from(*n).unwrap_or(0),
+            _ => 0,
+        };
+        let dims = ty.dims().unwrap_or(&[]).iter().map(size).collect();
+        Some((ty.dtype()?, dims))
+    };
+    g.outputs().iter().map(of).collect()
+}
+
 /// Values of all iterations, joined along a new axis.
-fn stacked(cx: &Cx<'_>, parts: Vec<Value>, axis: i64) -> KResult<Value> {
+fn stacked(cx: &Cx<'_>, parts: Vec<Value>, axis: i64, declared: &Declared) -> KResult<Value> {
     let Some(first) = parts.first() else {
-        return Err("a loop without iterations has scan outputs of unknown shape".into());
+        let Some((dtype, dims)) = declared else {
+            return Err("a loop without iterations has scanned outputs of unknown type".into());
+        };
+        let mut dims = dims.clone();
+        dims.insert(axis_of(axis, dims.len() + 1)?, 0);
+        let dims: Vec<u64> = dims.into_iter().map(|d| d as u64).collect();
+        let nothing = TensorData::raw(*dtype, dims, Bytes::new());
+        return Weight::new(&nothing, cx.device)?.value();
     };
     let axis = axis_of(axis, first.dims().len() + 1)?;
     let parts = parts
@@ -85,6 +114,7 @@ fn stacked(cx: &Cx<'_>, parts: Vec<Value>, axis: i64) -> KResult<Value> {
 struct Loop {
     body: Program,
     carried: usize,
+    declared: Vec<Declared>,
 }
 
 impl Kernel for Loop {
@@ -114,8 +144,8 @@ impl Kernel for Loop {
             i += 1;
         }
         let mut outs = state;
-        for list in scanned {
-            outs.push(Some(stacked(cx, list, 0)?));
+        for (list, ty) in scanned.into_iter().zip(&self.declared[1 + self.carried..]) {
+            outs.push(Some(stacked(cx, list, 0, ty)?));
         }
         Ok(outs)
     }
@@ -134,6 +164,7 @@ struct Scan {
     in_reversed: Vec<i64>,
     out_axes: Vec<i64>,
     out_reversed: Vec<i64>,
+    declared: Vec<Declared>,
 }
 
 impl Kernel for Scan {
@@ -181,7 +212,7 @@ impl Kernel for Scan {
         let mut outs = state;
         for (k, list) in scanned.into_iter().enumerate() {
             let axis = at(&self.out_axes, k);
-            let v = stacked(cx, list, axis)?;
+            let v = stacked(cx, list, axis, &self.declared[self.states + k])?;
             outs.push(Some(if at(&self.out_reversed, k) == 1 {
                 let axis = axis_of(axis, v.dims().len())?;
                 let index: Vec<usize> = (0..n).rev().collect();
@@ -204,9 +235,13 @@ fn at(list: &[i64], k: usize) -> i64 {
 
 fn loop_(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     let carried = cx.node.input_count().saturating_sub(2);
+    let declared = declared(cx);
+    let body = body(cx)?;
+    outputs(&body, 1 + carried, &declared)?;
     Ok(Box::new(Loop {
-        body: body(cx)?,
+        body,
         carried,
+        declared,
     }))
 }
 
@@ -218,6 +253,9 @@ fn scan(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
         .checked_sub(inputs)
         .filter(|_| cx.opset >= 9)
         .ok_or("fewer inputs than sequences, or an opset below 9")?;
+    let declared = declared(cx);
+    let body = body(cx)?;
+    outputs(&body, states, &declared)?;
     let list = |name: &str| cx.ints(name).unwrap_or_default();
     Ok(Box::new(Scan {
         states,
@@ -226,8 +264,20 @@ fn scan(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
         in_reversed: list("scan_input_directions"),
         out_axes: list("scan_output_axes"),
         out_reversed: list("scan_output_directions"),
-        body: body(cx)?,
+        body,
+        declared,
     }))
+}
+
+/// Whether a body has the outputs that the node needs.
+fn outputs(body: &Program, at_least: usize, declared: &[Declared]) -> KResult<()> {
+    let found = body.outputs.len();
+    if found < at_least || declared.len() != found {
+        return Err(Fault(format!(
+            "the body has {found} outputs, expected at least {at_least}"
+        )));
+    }
+    Ok(())
 }
 
 pub(super) const KERNELS: &[Entry] = &[("", "If", if_), ("", "Loop", loop_), ("", "Scan", scan)];

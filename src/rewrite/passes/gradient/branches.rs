@@ -47,33 +47,16 @@ impl Branches<'_> {
     /// A branch that makes the gradients, and what it captures.
     fn branch(&self, g: &Graph, lifted: &Lifted) -> Result<(Graph, Vec<Val>), Error> {
         let inner = &lifted.model().model().graph;
-        if let Some(n) = inner.nodes().find(|n| is_random(&inner.node(*n).op)) {
-            let op = &inner.node(n).op;
-            let found = format!("{op} draws inside a branch: its gradient would draw again");
-            let d = Diagnostic::error("gradient-branch", found);
-            let d =
-                d.help("train without dropout, or fix the condition so that the branch is decided");
-            return Err(Error::new(ErrorKind::Compile, d));
-        }
+        no_draws(inner)?;
         let mut given: FxHashMap<Box<str>, Val> = FxHashMap::default();
         let mut fed: Vec<(String, Type)> = Vec::new();
-        let unknown = || {
-            let d = Diagnostic::error(
-                "gradient-branch",
-                "the type of an output of `If` is not known",
-            );
-            Error::new(ErrorKind::Compile, d)
-        };
         let mut seeds = Vec::new();
         for (slot, grad) in self.grads.iter().enumerate() {
             let (Some(grad), Some(v)) = (grad, g.output(self.node, slot)) else {
                 continue;
             };
             let name = format!("{}output/{slot}", contract::GRAD);
-            fed.push((
-                name.clone(),
-                declared(g, self.verified, v).ok_or_else(unknown)?,
-            ));
+            fed.push((name.clone(), known(g, self.verified, v)?));
             given.insert(name.as_str().into(), *grad);
             seeds.push((slot, name));
         }
@@ -85,36 +68,62 @@ impl Branches<'_> {
             }
             // What the other branch alone reads: zeros of its shape.
             let name = format!("{}other/{k}", contract::GRAD);
-            fed.push((
-                name.clone(),
-                declared(g, self.verified, o).ok_or_else(unknown)?,
-            ));
+            fed.push((name.clone(), known(g, self.verified, o)?));
             given.insert(name.as_str().into(), Val::Old(o));
             wrt.push(name);
         }
-        let gradient = GradientPass {
-            loss: WEIGHTED.to_owned(),
-            wrt,
-            outputs: Outputs::Drop,
-            unreached: Unreached::Zeros,
-        };
-        let pipeline = Pipeline::named("branch")
-            .step(
-                Weighted { fed, seeds },
-                "What a branch adds to the loss: its outputs times their gradients.",
-            )
-            .step(
-                gradient,
-                "Its gradients are what the branch of the new node makes.",
-            )
-            .step(DropLoss, "The sum itself is of no use.");
+        let pipeline = derived(Weighted { fed, seeds }, wrt);
         let done = pipeline.run(lifted.model().clone())?;
-        Ok(lifted.closed(done.model.model(), &given))
+        Ok(lifted.closed(done.model.model(), &given, &[]))
     }
 }
 
-/// Name of the sum that a branch is differentiated by.
+/// Name of the sum that a body is differentiated by.
 const WEIGHTED: &str = "weighted_outputs";
+
+/// The gradients of a body alone: of its outputs, each times the gradient that has arrived at it. What the gradients are outputs of.
+pub(super) fn derived(weighted: Weighted, wrt: Vec<String>) -> Pipeline {
+    let gradient = GradientPass {
+        loss: WEIGHTED.to_owned(),
+        wrt,
+        outputs: Outputs::Drop,
+        unreached: Unreached::Zeros,
+    };
+    Pipeline::named("body")
+        .step(
+            weighted,
+            "What a body adds to the loss: its outputs times their gradients.",
+        )
+        .step(
+            gradient,
+            "Its gradients are what the body of the new node makes.",
+        )
+        .step(DropLoss, "The sum itself is of no use.")
+}
+
+/// Refuses a body that draws: computed once more, it would draw otherwise.
+pub(super) fn no_draws(inner: &Graph) -> Result<(), Error> {
+    let Some(n) = inner.nodes().find(|n| is_random(&inner.node(*n).op)) else {
+        return Ok(());
+    };
+    let op = &inner.node(n).op;
+    let found = format!("{op} draws inside a graph of a node: its gradient would draw again");
+    let d = Diagnostic::error("gradient-body", found);
+    let d = d.help("train without dropout, or with this node decided or unrolled");
+    Err(Error::new(ErrorKind::Compile, d))
+}
+
+/// The type of a value that a gradient is to have.
+pub(super) fn known(g: &Graph, verified: &Verified, v: ValueId) -> Result<Type, Error> {
+    declared(g, verified, v).ok_or_else(|| {
+        let name = g.name_of(v);
+        let found = format!("the type of `{name}` is not known, and its gradient has the same");
+        Error::new(
+            ErrorKind::Compile,
+            Diagnostic::error("gradient-body", found),
+        )
+    })
+}
 
 fn is_random(op: &OpId) -> bool {
     op.op_type.starts_with("Random") || matches!(&*op.op_type, "Bernoulli" | "Multinomial")
@@ -122,10 +131,11 @@ fn is_random(op: &OpId) -> bool {
 
 /// Adds graph inputs, and the sum of outputs times some of them.
 #[derive(Debug)]
-struct Weighted {
-    fed: Vec<(String, Type)>,
+pub(super) struct Weighted {
+    /// The inputs.
+    pub fed: Vec<(String, Type)>,
     /// Outputs by place, and the inputs that they are multiplied with.
-    seeds: Vec<(usize, String)>,
+    pub seeds: Vec<(usize, String)>,
 }
 
 impl Pass for Weighted {
