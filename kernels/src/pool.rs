@@ -8,6 +8,22 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Buffers below this length are cheaper to allocate than to look up.
 const SMALL: usize = 1024;
 
+/// What unwinds a thread that asks for a buffer the system has no memory for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory {
+    /// Elements asked for.
+    pub elements: usize,
+}
+
+/// A new buffer of zeros. The system gives zeroed pages without touching them, so it is asked first and the answer taken then: a list that
+/// is made room for and filled would touch all of them.
+fn fresh(len: usize) -> Vec<f32> {
+    if Vec::<f32>::new().try_reserve_exact(len).is_err() {
+        std::panic::resume_unwind(Box::new(NoMemory { elements: len }));
+    }
+    vec![0.0; len]
+}
+
 /// Buffers that are given back and handed out again.
 ///
 /// A buffer is initialised but holds whatever it held last. Kept and handed-out buffers together never exceed the most that was once
@@ -34,7 +50,7 @@ impl Pool {
     }
 
     /// A buffer of `len` elements with arbitrary contents: the smallest kept one that fits without wasting more than half of it, else
-    /// a new one of zeros.
+    /// a new one of zeros. Where the system has none, the thread unwinds with [`NoMemory`].
     pub fn take(&self, len: usize) -> Vec<f32> {
         if len < SMALL {
             return vec![0.0; len];
@@ -42,7 +58,7 @@ impl Pool {
         let (found, freed) = self.store().take(len);
         // Returns pages to the system before it asks for others.
         drop(freed);
-        let mut buffer = found.unwrap_or_else(|| vec![0.0; class(len)]);
+        let mut buffer = found.unwrap_or_else(|| fresh(class(len)));
         buffer.resize(len, 0.0);
         buffer
     }
@@ -69,6 +85,11 @@ impl Pool {
     /// Says that a run begins: what earlier ones handed out and never got back (results) is no longer counted.
     pub fn begin(&self) {
         self.store().used = 0;
+    }
+
+    /// Elements of the buffers handed out now.
+    pub fn used(&self) -> usize {
+        self.store().used
     }
 
     /// Elements of unused buffers kept now.

@@ -2,6 +2,7 @@
 
 use super::event::OnEvent;
 use super::open;
+use crate::budget;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -201,6 +202,10 @@ pub(crate) fn generate_inputs(model: &Verified, seed: u64) -> Result<Feeds> {
             Dim::Unknown => 2,
         };
         let dims: Vec<usize> = dims.iter().map(&mut size).collect();
+        let bytes = budget::bytes_of(dims.iter().map(|d| *d as u64), 8);
+        let what = || format!("the input `{}` of shape {dims:?}", value.name);
+        budget::check(what, bytes)
+            .map_err(|e| wrong(format!("{e}; give --inputs with smaller ones")))?;
         let count: usize = dims.iter().product();
         let mut draw = || {
             state = state

@@ -2,7 +2,8 @@
 
 use super::attach::has_head;
 use crate::adapters::heads::{Head, HeadBase, HeadConfig, HeadType};
-use crate::error::Result;
+use crate::diag::Diagnostic;
+use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::train::{Dataset, Labels, Loaded, Task};
 
@@ -63,8 +64,22 @@ pub(super) fn label_count(data: &[&Dataset], names: &[String]) -> Result<usize> 
         return Ok(names.len());
     }
     let mut each = data.iter().map(|d| largest_class(d));
-    each.try_fold(0, |n, m| m.map(|m| n.max(m)))
+    let found = each.try_fold(0, |n, m| m.map(|m| n.max(m)))?;
+    let rows: usize = data.iter().map(|d| d.len()).sum();
+    if found > MANY_CLASSES && found / 10 > rows {
+        let message = format!(
+            "the largest class of {rows} examples is {}, which makes {found} classes",
+            found - 1
+        );
+        let d = Diagnostic::error("labels", message);
+        let help = "classes are numbered from 0 without gaps: is another column meant, or a number (--task regression)?";
+        return Err(Error::new(ErrorKind::Train, d.help(help)));
+    }
+    Ok(found)
 }
+
+/// Classes that nobody doubts.
+const MANY_CLASSES: usize = 100_000;
 
 /// Number of classes that data has.
 fn largest_class(data: &Dataset) -> Result<usize> {

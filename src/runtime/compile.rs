@@ -1,7 +1,8 @@
 //! From instructions to a program: what is needed, which kernels, what folds, where values live.
 
-use super::exec::{Program, Source, Step};
-use super::kernels::{self, BuildCx, Cx, Ins, Kernel};
+use super::exec::{self, Program, Source, Step};
+use super::guard::Guard;
+use super::kernels::{self, BuildCx, Cx, Kernel};
 use super::lower::{Instr, Lowered, Vid};
 use super::value::{Value, Weight};
 use crate::diag::Diagnostic;
@@ -76,6 +77,7 @@ pub(super) fn compile(
 /// An instruction with its kernel.
 struct Made {
     kernel: Box<dyn Kernel>,
+    guard: Option<Guard>,
     ins: Vec<Option<Vid>>,
     outs: Vec<Option<Vid>>,
     what: String,
@@ -187,6 +189,7 @@ fn make(
             return None;
         }
     };
+    let guard = Guard::of(node, instr.opset, instr.outs.len());
     let outs: Vec<Option<Vid>> = instr.outs.iter().map(|o| o.filter(|&o| read[o])).collect();
     let all = instr
         .ins
@@ -195,7 +198,7 @@ fn make(
         .all(|(v, c)| v.is_none() || c.is_some());
     if all
         && kernel.pure()
-        && let Some(folded) = fold(setup, kernel.as_ref(), constants)
+        && let Some(folded) = fold(setup, kernel.as_ref(), guard.as_ref(), constants)
     {
         for (o, v) in outs.iter().zip(folded) {
             if let (Some(o), Some(v)) = (o, v) {
@@ -206,6 +209,7 @@ fn make(
     }
     Some(Made {
         kernel,
+        guard,
         ins: instr.ins,
         outs,
         what,
@@ -216,6 +220,7 @@ fn make(
 fn fold(
     setup: &Setup<'_>,
     kernel: &dyn Kernel,
+    guard: Option<&Guard>,
     constants: Vec<Option<Value>>,
 ) -> Option<Vec<Option<Value>>> {
     let size: usize = constants.iter().flatten().map(Value::size).sum();
@@ -229,7 +234,7 @@ fn fold(
         precision: Precision::F32,
     };
     // An error here is one at run time, too, unless the node is never reached.
-    let outs = kernel.run(&cx, Ins(constants)).ok()?;
+    let outs = exec::run(kernel, guard, &cx, constants).ok()?;
     let small = kernel.is_view() || outs.iter().flatten().map(Value::size).sum::<usize>() <= FOLD;
     small.then_some(outs)
 }
@@ -308,6 +313,7 @@ fn assign(made: Vec<Made>, values: Vec<Option<Value>>, inputs: &[Vid], wanted: &
         let outs = m.outs.iter().map(|o| o.map(|o| a.take(o))).collect();
         steps.push(Step {
             kernel: m.kernel,
+            guard: m.guard,
             ins,
             outs,
             what: m.what,

@@ -1,8 +1,12 @@
 //! A compiled program: steps over slots.
 
-use super::kernels::{Cx, Ins, Kernel};
-use super::value::{Fault, Value};
+use super::guard::Guard;
+use super::kernels::{Cx, Ins, Kernel, Outs};
+use super::value::{Fault, KResult, Value};
+use crate::budget::{self, Exceeded};
 use crate::diag::Diagnostic;
+use onnx_graft_kernels::pool::NoMemory;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 /// Where an operand comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,12 +22,35 @@ pub(crate) enum Source {
 /// One kernel call.
 pub(crate) struct Step {
     pub(crate) kernel: Box<dyn Kernel>,
+    pub(crate) guard: Option<Guard>,
     pub(crate) ins: Vec<Option<Source>>,
     pub(crate) outs: Vec<Option<u32>>,
     /// Operator and node, for errors.
     pub(crate) what: String,
     /// Where the node is.
     pub(crate) path: String,
+}
+
+/// Runs a kernel, if there is memory for what it makes.
+pub(super) fn run(
+    kernel: &dyn Kernel,
+    guard: Option<&Guard>,
+    cx: &Cx<'_>,
+    ins: Vec<Option<Value>>,
+) -> KResult<Outs> {
+    if let Some(guard) = guard {
+        guard.check(&ins, cx)?;
+    }
+    // A buffer that the system has no memory for unwinds up to here. Nothing is left half done: a kernel owns what it makes.
+    let done = catch_unwind(AssertUnwindSafe(|| kernel.run(cx, Ins(ins))));
+    done.unwrap_or_else(|why| match why.downcast::<NoMemory>() {
+        Ok(short) => {
+            let bytes = budget::bytes_of([short.elements as u64], size_of::<f32>() as u64);
+            let what = "the system has no memory left; a buffer";
+            Err(Fault(Exceeded::new(what, bytes).to_string()))
+        }
+        Err(other) => resume_unwind(other),
+    })
 }
 
 /// Steps in execution order.
@@ -57,9 +84,7 @@ impl Program {
                 .map(|s| s.and_then(|s| self.fetch(s, &mut slots)))
                 .collect();
             let shapes: Vec<Shape> = ins.iter().map(|v| Shape::of(v.as_ref())).collect();
-            let outs = step
-                .kernel
-                .run(cx, Ins(ins))
+            let outs = run(step.kernel.as_ref(), step.guard.as_ref(), cx, ins)
                 .map_err(|e| step.fault(&e, &shapes))?;
             for (slot, value) in step.outs.iter().zip(outs) {
                 if let Some(s) = slot {

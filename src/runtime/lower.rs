@@ -19,6 +19,9 @@ pub(super) type Vid = usize;
 /// Functions call functions; a model that nests deeper calls itself.
 const DEPTH: usize = 64;
 
+/// Nodes that calls of functions may become: functions that call others twice, in a chain, are more than any machine runs.
+const INLINED: usize = 1 << 20;
+
 /// One operator application.
 pub(super) struct Instr<'m> {
     pub(super) node: Cow<'m, Node>,
@@ -60,6 +63,8 @@ pub(super) struct Lowerer<'m> {
     functions: FxHashMap<(&'m str, &'m str, &'m str), &'m Function>,
     /// What cannot be lowered.
     pub(super) findings: Vec<Diagnostic>,
+    /// Nodes that calls of functions have become.
+    inlined: usize,
 }
 
 type Env = FxHashMap<ValueId, Vid>;
@@ -93,6 +98,7 @@ impl<'m> Lowerer<'m> {
             verified,
             functions,
             findings: Vec::new(),
+            inlined: 0,
         }
     }
 
@@ -374,6 +380,18 @@ impl<'m> Lowerer<'m> {
                 )
                 .at(path),
             );
+            return true;
+        }
+        let before = self.inlined;
+        self.inlined = before.saturating_add(f.body.nodes().count());
+        if self.inlined > INLINED {
+            if before <= INLINED {
+                let found = format!(
+                    "the functions that {op} and others call are more than {INLINED} nodes when they are put in the place of the calls"
+                );
+                let d = Diagnostic::error("compile-inline", found).at(path);
+                self.findings.push(d);
+            }
             return true;
         }
         let mut env = Env::default();

@@ -10,6 +10,7 @@ mod device;
 mod exec;
 mod fault;
 mod floats;
+mod guard;
 pub(crate) mod host;
 pub(crate) mod io;
 pub(crate) mod kernels;

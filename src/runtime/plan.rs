@@ -411,18 +411,34 @@ impl Plan {
     }
 }
 
+/// Threads beyond this many for each core only wait for one another.
+const THREADS_PER_CORE: usize = 16;
+
 fn threads(n: Option<usize>) -> Result<Option<rayon::ThreadPool>> {
-    let Some(n) = n else { return Ok(None) };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(n)
-        .build()
-        .map(Some)
-        .map_err(|e| {
-            Error::new(
-                ErrorKind::Compile,
-                Diagnostic::error("threads", format!("{n} threads: {e}")),
-            )
-        })
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let most = cores.saturating_mul(THREADS_PER_CORE);
+    let refused = |n: usize, why: String, help: String| {
+        let d = Diagnostic::error("threads", format!("{n} threads: {why}"));
+        Error::new(ErrorKind::Compile, d.help(help))
+    };
+    let n = match n {
+        Some(n) if n > most => {
+            let help = format!("give at most {most}, or none for one each");
+            return Err(refused(n, format!("this machine has {cores} cores"), help));
+        }
+        Some(n) => n,
+        // The usual pool asks the environment, and believes it.
+        None => {
+            let asked = std::env::var("RAYON_NUM_THREADS").ok();
+            match asked.and_then(|n| n.parse::<usize>().ok()) {
+                Some(n) if n > most => most,
+                _ => return Ok(None),
+            }
+        }
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build();
+    pool.map(Some)
+        .map_err(|e| refused(n, e.to_string(), "give fewer".into()))
 }
 
 /// Checks a fed value against its declared type, and that one name of a size means one size.

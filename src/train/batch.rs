@@ -2,6 +2,7 @@
 
 use super::data::{Dataset, Example, IGNORE, Labels};
 use super::masking::{Draws, Masking};
+use crate::budget;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::contract;
@@ -212,6 +213,9 @@ struct Grid {
 impl Grid {
     /// A tensor from the content of each row, padded.
     fn fill(&self, pad: i64, content: impl Iterator<Item = Vec<i64>>) -> Result<Value> {
+        let what = || format!("a batch of {} rows of {} tokens", self.rows, self.width);
+        let bytes = budget::bytes_of([self.rows as u64, self.width as u64], 8);
+        budget::check(what, bytes).map_err(|e| failed(&e.to_string()))?;
         let mut out = vec![pad; self.rows * self.width];
         for (r, row) in content.enumerate() {
             let at = r * self.width + if self.left { self.width - row.len() } else { 0 };
@@ -239,7 +243,9 @@ impl Collator {
         let multiple = self.multiple_of.unwrap_or(1).max(1);
         Grid {
             rows,
-            width: width.next_multiple_of(multiple),
+            width: width
+                .checked_next_multiple_of(multiple)
+                .unwrap_or(usize::MAX),
             left: self.side == PaddingSide::Left,
         }
     }

@@ -186,21 +186,6 @@ impl Plan<'_> {
     }
 }
 
-/// Elements of the largest parameter that is made: 4 GiB of `f32`.
-const LARGEST: usize = 1 << 30;
-
-/// A parameter that a mistyped size made enormous is refused before anything is allocated.
-fn bounded(name: &str, spec: &ParamSpec) -> std::result::Result<(), Diagnostic> {
-    let dims = spec.dims();
-    let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    if count.is_some_and(|n| n <= LARGEST) {
-        return Ok(());
-    }
-    let what = format!("`{name}` would have the shape {dims:?}, more than {LARGEST} elements");
-    Err(Diagnostic::error("param-size", what)
-        .help("check the sizes in the configuration: `r`, `reduction_factor`, …"))
-}
-
 pub(crate) fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.contains(['.', ',', '/']) {
         return Err(Error::new(
@@ -335,7 +320,7 @@ fn member<'s>(
         let others = others.iter().chain(&copies);
         let again = others.map(|s| format!("{s}.{}", spec.suffix).into());
         if store.get(&name).is_none() {
-            bounded(&name, spec).map_err(wrong)?;
+            spec.bounded(&name).map_err(wrong)?;
             let tensor = if fresh {
                 let (seed, stream) = seeding.stream(&name, &spec.suffix);
                 initial(spec, dtype, seed, stream, &name, around.graph).map_err(wrong)?

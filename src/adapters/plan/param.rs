@@ -4,6 +4,8 @@
 //! holds it. Initial values depend on nothing but the seed and the name (with `init_weights_seed`: that seed and the name inside the
 //! module, so that modules of equal shape start equal, as the library's do). Order of attaching, device and thread count do not matter.
 
+use crate::budget;
+use crate::diag::Diagnostic;
 use crate::ir::{Graph, TensorData, ValueId};
 use crate::select::Layout;
 use std::borrow::Cow;
@@ -138,6 +140,28 @@ impl ParamSpec {
     /// The shape in numbers.
     pub fn dims(&self) -> Vec<usize> {
         self.shape.iter().map(Size::get).collect()
+    }
+
+    /// Refuses one that a mistyped size made enormous, before anything is allocated.
+    ///
+    /// # Errors
+    /// Its values, their gradients and moments take more memory than there is, or it has more than 2^30 elements.
+    pub(crate) fn bounded(&self, name: &str) -> Result<(), Diagnostic> {
+        const LARGEST: usize = 1 << 30;
+        let dims = self.dims();
+        let refused = |why: String| {
+            let d = Diagnostic::error("param-size", why);
+            Err(d.help("check the sizes in the configuration: `r`, `reduction_factor`, …, and the number of classes"))
+        };
+        let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        if count.is_none_or(|n| n > LARGEST) {
+            return refused(format!(
+                "`{name}` would have the shape {dims:?}, more than {LARGEST} elements"
+            ));
+        }
+        let bytes = budget::bytes_of(dims.iter().map(|d| *d as u64), 16);
+        let what = || format!("`{name}` of shape {dims:?}, with gradient and moments,");
+        budget::check(what, bytes).or_else(|e| refused(e.to_string()))
     }
 }
 

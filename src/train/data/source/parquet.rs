@@ -1,12 +1,13 @@
 //! Parquet, as the Hub stores data sets.
 
-use super::{Fault, Row};
+use super::{Fault, LONGEST, Row};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
 use parquet::record::reader::RowIter;
 use serde_json::Value;
 use std::fs::File;
@@ -47,6 +48,12 @@ pub(super) fn rows(
                 ))));
             }
         };
+        let long = row.get_column_iter().map(|(_, f)| length(f)).sum::<usize>();
+        if long > LONGEST {
+            done = true;
+            let message = format!("row {at} is longer than {} MiB", LONGEST >> 20);
+            return Some(Err(Fault::File(broken(&path, &message))));
+        }
         Some(match row.to_json_value() {
             Value::Object(values) => Ok(Row { values, at }),
             _ => Err(Fault::Row {
@@ -55,6 +62,21 @@ pub(super) fn rows(
             }),
         })
     }))
+}
+
+/// Bytes of a value.
+fn length(field: &Field) -> usize {
+    match field {
+        Field::Str(s) => s.len(),
+        Field::Bytes(b) => b.len(),
+        Field::Group(row) => row.get_column_iter().map(|(_, f)| length(f)).sum(),
+        Field::ListInternal(list) => list.elements().iter().map(length).sum(),
+        Field::MapInternal(map) => {
+            let entries = map.entries().iter();
+            entries.map(|(k, v)| length(k) + length(v)).sum()
+        }
+        _ => 16,
+    }
 }
 
 /// The first compression of a column that is not read.
