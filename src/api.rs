@@ -6,6 +6,7 @@ use crate::adapters::summary::Summary;
 use crate::adapters::{Adapter, AdapterStore, Config, Setup};
 use crate::analyze::finite;
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::diff::Diff;
@@ -43,7 +44,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Verified> {
 /// The error of a text file that was given as a model.
 fn text_file(path: &Path) -> Option<Error> {
     let mut head = Vec::new();
-    let file = std::fs::File::open(path).ok()?;
+    let file = disk::open(path).ok()?;
     std::io::Read::read_to_end(&mut std::io::Read::take(file, 256), &mut head).ok()?;
     // A cut may go through a character.
     let text = match std::str::from_utf8(&head) {

@@ -134,10 +134,12 @@
 pub mod adapters;
 pub(crate) mod analyze;
 mod api;
+mod budget;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
 mod diag;
+mod disk;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -15,6 +15,7 @@ use crate::adapters::summary::Summary;
 use crate::adapters::target::Met;
 use crate::adapters::{Adapter, AdapterStore, Config, Route, Setup, UnknownKeys};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
@@ -395,7 +396,7 @@ fn complete(
 
 /// `attention_probs_dropout_prob` in `config.json` beside a model.
 fn attention_dropout(model: &Path) -> f64 {
-    let text = std::fs::read_to_string(beside(model, "config.json")).unwrap_or_default();
+    let text = disk::text(beside(model, "config.json")).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     config["attention_probs_dropout_prob"]
         .as_f64()
@@ -720,7 +721,7 @@ fn gives_way(interface: &Interface, misfit: &Error) -> Diagnostic {
 /// What `config.json` beside a model says, for the adapter's own file.
 fn meta(model: Option<&Path>, interface: &Interface, selection: &Selection, base: &Base) -> Meta {
     let config = model.map(|m| beside(m, "config.json"));
-    let text = config.and_then(|c| std::fs::read_to_string(c).ok());
+    let text = config.and_then(|c| disk::text(c).ok());
     let config: serde_json::Value =
         serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
     let string = |v: &serde_json::Value| v.as_str().map(str::to_owned);

@@ -9,6 +9,7 @@ use super::average::AverageArgs;
 use super::exec::ExecArgs;
 use super::flags::{Flags, OtherFlags, checked};
 use super::select::AdapterArgs;
+use crate::budget;
 use crate::generate::GenerationArguments;
 use crate::job::{JobArguments, ModelSettings, check_interface};
 use crate::options::Kind;
@@ -49,6 +50,9 @@ pub(crate) struct Global {
     /// Show more detail; given twice, all of it
     #[arg(short, long, global = true, display_order = 902, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// Refuse what would take more memory than this, as in 8G; all of the machine's by default
+    #[arg(long, global = true, display_order = 903, value_name = "SIZE", value_parser = budget::parse)]
+    pub(crate) memory_limit: Option<u64>,
 }
 
 /// An object of a text, as options that are objects have it.

@@ -2,7 +2,7 @@
 
 use super::args::{GenerateArgs, name_beside};
 use super::progress::Spinner;
-use super::{Ui, stdout};
+use super::{Ui, stdout, visible};
 use crate::error::Result;
 use crate::generate::Generated;
 use crate::job::{Event, Generation, Request};
@@ -24,7 +24,7 @@ pub(super) fn run(args: &GenerateArgs, ui: &Ui) -> Result<()> {
                 ""
             };
             last = Some(*index);
-            stdout(format!("{border}{piece}").as_bytes())
+            stdout(visible(&format!("{border}{piece}")).as_bytes())
         }
         other => {
             spinner.event(other);

@@ -5,6 +5,7 @@ mod adapters;
 mod args;
 mod attach;
 mod average;
+mod bus;
 mod eval;
 mod exec;
 mod flags;
@@ -21,7 +22,9 @@ mod select;
 mod tenants;
 mod train;
 
+use crate::budget;
 use crate::diag::{Diagnostic, Severity, nearest};
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::job::{Event, usage};
@@ -29,6 +32,7 @@ use crate::onnx::Saved;
 use args::{Cli, Command, InterfaceCommand};
 use clap::{CommandFactory, Parser};
 use serde_json::json;
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -52,7 +56,16 @@ pub fn main() -> ExitCode {
             quiet: cli.global.quiet,
             verbose: cli.global.verbose,
         };
-        dispatch(cli, &ui)
+        if let Some(bytes) = cli.global.memory_limit {
+            budget::set(bytes);
+        }
+        bus::watch();
+        let watch = disk::Watch::begin();
+        let done = dispatch(cli, &ui)?;
+        watch
+            .unchanged()
+            .map_err(|(path, e)| Error::io(&path, "cannot be relied on", e))?;
+        Ok(done)
     });
     match done {
         Ok(code) => code,
@@ -192,6 +205,24 @@ fn stdout(bytes: &[u8]) -> Result<()> {
         .map_err(|e| Error::io(Path::new("stdout"), "cannot write", e))
 }
 
+/// A text as a terminal is to show it. Names in models and words in data are other people's: what would move the cursor, change colours or
+/// turn the direction of writing is written out.
+fn visible(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| {
+        let lays_out = matches!(c, '\n' | '\t');
+        let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        (c.is_control() && !lays_out) || turns
+    };
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let show = |c: char| match acts(c) {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    Cow::Owned(text.chars().map(show).collect())
+}
+
 /// Where output goes.
 struct Ui {
     json: bool,
@@ -207,12 +238,12 @@ impl Ui {
             out.push('\n');
             return stdout(out.as_bytes());
         }
-        stdout(text().as_bytes())
+        stdout(visible(&text()).as_bytes())
     }
 
     /// Why the work failed: text on stderr, and JSON on stdout if that was asked for.
     fn failed(&self, text: &str, findings: &[Diagnostic]) {
-        let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
+        let _ = writeln!(std::io::stderr().lock(), "{}", visible(text.trim_end()));
         if self.json {
             let finding = |d: &Diagnostic| {
                 json!({
@@ -227,7 +258,7 @@ impl Ui {
     /// A line on stderr.
     fn note(&self, text: &str) {
         if !self.quiet {
-            let _ = writeln!(std::io::stderr().lock(), "{text}");
+            let _ = writeln!(std::io::stderr().lock(), "{}", visible(text));
         }
     }
 
@@ -291,6 +322,13 @@ fn parse(line: &[&str]) -> std::result::Result<Cli, clap::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_acts_on_a_terminal_is_written_out() {
+        let shown = super::visible("a\u{1b}[2Jb\r\u{9b}1m\u{202e}c\td\n");
+        assert_eq!(shown, "a\\u{1b}[2Jb\\r\\u{9b}1m\\u{202e}c\td\n");
+        assert_eq!(super::visible("plain äöü 中文\n"), "plain äöü 中文\n");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

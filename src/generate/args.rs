@@ -1,6 +1,7 @@
 //! How to generate, with the names and meanings of Hugging Face's `GenerationConfig`.
 
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options;
 use crate::select::beside;
@@ -231,7 +232,7 @@ fn object(path: &Path) -> Result<Map<String, Value>> {
     if !path.exists() {
         return Ok(Map::new());
     }
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read", e))?;
+    let text = disk::text(path).map_err(|e| Error::io(path, "cannot read", e))?;
     serde_json::from_str(&text).map_err(|e| {
         let d =
             Diagnostic::error("generation-config", e.to_string()).at(path.display().to_string());

@@ -1,6 +1,7 @@
 //! Prompts as files have them.
 
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -54,8 +55,7 @@ struct Row {
 /// Reads a file of prompts: JSON lines with `prompt`, `messages` or `input_ids`, and with `adapter_ids` or `task_ids` where samples choose, where the name ends in `.jsonl` or `.json`; otherwise
 /// one prompt a line. Empty lines are left out.
 pub(crate) fn read_prompts(path: &Path) -> Result<Vec<PromptRow>> {
-    let file =
-        std::fs::File::open(path).map_err(|e| Error::io(path, "cannot open the prompts", e))?;
+    let file = disk::open(path).map_err(|e| Error::io(path, "cannot open the prompts", e))?;
     let json = path
         .extension()
         .is_some_and(|e| e == "jsonl" || e == "json");

@@ -3,6 +3,7 @@
 
 use super::name::{commit_hash, harmless};
 use super::{Hub, IntoError, Reference, fail};
+use crate::disk;
 use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::io::Write;
@@ -81,7 +82,7 @@ impl Place {
             fs::create_dir_all(parent)?;
             let mut file = tempfile::NamedTempFile::new_in(parent)?;
             file.write_all(commit.as_bytes())?;
-            file.persist(&path)?;
+            disk::put(file, &path, true)?;
             Ok(())
         };
         make().map_err(|e| Error::io(&path, "the cache cannot be written to", e))
@@ -92,7 +93,7 @@ impl Place {
         if commit_hash(revision) {
             return Some(revision.to_owned());
         }
-        let text = fs::read_to_string(self.refs.join(revision)).ok()?;
+        let text = disk::own::text(self.refs.join(revision)).ok()?;
         let text = text.trim();
         commit_hash(text).then(|| text.to_owned())
     }

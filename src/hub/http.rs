@@ -2,6 +2,7 @@
 
 use super::{HubOptions, IntoError, Reference, fail};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::fs::File;
@@ -281,7 +282,7 @@ impl Client {
             }
             Payload::File { path, from, len } => {
                 let open = || -> std::io::Result<File> {
-                    let mut file = File::open(path)?;
+                    let mut file = disk::open(path)?;
                     file.seek(SeekFrom::Start(from))?;
                     Ok(file)
                 };

@@ -22,6 +22,7 @@ pub(crate) use push::{PushFile, PushOptions, Pushed, Source, folder};
 pub(crate) use resolve::{Want, resolve};
 
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use std::fmt;
 use std::path::PathBuf;
@@ -144,7 +145,7 @@ fn token_file(
             Err(_) => hf_hub::Cache::new(cache.to_owned()).token_path(),
         },
     };
-    Token::new(&std::fs::read_to_string(path).ok()?)
+    Token::new(&disk::text(path).ok()?)
 }
 
 /// How far the transfer of one file is.

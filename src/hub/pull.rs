@@ -5,6 +5,7 @@ use super::http::Ask;
 use super::name::{commit_hash, encoded, etag_name, harmless};
 use super::{Hub, IntoError, OnTransfer, Reference, Transfer, fail, matches};
 use crate::diag::{Diagnostic, nearest};
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx;
 use serde::{Deserialize, Serialize};
@@ -521,7 +522,7 @@ fn check_hash(about: &Reference, path: &Path, etag: &str) -> Result<()> {
 
 /// The hash of a file, in hexadecimal.
 pub(super) fn digest<D: Digest>(path: &Path, mut hash: D) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
+    let mut file = disk::own::open(path)?;
     let mut buffer = vec![0; 1 << 18];
     loop {
         match file.read(&mut buffer)? {
@@ -612,7 +613,7 @@ impl Pulled {
         let write = || -> std::io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(target)?;
             file.write_all(text.as_bytes())?;
-            file.persist(&path)?;
+            disk::put(file, &path, true)?;
             Ok(())
         };
         write().map_err(|e| Error::io(&path, "cannot be written", e))?;
@@ -643,9 +644,9 @@ fn copy_to(root: &Path, from: &Path, to: &Path) -> Result<()> {
     let copy = || -> std::io::Result<()> {
         fs::create_dir_all(parent)?;
         let mut file = tempfile::NamedTempFile::new_in(parent)?;
-        std::io::copy(&mut File::open(from)?, &mut file)?;
+        std::io::copy(&mut disk::own::open(from)?, &mut file)?;
         readable(file.as_file())?;
-        file.persist(to)?;
+        disk::put(file, to, true)?;
         Ok(())
     };
     copy().map_err(|e| Error::io(to, "cannot be written", e))

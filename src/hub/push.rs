@@ -5,6 +5,7 @@ use super::name::{encoded, harmless, revision_name};
 use super::pull::{digest, hex};
 use super::{Hub, IntoError, OnTransfer, Reference, Transfer, fail};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -162,7 +163,7 @@ impl<'a> Item<'a> {
                 let look = || -> std::io::Result<Item<'a>> {
                     let size = fs::metadata(path)?.len();
                     let mut start = Vec::new();
-                    fs::File::open(path)?
+                    disk::open(path)?
                         .take(SAMPLE as u64)
                         .read_to_end(&mut start)?;
                     Ok(Item {
@@ -181,7 +182,9 @@ impl<'a> Item<'a> {
     fn bytes(&self) -> Result<Vec<u8>> {
         match &self.file.source {
             Source::Bytes(bytes) => Ok(bytes.clone()),
-            Source::File(path) => fs::read(path).map_err(|e| Error::io(path, "cannot be read", e)),
+            Source::File(path) => {
+                disk::tensors(path).map_err(|e| Error::io(path, "cannot be read", e))
+            }
         }
     }
 

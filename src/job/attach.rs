@@ -10,6 +10,7 @@ use crate::adapters::{Adapter, Config, Route, Setup};
 use crate::analyze::logits::of_heads;
 use crate::api::{self, Adapted, Attach};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
@@ -538,7 +539,7 @@ impl AdapterSettings {
             else {
                 return None;
             };
-            let template = std::fs::read_to_string(folder.join(CHAT_TEMPLATE)).ok()?;
+            let template = disk::text(folder.join(CHAT_TEMPLATE)).ok()?;
             let own = || spec::read_folder(&folder).ok().map(|f| f.name);
             (given.or_else(own)? == name).then_some(template)
         };

@@ -4,6 +4,7 @@ use crate::adapters::heads::Noted;
 use crate::adapters::{Config, spec};
 use crate::analyze::logits::{logits, of_heads, vocabulary};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{Fact, contract};
@@ -121,8 +122,7 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(bytes)?;
-        file.persist(path)?;
-        Ok(())
+        disk::put(file, path, true)
     };
     write().map_err(|e| Error::io(path, "cannot write", e))
 }

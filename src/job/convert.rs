@@ -7,6 +7,7 @@ use crate::adapters::heads::{self, files::copy_renamed};
 use crate::adapters::peft::{self, PeftFolder};
 use crate::adapters::spec::folder_name;
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::select::Interface;
 use crate::text::CHAT_TEMPLATE;
@@ -131,8 +132,7 @@ pub(crate) fn copy_beside(from: &Path, to: &Path, name: &str, force: bool) -> Re
     copy_renamed(from, to, name, force)?;
     let template = from.join(CHAT_TEMPLATE);
     if template.exists() {
-        let text =
-            std::fs::read(&template).map_err(|e| Error::io(&template, "cannot be read", e))?;
+        let text = disk::bytes(&template).map_err(|e| Error::io(&template, "cannot be read", e))?;
         write_file(&to.join(CHAT_TEMPLATE), &text)?;
     }
     Ok(())

@@ -6,6 +6,7 @@ use crate::adapters::spec;
 use crate::analyze::logits::vocabulary;
 use crate::api;
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::Result;
 use crate::infer::Verified;
 use crate::ir::contract;
@@ -32,7 +33,7 @@ impl ModelFiles {
     pub(super) fn at(path: &Path) -> Self {
         let (path, decoder) = inside(path);
         let path = &*path;
-        let text = std::fs::read_to_string(select::beside(path, "config.json")).unwrap_or_default();
+        let text = disk::text(select::beside(path, "config.json")).unwrap_or_default();
         let config: Value = serde_json::from_str(&text).unwrap_or_default();
         // A text model inside another one has its own part.
         let config = match config.get("text_config") {
@@ -147,7 +148,7 @@ impl ModelFiles {
         if let Some("mbart" | "plbart") = self.config["model_type"].as_str() {
             return Ok(DecoderStart::Last);
         }
-        let text = std::fs::read_to_string(select::beside(&self.path, "generation_config.json"));
+        let text = disk::text(select::beside(&self.path, "generation_config.json"));
         let generation: Value = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
         let said = [&self.config, &generation];
         let id = said

@@ -7,6 +7,7 @@
 use super::check::usage;
 use crate::adapters::folder::{self, file as adapter};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::watch::file;
 use crate::train::{Resume, checkpoint};
@@ -123,10 +124,11 @@ impl<'a> RunFolder<'a> {
     fn clear(&self) -> Result<()> {
         let failed = |path: &Path, e| Error::io(path, "cannot be replaced", e);
         for folder in self.made() {
+            disk::replaceable_folder(&folder).map_err(|e| failed(&folder, e))?;
             folder::delete(&folder)?;
         }
         for (_, path) in checkpoint::list(self.path) {
-            fs::remove_dir_all(&path).map_err(|e| failed(&path, e))?;
+            disk::remove_folder(&path).map_err(|e| failed(&path, e))?;
         }
         let mut files = [file::RUN, file::LOG, file::REPORT]
             .map(|f| self.path.join(f))
@@ -135,7 +137,7 @@ impl<'a> RunFolder<'a> {
         let curves = curves.into_iter().flatten().flatten().map(|e| e.path());
         files.extend(curves.filter(|p| p.to_string_lossy().contains("events.out.tfevents")));
         for path in files.iter().filter(|p| p.exists()) {
-            fs::remove_file(path).map_err(|e| failed(path, e))?;
+            disk::remove(path).map_err(|e| failed(path, e))?;
         }
         Ok(())
     }
@@ -152,7 +154,7 @@ struct Made {
 impl RunFolder<'_> {
     /// Folders of adapters that the run in the folder made, as its record says.
     fn made(&self) -> Vec<PathBuf> {
-        let text = fs::read(self.path.join(file::RUN)).unwrap_or_default();
+        let text = disk::own::bytes(self.path.join(file::RUN)).unwrap_or_default();
         let names = serde_json::from_slice::<Made>(&text).map(|m| m.made);
         let names = names.unwrap_or_default().into_keys();
         // A name is one of a folder inside.
@@ -173,7 +175,7 @@ pub(super) fn unlocked(folder: &Path) -> Result<Option<Claim>> {
     if !path.exists() {
         return Ok(None);
     }
-    let lock = File::open(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+    let lock = disk::own::open(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
     locked(&lock, folder)?;
     Ok(Some(Claim(lock)))
 }

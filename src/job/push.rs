@@ -6,6 +6,7 @@ use crate::adapters::card::{Card, on_hub};
 use crate::adapters::folder::{AdapterFolder, file};
 use crate::adapters::heads;
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{self, Hub, Kind, PushFile, PushOptions, Pushed, Reference, Source};
 use crate::options::fields;
@@ -193,8 +194,7 @@ impl Push {
             None if beside.exists() => beside,
             None => return Ok(None),
         };
-        let text =
-            std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+        let text = disk::text(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
         let parsed = serde_json::from_str(&text);
         parsed.map(|run| Some((path.clone(), run))).map_err(|e| {
             let d = Diagnostic::error("run-record", e.to_string());

@@ -78,6 +78,7 @@ fn local(value: &mut Value, want: Want, config: Option<&str>, events: OnEvent<'_
 #[cfg(feature = "hub")]
 mod pull {
     use super::super::event::{Event, OnEvent};
+    use crate::disk;
     use crate::error::Result;
     use crate::hub::{Hub, Reference, Transfer, Want, matches, resolve};
     use crate::train::Splits;
@@ -143,7 +144,7 @@ mod pull {
             path => {
                 let card = if names.contains(&card) {
                     let folder = pull(std::slice::from_ref(&card))?;
-                    std::fs::read_to_string(folder.join(&card)).ok()
+                    disk::text(folder.join(&card)).ok()
                 } else {
                     None
                 };

@@ -2,6 +2,7 @@
 
 use super::check::{ensure_absent, keep, usage, write_file};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::watch::{self, RunRecord};
 use std::path::{Path, PathBuf};
@@ -68,8 +69,7 @@ fn told_apart(mut runs: Vec<(String, RunRecord)>, given: &[PathBuf]) -> Vec<(Str
 }
 
 fn read(file: &Path) -> Result<RunRecord> {
-    let text =
-        std::fs::read_to_string(file).map_err(|e| Error::io(file, "cannot read the run", e))?;
+    let text = disk::own::text(file).map_err(|e| Error::io(file, "cannot read the run", e))?;
     serde_json::from_str(&text).map_err(|e| {
         let d = Diagnostic::error("run-record", format!("this is no record of a run: {e}"));
         let d = d.at(file.display().to_string());

@@ -4,6 +4,7 @@ use super::ignored;
 use super::model::ModelSettings;
 use crate::adapters::heads::HeadConfig;
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 #[cfg(test)]
 use crate::options::Kind;
@@ -101,8 +102,7 @@ impl JobSettings {
     /// # Errors
     /// A file that cannot be read, or holds no job: see [`read`](Self::read).
     pub(super) fn open(path: &Path) -> Result<JobFile> {
-        let text =
-            std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read the job", e))?;
+        let text = disk::text(path).map_err(|e| Error::io(path, "cannot read the job", e))?;
         let place = path.display().to_string();
         let at = |m: String| {
             let d = Diagnostic::error("job", m).at(place.clone());

@@ -16,6 +16,7 @@ use crate::adapters::{AdapterStore, Setup, choice};
 use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::Precision;
@@ -385,7 +386,7 @@ impl Run {
             Some(Resume::From(checkpoint)) => Path::new(checkpoint).parent()?.to_owned(),
             Some(Resume::Last(false)) | None => return None,
         };
-        let text = std::fs::read_to_string(from.join(watch::file::RUN)).ok()?;
+        let text = disk::own::text(from.join(watch::file::RUN)).ok()?;
         let run: Value = serde_json::from_str(&text).ok()?;
         run["job"]["chat_date"].as_str().map(str::to_owned)
     }
@@ -690,7 +691,7 @@ fn is_safetensors(path: &Path) -> Result<bool> {
         return Ok(false);
     }
     let mut head = [0u8; 9];
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, "cannot open the data", e))?;
+    let file = disk::open(path).map_err(|e| Error::io(path, "cannot open the data", e))?;
     let read = std::io::Read::read(&mut std::io::BufReader::new(file), &mut head).unwrap_or(0);
     Ok(read == 9
         && head[8] == b'{'

@@ -4,6 +4,7 @@
 //! regular files; only in the Hub's cache may they be links to the blobs of the same repository. Each file is mapped once, and every tensor is a slice of the map. Offsets and lengths may be of any alignment.
 
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -194,18 +195,25 @@ impl Mapped {
     }
 }
 
-/// Maps a regular file.
+/// Maps a regular file that was given.
 pub(super) fn map(path: &Path) -> Result<Mapped> {
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
-    if !meta.is_file() {
-        return Err(Error::new(
-            ErrorKind::Io,
-            Diagnostic::error("io", "not a regular file").at(path.display().to_string()),
-        ));
-    }
-    let file = File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    let opened = disk::open_mapped(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    mapped(path, opened)
+}
+
+/// Maps a regular file that is looked at only.
+pub(super) fn peek(path: &Path) -> Result<Mapped> {
+    let open = || {
+        let file = disk::own::open(path)?;
+        let len = file.metadata()?.len();
+        Ok((file, len))
+    };
+    mapped(path, open().map_err(|e| Error::io(path, "cannot open", e))?)
+}
+
+fn mapped(path: &Path, (file, len): (File, u64)) -> Result<Mapped> {
     // An empty file cannot be mapped.
-    if meta.len() == 0 {
+    if len == 0 {
         return Ok(Mapped(None));
     }
     // SAFETY: the map is read-only and shared, and lives as long as any slice of it. Another process that truncates or writes the

@@ -1,13 +1,14 @@
 //! Saving: files are written beside their final place and renamed, and external data is referred to or copied, never rewritten.
 
 use super::encode;
-use super::external::{ExternalSource, contained, map, relative};
+use super::external::{ExternalSource, contained, map, peek, relative};
 use super::message::entry;
 use super::proto::{
     AttributeProto, GraphProto, ModelProto, TensorProto, tensor_proto::DataLocation,
 };
 use super::write::model_out;
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{AttrValue, Graph, Model, Payload, TensorData};
@@ -84,12 +85,14 @@ pub fn to_bytes(model: &Verified) -> Result<Vec<u8>> {
 /// Writes a model. Beside its input it refers to the same external data; elsewhere that is copied along (shared by the file system
 /// where it can). Payloads go from the mapped input to the file without passing through memory of their own.
 ///
-/// The data files come first and the model last, each under a temporary name and renamed: an interrupted save leaves the old model or
-/// the new one.
+/// No data file is ever replaced, with `force` neither: it may be another model's. Where a name is taken by other content, the copy is
+/// called `<model>.data`, `<model>.1.data`, … and the model refers to that. The data files come first and the model last, each under a
+/// temporary name and renamed: an interrupted save leaves the old model with its data, or the new one. Data files of this kind that
+/// the replaced model referred to, and no model of the folder does any more, are deleted then.
 ///
 /// # Errors
-/// I/O errors; files that exist, without `force`; data files that would lie outside the model's folder; a model that does not fit
-/// even with its large tensors moved out.
+/// I/O errors; a model that exists, without `force`, or that is an input; data files that would lie outside the model's folder; a model
+/// that does not fit even with its large tensors moved out.
 pub fn save(
     model: &Verified,
     path: impl AsRef<Path>,
@@ -105,18 +108,27 @@ pub fn save(
         ));
     };
     check_target(path, options.force)?;
-    let proto = model_out(model.model()).map_err(place)?;
-    let data = data_files(model.model(), &proto, folder).map_err(place)?;
+    let old = replaced(path, options.force);
+    let mut proto = model_out(model.model()).map_err(place)?;
+    let mut data = data_files(model.model(), &mut proto, folder).map_err(place)?;
+    let own = folder.join(name);
+    let mut names = Names::new(&own, name, folder);
+    names
+        .taken
+        .extend(data.iter().filter(|d| !d.other).map(|d| d.target.clone()));
+    for d in data.iter_mut().filter(|d| d.other || d.target == own) {
+        let location = names.unused();
+        d.target = folder.join(&location);
+        d.renamed = Some(location);
+    }
+    relocate(&mut proto, &data);
     let limit = options.inline_limit.unwrap_or(MESSAGE_LIMIT);
     let mut moved = Moved::default();
     let mut chunks = encode::model(proto);
     if chunks.len() > limit {
-        let taken = |n: &str| data.iter().any(|d| d.target == folder.join(n));
-        let location = (0..=data.len())
-            .map(|i| data_name(name, i))
-            .find(|n| !taken(n));
-        moved.location = location.unwrap_or_default();
+        moved.location = names.unused();
         let mut proto = model_out(model.model()).map_err(place)?;
+        relocate(&mut proto, &data);
         moved.graph(proto.graph.as_mut());
         chunks = encode::model(proto);
         if chunks.len() > limit {
@@ -141,16 +153,13 @@ pub fn save(
     saved
         .shared
         .extend(data.iter().filter(|d| !d.copy).map(|d| d.target.clone()));
-    for d in &copies {
-        check_target(&d.target, options.force)?;
-    }
     for d in copies {
-        copy(d, folder, options.force, &mut progress)?;
+        copy(d, folder, &mut progress)?;
         saved.written.push(d.target.clone());
     }
     if !moved.tensors.is_empty() {
         let target = folder.join(&moved.location);
-        moved.write(&target, options.force, &mut progress)?;
+        moved.write(&target, &mut progress)?;
         saved.written.push(target);
     }
     write_atomic(path, options.force, true, |file| {
@@ -163,7 +172,103 @@ pub fn save(
         }
         out.flush()
     })?;
+    for location in old {
+        let target = folder.join(&location);
+        let kept = saved.written.contains(&target) || saved.shared.contains(&target);
+        if !kept && is_own(&location, name) && !referred(folder, &location) {
+            // What is left behind is a file too many, and no error of the new model.
+            let _ = disk::remove(&target);
+        }
+    }
     Ok(saved)
+}
+
+/// The data files of the model that is replaced.
+fn replaced(path: &Path, force: bool) -> Vec<String> {
+    if !force || !path.is_file() {
+        return Vec::new();
+    }
+    let old = peek(path).and_then(|old| locations_in(old.bytes()));
+    old.unwrap_or_default()
+}
+
+/// Whether a model of a folder refers to a data file, or may do so.
+fn referred(folder: &Path, location: &str) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "onnx"))
+        .any(|p| {
+            let found = peek(&p).and_then(|m| locations_in(m.bytes()));
+            found.map_or(true, |l| l.iter().any(|l| l == location))
+        })
+}
+
+/// Names of data files beside a model.
+struct Names<'a> {
+    model: &'a Path,
+    name: &'a str,
+    folder: &'a Path,
+    taken: Vec<PathBuf>,
+}
+
+impl<'a> Names<'a> {
+    fn new(model: &'a Path, name: &'a str, folder: &'a Path) -> Self {
+        let taken = Vec::new();
+        Names {
+            model,
+            name,
+            folder,
+            taken,
+        }
+    }
+
+    /// A name of the model's own that no file has.
+    fn unused(&mut self) -> String {
+        let mut i = 0;
+        loop {
+            let name = data_name(self.name, i);
+            let path = self.folder.join(&name);
+            let there = std::fs::symlink_metadata(&path).is_ok();
+            if !there && path != self.model && !self.taken.contains(&path) {
+                self.taken.push(path);
+                return name;
+            }
+            i += 1;
+        }
+    }
+}
+
+/// Whether a data file has a name that [`data_name`] gives.
+fn is_own(location: &str, model: &str) -> bool {
+    let rest = location
+        .strip_prefix(model)
+        .and_then(|r| r.strip_suffix(".data"));
+    rest.is_some_and(|r| {
+        r.is_empty()
+            || r.strip_prefix('.')
+                .is_some_and(|n| n.parse::<usize>().is_ok())
+    })
+}
+
+/// Puts the new names of data files in the place of the old ones.
+fn relocate(proto: &mut ModelProto, data: &[DataFile]) {
+    if data.iter().all(|d| d.renamed.is_none()) {
+        return;
+    }
+    visit_tensors(proto, &mut |t| {
+        let Some(old) = location_of(t) else { return };
+        let new = data
+            .iter()
+            .find(|d| *d.location == *old)
+            .and_then(|d| d.renamed.as_ref());
+        if let Some(new) = new {
+            let mut entries = t.external_data.iter_mut();
+            if let Some(entry) = entries.find(|e| e.key() == "location") {
+                entry.value = Some(new.clone());
+            }
+        }
+    });
 }
 
 struct TooLarge(Diagnostic);
@@ -201,8 +306,13 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// A target must be absent, or a regular file or link that may be replaced.
+/// A target must be absent, or a regular file or link that may be replaced, in a folder that is there.
 fn check_target(path: &Path, force: bool) -> Result<()> {
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        let message = format!("there is no folder {}", folder.display());
+        return Err(refuse(path, &message, Some("make it first")));
+    }
     let Ok(meta) = std::fs::symlink_metadata(path) else {
         return Ok(());
     };
@@ -220,7 +330,7 @@ fn check_target(path: &Path, force: bool) -> Result<()> {
             Some("choose another name, or replace it with `--force`"),
         ));
     }
-    Ok(())
+    disk::replaceable(path).map_err(|e| Error::io(path, "cannot write", e))
 }
 
 struct Progress<'a> {
@@ -260,27 +370,27 @@ fn write_atomic(
 }
 
 fn keep(temporary: NamedTempFile, path: &Path, force: bool) -> Result<()> {
-    let kept = if force {
-        temporary.persist(path)
-    } else {
-        temporary.persist_noclobber(path)
-    };
-    kept.map(|_| ())
-        .map_err(|e| Error::io(path, "cannot write", e.error))
+    disk::put(temporary, path, force).map_err(|e| Error::io(path, "cannot write", e))
 }
 
 // ---- data files of the input ---------------------------------------------------------------------------------------------
 
 /// An external data file that the model refers to.
 struct DataFile {
+    /// What the model calls it.
+    location: Box<str>,
+    /// What the written one does, where that name is taken.
+    renamed: Option<String>,
     source: PathBuf,
     target: PathBuf,
     len: u64,
     /// Whether it must be copied: it is elsewhere, and the target does not have the same content already.
     copy: bool,
+    /// Whether something else has its name.
+    other: bool,
 }
 
-fn data_files(model: &Model, proto: &ModelProto, folder: &Path) -> Result<Vec<DataFile>> {
+fn data_files(model: &Model, proto: &mut ModelProto, folder: &Path) -> Result<Vec<DataFile>> {
     let mut sources: IndexMap<Box<str>, Arc<Path>> = IndexMap::new();
     let mut conflict = None;
     visit_model(model, &mut |tensor| {
@@ -307,7 +417,7 @@ fn data_files(model: &Model, proto: &ModelProto, folder: &Path) -> Result<Vec<Da
     // Tensors that the IR does not interpret (sparse ones, training information) lie in the same folder as the others.
     if let Some(base) = sources.values().next().cloned() {
         let mut more = Vec::new();
-        visit_training(proto, &mut |t| more.extend(location_of(t)));
+        visit_tensors(proto, &mut |t| more.extend(location_of(t)));
         for location in more {
             sources
                 .entry(location.into())
@@ -327,11 +437,15 @@ fn data_file(location: &str, base: &Path, folder: &Path) -> Result<DataFile> {
         .map_err(|e| Error::io(&source, "cannot open", e))?
         .len();
     let same = target.canonicalize().is_ok_and(|t| t == source) || same_content(&source, &target);
+    let other = !same && std::fs::symlink_metadata(&target).is_ok();
     Ok(DataFile {
+        location: location.into(),
+        renamed: None,
         source,
         target,
         len,
         copy: !same,
+        other,
     })
 }
 
@@ -340,10 +454,10 @@ fn same_content(a: &Path, b: &Path) -> bool {
     let length = |p: &Path| std::fs::metadata(p).map(|m| m.len()).ok();
     regular
         && length(a) == length(b)
-        && matches!((map(a), map(b)), (Ok(a), Ok(b)) if a.as_ref() == b.as_ref())
+        && matches!((peek(a), peek(b)), (Ok(a), Ok(b)) if a.as_ref() == b.as_ref())
 }
 
-fn copy(d: &DataFile, folder: &Path, force: bool, progress: &mut Progress<'_>) -> Result<()> {
+fn copy(d: &DataFile, folder: &Path, progress: &mut Progress<'_>) -> Result<()> {
     let parent = folder_of(&d.target);
     let there = parent.ancestors().find(|a| a.exists()).unwrap_or(folder);
     let inside = matches!((folder.canonicalize(), there.canonicalize()), (Ok(root), Ok(p)) if p.starts_with(&root));
@@ -355,9 +469,9 @@ fn copy(d: &DataFile, folder: &Path, force: bool, progress: &mut Progress<'_>) -
         ));
     }
     std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot make the folder", e))?;
-    let source = File::open(&d.source).map_err(|e| Error::io(&d.source, "cannot open", e))?;
+    let source = disk::open(&d.source).map_err(|e| Error::io(&d.source, "cannot open", e))?;
     // The source is still there: a copy is not worth waiting for the disk.
-    write_atomic(&d.target, force, false, |target| {
+    write_atomic(&d.target, false, false, |target| {
         // The kernel copies between files, and shares blocks where the file system can.
         loop {
             let n = std::io::copy(&mut (&source).take(COPY_STEP), target)?;
@@ -374,7 +488,11 @@ fn copy(d: &DataFile, folder: &Path, force: bool, progress: &mut Progress<'_>) -
 /// # Errors
 /// A file that is no model.
 pub(crate) fn locations(path: &Path) -> Result<Vec<String>> {
-    let model = super::read(map(path)?.bytes(), &ExternalSource::none())?;
+    locations_in(map(path)?.bytes())
+}
+
+fn locations_in(bytes: Bytes) -> Result<Vec<String>> {
+    let model = super::read(bytes, &ExternalSource::none())?;
     let mut found = IndexSet::new();
     visit_model(&model, &mut |tensor| {
         if let Payload::External(external) = &tensor.payload {
@@ -422,33 +540,30 @@ fn location_of(t: &TensorProto) -> Option<String> {
         .map(|e| e.value().to_owned())
 }
 
-/// Tensors of a message that are no [`TensorData`] in the IR.
-fn visit_training(proto: &ModelProto, f: &mut impl FnMut(&TensorProto)) {
-    fn graph(g: &GraphProto, f: &mut impl FnMut(&TensorProto)) {
-        g.initializer.iter().for_each(&mut *f);
-        for s in &g.sparse_initializer {
-            s.values.iter().chain(&s.indices).for_each(&mut *f);
+/// All tensors of a message, those included that are no [`TensorData`] in the IR.
+fn visit_tensors(proto: &mut ModelProto, f: &mut impl FnMut(&mut TensorProto)) {
+    fn graph(g: &mut GraphProto, f: &mut impl FnMut(&mut TensorProto)) {
+        g.initializer.iter_mut().for_each(&mut *f);
+        for s in &mut g.sparse_initializer {
+            s.values.iter_mut().chain(&mut s.indices).for_each(&mut *f);
         }
-        g.node
-            .iter()
-            .flat_map(|n| &n.attribute)
-            .for_each(|a| attribute(a, f));
+        let attributes = g.node.iter_mut().flat_map(|n| &mut n.attribute);
+        attributes.for_each(|a| attribute(a, f));
     }
-    fn attribute(a: &AttributeProto, f: &mut impl FnMut(&TensorProto)) {
-        a.t.iter().chain(&a.tensors).for_each(&mut *f);
-        a.g.iter().chain(&a.graphs).for_each(|g| graph(g, f));
-        for s in a.sparse_tensor.iter().chain(&a.sparse_tensors) {
-            s.values.iter().chain(&s.indices).for_each(&mut *f);
+    fn attribute(a: &mut AttributeProto, f: &mut impl FnMut(&mut TensorProto)) {
+        a.t.iter_mut().chain(&mut a.tensors).for_each(&mut *f);
+        let graphs = a.g.iter_mut().chain(&mut a.graphs);
+        graphs.for_each(|g| graph(g, f));
+        for s in a.sparse_tensor.iter_mut().chain(&mut a.sparse_tensors) {
+            s.values.iter_mut().chain(&mut s.indices).for_each(&mut *f);
         }
     }
-    let training = proto
-        .training_info
-        .iter()
-        .flat_map(|t| t.initialization.iter().chain(&t.algorithm));
-    proto.graph.iter().chain(training).for_each(|g| graph(g, f));
-    let functions = proto.functions.iter();
-    for node in functions.flat_map(|x| &x.node) {
-        node.attribute.iter().for_each(|a| attribute(a, f));
+    let training = proto.training_info.iter_mut();
+    let training = training.flat_map(|t| t.initialization.iter_mut().chain(&mut t.algorithm));
+    let graphs = proto.graph.iter_mut().chain(training);
+    graphs.for_each(|g| graph(g, f));
+    for node in proto.functions.iter_mut().flat_map(|x| &mut x.node) {
+        node.attribute.iter_mut().for_each(|a| attribute(a, f));
     }
 }
 
@@ -498,9 +613,8 @@ impl Moved {
         self.tensors.push(raw);
     }
 
-    fn write(&self, path: &Path, force: bool, progress: &mut Progress<'_>) -> Result<()> {
-        check_target(path, force)?;
-        write_atomic(path, force, true, |file| {
+    fn write(&self, path: &Path, progress: &mut Progress<'_>) -> Result<()> {
+        write_atomic(path, false, true, |file| {
             let mut out = BufWriter::with_capacity(1 << 20, file);
             let mut at = 0u64;
             for t in &self.tensors {

@@ -566,12 +566,15 @@ fn existing_files_need_force() {
     std::fs::write(&path, "old").unwrap();
     assert!(save(&model, &path, SaveOptions::default()).is_err());
     std::fs::remove_file(&path).unwrap();
-    std::fs::write(to.path().join("external.onnx.data"), "other").unwrap();
-    assert!(save(&model, &path, SaveOptions::default()).is_err());
+    assert!(files(to.path()).is_empty(), "a refused save leaves nothing");
+    // Data of another model are neither replaced nor in the way.
+    let other = to.path().join("external.onnx.data");
+    std::fs::write(&other, "other").unwrap();
+    save(&model, &path, SaveOptions::default()).unwrap();
+    assert_eq!(std::fs::read(&other).unwrap(), b"other");
     assert_eq!(
         files(to.path()),
-        ["external.onnx.data"],
-        "a refused save leaves nothing behind"
+        ["external.onnx.data", "m.onnx", "m.onnx.data", "weights"]
     );
     let force = || SaveOptions {
         force: true,

@@ -3,6 +3,7 @@
 use super::plan::Feeds;
 use super::value::{Data, Fault, Floats, Host, KResult, Value, widen};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::DType;
 use half::{bf16, f16};
@@ -14,7 +15,7 @@ use std::path::Path;
 
 /// Reads all tensors of a safetensors file, sorted by name.
 pub(crate) fn read(path: &Path) -> Result<Feeds> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+    let bytes = disk::tensors(path).map_err(|e| Error::io(path, "cannot be read", e))?;
     decode(&bytes).map_err(|e| e.within(path.display().to_string()))
 }
 
@@ -205,6 +206,5 @@ pub(crate) fn write<'a>(
     let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new("."))).map_err(io)?;
     file.write_all(&bytes).map_err(io)?;
     file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
+    disk::put(file, path, true).map_err(io)
 }

@@ -9,6 +9,7 @@ use super::field::{Field, PATHS};
 use super::position::Positions;
 use super::site::Selection;
 use crate::diag::{Diagnostic, nearest};
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -297,8 +298,8 @@ impl Interface {
     /// # Errors
     /// [`ErrorKind::Io`] when it cannot be read, else as [`parse`](Self::parse).
     pub fn read(path: &Path) -> Result<Interface> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Error::io(path, "the interface cannot be read", e))?;
+        let text =
+            disk::text(path).map_err(|e| Error::io(path, "the interface cannot be read", e))?;
         Interface::parse(&text, &path.display().to_string())
     }
 
@@ -333,7 +334,7 @@ impl Interface {
     /// The same for a model file, beside which `config.json` says how many layers its encoder has.
     #[must_use]
     pub(crate) fn counting(mut self, file: &Path) -> Interface {
-        let text = std::fs::read_to_string(beside(file, "config.json")).unwrap_or_default();
+        let text = disk::text(beside(file, "config.json")).unwrap_or_default();
         let config: Value = serde_json::from_str(&text).unwrap_or_default();
         let names = ["encoder_layers", "num_encoder_layers", "num_layers"];
         let count = names.iter().find_map(|n| config[*n].as_u64());
@@ -366,7 +367,7 @@ impl Interface {
     /// onnxruntime-genai builder writes.
     pub(crate) fn model_type_beside(model: &Path) -> Option<String> {
         let read = |name: &str| -> Option<Value> {
-            let text = std::fs::read_to_string(beside(model, name)).ok()?;
+            let text = disk::text(beside(model, name)).ok()?;
             serde_json::from_str(&text).ok()
         };
         let own = match read("config.json") {

@@ -4,6 +4,7 @@ use super::chat::{ChatOptions, ChatTemplate, chosen};
 use super::fields;
 use super::settings::{self, Ends, Files, MORE, ROLES, content};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
@@ -28,7 +29,7 @@ pub(crate) fn template_source(given: &str) -> Result<String> {
         return Ok(given.to_owned());
     }
     let path = Path::new(given);
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read the chat template", e))
+    disk::text(path).map_err(|e| Error::io(path, "cannot read the chat template", e))
 }
 
 /// Share of unknown tokens above which a tokenizer is suspected to be another model's.
@@ -98,7 +99,9 @@ impl Tokenizer {
         } else {
             path.to_path_buf()
         };
-        let mut inner = tokenizers::Tokenizer::from_file(&path)
+        let bytes =
+            disk::bytes(&path).map_err(|e| Error::io(&path, "cannot read the tokenizer", e))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
             .map_err(|e| failed(&path, format!("not a readable tokenizer.json: {e}")))?;
         let beside = |name: &str| json(&path.with_file_name(name));
         let files = Files {
@@ -451,7 +454,7 @@ impl Tokenizer {
 /// The chat templates beside a tokenizer by their names: files of their own first, as in Transformers.
 fn chat_sources(path: &Path, config: &Map<String, Value>) -> Result<IndexMap<String, String>> {
     let read = |file: &Path| {
-        let text = std::fs::read_to_string(file);
+        let text = disk::text(file);
         text.map_err(|e| Error::io(file, "cannot read the chat template", e))
     };
     let usual = "default".to_owned();
@@ -500,7 +503,7 @@ fn json(path: &Path) -> Result<Value> {
     if !path.exists() {
         return Ok(Value::Null);
     }
-    let text = std::fs::read_to_string(path)
+    let text = disk::text(path)
         .map_err(|e| Error::io(path, "cannot read the tokenizer's configuration", e))?;
     serde_json::from_str(&text).map_err(|e| failed(path, e.to_string()))
 }

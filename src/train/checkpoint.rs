@@ -8,6 +8,7 @@
 use super::event::{EvalEntry, LogEntry};
 use crate::adapters::folder::{read_safetensors, to_safetensors};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::TensorData;
 use crate::runtime::Trainable;
@@ -252,7 +253,7 @@ fn hash(root: &Path, folder: &Path, out: &mut BTreeMap<String, String>) -> Resul
         let name: Vec<_> = parts
             .map(|c| c.as_os_str().to_string_lossy().into_owned())
             .collect();
-        let bytes = fs::read(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+        let bytes = disk::own::tensors(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
         out.insert(name.join("/"), blake3::hash(&bytes).to_hex().to_string());
     }
     Ok(())
@@ -265,7 +266,7 @@ impl Checkpoint {
     /// A folder that is no checkpoint, is not complete or was changed.
     pub(crate) fn read(path: &Path) -> Result<Checkpoint> {
         let at = path.join(file::MANIFEST);
-        let text = fs::read_to_string(&at).map_err(|_| {
+        let text = disk::own::text(&at).map_err(|_| {
             damaged(
                 path,
                 format!(
@@ -300,7 +301,7 @@ impl Checkpoint {
             ));
         }
         let file = path.join(file::OPTIMIZER);
-        let bytes = fs::read(&file).map_err(|e| Error::io(&file, "cannot be read", e))?;
+        let bytes = disk::own::tensors(&file).map_err(|e| Error::io(&file, "cannot be read", e))?;
         let tensors =
             read_safetensors(&bytes.into()).map_err(|e| e.within(file.display().to_string()))?;
         Ok(Checkpoint {

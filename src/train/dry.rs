@@ -1,5 +1,6 @@
 //! What a run would be, without training.
 
+use crate::disk;
 use serde::Serialize;
 use std::fmt;
 
@@ -69,7 +70,7 @@ impl fmt::Display for DryRun {
 
 /// The most memory that this process has had.
 pub(super) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let status = disk::own::text("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
     Some(kib * 1024)

@@ -20,6 +20,8 @@ mod habits;
 #[cfg(feature = "cli")]
 mod heads;
 #[cfg(feature = "cli")]
+mod hostile;
+#[cfg(feature = "cli")]
 mod hub;
 #[cfg(feature = "cli")]
 mod learn;

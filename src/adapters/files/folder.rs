@@ -12,6 +12,7 @@ use crate::adapters::store::Weights;
 use crate::adapters::target::Target;
 use crate::adapters::{Adapter, AdapterStore, Config, MethodConfig, Setup, UnknownKeys, torch};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, TensorData};
 use crate::select::{Interface, Library};
@@ -201,7 +202,7 @@ impl AdapterFolder {
     ) -> Result<AdapterFolder> {
         let files = if is_fusion(folder) { &FUSION } else { &ADAPTER };
         let path = folder.join(files.config);
-        let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+        let text = disk::text(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
         let at = |e: Error| e.within(path.display().to_string());
         let mut top = object(&text).map_err(at)?;
         if top.contains_key("peft_type") {
@@ -256,7 +257,7 @@ impl AdapterFolder {
             extra: top,
         };
         let mut interfaces = [file::WHOLE_INTERFACE, file::INTERFACE].into_iter();
-        let interface = interfaces.find_map(|f| fs::read_to_string(folder.join(f)).ok());
+        let interface = interfaces.find_map(|f| disk::text(folder.join(f)).ok());
         Ok(AdapterFolder {
             name,
             config,
@@ -452,6 +453,10 @@ pub(in crate::adapters) fn write_files(
                 .help("use `--force` to replace it"),
         ));
     }
+    // All of them before the first is replaced.
+    for path in files.iter().map(|(n, _)| folder.join(n)) {
+        disk::replaceable(&path).map_err(|e| Error::io(&path, "cannot be written", e))?;
+    }
     let parent = match folder.parent() {
         Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
         _ => PathBuf::from("."),
@@ -473,7 +478,7 @@ pub(in crate::adapters) fn write_files(
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", e))?;
     for (name, _) in files {
         let path = folder.join(name);
-        fs::rename(staged.path().join(name), &path)
+        disk::rename(&staged.path().join(name), &path)
             .map_err(|e| Error::io(&path, "cannot be written", e))?;
     }
     Ok(())
@@ -502,7 +507,7 @@ pub(crate) fn write_setup(folder: &Path, setup: &Setup, force: bool) -> Result<(
 /// [`ErrorKind::Io`].
 pub(crate) fn remove(folder: &Path, names: &[&str]) -> Result<()> {
     for path in names.iter().map(|n| folder.join(n)).filter(|p| p.is_file()) {
-        fs::remove_file(&path).map_err(|e| Error::io(&path, "cannot be replaced", e))?;
+        disk::remove(&path).map_err(|e| Error::io(&path, "cannot be replaced", e))?;
     }
     Ok(())
 }
@@ -699,7 +704,7 @@ fn same(
 }
 
 pub(in crate::adapters) fn read_file(path: &Path) -> Result<Bytes> {
-    let bytes = fs::read(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+    let bytes = disk::tensors(path).map_err(|e| Error::io(path, "cannot be read", e))?;
     Ok(bytes.into())
 }
 

@@ -13,12 +13,12 @@ use crate::adapters::config::json;
 use crate::adapters::folder::{WriteOptions, object, read_weights, to_safetensors, write_files};
 use crate::adapters::store::convert;
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::TensorData;
 use indexmap::IndexMap;
 pub(crate) use read::from_peft;
 use serde_json::{Map, Value};
-use std::fs;
 use std::path::Path;
 pub(crate) use write::to_peft;
 
@@ -46,7 +46,7 @@ pub(crate) struct PeftFolder {
 
 /// Whether a folder is one of PEFT's.
 pub(crate) fn is_peft(folder: &Path) -> bool {
-    let text = fs::read_to_string(folder.join(file::CONFIG)).unwrap_or_default();
+    let text = disk::text(folder.join(file::CONFIG)).unwrap_or_default();
     object(&text).is_ok_and(|map| map.contains_key("peft_type"))
 }
 
@@ -57,7 +57,7 @@ impl PeftFolder {
     /// [`ErrorKind::Io`] when a file is missing, [`ErrorKind::Method`] and [`ErrorKind::Decode`] when one is not understood.
     pub(crate) fn read(folder: &Path) -> Result<PeftFolder> {
         let path = folder.join(file::CONFIG);
-        let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+        let text = disk::text(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
         let config = object(&text).map_err(|e| e.within(path.display().to_string()))?;
         if !config.contains_key("peft_type") {
             return Err(refuse(

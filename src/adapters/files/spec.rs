@@ -4,9 +4,9 @@ use crate::adapters::folder::{AdapterFolder, file, is_fusion};
 use crate::adapters::peft::{self, PeftFolder};
 use crate::adapters::{Adapter, Config, Setup, UnknownKeys, identifiers};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::Value;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What a specification means.
@@ -94,7 +94,7 @@ pub(crate) fn setup(text: &str) -> Result<(Setup, Option<PathBuf>)> {
         path.push(file::SETUP);
     }
     if path.is_file() {
-        let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+        let text = disk::text(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
         let setup = json(&text).map_err(|e| e.within(path.display().to_string()))?;
         return Ok((setup, path.parent().map(Path::to_owned)));
     }
@@ -126,7 +126,7 @@ pub(crate) fn fusion(text: &str) -> Result<Adapter> {
         return Ok(AdapterFolder::read(path)?.into_adapter(name));
     }
     if path.is_file() {
-        let text = fs::read_to_string(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+        let text = disk::text(path).map_err(|e| Error::io(path, "cannot be read", e))?;
         return Config::of_fusion(&text)
             .map(fresh)
             .map_err(|e| e.within(path.display().to_string()));
@@ -213,7 +213,7 @@ fn fresh(name: Option<&str>, path: &Path) -> Result<Spec> {
 /// # Errors
 /// [`ErrorKind::Io`] and [`ErrorKind::Method`].
 pub(crate) fn read_config(path: &Path) -> Result<(Option<String>, Config)> {
-    let text = fs::read_to_string(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+    let text = disk::text(path).map_err(|e| Error::io(path, "cannot be read", e))?;
     let at = |e: Error| e.within(path.display().to_string());
     let value: Value = serde_json::from_str(&text).map_err(|e| {
         at(Error::new(
@@ -253,6 +253,7 @@ impl Spec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn name(text: &str) -> String {
         match parse(text).unwrap() {

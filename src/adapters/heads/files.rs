@@ -10,6 +10,7 @@ use crate::adapters::target::Target;
 use crate::adapters::{AdapterStore, Param, torch};
 use crate::analyze::logits::word_table;
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{Graph, TensorData};
 use indexmap::{IndexMap, IndexSet};
@@ -229,7 +230,7 @@ fn described(folder: &Path) -> Result<Option<Map<String, Value>>> {
             ));
         }
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+    let text = disk::text(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
     let top = object(&text).map_err(|e| e.within(path.display().to_string()))?;
     Ok(Some(top))
 }
@@ -462,6 +463,10 @@ impl Head {
         for spec in specs {
             let sizes = spec.dims();
             let dims: Vec<u64> = sizes.iter().map(|&d| d as u64).collect();
+            if let Err(d) = spec.bounded(&spec.suffix) {
+                found.push(d);
+                continue;
+            }
             let tensor = match &self.weights {
                 None => {
                     let values = spec

@@ -12,6 +12,7 @@ pub(crate) use report::{comparison, html};
 pub(crate) use tensorboard::EventFile;
 
 use super::event::Event;
+use crate::disk;
 use crate::error::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -193,7 +194,7 @@ impl Watchers {
         let path = self.folder.join(file::LOG);
         let mut kept = Vec::new();
         if step > 0
-            && let Ok(old) = File::open(&path)
+            && let Ok(old) = disk::own::open(&path)
         {
             for line in BufReader::new(old)
                 .split(b'\n')
@@ -240,8 +241,7 @@ fn atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         let mut new = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
         new.write_all(bytes)?;
         readable(new.as_file())?;
-        new.persist(path)?;
-        Ok(())
+        disk::put(new, path, true)
     };
     write().map_err(|e| Error::io(path, "cannot be written", e))
 }

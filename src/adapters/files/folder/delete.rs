@@ -2,6 +2,7 @@
 
 use super::{ADAPTER, FUSION, file, is_fusion, object};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::Value;
 use std::fs;
@@ -52,7 +53,7 @@ pub(crate) fn delete(folder: &Path) -> Result<Deleted> {
     }
     let kind = if is_fusion(folder) { &FUSION } else { &ADAPTER };
     let path = folder.join(kind.config);
-    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
+    let text = disk::own::text(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
     let top = object(&text).map_err(|e| e.within(path.display().to_string()))?;
     let Some(Value::String(name)) = top.get("name").filter(|_| top.contains_key("config")) else {
         return refuse(

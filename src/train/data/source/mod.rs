@@ -9,6 +9,7 @@ mod parquet;
 mod table;
 
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 pub(super) use columns::Columns;
 use serde_json::{Map, Value};
@@ -178,10 +179,5 @@ fn text(format: Format, reader: Box<dyn Read>, path: &Path, columns: &Columns) -
 
 /// Opens what is a file: no folder, device or pipe.
 fn regular(path: &Path) -> Result<File> {
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the data", e))?;
-    if !meta.is_file() {
-        let d = Diagnostic::error("io", "not a regular file").at(path.display().to_string());
-        return Err(Error::new(ErrorKind::Io, d));
-    }
-    File::open(path).map_err(|e| Error::io(path, "cannot open the data", e))
+    disk::open(path).map_err(|e| Error::io(path, "cannot open the data", e))
 }

@@ -5,6 +5,7 @@ use super::super::source::{self, Columns, Fault, Source};
 use super::slice::{self, Slice};
 use super::{Splits, failed, wrong};
 use crate::diag::Diagnostic;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use std::cell::Cell;
 use std::ops::Range;
@@ -138,7 +139,7 @@ fn open(set: &DataSet, config: Option<&str>) -> Result<Set> {
     }
     let mut files = Vec::new();
     walk(folder, "", 0, &mut files)?;
-    let card = std::fs::read_to_string(folder.join("README.md")).ok();
+    let card = disk::text(folder.join("README.md")).ok();
     let mut splits = Splits::of(&files, card.as_deref(), config, path)?;
     for file in splits.all.iter_mut().flat_map(|(_, files)| files) {
         *file = folder.join(&*file).display().to_string();
