@@ -29,10 +29,19 @@ struct Reduce {
 }
 
 impl Kind {
+    /// Whether the reduction of one element is that element.
+    fn keeps_one(self) -> bool {
+        matches!(
+            self,
+            Kind::Sum | Kind::Mean | Kind::Max | Kind::Min | Kind::Prod
+        )
+    }
+
     fn row(self, row: impl Iterator<Item = f64> + Clone, n: usize) -> f64 {
         match self {
             Kind::Sum => row.sum(),
-            Kind::Mean => row.sum::<f64>() / n as f64,
+            // Of nothing it is undefined (ONNX, ReduceMean), and zero in ONNX Runtime.
+            Kind::Mean => row.sum::<f64>() / n.max(1) as f64,
             Kind::Max => row.fold(
                 f64::NEG_INFINITY,
                 |a, x| if x > a || x.is_nan() { x } else { a },
@@ -68,11 +77,17 @@ impl Kernel for Reduce {
         let mut gone = vec![false; rank];
         match axes.filter(|a| !a.is_empty()) {
             Some(axes) => {
-                for a in axes {
+                // A scalar has the axis of its only element, as in ONNX Runtime.
+                for a in axes
+                    .into_iter()
+                    .filter(|a| rank > 0 || !matches!(a, 0 | -1))
+                {
                     gone[axis_of(a, rank)?] = true;
                 }
             }
-            None if self.noop => return one(v),
+            None if self.noop && self.kind.keeps_one() => return one(v),
+            // Each element is reduced by itself.
+            None if self.noop => {}
             None => gone.fill(true),
         }
         let from = v.dims().to_vec();
@@ -194,7 +209,7 @@ impl Reduce {
             let n: usize = from[..lead].iter().product();
             let width = out.len();
             let scale = if self.kind == Kind::Mean {
-                1.0 / n as f64
+                1.0 / n.max(1) as f64
             } else {
                 1.0
             };

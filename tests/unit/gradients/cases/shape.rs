@@ -120,6 +120,17 @@ fn reductions() -> Vec<Case> {
         out.push(op(name).within(&[2, 3], 0.5, 1.5).ints(&[1]));
         out.push(op(name).within(&[2, 3], 0.5, 1.5).set("keepdims", 0i64));
     }
+    // Over no axes, each element by itself.
+    for name in [
+        "ReduceSumSquare",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceMean",
+    ] {
+        let of = op(name).within(&[2, 3], 0.5, 1.5);
+        out.push(of.set("noop_with_empty_axes", 1i64));
+    }
     out
 }
 
