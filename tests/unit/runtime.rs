@@ -166,3 +166,45 @@ fn floats_are_fed_in_the_type_of_the_input() {
         [-0.099_975_586, f32::NEG_INFINITY]
     );
 }
+
+/// Functions of one element, on `f64` as on `f32`, with the attributes that the node gives; what is not a number stays so.
+#[test]
+fn functions_of_an_element_are_the_same_in_both_precisions() {
+    let functions = [
+        "Selu(%x) {alpha = 1.5, gamma = 1.2}",
+        "Celu(%x) {alpha = 2.0}",
+        "ThresholdedRelu(%x) {alpha = 0.25}",
+        "LeakyRelu(%x) {alpha = 0.5}",
+        "Elu(%x) {alpha = 0.5}",
+        "HardSigmoid(%x) {alpha = 0.5, beta = 0.25}",
+        "Sign(%x)",
+        "Softplus(%x)",
+        "Mish(%x)",
+        "Gelu(%x)",
+        "Relu(%x)",
+        "Erf(%x)",
+        "ReduceSumSquare(%x) {noop_with_empty_axes = 1}",
+        "ReduceL1(%x) {noop_with_empty_axes = 1}",
+    ];
+    for function in functions {
+        let text = format!(
+            "opset \"\" 20\ngraph main(%x: f32[9]) -> (%y: f32[9], %w: f32[9])\n  %y = {function}\n  \
+             %d = Cast(%x) {{to = 11}}\n  %v = {}\n  %w = Cast(%v) {{to = 1}}",
+            function.replace("%x", "%d")
+        );
+        let model = onnx_graft::ir::text::parse(&text).unwrap();
+        let model = Verified::check(model).unwrap();
+        let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
+        let mut feeds = Feeds::new();
+        let x = vec![-2.0, -0.5, 0.0, -0.0, 0.25, 0.5, 4.0, 1e-3, f32::NAN];
+        feeds.insert("x", Value::from_f32(&[9], x).unwrap());
+        let out = plan.run(&feeds).unwrap();
+        let (y, w) = (out["y"].0.to_f32().unwrap(), out["w"].0.to_f32().unwrap());
+        for (i, (a, b)) in y.iter().zip(&w).enumerate() {
+            let near = (a - b).abs() <= 1e-6 * a.abs().max(1.0);
+            assert!(near || (a.is_nan() && b.is_nan()), "{function}[{i}]: {a} {b}");
+        }
+        // The sign of what is no number is anything.
+        assert!(y[8].is_nan() || function.starts_with("Sign"), "{function}");
+    }
+}

@@ -8,19 +8,16 @@ use candle_core::cpu::erf::{erf_f32, erf_f64};
 use onnx_graft_kernels::activation::{self, Activation};
 
 /// An element-wise function for each kind of element it is defined on.
-struct Map<F> {
+struct Map<F, D> {
     single: F,
-    double: fn(f64) -> f64,
+    double: D,
     int: Option<fn(i64) -> i64>,
 }
 
-fn map<F>(
-    single: F,
-    double: fn(f64) -> f64,
-    int: Option<fn(i64) -> i64>,
-) -> KResult<Box<dyn Kernel>>
+fn map<F, D>(single: F, double: D, int: Option<fn(i64) -> i64>) -> KResult<Box<dyn Kernel>>
 where
     F: Fn(f32) -> f32 + Send + Sync + 'static,
+    D: Fn(f64) -> f64 + Send + Sync + 'static,
 {
     Ok(Box::new(Map {
         single,
@@ -29,7 +26,11 @@ where
     }))
 }
 
-impl<F: Fn(f32) -> f32 + Send + Sync> Kernel for Map<F> {
+impl<F, D> Kernel for Map<F, D>
+where
+    F: Fn(f32) -> f32 + Send + Sync,
+    D: Fn(f64) -> f64 + Send + Sync,
+{
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
         match plain(ins.take(0)?)? {
             Value::Float(x) => {
@@ -46,14 +47,14 @@ impl<F: Fn(f32) -> f32 + Send + Sync> Kernel for Map<F> {
                     }
                 }
             }
-            Value::Host(h) => map_host(&h, self.double, self.int),
+            Value::Host(h) => map_host(&h, &self.double, self.int),
             Value::Weight(_) => Err("a weight converts to a tensor".into()),
         }
     }
 }
 
 /// The function on integers or `f64`.
-fn map_host(h: &Host, double: fn(f64) -> f64, int: Option<fn(i64) -> i64>) -> KResult<Outs> {
+fn map_host(h: &Host, double: impl Fn(f64) -> f64, int: Option<fn(i64) -> i64>) -> KResult<Outs> {
     let data = match (h.data(), int) {
         (Data::F64(v), _) => Data::F64(v.iter().map(|&x| double(x)).collect()),
         (_, Some(f)) => {
@@ -244,7 +245,13 @@ pub(super) const KERNELS: &[Entry] = &[
     ("", "Abs", |_| {
         map(f32::abs, f64::abs, Some(i64::wrapping_abs))
     }),
-    ("", "Sign", |_| map(sign, f64::signum, Some(i64::signum))),
+    ("", "Sign", |_| {
+        map(
+            sign,
+            |x| if x == 0.0 { x } else { x.signum() },
+            Some(i64::signum),
+        )
+    }),
     ("", "Sqrt", |_| map(f32::sqrt, f64::sqrt, None)),
     ("", "Reciprocal", |_| map(f32::recip, f64::recip, None)),
     ("", "Exp", |_| map(f32::exp, f64::exp, None)),
@@ -270,7 +277,7 @@ pub(super) const KERNELS: &[Entry] = &[
         let a = cx.float("alpha", 0.01);
         map(
             move |x| if x < 0.0 { a * x } else { x },
-            |x| if x < 0.0 { 0.01 * x } else { x },
+            move |x| if x < 0.0 { f64::from(a) * x } else { x },
             None,
         )
     }),
@@ -278,7 +285,13 @@ pub(super) const KERNELS: &[Entry] = &[
         let a = cx.float("alpha", 1.0);
         map(
             move |x| if x < 0.0 { a * x.exp_m1() } else { x },
-            |x| if x < 0.0 { x.exp_m1() } else { x },
+            move |x| {
+                if x < 0.0 {
+                    f64::from(a) * x.exp_m1()
+                } else {
+                    x
+                }
+            },
             None,
         )
     }),
@@ -286,7 +299,7 @@ pub(super) const KERNELS: &[Entry] = &[
         let (a, b) = (cx.float("alpha", 0.2), cx.float("beta", 0.5));
         map(
             move |x| (a * x + b).clamp(0.0, 1.0),
-            |x| (0.2 * x + 0.5).clamp(0.0, 1.0),
+            move |x| (f64::from(a) * x + f64::from(b)).clamp(0.0, 1.0),
             None,
         )
     }),
@@ -314,7 +327,7 @@ pub(super) const KERNELS: &[Entry] = &[
         let a = cx.float("alpha", 1.0);
         map(
             move |x| x * sigmoid(a * x),
-            |x| x / (1.0 + (-x).exp()),
+            move |x| x / (1.0 + (-f64::from(a) * x).exp()),
             None,
         )
     }),
@@ -349,23 +362,36 @@ pub(super) const KERNELS: &[Entry] = &[
     ("", "Atanh", |_| map(f32::atanh, f64::atanh, None)),
     ("", "Selu", |cx| {
         let (a, g) = (cx.float("alpha", 1.673_263_2), cx.float("gamma", 1.050_701));
+        let (b, h) = (f64::from(a), f64::from(g));
         map(
             move |x| g * if x > 0.0 { x } else { a * x.exp_m1() },
-            |x| x,
+            move |x| h * if x > 0.0 { x } else { b * x.exp_m1() },
             None,
         )
     }),
     ("", "Celu", |cx| {
         let a = cx.float("alpha", 1.0);
+        let b = f64::from(a);
+        // NaN stays NaN.
         map(
-            move |x| x.max(0.0) + (a * (x / a).exp_m1()).min(0.0),
-            |x| x,
+            move |x| if x > 0.0 { x } else { a * (x / a).exp_m1() },
+            move |x| if x > 0.0 { x } else { b * (x / b).exp_m1() },
             None,
         )
     }),
     ("", "ThresholdedRelu", |cx| {
         let a = cx.float("alpha", 1.0);
-        map(move |x| if x > a { x } else { 0.0 }, |x| x, None)
+        map(
+            move |x| if x > a || x.is_nan() { x } else { 0.0 },
+            move |x| {
+                if x > f64::from(a) || x.is_nan() {
+                    x
+                } else {
+                    0.0
+                }
+            },
+            None,
+        )
     }),
     (MS, "Gelu", |_| activate(Activation::Gelu, gelu_erf)),
     (MS, "BiasGelu", |_| Ok(Box::new(BiasGelu(Activation::Gelu)))),
