@@ -208,3 +208,28 @@ fn functions_of_an_element_are_the_same_in_both_precisions() {
         assert!(y[8].is_nan() || function.starts_with("Sign"), "{function}");
     }
 }
+
+/// A product that is added to half-precision numbers is joined with others of that type, as the gradient of a fused projection is.
+#[test]
+fn a_fused_product_keeps_the_type_of_what_it_is_added_to() {
+    let text = r#"
+        graph-text 1
+        ir_version 8
+        opset "" 17
+        opset "onnx_graft" 1
+        graph g(%c: f16[2, 4], %a: f16[2, 3]) -> (%z: f16[2, 8])
+          init %w: f16[3, 4] = fill(0.5)
+          %y = onnx_graft::MatMulAdd(%c, %a, %w) {alpha = 1.0}
+          %z = Concat(%c, %y) {axis = 1}
+    "#;
+    let model = Verified::check(onnx_graft::ir::text::parse(text).unwrap()).unwrap();
+    let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
+    let fed =
+        |dims: &[usize], x: f32| Value::from_f32(dims, vec![x; dims.iter().product()]).unwrap();
+    let feeds = Feeds::new()
+        .with("c", fed(&[2, 4], 1.0))
+        .with("a", fed(&[2, 3], 2.0));
+    let out = plan.run(&feeds).unwrap();
+    let want = [1.0, 1.0, 1.0, 1.0, 4.0, 4.0, 4.0, 4.0].repeat(2);
+    assert_eq!(out["z"].to_f32().unwrap(), want);
+}

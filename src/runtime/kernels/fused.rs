@@ -473,6 +473,7 @@ struct MatMulAdd {
 impl Kernel for MatMulAdd {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
         let c = ins.floats(0)?;
+        let dtype = c.dtype();
         let a = ins.dense(1, cx)?;
         let b = ins.take(2)?;
         let dims = c.dims().to_vec();
@@ -521,7 +522,7 @@ impl Kernel for MatMulAdd {
             }
             gemm(cx.precision, &[term], true, MatMut::new(&mut out, m, n)?)?;
         }
-        cx.one(out, &dims, DType::Float)
+        cx.one(out, &dims, dtype)
     }
 }
 
