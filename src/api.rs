@@ -10,6 +10,7 @@ use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::diff::Diff;
+use crate::rewrite::passes::expand::has_definition;
 use crate::rewrite::passes::head::AttachHead;
 use crate::rewrite::passes::inline;
 use crate::rewrite::pipelines;
@@ -102,6 +103,7 @@ pub(crate) fn opened(model: Verified, cores: bool) -> Result<(Verified, Option<D
             hiding.sort();
             hiding.dedup();
         }
+        hiding.retain(|op| has_definition(&model.model().graph, op));
         if hiding.is_empty() || hiding == before {
             break;
         }

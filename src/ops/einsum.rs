@@ -4,14 +4,18 @@
 //! summed over: the gradient is the same along it, by `Expand`. Where a term repeats an index the gradient is on the diagonal, by a
 //! matrix of ones there. `...` becomes letters where the ranks are known; an axis of size 1 that another term has at full size is no
 //! index of its term.
+//!
+//! A product of matrices, in a row of batches perhaps, can be written as one: `bind,bjnd->bnij` is a `MatMul` of transposed operands.
 
 use super::kit::infer::shape_text;
 use super::kit::{DOMAIN, Differentiated, Inferred, MANY, no_gradient, wrong};
-use super::{GradCx, GradError, InferCx, InferError, OpDef};
-use crate::ir::{Sym, Val};
+use super::{Definition, ExpandCx, GradCx, GradError, InferCx, InferError, OpDef};
+use crate::ir::{Node, Sym, Val};
 use std::collections::BTreeMap;
 
-pub(super) const OPS: &[OpDef] = &[OpDef::new("Einsum", 1..=MANY, infer).gradient(gradient)];
+pub(super) const OPS: &[OpDef] = &[OpDef::new("Einsum", 1..=MANY, infer)
+    .gradient(gradient)
+    .plain(|node| product(node).map(|_| spell as Definition))];
 
 /// An index: a letter, or the ellipsis, which stands for several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -163,6 +167,77 @@ fn gradient(cx: &mut GradCx<'_>) -> Differentiated {
         }
     }
     Ok(())
+}
+
+/// A product of matrices: which operand is on the left, and the axes of both and of the result.
+struct Product {
+    left: usize,
+    axes: [Vec<i64>; 2],
+    result: Vec<i64>,
+}
+
+/// What makes an equation a product of matrices: two terms that share one index which is summed over, have one index each of their own,
+/// and all others in common with the output. The operand whose own index comes first in the output is on the left.
+fn product(node: &Node) -> Option<Product> {
+    let eq = parse(node.str("equation")?).ok()?;
+    let [a, b] = &eq.terms[..] else { return None };
+    let distinct = |t: &[Ix]| (1..t.len()).all(|i| !t[..i].contains(&t[i]));
+    if ![a, b, &eq.out]
+        .into_iter()
+        .all(|t| distinct(t) && !t.contains(&Ix::Dots))
+    {
+        return None;
+    }
+    let only = |indices: Vec<Ix>| <[Ix; 1]>::try_from(indices).ok().map(|[i]| i);
+    let of = |t: &[Ix], wanted: &dyn Fn(&Ix) -> bool| t.iter().copied().filter(wanted).collect();
+    let summed = only(of(a, &|i| !eq.out.contains(i)))?;
+    if only(of(b, &|i| !eq.out.contains(i)))? != summed {
+        return None;
+    }
+    let own = [
+        only(of(a, &|i| eq.out.contains(i) && !b.contains(i)))?,
+        only(of(b, &|i| eq.out.contains(i) && !a.contains(i)))?,
+    ];
+    let batch: Vec<Ix> = of(&eq.out, &|i| !own.contains(i));
+    let place = |i: &Ix, t: &[Ix]| t.iter().position(|j| j == i).map(|at| at as i64);
+    let left = usize::from(place(&own[0], &eq.out) > place(&own[1], &eq.out));
+    let order = |slot: usize, last: [Ix; 2]| -> Option<Vec<i64>> {
+        let axes = batch.iter().chain(&last);
+        axes.map(|i| place(i, &eq.terms[slot])).collect()
+    };
+    let made: Vec<Ix> = batch
+        .iter()
+        .copied()
+        .chain([own[left], own[1 - left]])
+        .collect();
+    let result = eq
+        .out
+        .iter()
+        .map(|i| place(i, &made))
+        .collect::<Option<_>>()?;
+    Some(Product {
+        left,
+        axes: [
+            order(left, [own[left], summed])?,
+            order(1 - left, [summed, own[1 - left]])?,
+        ],
+        result,
+    })
+}
+
+/// The product as `MatMul` between `Transpose`.
+fn spell(cx: &ExpandCx<'_>) -> Result<Vec<Option<Val>>, GradError> {
+    let Some(product) = product(cx.node()) else {
+        return no_gradient("the equation is no product of matrices");
+    };
+    let arranged = |v: Val, axes: &[i64]| {
+        let moves = axes.iter().zip(0..).any(|(a, at)| *a != at);
+        if moves { cx.b.transpose(v, axes) } else { v }
+    };
+    let left = arranged(cx.input(product.left)?, &product.axes[0]);
+    let right = arranged(cx.input(1 - product.left)?, &product.axes[1]);
+    let made = cx.b.op("MatMul", &[left, right], &[]);
+    Ok(vec![Some(arranged(made, &product.result))])
 }
 
 /// Letters that an equation does not use.

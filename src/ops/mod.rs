@@ -31,6 +31,8 @@ pub(crate) struct OpDef {
     pub infer: fn(&mut InferCx<'_>) -> Result<(), InferError>,
     /// The gradient.
     pub gradient: Gradient,
+    /// The definition that some nodes have besides: as simpler operators, for what has to look inside.
+    pub plain: Option<fn(&Node) -> Option<Definition>>,
 }
 
 /// How gradients pass through an operator.

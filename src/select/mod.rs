@@ -99,9 +99,10 @@ const HIDING: [(&str, Option<usize>); 13] = [
     ("SkipSimplifiedLayerNormalization", None),
 ];
 
-/// Attention as one operator.
-const CORES: [(&str, &str); 4] = [
+/// Attention as one operator, and products that are written as sums over indices.
+const CORES: [(&str, &str); 5] = [
     ("", "Attention"),
+    ("", "Einsum"),
     ("com.microsoft", "Attention"),
     ("com.microsoft", "GroupQueryAttention"),
     ("com.microsoft", "MultiHeadAttention"),

@@ -6,7 +6,7 @@ pub(super) mod heads;
 pub(super) mod infer;
 
 use super::{Definition, GradCx, GradError, Gradient, InferCx, InferError, OpDef};
-use crate::ir::Val;
+use crate::ir::{Node, Val};
 use std::ops::RangeInclusive;
 
 /// The domain of the operators that only our own runtime knows.
@@ -53,6 +53,7 @@ impl OpDef {
             outputs: (1, 1),
             infer,
             gradient: Gradient::Missing,
+            plain: None,
         }
     }
 
@@ -73,6 +74,14 @@ impl OpDef {
     pub(super) const fn gradient(self, rule: fn(&mut GradCx<'_>) -> Differentiated) -> OpDef {
         OpDef {
             gradient: Gradient::Rule(rule),
+            ..self
+        }
+    }
+
+    /// The operator, of which some nodes can be written with simpler ones.
+    pub(super) const fn plain(self, define: fn(&Node) -> Option<Definition>) -> OpDef {
+        OpDef {
+            plain: Some(define),
             ..self
         }
     }

@@ -43,7 +43,7 @@ impl Pass for Expand {
             let g = &cx.model().graph;
             let chosen: Vec<NodeId> = g
                 .nodes()
-                .filter(|&n| definition(g, n).is_some() && self.wants(g, n))
+                .filter(|&n| spelling(g, n).is_some() && self.wants(g, n))
                 .collect();
             if chosen.is_empty() {
                 return Ok(());
@@ -60,6 +60,21 @@ pub(super) fn definition(g: &Graph, n: NodeId) -> Option<Definition> {
         Gradient::Expand(define) => Some(define),
         Gradient::Rule(_) | Gradient::Zero | Gradient::Missing => None,
     }
+}
+
+/// The definition of a node's operator, or that of the node alone.
+fn spelling(g: &Graph, n: NodeId) -> Option<Definition> {
+    let plain = || {
+        let node = g.node(n);
+        lookup(&node.op.domain, &node.op.op_type)?.plain?(node)
+    };
+    definition(g, n).or_else(plain)
+}
+
+/// Whether any node of an operator can be replaced by a definition.
+pub(crate) fn has_definition(g: &Graph, op: &OpId) -> bool {
+    g.nodes()
+        .any(|n| g.node(n).op == *op && spelling(g, n).is_some())
 }
 
 /// Replaces these nodes, all of which have a definition. All refusals come back together.
@@ -95,7 +110,7 @@ fn expand_node(
     facts: &dyn Fn(ValueId) -> Option<Fact>,
 ) -> Result<Result<Vec<(ValueId, Fact)>, GradError>, PassError> {
     let g = &cx.model().graph;
-    let Some(define) = definition(g, n) else {
+    let Some(define) = spelling(g, n) else {
         return Ok(Ok(Vec::new()));
     };
     let name = g.node(n).name.clone();

@@ -113,3 +113,47 @@ fn a_form_without_a_definition_is_refused() {
     ",
     );
 }
+
+#[test]
+fn a_sum_over_one_index_is_a_product_of_matrices() {
+    let sum = |equation: &str| {
+        format!(
+            r#"
+        opset "" 17
+        graph main(%q: f32[2, 3, 4, 5], %k: f32[2, 6, 4, 5]) -> (%y)
+          %y = Einsum(%q, %k) {{equation = "{equation}"}}  // sum
+        "#
+        )
+    };
+    check(
+        Expand::Ops(vec![OpId::onnx("Einsum")]),
+        &sum("bind,bjnd->bnij"),
+        r#"
+        opset "" 17
+        graph main(%q: f32[2, 3, 4, 5], %k: f32[2, 6, 4, 5]) -> (%y)
+          %sum/Transpose_output = Transpose(%q) {perm = [0, 2, 1, 3]} +onnx_graft.definition="Einsum"  // sum/Transpose
+          %sum/Transpose_1_output = Transpose(%k) {perm = [0, 2, 3, 1]} +onnx_graft.definition="Einsum"  // sum/Transpose_1
+          %y = MatMul(%sum/Transpose_output, %sum/Transpose_1_output) +onnx_graft.definition="Einsum"  // sum/MatMul
+    "#,
+    );
+    // The operand whose own index comes first in the output is on the left.
+    check(
+        Expand::Ops(vec![OpId::onnx("Einsum")]),
+        &sum("bind,bjnd->bjni"),
+        r#"
+        opset "" 17
+        graph main(%q: f32[2, 3, 4, 5], %k: f32[2, 6, 4, 5]) -> (%y)
+          %sum/Transpose_output = Transpose(%k) {perm = [0, 2, 1, 3]} +onnx_graft.definition="Einsum"  // sum/Transpose
+          %sum/Transpose_1_output = Transpose(%q) {perm = [0, 2, 3, 1]} +onnx_graft.definition="Einsum"  // sum/Transpose_1
+          %sum/MatMul_output = MatMul(%sum/Transpose_output, %sum/Transpose_1_output) +onnx_graft.definition="Einsum"  // sum/MatMul
+          %y = Transpose(%sum/MatMul_output) {perm = [0, 2, 1, 3]} +onnx_graft.definition="Einsum"  // sum/Transpose_2
+    "#,
+    );
+    for other in ["bind,bjne->bnij", "bind,bjnd->bij", "bind,bjnd->bnijd"] {
+        check(
+            Expand::Ops(vec![OpId::onnx("Einsum")]),
+            &sum(other),
+            &sum(other),
+        );
+    }
+}
