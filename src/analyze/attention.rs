@@ -203,7 +203,11 @@ impl AttentionCore {
             usize::try_from(heads).ok().map(|n| n * head)
         };
         let [q, v] = match ends.widths {
-            Widths::Known([q, _, v]) => [q, v],
+            // The projection of queries may hold more than them: a gate, as in Qwen3-Next.
+            Widths::Known([q, _, v]) => match wide(queries) {
+                Some(own) if own < q => [own, v],
+                _ => [q, v],
+            },
             Widths::Mixed { told, all } => match (wide(queries), wide(values), told) {
                 (Some(q), Some(v), _) | (_, _, Some([q, _, v])) => [q, v],
                 _ if all % (3 * head) == 0 => [all / 3; 2],

@@ -159,6 +159,11 @@ impl<'a> Flow<'a> {
 
     fn alias(&self, node: &Node, inputs: &[Option<ValueId>]) -> Option<ValueId> {
         let from = inputs.first().copied().flatten()?;
+        if node.op.is_onnx("DequantizeLinear") {
+            let coded = self.graph.producer(from).map(|(n, _)| n);
+            let coded = coded.filter(|n| self.graph.node(*n).op.is_onnx("QuantizeLinear"))?;
+            return self.graph.input(coded, 0).map(|v| self.root(v));
+        }
         let same = if node.op.is_onnx("Cast") {
             let to = DType::from_code(i32::try_from(node.int("to", 0)).ok()?);
             to.is_some() && to == self.facts[from.index()].dtype
@@ -168,7 +173,7 @@ impl<'a> Flow<'a> {
         same.then(|| self.root(from))
     }
 
-    /// The value itself, behind no-op casts and identities.
+    /// The value itself, behind no-op casts and identities, and before it was quantized and dequantized.
     pub(crate) fn root(&self, v: ValueId) -> ValueId {
         self.facts[v.index()].root.unwrap_or(v)
     }
@@ -238,7 +243,8 @@ impl<'a> Flow<'a> {
         let Some(ids) = self.input(n, slot) else {
             return false;
         };
-        let first = Through::ALIKE.or(Through::SHAPE).source(self.graph, ids);
+        let passes = Through::ALIKE.or(Through::SHAPE).or(Through::PART);
+        let first = passes.source(self.graph, ids);
         let name = self.graph.name_of(first);
         let other = ["mask", "position", "type"];
         self.graph.is_input(first) && !other.iter().any(|w| name.contains(w))

@@ -109,6 +109,9 @@ impl Linears {
             };
             add_bias(view, &mut linear, together);
             add_codes(view, &mut linear);
+            // A quantizer puts codes between product and bias as well.
+            add_bias(view, &mut linear, together);
+            add_codes(view, &mut linear);
             add_reshapes(view, &mut linear, together);
             add_codes(view, &mut linear);
             linear.nodes.sort_by_key(|n| view.place(*n));
@@ -446,7 +449,13 @@ fn add_bias(view: &Flow<'_>, linear: &mut Linear, together: &dyn Fn(NodeId, Node
 
 fn is_vector(view: &Flow<'_>, v: ValueId, width: usize) -> bool {
     let Some(t) = view.tensor(v) else {
-        return false;
+        let dequantized = view
+            .producer(v)
+            .is_some_and(|n| view.op(n) == "DequantizeLinear");
+        return dequantized
+            && view.is_constant(v)
+            && view.rank(v) == Some(1)
+            && view.last(v) == Some(width);
     };
     let Some((last, rest)) = t.dims.split_last() else {
         return false;
@@ -533,6 +542,36 @@ mod tests {
         let scale = b.scalar(0.1);
         let q = b.op("QuantizeLinear", &[x, scale, zero], &[]);
         b.op("DequantizeLinear", &[q, scale, zero], &[])
+    }
+
+    #[test]
+    fn a_bias_behind_codes_belongs_to_the_product() {
+        let b = Builder::new(17);
+        let x = b.graph_input(
+            "x",
+            Type::tensor(DType::Float, [Dim::Known(2), Dim::Known(4)]),
+        );
+        let w = b.initializer("w", TensorData::from_f32([4, 5], &[0.5; 20]));
+        let bias = TensorData::raw(DType::Int32, [5], vec![0; 20].into());
+        let bias = [b.initializer("bias", bias), b.scalar(0.5)];
+        let bias = b.op("DequantizeLinear", &bias, &[]);
+        let y = b.op("Add", &[coded(&b, b.op("MatMul", &[x, w], &[])), bias], &[]);
+        let y = b.unary("Tanh", coded(&b, y));
+        let ty = Type::tensor(DType::Float, [Dim::Known(2), Dim::Known(5)]);
+        let model = Model {
+            graph: b.finish_graph("g", &[(y, "y", ty)]).unwrap(),
+            opset_imports: vec![("".into(), 17)],
+            ir_version: 8,
+            ..Model::default()
+        };
+        let model = Verified::check(model).unwrap();
+        let view = Flow::new(&model);
+        let found = Linears::new(&view, &|_, _| true);
+        let [linear] = &found.all[..] else {
+            panic!("{} linears", found.all.len())
+        };
+        assert!(linear.weight.bias.is_some());
+        assert_eq!(view.op(view.readers(linear.output)[0]), "Tanh");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 mod gaps;
 mod joints;
+#[cfg(test)]
+mod tests;
 
 /// How far a search goes between two landmarks of one layer. It bounds the work for each layer.
 const REACH: usize = 160;
@@ -297,11 +299,32 @@ impl<'a> Structure<'a> {
             let linear = *self.by_output.get(&x)?;
             let columns = super::columns::columns(view, n, self.linears.all[linear].d_out)?;
             let on_path = columns.into_iter().find(|(v, _, _)| self.leads(*v, from))?;
+            let (value, first, width) = on_path;
             Some(Projection {
                 linear,
-                columns: Some(on_path),
+                columns: Some((self.with_bias(value, width), first, width)),
             })
         })
+    }
+
+    /// Columns with a bias of their own: where an optimizer put products together, it left their biases behind.
+    fn with_bias(&self, columns: ValueId, width: usize) -> ValueId {
+        let view = self.view;
+        let added = |n: NodeId| {
+            let mut others = view
+                .inputs(n)
+                .into_iter()
+                .flatten()
+                .filter(|v| *v != columns);
+            let bias = others.next().filter(|v| view.is_constant(*v))?;
+            (view.op(n) == "Add" && view.rank(bias) == Some(1) && view.last(bias) == Some(width))
+                .then(|| view.graph.output(n, 0))
+                .flatten()
+        };
+        match view.readers(columns)[..] {
+            [n] => added(n).unwrap_or(columns),
+            _ => columns,
+        }
     }
 
     /// Whether a value is used on the way to another one.
@@ -316,19 +339,26 @@ impl<'a> Structure<'a> {
 
     /// The linear that a value runs into, through reshapes and transposes.
     fn ahead(&self, from: ValueId) -> Option<usize> {
-        let mut at = from;
-        for _ in 0..12 {
+        const STEPS: usize = 24;
+        let passes = Through::ALIKE.or(Through::SHAPE).or(Through::ORDER);
+        // Beside the heads may stand what something else makes, as ConvBERT's convolutions.
+        // A gate may be multiplied with it, as in Qwen3-Next.
+        let joined = |r: &NodeId| {
+            let joins = ["Concat", "Mul"].contains(&self.view.op(*r));
+            self.view.out(*r).filter(|_| joins)
+        };
+        let mut open = std::collections::VecDeque::from([from]);
+        for _ in 0..STEPS {
+            let at = open.pop_front()?;
             if let Some(&[first, ..]) = self.by_input.get(&at).map(Vec::as_slice) {
                 return Some(first);
             }
             let readers = self.view.readers(at);
-            let passes = Through::ALIKE.or(Through::SHAPE).or(Through::ORDER);
-            // Beside the heads may stand what something else makes, as ConvBERT's convolutions.
-            let joined = |r: &NodeId| self.view.out(*r).filter(|_| self.view.op(*r) == "Concat");
-            at = readers
+            let after = readers
                 .iter()
-                .find_map(|r| passes.after(self.view.graph, *r))
-                .or_else(|| readers.iter().find_map(joined))?;
+                .filter_map(|r| passes.after(self.view.graph, *r));
+            open.extend(after);
+            open.extend(readers.iter().filter_map(joined));
         }
         None
     }
@@ -648,6 +678,20 @@ impl<'a> Structure<'a> {
         out
     }
 
+    /// The stream where padding is set to zero between layers, as in XLM.
+    fn masked(&self, stream: ValueId) -> Option<ValueId> {
+        let view = self.view;
+        let readers = view.readers(stream);
+        let &[n] = &readers[..] else { return None };
+        let mut others = view
+            .inputs(n)
+            .into_iter()
+            .flatten()
+            .filter(|v| *v != stream);
+        let masks = view.op(n) == "Mul" && others.all(|v| !view.carries(v));
+        masks.then(|| view.out(n)).flatten()
+    }
+
     /// The layer that takes for its input what this one makes, or a further sum: of a parallel layer, or of layers without attention that
     /// stand between two with it.
     fn follower(&self, at: usize, l: &Found, after: &FxHashMap<ValueId, usize>) -> Option<usize> {
@@ -656,7 +700,8 @@ impl<'a> Structure<'a> {
             .or_else(|| self.joint(self.linears.all[l.self_attn.o].output)?.sum);
         for _ in 0..BETWEEN {
             let v = sum?;
-            let mut inputs = [Some(self.view.root(v)), self.restored(v)].into_iter();
+            let masked = self.masked(v);
+            let mut inputs = [Some(self.view.root(v)), self.restored(v), masked].into_iter();
             let next = inputs.find_map(|v| after.get(&v?).copied());
             if let Some(next) = next.filter(|n| *n > at) {
                 return Some(next);

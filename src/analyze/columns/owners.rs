@@ -118,7 +118,16 @@ fn goals(view: &Flow<'_>, value: ValueId) -> Vec<Owner> {
 
 /// Whether a product's left operand is made by a softmax: it mixes values.
 fn weighed(view: &Flow<'_>, n: NodeId) -> bool {
-    const WAY: [&str; 6] = ["Cast", "Dropout", "Identity", "Mul", "Reshape", "Where"];
+    const WAY: [&str; 8] = [
+        "Cast",
+        "DequantizeLinear",
+        "Dropout",
+        "Identity",
+        "Mul",
+        "QuantizeLinear",
+        "Reshape",
+        "Where",
+    ];
     const STEPS: usize = 16;
     let mut open: Vec<ValueId> = view.input(n, 0).into_iter().collect();
     for _ in 0..STEPS {
@@ -149,7 +158,9 @@ fn cut(view: &Flow<'_>, piece: &Piece, n: NodeId) -> Option<Vec<Piece>> {
     let rank = view.rank(piece.value)?;
     let axis = |a: i64| usize::try_from(if a < 0 { a + rank as i64 } else { a }).ok();
     match view.op(n) {
-        "Identity" | "Cast" | "Clip" => one(piece.axes.clone(), piece.columns.clone()),
+        "Identity" | "Cast" | "Clip" | "QuantizeLinear" | "DequantizeLinear" => {
+            one(piece.axes.clone(), piece.columns.clone())
+        }
         "Reshape" => {
             let in_order = piece
                 .axes
@@ -376,6 +387,8 @@ mod tests {
               init %first: i64[] = {{0}}
               init %second: i64[] = {{1}}
               init %third: i64[] = {{2}}
+              init %scale: f32[] = {{0.1}}
+              init %zero: u8[] = {{128}}
               %wide = MatMul(%x, %w)  // qkv
               {cut}
               %qt = Transpose(%q) {{perm = [0, 2, 1, 3]}}
@@ -398,7 +411,13 @@ mod tests {
         let split = "%heads = Reshape(%wide, %by_head)\n %q, %k, %v = Split(%heads) {axis = -1}";
         let picked = "%heads = Reshape(%wide, %by_part)\n %q = Gather(%heads, %first) {axis = 3}
             %k = Gather(%heads, %second) {axis = 3}\n %v = Gather(%heads, %third) {axis = 3}";
-        for cut in [split, picked] {
+        let coded = "%codes = QuantizeLinear(%wide, %scale, %zero)
+            %known = DequantizeLinear(%codes, %scale, %zero)
+            %rows = Reshape(%known, %by_head)
+            %row_codes = QuantizeLinear(%rows, %scale, %zero)
+            %heads = DequantizeLinear(%row_codes, %scale, %zero)
+            %q, %k, %v = Split(%heads) {axis = -1}";
+        for cut in [split, picked, coded] {
             let QkvLayout::Interleaved { widths, order } = found(cut) else {
                 panic!("{:?}", found(cut));
             };

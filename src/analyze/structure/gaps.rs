@@ -1,8 +1,18 @@
 //! Why the attention of a graph is none between projections.
 
 use super::Structure;
+use crate::ir::NodeId;
 
 impl Structure<'_> {
+    /// That a convolution makes projections. Of one point and in groups it would be several linears side by side.
+    fn convolved(&self, n: NodeId) -> String {
+        let op = self.view.op(n);
+        match self.view.node(n).int("group", 1) {
+            1 => format!("are made by {op}, which is no linear"),
+            groups => format!("are made by {op} in {groups} groups, which is no linear"),
+        }
+    }
+
     /// What the softmaxes between two products lack for an attention between projections, one line for each kind.
     pub(crate) fn gaps(&self) -> Vec<String> {
         let mut out: Vec<String> = Vec::new();
@@ -20,7 +30,7 @@ impl Structure<'_> {
             for (what, v) in named.filter(|(_, v)| self.projection(*v).is_none()) {
                 let conv = self.behind(v, |n| self.mixes_channels(n).then_some(n));
                 let maker = match conv {
-                    Some(n) => format!("are made by {}, which is no linear", self.view.op(n)),
+                    Some(n) => self.convolved(n),
                     None => "are made by no linear".to_owned(),
                 };
                 match kinds.iter_mut().find(|(m, _)| *m == maker) {
