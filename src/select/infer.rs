@@ -51,7 +51,6 @@ pub fn infer_interface(verified: &Verified) -> Result<Proposal> {
         linears: &linears,
         structure: &structure,
     };
-    cx.check(&found)?;
     let proposal = cx.propose(&found);
     match Interface::parse(&proposal.interface.to_json(), "the inferred interface") {
         Ok(_) => Ok(proposal),
@@ -112,19 +111,25 @@ impl Namer<'_> {
         let mut notes = Vec::new();
         let mut lists: Vec<Option<ModuleId>> = Vec::new();
         let mut by_stack: Vec<Paths> = Vec::new();
-        for (list, layers) in self.stacks(found) {
+        let stacks = self.stacks(found);
+        let unlisted = stacks.iter().filter(|(list, _)| list.is_none()).count();
+        for (list, layers) in stacks {
             let mut paths = match list {
                 Some(list) => self.agreed(&layers, list, &mut notes),
                 None => USUAL.iter().map(|(k, v)| (*k, (*v).to_owned())).collect(),
             };
             if list.is_none() {
-                notes.push(
-                    Diagnostic::warning(
-                        "infer-no-names",
-                        "the graph carries no module names: usual ones are proposed",
-                    )
-                    .note("adapters for the original model need its own names"),
-                );
+                notes.push(self.unlisted(&layers));
+                if unlisted > 1 {
+                    let name = match by_stack.len() {
+                        _ if layers.iter().any(|l| l.cross_attn.is_some()) => {
+                            "decoder.layers".to_owned()
+                        }
+                        0 => "encoder.layers".to_owned(),
+                        n => format!("stack_{n}.layers"),
+                    };
+                    paths.insert(Field::ModelLayers, name);
+                }
                 if layers.iter().any(|l| l.cross_attn.is_some()) {
                     paths.insert(Field::LayerCrossAttn, "encoder_attn".to_owned());
                 }
@@ -136,10 +141,9 @@ impl Namer<'_> {
         let base = self.base(embeddings, &lists, found);
         notes.extend(self.headless(base));
         for (paths, list) in by_stack.iter_mut().zip(&lists) {
-            let list = list
-                .and_then(|l| self.tree.relative(l, base))
-                .unwrap_or("layers");
-            paths.insert(Field::ModelLayers, list.to_owned());
+            if let Some(list) = list.and_then(|l| self.tree.relative(l, base)) {
+                paths.insert(Field::ModelLayers, list.to_owned());
+            }
             let shared = self.shared_table(base);
             let embeddings = shared
                 .as_deref()
@@ -228,31 +232,30 @@ impl Namer<'_> {
         self.module(self.linears.all[linear].core)
     }
 
+    /// The module of a projection; of columns whose product carries no name, that of their bias.
+    fn of_projection(&self, p: Projection) -> Option<ModuleId> {
+        let columns = || self.module(self.view.producer(p.columns?.0)?);
+        self.of_linear(p.linear).or_else(columns)
+    }
+
     fn of_norm(&self, output: ValueId) -> Option<ModuleId> {
         let norm = self.structure.norms.making(self.view, output)?;
         norm.nodes.last().and_then(|n| self.module(*n))
     }
 
-    /// Refuses layers whose parts have names and are in no one module, as XLM's `attentions.0` and `ffns.0`: nothing can name such a layer.
-    fn check(&self, found: &[Found]) -> Result<()> {
-        let scattered = |layers: &Vec<&Found>| {
-            let entry = |f: &&&Found| {
-                let module = self.of_linear(f.self_attn.o)?;
-                self.tree.list_entry(module)
-            };
-            layers.iter().find_map(|f| entry(&f))
+    /// That layers get usual names: none has a name in the graph, or their parts have names and are in no one module, as XLM's
+    /// `attentions.0` and `ffns.0`.
+    fn unlisted(&self, layers: &[&Found]) -> Diagnostic {
+        let entry = |f: &&Found| self.tree.list_entry(self.of_linear(f.self_attn.o)?);
+        let found = match layers.iter().find_map(entry) {
+            Some(part) => format!(
+                "`{}` is a part of a layer, and no list of modules holds whole layers: usual names are proposed for layers, and linears keep their own",
+                self.tree.module(part).path
+            ),
+            None => "the graph carries no module names: usual ones are proposed".to_owned(),
         };
-        let stacks = self.stacks(found);
-        let open = stacks.iter().filter(|(list, _)| list.is_none());
-        let Some(part) = open.map(|(_, layers)| layers).find_map(scattered) else {
-            return Ok(());
-        };
-        let path = &self.tree.module(part).path;
-        Err(Error::new(
-            ErrorKind::Interface,
-            Diagnostic::error("infer-no-list", format!("`{path}` is a part of a layer, and no list of modules holds whole layers"))
-                .help("choose modules by their own names: PEFT's `target_modules`; `rewrite inspect` shows them"),
-        ))
+        Diagnostic::warning("infer-no-names", found)
+            .note("adapters for the original model need its own names")
     }
 
     /// The lists of layers with what is in them. The stream may be lost between two layers, as behind a choice of experts, so chains of
@@ -380,7 +383,7 @@ impl Namer<'_> {
         let attn = self.attention(&f.self_attn, entry);
         put(Field::LayerSelfAttn, attn, entry);
         if let Some(attn) = attn {
-            let of = |p: Option<Projection>| p.and_then(|p| self.of_linear(p.linear));
+            let of = |p: Option<Projection>| p.and_then(|p| self.of_projection(p));
             let (q, k, v) = (of(f.self_attn.q), of(f.self_attn.k), of(f.self_attn.v));
             if q == k {
                 put(Field::AttnQkvProj, q, attn);
@@ -467,12 +470,9 @@ impl Namer<'_> {
 
     /// The attention module: the innermost one that holds all of its projections.
     fn attention(&self, core: &Core, entry: ModuleId) -> Option<ModuleId> {
-        let parts = [core.q, core.k, core.v]
-            .into_iter()
-            .flatten()
-            .map(|p| p.linear)
-            .chain([core.o]);
-        let modules: Vec<ModuleId> = parts.filter_map(|l| self.of_linear(l)).collect();
+        let projections = [core.q, core.k, core.v].into_iter().flatten();
+        let parts = projections.map(|p| self.of_projection(p));
+        let modules: Vec<ModuleId> = parts.chain([self.of_linear(core.o)]).flatten().collect();
         let shared = modules.into_iter().reduce(|a, b| self.tree.shared(a, b))?;
         (shared != entry && self.tree.is_within(shared, entry)).then_some(shared)
     }
@@ -541,7 +541,8 @@ impl Namer<'_> {
             .into_iter()
             .chain(lists.iter().copied().flatten());
         let shared = all.reduce(|a, b| self.tree.shared(a, b)).unwrap_or(ROOT);
-        if shared == ROOT || lists.iter().flatten().any(|l| *l == shared) {
+        let mut named = lists.iter().flatten().peekable();
+        if shared == ROOT || named.peek().is_none() || named.any(|l| *l == shared) {
             return ROOT;
         }
         let base = self.outermost(shared, ROOT);

@@ -1,15 +1,16 @@
 //! The module tree: which module each node belongs to, as far as the exporter left witnesses of it.
 //!
 //! Witnesses, in order of trust: dynamo's metadata (`pkg.torch.onnx.name_scopes`, `namespace`), scoped node names as TorchScript,
-//! optimum and the genai builder write them, scoped names of outputs (fused and quantized nodes keep them), and the neighbours: a
-//! node without any witness belongs to the innermost module that holds what it reads and what reads it. Initializer names are no
-//! witness of identity, because exporters merge equal ones.
+//! optimum and the genai builder write them, scoped names of outputs (fused and quantized nodes keep them), the names of parameters
+//! that the node alone reads, and the neighbours: a node without any witness belongs to the innermost module that holds what it reads
+//! and what reads it. The name of a parameter with several readers is no witness, because exporters merge equal ones.
 
 use super::parents::Parents;
 use crate::analyze::flow::Flow;
 use crate::analyze::linear::Linear;
 use crate::analyze::norm::Norms;
 use crate::infer::Verified;
+use crate::ir::contract::stamp;
 use crate::ir::{Graph, Node, NodeId, ValueId};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
@@ -37,6 +38,8 @@ pub(crate) enum Witness {
     NodeName,
     /// The name of one of its outputs.
     ValueName,
+    /// The name of a parameter that it alone reads.
+    ParameterName,
     /// What it reads and what reads it.
     Neighbours,
     /// The shape of the graph around it.
@@ -51,6 +54,7 @@ impl std::fmt::Display for Witness {
             Witness::Metadata => "exporter metadata",
             Witness::NodeName => "node names",
             Witness::ValueName => "value names",
+            Witness::ParameterName => "parameter names",
             Witness::Neighbours => "neighbours",
             Witness::Structure => "structure",
             Witness::Explicit => "the interface's `graph`",
@@ -101,6 +105,7 @@ impl ModuleTree {
         };
         let raw = tree.metadata(view);
         tree.names(view, &raw);
+        tree.parameters(view);
         tree.residuals(view, &Norms::new(view));
         tree.neighbours(view);
         tree.list_nodes(view);
@@ -274,6 +279,29 @@ impl ModuleTree {
         }
     }
 
+    /// Places nodes that an optimizer made anew, by the parameters that they alone read, where these agree.
+    fn parameters(&mut self, view: &Flow<'_>) {
+        for &n in &view.order {
+            // Parameters of an adapter are no module's of the model.
+            let ours = view.node(n).metadata.contains_key(stamp::ADAPTER);
+            if ours || self.of_node[n.index()].is_some() {
+                continue;
+            }
+            let read = view.inputs(n).into_iter().flatten();
+            let stored = read
+                .map(|v| view.root(v))
+                .filter(|v| view.tensor(*v).is_some());
+            let alone = stored.filter(|v| view.readers(*v).len() == 1);
+            let mut owners = alone.filter_map(|v| owner(view.graph.name_of(v)));
+            if let Some(path) = owners.next()
+                && owners.all(|other| other == path)
+            {
+                let id = self.intern(path);
+                self.of_node[n.index()] = Some((id, Witness::ParameterName));
+            }
+        }
+    }
+
     fn place_scope(
         &mut self,
         scope: &str,
@@ -368,16 +396,23 @@ impl ModuleTree {
     /// Takes the nodes of a linear that a quantizer replaced without names into the module that its remaining nodes name.
     pub(super) fn adopt(&mut self, view: &Flow<'_>, linears: &[Linear]) {
         let mut moved = false;
+        let mut claims: FxHashMap<NodeId, usize> = FxHashMap::default();
+        for n in linears.iter().flat_map(|l| &l.nodes) {
+            *claims.entry(*n).or_insert(0) += 1;
+        }
         for linear in linears {
             let named = linear
                 .nodes
                 .iter()
                 .find_map(|n| self.of(*n).filter(|(_, w)| *w < Witness::Neighbours));
-            let Some((module, _)) = named else { continue };
-            for n in &linear.nodes {
+            let Some((module, witness)) = named else {
+                continue;
+            };
+            // A reshape in front of several belongs to none of them.
+            for n in linear.nodes.iter().filter(|n| claims[*n] == 1) {
                 let slot = &mut self.of_node[n.index()];
-                if slot.is_none_or(|(m, w)| w >= Witness::Neighbours && m != module) {
-                    *slot = Some((module, Witness::Neighbours));
+                if slot.is_none_or(|(_, w)| w >= Witness::Neighbours) {
+                    *slot = Some((module, witness));
                     moved = true;
                 }
             }
@@ -548,6 +583,17 @@ fn name_scope(name: &str) -> Option<&str> {
     Some(name.rsplit_once('/').map_or("", |(scope, _)| scope))
 }
 
+/// The path of the module that a parameter of this name belongs to: `encoder.layer.0.output.dense` of `encoder.layer.0.output.dense.bias`.
+fn owner(name: &str) -> Option<&str> {
+    let (path, last) = name.rsplit_once('.')?;
+    let is_word = |part: &str| {
+        let mut letters = part.bytes();
+        !part.is_empty() && letters.all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    };
+    let named = last.starts_with(|c: char| c.is_ascii_alphabetic());
+    (named && is_word(last) && path.split('.').all(is_word)).then_some(path)
+}
+
 /// The parts of a scope, outermost first.
 fn parts(scope: &str) -> impl Iterator<Item = &str> {
     scope.split('/').filter(|p| !p.is_empty())
@@ -585,5 +631,71 @@ mod tests {
         );
         assert_eq!(name_scope("/Gather"), Some(""));
         assert_eq!(name_scope("node_linear"), None);
+    }
+
+    /// The module of each node of a graph, by the first of its outputs.
+    fn found(nodes: &str) -> Vec<String> {
+        let text = format!(
+            r#"
+            graph-text 1
+            ir_version 8
+            opset "" 17
+            graph g(%x: f32[b, 4]) -> (%y)
+              init %layer.0.dense.bias: f32[4] = fill(0.5)
+              init %layer.1.dense.bias: f32[4] = fill(0.5)
+              init %merged.bias: f32[4] = fill(0.5)
+              init %w: f32[4, 4] = fill(0.5)
+              init %val_1.5: f32[4] = fill(0.5)
+              init %rows: i64[2] = {{-1, 4}}
+              {nodes}
+            "#
+        );
+        let model = crate::ir::text::parse(&text).unwrap();
+        let model = Verified::check(model).unwrap();
+        let view = Flow::new(&model);
+        let mut tree = ModuleTree::of_view(&view);
+        let linears = crate::analyze::linear::Linears::new(&view, &|_, _| true);
+        tree.adopt(&view, &linears.all);
+        let of = |n: &NodeId| {
+            let name = view.graph.name_of(view.out(*n).unwrap());
+            match tree.of(*n) {
+                Some((m, w)) => format!("{name}: {} by {w}", tree.module(m).path),
+                None => format!("{name}: nothing"),
+            }
+        };
+        view.order.iter().map(of).collect()
+    }
+
+    #[test]
+    fn a_parameter_names_the_one_node_that_reads_it() {
+        let graph = "%a = Add(%x, %layer.0.dense.bias)
+            %b = Add(%a, %merged.bias)
+            %c = Add(%b, %merged.bias)
+            %d = Add(%c, %val_1.5)
+            %y = Add(%d, %layer.1.dense.bias)";
+        assert_eq!(
+            found(graph),
+            [
+                "a: layer.0.dense by parameter names",
+                "b: layer by neighbours",
+                "c: layer by neighbours",
+                "d: layer by neighbours",
+                "y: layer.1.dense by parameter names",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_product_without_a_name_belongs_to_the_module_of_its_bias() {
+        let graph = "%p = MatMul(%x, %w)\n %y = Add(%p, %merged.bias)  // /m/q/Add";
+        assert_eq!(
+            found(graph),
+            ["p: m.q by node names", "y: m.q by node names"]
+        );
+        let shared = "%r = Reshape(%x, %rows)
+            %p = Gemm(%r, %w, %layer.0.dense.bias)
+            %q = Gemm(%r, %w, %layer.1.dense.bias)
+            %y = Add(%p, %q)";
+        assert!(!found(shared)[0].contains("dense"), "{:?}", found(shared));
     }
 }

@@ -426,3 +426,85 @@ fn a_name_that_fits_several_lists_is_none_of_them() {
     let text = i.select(&verified).expect_err("two lists").to_string();
     assert!(text.contains("may be any of"), "{text}");
 }
+
+/// Layers whose products have no names are found in the list that their norms name.
+#[test]
+fn a_list_of_layers_is_found_by_the_names_of_parameters() {
+    for (file, interface) in [
+        ("fixtures/bert/model.onnx", "bert"),
+        ("fixtures/llama/model.onnx", "llama"),
+    ] {
+        let interface = Interface::resolve(interface).unwrap();
+        let mut model = open(Path::new(file));
+        let named = interface.select(&Verified::check(model.clone()).unwrap());
+        let g = &model.graph;
+        let vectors = g.initializers().iter().copied().filter(|v| {
+            let name = g.name_of(*v);
+            name.contains(".bias") || name.contains("norm")
+        });
+        let kept: Vec<(ValueId, String)> = vectors.map(|v| (v, g.name_of(v).to_owned())).collect();
+        assert!(!kept.is_empty(), "{file}");
+        model = anonymous(model);
+        for (v, name) in kept {
+            model.graph.rename(v, &name).unwrap();
+        }
+        let found = interface.select(&Verified::check(model).unwrap());
+        let (named, found) = (named.unwrap(), found.unwrap());
+        assert_eq!(named.layers.len(), found.layers.len(), "{file}");
+        for (a, b) in named.layers.iter().zip(&found.layers) {
+            for field in [Field::AttnQProj, Field::AttnOProj, Field::LayerOutputProj] {
+                assert_eq!(field.value(a), field.value(b), "{file} {field}");
+            }
+        }
+    }
+}
+
+/// XLM has no module for a layer: its attentions stand in one list, the rest in others.
+#[test]
+fn layers_whose_parts_stand_in_lists_of_their_own() {
+    let mut model = open(Path::new("fixtures/bert/model.torchscript.onnx"));
+    let g = &mut model.graph;
+    for n in g.nodes().collect::<Vec<_>>() {
+        let node = g.node_mut(n).unwrap();
+        let name = node.name.replace("/encoder/layer.", "/ffns.");
+        let layer = name
+            .strip_prefix("/ffns.")
+            .and_then(|rest| rest.split_once("/attention/"));
+        node.name = match layer {
+            Some((i, rest)) => format!("/attentions.{i}/{rest}").into(),
+            None => name.into(),
+        };
+    }
+    for v in g.values().collect::<Vec<_>>() {
+        let name = g.name_of(v).replace("encoder.layer.", "merged.");
+        g.rename(v, &name).unwrap();
+    }
+    let model = Verified::check(model).unwrap();
+    let proposal = infer_interface(&model).unwrap();
+    let said: Vec<String> = proposal.notes.iter().map(|n| n.message.clone()).collect();
+    assert!(
+        said.iter()
+            .any(|n| n.contains("`attentions.0` is a part of a layer")),
+        "{said:?}"
+    );
+    let written = proposal.interface.to_json();
+    let s = Interface::parse(&written, "written")
+        .unwrap()
+        .select(&model)
+        .unwrap();
+    let paths: Vec<String> = s
+        .layers
+        .iter()
+        .flat_map(Layer::linears)
+        .map(|l| l.path.to_string())
+        .collect();
+    assert_eq!(s.layers.len(), 2);
+    assert!(
+        paths.contains(&"attentions.1.self.query".to_owned()),
+        "{paths:?}"
+    );
+    assert!(
+        paths.contains(&"ffns.0.output.dense".to_owned()),
+        "{paths:?}"
+    );
+}

@@ -19,6 +19,7 @@ use self::unnamed::Unnamed;
 use crate::analyze::flow::Flow;
 use crate::analyze::linear::Linears;
 use crate::diag::{Diagnostic, Severity};
+use crate::error::{Error, ErrorKind};
 use crate::select::interface::Interface;
 use crate::select::modules::ModuleTree;
 use crate::select::site::{Layer, Selection};
@@ -125,7 +126,16 @@ fn layers(
                     layers.extend(named.layer(spot, call));
                 }
             }
-            return Ok((layers, totals, true));
+            // Where the list is there and none of its linears has a name, structure may find them.
+            if !layers.is_empty() || scene.interface.is_bare() {
+                return Ok((layers, totals, true));
+            }
+            let unnamed = Unnamed { scene, record }
+                .layers(Error::new(ErrorKind::Interface, no_layers(scene.interface)));
+            return match unnamed {
+                Ok(found) => Ok((found, totals, true)),
+                Err(_) => Ok((layers, totals, true)),
+            };
         }
         Err(e) => e,
     };

@@ -72,17 +72,21 @@ impl Unnamed<'_> {
     pub(super) fn layers(&mut self, error: Error) -> Result<Vec<Layer>> {
         let structure = self.scene.structure();
         let found = structure.layers();
-        // Where names do lead somewhere, a list that they do not know is a mistake and no gap.
-        let named = |f: &Found| {
-            let core = self.scene.linears.all[f.self_attn.o].core;
-            self.scene.is_named(core)
-                && self
-                    .scene
-                    .tree
-                    .of(core)
-                    .is_some_and(|(m, _)| self.scene.tree.list_entry(m).is_some())
+        // Where names lead to layers, a list that they do not know is a mistake and no gap.
+        let tree = self.scene.tree;
+        let module = |linear: usize| {
+            let core = self.scene.linears.all[linear].core;
+            let of = tree.of(core).filter(|_| self.scene.is_named(core));
+            of.map(|(module, _)| module)
         };
-        if found.iter().any(named) {
+        // The parts of a layer may stand in lists of their own, as XLM's `attentions` and `ffns`.
+        let whole = |f: &Found| {
+            let attention = module(f.self_attn.o);
+            let down = f.down.and_then(module).or(attention);
+            let both = attention.zip(down).map(|(a, b)| tree.shared(a, b));
+            both.is_some_and(|m| tree.list_entry(m).is_some())
+        };
+        if found.iter().any(whole) {
             return Err(error);
         }
         let Some(stacks) = self.stacks(&found) else {
@@ -95,13 +99,36 @@ impl Unnamed<'_> {
         let mut out = Vec::new();
         for (stack, members) in stacks.into_iter().enumerate() {
             for (local, f) in members.into_iter().enumerate() {
-                if let Some(layer) = self.build(&structure, f, stack, out.len(), local) {
+                if let Some(mut layer) = self.build(&structure, f, stack, out.len(), local) {
+                    self.own_names(&mut layer);
                     self.account(&layer);
                     out.push(layer);
                 }
             }
         }
         Ok(out)
+    }
+
+    /// Gives the linears of a layer that has no path of its own the paths that they have in the graph, and that adapters for the original
+    /// model are saved under.
+    fn own_names(&self, layer: &mut Layer) {
+        let scene = self.scene;
+        let attentions = [&mut layer.self_attn, &mut layer.cross_attn];
+        let projections = attentions
+            .into_iter()
+            .flatten()
+            .flat_map(|a| [&mut a.q, &mut a.k, &mut a.v, &mut a.qkv, &mut a.o]);
+        let block = [
+            &mut layer.intermediate,
+            &mut layer.gate_proj,
+            &mut layer.output_proj,
+        ];
+        for site in projections.chain(block).flatten() {
+            let of = |n: &NodeId| scene.tree.of(*n).filter(|_| scene.is_named(*n));
+            if let Some((module, _)) = site.nodes.iter().find_map(of) {
+                site.path = scene.tree.module(module).path.clone();
+            }
+        }
     }
 
     /// Whether a value enters a module from a node that names no module: the node may belong to it.
