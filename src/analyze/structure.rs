@@ -11,6 +11,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 mod gaps;
 mod joints;
+mod scattered;
 #[cfg(test)]
 mod tests;
 
@@ -105,12 +106,11 @@ impl<'a> Structure<'a> {
 
     /// All layers: by stack, and in each in the order of the stream.
     pub(crate) fn layers(&self) -> Vec<Found> {
-        let cores: Vec<Core> = self
-            .view
-            .order
-            .iter()
-            .filter_map(|n| self.core(*n))
-            .collect();
+        let order = self.view.order.iter();
+        let mut cores: Vec<Core> = order.filter_map(|n| self.core(*n)).collect();
+        if cores.is_empty() {
+            cores = self.scattered();
+        }
         let mut layers: Vec<Found> = Vec::new();
         // Every value of the stream inside a layer → the layer.
         let mut owner: FxHashMap<ValueId, usize> = FxHashMap::default();
@@ -367,16 +367,17 @@ impl<'a> Structure<'a> {
 
     /// What a layer reads: the stream in front of the norm of a pre-norm layer.
     fn entering(&self, input: ValueId, joint: Option<&Joint>) -> ValueId {
-        let Some(norm) = self.norms.making(self.view, self.unarranged(input)) else {
+        let plain = self.unarranged(input);
+        let Some(norm) = self.norms.making(self.view, plain) else {
             return input;
         };
         let root = |v: ValueId| self.view.root(v);
         match (norm.input, joint) {
             (Some(x), Some(j)) if root(j.other) == root(x) => x,
             // A parallel layer adds another branch first; a post-norm one adds the normed value itself.
-            (Some(x), Some(j)) if root(j.other) != root(input) => x,
+            (Some(x), Some(j)) if root(j.other) != root(plain) => x,
             (Some(x), None) => x,
-            _ => input,
+            _ => plain,
         }
     }
 

@@ -43,6 +43,8 @@ fn layers<T>(attention: &str, stream: &str, see: impl Fn(&Flow<'_>, &[Found]) ->
           init %heads: i64[4] = {{0, 0, 2, 2}}
           init %flat: i64[3] = {{0, 0, 4}}
           init %rows: i64[2] = {{-1, 4}}
+          init %behind: i64[8] = {{0, 0, 0, 0, 0, 0, 0, 1}}
+          init %below: i64[8] = {{0, 0, 0, 0, 0, 0, 1, 0}}
           init %scale: f32[] = {{0.1}}
           init %zero: u8[] = {{128}}
           %n = LayerNormalization(%x, %one, %one) {{axis = -1}}
@@ -118,6 +120,32 @@ fn columns_end_behind_their_own_bias() {
         named,
         [("q".into(), 0, 4), ("k".into(), 4, 4), ("v".into(), 8, 4)]
     );
+}
+
+/// Longformer's chunks are padded between softmax and mix, and put together from parts.
+#[test]
+fn an_attention_in_chunks_is_found_by_where_its_projections_go() {
+    let chunked = MIXED.replace(
+        "%product = MatMul(%weights, %vt)",
+        "%padded = Pad(%weights, %behind)
+        %filled = Pad(%vt, %below)
+        %product = MatMul(%padded, %filled)",
+    );
+    let attention = format!(
+        "{PROJECTED}{chunked}
+        %whole = Reshape(%mixed, %flat)
+        %made = MatMul(%whole, %wo)"
+    );
+    let outputs = layers(&attention, ADDED, |view, found| {
+        assert!(is_whole(found));
+        let core = &found[0].self_attn;
+        let linears = Linears::new(view, &|_, _| true);
+        [core.q, core.k, core.v].map(|p| {
+            let made = linears.all[p.unwrap().linear].output;
+            view.graph.name_of(made).to_owned()
+        })
+    });
+    assert_eq!(outputs, ["q", "k", "v"]);
 }
 
 /// A quantizer puts codes everywhere, between a product and its bias too, and on the stream.
