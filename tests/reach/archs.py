@@ -2,12 +2,16 @@
 
 Every entry: config class + arguments, model class, main output, loss, inputs, `truth` (interface fields as the HF modules are called;
 a function of the major version of transformers where the names differ), `builtin` (name of the built-in interface, or None), `vers`.
+
+For onnxruntime-genai's builder set REACH_V=71, because it takes any linear as wide as the vocabulary for the head, and REACH_HEADS=2,
+because onnxruntime's kernel wants heads of a multiple of 16.
 """
 import os
 
 import torch
 
-H, L, V, NH, KV, I, S, B = 32, 2, int(os.environ.get("REACH_V", 64)), 4, 2, 48, 8, 3
+NH = int(os.environ.get("REACH_HEADS", 4))
+H, L, V, KV, I, S, B = 32, 2, int(os.environ.get("REACH_V", 64)), NH // 2, 48, 8, 3
 
 
 def _iface(**kw):

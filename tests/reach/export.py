@@ -200,6 +200,13 @@ def clean(path):
     onnx.save(m, path)
 
 
+def said(e):
+    """An error in short; of torch's exporter the summary at its end."""
+    text = str(e)
+    head, _, tail = text.partition("## Exception summary")
+    return f"{type(e).__name__}: {head[:160] + '## Exception summary' + tail[:400] if tail else text[:600]}"
+
+
 def do_torch(out, names, exporters):
     major = quiet()
     for arch in names or ARCHS:
@@ -259,7 +266,7 @@ def do_torch(out, names, exporters):
                 if lost:
                     meta["lost_inputs"] = lost
             except Exception as e:  # noqa: BLE001
-                meta = {"ok": False, "error": f"{type(e).__name__}: {str(e)[:600]}"}
+                meta = {"ok": False, "error": said(e)}
                 if ex.endswith("-bf16") and os.path.exists(p):  # onnxruntime has no such kernels on CPUs: torch is the reference
                     with torch.no_grad():
                         r = copy.deepcopy(base).to(torch.bfloat16)(**{k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in inputs.items()})[a["out"]].float().numpy()

@@ -16,8 +16,32 @@ METHODS = ["lora[r=4,alpha=8]", "seq_bn[reduction_factor=4]", "prefix_tuning[pre
 LETTERS = {"S": "layers are found without an interface being named", "A": "a LoRA, a bottleneck and a prefix attach, one behind the other",
            "R": "`rewrite run` computes what onnxruntime does, to 1e-3; of quantized and half-precision files, or is as near to the model in float as onnxruntime is", "T": "`rewrite train` trains a LoRA, two steps"}
 TOLERANCE = 1e-3
-COLUMNS = {"ts": "torch.onnx.export, TorchScript", "dynamo": "torch.onnx.export, dynamo", "dynamo23": "the same with opset 23", "optimum": "optimum",
-           "optimum-past": "optimum with cache"}
+# Why a cell is empty, by column.
+EMPTY = [
+    (r".*\+.*", "made for twelve architectures, of all kinds of blocks, from either exporter; from optimum's files for three"),
+    (r"tf[45]-dynamo23", "tried for the same twelve architectures"),
+    (r"tf[45]-(ts|dynamo)", "this version of transformers does not know the architecture, or cannot build or run the tiny configuration"),
+    (r"tf4-(dynamo|ts)-(f16|bf16)", "tried for one architecture of each kind"),
+    (r"optimum", "optimum writes more than one file for an encoder-decoder (the columns behind this one); what only transformers 5 knows was not tried"),
+    (r"optimum-(decoder|encoder)", "optimum writes one file for a model that is no encoder-decoder"),
+    (r"optimum-past.*", "a model without a decoder has no cache; optimum writes one file, or several, as without a cache"),
+    (r"genai-.*", "onnxruntime-genai's builder was tried for the decoders that it has a class for"),
+]
+# What stands for an exporter's long text.
+SAID = [
+    (r"GuardOnDataDependentSymNode", "torch.export cannot decide a branch that depends on data"),
+    (r"Cannot view a tensor w", "torch's decomposition for ONNX cannot view a tensor that is not contiguous"),
+    (r"convert the exported program to an ONNX model", "torch has no translation to ONNX for one of its operators"),
+    (r"custom or unsupported architecture", "optimum has no export configuration for it"),
+    (r"model type `\S+` but Transformers does not recognize", "the transformers that optimum needs does not know it"),
+    (r"is not supported by this version of the model builder|NotImplementedError: The .* model is not currently supported", "the builder has no class for it"),
+]
+# What a message does not say of itself.
+MEANS = [
+    (r"^input `target`: axis 1: `sequence_length` is", "the file declares its output as long as the samples that go in, which it is not"),
+    (r"made by Conv in \d+ groups", "a convolution in groups has no one matrix that LoRA or the q, k and v of an interface mean"),
+    (r"^the scores are made by ScatterND", "scores that are put together from sliding chunks have no row of keys that a prefix could stand in front of"),
+]
 
 
 def call(rewrite, *args):
@@ -38,6 +62,27 @@ def sentence(text):
     found = re.sub(r"^error(\[[\w-]+\])?: ", "", lines[errors[0]])
     notes = [n for n in lines[errors[0] + 1:] if not n.startswith(("help", "in ", "caused", "error"))]
     return "; ".join([found] + notes[:1])[:300]
+
+
+def exporter_said(meta):
+    """The exporter's error in one sentence."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(meta.get("error", "no message")))
+    if 'File "' in text and "## Exception summary" not in text:  # the end of a traceback
+        text = text.strip().splitlines()[-1]
+    for pattern, sentence in SAID:
+        if re.search(pattern, text):
+            return sentence
+    runs = "onnxruntime cannot run it: " if "ONNXRuntimeError" in text else ""
+    if "## Exception summary" in text:
+        step = re.search(r"Failed to (.*?)\. This is step", text)
+        text = (step.group(1) if step else "export") + " fails: " + text.split("## Exception summary", 1)[1]
+    text = re.sub(r"(?<=')[^' ]+/(\w+)'", r"\1'", text) if runs else text
+    text = re.sub(r"\w+::\w+::\w+\([^)]*\) |\w+ onnxruntime::\w+::\w+\([^)]*\) |_?Name:'[^']*' |Status Message: ", "", text) if runs else text
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |Non-zero status code returned while running |onnxruntime cannot run what was made: |/\S*/onnxruntime/core/\S+ |<class '|'>|/tmp/\S+", " ", text)
+    text = re.sub(r"^\w+: +(?=\S)", "", " ".join(text.split())) if runs else " ".join(text.split())
+    whole = len(str(meta.get("error", ""))) < 595 and len(text) < 260
+    text = text if whole else text[:260].rsplit(" ", 1)[0]
+    return (runs + text).rstrip(". :(")
 
 
 def reference(path, feeds, output):
@@ -78,7 +123,13 @@ def judge(rewrite, cell):
             far = float(np.abs(want.astype(np.float64) - have).max()) if want.shape == have.shape else float("inf")
             # Narrow types round in another order, and onnxruntime's 8-bit products saturate on processors without VNNI: what counts there
             # is how far each is from the model in float.
-            float_model = tensors.get("base/" + meta["output"]) if any(k in os.path.basename(cell) for k in ("+", "int4")) else None
+            narrow = any(k in os.path.basename(cell) for k in ("+", "int4", "f16"))
+            float_model = tensors.get("base/" + meta["output"]) if narrow else None
+            # Where torch's outputs are not there, the cell that this one was made of.
+            of = os.path.basename(cell).split("+")[0].replace("int4", "fp32")
+            wide = os.path.join(os.path.dirname(cell), of, "model.onnx")
+            if narrow and float_model is None and wide != model and os.path.exists(wide):
+                float_model = reference(wide, feeds, meta["output"])
             away = lambda x: float(np.abs(x.astype(np.float64) - float_model).max())
             near = float_model is not None and float_model.shape == want.shape == have.shape and away(have) <= 1.1 * away(want) + TOLERANCE
             if far <= TOLERANCE or near:
@@ -114,11 +165,12 @@ def cells(out, archs, columns):
 
 
 def table(out, columns, today):
-    found = {}
+    found, failed = {}, collections.defaultdict(list)
     for arch, column, cell, meta in cells(out, [], columns):
         path = os.path.join(cell, "judged.json")
         if not meta.get("ok"):
             found[arch, column] = None
+            failed[exporter_said(meta)].append(f"{arch} ({column})")
         elif os.path.exists(path):
             found[arch, column] = json.load(open(path))
     archs, cols = sorted({a for a, _ in found}), sorted({c for _, c in found})
@@ -128,7 +180,8 @@ def table(out, columns, today):
              "interface named. Written by `tests/reach/models.py` on " + today + "; do not edit it by hand. `rewrite inspect model.onnx` ends with the",
              "same for a file of yours: what can be adapted, with which methods, and why not with others.", ""]
     text += [f"- {letter}: {about}" for letter, about in LETTERS.items()]
-    text += ["- `-` in the place of a letter: not; the reason is below. `x`: the exporter fails, or onnxruntime cannot run what it writes. Empty: not tried.", "",
+    text += ["- `-` in the place of a letter: not; the reason is below. `x`: the exporter fails, or onnxruntime cannot run what it writes; the reason is in the last list but one. Empty: not",
+             "  tried; the last list says why.", "",
              "Columns: `tf4` and `tf5` are transformers 4.51 and 5.23; `ts` and `dynamo` are the two exporters of torch. Behind a `+`, what was made of",
              "such a file: `fp16` and `fp16io` by onnxruntime's float16 converter, with inputs and outputs in f32 or not; `int8` and `uint8pc` by its",
              "dynamic quantization, per tensor and per channel; `qdq` by its static one; `q4`, `q4f16` and `bnb4` by its 4-bit quantizers.", ""]
@@ -146,11 +199,16 @@ def table(out, columns, today):
     reasons = collections.defaultdict(list)
     for (arch, column), r in found.items():
         for letter, why in (r["why"] if r else {}).items():
-            why = re.sub(r"`/[^`]*`", "a node", why)
+            why = re.sub(r"`(/|node_)[^`]*`", "a node", why)
+            why += next((f" ({means})" for pattern, means in MEANS if re.search(pattern, why)), "")
             reasons[letter, why].append(f"{arch} ({column})")
     text += ["", "## Why not", ""]
     for (letter, why), where in sorted(reasons.items(), key=lambda x: ("SART".index(x[0][0]), -len(x[1]), x[0][1])):
         text.append(f"- {letter}, {', '.join(where)}: {why}")
+    text += ["", "## Why `x`", "", "What the exporter says, or onnxruntime of what it writes.", ""]
+    text += [f"- {', '.join(where)}: {why}" for why, where in sorted(failed.items(), key=lambda x: (-len(x[1]), x[0]))]
+    text += ["", "## Why empty", ""]
+    text += [f"- {', '.join(of)}: {why}" for pattern, why in EMPTY if (of := [c for c in cols if next(p for p, _ in EMPTY if re.fullmatch(p, c)) == pattern])]
     return "\n".join(text) + "\n"
 
 
