@@ -202,7 +202,10 @@ fn functions_of_an_element_are_the_same_in_both_precisions() {
         let (y, w) = (out["y"].0.to_f32().unwrap(), out["w"].0.to_f32().unwrap());
         for (i, (a, b)) in y.iter().zip(&w).enumerate() {
             let near = (a - b).abs() <= 1e-6 * a.abs().max(1.0);
-            assert!(near || (a.is_nan() && b.is_nan()), "{function}[{i}]: {a} {b}");
+            assert!(
+                near || (a.is_nan() && b.is_nan()),
+                "{function}[{i}]: {a} {b}"
+            );
         }
         // The sign of what is no number is anything.
         assert!(y[8].is_nan() || function.starts_with("Sign"), "{function}");
