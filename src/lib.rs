@@ -141,6 +141,7 @@ pub mod cli;
 mod diag;
 mod disk;
 mod error;
+mod fence;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -167,6 +168,9 @@ mod train;
 
 #[cfg(test)]
 extern crate self as onnx_graft;
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: fence::Allocator = fence::Allocator;
 #[cfg(test)]
 #[path = "../tests/unit/mod.rs"]
 mod unit;
@@ -197,6 +201,8 @@ pub mod design {
     pub mod many_adapters_are_rows {}
     #[doc = include_str!("design/0014-a-body-is-a-model.md")]
     pub mod a_body_is_a_model {}
+    #[doc = include_str!("design/0017-a-fence-with-an-allocator.md")]
+    pub mod a_fence_with_an_allocator {}
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};
