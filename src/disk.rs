@@ -294,12 +294,6 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// Deletes a folder that holds no input.
-pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
-    replaceable_folder(path)?;
-    fs::remove_dir_all(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,7 +320,7 @@ mod tests {
         assert!(e.contains("inputs are never modified"), "{e}");
         let e = remove(&at("folder/link")).unwrap_err().to_string();
         assert!(e.contains("same file as"), "{e}");
-        remove_folder(&at("folder")).unwrap_err();
+        replaceable_folder(&at("folder")).unwrap_err();
         rename(&at("other"), &at("given")).unwrap_err();
         put(new(), &at("other"), false).unwrap_err();
         put(new(), &at("other"), true).unwrap();

@@ -161,6 +161,7 @@ pub mod rewrite;
 #[cfg(feature = "runtime")]
 pub mod runtime;
 pub mod select;
+mod staging;
 #[cfg(feature = "train")]
 mod text;
 #[cfg(feature = "train")]

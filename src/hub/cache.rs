@@ -5,8 +5,8 @@ use super::name::{commit_hash, harmless};
 use super::{Hub, IntoError, Reference, fail};
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::staging;
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Where the files of one repository are.
@@ -80,10 +80,7 @@ impl Place {
         let make = || -> std::io::Result<()> {
             let parent = path.parent().unwrap_or(&self.refs);
             fs::create_dir_all(parent)?;
-            let mut file = tempfile::NamedTempFile::new_in(parent)?;
-            file.write_all(commit.as_bytes())?;
-            disk::put(file, &path, true)?;
-            Ok(())
+            staging::write(&path, commit.as_bytes(), false)
         };
         make().map_err(|e| Error::io(&path, "the cache cannot be written to", e))
     }

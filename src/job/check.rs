@@ -4,13 +4,12 @@ use crate::adapters::heads::Noted;
 use crate::adapters::{Config, spec};
 use crate::analyze::logits::{logits, of_heads, vocabulary};
 use crate::diag::Diagnostic;
-use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{Fact, contract};
 use crate::select::Interface;
+use crate::staging;
 use crate::train::Task;
-use std::io::Write;
 use std::path::Path;
 
 /// An error about what a job was asked for.
@@ -115,16 +114,7 @@ pub(crate) fn keep<'a>(output: &Path, inputs: impl IntoIterator<Item = &'a Path>
 
 /// Writes a file under a temporary name and renames it.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        disk::put(file, path, true)
-    };
-    write().map_err(|e| Error::io(path, "cannot write", e))
+    staging::write(path, bytes, false).map_err(|e| Error::io(path, "cannot write", e))
 }
 
 /// Refuses a graph that cannot do a task.

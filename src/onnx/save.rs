@@ -12,13 +12,13 @@ use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{AttrValue, Graph, Model, Payload, TensorData};
+use crate::staging::{self, StagedFile};
 use bytes::Bytes;
 use indexmap::{IndexMap, IndexSet};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tempfile::NamedTempFile;
 
 /// The largest message that protobuf's reference implementation reads.
 pub(crate) const MESSAGE_LIMIT: u64 = (1 << 31) - 1;
@@ -143,6 +143,8 @@ pub fn save(
         written: Vec::new(),
         shared: Vec::new(),
     };
+    // Two models that are written to one place at once never mix their files.
+    let _hold = staging::hold(folder);
     let copies: Vec<&DataFile> = data.iter().filter(|d| d.copy).collect();
     let total = chunks.len() + moved.len + copies.iter().map(|d| d.len).sum::<u64>();
     let mut progress = Progress {
@@ -356,21 +358,12 @@ fn write_atomic(
     write: impl FnOnce(&mut File) -> std::io::Result<()>,
 ) -> Result<()> {
     let io = |e| Error::io(path, "cannot write", e);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".onnx-graft-").suffix(".tmp");
-    // Without this a temporary file is private; the mask of the process still applies.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temporary = builder.tempfile_in(folder_of(path)).map_err(io)?;
-    write(temporary.as_file_mut()).map_err(io)?;
+    let mut staged = StagedFile::beside(path).map_err(io)?;
+    write(staged.file()).map_err(io)?;
     if sync {
-        temporary.as_file().sync_all().map_err(io)?;
+        staged.file().sync_all().map_err(io)?;
     }
-    keep(temporary, path, force)
-}
-
-fn keep(temporary: NamedTempFile, path: &Path, force: bool) -> Result<()> {
-    disk::put(temporary, path, force).map_err(|e| Error::io(path, "cannot write", e))
+    staged.name(path, force).map_err(io)
 }
 
 // ---- data files of the input ---------------------------------------------------------------------------------------------

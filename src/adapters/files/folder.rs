@@ -14,15 +14,14 @@ use crate::adapters::{Adapter, AdapterStore, Config, MethodConfig, Setup, Unknow
 use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fence;
 use crate::ir::{DType, TensorData};
 use crate::select::{Interface, Library};
 use bytes::Bytes;
 use indexmap::IndexMap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Map, Value};
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Names of the files.
 pub(crate) mod file {
@@ -50,9 +49,13 @@ pub(crate) mod file {
 
 mod delete;
 mod fusion;
+mod place;
 
 pub(crate) use delete::delete;
 use fusion::{FUSED, TEMPERATURE, fusion_dict};
+#[cfg(feature = "train")]
+pub(crate) use place::StagedAdapter;
+pub(in crate::adapters) use place::write_files;
 
 /// The files of one kind of folder.
 struct Files {
@@ -435,55 +438,6 @@ impl AdapterFolder {
     }
 }
 
-/// Writes files into a folder: a new one appears as a whole; in one that is there, each file is replaced as a whole, in order.
-pub(in crate::adapters) fn write_files(
-    folder: &Path,
-    files: &[(&'static str, Vec<u8>)],
-    force: bool,
-) -> Result<()> {
-    free(folder)?;
-    if let Some((name, _)) = files.iter().find(|(n, _)| folder.join(n).exists())
-        && !force
-    {
-        let path = folder.join(name).display().to_string();
-        return Err(Error::new(
-            ErrorKind::Io,
-            Diagnostic::error("exists", "the file is there already")
-                .at(path)
-                .help("use `--force` to replace it"),
-        ));
-    }
-    // All of them before the first is replaced.
-    for path in files.iter().map(|(n, _)| folder.join(n)) {
-        disk::replaceable(&path).map_err(|e| Error::io(&path, "cannot be written", e))?;
-    }
-    let parent = match folder.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    fs::create_dir_all(&parent).map_err(|e| Error::io(&parent, "cannot be made", e))?;
-    let staged = tempfile::Builder::new()
-        .prefix(".adapter-")
-        .tempdir_in(&parent)
-        .map_err(|e| Error::io(&parent, "cannot be written to", e))?;
-    for (name, bytes) in files {
-        let path = staged.path().join(name);
-        write_synced(&path, bytes).map_err(|e| Error::io(&path, "cannot be written", e))?;
-    }
-    readable(staged.path());
-    if !folder.exists() && fs::rename(staged.path(), folder).is_ok() {
-        drop(staged.keep());
-        return Ok(());
-    }
-    fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", e))?;
-    for (name, _) in files {
-        let path = folder.join(name);
-        disk::rename(&staged.path().join(name), &path)
-            .map_err(|e| Error::io(&path, "cannot be written", e))?;
-    }
-    Ok(())
-}
-
 /// Writes how adapters act together beside their folders, as the library's `save_adapter_setup` does.
 ///
 /// # Errors
@@ -529,22 +483,6 @@ pub(crate) fn free(folder: &Path) -> Result<()> {
         .help("write elsewhere (-o), give the adapter another name (NAME=SPEC), or move the file away"),
     ))
 }
-
-fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut f = fs::File::create(path)?;
-    f.write_all(bytes)?;
-    f.sync_all()
-}
-
-/// Temporary folders are private; the adapter's is to be as any other.
-#[cfg(unix)]
-fn readable(folder: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
-}
-
-#[cfg(not(unix))]
-fn readable(_: &Path) {}
 
 pub(in crate::adapters) fn object(text: &str) -> Result<Map<String, Value>> {
     match serde_json::from_str(text) {
@@ -728,7 +666,9 @@ const DTYPES: [(Dtype, DType); 10] = [
 pub(crate) fn read_safetensors(bytes: &Bytes) -> Result<IndexMap<Box<str>, TensorData>> {
     let wrong =
         |message: String| Error::new(ErrorKind::Decode, Diagnostic::error("safetensors", message));
-    let parsed = SafeTensors::deserialize(bytes).map_err(|e| wrong(e.to_string()))?;
+    let parsed = fence::guarded(|| SafeTensors::deserialize(bytes));
+    let parsed = parsed.map_err(|e| wrong(e.to_string()))?;
+    let parsed = parsed.map_err(|e| wrong(e.to_string()))?;
     let mut out = IndexMap::new();
     for (name, view) in parsed.iter() {
         let dtype = DTYPES

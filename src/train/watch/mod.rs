@@ -237,23 +237,5 @@ impl Watchers {
 
 /// Replaces a file as a whole.
 fn atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut new = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-        new.write_all(bytes)?;
-        readable(new.as_file())?;
-        disk::put(new, path, true)
-    };
-    write().map_err(|e| Error::io(path, "cannot be written", e))
-}
-
-/// Temporary files are for their owner only; a report is as readable as other files.
-#[cfg(unix)]
-fn readable(file: &File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable(_: &File) -> std::io::Result<()> {
-    Ok(())
+    crate::staging::write(path, bytes, false).map_err(|e| Error::io(path, "cannot be written", e))
 }

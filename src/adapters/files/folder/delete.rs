@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The files of an adapter folder, with those of the head that the library saves beside it.
-const OWN_FILES: [&str; 11] = [
+pub(super) const OWN_FILES: [&str; 11] = [
     file::SAFETENSORS,
     file::TORCH,
     file::FUSION_SAFETENSORS,

@@ -1,5 +1,6 @@
 use super::*;
 use crate::adapters::Param;
+use std::fs;
 
 fn store() -> AdapterStore {
     let mut store = AdapterStore::default();
