@@ -1,25 +1,32 @@
-//! Ctrl-C and a request to terminate end a run after its current step; the second one ends the process.
+//! Ctrl-C and a request to terminate. A training ends after its current step when it is asked first, and at once when it is asked again;
+//! all else ends at once. What is staged is removed, so that nothing half-written is left.
 
-use crate::error::{Error, Result};
-use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Lets the signals set a flag.
-pub(super) fn watch(flag: &Arc<AtomicBool>) -> Result<()> {
-    let seen = Arc::clone(flag);
-    let handler = move || {
-        if seen.swap(true, Ordering::Relaxed) {
-            // The usual code of a process that a signal ended.
-            #[expect(clippy::exit, reason = "asked twice to end at once")]
-            std::process::exit(130);
+/// What is set when a run is to end after its current step.
+static STOP: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
+
+/// The code of a process that a signal ended, as shells have it for Ctrl-C.
+const ENDED: i32 = 130;
+
+/// Handles the signals from here on. Where they cannot be handled, they end the process as they always do.
+pub(super) fn watch() {
+    let _ = ctrlc::set_handler(|| {
+        let stop = STOP.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = stop
+            .as_ref()
+            .is_some_and(|s| !s.swap(true, Ordering::Relaxed));
+        if !first {
+            crate::staging::remove_all();
+            #[expect(clippy::exit, reason = "asked to end at once")]
+            std::process::exit(ENDED);
         }
-    };
-    ctrlc::set_handler(handler).map_err(|e| {
-        Error::io(
-            Path::new("signals"),
-            "cannot be handled",
-            std::io::Error::other(e),
-        )
-    })
+    });
+}
+
+/// Lets the first signal from here on set a flag.
+pub(super) fn stop_by(flag: &Arc<AtomicBool>) {
+    let mut stop = STOP.lock().unwrap_or_else(PoisonError::into_inner);
+    *stop = Some(Arc::clone(flag));
 }

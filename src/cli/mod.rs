@@ -8,6 +8,7 @@ mod average;
 mod bus;
 mod eval;
 mod exec;
+mod faults;
 mod flags;
 mod generate;
 mod graphs;
@@ -37,8 +38,17 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+pub use crate::fence::Allocator;
+
 /// Runs the command line of the process.
 pub fn main() -> ExitCode {
+    faults::watch();
+    interrupt::watch();
+    let work = std::panic::AssertUnwindSafe(run);
+    std::panic::catch_unwind(work).unwrap_or_else(|_| faults::end())
+}
+
+fn run() -> ExitCode {
     let given = habits::arguments(std::env::args_os().collect());
     let before = given.iter().take_while(|a| *a != "--");
     let plain = Ui {

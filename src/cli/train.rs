@@ -17,7 +17,7 @@ pub(super) fn train(args: &TrainArgs, ui: &Ui) -> Result<()> {
     let report = job.run(&mut |event| {
         match event {
             Event::Training(event) => progress.event(event),
-            Event::Stoppable => interrupt::watch(&stop)?,
+            Event::Stoppable => interrupt::stop_by(&stop),
             Event::Transfer { .. } => transfer.event(event),
             Event::Pushed(pushed) => {
                 transfer.clear();
