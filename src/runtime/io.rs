@@ -5,12 +5,13 @@ use super::value::{Data, Fault, Floats, Host, KResult, Value, widen};
 use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fence;
 use crate::ir::DType;
+use crate::staging;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, View};
 use std::borrow::Cow;
-use std::io::Write;
 use std::path::Path;
 
 /// Reads all tensors of a safetensors file, sorted by name.
@@ -22,7 +23,9 @@ pub(crate) fn read(path: &Path) -> Result<Feeds> {
 /// Decodes a safetensors file, sorted by name.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Feeds> {
     let bad = |what: String| Error::new(ErrorKind::Decode, Diagnostic::error("safetensors", what));
-    let file = SafeTensors::deserialize(bytes).map_err(|e| bad(e.to_string()))?;
+    let file = fence::guarded(|| SafeTensors::deserialize(bytes));
+    let file = file.map_err(|e| bad(e.to_string()))?;
+    let file = file.map_err(|e| bad(e.to_string()))?;
     let mut names = file.names();
     names.sort_unstable();
     let mut feeds = Feeds::new();
@@ -202,9 +205,5 @@ pub(crate) fn write<'a>(
 ) -> Result<()> {
     let bytes = encode(values).map_err(|e| e.within(path.display().to_string()))?;
     let io = |e| Error::io(path, "cannot be written", e);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new("."))).map_err(io)?;
-    file.write_all(&bytes).map_err(io)?;
-    file.as_file().sync_all().map_err(io)?;
-    disk::put(file, path, true).map_err(io)
+    staging::write(path, &bytes, true).map_err(io)
 }

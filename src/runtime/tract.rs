@@ -1,16 +1,33 @@
 //! The independent engine: tract.
 //!
-//! tract looks operators up by name and ignores their domain, so graphs with operators outside `ai.onnx` are refused here.
+//! tract looks operators up by name and ignores their domain, so graphs with operators outside `ai.onnx` are refused here. It has no bound
+//! for what it derives of shapes, and panics at what it does not expect: it works behind the fence, with limits of time and memory that
+//! grow with the model.
 
 use super::{Feeds, Outputs, Value};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
+#[cfg(feature = "tract")]
+use crate::fence::{self, Limits};
 use crate::infer::Verified;
 use std::path::Path;
+#[cfg(feature = "tract")]
+use std::time::Duration;
 
 /// Runs a model file on tract. Inputs are `f32`, `i64`, `i32` and `bool` tensors by name.
 #[cfg(feature = "tract")]
 pub(crate) fn run(model: &Verified, path: &Path, inputs: &Feeds) -> Result<Outputs> {
+    run_within(model, path, inputs, limits(model))
+}
+
+/// The same within limits.
+#[cfg(feature = "tract")]
+pub(crate) fn run_within(
+    model: &Verified,
+    path: &Path,
+    inputs: &Feeds,
+    limits: Limits,
+) -> Result<Outputs> {
     use tract_onnx::prelude::*;
     refuse_domains(model)?;
     let failed = |what: &str, e: &dyn std::fmt::Display| {
@@ -21,8 +38,9 @@ pub(crate) fn run(model: &Verified, path: &Path, inputs: &Feeds) -> Result<Outpu
             d.help("`--engine candle` runs the model here"),
         )
     };
-    let work = || -> TractResult<Vec<TValue>> {
-        let loaded = tract_onnx::onnx().model_for_path(path)?;
+    let (file, feeds) = (path.to_owned(), inputs.clone());
+    let work = move || -> TractResult<Vec<Value>> {
+        let loaded = tract_onnx::onnx().model_for_path(file)?;
         let names: Vec<String> = loaded
             .input_outlets()?
             .iter()
@@ -31,19 +49,33 @@ pub(crate) fn run(model: &Verified, path: &Path, inputs: &Feeds) -> Result<Outpu
         let runnable = loaded.into_optimized()?.into_runnable()?;
         let feeds = names
             .iter()
-            .map(|n| feed(inputs, n))
+            .map(|n| feed(&feeds, n))
             .collect::<TractResult<TVec<TValue>>>()?;
-        Ok(runnable.run(feeds)?.into_vec())
+        let results = runnable.run(feeds)?;
+        let results = results.iter().map(|v| value(v).or_else(anyhow_bail));
+        results.collect()
     };
-    let results = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
-        .map_err(|_| failed("panicked", &"an index may be out of range"))?
+    let results = fence::bounded(limits, work)
+        .map_err(|f| failed("was stopped", &f))?
         .map_err(|e| failed("cannot run the model", &format!("{e:#}")))?;
     let g = &model.model().graph;
     let names = g.outputs().iter().map(|p| g.name_of(p.value).to_owned());
-    names
-        .zip(results)
-        .map(|(n, v)| Ok((n, value(&v).map_err(|e| failed("result", &e))?.into())))
-        .collect()
+    Ok(names.zip(results).map(|(n, v)| (n, v.into())).collect())
+}
+
+/// What tract may take: 15 s and 1 GiB, and for each MiB of the model's weights a second and 16 MiB more.
+#[cfg(feature = "tract")]
+fn limits(model: &Verified) -> Limits {
+    let g = &model.model().graph;
+    let weights = g
+        .initializers()
+        .iter()
+        .filter_map(|v| g.value(*v).tensor.as_ref());
+    let bytes: u64 = weights.filter_map(|t| Some(t.bytes()?.len() as u64)).sum();
+    Limits {
+        time: Duration::from_secs(15 + (bytes >> 20)),
+        bytes: (1u64 << 30).saturating_add(bytes.saturating_mul(16)),
+    }
 }
 
 #[cfg(feature = "tract")]

@@ -5,6 +5,7 @@
 
 use super::Lora;
 use crate::diag::Diagnostic;
+use crate::fence;
 use fancy_regex::Regex;
 use indexmap::IndexMap;
 use rustc_hash::FxHashSet;
@@ -267,13 +268,12 @@ fn is_all(text: &str) -> bool {
 }
 
 fn regex(field: &str, text: &str) -> Result<Regex, Diagnostic> {
-    Regex::new(text).map_err(|e| {
-        Diagnostic::error(
-            "config-value",
-            format!("`{field}` is no regular expression: {e}"),
-        )
-        .note(text.to_owned())
-    })
+    let none = |why: &dyn std::fmt::Display| {
+        let message = format!("`{field}` is no regular expression: {why}");
+        Diagnostic::error("config-value", message).note(text.to_owned())
+    };
+    let made = fence::guarded(|| Regex::new(text)).map_err(|f| none(&f))?;
+    made.map_err(|e| none(&e))
 }
 
 fn patterns<V: Copy>(
@@ -293,7 +293,7 @@ fn ends(names: &[String], path: &str) -> bool {
 
 fn is_match(regex: &Regex, path: &str) -> bool {
     // An expression that gives up on a path does not match it.
-    regex.is_match(path).unwrap_or(false)
+    fence::guarded(|| regex.is_match(path)).is_ok_and(|found| found.unwrap_or(false))
 }
 
 impl Chosen<'_> {
@@ -337,7 +337,7 @@ impl Chosen<'_> {
             inside.into_iter().flatten().find_map(|p| p.parse().ok())
         } else {
             self.lists.iter().find_map(|l| {
-                let found = l.captures(path).ok()??;
+                let found = fence::guarded(|| l.captures(path)).ok()?.ok()??;
                 found.name("idx")?.as_str().parse().ok()
             })
         };

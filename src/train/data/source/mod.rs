@@ -11,6 +11,7 @@ mod table;
 use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fence;
 pub(super) use columns::Columns;
 use serde_json::{Map, Value};
 use std::cell::Cell;
@@ -111,7 +112,39 @@ impl Format {
 }
 
 /// Opens a data file; its name says what it holds. `columns` are those of the files before it, if there are any.
+///
+/// What reads it is third-party code for the most part, and stands behind the fence, row by row.
 pub(super) fn open(path: &Path, columns: &Columns) -> Result<Source> {
+    let path = path.to_owned();
+    let opened = fence::guarded(|| opened(&path, columns));
+    let Source { unit, mut rows } = opened.unwrap_or_else(|f| Err(fallen(&path, f)))?;
+    let mut done = false;
+    let rows = std::iter::from_fn(move || {
+        if done {
+            return None;
+        }
+        fence::guarded(|| rows.next()).unwrap_or_else(|f| {
+            done = true;
+            Some(Err(Fault::File(fallen(&path, f))))
+        })
+    });
+    Ok(Source {
+        unit,
+        rows: Box::new(rows),
+    })
+}
+
+/// The error of a reader that fell.
+fn fallen(path: &Path, why: fence::Fallen) -> Error {
+    let d = Diagnostic::error("dataset-broken", format!("the data cannot be read: {why}"))
+        .at(path.display().to_string());
+    Error::new(
+        ErrorKind::Train,
+        d.help("is the file complete, and what its name says?"),
+    )
+}
+
+fn opened(path: &Path, columns: &Columns) -> Result<Source> {
     let Some((format, gzip)) = Format::of(path) else {
         let d = Diagnostic::error(
             "dataset-format",

@@ -3,6 +3,7 @@
 use super::{Fault, LONGEST, Row};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fence;
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
@@ -11,7 +12,6 @@ use parquet::record::Field;
 use parquet::record::reader::RowIter;
 use serde_json::Value;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 pub(super) fn rows(
@@ -98,9 +98,9 @@ fn unread(reader: &SerializedFileReader<File>) -> Option<&'static str> {
 fn guarded<T>(
     work: impl FnOnce() -> std::result::Result<T, ParquetError>,
 ) -> std::result::Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
+    match fence::guarded(work) {
         Ok(done) => done.map_err(|e| e.to_string()),
-        Err(_) => Err("the decoder gave up on the bytes".to_owned()),
+        Err(fallen) => Err(format!("the decoder: {fallen}")),
     }
 }
 

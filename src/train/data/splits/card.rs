@@ -1,5 +1,6 @@
 //! The configurations that the card of a data set (the YAML head of `README.md`) lists under `configs`.
 
+use crate::fence;
 use serde_json::{Map, Value};
 use yaml_rust2::parser::{Event, Parser};
 
@@ -126,6 +127,10 @@ const DEPTH: usize = 64;
 
 /// A document of YAML as JSON. What an alias refers to is not repeated: it is null.
 fn yaml(text: &str) -> Result<Value, String> {
+    fence::guarded(|| parsed(text)).map_err(|f| f.to_string())?
+}
+
+fn parsed(text: &str) -> Result<Value, String> {
     /// A list or a mapping that is being read; the mapping with the key whose value comes next.
     enum Open {
         List(Vec<Value>),

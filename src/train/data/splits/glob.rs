@@ -1,5 +1,6 @@
 //! Patterns of file names as `fsspec` has them: `*` and `?` stay within a folder, `**` does not, `[…]` is a class of characters.
 
+use crate::fence;
 use fancy_regex::Regex;
 use std::fmt::Write as _;
 
@@ -13,8 +14,9 @@ pub(super) struct Glob {
 impl Glob {
     pub(super) fn new(pattern: &str) -> Glob {
         let magic = pattern.contains(['*', '?', '[']);
+        let made = || fence::guarded(|| Regex::new(&regex(pattern)));
         Glob {
-            regex: magic.then(|| Regex::new(&regex(pattern)).ok()).flatten(),
+            regex: magic.then(|| made().ok()?.ok()).flatten(),
             text: pattern.to_owned(),
         }
     }
@@ -26,7 +28,9 @@ impl Glob {
 
     pub(super) fn matches(&self, path: &str) -> bool {
         match &self.regex {
-            Some(regex) => regex.is_match(path).unwrap_or(false),
+            Some(regex) => {
+                fence::guarded(|| regex.is_match(path)).is_ok_and(|found| found.unwrap_or(false))
+            }
             None => self.text == path,
         }
     }
