@@ -3,9 +3,13 @@
 //! What differs between the engines is evened out here: `True`, `None` and lists print as Python prints them, `tojson` writes what
 //! `json.dumps` writes, the methods of Python's strings, lists and dicts exist, and blocks are trimmed as Hugging Face sets it.
 //! There is no clock: `strftime_now` gives the date that it is told, so that the same rows give the same text every day.
+//!
+//! A template is a program of a stranger. Its source, the depth of its values, what it may do (fuel), the memory it may hold and the time it
+//! may take have limits; it is compiled and rendered behind the [`fence`], on a thread whose stack no template within these limits fills.
 
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fence::{self, Fallen, Limits};
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{
     Environment, ErrorKind as JinjaKind, Output, State, UndefinedBehavior, syntax::SyntaxConfig,
@@ -13,17 +17,30 @@ use minijinja::{
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// The name of the one template of an environment.
 const NAME: &str = "template";
 
-/// Steps that one rendering may take: far more than a long conversation needs, few enough to end.
-const FUEL: u64 = 5_000_000;
+/// Steps that one rendering may take: far more than a long conversation needs, few enough to end. One pays for an instruction, or for 64
+/// bytes of what is made.
+const FUEL: u64 = 2_000_000;
+/// The longest source in bytes; chat templates have up to some ten thousand.
+const SOURCE: usize = 256 << 10;
+/// How deep lists and objects that are printed may be nested.
+const DEPTH: usize = 128;
+/// The largest width or precision that `str.format` may ask for.
+const WIDTH: u64 = 100_000;
+/// What a rendering, or compiling, may take.
+const LIMITS: Limits = Limits {
+    time: Duration::from_secs(2),
+    bytes: 512 << 20,
+};
 
 /// A compiled template.
 pub(crate) struct Template {
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
     /// What a rendering found wrong with the template itself, whatever it was given.
     fault: OnceLock<Diagnostic>,
 }
@@ -49,6 +66,22 @@ impl Template {
     }
 
     fn compile(source: &str, undefined: UndefinedBehavior) -> Result<Self> {
+        if source.len() > SOURCE {
+            let message = format!(
+                "the template has {} bytes; {SOURCE} are the most that is read",
+                source.len()
+            );
+            return Err(stopped(message));
+        }
+        let source = source.to_owned();
+        let env = fence::bounded(LIMITS, move || Self::environment(source, undefined));
+        Ok(Template {
+            env: Arc::new(env.map_err(fallen)??),
+            fault: OnceLock::new(),
+        })
+    }
+
+    fn environment(source: String, undefined: UndefinedBehavior) -> Result<Environment<'static>> {
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -69,12 +102,9 @@ impl Template {
                 Err(minijinja::Error::new(JinjaKind::InvalidOperation, message))
             },
         );
-        env.add_template_owned(NAME, source.to_owned())
+        env.add_template_owned(NAME, source)
             .map_err(|e| failed(&e))?;
-        Ok(Template {
-            env,
-            fault: OnceLock::new(),
-        })
+        Ok(env)
     }
 
     /// Gives `strftime_now` a date, at midnight.
@@ -90,7 +120,7 @@ impl Template {
             })?;
             Ok(text)
         };
-        self.env.add_function("strftime_now", at);
+        Arc::make_mut(&mut self.env).add_function("strftime_now", at);
     }
 
     /// The text for these values.
@@ -99,18 +129,24 @@ impl Template {
     /// What the template says about them, with the line.
     pub(crate) fn render(&self, values: &impl Serialize) -> Result<String> {
         let context = minijinja::Value::from(minijinja::value::Serde(values));
-        let template = self.env.get_template(NAME).map_err(|e| failed(&e))?;
-        template.render(context).map_err(|e| match e.kind() {
+        let env = Arc::clone(&self.env);
+        let work = move || env.get_template(NAME)?.render(context);
+        let done = fence::bounded(LIMITS, work).map_err(|f| self.faulty(fallen(f)))?;
+        done.map_err(|e| match e.kind() {
             JinjaKind::UndefinedError => self.undefined(&e, values),
             JinjaKind::UnknownFilter | JinjaKind::UnknownFunction | JinjaKind::UnknownTest => {
-                let error = failed(&e);
-                if let Some(d) = error.findings().first() {
-                    self.fault.get_or_init(|| d.clone());
-                }
-                error
+                self.faulty(failed(&e))
             }
             _ => failed(&e),
         })
+    }
+
+    /// Remembers an error that no other values would mend.
+    fn faulty(&self, error: Error) -> Error {
+        if let Some(d) = error.findings().first() {
+            self.fault.get_or_init(|| d.clone());
+        }
+        error
     }
 
     /// What a rendering found wrong with the template itself: no other values would mend it.
@@ -123,9 +159,13 @@ impl Template {
         let Ok(Value::Object(values)) = serde_json::to_value(values) else {
             return failed(e);
         };
-        let template = self.env.get_template(NAME);
-        let wanted = template.map(|t| t.undeclared_variables(false));
-        let mut missing: Vec<String> = wanted.into_iter().flatten().collect();
+        // It parses the source once more.
+        let env = Arc::clone(&self.env);
+        let wanted = fence::bounded(LIMITS, move || {
+            let template = env.get_template(NAME);
+            template.map(|t| t.undeclared_variables(false))
+        });
+        let mut missing: Vec<String> = wanted.into_iter().flatten().flatten().collect();
         missing
             .retain(|name| !values.contains_key(name) && self.env.globals().all(|g| g.0 != name));
         missing.sort();
@@ -150,7 +190,26 @@ pub(crate) fn today() -> String {
     chrono::Local::now().date_naive().to_string()
 }
 
+/// The error of a template that was stopped.
+fn fallen(why: Fallen) -> Error {
+    stopped(format!("the template was stopped: {why}"))
+}
+
+fn stopped(message: String) -> Error {
+    let d = Diagnostic::error("template-limit", message).at("the template");
+    let help = "a template writes out one row or one conversation, and needs no more than that";
+    Error::new(ErrorKind::Train, d.help(help))
+}
+
 fn failed(e: &minijinja::Error) -> Error {
+    if e.kind() == JinjaKind::OutOfFuel {
+        let at = e
+            .line()
+            .map_or_else(String::new, |n| format!(" in line {n}"));
+        return stopped(format!(
+            "the template was stopped{at}: it took more than {FUEL} steps, or made as many times 64 bytes"
+        ));
+    }
     let what = e
         .detail()
         .map_or_else(|| e.kind().to_string(), |d| format!("{}: {d}", e.kind()));
@@ -183,6 +242,7 @@ fn format(
 ) -> std::result::Result<(), minijinja::Error> {
     match value.kind() {
         ValueKind::Bool | ValueKind::None | ValueKind::Number | ValueKind::Seq | ValueKind::Map => {
+            weigh(state, value, 0)?;
             let Ok(json) = serde_json::to_value(value) else {
                 return minijinja::escape_formatter(out, state, value);
             };
@@ -193,6 +253,50 @@ fn format(
         }
         _ => minijinja::escape_formatter(out, state, value),
     }
+}
+
+/// Pays for what is to be written of a value, and refuses one that is nested too deeply. A list that holds a list twice is written twice,
+/// so what is small in memory need not be small as text.
+fn weigh(
+    state: &State<'_, '_>,
+    value: &minijinja::Value,
+    depth: usize,
+) -> std::result::Result<(), minijinja::Error> {
+    if depth > DEPTH {
+        let message = format!("a value is nested more than {DEPTH} levels deep");
+        return Err(minijinja::Error::new(JinjaKind::InvalidOperation, message));
+    }
+    state.consume_fuel(1 + value.as_str().map_or(0, |s| s.len() as u64 / 64))?;
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            for item in value.try_iter()? {
+                weigh(state, &item, depth + 1)?;
+            }
+        }
+        ValueKind::Map => {
+            for key in value.try_iter()? {
+                weigh(state, &value.get_item(&key)?, depth + 1)?;
+                weigh(state, &key, depth + 1)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Refuses a form of `str.format` that asks for a width or precision that no text has.
+fn check_widths(form: &str) -> std::result::Result<(), minijinja::Error> {
+    let numbers = form.split(|c: char| !c.is_ascii_digit());
+    let wide = |n: &&str| n.parse::<u64>().map_or(!n.is_empty(), |n| n > WIDTH);
+    let Some(found) = form
+        .contains('{')
+        .then_some(numbers)
+        .and_then(|mut n| n.find(wide))
+    else {
+        return Ok(());
+    };
+    let message = format!("format: a width of {found}; {WIDTH} is the largest");
+    Err(minijinja::Error::new(JinjaKind::InvalidOperation, message))
 }
 
 /// Python's `repr` of a JSON value.
@@ -288,6 +392,9 @@ fn method(
         let parts = split_back(text, separator, times);
         return Ok(parts.into_iter().map(minijinja::Value::from).collect());
     }
+    if name == "format" {
+        check_widths(text)?;
+    }
     match usual(state) {
         Err(e) if e.kind() == JinjaKind::UnknownMethod => {
             let message = format!("a text has no method `{name}` here");
@@ -334,7 +441,11 @@ fn word_count(text: String) -> usize {
 
 /// The filter `urlencode` of Jinja2: a text for a path, pairs for a query.
 #[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
-fn url_encode(value: minijinja::Value) -> std::result::Result<String, minijinja::Error> {
+fn url_encode(
+    state: &State<'_, '_>,
+    value: minijinja::Value,
+) -> std::result::Result<String, minijinja::Error> {
+    weigh(state, &value, 0)?;
     let pair = |k: &minijinja::Value, v: &minijinja::Value| {
         format!("{}={}", quoted_url(k, true), quoted_url(v, true))
     };
@@ -390,11 +501,13 @@ fn text_of(value: &minijinja::Value) -> String {
 /// The filter `tojson`, with the arguments that Hugging Face's has.
 #[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
 fn to_json(
+    state: &State<'_, '_>,
     value: minijinja::Value,
     options: Kwargs,
 ) -> std::result::Result<String, minijinja::Error> {
     let invalid =
         |e: serde_json::Error| minijinja::Error::new(JinjaKind::BadSerialization, e.to_string());
+    weigh(state, &value, 0)?;
     let json = serde_json::to_value(&value).map_err(invalid)?;
     let indent: Option<minijinja::Value> = options.get("indent")?;
     let indent = match indent.filter(|v| !v.is_none() && !v.is_undefined()) {
