@@ -3,6 +3,7 @@
 mod chat;
 mod classes;
 mod fields;
+mod growth;
 mod settings;
 mod template;
 mod tokenizer;

@@ -2,10 +2,12 @@
 
 use super::chat::{ChatOptions, ChatTemplate, chosen};
 use super::fields;
+use super::growth::Growth;
 use super::settings::{self, Ends, Files, MORE, ROLES, content};
 use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fence;
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 use std::ops::Range;
@@ -38,6 +40,7 @@ pub(crate) const SUSPECT: f64 = 0.1;
 /// Turns text into token ids and back.
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    growth: Growth,
     path: PathBuf,
     special: Map<String, Value>,
     pad: Option<i64>,
@@ -99,6 +102,11 @@ impl Tokenizer {
         } else {
             path.to_path_buf()
         };
+        let read = fence::guarded(|| Self::read(path.clone()));
+        read.unwrap_or_else(|f| Err(failed(&path, format!("not a readable tokenizer.json: {f}"))))
+    }
+
+    fn read(path: PathBuf) -> Result<Self> {
         let bytes =
             disk::bytes(&path).map_err(|e| Error::io(&path, "cannot read the tokenizer", e))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
@@ -164,6 +172,7 @@ impl Tokenizer {
         let chat = chat_sources(&path, config)?;
         let pads_left = settings.pads_left(padded_left);
         Ok(Tokenizer {
+            growth: Growth::of(&inner),
             inner,
             path,
             special,
@@ -192,11 +201,18 @@ impl Tokenizer {
     /// The ids of a text; `special` adds the special tokens of the tokenizer's post-processor.
     pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<i64>> {
         self.check_fill(text)?;
-        let encoding = self
-            .inner
-            .encode_fast(text, special)
-            .map_err(|e| failed(&self.path, e.to_string()))?;
+        let encoding = self.fenced(&[text], || self.inner.encode_fast(text, special))?;
         Ok(encoding.get_ids().iter().map(|&i| i64::from(i)).collect())
+    }
+
+    /// What the tokenizer makes of texts.
+    fn fenced<T>(&self, texts: &[&str], work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+        let fail = |message: String| failed(&self.path, message);
+        let checked = || texts.iter().try_for_each(|text| self.growth.check(text));
+        let work = || checked().map(|()| work());
+        let done =
+            fence::guarded(work).map_err(|f| fail(format!("a text cannot be tokenized: {f}")))?;
+        done.map_err(fail)?.map_err(|e| fail(e.to_string()))
     }
 
     /// Refuses a text that the class would take apart, as it is to be filled in at a token.
@@ -222,11 +238,11 @@ impl Tokenizer {
         if pair.is_none() {
             self.check_fill(text)?;
         }
-        let encoding = match pair {
+        let texts: Vec<&str> = [Some(text), pair].into_iter().flatten().collect();
+        let encoding = self.fenced(&texts, || match pair {
             Some(pair) => self.inner.encode((text, pair), special),
             None => self.inner.encode(text, special),
-        };
-        let encoding = encoding.map_err(|e| failed(&self.path, e.to_string()))?;
+        })?;
         Ok(listed(&encoding))
     }
 
@@ -263,8 +279,8 @@ impl Tokenizer {
     /// # Errors
     /// Words that cannot be tokenized.
     pub(crate) fn words(&self, words: &[String], special: bool) -> Result<Vec<Token>> {
-        let encoding = self.inner.encode(words, special);
-        let encoding = encoding.map_err(|e| failed(&self.path, e.to_string()))?;
+        let texts: Vec<&str> = words.iter().map(String::as_str).collect();
+        let encoding = self.fenced(&texts, || self.inner.encode(words, special))?;
         Ok(listed(&encoding))
     }
 
@@ -287,9 +303,13 @@ impl Tokenizer {
     pub(crate) fn decode(&self, ids: &[i64], skip_special: bool) -> Result<String> {
         let ids: std::result::Result<Vec<u32>, _> = ids.iter().map(|&i| u32::try_from(i)).collect();
         let ids = ids.map_err(|_| failed(&self.path, "a negative token id".to_owned()))?;
-        self.inner
-            .decode(&ids, skip_special)
-            .map_err(|e| failed(&self.path, e.to_string()))
+        let length = |&id: &u32| self.inner.id_to_token(id).map_or(0, |t| t.len());
+        let grown = self.growth.check_decoded(|| ids.iter().map(length).sum());
+        grown.map_err(|e| failed(&self.path, e))?;
+        let done = fence::guarded(|| self.inner.decode(&ids, skip_special));
+        let done =
+            done.map_err(|f| failed(&self.path, format!("tokens cannot be decoded: {f}")))?;
+        done.map_err(|e| failed(&self.path, e.to_string()))
     }
 
     /// The text of a conversation in the tokenizer's own form; `add_generation_prompt` ends it where the assistant's turn begins.
