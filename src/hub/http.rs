@@ -1,14 +1,16 @@
 //! Requests: who gets the token, which redirects are followed, what is tried again, and what an answer means.
 
+use super::pace::Paced;
 use super::{HubOptions, IntoError, Reference, fail};
 use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::fence;
 use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ureq::http::{Method, Request, StatusCode, Uri};
 use ureq::{Agent, Proxy, SendBody};
 
@@ -16,10 +18,14 @@ use ureq::{Agent, Proxy, SendBody};
 pub(super) type Answer = ureq::http::Response<ureq::Body>;
 
 /// Longest JSON answer that is read: a list of a hundred thousand files.
-const JSON_LIMIT: u64 = 64 << 20;
+const JSON_LIMIT: u64 = 32 << 20;
 const REDIRECTS: usize = 8;
-/// What a server asks us to wait is kept to this.
+/// A wait is no longer than this, and neither are all waits together that a server asks for.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
+/// Repetitions of a request begin so long after it, waits that the server asked for not counted.
+const REPEATING: Duration = Duration::from_secs(20);
+/// An answer in JSON may take so many times longer to come than a connection may be silent.
+const JSON_PATIENCE: u32 = 10;
 /// A commit may take the server so many times longer than anything else.
 const COMMIT_PATIENCE: u32 = 20;
 
@@ -126,7 +132,9 @@ impl Client {
             .max_redirects(0)
             .proxy(if local { None } else { Proxy::try_from_env() })
             .user_agent(concat!("onnx-graft/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(wait)
             .timeout_connect(wait)
+            .timeout_recv_response(wait)
             .timeout_per_read(wait)
             .timeout_per_write(wait)
             .build()
@@ -152,37 +160,54 @@ impl Client {
         self.options.retries
     }
 
-    /// Waits before the `n`-th repetition.
-    pub(super) fn pause(&self, n: u32, asked: Option<Duration>) {
+    /// How long a connection may be silent.
+    pub(super) fn timeout(&self) -> Duration {
+        self.options.timeout
+    }
+
+    /// The wait before the `n`-th repetition.
+    fn delay(&self, n: u32) -> Duration {
         let own = self.options.retry_delay.saturating_mul(1 << n.min(5));
-        std::thread::sleep(own.max(asked.unwrap_or_default()).min(LONGEST_WAIT));
+        own.min(LONGEST_WAIT)
+    }
+
+    /// Waits before the `n`-th repetition.
+    pub(super) fn pause(&self, n: u32) {
+        std::thread::sleep(self.delay(n));
     }
 
     /// Sends a request, again where that can help, and takes nothing for an answer but success, what `accept` lists, and a
     /// redirect that was not to be followed.
     pub(super) fn send(&self, ask: &Ask<'_>, sent: &mut dyn FnMut(u64)) -> Result<Answer> {
-        let mut tries = 0;
+        let began = Instant::now();
+        let (mut tries, mut asked) = (0, Duration::ZERO);
         loop {
-            match self.once(ask, sent) {
+            let f = match self.once(ask, sent) {
                 Ok(answer) => return Ok(answer),
-                Err(f) if f.transient && ask.again && tries < self.options.retries => {
-                    self.pause(tries, f.wait);
-                    tries += 1;
-                }
-                Err(f) => return Err(f.error),
+                Err(f) => f,
+            };
+            let own = self.delay(tries);
+            let wait = f.wait.unwrap_or_default();
+            asked = asked.saturating_add(wait);
+            let late = began.elapsed().saturating_add(own) > REPEATING.saturating_add(asked);
+            let more = f.transient && ask.again && tries < self.options.retries;
+            if !more || asked > LONGEST_WAIT || late {
+                return Err(f.error);
             }
+            std::thread::sleep(own.max(wait));
+            tries += 1;
         }
     }
 
     /// The answer as JSON.
     pub(super) fn json<T: DeserializeOwned>(&self, ask: &Ask<'_>) -> Result<T> {
         let answer = self.send(ask, &mut |_| {})?;
-        let read = answer
-            .into_body()
-            .into_with_config()
-            .limit(JSON_LIMIT)
-            .read_to_vec();
-        let bytes = read.map_err(|e| self.broken(ask.about, &e).error)?;
+        let body = answer.into_body().into_with_config().limit(JSON_LIMIT);
+        let wait = self.options.timeout;
+        let total = Some(wait.saturating_mul(JSON_PATIENCE));
+        let mut bytes = Vec::new();
+        let read = Paced::new(body.reader(), wait, total).read_to_end(&mut bytes);
+        read.map_err(|e| self.broken(ask.about, &e.into()).error)?;
         serde_json::from_slice(&bytes).map_err(|e| {
             fail(
                 "hub-answer",
@@ -262,12 +287,13 @@ impl Client {
         };
         let run = |request: Request<SendBody<'_>>| {
             if ask.again {
-                return self.agent.run(request);
+                return fenced(|| self.agent.run(request));
             }
-            let patience = self.options.timeout.saturating_mul(COMMIT_PATIENCE);
+            let patience = Some(self.options.timeout.saturating_mul(COMMIT_PATIENCE));
             let config = self.agent.configure_request(request);
-            self.agent
-                .run(config.timeout_per_read(Some(patience)).build())
+            let config = config.timeout_per_read(patience);
+            let request = config.timeout_recv_response(patience).build();
+            fenced(|| self.agent.run(request))
         };
         let answer = match ask.payload {
             Payload::Empty => run(request.body(SendBody::none()).map_err(invalid)?),
@@ -360,6 +386,10 @@ impl Client {
             Some(said) => d.note(format!("the server says: {said}")),
             None => d,
         };
+        let d = match wait.filter(|w| *w > LONGEST_WAIT) {
+            Some(wait) => d.note(format!("it asks for a wait of {} s", wait.as_secs())),
+            None => d,
+        };
         Failure {
             error: d
                 .at(format!("{} on {}", ask.about, self.endpoint))
@@ -443,6 +473,14 @@ impl Client {
         let plain = hidden.chars().map(|c| if c.is_control() { ' ' } else { c });
         plain.take(300).collect::<String>().trim().to_owned()
     }
+}
+
+/// What a client of third parties does with what a server sends.
+fn fenced(
+    work: impl FnOnce() -> std::result::Result<Answer, ureq::Error>,
+) -> std::result::Result<Answer, ureq::Error> {
+    let fallen = |f: fence::Fallen| ureq::Error::Io(std::io::Error::other(f.to_string()));
+    fence::guarded(work).map_err(fallen)?
 }
 
 /// Counts what is sent.

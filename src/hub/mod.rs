@@ -12,6 +12,7 @@
 mod cache;
 mod http;
 mod name;
+mod pace;
 mod pull;
 mod push;
 mod resolve;
@@ -65,7 +66,7 @@ pub(crate) struct HubOptions {
     pub retries: u32,
     /// Wait before the first repetition; doubled each time.
     pub retry_delay: Duration,
-    /// A connection on which nothing comes for so long is broken.
+    /// A connection on which nothing comes for so long, or hardly anything, is broken.
     pub timeout: Duration,
 }
 

@@ -153,11 +153,69 @@ pub(super) fn revision_name(text: &str) -> bool {
 /// Whether a relative path stays where it is put: no way up, no root, no drive, nothing that a terminal would obey.
 pub(super) fn harmless(path: &str) -> bool {
     path.len() <= 1024
-        && !path.chars().any(|c| c.is_control() || c == '\\')
+        && !path
+            .chars()
+            .any(|c| c.is_control() || unseen(c) || c == '\\')
         && path
             .split('/')
             .all(|p| !matches!(p, "" | "." | "..") && p.len() <= 255)
         && path.as_bytes().get(1) != Some(&b':')
+}
+
+/// Whether a character is not seen, or changes how the ones around it are seen: marks of direction, joiners, breaks of lines.
+fn unseen(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+}
+
+/// Names of folders and files that a program reads on its own wherever it finds them, and does what they say: version control, shells, ssh,
+/// editors, package managers.
+const ACTING: [&str; 36] = [
+    ".git",
+    ".gitmodules",
+    ".gitconfig",
+    ".hg",
+    ".hgrc",
+    ".svn",
+    ".bzr",
+    ".jj",
+    ".ssh",
+    ".gnupg",
+    ".aws",
+    ".kube",
+    ".docker",
+    ".cargo",
+    ".config",
+    ".local",
+    ".husky",
+    ".vscode",
+    ".idea",
+    ".devcontainer",
+    ".env",
+    ".envrc",
+    ".bashrc",
+    ".bash_profile",
+    ".bash_login",
+    ".bash_logout",
+    ".profile",
+    ".zshrc",
+    ".zshenv",
+    ".zprofile",
+    ".inputrc",
+    ".vimrc",
+    ".exrc",
+    ".netrc",
+    ".npmrc",
+    ".pypirc",
+];
+
+/// Whether a file of this path acts on who receives it. Names are compared as file systems do that know no case, and that leave out dots and
+/// spaces at the end; `git~1` is the short name of `.git` on Windows.
+pub(super) fn acts(path: &str) -> bool {
+    path.split('/').any(|part| {
+        let plain = part.split(':').next().unwrap_or(part);
+        let plain = plain.trim_end_matches(['.', ' ']).to_lowercase();
+        ACTING.contains(&plain.as_str()) || plain == "git~1"
+    })
 }
 
 /// Whether a server's hash can be the name of a file.
@@ -295,6 +353,36 @@ mod tests {
         }
         assert!(
             !etag_name("../x") && !etag_name("") && !etag_name(".hidden") && etag_name("0a-b_c")
+        );
+    }
+
+    #[test]
+    fn names_that_act_on_the_receiver_are_known() {
+        for bad in [
+            ".git/config",
+            "a/.GIT/hooks/post-checkout",
+            ".git./config",
+            ".git /x",
+            ".git::$INDEX_ALLOCATION/config",
+            "GIT~1/config",
+            ".ssh/authorized_keys",
+            ".Bashrc",
+            "x/.vscode/tasks.json",
+        ] {
+            assert!(acts(bad), "{bad:?}");
+        }
+        for good in [
+            ".gitattributes",
+            ".gitignore",
+            "git/config",
+            "a.git/x",
+            ".eval_results/a.yaml",
+            "config",
+        ] {
+            assert!(!acts(good), "{good:?}");
+        }
+        assert!(
+            !harmless("a\u{202e}txt.exe") && !harmless("\u{200b}x") && harmless("mödel ☃.onnx")
         );
     }
 

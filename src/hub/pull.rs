@@ -2,12 +2,14 @@
 
 use super::cache::{Place, not_cached};
 use super::http::Ask;
-use super::name::{commit_hash, encoded, etag_name, harmless};
+use super::name::{acts, commit_hash, encoded, etag_name, harmless};
+use super::pace::Paced;
 use super::{Hub, IntoError, OnTransfer, Reference, Transfer, fail, matches};
 use crate::diag::{Diagnostic, nearest};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::onnx;
+use crate::staging::{self, StagedFile};
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
@@ -196,6 +198,7 @@ impl Hub {
         wanted: Vec<&RemoteFile>,
         on: OnTransfer<'_>,
     ) -> Result<Pulled> {
+        refuse_acting(reference, &wanted)?;
         let place = Place::of(self, reference);
         let folder = place.snapshot(&listing.commit);
         let mut files: Vec<PulledFile> = Vec::new();
@@ -325,7 +328,8 @@ impl Hub {
         on: OnTransfer<'_>,
     ) -> Result<()> {
         let io = |e| Error::io(partial, "cannot be written", e);
-        let mut broken = 0;
+        let mut left = u64::from(self.client.retries()) + size.unwrap_or(0) / PART;
+        let (mut broken, mut best) = (0, 0);
         loop {
             let mut start = fs::metadata(partial).map_or(0, |m| m.len());
             if size.is_none_or(|s| start > s) {
@@ -357,8 +361,9 @@ impl Hub {
                 start = 0;
             }
             let asked_again = answer.status() == 416 || (answer.status() == 206 && !goes_on);
-            let limit = size.map_or(u64::MAX, |s| s - start + 1);
-            let mut body = answer.into_body().into_reader().take(limit);
+            let limit = size.map_or(UNSIZED, |s| s - start) + 1;
+            let body = answer.into_body().into_reader().take(limit);
+            let mut body = Paced::new(body, self.client.timeout(), None);
             let (done, ended) = if asked_again {
                 (
                     start,
@@ -375,6 +380,11 @@ impl Hub {
                 .map_err(io)?
             };
             match (ended, size) {
+                (Ok(()), None) if done > UNSIZED => {
+                    let _ = fs::remove_file(partial);
+                    let what = format!("more than {UNSIZED} bytes, and did not say how many");
+                    return Err(untrusted(about, &what));
+                }
                 (Ok(()), None) => return out.sync_all().map_err(io),
                 (Ok(()), Some(s)) if s == done => return out.sync_all().map_err(io),
                 (Ok(()), Some(s)) if done > s => {
@@ -385,12 +395,13 @@ impl Hub {
                     ));
                 }
                 (why, _) => {
-                    // What came is kept, so that an attempt that brought something costs none.
-                    broken = if done > start { 1 } else { broken + 1 };
-                    if broken > self.client.retries() {
+                    broken = if done > best { 1 } else { broken + 1 };
+                    best = best.max(done);
+                    if broken > self.client.retries() || left == 0 || body.was_slow() {
                         return Err(self.cut(about, done, size, why.err().as_deref()));
                     }
-                    self.client.pause(broken - 1, None);
+                    left -= 1;
+                    self.client.pause(broken - 1);
                 }
             }
         }
@@ -407,6 +418,33 @@ impl Hub {
             .help("what came is kept: run the same command again to go on")
             .into_error()
     }
+}
+
+/// A connection may break off as often in a row as anything may fail, and once for each part of this size besides. What counts is how far the
+/// best attempt came: a server that begins again each time brings nothing new.
+const PART: u64 = 16 << 20;
+/// Most bytes of a file whose size nobody says.
+const UNSIZED: u64 = 64 << 20;
+
+/// Refuses files whose names make other programs do something where they are written.
+fn refuse_acting(reference: &Reference, wanted: &[&RemoteFile]) -> Result<()> {
+    let finding = |file: &&&RemoteFile| {
+        let message = format!(
+            "`{}` must not be written: a file of this name acts on whoever receives it",
+            file.path
+        );
+        let d = fail("hub-name", message).at(reference.to_string());
+        d.help("leave it out (--exclude), or read it on the Hub's page")
+    };
+    let findings: Vec<Diagnostic> = wanted
+        .iter()
+        .filter(|f| acts(&f.path))
+        .map(|f| finding(&f))
+        .collect();
+    if findings.is_empty() {
+        return Ok(());
+    }
+    Err(Error::many(ErrorKind::Hub, findings))
 }
 
 /// Copies a body into a file. The outer error is the file's; the inner one the connection's.
@@ -601,6 +639,7 @@ impl Pulled {
         let root = target
             .canonicalize()
             .map_err(|e| Error::io(target, "cannot be read", e))?;
+        let _hold = staging::hold(&root);
         for (from, to) in &todo {
             copy_to(&root, from, to)?;
         }
@@ -610,13 +649,8 @@ impl Pulled {
         });
         let path = target.join(RECORD);
         let text = serde_json::to_string_pretty(&record).unwrap_or_default() + "\n";
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(target)?;
-            file.write_all(text.as_bytes())?;
-            disk::put(file, &path, true)?;
-            Ok(())
-        };
-        write().map_err(|e| Error::io(&path, "cannot be written", e))?;
+        let written = staging::write(&path, text.as_bytes(), false);
+        written.map_err(|e| Error::io(&path, "cannot be written", e))?;
         Ok(self.files.iter().map(|f| target.join(&f.path)).collect())
     }
 }
@@ -643,23 +677,9 @@ fn copy_to(root: &Path, from: &Path, to: &Path) -> Result<()> {
     }
     let copy = || -> std::io::Result<()> {
         fs::create_dir_all(parent)?;
-        let mut file = tempfile::NamedTempFile::new_in(parent)?;
-        std::io::copy(&mut disk::own::open(from)?, &mut file)?;
-        readable(file.as_file())?;
-        disk::put(file, to, true)?;
-        Ok(())
+        let mut staged = StagedFile::beside(to)?;
+        std::io::copy(&mut disk::own::open(from)?, staged.file())?;
+        staged.name(to, true)
     };
     copy().map_err(|e| Error::io(to, "cannot be written", e))
-}
-
-/// Temporary files are for their owner only; what is left is as readable as other files.
-#[cfg(unix)]
-fn readable(file: &File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable(_file: &File) -> std::io::Result<()> {
-    Ok(())
 }

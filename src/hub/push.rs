@@ -1,7 +1,7 @@
 //! To the Hub: small files inside one commit, large ones to its store first.
 
 use super::http::{Ask, Payload};
-use super::name::{encoded, harmless, revision_name};
+use super::name::{commit_hash, encoded, harmless, revision_name};
 use super::pull::{digest, hex};
 use super::{Hub, IntoError, OnTransfer, Reference, Transfer, fail};
 use crate::diag::Diagnostic;
@@ -356,7 +356,17 @@ impl Hub {
         }
         self.upload(to, &large, on)?;
         let done = self.commit(to, lines, options)?;
-        pushed.commit = done.commit_oid;
+        let commit = done.commit_oid.filter(|c| commit_hash(c));
+        let commit = commit.ok_or_else(|| {
+            let page = &pushed.url;
+            fail("hub-answer", "the answer to the commit names no commit")
+                .at(to.to_string())
+                .help(format!(
+                    "whether it was made is not known: look at {page} before you push again"
+                ))
+                .into_error()
+        })?;
+        pushed.commit = Some(commit);
         pushed.pull_request = done.pull_request_url.map(|u| self.client.scrubbed(&u));
         Ok(pushed)
     }
@@ -585,6 +595,8 @@ impl Hub {
         ask.payload = Payload::Bytes(body.as_bytes(), "application/x-ndjson");
         // A commit that arrived and whose answer got lost must not be made twice.
         ask.again = false;
+        // What another host says of it is no answer.
+        ask.follow = false;
         self.client.json(&ask)
     }
 }

@@ -39,6 +39,10 @@ pub(crate) enum Fault {
     Body(Vec<u8>),
     /// A header.
     Header(&'static str, String),
+    /// Too many requests, with a wait in seconds.
+    Busy(String),
+    /// A redirect.
+    Moved(String),
 }
 
 #[derive(Default)]
@@ -58,6 +62,8 @@ pub(crate) struct State {
     /// Lines of commits.
     pub(crate) commits: Vec<Vec<Value>>,
     pub(crate) ignores_ranges: bool,
+    /// A file without a size whose body does not end.
+    pub(crate) endless: Option<String>,
     /// The store has the Hub's address.
     pub(crate) one_host: bool,
     /// What the Hub says of the token.
@@ -200,6 +206,17 @@ fn serve(at: &'static str, mut stream: TcpStream, state: &Mutex<State>, url: &st
         .iter()
         .position(|(part, _)| format!("{at} {}", seen.line).contains(part.as_str()));
     let fault = fault.map(|i| state.faults.remove(i).1);
+    if let Some(name) = state.endless.as_ref().filter(|n| seen.line.contains(&***n)) {
+        let head = format!(
+            "HTTP/1.1 200 X\r\nConnection: close\r\nTransfer-Encoding: chunked\r\netag: \"{name}\"\r\nx-repo-commit: {COMMIT}\r\n\r\n"
+        );
+        let body = !seen.line.starts_with("HEAD");
+        drop(state);
+        let _ = stream.write_all(head.as_bytes());
+        let chunk = [&b"10000\r\n"[..], &vec![b'x'; 1 << 16], b"\r\n"].concat();
+        while body && stream.write_all(&chunk).is_ok() {}
+        return;
+    }
     let mut reply = match at {
         "hub" => hub(&mut state, &seen, url, store),
         _ => objects(&mut state, &seen),
@@ -211,6 +228,8 @@ fn serve(at: &'static str, mut stream: TcpStream, state: &Mutex<State>, url: &st
         Some(Fault::Cut(n)) => end = Some(n),
         Some(Fault::Stall(n)) => (end, stall) = (Some(n), true),
         Some(Fault::Body(body)) => reply.body = body,
+        Some(Fault::Busy(wait)) => reply = self::reply(429, "").with("retry-after", wait),
+        Some(Fault::Moved(to)) => reply = self::reply(307, "").with("location", to),
         Some(Fault::Header(name, value)) => {
             reply.headers.retain(|(n, _)| n != name);
             reply.headers.push((name.to_owned(), value));

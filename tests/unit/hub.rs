@@ -284,6 +284,84 @@ fn a_server_without_ranges_starts_over() {
 }
 
 #[test]
+fn a_server_that_breaks_off_holds_no_pull() {
+    // Without ranges each attempt brings bytes, and never more of them.
+    let desk = Desk::new(&[("w.bin", &BIG, true)]);
+    desk.server.state.lock().unwrap().ignores_ranges = true;
+    for _ in 0..100 {
+        desk.server.fault("store GET", Fault::Cut(10));
+    }
+    let e = desk.pull(&[]).unwrap_err();
+    assert_eq!(code(&e), "hub-download", "{e}");
+    assert_eq!(desk.server.seen("GET /get/").len(), 4);
+    // With ranges each attempt brings some more, and never enough.
+    let desk = Desk::new(&[("w.bin", &BIG, true)]);
+    for _ in 0..100 {
+        desk.server.fault("store GET", Fault::Cut(10));
+    }
+    let e = desk.pull(&[]).unwrap_err();
+    assert!(e.to_string().contains("only 40 of 50000 bytes"), "{e}");
+    assert_eq!(desk.server.seen("GET /get/").len(), 4);
+}
+
+#[test]
+fn a_wait_that_is_too_long_is_an_error() {
+    let desk = Desk::new(&[("w.bin", &BIG, true)]);
+    let busy = |wait: &str| {
+        desk.server.fault("GET /api/", Fault::Busy(wait.to_owned()));
+    };
+    busy("0");
+    desk.pull(&[]).unwrap();
+    for wait in ["61", "99999999999", "18446744073709551615"] {
+        busy(wait);
+        let e = desk.pull(&[]).unwrap_err();
+        assert_eq!(code(&e), "hub-busy");
+        assert!(
+            e.to_string().contains(&format!("a wait of {wait} s")),
+            "{e}"
+        );
+    }
+}
+
+#[test]
+fn a_file_whose_size_nobody_says_has_an_end() {
+    let desk = Desk::new(&[]);
+    let name = "endless.bin";
+    desk.server
+        .state
+        .lock()
+        .unwrap()
+        .names
+        .push(name.to_owned());
+    desk.server.state.lock().unwrap().endless = Some(name.to_owned());
+    let e = desk.pull(&[]).unwrap_err();
+    assert_eq!(code(&e), "hub-answer", "{e}");
+    assert!(e.to_string().contains("did not say how many"), "{e}");
+    assert_eq!(desk.blobs(), Vec::<String>::new());
+}
+
+#[test]
+fn names_that_act_on_the_receiver_are_not_written() {
+    for name in [
+        ".git/config",
+        "sub/.GIT/hooks/post-checkout",
+        ".ssh/authorized_keys",
+        ".bashrc",
+    ] {
+        let desk = Desk::new(&[("ok", b"1", false), (name, b"evil", false)]);
+        let e = desk.pull(&[]).unwrap_err();
+        assert_eq!(code(&e), "hub-name", "{name}");
+        assert!(!desk.home.path().join("hub").exists());
+        // The rest can be had.
+        desk.pull(&["ok"]).unwrap();
+    }
+    for name in ["a\u{202e}txt.exe", "a\u{200b}"] {
+        let desk = Desk::new(&[("ok", b"1", false), (name, b"evil", false)]);
+        assert_eq!(code(&desk.pull(&[]).unwrap_err()), "hub-name", "{name:?}");
+    }
+}
+
+#[test]
 fn other_bytes_than_promised_are_refused() {
     for (bytes, expected) in [
         (vec![8; 50_000], "hub-hash"),
@@ -647,6 +725,36 @@ fn a_commit_is_not_made_twice() {
         .unwrap_err();
     assert_eq!(code(&e), "hub-server");
     assert_eq!(desk.server.seen("/commit/").len(), 1);
+}
+
+#[test]
+fn an_answer_without_a_commit_is_none() {
+    let answers = [
+        "{}",
+        "{\"commitOid\": null}",
+        "{\"commitOid\": \"../../x\"}",
+        "[]",
+        "",
+    ];
+    for answer in answers {
+        let desk = Desk::new(&[]);
+        desk.server
+            .fault("/commit/", Fault::Body(answer.as_bytes().to_vec()));
+        let pushed = desk
+            .hub()
+            .push(&reference(), &files(), &options(), &mut |_| {});
+        assert_eq!(code(&pushed.unwrap_err()), "hub-answer", "{answer}");
+        assert_eq!(desk.server.seen("/commit/").len(), 1);
+    }
+    // Another host does not answer for the Hub.
+    let desk = Desk::new(&[]);
+    let elsewhere = format!("{}/commit", desk.server.store);
+    desk.server.fault("/commit/", Fault::Moved(elsewhere));
+    let pushed = desk
+        .hub()
+        .push(&reference(), &files(), &options(), &mut |_| {});
+    assert_eq!(code(&pushed.unwrap_err()), "hub-answer");
+    assert!(desk.server.seen("POST /commit").is_empty());
 }
 
 #[test]
