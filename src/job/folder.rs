@@ -128,7 +128,7 @@ impl<'a> RunFolder<'a> {
             folder::delete(&folder)?;
         }
         for (_, path) in checkpoint::list(self.path) {
-            disk::remove_folder(&path).map_err(|e| failed(&path, e))?;
+            checkpoint::delete(&path)?;
         }
         let mut files = [file::RUN, file::LOG, file::REPORT]
             .map(|f| self.path.join(f))

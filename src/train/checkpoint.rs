@@ -1,9 +1,10 @@
 //! Checkpoints: all that a run needs to go on as if it had never stopped.
 //!
 //! `checkpoint-N/` holds the adapters as they would be saved at the end, `optimizer.safetensors` (the exact parameters and both moments,
-//! in `f32`), `trainer_state.json` with Hugging Face's keys, and `checkpoint.json`, the manifest, with the state of the loop and the hash
-//! of every other file. The folder is put together under another name and renamed when all of it is on the disk, so that a folder of
-//! this name is complete, or was damaged later, which the hashes show.
+//! in `f32`), `trainer_state.json` with Hugging Face's keys, and `checkpoint.json`, the manifest, with the state of the loop, the hash of
+//! every other file, and a seal: the hash of the manifest itself. The folder is put together under another name and renamed when all of it
+//! is on the disk, and loses its name before it is deleted, so that a folder of this name is complete, or was changed later, which the
+//! hashes show.
 
 use super::event::{EvalEntry, LogEntry};
 use crate::adapters::folder::{read_safetensors, to_safetensors};
@@ -12,6 +13,7 @@ use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::TensorData;
 use crate::runtime::Trainable;
+use crate::staging::{self, StagedFolder};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -31,7 +33,7 @@ pub(crate) mod file {
 }
 
 /// Version of the manifest.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const PREFIX: &str = "checkpoint-";
 /// Begins the name of a folder that is being put together.
 const STAGED: &str = ".checkpoint-";
@@ -98,6 +100,40 @@ struct Manifest {
     run: Map<String, Value>,
     /// blake3 of the other files, by path.
     files: BTreeMap<String, String>,
+    /// blake3 of this file's text, with zeros in the place of the seal.
+    seal: String,
+}
+
+/// The format alone: other formats may have other fields.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// The place of a seal that is not known yet.
+const UNSEALED: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// The text of a manifest, sealed.
+fn sealed(manifest: &Manifest) -> String {
+    let text = pretty(&json!(manifest));
+    let seal = blake3::hash(text.as_bytes()).to_hex();
+    // The seal is the last of the fields.
+    match text.rsplit_once(UNSEALED) {
+        Some((before, after)) => format!("{before}{seal}{after}"),
+        None => text,
+    }
+}
+
+/// Whether the seal of a manifest is that of its text.
+fn is_sealed(text: &str, seal: &str) -> bool {
+    let Some((before, after)) = text
+        .rsplit_once(seal)
+        .filter(|_| seal.len() == UNSEALED.len())
+    else {
+        return false;
+    };
+    let unsealed = format!("{before}{UNSEALED}{after}");
+    blake3::hash(unsealed.as_bytes()).to_hex().as_str() == seal
 }
 
 /// A checkpoint that was read.
@@ -148,9 +184,7 @@ pub(super) fn write(
     adapters: &dyn Fn(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
     fs::create_dir_all(root).map_err(|e| Error::io(root, "cannot be made", e))?;
-    let staged = tempfile::Builder::new()
-        .prefix(STAGED)
-        .tempdir_in(root)
+    let staged = StagedFolder::within(root, STAGED)
         .map_err(|e| Error::io(root, "cannot be written to", e))?;
     let folder = staged.path();
     adapters(folder)?;
@@ -167,22 +201,27 @@ pub(super) fn write(
         progress: progress.clone(),
         run: run.clone(),
         files,
+        seal: UNSEALED.to_owned(),
     };
-    put(
-        &folder.join(file::MANIFEST),
-        pretty(&json!(manifest)).as_bytes(),
-    )?;
-    readable(folder);
+    put(&folder.join(file::MANIFEST), sealed(&manifest).as_bytes())?;
     sync(folder);
     let path = root.join(format!("{PREFIX}{}", progress.step));
     if path.exists() {
         // Written before the run was resumed from an older one.
-        fs::remove_dir_all(&path).map_err(|e| Error::io(&path, "cannot be replaced", e))?;
+        delete(&path)?;
     }
-    fs::rename(folder, &path).map_err(|e| Error::io(&path, "cannot be written", e))?;
-    drop(staged.keep());
+    let named = staged.name(&path);
+    named.map_err(|e| Error::io(&path, "cannot be written", e))?;
     sync(root);
     Ok(path)
+}
+
+/// Deletes a checkpoint: it loses its name first, so that no half of one is taken for a whole.
+///
+/// # Errors
+/// A folder that cannot be deleted.
+pub(crate) fn delete(path: &Path) -> Result<()> {
+    staging::discard(path, STAGED).map_err(|e| Error::io(path, "cannot be replaced", e))
 }
 
 fn pretty(v: &Value) -> String {
@@ -231,15 +270,6 @@ fn sync(folder: &Path) {
     }
 }
 
-#[cfg(unix)]
-fn readable(folder: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
-}
-
-#[cfg(not(unix))]
-fn readable(_: &Path) {}
-
 /// Hashes of all files below a folder, by path with `/`.
 fn hash(root: &Path, folder: &Path, out: &mut BTreeMap<String, String>) -> Result<()> {
     let failed = |e| Error::io(folder, "cannot be read", e);
@@ -275,16 +305,17 @@ impl Checkpoint {
                 ),
             )
         })?;
+        let Format { format } =
+            serde_json::from_str(&text).map_err(|e| damaged(&at, e.to_string()))?;
+        if format != FORMAT {
+            let message = format!("format {format} is not known; this version writes {FORMAT}");
+            return Err(damaged(&at, message));
+        }
         let manifest: Manifest =
             serde_json::from_str(&text).map_err(|e| damaged(&at, e.to_string()))?;
-        if manifest.format != FORMAT {
-            return Err(damaged(
-                &at,
-                format!(
-                    "format {} is not known; this version writes {FORMAT}",
-                    manifest.format
-                ),
-            ));
+        if !is_sealed(&text, &manifest.seal) {
+            let message = "the file was changed after it was written: its seal is another";
+            return Err(damaged(&at, message));
         }
         let mut there = BTreeMap::new();
         hash(path, path, &mut there)?;
@@ -393,7 +424,7 @@ pub(super) fn prune(root: &Path, keep: usize, best: Option<u64>) {
     let best_apart = all.iter().skip(1).any(|(s, _)| Some(*s) == best);
     let left = keep.max(1).saturating_sub(1 + usize::from(best_apart));
     for path in spare.into_iter().skip(left) {
-        let _ = fs::remove_dir_all(path);
+        let _ = delete(path);
     }
 }
 
@@ -453,6 +484,35 @@ mod tests {
                 .to_string()
                 .contains("no complete")
         );
+    }
+
+    #[test]
+    fn a_forged_one_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = at(root.path(), 2);
+        let manifest = path.join(file::MANIFEST);
+        let text = fs::read_to_string(&manifest).unwrap();
+        let refused = || Checkpoint::read(&path).unwrap_err().to_string();
+        // Of another step, in the same form.
+        fs::write(&manifest, text.replace("\"step\": 2", "\"step\": 9")).unwrap();
+        assert!(refused().contains("its seal is another"), "{}", refused());
+        // Other parameters, with their hash.
+        let other = at(&root.path().join("other"), 1);
+        let bytes = fs::read(other.join(file::OPTIMIZER)).unwrap();
+        let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
+        let old = fs::read(path.join(file::OPTIMIZER)).unwrap();
+        fs::write(path.join(file::OPTIMIZER), &bytes).unwrap();
+        fs::write(&manifest, text.replace(&hash(&old), &hash(&bytes))).unwrap();
+        assert!(refused().contains("its seal is another"), "{}", refused());
+        // Without a seal, or with one of another form.
+        let found: Manifest = serde_json::from_str(&text).unwrap();
+        for seal in ["", UNSEALED, "x"] {
+            fs::write(&manifest, text.replace(&found.seal, seal)).unwrap();
+            assert!(refused().contains("seal"), "{}", refused());
+        }
+        fs::write(path.join(file::OPTIMIZER), &old).unwrap();
+        fs::write(&manifest, &text).unwrap();
+        Checkpoint::read(&path).unwrap();
     }
 
     #[test]

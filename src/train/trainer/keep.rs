@@ -144,12 +144,6 @@ impl Trainer {
             on_event(&Event::Warning { message })?;
             return Ok(None);
         };
-        // Checkpoints of older versions do not say it.
-        let mut run = run.clone();
-        if !found.run.contains_key(BASE) {
-            run.shift_remove(BASE);
-        }
-        let run = &run;
         // A run may be prolonged: what is done stays, and the schedule is that of the longer run from here on.
         let mut shorter = run.clone();
         if self.total > found.progress.step
