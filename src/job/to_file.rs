@@ -6,7 +6,7 @@ use super::event::OnEvent;
 use super::files::ModelFiles;
 use super::folder::unlocked;
 use super::open;
-use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
+use crate::adapters::folder::{self, AdapterFolder, StagedAdapter, WriteOptions};
 use crate::adapters::place::Kind;
 use crate::adapters::summary::Summary;
 use crate::api::Adapted;
@@ -15,6 +15,7 @@ use crate::infer::Verified;
 use crate::ir::Graph;
 use crate::ir::contract::{self, stamp};
 use crate::onnx::{SaveOptions, Saved};
+use crate::staging;
 use crate::text::CHAT_TEMPLATE;
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -181,7 +182,7 @@ impl AttachToFile {
             keep(&to(part), [&**part])?;
             ensure_absent(&to(part), self.force)?;
         }
-        let adapters = self.write_adapters(adapted, names, &folder, &mut || Ok(()))?;
+        let adapters = self.write_adapters(adapted, names, &folder, &mut || Ok(Vec::new()))?;
         let named = |n: &String| format!("{n}={}", folder.join(n).display());
         let settings = AdapterSettings {
             adapters: names.iter().map(named).collect(),
@@ -219,25 +220,32 @@ impl AttachToFile {
         let beside = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
         keep(&path, [model])?;
         ensure_absent(&path, self.force)?;
-        let mut saved = Vec::new();
+        let (mut saved, before) = (Vec::new(), path.exists());
         let adapters = self.write_adapters(adapted, names, &beside, &mut || {
             let options = SaveOptions {
                 force: self.force,
                 ..SaveOptions::default()
             };
-            saved.push(crate::onnx::save(&adapted.model, &path, options)?);
-            Ok(())
+            let done = crate::onnx::save(&adapted.model, &path, options)?;
+            let mut new = Vec::new();
+            new.extend((!before).then(|| done.model.clone()));
+            if !self.force {
+                new.extend(done.written.iter().cloned());
+            }
+            saved.push(done);
+            Ok(new)
         })?;
         Ok(Written::Files { saved, adapters })
     }
 
-    /// Writes the folders of adapters, and the model in front of them, after the last check.
+    /// Writes the folders of adapters, and the model in front of them, after the last check. `model` says which files it made where nothing
+    /// was: they go again when a folder cannot be put in its place, so that no model stands there without its adapters.
     fn write_adapters(
         &self,
         adapted: &Adapted,
         names: &[String],
         beside: &Path,
-        model: &mut dyn FnMut() -> Result<()>,
+        model: &mut dyn FnMut() -> Result<Vec<PathBuf>>,
     ) -> Result<Vec<PathBuf>> {
         // A file of many gives each folder when it is asked for (`rewrite tenants extract`).
         let names = if self.adapters.adapter_ids {
@@ -267,18 +275,25 @@ impl AttachToFile {
         {
             return Err(exists(there));
         }
-        model()?;
+        let mut staged = Vec::new();
         for (path, folder) in written {
-            let options = WriteOptions {
-                force: self.force,
-                ..WriteOptions::default()
-            };
-            folder.write(path, options)?;
-            match self.adapters.template_of(&folder.name) {
-                Some(template) => write_file(&path.join(CHAT_TEMPLATE), template.as_bytes())?,
-                None => folder::remove(path, &[CHAT_TEMPLATE])?,
+            let place = StagedAdapter::new(path, self.force)?;
+            folder.write(place.path(), WriteOptions::default())?;
+            if let Some(template) = self.adapters.template_of(&folder.name) {
+                write_file(&place.path().join(CHAT_TEMPLATE), template.as_bytes())?;
             }
-            adapted.write_head(&folder.name, path, &store, self.force)?;
+            adapted.write_head(&folder.name, place.path(), &store, false)?;
+            staged.push(place);
+        }
+        // Two runs into one folder end with the model and the adapters of one of them.
+        let _hold = staging::hold(beside);
+        let new = model()?;
+        let put = staged.into_iter().try_for_each(|s| s.put(&[CHAT_TEMPLATE]));
+        if let Err(e) = put {
+            for path in new {
+                let _ = std::fs::remove_file(path);
+            }
+            return Err(e);
         }
         if adapted.setup.active().len() > 1 && !self.adapters.adapter_ids {
             folder::write_setup(beside, &adapted.setup, self.force)?;

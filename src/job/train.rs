@@ -10,7 +10,7 @@ use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
 use super::settings::JobSettings;
 use crate::adapters::base::Base;
-use crate::adapters::folder::{WriteOptions, remove, write_setup};
+use crate::adapters::folder::{StagedAdapter, WriteOptions, remove, write_setup};
 use crate::adapters::heads::{Head, SavedHead};
 use crate::adapters::{AdapterStore, Setup, choice};
 use crate::analyze::logits::vocabulary;
@@ -665,16 +665,13 @@ impl Subject {
         for name in &self.names {
             let at = folder.join(name);
             let saved = self.adapted.folder(name, &store.of(name))?;
-            let options = WriteOptions {
-                force,
-                ..WriteOptions::default()
-            };
-            saved.write(&at, options)?;
-            match self.templates.get(name) {
-                Some(template) => write_file(&at.join(CHAT_TEMPLATE), template.as_bytes())?,
-                None => remove(&at, &[CHAT_TEMPLATE])?,
+            let place = StagedAdapter::new(&at, force)?;
+            saved.write(place.path(), WriteOptions::default())?;
+            if let Some(template) = self.templates.get(name) {
+                write_file(&place.path().join(CHAT_TEMPLATE), template.as_bytes())?;
             }
-            self.adapted.write_head(name, &at, store, force)?;
+            self.adapted.write_head(name, place.path(), store, false)?;
+            place.put(&[CHAT_TEMPLATE])?;
             written.push(at);
         }
         let setup = &self.adapted.setup;
