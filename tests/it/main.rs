@@ -37,6 +37,8 @@ mod resume;
 mod tasks;
 #[cfg(feature = "cli")]
 mod tenants;
+#[cfg(feature = "cli")]
+mod unlucky;
 
 #[allow(dead_code, reason = "shared with the tests inside the library")]
 #[path = "../support/mod.rs"]

@@ -57,6 +57,8 @@ mod select;
 #[cfg(feature = "train")]
 mod setups;
 #[cfg(feature = "train")]
+mod strangers;
+#[cfg(feature = "train")]
 mod tenants;
 #[cfg(feature = "train")]
 mod train_loop;
