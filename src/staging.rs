@@ -20,10 +20,6 @@ fn staged() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 }
 
 /// Removes all that is staged, and lets nothing more be staged: for a process that ends right after it.
-#[cfg_attr(
-    not(feature = "cli"),
-    expect(dead_code, reason = "signals are the command's")
-)]
 pub(crate) fn remove_all() {
     let staged = staged();
     for path in staged.iter() {
