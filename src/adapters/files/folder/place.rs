@@ -23,6 +23,9 @@ pub(in crate::adapters) fn write_files(
     files: &[(&'static str, Vec<u8>)],
     force: bool,
 ) -> Result<()> {
+    // The folder of a file that is named alone.
+    let here = folder.as_os_str().is_empty();
+    let folder = if here { Path::new(".") } else { folder };
     let names: Vec<String> = files.iter().map(|(n, _)| (*n).to_owned()).collect();
     refuse_taken(folder, &names, force)?;
     let staged = begin(folder)?;
