@@ -39,6 +39,7 @@ type Identity = (u64, u64);
 type Identity = PathBuf;
 
 #[cfg(unix)]
+#[expect(clippy::unnecessary_wraps, reason = "other systems may have none")]
 fn identity(_path: &Path, meta: &Metadata) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt;
     Some((meta.dev(), meta.ino()))
@@ -64,6 +65,7 @@ impl Watch {
     ///
     /// # Errors
     /// The first such file.
+    #[expect(clippy::unused_self, reason = "as long as the watch lasts")]
     pub(crate) fn unchanged(&self) -> Result<(), (PathBuf, io::Error)> {
         given(|g| {
             let mapped = g.iter().flatten().filter(|f| f.mapped);
@@ -314,8 +316,8 @@ mod tests {
         fs::hard_link(at("given"), at("folder/link")).unwrap();
 
         let watch = Watch::begin();
-        assert_eq!(text(&at("given")).unwrap(), "a");
-        assert_eq!(own::text(&at("other")).unwrap(), "b");
+        assert_eq!(text(at("given")).unwrap(), "a");
+        assert_eq!(own::text(at("other")).unwrap(), "b");
         let e = put(new(), &at("given"), true).unwrap_err().to_string();
         assert!(e.contains("inputs are never modified"), "{e}");
         let e = remove(&at("folder/link")).unwrap_err().to_string();
@@ -326,7 +328,7 @@ mod tests {
         put(new(), &at("other"), true).unwrap();
         assert_eq!(fs::read_to_string(at("given")).unwrap(), "a");
 
-        let (_file, len) = open_mapped(&at("given")).unwrap();
+        let (_file, len) = open_mapped(at("given")).unwrap();
         assert_eq!(len, 1);
         watch.unchanged().unwrap();
         fs::write(at("given"), "longer").unwrap();

@@ -226,9 +226,12 @@ fn visible(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return Cow::Borrowed(text);
     }
-    let show = |c: char| match acts(c) {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
+    let show = |c: char| {
+        if acts(c) {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
     };
     Cow::Owned(text.chars().map(show).collect())
 }

@@ -6,7 +6,7 @@
 use super::kernels::Cx;
 use super::value::{Fault, Value};
 use crate::budget;
-use crate::ir::{Fact, Node, Sym};
+use crate::ir::{DType, Fact, Node, Sym};
 use crate::ops::{InferCx, OpDef, lookup};
 use std::cell::Cell;
 
@@ -94,9 +94,9 @@ impl Guard {
             let dims = f.dims.as_ref()?.iter().map(Sym::as_const);
             let dims: Vec<i64> = dims.collect::<Option<_>>()?;
             let sizes = dims.iter().map(|d| u64::try_from(*d).unwrap_or(0));
-            let bits = f.dtype.map_or(32, |t| u64::from(t.bits()).max(8));
+            let bits = f.dtype.map_or(32, |t| t.bits().max(8));
             // Integers are kept in eight bytes each.
-            let each = if f.dtype.is_some_and(|t| t.is_float()) {
+            let each = if f.dtype.is_some_and(DType::is_float) {
                 bits / 8
             } else {
                 8

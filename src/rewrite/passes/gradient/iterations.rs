@@ -317,7 +317,7 @@ impl Iterations<'_> {
         back.wrt
             .extend(sequences.iter().map(|&k| formals[k].clone()));
 
-        let made = back.build(&lifted, &given, scanned, patch)?;
+        let made = back.build(&lifted, &given, &scanned, patch)?;
         let carried = active.iter().map(|k| input(layout.before + k));
         let all = carried
             .chain(self.wanted.iter().copied().map(Some))
@@ -411,7 +411,7 @@ impl Back {
         self,
         lifted: &Lifted,
         given: &FxHashMap<Box<str>, Val>,
-        scanned: Vec<Along>,
+        scanned: &[Along],
         patch: &Patch,
     ) -> Result<Vec<Val>, Error> {
         let weighted = Weighted {
@@ -439,8 +439,8 @@ impl Back {
             ("num_scan_inputs", count.into()),
             ("scan_input_axes", ints(&axis, &ways)),
             ("scan_input_directions", ints(&direction, &ways)),
-            ("scan_output_axes", ints(&axis, &scanned)),
-            ("scan_output_directions", ints(&direction, &scanned)),
+            ("scan_output_axes", ints(&axis, scanned)),
+            ("scan_output_directions", ints(&direction, scanned)),
         ];
         let inputs: Vec<Option<Val>> = self.states.into_iter().chain(sequences).map(Some).collect();
         let b = patch.builder();
