@@ -280,10 +280,7 @@ fn files_that_change_under_a_run_are_noticed() {
         let begun = Instant::now();
         let log = desk.path(name).join("log.jsonl");
         while !fs::read(&log).is_ok_and(|l| l.len() > 10) {
-            assert!(
-                begun.elapsed() < Duration::from_mins(1),
-                "no step was done"
-            );
+            assert!(begun.elapsed() < Duration::from_mins(1), "no step was done");
             assert!(run.try_wait().unwrap().is_none(), "{name}: it has ended");
             std::thread::sleep(Duration::from_millis(5));
         }
