@@ -257,6 +257,10 @@ impl Trainer {
         let done = self.inner.apply(Some(args.max_grad_norm), &mut |_, p, g| {
             update(args, learning_rate, p, g)
         })?;
+        // The loss of the next step would show it, and there is none.
+        if step + 1 == self.total {
+            self.is_finite()?;
+        }
         self.progress.step += 1;
         self.progress.updates = done.step;
         self.progress.tokens += tokens as u64;
@@ -269,6 +273,20 @@ impl Trainer {
             tokens,
             positions: tokens,
         })
+    }
+
+    /// Refuses parameters that the last update made useless.
+    fn is_finite(&self) -> Result<()> {
+        let store = self.store();
+        let Some((name, _)) = store.iter().find(|(_, p)| p.tensor.not_finite() > 0) else {
+            return Ok(());
+        };
+        let d = Diagnostic::error(
+            "weights-finite",
+            format!("the last update made values of `{name}` that are not finite"),
+        );
+        let help = "lower the learning rate; nothing of this step was saved, and earlier checkpoints are untouched";
+        Err(Error::new(ErrorKind::Train, d.help(help)))
     }
 
     /// The temperatures of fusions, so many micro-batches into the next step: the library lowers them in each.

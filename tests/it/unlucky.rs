@@ -168,3 +168,18 @@ fn a_signal_leaves_nothing_staged() {
         assert!(left.iter().all(|n| !n.starts_with('.')), "{name}: {left:?}");
     }
 }
+
+/// The last update is followed by no loss that would show it.
+#[test]
+fn an_update_that_overflows_is_not_saved() {
+    let desk = Desk::with("qwen3/model.onnx");
+    let data = fixture("train/ids.jsonl");
+    let on = ["train", "model.onnx", "-i", "interface.json", "-a", "lora"];
+    let to = ["--output-dir", "out", "--max-steps", "1", "--data"];
+    let rate = [data.to_str().unwrap(), "--learning-rate", "1e38"];
+    let out = desk.command(&[&on[..], &to, &rate].concat());
+    let said = stderr(&out);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.contains("error[weights-finite]"), "{said}");
+    assert!(!desk.path("out/lora").exists() && !desk.path("out/checkpoint-1").exists());
+}
