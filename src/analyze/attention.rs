@@ -112,9 +112,9 @@ pub(crate) struct RelativeBias {
 /// What happens to a score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Step {
-    /// Multiplication with a value of one element.
+    /// Multiplication with a value that has one element for all keys.
     Mul(ValueId),
-    /// Division by a value of one element.
+    /// Division by such a value.
     Div(ValueId),
     /// Multiplication with a number.
     Scale(f32),
@@ -196,6 +196,11 @@ impl AttentionCore {
             .and_then(|n| usize::try_from(n).ok())
             .filter(|n| *n > 0)
             .ok_or_else(|| lost("the width of a head"))?;
+        if let Some(own) = view.size(values, -1).filter(|n| *n != head as i64) {
+            return Err(search.refused(format!(
+                "a head's queries and keys are {head} wide and its values {own}: a prefix has one width for both"
+            )));
+        }
         // Heads that the operands show count where it is not known which columns of a fused projection are whose.
         let wide = |v: ValueId| {
             let rank = view.fact(v).and_then(Fact::rank);
@@ -245,6 +250,9 @@ impl AttentionCore {
         let (query_heads, value_heads) = (axis(queries)?, axis(values)?);
         if query_heads == HeadAxis::Kv {
             return Err(search.refused("the queries are grouped by the keys' heads".into()));
+        }
+        if query_heads == HeadAxis::Flat && steps.iter().any(|s| search.by_row(s)) {
+            return Err(search.strange(product));
         }
         Ok(AttentionCore {
             scores,
@@ -456,7 +464,58 @@ impl<'a> Search<'a> {
             out.then.push(Step::Scale(alpha));
         }
         out.then.reverse();
+        // A factor for each row belongs to the axes that the scores have where it stands.
+        let reshaped = out.then.iter().position(|s| *s == Step::Reshape);
+        let moved = &out.then[reshaped.unwrap_or(out.then.len())..];
+        if moved.iter().any(|s| self.by_row(s)) {
+            return Err(self.strange(heart.scores));
+        }
         Ok(out)
+    }
+
+    /// Whether a step has a factor for each row of the scores.
+    fn by_row(&self, step: &Step) -> bool {
+        matches!(step, Step::Mul(v) | Step::Div(v) if !self.view.is_single(*v))
+    }
+
+    /// Whether a factor is 1 for scores that stay and 0 for those that go: a condition as numbers, or part of a stored mask.
+    fn shows(&self, factor: ValueId) -> bool {
+        let mut v = factor;
+        loop {
+            if self.view.dtype(v) == Some(DType::Bool) {
+                return true;
+            }
+            if let Some(t) = self.view.constant(v) {
+                let numbers = || Some(t.to_i64()?.into_iter().map(|x| x as f32).collect());
+                let values: Vec<f32> = t.to_f32().or_else(numbers).unwrap_or_default();
+                let one = 1f32.to_bits();
+                return values.len() > 1
+                    && values
+                        .iter()
+                        .all(|x| x.to_bits() == one || x.to_bits() << 1 == 0);
+            }
+            let Some(n) = self.view.producer(v) else {
+                return false;
+            };
+            let op = self.view.op(n);
+            if !matches!(
+                op,
+                "Slice"
+                    | "Cast"
+                    | "Unsqueeze"
+                    | "Squeeze"
+                    | "Reshape"
+                    | "Expand"
+                    | "Gather"
+                    | "Identity"
+            ) {
+                return false;
+            }
+            let Some(from) = self.view.input(n, 0) else {
+                return false;
+            };
+            v = from;
+        }
     }
 
     /// What one operator does to a score.
@@ -482,9 +541,20 @@ impl<'a> Search<'a> {
             }
             "Tanh" => out.then.push(Step::Tanh),
             "Reshape" | "Unsqueeze" | "Squeeze" => out.then.push(Step::Reshape),
-            "Mul" | "Div" => match self.scaling(n) {
+            op @ ("Mul" | "Div") => match self.scaling(n) {
                 Some((step, x)) if x == link.from => out.then.push(step),
-                _ => return strange(),
+                Some(_) => return strange(),
+                None => {
+                    let inputs = view.inputs(n).into_iter().flatten();
+                    let others: Vec<ValueId> = inputs.filter(|v| *v != link.from).collect();
+                    match others[..] {
+                        [v] if op == "Mul" && self.shows(v) => out.shown.push(v),
+                        [v] if op == "Mul" && view.size(v, -1) == Some(1) => {
+                            out.then.push(Step::Mul(v));
+                        }
+                        _ => return strange(),
+                    }
+                }
             },
             "Add" => {
                 let inputs = view.inputs(n).into_iter().flatten();

@@ -487,12 +487,21 @@ impl Namer<'_> {
 
     /// The outermost module around the lookup of token ids that does not hold the layers too.
     fn embeddings(&self, found: &[Found], lists: &[Option<ModuleId>]) -> Option<ModuleId> {
-        let lookup = self
-            .view
-            .order
-            .iter()
-            .copied()
-            .find(|n| self.view.is_lookup(*n) && self.view.reads_token_ids(*n));
+        // The stack that is found may be the second one of the graph: its tokens are looked up nearest to its layers.
+        let near = |n: &NodeId| {
+            let lists = lists.iter().flatten();
+            let shared = |l: &ModuleId| {
+                let module = self.module(*n)?;
+                Some(self.tree.module(self.tree.shared(module, *l)).depth)
+            };
+            lists.filter_map(shared).max().unwrap_or_default()
+        };
+        let order = self.view.order.iter().copied();
+        let mut lookups: Vec<NodeId> = order
+            .filter(|n| self.view.is_lookup(*n) && self.view.reads_token_ids(*n))
+            .collect();
+        lookups.sort_by_key(|n| std::cmp::Reverse(near(n)));
+        let lookup = lookups.first().copied();
         // Without tokens (images) it is the module that makes what enters the first layer.
         let maker = || self.view.producer(found.first()?.input);
         let mut at = self.module(lookup.or_else(maker)?)?;

@@ -75,7 +75,8 @@ pub(crate) struct Module {
     pub nodes: Vec<NodeId>,
     /// The class that the exporter recorded.
     pub class: Option<Box<str>>,
-    depth: u32,
+    /// Number of modules that it is part of.
+    pub(crate) depth: u32,
 }
 
 /// Modules and their nodes.

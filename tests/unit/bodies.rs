@@ -501,52 +501,63 @@ fn a_branch_has_a_gradient() {
           %w = Mul(%y, %y)
           %sum = Add(%w, %z)
           %loss = ReduceMean(%sum) {keepdims = 0}"#;
-    let model = Verified::check(text::parse(graph).unwrap()).unwrap();
-    let wrt = ["a", "b", "c"];
-    let pass = GradientPass {
-        loss: "loss".into(),
-        wrt: wrt.map(str::to_owned).to_vec(),
-        outputs: Outputs::Keep,
-        unreached: Unreached::Refuse,
-    };
-    let model = Pipeline::new().with(pass).run(model).unwrap().model;
-    let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
-    let start = [
-        vec![0.3, -0.7, 1.1, 0.4, -0.2, 0.9],
-        vec![0.5, -1.2, 0.8],
-        vec![-0.6, 0.3, 1.4],
+    let wrt: [(&str, &[usize], &[f32]); 3] = [
+        ("a", &[2, 3], &[0.3, -0.7, 1.1, 0.4, -0.2, 0.9]),
+        ("b", &[3], &[0.5, -1.2, 0.8]),
+        ("c", &[3], &[-0.6, 0.3, 1.4]),
     ];
     for test in [true, false] {
-        let run = |values: &[Vec<f32>; 3]| {
-            let mut feeds = Feeds::new();
-            for (name, v) in std::iter::zip(wrt, values) {
-                let dims = if v.len() == 6 { vec![2, 3] } else { vec![3] };
-                feeds.insert(name, Value::from_f32(&dims, v.clone()).unwrap());
-            }
-            feeds.insert("test", truth(&[], test));
-            plan.run(&feeds).unwrap()
-        };
-        let found = run(&start);
-        for (k, name) in wrt.iter().enumerate() {
-            let grad = found[&format!("grad/{name}")].to_f32().unwrap();
-            for i in 0..start[k].len() {
-                let at = |step: f32| {
-                    let mut values = start.clone();
-                    values[k][i] += step;
-                    run(&values)["loss"].to_f32().unwrap()[0]
-                };
-                // Rounding (1e-7 / step) and curvature (step² / 6) both stay below 1e-4.
-                let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
-                assert!(
-                    (slope - grad[i]).abs() < 1e-3,
-                    "{test} {name}[{i}]: {slope} {}",
-                    grad[i]
-                );
-            }
-        }
-        let unread = if test { "grad/c" } else { "grad/b" };
-        assert!(found[unread].to_f32().unwrap().iter().all(|g| *g == 0.0));
+        gradients_are_slopes((graph, &wrt, &[("test", truth(&[], test))]));
     }
+}
+
+/// The states of an encoder with a prefix, whose scores are made into those of the softmax by these nodes.
+fn with_prefix(constants: &str, queries: &str, between: &str) -> Vec<f32> {
+    let mut body = String::new();
+    encoder_weights(&mut body, "");
+    body.push_str(SHAPES);
+    body.push_str(constants);
+    encode(&mut body, "");
+    body.push_str("%last_hidden_state = Identity(%layers.0.out)\n");
+    let at = "%layers.0.self_attn";
+    let softmax = format!("{at}.weights = Softmax({at}.scores)");
+    let between = between.replace('@', at) + &format!("{at}.weights = Softmax({at}.shaped)");
+    let product = format!("{at}.scores = MatMul({at}.q3, ");
+    let scaled = queries.replace('@', at) + &format!("{at}.scores = MatMul({at}.q4, ");
+    let body = body.replace(&softmax, &between).replace(&product, &scaled);
+    let states = "%last_hidden_state: f32[batch, source, 4]";
+    let model = model("%input_ids: i64[batch, source]", states, &body);
+    let adapted = attached(model, fresh(SPECS[2]));
+    run(&adapted.model, &[("input_ids", ids(&[3, 1, 4, 2]))])
+}
+
+/// Scores that are multiplied with what shows them (GPT-1), and with a number for each head (Swin V2).
+#[test]
+fn prefixes_stand_in_front_of_scores_with_factors() {
+    let plain = "@.q4 = Identity(@.q3)\n";
+    let mask = |seen: &str, gone: &str| {
+        let row = |i: usize| [[seen; 4], [gone; 4]].concat()[3 - i..7 - i].join(", ");
+        (0..4).map(row).collect::<Vec<_>>().join(", ")
+    };
+    let constants = format!(
+        "init %seen: f32[1, 1, 4, 4] = {{{}}}\ninit %gone: f32[1, 1, 4, 4] = {{{}}}\ninit %each: f32[2, 1, 1] = {{0.5, -1.25}}\n",
+        mask("1.0", "0.0"),
+        mask("0.0", "-10000.0")
+    );
+    let of = |queries: &str, between: &str| with_prefix(&constants, queries, between);
+    let added = of(plain, "@.shaped = Add(@.scores, %gone)\n");
+    let times = of(
+        plain,
+        "@.shown = Mul(@.scores, %seen)\n@.shaped = Add(@.shown, %gone)\n",
+    );
+    close(&added, &times);
+    let queries = of(
+        "@.q4 = Mul(@.q3, %each)\n",
+        "@.shaped = Identity(@.scores)\n",
+    );
+    let scores = of(plain, "@.shaped = Mul(@.scores, %each)\n");
+    close(&queries, &scores);
+    assert_ne!(added, queries);
 }
 
 /// A graph, what it is differentiated by (name, shape, values), and what else is fed.
