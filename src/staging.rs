@@ -4,12 +4,15 @@
 //! Writers of one folder wait for each other: [`hold`]. No other module makes temporary files that have names (`tests/tidy.rs`).
 
 use crate::disk;
+use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 use tempfile::{NamedTempFile, TempDir};
 
 /// What has no name yet.
@@ -202,26 +205,51 @@ impl Drop for Hold {
     }
 }
 
+/// How long a writer waits for another. What is written under a hold is renamed, or copied from one disk to another.
+const PATIENCE: Duration = Duration::from_mins(10);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// Waits until no other process, and no other thread of this one, holds a folder that is there. A thread that holds it already goes on.
 /// Where folders cannot be locked, nobody waits.
-pub(crate) fn hold(folder: &Path) -> Hold {
+///
+/// # Errors
+/// A folder that another holds for longer than ten minutes.
+pub(crate) fn hold(folder: &Path) -> Result<Hold> {
+    hold_within(folder, PATIENCE)
+}
+
+fn hold_within(folder: &Path, patience: Duration) -> Result<Hold> {
     let free = Hold { locked: None };
     let Ok(real) = folder.canonicalize() else {
-        return free;
+        return Ok(free);
     };
     if HELD.with_borrow(|held| held.contains(&real)) {
-        return free;
+        return Ok(free);
     }
     let Ok(handle) = File::open(&real) else {
-        return free;
+        return Ok(free);
     };
-    if handle.lock().is_err() {
-        return free;
+    let began = Instant::now();
+    loop {
+        match handle.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(_)) => return Ok(free),
+            Err(TryLockError::WouldBlock) if began.elapsed() < patience => thread::sleep(LOOK),
+            Err(TryLockError::WouldBlock) => {
+                let waited = patience.as_secs();
+                let message = format!(
+                    "another process has been writing into the folder for more than {waited} s"
+                );
+                let e = io::Error::new(io::ErrorKind::TimedOut, message);
+                return Err(Error::io(folder, "cannot be written to", e));
+            }
+        }
     }
     HELD.with_borrow_mut(|held| held.push(real.clone()));
-    Hold {
+    Ok(Hold {
         locked: Some((handle, real)),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -282,14 +310,18 @@ mod tests {
     fn writers_of_a_folder_wait_and_a_writer_does_not_wait_for_itself() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().to_path_buf();
-        let outer = hold(&path);
-        assert!(outer.locked.is_some() && hold(&path).locked.is_none());
+        let outer = hold(&path).unwrap();
+        assert!(outer.locked.is_some() && hold(&path).unwrap().locked.is_none());
         let other = {
             let path = path.clone();
-            std::thread::spawn(move || hold(&path).locked.is_some())
+            thread::spawn(move || hold(&path).unwrap().locked.is_some())
         };
-        let handle = File::open(&path).unwrap();
-        assert!(handle.try_lock().is_err(), "the folder is held");
+        let impatient = {
+            let path = path.clone();
+            thread::spawn(move || hold_within(&path, LOOK).unwrap_err().to_string())
+        };
+        let e = impatient.join().unwrap();
+        assert!(e.contains("another process"), "{e}");
         drop(outer);
         assert!(other.join().unwrap(), "and free again");
     }

@@ -639,7 +639,7 @@ impl Pulled {
         let root = target
             .canonicalize()
             .map_err(|e| Error::io(target, "cannot be read", e))?;
-        let _hold = staging::hold(&root);
+        let _hold = staging::hold(&root)?;
         for (from, to) in &todo {
             copy_to(&root, from, to)?;
         }

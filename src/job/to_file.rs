@@ -286,7 +286,7 @@ impl AttachToFile {
             staged.push(place);
         }
         // Two runs into one folder end with the model and the adapters of one of them.
-        let _hold = staging::hold(beside);
+        let _hold = staging::hold(beside)?;
         let new = model()?;
         let put = staged.into_iter().try_for_each(|s| s.put(&[CHAT_TEMPLATE]));
         if let Err(e) = put {

@@ -108,6 +108,8 @@ pub fn save(
         ));
     };
     check_target(path, options.force)?;
+    // Two models that are written to one place at once never mix their files, nor choose the same names for them.
+    let _hold = staging::hold(folder)?;
     let old = replaced(path, options.force);
     let mut proto = model_out(model.model()).map_err(place)?;
     let mut data = data_files(model.model(), &mut proto, folder).map_err(place)?;
@@ -143,8 +145,6 @@ pub fn save(
         written: Vec::new(),
         shared: Vec::new(),
     };
-    // Two models that are written to one place at once never mix their files.
-    let _hold = staging::hold(folder);
     let copies: Vec<&DataFile> = data.iter().filter(|d| d.copy).collect();
     let total = chunks.len() + moved.len + copies.iter().map(|d| d.len).sum::<u64>();
     let mut progress = Progress {

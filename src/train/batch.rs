@@ -129,12 +129,12 @@ impl Sampler {
 /// Sorts within groups of at most fifty batches, the longest first, as Hugging Face's length-grouped sampler does. The longest example of
 /// all comes first, so that memory that does not suffice shows at once.
 fn group(order: &mut [usize], lengths: &[u32], size: usize) {
-    let batches = (order.len() / (size * 4)).clamp(1, 50);
+    let batches = (order.len() / size.saturating_mul(4)).clamp(1, 50);
     let longest = (0..order.len()).max_by_key(|&at| (lengths[order[at]], std::cmp::Reverse(at)));
     if let Some(at) = longest {
         order[..=at].rotate_right(1);
     }
-    for part in order.chunks_mut(batches * size) {
+    for part in order.chunks_mut(batches.saturating_mul(size)) {
         part.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
     }
 }

@@ -68,7 +68,7 @@ fn refuse_taken(folder: &Path, names: &[String], force: bool) -> Result<()> {
 
 /// Puts what is staged in its place.
 fn put(staged: StagedFolder, folder: &Path, names: &[String], force: bool) -> Result<()> {
-    let _hold = staging::hold(&parent_of(folder));
+    let _hold = staging::hold(&parent_of(folder))?;
     // What another writer put there in the meantime.
     refuse_taken(folder, names, force)?;
     if fs::symlink_metadata(folder).is_err() {
@@ -149,7 +149,7 @@ impl StagedAdapter {
         // The configuration last.
         let config = |n: &String| n == file::CONFIG || n == file::FUSION_CONFIG;
         names.sort_by_key(|n| (config(n), n.clone()));
-        let _hold = staging::hold(&parent_of(&place));
+        let _hold = staging::hold(&parent_of(&place))?;
         put(staged, &place, &names, force)?;
         let own = OWN_FILES.iter().chain(more).copied();
         let stale: Vec<&str> = own.filter(|n| names.iter().all(|m| m != n)).collect();
@@ -180,7 +180,7 @@ mod tests {
         let writers: Vec<_> = ["x", "y", "z", "u"].into_iter().map(write).collect();
         for writer in writers {
             writer.join().unwrap();
-            let _hold = staging::hold(root.path());
+            let _hold = staging::hold(root.path()).unwrap();
             let found = saving("").map(|(name, _)| fs::read(place.join(name)).unwrap());
             assert!(
                 found[0] == found[1] && found[1] == found[2],
