@@ -140,3 +140,73 @@ pub fn card(data: &[u8]) {
         }
     }
 }
+
+/// The configuration of an adapter of PEFT's, with the weights of one matrix: what becomes an adapter has a valid configuration.
+pub fn peft(data: &[u8]) {
+    use crate::adapters::peft::{PeftFolder, from_peft};
+    use crate::ir::TensorData;
+
+    let Ok(config) = serde_json::from_slice(data) else {
+        return;
+    };
+    let module = "base_model.model.layers.0.self_attn.q_proj";
+    let tensor = |part: &str, dims: [u64; 2]| {
+        let values = vec![0.5; (dims[0] * dims[1]) as usize];
+        (
+            format!("{module}.{part}.weight").into(),
+            TensorData::from_f32(&dims[..], &values),
+        )
+    };
+    let tensors = [tensor("lora_A", [2, 4]), tensor("lora_B", [4, 2])];
+    let tensors = tensors.into_iter().collect();
+    if let Ok(adapter) = from_peft(&PeftFolder { config, tensors }, "fuzz", None) {
+        let dict = adapter.config.to_dict();
+        let again = Config::from_dict(&dict, UnknownKeys::Refuse)
+            .expect("invariant: a valid configuration");
+        assert_eq!(again.to_dict(), dict);
+    }
+}
+
+/// A job file: the settings that are read are written, and read as the same.
+#[cfg(feature = "train")]
+pub fn job(data: &[u8]) {
+    use crate::job::JobSettings;
+
+    let Ok(options) = serde_json::from_slice(data) else {
+        return;
+    };
+    let Ok(settings) = JobSettings::read(options) else {
+        return;
+    };
+    let file = settings.to_file();
+    let options = file.as_object().cloned().unwrap_or_default();
+    let again = JobSettings::read(options).expect("invariant: what is written can be read");
+    assert_eq!(again.to_file(), file);
+}
+
+/// Rows of data; the first byte says in which format. The rows of a JSON file, as lines, are the same rows.
+#[cfg(feature = "train")]
+pub fn rows(data: &[u8]) {
+    use crate::train::{Format, rows_of};
+    use serde_json::Value;
+
+    let Some((first, bytes)) = data.split_first() else {
+        return;
+    };
+    let format = match first {
+        b'c' => Format::Csv,
+        b't' => Format::Tsv,
+        b'l' => Format::JsonLines,
+        b'x' => Format::Text,
+        _ => Format::Json,
+    };
+    let rows = rows_of(format, bytes.to_vec());
+    if matches!(format, Format::Json | Format::JsonLines) {
+        let lines: Vec<String> = rows
+            .iter()
+            .map(|row| Value::from(row.clone()).to_string())
+            .collect();
+        let again = rows_of(Format::JsonLines, lines.join("\n").into_bytes());
+        assert_eq!(again, rows);
+    }
+}

@@ -97,7 +97,9 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ),
         (
             "fuzz",
-            &["train", "text", "adapters", "select", "infer", "ir", "onnx"],
+            &[
+                "job", "train", "text", "adapters", "select", "infer", "ir", "onnx",
+            ],
         ),
         ("lib", &[]),
         ("main", &[]),

@@ -72,6 +72,8 @@ pub(crate) use remote::{Want, fetched, wanted};
 pub(crate) use run::Run;
 pub(crate) use runs::CompareRuns;
 pub(crate) use settings::JobArguments;
+#[cfg(any(test, fuzzing))]
+pub(crate) use settings::JobSettings;
 pub(crate) use strip::Strip;
 pub(crate) use summary::{Summed, sum_up};
 pub(crate) use tenants::{ChangeTenants, ExtractTenant, ListTenants};

@@ -139,7 +139,7 @@ impl JobSettings {
     ///
     /// # Errors
     /// Names that no option has, values that do not fit, and combinations that make no sense; all names together.
-    pub(super) fn read(mut options: Map<String, Value>) -> Result<JobSettings> {
+    pub(crate) fn read(mut options: Map<String, Value>) -> Result<JobSettings> {
         let known = Self::fields();
         let known: Vec<&str> = known.iter().map(|f| f.name.as_str()).collect();
         let names = options
@@ -175,7 +175,7 @@ impl JobSettings {
     }
 
     /// The settings as a job file has them.
-    pub(super) fn to_file(&self) -> Value {
+    pub(crate) fn to_file(&self) -> Value {
         let mut file = serde_json::to_value(self).unwrap_or_default();
         if let Value::Object(options) = &mut file {
             options.shift_remove("dtype");

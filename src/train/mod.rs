@@ -29,6 +29,8 @@ pub(crate) use data::Splits;
 pub(crate) use data::{Answer, DataArguments, Dataset, Files, Labels, Loaded, Task, TextPair};
 #[cfg(test)]
 pub(crate) use data::{CompletionMask, EvalSplit, Example, IGNORE, ReadOptions, Tokens};
+#[cfg(any(test, fuzzing))]
+pub(crate) use data::{Format, rows_of};
 pub use dry::DryRun;
 pub(crate) use eval_args::{EvalArguments, Metric};
 pub(crate) use evaluate::{answers_of, labels_of, of_child};

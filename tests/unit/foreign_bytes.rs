@@ -119,6 +119,11 @@ doors! {
     card,
     config,
     interface,
+    #[cfg(feature = "train")]
+    job,
+    peft,
+    #[cfg(feature = "train")]
+    rows,
     safetensors,
     #[cfg(feature = "train")]
     template,

@@ -34,6 +34,8 @@ pub(crate) use mask::CompletionMask;
 pub(crate) use report::Answer;
 #[cfg(test)]
 pub(crate) use report::ReadReport;
+#[cfg(any(test, fuzzing))]
+pub(crate) use source::{Format, rows_of};
 #[cfg(any(feature = "hub", test, fuzzing))]
 pub(crate) use splits::Splits;
 

@@ -80,7 +80,7 @@ pub(super) const FORMATS: &str = ".jsonl, .json, .csv, .tsv, .txt (each also wit
 
 /// What a data file holds, by the end of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Format {
+pub(crate) enum Format {
     Parquet,
     JsonLines,
     Csv,
@@ -167,6 +167,15 @@ fn opened(path: &Path, columns: &Columns) -> Result<Source> {
         Box::new(file)
     };
     text(format, reader, path, columns)
+}
+
+/// The rows of a text format that can be used.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn rows_of(format: Format, bytes: Vec<u8>) -> Vec<Map<String, Value>> {
+    let reader = Box::new(std::io::Cursor::new(bytes));
+    let source = text(format, reader, Path::new("rows"), &Columns::default());
+    let rows = source.into_iter().flat_map(|s| s.rows);
+    rows.filter_map(|row| Some(row.ok()?.values)).collect()
 }
 
 /// Opens a file of JSON lines, whatever its name.
