@@ -156,6 +156,7 @@ impl Check<'_> {
             Kind::Text if text_or_null(value) => return,
             Kind::Text => "a string or null",
             Kind::Path { required } => match value {
+                Value::String(s) if s.is_empty() && key == Field::LayerSelfAttn.name() => return,
                 Value::String(s) if s.is_empty() || s.split('.').any(str::is_empty) => {
                     "a dotted module path"
                 }

@@ -85,6 +85,13 @@ const PARTS: [&str; 5] = [
 /// Paths of one layer, by field.
 type Paths = BTreeMap<Field, String>;
 
+/// Whether an attention and its projections have paths.
+fn names_attention(paths: &Paths) -> bool {
+    let all = |fields: &[Field]| fields.iter().all(|f| paths.contains_key(f));
+    let split = [Field::AttnQProj, Field::AttnKProj, Field::AttnVProj];
+    all(&[Field::LayerSelfAttn, Field::AttnOProj]) && (all(&split) || all(&[Field::AttnQkvProj]))
+}
+
 struct Namer<'a> {
     view: &'a Flow<'a>,
     tree: &'a ModuleTree,
@@ -112,15 +119,23 @@ impl Namer<'_> {
         let mut lists: Vec<Option<ModuleId>> = Vec::new();
         let mut by_stack: Vec<Paths> = Vec::new();
         let stacks = self.stacks(found);
-        let unlisted = stacks.iter().filter(|(list, _)| list.is_none()).count();
+        let several = stacks.len() > 1;
         for (list, layers) in stacks {
-            let mut paths = match list {
-                Some(list) => self.agreed(&layers, list, &mut notes),
-                None => USUAL.iter().map(|(k, v)| (*k, (*v).to_owned())).collect(),
+            let named = list.map(|list| (list, self.agreed(&layers, list, &mut notes)));
+            let usual = || USUAL.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+            let (list, mut paths) = match named {
+                Some((list, paths)) if names_attention(&paths) => (Some(list), paths),
+                Some((list, _)) => {
+                    notes.push(self.unheld(list));
+                    (None, usual())
+                }
+                None => {
+                    notes.push(self.unlisted(&layers));
+                    (None, usual())
+                }
             };
             if list.is_none() {
-                notes.push(self.unlisted(&layers));
-                if unlisted > 1 {
+                if several {
                     let name = match by_stack.len() {
                         _ if layers.iter().any(|l| l.cross_attn.is_some()) => {
                             "decoder.layers".to_owned()
@@ -241,6 +256,17 @@ impl Namer<'_> {
     fn of_norm(&self, output: ValueId) -> Option<ModuleId> {
         let norm = self.structure.norms.making(self.view, output)?;
         norm.nodes.last().and_then(|n| self.module(*n))
+    }
+
+    /// That layers get usual names: their attention is in no module of its own, or its projections are none, as in a `Block` that holds
+    /// `wqkv` and `proj` itself, and in `nn.MultiheadAttention`.
+    fn unheld(&self, list: ModuleId) -> Diagnostic {
+        let path = &self.tree.module(list).path;
+        let found = format!(
+            "the attention in the layers of `{path}`, or a projection of it, is no module of its own: usual names are proposed for the parts of layers, and linears keep their own"
+        );
+        Diagnostic::warning("infer-no-names", found)
+            .note("adapters for the original model need its own names")
     }
 
     /// That layers get usual names: none has a name in the graph, or their parts have names and are in no one module, as XLM's
@@ -375,7 +401,7 @@ impl Namer<'_> {
         let mut put = |field: Field, id: Option<ModuleId>, of: ModuleId| {
             let path = id
                 .and_then(|id| self.tree.relative(id, of))
-                .filter(|p| !p.is_empty());
+                .filter(|p| !p.is_empty() || field == Field::LayerSelfAttn);
             if let Some(path) = path {
                 out.insert(field, path.to_owned());
             }
@@ -468,13 +494,15 @@ impl Namer<'_> {
         Some(out)
     }
 
-    /// The attention module: the innermost one that holds all of its projections.
+    /// The attention module: the innermost one that holds all of its projections, which are modules of their own if that is the layer.
     fn attention(&self, core: &Core, entry: ModuleId) -> Option<ModuleId> {
         let projections = [core.q, core.k, core.v].into_iter().flatten();
         let parts = projections.map(|p| self.of_projection(p));
         let modules: Vec<ModuleId> = parts.chain([self.of_linear(core.o)]).flatten().collect();
+        let held = modules.len() > 1 && modules.iter().all(|m| *m != entry);
         let shared = modules.into_iter().reduce(|a, b| self.tree.shared(a, b))?;
-        (shared != entry && self.tree.is_within(shared, entry)).then_some(shared)
+        let inside = self.tree.is_within(shared, entry);
+        (inside && (shared != entry || held)).then_some(shared)
     }
 
     /// The part directly below `outer` that a module is in.

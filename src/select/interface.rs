@@ -138,7 +138,7 @@ pub struct Fields {
     /// Module whose input is the residual of self-attention.
     #[serde(default)]
     pub layer_pre_self_attn: PerStack,
-    /// Self-attention module.
+    /// Self-attention module. Empty where the layer holds the projections of its attention itself, which is not AdapterHub's.
     #[serde(default)]
     pub layer_self_attn: PerStack,
     /// Module whose output is the embedded input.
@@ -401,7 +401,11 @@ impl Interface {
         self.fields.graph.is_empty()
             && self.fields.layer_ln_cross.is_null()
             && self.fields.layer_gate_proj.is_null()
-            && self.fields.paths().iter().all(|(_, p)| p.len().is_none())
+            && self
+                .fields
+                .paths()
+                .iter()
+                .all(|(_, p)| p.len().is_none() && p.get(0) != Some(""))
     }
 
     /// The same with what is open in its paths as a model has it: alternatives (`a|b`), and any entry of a list (`*`) where the layers are

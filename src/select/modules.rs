@@ -394,7 +394,40 @@ impl ModuleTree {
         None
     }
 
-    /// Takes the nodes of a linear that a quantizer replaced without names into the module that its remaining nodes name.
+    /// The module of a linear that a module computes itself, by the name of its parameters: `nn.MultiheadAttention` calls neither its
+    /// `out_proj` nor, as it is no module, what `in_proj_weight` and `in_proj_bias` belong to.
+    fn functional(&mut self, view: &Flow<'_>, of: ModuleId, linear: &Linear) -> Option<ModuleId> {
+        let module = self.module(of);
+        let (path, weight) = (&*module.path, &linear.weight);
+        if of == ROOT || module.nodes.len() <= linear.nodes.len() {
+            return None;
+        }
+        let stored = [Some(weight.value), weight.bias].into_iter().flatten();
+        // Equal parameters of several layers are stored once, under the name of one of them.
+        let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+        let alike = |(a, b): (&str, &str)| a == b || number(a) && number(b);
+        let ends = |whole: &str| {
+            let parts = path.rsplit('.').count();
+            let pairs = std::iter::zip(whole.rsplit('.'), path.rsplit('.'));
+            whole.rsplit('.').count() >= parts && pairs.into_iter().all(alike)
+        };
+        let leaf = stored.filter_map(|v| {
+            let (owner, last) = view.graph.name_of(view.root(v)).rsplit_once('.')?;
+            if ["weight", "bias"].contains(&last) {
+                let (outer, leaf) = owner.rsplit_once('.')?;
+                return ends(outer).then(|| leaf.to_owned());
+            }
+            let leaf = last
+                .strip_suffix("_weight")
+                .or(last.strip_suffix("_bias"))?;
+            (ends(owner) && !leaf.is_empty()).then(|| leaf.to_owned())
+        });
+        let leaf = { leaf }.next()?;
+        Some(self.child(of, &leaf))
+    }
+
+    /// Takes the nodes of a linear that a quantizer replaced without names into the module that its remaining nodes name, and those of
+    /// one that a module computes itself into a module of their own.
     pub(super) fn adopt(&mut self, view: &Flow<'_>, linears: &[Linear]) {
         let mut moved = false;
         let mut claims: FxHashMap<NodeId, usize> = FxHashMap::default();
@@ -409,6 +442,13 @@ impl ModuleTree {
             let Some((module, witness)) = named else {
                 continue;
             };
+            if let Some(own) = self.functional(view, module, linear) {
+                for n in linear.nodes.iter().filter(|n| claims[*n] == 1) {
+                    self.of_node[n.index()] = Some((own, Witness::ParameterName));
+                }
+                moved = true;
+                continue;
+            }
             // A reshape in front of several belongs to none of them.
             for n in linear.nodes.iter().filter(|n| claims[*n] == 1) {
                 let slot = &mut self.of_node[n.index()];

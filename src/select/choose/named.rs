@@ -148,9 +148,9 @@ impl Scene<'_> {
             &f.layer_intermediate_proj,
             &f.layer_output_proj,
         ];
-        parts
-            .iter()
-            .any(|p| p.get(stack).is_some_and(|p| self.part(id, p).is_some()))
+        let named = parts.iter().filter_map(|p| p.get(stack));
+        let mut named = named.filter(|p| !p.is_empty());
+        named.any(|p| self.part(id, p).is_some())
     }
 
     /// Every module whose children are numbered.
@@ -506,8 +506,12 @@ impl<'s> Named<'s> {
         ];
         let qkv = find(Role::Qkv, &f.attn_qkv_proj);
         let o = find(Role::AttentionOutput, &f.attn_o_proj);
-        let edge = self.boundary(module, call);
-        let Some(output) = edge.output else {
+        let output = if module == spot.module {
+            o.as_ref().map(|o| o.output)
+        } else {
+            self.boundary(module, call).output
+        };
+        let Some(output) = output else {
             self.record.miss(
                 self.scene,
                 spot.place(),

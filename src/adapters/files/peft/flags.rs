@@ -37,7 +37,11 @@ pub(super) fn linears(interface: &Interface) -> Vec<(Role, String)> {
             (Role::Fused, &f.attn_qkv_proj),
         ];
         for (role, path) in projections {
-            out.extend(path.get(0).map(|p| (role, format!("{attention}.{p}"))));
+            let path = path.get(0).map(|p| match attention {
+                "" => p.to_owned(),
+                attention => format!("{attention}.{p}"),
+            });
+            out.extend(path.map(|p| (role, p)));
         }
     }
     out.extend(
