@@ -333,7 +333,7 @@ pub(crate) fn schema() -> Value {
     let mut defs = Map::new();
     let mut refs = Vec::new();
     for preset in MethodConfig::presets() {
-        let Value::Object(mut schema) = (preset.make)().schema() else {
+        let Value::Object(mut schema) = (preset.make)().schema().clone() else {
             continue;
         };
         schema.remove("$schema");

@@ -3,11 +3,11 @@
 use super::Ui;
 use super::args::{AdapterCommand, AdapterFormat, ConvertArgs};
 use super::average::{AverageArgs, SignMethod};
-use crate::adapters::folder::{self, AdapterFolder, WriteOptions};
+use crate::adapters::folder::{self, AdapterFolder};
 use crate::adapters::{Weighting, fusion_identifiers, identifiers};
 use crate::api;
 use crate::error::Result;
-use crate::job::{Average, Convert, Converted, Format, Summed, copy_beside, rename_beside, sum_up};
+use crate::job::{Average, Convert, Converted, Format, Summed, rename_beside, sum_up, write_like};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -24,8 +24,8 @@ pub(super) fn run(command: &AdapterCommand, ui: &Ui) -> Result<()> {
             force,
         } => {
             let (out, path) = rename_beside(folder, name, output.as_deref())?;
-            written(&out, &path, *force, ui)?;
-            copy_beside(folder, &path, name, *force)
+            write_like(&out, folder, &path, *force)?;
+            say(&out, &path, ui)
         }
         AdapterCommand::Eject {
             folder,
@@ -33,8 +33,8 @@ pub(super) fn run(command: &AdapterCommand, ui: &Ui) -> Result<()> {
             force,
         } => {
             let out = api::eject_prefix_tuning(AdapterFolder::read(folder)?)?;
-            written(&out, output, *force, ui)?;
-            copy_beside(folder, output, &out.name, *force)
+            write_like(&out, folder, output, *force)?;
+            say(&out, output, ui)
         }
         AdapterCommand::Delete { folder } => deleted(folder, ui),
         AdapterCommand::Convert(args) => converted(args, ui),
@@ -62,16 +62,6 @@ fn averaged(args: &AverageArgs, ui: &Ui) -> Result<()> {
     };
     let (out, path) = job.run()?;
     say(&out, &path, ui)
-}
-
-/// Writes an adapter folder and says so.
-fn written(out: &AdapterFolder, path: &Path, force: bool, ui: &Ui) -> Result<()> {
-    let options = WriteOptions {
-        force,
-        ..WriteOptions::default()
-    };
-    out.write(path, options)?;
-    say(out, path, ui)
 }
 
 /// Says that an adapter folder was written.

@@ -44,6 +44,7 @@ pub use crate::fence::Allocator;
 pub fn main() -> ExitCode {
     faults::watch();
     interrupt::watch();
+    crate::runtime::bound_threads();
     let work = std::panic::AssertUnwindSafe(run);
     std::panic::catch_unwind(work).unwrap_or_else(|_| faults::end())
 }

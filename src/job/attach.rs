@@ -16,6 +16,7 @@ use crate::infer::Verified;
 use crate::ir::contract;
 use crate::select::Interface;
 use crate::text::CHAT_TEMPLATE;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The interface and the adapters that a job or a command names.
@@ -529,8 +530,8 @@ impl AdapterSettings {
         owners.iter().map(head).collect::<Result<_>>().map(Some)
     }
 
-    /// The chat template that an adapter was trained with, where the folder that it is loaded from has one.
-    pub(super) fn template_of(&self, name: &str) -> Option<String> {
+    /// The chat templates that adapters were trained with, by their names, where the folders that they are loaded from have one.
+    pub(super) fn templates(&self) -> BTreeMap<String, String> {
         let kept = |text: &String| {
             let Ok(spec::Spec::Saved {
                 name: given,
@@ -541,9 +542,11 @@ impl AdapterSettings {
             };
             let template = disk::text(folder.join(CHAT_TEMPLATE)).ok()?;
             let own = || spec::read_folder(&folder).ok().map(|f| f.name);
-            (given.or_else(own)? == name).then_some(template)
+            Some((given.or_else(own)?, template))
         };
-        self.listed().unwrap_or_default().iter().find_map(kept)
+        // Of two of one name the first counts.
+        let listed = self.listed().unwrap_or_default();
+        listed.iter().rev().filter_map(kept).collect()
     }
 }
 

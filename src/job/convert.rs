@@ -2,7 +2,7 @@
 
 use super::check::{usage, write_file};
 use crate::adapters::average::rename;
-use crate::adapters::folder::{AdapterFolder, WriteOptions};
+use crate::adapters::folder::{AdapterFolder, StagedAdapter, WriteOptions};
 use crate::adapters::heads::{self, files::copy_renamed};
 use crate::adapters::peft::{self, PeftFolder};
 use crate::adapters::spec::folder_name;
@@ -124,16 +124,18 @@ pub(crate) fn rename_beside(
     Ok((out, to.map_or_else(beside, Path::to_owned)))
 }
 
-/// Copies what stands beside an adapter, its head and its chat template, to the same adapter under another name.
+/// Writes an adapter with what stands beside the one that it was made of: its head and its chat template; all of it, or nothing.
 ///
 /// # Errors
 /// Files that cannot be read, or are there already and `force` is not set.
-pub(crate) fn copy_beside(from: &Path, to: &Path, name: &str, force: bool) -> Result<()> {
-    copy_renamed(from, to, name, force)?;
+pub(crate) fn write_like(out: &AdapterFolder, from: &Path, to: &Path, force: bool) -> Result<()> {
+    let place = StagedAdapter::new(to, force)?;
+    out.write(place.path(), WriteOptions::default())?;
+    copy_renamed(from, place.path(), &out.name, false)?;
     let template = from.join(CHAT_TEMPLATE);
     if template.exists() {
         let text = disk::bytes(&template).map_err(|e| Error::io(&template, "cannot be read", e))?;
-        write_file(&to.join(CHAT_TEMPLATE), &text)?;
+        write_file(&place.path().join(CHAT_TEMPLATE), &text)?;
     }
-    Ok(())
+    place.put(&[CHAT_TEMPLATE])
 }

@@ -26,6 +26,8 @@ pub(super) struct ModelFiles {
     decoder: Option<PathBuf>,
     /// What `config.json` says of the text model; null where there is none.
     config: Value,
+    /// Why a `config.json` that is there says nothing.
+    unread: Option<String>,
 }
 
 impl ModelFiles {
@@ -33,8 +35,16 @@ impl ModelFiles {
     pub(super) fn at(path: &Path) -> Self {
         let (path, decoder) = inside(path);
         let path = &*path;
-        let text = disk::text(select::beside(path, "config.json")).unwrap_or_default();
-        let config: Value = serde_json::from_str(&text).unwrap_or_default();
+        let place = select::beside(path, "config.json");
+        let (config, unread) = match disk::text(&place) {
+            Ok(text) => match serde_json::from_str::<Value>(&text) {
+                Ok(config) => (config, None),
+                Err(e) => (Value::Null, Some(format!("not JSON: {e}"))),
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => (Value::Null, None),
+            Err(e) => (Value::Null, Some(e.to_string())),
+        };
+        let unread = unread.map(|why| format!("{} is not used: {why}", place.display()));
         // A text model inside another one has its own part.
         let config = match config.get("text_config") {
             Some(inner) => inner.clone(),
@@ -44,6 +54,7 @@ impl ModelFiles {
             path: path.to_owned(),
             decoder,
             config,
+            unread,
         }
     }
 
@@ -54,6 +65,12 @@ impl ModelFiles {
 
     /// Reads and verifies the model, and puts functions and decided branches in place. An encoder and its decoder become one graph.
     pub(super) fn open(&self, events: OnEvent<'_>) -> Result<Verified> {
+        if let Some(why) = &self.unread {
+            let d = Diagnostic::warning("model-config", why.clone());
+            events(&Event::Warning(
+                d.help("the graph alone says what the model is"),
+            ))?;
+        }
         let model = api::flat(super::open(&self.path, events)?)?;
         let Some(decoder) = &self.decoder else {
             return Ok(model);

@@ -275,11 +275,12 @@ impl AttachToFile {
         {
             return Err(exists(there));
         }
+        let templates = self.adapters.templates();
         let mut staged = Vec::new();
         for (path, folder) in written {
             let place = StagedAdapter::new(path, self.force)?;
             folder.write(place.path(), WriteOptions::default())?;
-            if let Some(template) = self.adapters.template_of(&folder.name) {
+            if let Some(template) = templates.get(&folder.name) {
                 write_file(&place.path().join(CHAT_TEMPLATE), template.as_bytes())?;
             }
             adapted.write_head(&folder.name, place.path(), &store, false)?;

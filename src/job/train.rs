@@ -348,9 +348,10 @@ impl Run {
         let date = date.map(|d| ("chat_date".to_owned(), Value::String(d)));
         subject.decided.extend(date);
         let trained = settings.training.train_adapters.as_ref();
+        let kept = self.adapters.templates();
         for name in &subject.names {
             let trained = trained.is_none_or(|only| only.contains(name));
-            let own = || self.adapters.template_of(name);
+            let own = || kept.get(name).cloned();
             let template = loaded
                 .chat_template
                 .clone()

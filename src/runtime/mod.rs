@@ -27,6 +27,7 @@ mod walk;
 pub(crate) use device::named;
 pub use device::{Device, Precision, device};
 pub(crate) use past::caches;
+pub(crate) use plan::bound_threads;
 pub use plan::{CompileOptions, FeedSpec, Feeds, Outputs, Plan};
 
 pub(crate) use onnx_graft_kernels::adamw;

@@ -414,8 +414,25 @@ impl Plan {
 /// Threads beyond this many for each core only wait for one another.
 const THREADS_PER_CORE: usize = 16;
 
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Starts the threads that all work shares, where the environment asks for more of them than are of use: the pool itself would believe
+/// it. For a program, before its first work.
+pub(crate) fn bound_threads() {
+    let asked = std::env::var("RAYON_NUM_THREADS").ok();
+    let asked = asked.and_then(|n| n.parse::<usize>().ok());
+    let most = cores().saturating_mul(THREADS_PER_CORE);
+    if asked.is_some_and(|n| n > most) {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(most);
+        // It is there already, or there is no room: the first work says so.
+        let _ = pool.build_global();
+    }
+}
+
 fn threads(n: Option<usize>) -> Result<Option<rayon::ThreadPool>> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cores = cores();
     let most = cores.saturating_mul(THREADS_PER_CORE);
     let refused = |n: usize, why: String, help: String| {
         let d = Diagnostic::error("threads", format!("{n} threads: {why}"));
@@ -427,14 +444,7 @@ fn threads(n: Option<usize>) -> Result<Option<rayon::ThreadPool>> {
             return Err(refused(n, format!("this machine has {cores} cores"), help));
         }
         Some(n) => n,
-        // The usual pool asks the environment, and believes it.
-        None => {
-            let asked = std::env::var("RAYON_NUM_THREADS").ok();
-            match asked.and_then(|n| n.parse::<usize>().ok()) {
-                Some(n) if n > most => most,
-                _ => return Ok(None),
-            }
-        }
+        None => return Ok(None),
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build();
     pool.map(Some)

@@ -33,7 +33,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::fmt::Debug;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// A named default configuration.
 #[derive(Clone, Copy, Debug)]
@@ -414,10 +414,14 @@ macro_rules! methods {
             }
 
             /// The JSON Schema of its fields.
-            pub(crate) fn schema(&self) -> Value {
+            pub(crate) fn schema(&self) -> &'static Value {
                 match self {
-                    $(MethodConfig::$name(_) => schemars::schema_for!($module::$name).to_value(),)*
-                    MethodConfig::Custom(_) => Value::Null,
+                    $(MethodConfig::$name(_) => {
+                        static SCHEMA: LazyLock<Value> =
+                            LazyLock::new(|| schemars::schema_for!($module::$name).to_value());
+                        &SCHEMA
+                    })*
+                    MethodConfig::Custom(_) => &Value::Null,
                 }
             }
 
