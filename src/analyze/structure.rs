@@ -36,6 +36,8 @@ pub(crate) struct Core {
     pub(crate) k: Option<Projection>,
     pub(crate) v: Option<Projection>,
     pub(crate) o: usize,
+    /// The softmax of the scores, or the fused operator.
+    pub(crate) heart: NodeId,
     /// What the attention module reads for its queries.
     pub(crate) input: ValueId,
     cross: bool,
@@ -171,6 +173,7 @@ impl<'a> Structure<'a> {
                     k: None,
                     v: None,
                     o,
+                    heart: n,
                     input: x,
                     cross: false,
                 });
@@ -198,6 +201,7 @@ impl<'a> Structure<'a> {
             k: Some(k),
             v: Some(v),
             o,
+            heart: n,
             input: shared.unwrap_or(self.linears.all[q.linear].input),
             cross: shared.is_none(),
         })

@@ -40,12 +40,22 @@ fn expand(cx: &ExpandCx<'_>, centered: bool) -> Defined {
     } else {
         (None, cx.optional(3))
     };
-    // The bias is that of the projection which makes the first summand: added to it, the projection's output is a value.
-    let x = match bias {
-        Some(bias) => b.add(cx.input(0)?, bias),
-        None => cx.input(0)?,
+    // The bias is that of the projection which makes one of the summands, and which nothing else reads: added to it, the projection's
+    // output is a value. The first one counts where both may be meant.
+    let alone = |slot: usize| {
+        let v = cx.graph.input(cx.id, slot);
+        v.is_some_and(|v| cx.graph.uses(v).len() == 1)
     };
-    let sum = b.add(x, cx.input(1)?);
+    let (of, other) = if alone(0) || !alone(1) {
+        (0, 1)
+    } else {
+        (1, 0)
+    };
+    let x = match bias {
+        Some(bias) => b.add(cx.input(of)?, bias),
+        None => cx.input(of)?,
+    };
+    let sum = b.add(x, cx.input(other)?);
     let epsilon = cx.node().float("epsilon", 1e-12);
     let wants = [cx.has_output(1), cx.has_output(2)];
     let norm = Norm {

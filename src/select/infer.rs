@@ -122,7 +122,18 @@ impl Namer<'_> {
         let several = stacks.len() > 1;
         for (list, layers) in stacks {
             let named = list.map(|list| (list, self.agreed(&layers, list, &mut notes)));
-            let usual = || USUAL.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+            // A choice of experts has neither projection.
+            let there = |field: &Field| match field {
+                Field::LayerIntermediateProj => layers.iter().any(|f| f.up.is_some()),
+                Field::LayerOutputProj => layers.iter().any(|f| f.down.is_some()),
+                _ => true,
+            };
+            let usual = || {
+                let fields = USUAL.iter().filter(|(field, _)| there(field));
+                fields
+                    .map(|(k, v)| (*k, (*v).to_owned()))
+                    .collect::<Paths>()
+            };
             let (list, mut paths) = match named {
                 Some((list, paths)) if names_attention(&paths) => (Some(list), paths),
                 Some((list, _)) => {
@@ -247,6 +258,17 @@ impl Namer<'_> {
         self.module(self.linears.all[linear].core)
     }
 
+    /// A module of an attention: that of its output projection, or where an optimizer left it without a name, of its heart or another
+    /// projection.
+    fn of_core(&self, core: &Core) -> Option<ModuleId> {
+        let others = || {
+            let mut others = [core.q, core.k, core.v].into_iter().flatten();
+            others.find_map(|p| self.of_projection(p))
+        };
+        let own = self.of_linear(core.o);
+        own.or_else(|| self.module(core.heart)).or_else(others)
+    }
+
     /// The module of a projection; of columns whose product carries no name, that of their bias.
     fn of_projection(&self, p: Projection) -> Option<ModuleId> {
         let columns = || self.module(self.view.producer(p.columns?.0)?);
@@ -297,38 +319,33 @@ impl Namer<'_> {
                 None => out.push((list, layers)),
             }
         }
+        // Nodes may stand in another order than the stacks: an encoder is named first.
+        out.sort_by_key(|(_, layers)| layers.iter().any(|f| f.cross_attn.is_some()));
         out
+    }
+
+    /// Whether a module has numbered parts.
+    fn is_list(&self, id: ModuleId) -> bool {
+        let parts = &self.tree.module(id).children;
+        let mut names = parts.keys();
+        names.any(|k| k.bytes().all(|b| b.is_ascii_digit()))
     }
 
     /// The list that the layers are entries of: the innermost module with numbered parts around all of them.
     fn list(&self, layers: &[&Found]) -> Option<ModuleId> {
         let whole = |f: &&Found| {
-            let parts = [
-                Some(f.self_attn.o),
-                f.down,
-                f.cross_attn.as_ref().map(|c| c.o),
-            ];
-            let modules: Vec<ModuleId> = parts
-                .into_iter()
-                .flatten()
-                .filter_map(|l| self.of_linear(l))
-                .collect();
-            modules.into_iter().reduce(|a, b| self.tree.shared(a, b))
+            let cores = [Some(&f.self_attn), f.cross_attn.as_ref()];
+            let cores = cores.into_iter().flatten().map(|c| self.of_core(c));
+            let modules = cores.chain([f.down.and_then(|l| self.of_linear(l))]);
+            modules.flatten().reduce(|a, b| self.tree.shared(a, b))
         };
         let entries: Vec<ModuleId> = layers.iter().map(whole).collect::<Option<_>>()?;
         let mut at = entries
             .iter()
             .copied()
             .reduce(|a, b| self.tree.shared(a, b))?;
-        let numbered = |id: ModuleId| {
-            self.tree
-                .module(id)
-                .children
-                .keys()
-                .any(|k| k.bytes().all(|b| b.is_ascii_digit()))
-        };
         // A layer may itself hold a list of its sublayers.
-        while !numbered(at) || entries.contains(&at) {
+        while !self.is_list(at) || entries.contains(&at) {
             if at == ROOT {
                 return None;
             }
@@ -390,7 +407,7 @@ impl Namer<'_> {
     }
 
     fn layer(&self, f: &Found, list: ModuleId) -> Option<Paths> {
-        let mut entry = self.of_linear(f.self_attn.o)?;
+        let mut entry = self.of_core(&f.self_attn)?;
         while self.tree.module(entry).parent != list {
             entry = self.tree.module(entry).parent;
             if entry == ROOT {
@@ -406,30 +423,43 @@ impl Namer<'_> {
                 out.insert(field, path.to_owned());
             }
         };
+        // Linears, and the modules of those that have a name.
+        let mut linears: Vec<(Field, Option<ModuleId>)> = Vec::new();
         let attn = self.attention(&f.self_attn, entry);
         put(Field::LayerSelfAttn, attn, entry);
         if let Some(attn) = attn {
-            let of = |p: Option<Projection>| p.and_then(|p| self.of_projection(p));
+            // A reshape that the attention itself does behind a projection is no name of the projection.
+            let heart = self.module(f.self_attn.heart);
+            let own = |m: &ModuleId| heart.is_none_or(|h| !self.tree.is_within(h, *m));
+            let of = |p: Option<Projection>| p.and_then(|p| self.of_projection(p)).filter(own);
             let (q, k, v) = (of(f.self_attn.q), of(f.self_attn.k), of(f.self_attn.v));
-            if q == k {
+            let linear = |p: Option<Projection>| p.map(|p| p.linear);
+            let split = linear(f.self_attn.q) != linear(f.self_attn.k);
+            if q == k && (q.is_some() || !split) {
                 put(Field::AttnQkvProj, q, attn);
             } else {
                 put(Field::AttnQProj, q, attn);
                 put(Field::AttnKProj, k, attn);
                 put(Field::AttnVProj, v, attn);
+                linears.extend([
+                    (Field::AttnQProj, q),
+                    (Field::AttnKProj, k),
+                    (Field::AttnVProj, v),
+                ]);
             }
-            put(Field::AttnOProj, self.of_linear(f.self_attn.o), attn);
+            let o = self.of_linear(f.self_attn.o).filter(own);
+            put(Field::AttnOProj, o, attn);
+            linears.push((Field::AttnOProj, o));
         }
-        put(
-            Field::LayerIntermediateProj,
-            f.up.and_then(|p| self.of_linear(p.linear)),
-            entry,
-        );
-        put(
-            Field::LayerOutputProj,
-            f.down.and_then(|l| self.of_linear(l)),
-            entry,
-        );
+        for (field, linear) in [
+            (Field::LayerIntermediateProj, f.up.map(|p| p.linear)),
+            (Field::LayerOutputProj, f.down),
+        ] {
+            let Some(linear) = linear else { continue };
+            let module = self.of_linear(linear);
+            put(field, module, entry);
+            linears.push((field, module));
+        }
         let within = |id: &ModuleId| self.tree.is_within(*id, entry);
         let pre = |input: ValueId| {
             self.of_norm(self.structure.unarranged(input))
@@ -491,6 +521,11 @@ impl Namer<'_> {
                 .and_then(|c| behind(f.ln_cross, made(c.o))),
             entry,
         );
+        // What a quantizer left without a name gets the usual one.
+        for (field, _) in linears.iter().filter(|(_, module)| module.is_none()) {
+            let usual = USUAL.iter().find(|(f, _)| f == field);
+            out.extend(usual.map(|(f, path)| (*f, (*path).to_owned())));
+        }
         Some(out)
     }
 
@@ -498,7 +533,10 @@ impl Namer<'_> {
     fn attention(&self, core: &Core, entry: ModuleId) -> Option<ModuleId> {
         let projections = [core.q, core.k, core.v].into_iter().flatten();
         let parts = projections.map(|p| self.of_projection(p));
-        let modules: Vec<ModuleId> = parts.chain([self.of_linear(core.o)]).flatten().collect();
+        let parts: Vec<Option<ModuleId>> = parts.chain([self.of_linear(core.o)]).collect();
+        let lost = parts.iter().any(Option::is_none);
+        let heart = self.module(core.heart).filter(|_| lost);
+        let modules: Vec<ModuleId> = parts.into_iter().flatten().chain(heart).collect();
         let held = modules.len() > 1 && modules.iter().all(|m| *m != entry);
         let shared = modules.into_iter().reduce(|a, b| self.tree.shared(a, b))?;
         let inside = self.tree.is_within(shared, entry);
@@ -517,12 +555,8 @@ impl Namer<'_> {
     fn embeddings(&self, found: &[Found], lists: &[Option<ModuleId>]) -> Option<ModuleId> {
         // The stack that is found may be the second one of the graph: its tokens are looked up nearest to its layers.
         let near = |n: &NodeId| {
-            let lists = lists.iter().flatten();
-            let shared = |l: &ModuleId| {
-                let module = self.module(*n)?;
-                Some(self.tree.module(self.tree.shared(module, *l)).depth)
-            };
-            lists.filter_map(shared).max().unwrap_or_default()
+            let (module, list) = (self.module(*n)?, lists.first().copied().flatten()?);
+            Some(self.tree.module(self.tree.shared(module, list)).depth)
         };
         let order = self.view.order.iter().copied();
         let mut lookups: Vec<NodeId> = order
@@ -535,10 +569,11 @@ impl Namer<'_> {
         let mut at = self.module(lookup.or_else(maker)?)?;
         loop {
             let parent = self.tree.module(at).parent;
-            let holds_layers = lists
-                .iter()
-                .flatten()
-                .any(|l| self.tree.is_within(*l, parent));
+            let holds_layers = self
+                .tree
+                .subtree(parent)
+                .into_iter()
+                .any(|m| self.is_list(m));
             if parent == ROOT || holds_layers {
                 return Some(at);
             }

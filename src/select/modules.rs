@@ -439,7 +439,11 @@ impl ModuleTree {
                 .nodes
                 .iter()
                 .find_map(|n| self.of(*n).filter(|(_, w)| *w < Witness::Neighbours));
-            let Some((module, witness)) = named else {
+            // A fused reader took the bias in, which had the name.
+            let late = linear.late_bias.filter(|_| named.is_none());
+            let late = late.and_then(|v| owner(view.graph.name_of(view.root(v))));
+            let late = late.map(|path| (self.intern(path), Witness::ParameterName));
+            let Some((module, witness)) = named.or(late) else {
                 continue;
             };
             if let Some(own) = self.functional(view, module, linear) {

@@ -65,6 +65,10 @@ impl Structure<'_> {
             })
         };
         Some(Core {
+            heart: {
+                let mixed = self.view.producer(self.linears.all[o].input);
+                mixed.unwrap_or(self.linears.all[o].core)
+            },
             q: whole(q),
             k: whole(k),
             v: whole(v),

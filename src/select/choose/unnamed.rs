@@ -99,7 +99,9 @@ impl Unnamed<'_> {
         let mut out = Vec::new();
         for (stack, members) in stacks.into_iter().enumerate() {
             for (local, f) in members.into_iter().enumerate() {
-                if let Some(mut layer) = self.build(&structure, f, stack, out.len(), local) {
+                if let Some(mut layer) =
+                    self.build(&structure, f, (stack, out.len(), local), f.output)
+                {
                     self.own_names(&mut layer);
                     self.account(&layer);
                     out.push(layer);
@@ -229,11 +231,13 @@ impl Unnamed<'_> {
                 continue;
             }
             for (local, (layer, f)) in own.iter_mut().zip(members).enumerate() {
-                let Some(mut other) = self.build(&structure, f, stack, layer.index, local) else {
+                let output = f.output.or(Some(layer.output));
+                let at = (stack, layer.index, local);
+                let Some(mut other) = self.build(&structure, f, at, output) else {
                     continue;
                 };
                 self.mend(layer, &other);
-                self.keep_gaps(&mut other);
+                self.keep_gaps(&mut other, f);
                 let before: Vec<bool> = SITES.iter().map(|f| f.value(layer).is_some()).collect();
                 merge(layer, other);
                 for (field, had) in SITES.into_iter().zip(before) {
@@ -247,7 +251,7 @@ impl Unnamed<'_> {
 
     /// Structure answers only where names are silent: for nodes without one, for columns of a projection that an exporter fused, and
     /// for exporters that rename modules. A name that the interface has wrong stays a finding.
-    fn keep_gaps(&self, layer: &mut Layer) {
+    fn keep_gaps(&self, layer: &mut Layer, f: &Found) {
         if self.scene.view.renames {
             return;
         }
@@ -260,10 +264,30 @@ impl Unnamed<'_> {
             }
         };
         let mut gap = false;
-        for site in [&mut layer.self_attn, &mut layer.cross_attn] {
+        let hearts = [Some(&f.self_attn), f.cross_attn.as_ref()];
+        let hearts = hearts.map(|core| Some(self.scene.tree.of(core?.heart)?.0));
+        for (site, heart) in [&mut layer.self_attn, &mut layer.cross_attn]
+            .into_iter()
+            .zip(hearts)
+        {
             let Some(a) = site else { continue };
+            // A reshape that the attention itself does behind a projection is no name of the projection.
+            let around = |n: &NodeId| {
+                let module = self.scene.tree.of(*n).map(|(m, _)| m);
+                let both = module.zip(heart);
+                both.is_some_and(|(m, heart)| self.scene.tree.is_within(heart, m))
+            };
+            let projection = |s: &mut Option<LinearSite>| {
+                let own = |s: &LinearSite| {
+                    let nodes = s.nodes.iter().copied().filter(|n| !around(n));
+                    s.column.is_none() && !silent(&nodes.collect::<Vec<_>>())
+                };
+                if s.as_ref().is_some_and(own) {
+                    *s = None;
+                }
+            };
             for s in [&mut a.q, &mut a.k, &mut a.v, &mut a.qkv, &mut a.o] {
-                linear(s);
+                projection(s);
             }
             if [&a.q, &a.k, &a.v, &a.qkv, &a.o].iter().all(|s| s.is_none()) {
                 *site = None;
@@ -355,13 +379,13 @@ impl Unnamed<'_> {
 
     // ---- one layer -----------------------------------------------------------------------------------------------------------
 
+    /// A layer as structure shows it; where it does not show where the layer ends, `output` says so.
     fn build(
         &self,
         s: &Structure<'_>,
         f: &Found,
-        stack: usize,
-        index: usize,
-        local: usize,
+        (stack, index, local): (usize, usize, usize),
+        output: Option<ValueId>,
     ) -> Option<Layer> {
         let fields = self.scene.interface.fields.clone();
         let at = |p: &PerStack| p.get(stack).map(str::to_owned);
@@ -430,7 +454,7 @@ impl Unnamed<'_> {
             call: 0,
             stack,
             input: f.input,
-            output: f.output?,
+            output: output?,
             self_attn,
             cross_attn,
             intermediate: f
