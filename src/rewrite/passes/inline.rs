@@ -32,10 +32,12 @@ impl Pass for Inline {
     }
 
     fn run(&self, cx: &mut PassCx<'_>) -> Result<(), PassError> {
+        let calls = self.calls && unfolded(cx.model()) <= UNFOLDED;
+        let wanted = Inline { calls, ..*self };
         for _ in 0..ROUNDS {
             let verified = cx.verified()?;
             let model = verified.model();
-            let found = |n: NodeId| Some((n, self.body(&verified, n)?));
+            let found = |n: NodeId| Some((n, wanted.body(&verified, n)?));
             let all: Vec<(NodeId, Inner<'_>)> = model.graph.nodes().filter_map(found).collect();
             if all.is_empty() {
                 break;
@@ -49,6 +51,54 @@ impl Pass for Inline {
         }
         Ok(())
     }
+}
+
+/// Calls stay where the graph without them would have more nodes than this: functions that call each other may unfold without end in
+/// sight.
+const UNFOLDED: usize = 1 << 20;
+
+/// Number of nodes of a model in which no function is called any more. Linear in its nodes.
+fn unfolded(model: &Model) -> usize {
+    let all = model.functions.iter().enumerate();
+    let index: FxHashMap<_, usize> = all
+        .map(|(i, f)| ((plain(&f.domain), &*f.name, &*f.overload), i))
+        .collect();
+    let part = |g: &Graph| {
+        let called = |n: NodeId| {
+            let op = &g.node(n).op;
+            index.get(&(plain(&op.domain), &*op.op_type, &*op.overload))
+        };
+        let calls: Vec<usize> = g.nodes().filter_map(|n| called(n).copied()).collect();
+        (g.node_count(), calls)
+    };
+    let mut parts: Vec<(usize, Vec<usize>)> =
+        model.functions.iter().map(|f| part(&f.body)).collect();
+    parts.push(part(&model.graph));
+    let whole = parts.len() - 1;
+    let mut sizes: Vec<Option<usize>> = vec![None; parts.len()];
+    let mut opened = vec![false; parts.len()];
+    let mut todo = vec![whole];
+    while let Some(&at) = todo.last() {
+        let (own, calls) = &parts[at];
+        let unknown = calls.iter().copied().filter(|c| sizes[*c].is_none());
+        let unknown: Vec<usize> = unknown.collect();
+        if !unknown.is_empty() && !opened[at] {
+            opened[at] = true;
+            todo.extend(unknown);
+            continue;
+        }
+        // One that calls itself has no size.
+        let inner = calls.iter().map(|c| sizes[*c].unwrap_or(usize::MAX));
+        let size = inner.fold(*own, usize::saturating_add);
+        sizes[at].get_or_insert(size);
+        todo.pop();
+    }
+    sizes[whole].unwrap_or(usize::MAX)
+}
+
+/// The domain as opset imports have it.
+fn plain(domain: &str) -> &str {
+    if domain == "ai.onnx" { "" } else { domain }
 }
 
 /// The graph to put in the place of a node.
@@ -119,13 +169,6 @@ fn is_switch(g: &Graph, v: ValueId) -> bool {
 /// The body of the function that a node calls.
 fn call(model: &Model, n: NodeId) -> Option<Inner<'_>> {
     let (g, node) = (&model.graph, model.graph.node(n));
-    let plain = |d: &str| {
-        if d == "ai.onnx" {
-            String::new()
-        } else {
-            d.to_owned()
-        }
-    };
     let f = model.functions.iter().find(|f| {
         plain(&f.domain) == plain(&node.op.domain)
             && f.name == node.op.op_type

@@ -121,3 +121,27 @@ fn a_call_with_an_open_attribute_stays() {
         "#;
     check(INLINE, OPEN, OPEN);
 }
+
+/// Functions that call each other twice, forty times over: their calls stay, and nothing takes long.
+#[test]
+fn what_would_unfold_without_end_stays() {
+    let mut text = String::from("opset \"\" 17\nopset \"f\" 1\n");
+    for i in 0..40 {
+        let inner = match i {
+            0 => "  %y = Relu(%x)\n".to_owned(),
+            i => format!("  %m = f::L{0}(%x)\n  %y = f::L{0}(%m)\n", i - 1),
+        };
+        let body =
+            format!("function f::L{i}(%x) -> (%y)\n  opset \"\" 17\n  opset \"f\" 1\n{inner}");
+        text.push_str(&body);
+    }
+    text.push_str("graph main(%x: f32[2]) -> (%y: f32[2])\n  %y = f::L39(%x)\n");
+    let model = crate::ir::text::parse(&text).unwrap();
+    assert!(super::unfolded(&model) > 1 << 39);
+    let model = crate::infer::Verified::check(model).unwrap();
+    let done = crate::rewrite::Pipeline::new()
+        .with(INLINE)
+        .run(model)
+        .unwrap();
+    assert_eq!(done.model.model().graph.node_count(), 1);
+}
