@@ -296,6 +296,19 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
+/// Whether an open file is the one that has a name.
+///
+/// # Errors
+/// A file that cannot be looked at.
+pub(crate) fn is_named(file: &File, path: &Path) -> io::Result<bool> {
+    let own = identity(path, &file.metadata()?);
+    match fs::metadata(path) {
+        Ok(named) => Ok(own == identity(path, &named)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

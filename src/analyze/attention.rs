@@ -12,7 +12,7 @@ use super::softmax::{Bounds, Broken, Heart, Link};
 use super::through::Through;
 use super::view::View;
 use crate::diag::Diagnostic;
-use crate::ir::{Builder, DType, Fact, Graph, NodeId, Val, ValueId};
+use crate::ir::{Builder, DType, Fact, Graph, NodeId, TensorData, Val, ValueId};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::hash_map::Entry;
 
@@ -480,42 +480,23 @@ impl<'a> Search<'a> {
 
     /// Whether a factor is 1 for scores that stay and 0 for those that go: a condition as numbers, or part of a stored mask.
     fn shows(&self, factor: ValueId) -> bool {
-        let mut v = factor;
-        loop {
-            if self.view.dtype(v) == Some(DType::Bool) {
-                return true;
-            }
-            if let Some(t) = self.view.constant(v) {
-                let numbers = || Some(t.to_i64()?.into_iter().map(|x| x as f32).collect());
-                let values: Vec<f32> = t.to_f32().or_else(numbers).unwrap_or_default();
-                let one = 1f32.to_bits();
-                return values.len() > 1
-                    && values
-                        .iter()
-                        .all(|x| x.to_bits() == one || x.to_bits() << 1 == 0);
-            }
-            let Some(n) = self.view.producer(v) else {
-                return false;
-            };
-            let op = self.view.op(n);
-            if !matches!(
-                op,
-                "Slice"
-                    | "Cast"
-                    | "Unsqueeze"
-                    | "Squeeze"
-                    | "Reshape"
-                    | "Expand"
-                    | "Gather"
-                    | "Identity"
-            ) {
-                return false;
-            }
-            let Some(from) = self.view.input(n, 0) else {
-                return false;
-            };
-            v = from;
-        }
+        let passes = Through::LAID_OUT.or(Through::PART).or(Through::PICK);
+        let binary = |t: &TensorData| {
+            // 1, or the one code that a quantizer made of it.
+            let floats = t.to_f32();
+            let one = floats.is_some().then_some(1f32);
+            let codes = || Some(t.to_i64()?.into_iter().map(|x| x as f32).collect());
+            let values: Vec<f32> = floats.or_else(codes).unwrap_or_default();
+            let mut shown = values.iter().filter(|x| x.abs() > 0.0);
+            let first = one.or(shown.clone().next().copied());
+            let same = |x: &f32| Some(x.to_bits()) == first.map(f32::to_bits);
+            values.len() > 1 && shown.all(same)
+        };
+        let known = |v: ValueId| {
+            let truth = self.view.dtype(v) == Some(DType::Bool);
+            truth || self.view.constant(v).is_some_and(binary)
+        };
+        passes.up(self.view.graph, factor).any(known)
     }
 
     /// What one operator does to a score.

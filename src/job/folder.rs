@@ -40,7 +40,17 @@ enum Takes {
 
 /// The folder is locked as long as this lives.
 #[must_use]
-pub(super) struct Claim(#[expect(dead_code, reason = "holds the lock")] File);
+pub(super) struct Claim {
+    _lock: File,
+    path: PathBuf,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // While it is locked: who has opened it since finds another file by its name.
+        let _ = disk::remove(&self.path);
+    }
+}
 
 impl<'a> RunFolder<'a> {
     /// What the settings ask for.
@@ -95,19 +105,24 @@ impl<'a> RunFolder<'a> {
     pub(super) fn claim(&self) -> Result<Claim> {
         fs::create_dir_all(self.path).map_err(|e| Error::io(self.path, "cannot be made", e))?;
         let path = self.path.join(LOCK);
-        let open = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path);
-        let lock = open.map_err(|e| Error::io(&path, "cannot be written", e))?;
-        locked(&lock, self.path)?;
+        let failed = |e| Error::io(&path, "cannot be written", e);
+        let claim = loop {
+            let mut options = File::options();
+            let open = options.write(true).create(true).truncate(false).open(&path);
+            let lock = open.map_err(failed)?;
+            locked(&lock, self.path)?;
+            // A run that ended in between has taken the file away.
+            if disk::is_named(&lock, &path).map_err(failed)? {
+                let path = path.clone();
+                break Claim { _lock: lock, path };
+            }
+        };
         // What another process wrote since the first look.
         self.check()?;
         if self.takes == Takes::Away {
             self.clear()?;
         }
-        Ok(Claim(lock))
+        Ok(claim)
     }
 
     /// The first thing that an earlier run left.
@@ -177,7 +192,7 @@ pub(super) fn unlocked(folder: &Path) -> Result<Option<Claim>> {
     }
     let lock = disk::own::open(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
     locked(&lock, folder)?;
-    Ok(Some(Claim(lock)))
+    Ok(Some(Claim { _lock: lock, path }))
 }
 
 /// Locks a file of a folder.

@@ -225,12 +225,15 @@ fn two_processes_do_not_train_into_one_folder() {
     let desk = desk();
     let run = training("model.onnx", "ids.jsonl", &["--force"]);
     desk.ok(&run);
-    let lock = File::open(desk.path("out/.lock")).unwrap();
+    let path = desk.path("out/.lock");
+    assert!(!path.exists(), "a run that ended leaves no file of a lock");
+    let lock = File::create(&path).unwrap();
     lock.try_lock().unwrap();
     contains(&desk.fails(&run), &["error[run-locked]", "out"]);
-    // A process that ends, however it does, leaves no lock.
+    // One that was killed leaves the file, and no lock.
     drop(lock);
     desk.ok(&run);
+    assert!(!path.exists());
 }
 
 #[test]
