@@ -326,7 +326,8 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn new(view: View<'a>, ends: &Ends<'a>) -> Self {
         let mut stops: FxHashSet<ValueId> = ends.projected.into_iter().flatten().collect();
-        stops.insert(ends.input);
+        // However it is laid out for the projections.
+        stops.extend(Through::LAID_OUT.up(view.graph, ends.input));
         Search {
             view,
             path: ends.path,

@@ -356,7 +356,17 @@ impl Namer<'_> {
 
     /// Paths on which all layers of a stack agree.
     fn agreed(&self, layers: &[&Found], list: ModuleId, notes: &mut Vec<Diagnostic>) -> Paths {
-        let mut all: Vec<Paths> = layers.iter().filter_map(|l| self.layer(l, list)).collect();
+        // Of several attentions in one entry (over time and over space), the one in front of the feed-forward block is the layer's.
+        let mut by_entry: BTreeMap<Option<ModuleId>, &Found> = BTreeMap::new();
+        for f in layers.iter().copied() {
+            let entry = self.of_core(&f.self_attn).and_then(|m| self.entry(m, list));
+            let kept = by_entry.entry(entry).or_insert(f);
+            if kept.down.is_none() {
+                *kept = f;
+            }
+        }
+        let one_each = by_entry.values();
+        let mut all: Vec<Paths> = one_each.filter_map(|l| self.layer(l, list)).collect();
         let Some(mut first) = all.pop() else {
             return Paths::new();
         };
@@ -406,14 +416,19 @@ impl Namer<'_> {
         first
     }
 
-    fn layer(&self, f: &Found, list: ModuleId) -> Option<Paths> {
-        let mut entry = self.of_core(&f.self_attn)?;
-        while self.tree.module(entry).parent != list {
-            entry = self.tree.module(entry).parent;
-            if entry == ROOT {
+    /// The entry of a list that a module is part of.
+    fn entry(&self, mut id: ModuleId, list: ModuleId) -> Option<ModuleId> {
+        while self.tree.module(id).parent != list {
+            id = self.tree.module(id).parent;
+            if id == ROOT {
                 return None;
             }
         }
+        Some(id)
+    }
+
+    fn layer(&self, f: &Found, list: ModuleId) -> Option<Paths> {
+        let entry = self.entry(self.of_core(&f.self_attn)?, list)?;
         let mut out = Paths::new();
         let mut put = |field: Field, id: Option<ModuleId>, of: ModuleId| {
             let path = id
@@ -565,7 +580,24 @@ impl Namer<'_> {
         lookups.sort_by_key(|n| std::cmp::Reverse(near(n)));
         let lookup = lookups.first().copied();
         // Without tokens (images) it is the module that makes what enters the first layer.
-        let maker = || self.view.producer(found.first()?.input);
+        let maker = || {
+            let mut at = self.view.producer(found.first()?.input)?;
+            let elsewhere = |n: NodeId| {
+                let Some(module) = self.module(n) else {
+                    return true;
+                };
+                let mut lists = lists.iter().flatten();
+                lists.any(|l| self.tree.is_within(module, *l) || self.tree.is_within(*l, module))
+            };
+            // A layer may begin with another block (Conformers), and a model lay out anew what enters it (Hiera).
+            while elsewhere(at) {
+                let inputs = self.view.inputs(at).into_iter().flatten();
+                let flow = inputs.filter(|v| self.view.is_flow(*v));
+                let first = flow.min_by_key(|v| self.view.defined(*v));
+                at = self.view.producer(first?)?;
+            }
+            Some(at)
+        };
         let mut at = self.module(lookup.or_else(maker)?)?;
         loop {
             let parent = self.tree.module(at).parent;

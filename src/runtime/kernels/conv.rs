@@ -1,4 +1,4 @@
-//! `Conv` in one and two dimensions: patches are laid out as a matrix and multiplied.
+//! `Conv` in one to three dimensions: patches are laid out as a matrix and multiplied.
 
 use super::matmul::{Mat, multiply};
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs};
@@ -39,6 +39,17 @@ pub(super) struct Axis {
 }
 
 impl Axis {
+    /// One position, read once.
+    const SINGLE: Axis = Axis {
+        size: 1,
+        kernel: 1,
+        out: 1,
+        stride: 1,
+        dilation: 1,
+        before: 0,
+        after: 0,
+    };
+
     /// The input position that output `o` reads with kernel element `k`; `None` in the padding.
     pub(super) fn at(self, o: usize, k: usize) -> Option<usize> {
         let i = (o * self.stride + k * self.dilation) as i64 - self.before;
@@ -106,7 +117,7 @@ impl Kernel for Conv {
         let (dx, dw) = (x.dims().to_vec(), w.dims().to_vec());
         let bad = || Fault(format!("an input of {dx:?} and a kernel of {dw:?}"));
         let (batch, channels, filters) = match (dx.as_slice(), dw.as_slice()) {
-            ([n, c, ..], [m, ..]) if dx.len() == dw.len() && (3..=4).contains(&dx.len()) => {
+            ([n, c, ..], [m, ..]) if dx.len() == dw.len() && (3..=5).contains(&dx.len()) => {
                 (*n, *c, *m)
             }
             _ => return Err(bad()),
@@ -116,47 +127,26 @@ impl Kernel for Conv {
             return Err(bad());
         }
         let rank = dx.len() - 2;
-        // One dimension is two with the first one of size 1.
-        let first = if rank == 2 {
-            self.frame.axis(0, 2, dx[2], dw[2])?
-        } else {
-            Axis {
-                size: 1,
-                kernel: 1,
-                out: 1,
-                stride: 1,
-                dilation: 1,
-                before: 0,
-                after: 0,
-            }
-        };
-        let second = self
-            .frame
-            .axis(rank - 1, rank, dx[rank + 1], dw[rank + 1])?;
+        let own = (0..rank).map(|i| self.frame.axis(i, rank, dx[i + 2], dw[i + 2]));
+        let own: Vec<Axis> = own.collect::<KResult<_>>()?;
         let mut dims = vec![batch, filters];
-        if rank == 2 {
-            dims.push(first.out);
-        }
-        dims.push(second.out);
-        let area = count(&[first.out, second.out])?;
+        dims.extend(own.iter().map(|a| a.out));
+        // Fewer dimensions are three of which the first ones have size 1.
+        let mut axes = [Axis::SINGLE; 3];
+        axes[3 - rank..].copy_from_slice(&own);
+        let area = count(&axes.map(|a| a.out))?;
         let per = dw[1];
-        let depth = count(&[per, first.kernel, second.kernel])?;
+        let depth = count(&[per, axes[0].kernel, axes[1].kernel, axes[2].kernel])?;
         let mut out = cx.zeros(count(&dims)?);
         let mut columns = cx.alloc(count(&[depth, area])?);
         let (rx, rw) = (x.read(), w.read());
         let (src, kernel) = (rx.slice()?, rw.slice()?);
-        let plane = first.size * second.size;
+        let plane = axes.iter().map(|a| a.size).product::<usize>();
         let share = filters / groups;
         for b in 0..batch {
             for g in 0..groups {
                 let from = (b * channels + g * per) * plane;
-                unfold(
-                    &src[from..from + per * plane],
-                    per,
-                    first,
-                    second,
-                    &mut columns,
-                );
+                unfold(&src[from..from + per * plane], per, axes, &mut columns);
                 let weight = &kernel[g * share * depth..(g + 1) * share * depth];
                 let at = (b * filters + g * share) * area;
                 multiply(
@@ -190,19 +180,24 @@ impl Kernel for Conv {
     }
 }
 
-fn unfold(src: &[f32], channels: usize, a: Axis, b: Axis, out: &mut [f32]) {
-    let area = a.out * b.out;
+fn unfold(src: &[f32], channels: usize, axes: [Axis; 3], out: &mut [f32]) {
+    let [a, b, c] = axes;
+    let area = a.out * b.out * c.out;
     if area == 0 {
         return;
     }
-    let per = a.kernel * b.kernel;
+    let per = a.kernel * b.kernel * c.kernel;
     walk::rows(&mut out[..channels * per * area], area, |r, row| {
-        let (c, k) = (r / per, r % per);
-        let (ka, kb) = (k / b.kernel, k % b.kernel);
+        let (channel, k) = (r / per, r % per);
+        let (ka, kb) = (k / (b.kernel * c.kernel), k / c.kernel % b.kernel);
+        let kc = k % c.kernel;
         for (o, x) in row.iter_mut().enumerate() {
-            let (oa, ob) = (o / b.out, o % b.out);
-            *x = match (a.at(oa, ka), b.at(ob, kb)) {
-                (Some(i), Some(j)) => src[(c * a.size + i) * b.size + j],
+            let (oa, ob) = (o / (b.out * c.out), o / c.out % b.out);
+            let places = (a.at(oa, ka), b.at(ob, kb), c.at(o % c.out, kc));
+            *x = match places {
+                (Some(i), Some(j), Some(k)) => {
+                    src[((channel * a.size + i) * b.size + j) * c.size + k]
+                }
                 _ => 0.0,
             };
         }

@@ -5,6 +5,7 @@ use crate::analyze::softmax::{Bounds, Heart, Link};
 use crate::analyze::view::View;
 use crate::ir::{NodeId, OpId, ValueId};
 use crate::ops::DOMAIN;
+use rustc_hash::FxHashSet;
 
 /// `softmax(q·kᵀ [· scale] [+ mask])·v` with heads on axis 1, the repeat of grouped keys and values included.
 pub(super) fn attention(view: &View<'_>, softmax: NodeId) -> Option<Found> {
@@ -79,7 +80,27 @@ fn masked(view: &View<'_>, add: Link) -> Option<ValueId> {
             .zip(sd.iter().rev())
             .enumerate()
             .all(|(i, (m, s))| m.is(1) || m == s || (i < 2 && m.as_const().is_none()));
-    (view.is_f32(mask) && fits).then_some(mask)
+    (view.is_f32(mask) && fits && !is_computed(view, mask)).then_some(mask)
+}
+
+/// Whether a mask is made by a product, as a bias that hidden states choose (WavLM, DeBERTa): it has a gradient, which the fused operator
+/// does not give.
+fn is_computed(view: &View<'_>, mask: ValueId) -> bool {
+    let mut seen = FxHashSet::default();
+    let mut todo = vec![mask];
+    while let Some(v) = todo.pop() {
+        let Some(n) = view.producer(v).filter(|n| seen.insert(*n)) else {
+            continue;
+        };
+        if ["MatMul", "Gemm", "Einsum"].contains(&view.op(n)) {
+            return true;
+        }
+        // A shape is no use of the numbers.
+        if !view.measures(n) {
+            todo.extend(view.inputs(n).into_iter().flatten());
+        }
+    }
+    false
 }
 
 /// What a constant multiplies the scores with.

@@ -181,6 +181,23 @@ fn an_attention_with_scale_and_mask() {
     );
 }
 
+/// A bias that hidden states choose has a gradient.
+#[test]
+fn an_attention_with_a_computed_bias_stays() {
+    let graph = r#"
+        opset "" 17
+        graph main(%q: f32[1, 2, 2, 2], %k: f32[1, 2, 2, 2], %v: f32[1, 2, 2, 2], %x: f32[1, 2, 2, 2]) -> (%y)
+          init %w: f32[2, 2] = {1.0, 2.0, 3.0, 4.0}
+          %kt = Transpose(%k) {perm = [0, 1, 3, 2]}
+          %scores = MatMul(%q, %kt)
+          %bias = MatMul(%x, %w)
+          %masked = Add(%scores, %bias)
+          %p = Softmax(%masked) {axis = -1}
+          %y = MatMul(%p, %v)  // mix
+        "#;
+    check(FuseBlocks, graph, graph);
+}
+
 #[test]
 fn grouped_keys_and_values_are_not_repeated() {
     check(
