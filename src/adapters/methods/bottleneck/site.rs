@@ -89,7 +89,7 @@ impl Bottleneck {
             residual,
             norm: late_norm_layer(around, layer, which),
             width: around
-                .width(layer.input)
+                .width(output)
                 .unwrap_or(around.selection.hidden_size),
             anchor: moved.filter(|_| branch != output).unwrap_or(anchor),
             beside,
