@@ -88,9 +88,7 @@ impl Bottleneck {
             output: branch,
             residual,
             norm: late_norm_layer(around, layer, which),
-            width: around
-                .width(output)
-                .unwrap_or(around.selection.hidden_size),
+            width: around.width(output).unwrap_or(around.selection.hidden_size),
             anchor: moved.filter(|_| branch != output).unwrap_or(anchor),
             beside,
             stream: None,

@@ -83,7 +83,7 @@ fn masked(view: &View<'_>, add: Link) -> Option<ValueId> {
     (view.is_f32(mask) && fits && !is_computed(view, mask)).then_some(mask)
 }
 
-/// Whether a mask is made by a product, as a bias that hidden states choose (WavLM, DeBERTa): it has a gradient, which the fused operator
+/// Whether a mask is made by a product, as a bias that hidden states choose (`WavLM`, DeBERTa): it has a gradient, which the fused operator
 /// does not give.
 fn is_computed(view: &View<'_>, mask: ValueId) -> bool {
     let mut seen = FxHashSet::default();
