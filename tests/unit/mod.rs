@@ -48,6 +48,7 @@ mod parallel;
 mod peft;
 #[cfg(feature = "runtime")]
 mod places;
+#[cfg(feature = "runtime")]
 mod plain;
 #[cfg(feature = "train")]
 mod recompute;
