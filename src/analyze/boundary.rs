@@ -7,7 +7,7 @@ use crate::ir::{NodeId, ValueId};
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Boundary {
     /// The hidden state that enters. Of several (encoder states, cached keys, an input for this layer alone) one as wide as what leaves,
-    /// and of those the one that is computed last.
+    /// of those one that nothing else reads, and of those the one that is read first.
     pub(crate) input: Option<ValueId>,
     /// The hidden state that leaves. Of several the one that is computed last and read outside.
     pub(crate) output: Option<ValueId>,
@@ -35,15 +35,16 @@ impl Marks {
             self.stamp[n.index()] = self.epoch;
         }
         let inside = |n: NodeId| self.stamp[n.index()] == self.epoch;
-        let mut entering: Vec<ValueId> = Vec::new();
+        // With the place of the node that reads it first.
+        let mut entering: Vec<(ValueId, i64)> = Vec::new();
         // Read outside before only handed out; then the later one.
         let mut output: Option<((bool, i64), ValueId)> = None;
         for &n in nodes {
             for v in view.inputs(n).into_iter().flatten() {
                 let outside = !view.producer(v).is_some_and(inside);
                 let v = if outside { view.unquantized(v) } else { v };
-                if outside && view.is_flow(v) && entering.last() != Some(&v) {
-                    entering.push(v);
+                if outside && view.is_flow(v) && entering.last().is_none_or(|e| e.0 != v) {
+                    entering.push((v, i64::from(view.place(n))));
                 }
             }
             for v in view.graph.node_outputs(n).into_iter().flatten() {
@@ -66,10 +67,16 @@ impl Marks {
         let output = output.map(|o| o.1);
         let width = output.and_then(|v| view.last(v));
         let alike = |v: &ValueId| width.is_some() && view.last(*v) == width;
+        // What other layers read as well are encoder states, wherever their nodes stand.
+        let own = |v: &ValueId| {
+            let readers = view.readers(*v);
+            readers.iter().all(|r| inside(*r) || view.measures(*r))
+        };
         let input = entering
             .into_iter()
             .rev()
-            .max_by_key(|v| (alike(v), view.defined(*v)));
+            .max_by_key(|(v, at)| (alike(v), own(v), -at, view.defined(*v)))
+            .map(|e| e.0);
         Boundary { input, output }
     }
 }

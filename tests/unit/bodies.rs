@@ -181,15 +181,25 @@ const LOGITS: &str = "%logits: f32[batch, target, 8]";
 
 /// Encoder and decoder in one graph.
 fn whole() -> Verified {
+    whole_of(false)
+}
+
+/// `early`: whether the decoder's tokens are looked up in front of the encoder.
+fn whole_of(early: bool) -> Verified {
     let mut body = String::new();
     encoder_weights(&mut body, "model.encoder.");
     decoder_weights(&mut body);
-    encode(&mut body, "model.encoder.");
-    decode(
-        &mut body,
-        "decoder_input_ids",
-        Some("model.encoder.layers.0.out"),
-    );
+    let [mut encoder, mut decoder] = [String::new(), String::new()];
+    encode(&mut encoder, "model.encoder.");
+    let states = "model.encoder.layers.0.out";
+    decode(&mut decoder, "decoder_input_ids", Some(states));
+    let (lookup, layer) = decoder.split_once('\n').unwrap();
+    let first = if early {
+        [lookup, "\n", &encoder, layer]
+    } else {
+        [&encoder, lookup, "\n", layer]
+    };
+    body.extend(first);
     model(
         "%input_ids: i64[batch, source], %decoder_input_ids: i64[batch, target]",
         LOGITS,
@@ -411,6 +421,17 @@ fn a_merged_decoder_is_trained_without_its_cache() {
         &run(&decided, &inputs(false)),
         &run(&decoder(), &inputs(false)),
     );
+}
+
+/// What enters a layer of a decoder is its own stream, wherever the encoder's nodes stand.
+#[test]
+fn the_order_of_nodes_does_not_choose_what_enters_a_layer() {
+    for early in [false, true] {
+        let model = whole_of(early);
+        let selection = interface().select(&model).unwrap();
+        let input = selection.layers[1].input;
+        assert_eq!(model.model().graph.name_of(input), "model.decoder.x");
+    }
 }
 
 #[test]
