@@ -6,6 +6,8 @@ usage: export.py OUT torch    [ARCH...] [--exporters dynamo,dynamo23,ts]   any t
        export.py OUT genai    ARCH...                                       environment with onnxruntime-genai; reads OUT/ARCH/hf5
        export.py OUT derive   ARCH... --src tf4-ts,tf5-dynamo,optimum --how ort-ext,ort-opt,fp16,int8,qdq,q4,slim,sim
 
+With REACH=strangers the architectures are those of strangers.py, which nothing here was made for.
+
 A cell is OUT/ARCH/COLUMN/: model.onnx, config.json, inputs.safetensors (input/*, labels or target, base/<output> of torch), meta.json.
 """
 import argparse, copy, inspect, json, logging, os, re, shutil, subprocess, sys, tempfile, time, warnings
@@ -19,6 +21,9 @@ import torch
 
 torch.set_num_threads(1)
 import archs as A  # noqa: E402
+
+if os.environ.get("REACH") == "strangers":
+    import strangers  # noqa: E402, F401
 from archs import ARCHS, B, S  # noqa: E402
 
 
