@@ -84,6 +84,11 @@ thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
+/// Whether this thread is behind a fence. It may be asked in a signal handler.
+pub(crate) fn is_inside() -> bool {
+    DEPTH.try_with(Cell::get).unwrap_or(0) > 0
+}
+
 struct Inside;
 
 impl Inside {

@@ -26,6 +26,29 @@ fn start(desk: &Desk, args: &[&str]) -> Child {
         .unwrap()
 }
 
+/// A size that makes tract call itself without end (a release build, whose stack ends) or panic (a debug build).
+#[cfg(feature = "tract")]
+#[test]
+fn what_sends_an_engine_too_deep_is_an_error_without_a_trace() {
+    let desk = Desk::new();
+    let path = fixture("gpt2/model.onnx");
+    let mut model = fs::read(&path).unwrap();
+    let one = b"B\x06val_12J\x08\x01\0\0\0\0\0\0\0";
+    let at = model.windows(one.len()).position(|w| w == one).unwrap();
+    let number = at + one.len() - 8..at + one.len();
+    model[number].copy_from_slice(&i64::MIN.to_le_bytes());
+    fs::write(desk.path("odd.onnx"), model).unwrap();
+    let known = path.to_str().unwrap();
+    let out = desk.command(&["verify", known, "odd.onnx", "--engine", "tract"]);
+    let said = stderr(&out);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error["), "{said}");
+    assert!(
+        !said.contains("overflowed") && !said.contains("panicked"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_damaged_tokenizer_is_an_error_without_a_trace() {
     let desk = Desk::new();
