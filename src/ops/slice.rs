@@ -200,8 +200,8 @@ fn sliced_ints(cx: &InferCx<'_>, cuts: &[Cut]) -> Option<Vec<Sym>> {
             i = i.checked_add(step)?;
         }
     } else {
-        let mut i = front(start).clamp(-1, n - 1);
-        while i > front(end).clamp(-1, n - 1) {
+        let mut i = front(start).clamp(0, (n - 1).max(0));
+        while n > 0 && i > front(end).clamp(-1, n - 1) {
             out.push(v[i as usize].clone());
             i = i.checked_add(step)?;
         }

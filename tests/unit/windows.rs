@@ -245,3 +245,23 @@ fn statistics_of_planes_and_diagonals() {
         &[(F, &[3, 2], &[0.0, 0.0, 1.0, 0.0, 0.0, 1.0])],
     );
 }
+
+/// A slice that goes backwards begins at the front at the latest, as ONNX bounds its start, and not as numpy does.
+#[test]
+fn a_slice_backwards_from_before_the_front() {
+    let b = Builder::new(19);
+    let x = b.initializer("x", numbers(&[5]));
+    let bounds = [-100, -100, 0, -2].map(|n| b.ints(&[n]));
+    let y = b.op("Slice", &[[x].as_slice(), &bounds].concat(), &[]);
+    let ty = Type::tensor(F, vec![Dim::Known(1)]);
+    let model = Model {
+        graph: b.finish_graph("g", &[(y, "y", ty)]).unwrap(),
+        opset_imports: vec![("".into(), 19)],
+        ir_version: 9,
+        ..Model::default()
+    };
+    let model = Verified::check(model).unwrap();
+    let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
+    let out = plan.run(&Feeds::new()).unwrap();
+    assert_eq!(out["y"].to_f32().unwrap(), [-2.0]);
+}

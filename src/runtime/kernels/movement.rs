@@ -136,6 +136,8 @@ pub(crate) fn positions(size: usize, start: i64, end: i64, step: i64) -> KResult
     }
     let least = if step > 0 { 0 } else { -1 };
     let (mut i, to) = (clamped(start, size, least), clamped(end, size, least));
+    // Backwards it begins at the front at the latest (ONNX, Slice).
+    i = if size > 0 { i.max(0) } else { i };
     let mut index = Vec::new();
     while if step > 0 { i < to } else { i > to } {
         index.push(i as usize);
