@@ -622,7 +622,8 @@ fn declarations(g: &Graph) -> Vec<Option<(&Type, Origin)>> {
     out
 }
 
-fn ai_onnx(domain: &str) -> &str {
+/// The domain as opset imports have it.
+pub(crate) fn ai_onnx(domain: &str) -> &str {
     if domain == "ai.onnx" { "" } else { domain }
 }
 

@@ -324,13 +324,6 @@ impl Namer<'_> {
         out
     }
 
-    /// Whether a module has numbered parts.
-    fn is_list(&self, id: ModuleId) -> bool {
-        let parts = &self.tree.module(id).children;
-        let mut names = parts.keys();
-        names.any(|k| k.bytes().all(|b| b.is_ascii_digit()))
-    }
-
     /// The list that the layers are entries of: the innermost module with numbered parts around all of them.
     fn list(&self, layers: &[&Found]) -> Option<ModuleId> {
         let whole = |f: &&Found| {
@@ -345,7 +338,7 @@ impl Namer<'_> {
             .copied()
             .reduce(|a, b| self.tree.shared(a, b))?;
         // A layer may itself hold a list of its sublayers.
-        while !self.is_list(at) || entries.contains(&at) {
+        while !self.tree.is_list(at) || entries.contains(&at) {
             if at == ROOT {
                 return None;
             }
@@ -574,11 +567,8 @@ impl Namer<'_> {
             Some(self.tree.module(self.tree.shared(module, list)).depth)
         };
         let order = self.view.order.iter().copied();
-        let mut lookups: Vec<NodeId> = order
-            .filter(|n| self.view.is_lookup(*n) && self.view.reads_token_ids(*n))
-            .collect();
-        lookups.sort_by_key(|n| std::cmp::Reverse(near(n)));
-        let lookup = lookups.first().copied();
+        let lookups = order.filter(|n| self.view.is_lookup(*n) && self.view.reads_token_ids(*n));
+        let lookup = lookups.min_by_key(|n| std::cmp::Reverse(near(n)));
         // Without tokens (images) it is the module that makes what enters the first layer.
         let maker = || {
             let mut at = self.view.producer(found.first()?.input)?;
@@ -605,7 +595,7 @@ impl Namer<'_> {
                 .tree
                 .subtree(parent)
                 .into_iter()
-                .any(|m| self.is_list(m));
+                .any(|m| self.tree.is_list(m));
             if parent == ROOT || holds_layers {
                 return Some(at);
             }

@@ -136,6 +136,12 @@ impl ModuleTree {
         id == outer
     }
 
+    /// Whether a module has numbered parts.
+    pub(super) fn is_list(&self, id: ModuleId) -> bool {
+        let mut names = self.module(id).children.keys();
+        names.any(|k| k.bytes().all(|b| b.is_ascii_digit()))
+    }
+
     /// The part that a dotted path leads to.
     pub(crate) fn descend(&self, from: ModuleId, path: &str) -> Option<ModuleId> {
         if path.is_empty() {
@@ -402,7 +408,7 @@ impl ModuleTree {
         if of == ROOT || module.nodes.len() <= linear.nodes.len() {
             return None;
         }
-        let stored = [Some(weight.value), weight.bias].into_iter().flatten();
+        let mut stored = [Some(weight.value), weight.bias].into_iter().flatten();
         // Equal parameters of several layers are stored once, under the name of one of them.
         let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
         let alike = |(a, b): (&str, &str)| a == b || number(a) && number(b);
@@ -411,7 +417,7 @@ impl ModuleTree {
             let pairs = std::iter::zip(whole.rsplit('.'), path.rsplit('.'));
             whole.rsplit('.').count() >= parts && pairs.into_iter().all(alike)
         };
-        let leaf = stored.filter_map(|v| {
+        let leaf = stored.find_map(|v| {
             let (owner, last) = view.graph.name_of(view.root(v)).rsplit_once('.')?;
             if ["weight", "bias"].contains(&last) {
                 let (outer, leaf) = owner.rsplit_once('.')?;
@@ -421,8 +427,7 @@ impl ModuleTree {
                 .strip_suffix("_weight")
                 .or(last.strip_suffix("_bias"))?;
             (ends(owner) && !leaf.is_empty()).then(|| leaf.to_owned())
-        });
-        let leaf = { leaf }.next()?;
+        })?;
         Some(self.child(of, &leaf))
     }
 

@@ -2,13 +2,26 @@
 
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::{Attr, Builder, DType, Dim, Model, OpId, TensorData, Type, Val};
-use onnx_graft::runtime::{CompileOptions, Feeds, Plan};
+use onnx_graft::runtime::{CompileOptions, Feeds, Outputs, Plan};
 
 /// Whole numbers between -5 and 5, in an order without a pattern.
 fn numbers(dims: &[u64]) -> TensorData {
     let n = dims.iter().product::<u64>();
     let values: Vec<f32> = (0..n).map(|i| ((i * 7 + 3) % 11) as f32 - 5.0).collect();
     TensorData::from_f32(dims, &values)
+}
+
+/// What a graph of constants makes.
+fn run(b: Builder, ports: &[(Val, &str, Type)]) -> Outputs {
+    let model = Model {
+        graph: b.finish_graph("g", ports).unwrap(),
+        opset_imports: vec![("".into(), 19)],
+        ir_version: 9,
+        ..Model::default()
+    };
+    let model = Verified::check(model).unwrap();
+    let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
+    plan.run(&Feeds::new()).unwrap()
 }
 
 type Attrs<'a> = &'a [(&'a str, &'a [i64])];
@@ -58,15 +71,7 @@ fn check(op: &str, ins: &[&[u64]], attrs: Attrs<'_>, want: &[(DType, &[i64], &[f
             (*v, name, Type::tensor(*ty, dims))
         })
         .collect();
-    let model = Model {
-        graph: b.finish_graph("g", &ports).unwrap(),
-        opset_imports: vec![("".into(), 19)],
-        ir_version: 9,
-        ..Model::default()
-    };
-    let model = Verified::check(model).unwrap();
-    let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
-    let out = plan.run(&Feeds::new()).unwrap();
+    let out = run(b, &ports);
     for (name, (_, dims, want)) in names.iter().zip(want) {
         let found = &out[*name];
         let shape: Vec<i64> = found.dims().iter().map(|d| *d as i64).collect();
@@ -253,15 +258,6 @@ fn a_slice_backwards_from_before_the_front() {
     let x = b.initializer("x", numbers(&[5]));
     let bounds = [-100, -100, 0, -2].map(|n| b.ints(&[n]));
     let y = b.op("Slice", &[[x].as_slice(), &bounds].concat(), &[]);
-    let ty = Type::tensor(F, vec![Dim::Known(1)]);
-    let model = Model {
-        graph: b.finish_graph("g", &[(y, "y", ty)]).unwrap(),
-        opset_imports: vec![("".into(), 19)],
-        ir_version: 9,
-        ..Model::default()
-    };
-    let model = Verified::check(model).unwrap();
-    let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
-    let out = plan.run(&Feeds::new()).unwrap();
+    let out = run(b, &[(y, "y", Type::tensor(F, vec![Dim::Known(1)]))]);
     assert_eq!(out["y"].to_f32().unwrap(), [-2.0]);
 }

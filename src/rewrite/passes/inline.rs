@@ -5,7 +5,7 @@
 //! left alone where its body needs another version of an operator set, or refers to an attribute that the call does not give.
 
 use crate::analyze::through::Through;
-use crate::infer::Verified;
+use crate::infer::{Verified, ai_onnx};
 use crate::ir::{
     Adopted, Attr, AttrValue, Body, Graph, Model, Node, NodeId, Val, ValueId, contract,
 };
@@ -61,12 +61,12 @@ const UNFOLDED: usize = 1 << 20;
 fn unfolded(model: &Model) -> usize {
     let all = model.functions.iter().enumerate();
     let index: FxHashMap<_, usize> = all
-        .map(|(i, f)| ((plain(&f.domain), &*f.name, &*f.overload), i))
+        .map(|(i, f)| ((ai_onnx(&f.domain), &*f.name, &*f.overload), i))
         .collect();
     let part = |g: &Graph| {
         let called = |n: NodeId| {
             let op = &g.node(n).op;
-            index.get(&(plain(&op.domain), &*op.op_type, &*op.overload))
+            index.get(&(ai_onnx(&op.domain), &*op.op_type, &*op.overload))
         };
         let calls: Vec<usize> = g.nodes().filter_map(|n| called(n).copied()).collect();
         (g.node_count(), calls)
@@ -94,11 +94,6 @@ fn unfolded(model: &Model) -> usize {
         todo.pop();
     }
     sizes[whole].unwrap_or(usize::MAX)
-}
-
-/// The domain as opset imports have it.
-fn plain(domain: &str) -> &str {
-    if domain == "ai.onnx" { "" } else { domain }
 }
 
 /// The graph to put in the place of a node.
@@ -170,7 +165,7 @@ fn is_switch(g: &Graph, v: ValueId) -> bool {
 fn call(model: &Model, n: NodeId) -> Option<Inner<'_>> {
     let (g, node) = (&model.graph, model.graph.node(n));
     let f = model.functions.iter().find(|f| {
-        plain(&f.domain) == plain(&node.op.domain)
+        ai_onnx(&f.domain) == ai_onnx(&node.op.domain)
             && f.name == node.op.op_type
             && f.overload == node.op.overload
     })?;

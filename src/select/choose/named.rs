@@ -155,13 +155,8 @@ impl Scene<'_> {
 
     /// Every module whose children are numbered.
     fn all_lists(&self) -> Vec<ModuleId> {
-        let numbered = |id: &ModuleId| {
-            let children = &self.tree.module(*id).children;
-            children
-                .keys()
-                .any(|k| k.bytes().all(|b| b.is_ascii_digit()))
-        };
-        self.tree.ids().filter(numbered).collect()
+        let numbered = self.tree.ids().filter(|id| self.tree.is_list(*id));
+        numbered.collect()
     }
 
     /// The list of modules at a path; several, in execution order, where a part of the path is `*`.
