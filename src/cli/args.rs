@@ -8,7 +8,7 @@
 use super::average::AverageArgs;
 use super::exec::ExecArgs;
 use super::flags::{Flags, OtherFlags, checked};
-use super::select::AdapterArgs;
+use super::select::{AdapterArgs, VariantArgs};
 use crate::budget;
 use crate::generate::GenerationArguments;
 use crate::job::{JobArguments, ModelSettings, check_interface};
@@ -86,7 +86,7 @@ pub(crate) fn name_beside(
 pub(crate) struct AttachArgs {
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
-    /// The ONNX file
+    /// The ONNX file, its folder, or hub:ORG/NAME
     pub(crate) model: Option<PathBuf>,
     /// Output file or folder (default: beside the model)
     #[arg(short, long, value_name = "FILE|DIR")]
@@ -173,8 +173,10 @@ pub(crate) enum Command {
     /// What a graph holds: exporter, inputs and outputs, modules, layers, and what an interface selects
     #[command(after_help = "Example:\n  rewrite inspect model.onnx --interface qwen3")]
     Inspect {
-        /// The ONNX file
+        /// The ONNX file, its folder, or hub:ORG/NAME
         model: PathBuf,
+        #[command(flatten)]
+        of: VariantArgs,
         /// Interface to resolve on the model
         #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
         interface: Option<String>,
@@ -209,7 +211,7 @@ pub(crate) enum Command {
                       rewrite merge merged.onnx --adapter lora/ --reset -o model.onnx"
     )]
     Merge {
-        /// The ONNX file
+        /// The ONNX file, its folder, or hub:ORG/NAME
         model: PathBuf,
         #[command(flatten)]
         select: AdapterArgs,
@@ -266,8 +268,10 @@ pub(crate) enum Command {
     /// Say whether an exported model is good for adapting, training and generating, what is missing, and how to export it better
     #[command(after_help = "Example:\n  rewrite check model.onnx")]
     Check {
-        /// The ONNX file
+        /// The ONNX file, its folder, or hub:ORG/NAME
         model: PathBuf,
+        #[command(flatten)]
+        of: VariantArgs,
         /// Interface that selects the layers (default: that of the model)
         #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
         interface: Option<String>,
@@ -319,12 +323,16 @@ pub(crate) enum InterfaceCommand {
         interface: String,
         /// The model to resolve it on
         model: Option<PathBuf>,
+        #[command(flatten)]
+        of: VariantArgs,
     },
     /// Propose a spec from the graph alone
     #[command(after_help = "Example:\n  rewrite interface infer model.onnx -o interface.json")]
     Infer {
-        /// The ONNX file
+        /// The ONNX file, its folder, or hub:ORG/NAME
         model: PathBuf,
+        #[command(flatten)]
+        of: VariantArgs,
         /// File that the spec goes to (default: stdout)
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
@@ -420,6 +428,9 @@ pub(crate) struct PullArgs {
     /// ORG/NAME, with @REVISION and :PATH as needed; datasets/ORG/NAME for a dataset
     #[arg(value_name = "REPO[@REV][:PATH]")]
     pub(crate) repo: String,
+    /// Pull one variant of an ONNX model, with its configuration and tokenizer: fp32, fp16, q8, q4, q4f16, …
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["include", "exclude", "list"])]
+    pub(crate) variant: Option<String>,
     /// Pattern of the files that are pulled; `*` also crosses folders (default: all files). May be repeated
     #[arg(long, value_name = "PATTERN")]
     pub(crate) include: Vec<String>,
@@ -544,7 +555,7 @@ pub(crate) enum AdapterFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// The ONNX file
+    /// The ONNX file, its folder, or hub:ORG/NAME
     pub(crate) model: PathBuf,
     /// safetensors file with a tensor for each graph input, by name (`input_ids` or `input/input_ids`)
     #[arg(long, value_name = "FILE")]
@@ -578,7 +589,7 @@ pub(crate) struct RunArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PrintArgs {
-    /// The ONNX file
+    /// The ONNX file, its folder, or hub:ORG/NAME
     pub(crate) model: PathBuf,
     /// Path of the module whose nodes are printed (default: all nodes)
     #[arg(long, value_name = "PATH")]
@@ -621,6 +632,8 @@ pub(crate) struct VerifyArgs {
     pub(crate) a: PathBuf,
     /// The model to check
     pub(crate) b: PathBuf,
+    #[command(flatten)]
+    pub(crate) of: VariantArgs,
     /// Engine that executes the graphs
     #[arg(long, value_enum, default_value = "candle")]
     pub(crate) engine: Engine,
@@ -649,7 +662,7 @@ pub(crate) enum Engine {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TrainArgs {
-    /// The ONNX file, or a job file (.json)
+    /// The ONNX file, its folder, hub:ORG/NAME, or a job file (.json)
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
@@ -674,7 +687,7 @@ pub(crate) struct TrainArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// The ONNX file, or the job file of a training run (.json)
+    /// The ONNX file, its folder, hub:ORG/NAME, or the job file of a training run (.json)
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
@@ -717,7 +730,7 @@ pub(crate) struct GenerateArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// The ONNX file, or the job file of a training run (.json)
+    /// The ONNX file, its folder, hub:ORG/NAME, or the job file of a training run (.json)
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,

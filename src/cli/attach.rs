@@ -19,7 +19,9 @@ pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
     };
     let mut settings = args.select.settings();
     settings.adapter_ids = args.adapter_ids;
+    let input = args.select.of.locate_parts(input, ui)?;
     let mut job = AttachToFile::new(input, settings);
+    job.variant.clone_from(&args.select.of.variant);
     job.output.clone_from(&args.output);
     job.force = args.force;
     job.dry_run = args.dry_run;

@@ -1,6 +1,7 @@
 //! `rewrite print`, `diff`, `strip`, `check`, `report` and `verify`: parses arguments, shows events and prints.
 
 use super::args::{self, PrintArgs, VerifyArgs};
+use super::select::VariantArgs;
 use super::{Ui, compile_options, open};
 use crate::api;
 use crate::error::Result;
@@ -84,8 +85,18 @@ pub(super) fn verify(args: &VerifyArgs, ui: &Ui) -> Result<()> {
 }
 
 /// What an exported model is good for, a line or two for each purpose.
-pub(super) fn check(model: PathBuf, interface: Option<String>, ui: &Ui) -> Result<()> {
-    let job = CheckModel { model, interface };
+pub(super) fn check(
+    model: &Path,
+    of: &VariantArgs,
+    interface: Option<String>,
+    ui: &Ui,
+) -> Result<()> {
+    let model = of.locate(model, ui)?;
+    let job = CheckModel {
+        model,
+        variant: of.variant.clone(),
+        interface,
+    };
     let found = job.run(&mut |event| ui.shown(event))?;
     ui.result(&json!({ "aspects": found }), || {
         let mut text = String::new();

@@ -27,6 +27,7 @@ fn pull(args: &PullArgs, ui: &Ui) -> Result<()> {
         repo: args.repo.clone(),
         kind: args.repo_type.map(kind),
         revision: args.revision.clone(),
+        variant: args.variant.clone(),
         include: args.include.clone(),
         exclude: args.exclude.clone(),
         output: args.output.clone(),

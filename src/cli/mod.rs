@@ -148,22 +148,36 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
         return attach::attach(&cli.attach, ui).map(|()| ExitCode::SUCCESS);
     };
     match command {
-        Command::Inspect { model, interface } => {
-            inspect::inspect(&model, interface.as_deref(), ui)?;
+        Command::Inspect {
+            model,
+            of,
+            interface,
+        } => {
+            inspect::inspect(&of.locate(&model, ui)?, interface.as_deref(), ui)?;
         }
         Command::Interface(InterfaceCommand::List) => inspect::list(ui)?,
         Command::Interface(InterfaceCommand::Show { name }) => inspect::show(&name)?,
-        Command::Interface(InterfaceCommand::Check { interface, model }) => {
+        Command::Interface(InterfaceCommand::Check {
+            interface,
+            model,
+            of,
+        }) => {
+            let model = model.map(|m| of.locate(&m, ui)).transpose()?;
             inspect::check(&interface, model.as_deref(), ui)?;
         }
         Command::Interface(InterfaceCommand::Infer {
             model,
+            of,
             output,
             force,
         }) => {
+            let model = of.locate(&model, ui)?;
             inspect::infer(&model, output.as_deref(), force, ui)?;
         }
-        Command::Run(args) => run::run(&args, ui)?,
+        Command::Run(mut args) => {
+            args.model = args.select.of.locate(&args.model, ui)?;
+            run::run(&args, ui)?;
+        }
         Command::Train(args) => train::train(&args, ui)?,
         Command::Eval(args) => eval::run(&args, ui)?,
         Command::Generate(args) => generate::run(&args, ui)?,
@@ -173,7 +187,13 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
             output,
             reset,
             force,
-        } => attach::merge(&model, &select, (&output, force), reset, ui)?,
+        } => attach::merge(
+            &select.of.locate(&model, ui)?,
+            &select,
+            (&output, force),
+            reset,
+            ui,
+        )?,
         Command::Strip {
             model,
             name,
@@ -190,14 +210,25 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
                 ExitCode::SUCCESS
             });
         }
-        Command::Print(args) => graphs::print(&args, ui)?,
-        Command::Check { model, interface } => graphs::check(model, interface, ui)?,
+        Command::Print(mut args) => {
+            args.model = args.select.of.locate(&args.model, ui)?;
+            graphs::print(&args, ui)?;
+        }
+        Command::Check {
+            model,
+            of,
+            interface,
+        } => graphs::check(&model, &of, interface, ui)?,
         Command::Report {
             runs,
             output,
             force,
         } => graphs::report(runs, output, force, ui)?,
-        Command::Verify(args) => graphs::verify(&args, ui)?,
+        Command::Verify(mut args) => {
+            args.a = args.of.locate(&args.a, ui)?;
+            args.b = select::VariantArgs::default().locate(&args.b, ui)?;
+            graphs::verify(&args, ui)?;
+        }
         Command::Hub(command) => hub::run(&command, ui)?,
         Command::Completions { shell } => {
             let mut out = Vec::new();

@@ -1,5 +1,5 @@
 //! References to the Hub in the place of files: `hub:org/name@revision:path`. They are pulled before anything else is done, so that
-//! every command takes them where it takes a file.
+//! every command takes them where it takes a file. Only a model waits until the flags are known that say which of its variants is meant.
 
 use super::Ui;
 use crate::error::Result;
@@ -21,6 +21,12 @@ pub(super) fn arguments(given: Vec<OsString>, ui: &Ui) -> Result<Vec<OsString>> 
     if !given.iter().any(refers) || given.get(1).is_some_and(|c| c == "hub") {
         return Ok(given);
     }
+    let named = given.get(1).and_then(|c| c.to_str()).map(str::to_owned);
+    let positional = match named.as_deref() {
+        Some("strip" | "diff" | "tenants") => Some(Want::Model),
+        Some("adapter") => Some(Want::Adapter),
+        _ => None,
+    };
     let mut out: Vec<OsString> = Vec::new();
     for arg in given {
         let Some(text) = arg.to_str().filter(|t| t.contains("hub:")) else {
@@ -38,9 +44,14 @@ pub(super) fn arguments(given: Vec<OsString>, ui: &Ui) -> Result<Vec<OsString>> 
         let (flag, value) = match (inline, before) {
             (Some((flag, value)), _) => (flag.to_owned(), value),
             (None, Some(flag)) => (flag, text),
-            (None, None) => ("model".to_owned(), text),
+            (None, None) => (String::new(), text),
         };
-        let found = match wanted(&setting(&flag)) {
+        let wanted = if flag.is_empty() {
+            positional
+        } else {
+            wanted(&setting(&flag))
+        };
+        let found = match wanted {
             // The job knows of splits and configurations.
             Some(Want::Data) | None => None,
             Some(want) => fetched(value, want, &mut |event| {

@@ -5,15 +5,54 @@
     reason = "the documentation is the help text on a terminal"
 )]
 
+use super::Ui;
 use super::flags::checked;
-use crate::job::{AdapterSettings, check_fusion, check_interface, check_setup, check_spec};
+use crate::error::Result;
+use crate::job::{
+    AdapterSettings, ModelName, check_fusion, check_interface, check_setup, check_spec,
+};
 use clap::Args;
 use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+/// Which of several variants of a model is meant.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct VariantArgs {
+    /// The variant of a model that is there in several, by a folder or by its name on the Hub: fp32, fp16, q8, int8, uint8, q4, q4f16, bnb4,
+    /// or whatever stands behind `model_` in the name of the file (default: full precision, model.onnx)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) variant: Option<String>,
+}
+
+impl VariantArgs {
+    /// The file of a model that is named by a file, a folder or a reference to the Hub. The folder, where encoder and decoder are files of
+    /// their own.
+    pub(super) fn locate(&self, model: &Path, ui: &Ui) -> Result<PathBuf> {
+        self.find(model, false, ui)
+    }
+
+    /// The same, with every file of an encoder-decoder.
+    pub(super) fn locate_parts(&self, model: &Path, ui: &Ui) -> Result<PathBuf> {
+        self.find(model, true, ui)
+    }
+
+    fn find(&self, name: &Path, every_part: bool, ui: &Ui) -> Result<PathBuf> {
+        let variant = self.variant.as_deref();
+        let model = ModelName {
+            name,
+            variant,
+            every_part,
+        };
+        model.locate(&mut |event| ui.shown(event))
+    }
+}
 
 /// What selects and what is spliced in.
 #[derive(Clone, Debug, Default, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct AdapterArgs {
+    #[command(flatten)]
+    pub(crate) of: VariantArgs,
     /// adapter_interface.json, or the name of a built-in one, see `rewrite interface list` (default: the one of the model type in
     /// config.json beside the model, else one inferred from the graph)
     #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
@@ -70,6 +109,9 @@ impl AdapterArgs {
 
     /// Names the settings that were given.
     pub(crate) fn name(&self, flags: &mut Map<String, Value>) {
+        if let Some(variant) = &self.of.variant {
+            flags.insert("variant".into(), json!(variant));
+        }
         if let Some(interface) = &self.interface {
             flags.insert("interface".into(), json!(interface));
         }

@@ -20,7 +20,7 @@ mod resolve;
 pub(crate) use name::{Kind, Reference, matches};
 pub(crate) use pull::{Listing, Pulled, PulledFile, RemoteFile, Select};
 pub(crate) use push::{PushFile, PushOptions, Pushed, Source, folder};
-pub(crate) use resolve::{Want, resolve};
+pub(crate) use resolve::{Sought, Want, resolve};
 
 use crate::diag::Diagnostic;
 use crate::disk;

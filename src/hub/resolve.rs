@@ -1,8 +1,9 @@
 //! References in the place of files: `hub:org/name@revision:path`.
 
 use super::pull::nothing;
-use super::{Hub, IntoError, Listing, OnTransfer, Reference, RemoteFile, fail, matches};
+use super::{Hub, IntoError, Listing, OnTransfer, Pulled, Reference, RemoteFile, fail, matches};
 use crate::error::Result;
+use crate::onnx::layout::{self, Layout, Listed, Unclear};
 use std::path::{Path, PathBuf};
 
 /// What a reference stands for.
@@ -50,16 +51,41 @@ const BESIDE: [&str; 9] = [
     "adapter_interface.json",
 ];
 
-/// Pulls what a text refers to, if it begins with `hub:`: one file, or the folder of an adapter.
+/// What is looked for in a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sought<'a> {
+    /// What it is.
+    pub want: Want,
+    /// The variant of a model; full precision without one.
+    pub variant: Option<&'a str>,
+    /// Every file of an encoder-decoder, and not only those that its computation needs.
+    pub every_part: bool,
+}
+
+impl From<Want> for Sought<'_> {
+    fn from(want: Want) -> Self {
+        Sought {
+            want,
+            variant: None,
+            every_part: false,
+        }
+    }
+}
+
+/// Pulls what a text refers to, if it begins with `hub:`: one file, or the folder of an adapter or of an encoder and its decoder.
 ///
 /// # Errors
 /// References that are none, and what [`Hub::pull`] refuses.
-pub(crate) fn resolve(text: &str, want: Want, on: OnTransfer<'_>) -> Result<Option<Vec<PathBuf>>> {
+pub(crate) fn resolve(
+    text: &str,
+    sought: Sought<'_>,
+    on: OnTransfer<'_>,
+) -> Result<Option<Vec<PathBuf>>> {
     if !text.starts_with("hub:") {
         return Ok(None);
     }
     let reference = Reference::parse(text)?;
-    Hub::from_env()?.find(&reference, want, on).map(Some)
+    Hub::from_env()?.find(&reference, sought, on).map(Some)
 }
 
 impl Hub {
@@ -70,24 +96,34 @@ impl Hub {
     pub(crate) fn find(
         &self,
         reference: &Reference,
-        want: Want,
+        sought: Sought<'_>,
         on: OnTransfer<'_>,
     ) -> Result<Vec<PathBuf>> {
+        let (main, _) = self.pull_sought(reference, sought, on)?;
+        let folder = sought.want == Want::Adapter || (sought.want == Want::Model && main.len() > 1);
+        if folder {
+            let parent = main.first().and_then(|f| f.parent());
+            return Ok(parent.map(Path::to_path_buf).into_iter().collect());
+        }
+        Ok(main)
+    }
+
+    /// Pulls what a reference stands for with all that comes along: the files that are meant, and everything that was pulled.
+    ///
+    /// # Errors
+    /// See [`Hub::find`].
+    pub(crate) fn pull_sought(
+        &self,
+        reference: &Reference,
+        sought: Sought<'_>,
+        on: OnTransfer<'_>,
+    ) -> Result<(Vec<PathBuf>, Pulled)> {
         let listing = self.list(reference)?;
-        let (main, more) = chosen(reference, want, &listing)?;
+        let (main, more) = chosen(reference, sought, &listing)?;
         let wanted = main.iter().chain(&more).copied().collect();
         let pulled = self.pull_files(reference, &listing, wanted, on)?;
-        let at = |f: &RemoteFile| pulled.folder.join(&f.path);
-        Ok(match want {
-            Want::Adapter => main
-                .first()
-                .and_then(|f| at(f).parent().map(Path::to_path_buf))
-                .into_iter()
-                .collect(),
-            Want::Model | Want::Interface | Want::Tokenizer | Want::Data => {
-                main.iter().map(|f| at(f)).collect()
-            }
-        })
+        let main = main.iter().map(|f| pulled.folder.join(&f.path)).collect();
+        Ok((main, pulled))
     }
 
     /// Pulls files of a listing by name, and says which folder they are in.
@@ -110,9 +146,10 @@ type Files<'a> = Vec<&'a RemoteFile>;
 /// The files that are meant, and those that come along.
 fn chosen<'a>(
     reference: &Reference,
-    want: Want,
+    sought: Sought<'_>,
     listing: &'a Listing,
 ) -> Result<(Files<'a>, Files<'a>)> {
+    let want = sought.want;
     let inside = scope(reference, listing)?;
     let exact = reference
         .path
@@ -126,27 +163,68 @@ fn chosen<'a>(
             .copied()
             .collect()
     };
-    let main = match want {
-        Want::Model | Want::Data if exact.is_some() => inside.clone(),
-        Want::Model => inside
-            .iter()
-            .filter(|f| is(&f.path, "onnx"))
-            .copied()
-            .collect(),
-        Want::Interface => named("adapter_interface.json"),
-        Want::Tokenizer => named("tokenizer.json"),
-        Want::Adapter => named("adapter_config.json"),
-        Want::Data => inside.clone(),
-    };
-    let what = match want {
-        Want::Model => "ONNX model",
-        Want::Interface => "adapter_interface.json",
-        Want::Tokenizer => "tokenizer.json",
-        Want::Adapter => "adapter_config.json",
-        Want::Data => "data",
+    let (main, what) = match want {
+        Want::Model => {
+            let main = model(reference, sought, &inside, listing)?;
+            let more = along(want, main[0], listing);
+            return Ok((main, more));
+        }
+        Want::Data => (inside.clone(), "data"),
+        Want::Interface => (named("adapter_interface.json"), "adapter_interface.json"),
+        Want::Tokenizer => (named("tokenizer.json"), "tokenizer.json"),
+        Want::Adapter => (named("adapter_config.json"), "adapter_config.json"),
     };
     let one = the_one(&main).ok_or_else(|| missing(reference, what, &main))?;
     Ok((vec![one], along(want, one, listing)))
+}
+
+/// The files of a model: the one that is named, else those of the variant.
+fn model<'a>(
+    reference: &Reference,
+    sought: Sought<'_>,
+    inside: &Files<'a>,
+    listing: &'a Listing,
+) -> Result<Files<'a>> {
+    let onnx = inside.iter().filter(|f| is(&f.path, "onnx")).copied();
+    let onnx: Files<'a> = onnx.collect();
+    let pointed = reference.path.is_some() && sought.variant.is_none();
+    if let ([one], true) = (&onnx[..], pointed) {
+        return Ok(vec![one]);
+    }
+    let exact = reference.path.as_ref().filter(|p| inside[0].path == **p);
+    if let (Some(path), Some(variant)) = (exact, sought.variant) {
+        if layout::is_variant(path, variant) {
+            return Ok(inside.clone());
+        }
+        let d = fail(
+            "model-variant",
+            format!("`{path}` is not the variant `{variant}`"),
+        );
+        let d = d.at(reference.to_string());
+        return Err(d.help("name the file, or the variant").into_error());
+    }
+    let scoped = |f: &&RemoteFile| inside.iter().any(|i| i.path == f.path) || !is(&f.path, "onnx");
+    let listed = listing.files.iter().filter(scoped);
+    let listed: Vec<Listed<'_>> = listed.map(|f| (&*f.path, f.size)).collect();
+    let found = match layout::choose(&listed, sought.variant) {
+        Ok(found) => found,
+        Err(Unclear::Told(d)) => return Err(d.at(reference.to_string()).into_error()),
+        Err(Unclear::Strange) => {
+            return match &onnx[..] {
+                [one] if sought.variant.is_none() => Ok(vec![one]),
+                all => Err(missing(reference, "ONNX model", all)),
+            };
+        }
+    };
+    let Layout {
+        model,
+        decoder,
+        more,
+    } = found;
+    let more = more.into_iter().filter(|_| sought.every_part);
+    let paths = std::iter::once(model).chain(decoder).chain(more);
+    let file = |path: String| inside.iter().find(|f| f.path == path).copied();
+    Ok(paths.filter_map(file).collect())
 }
 
 /// The files of the listing that the reference's path covers: a file, a folder, a pattern; all without a path.
@@ -177,7 +255,6 @@ fn the_one<'a>(files: &[&'a RemoteFile]) -> Option<&'a RemoteFile> {
     let depth = |f: &RemoteFile| f.path.matches('/').count();
     let least = files.iter().map(|f| depth(f)).min()?;
     let plain = [
-        "model.onnx",
         "adapter_interface.json",
         "tokenizer.json",
         "adapter_config.json",
@@ -271,7 +348,7 @@ mod tests {
                 })
                 .collect(),
         };
-        let (main, more) = chosen(&Reference::parse(reference)?, want, &listing)?;
+        let (main, more) = chosen(&Reference::parse(reference)?, want.into(), &listing)?;
         let names = |l: Files<'_>| {
             l.iter()
                 .map(|f| f.path.clone())

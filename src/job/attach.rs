@@ -3,6 +3,7 @@
 use super::check::usage;
 use super::event::{Event, OnEvent, note, warn};
 use super::files::ModelFiles;
+use super::origin::Origin;
 use crate::adapters::heads::{self, Head, HeadBase, HeadType, Joined, SavedHead, StaticHead};
 use crate::adapters::spec::{self, Spec};
 use crate::adapters::target::Met;
@@ -282,6 +283,9 @@ impl AdapterSettings {
             attach = attach.route(route);
         }
         let mut adapted = attach.seed(how.seed).training(how.training).run()?;
+        if let Some(origin) = Origin::of(path) {
+            origin.record(&mut adapted.meta);
+        }
         adapted.headed = self.headed(&names);
         if let Some((head, own)) = joined {
             adapted.take_head(head, own)?;

@@ -154,7 +154,8 @@ impl Run {
             fields::<EvalArguments>(),
             fields::<GenerationArguments>(),
         ])?;
-        let files = ModelFiles::at(&resolved.model);
+        let model = resolved.model_settings()?;
+        let files = ModelFiles::locate(&resolved.model, model.variant.as_deref())?;
         let mut data: DataArguments = resolved.read()?;
         data.positions = files.within_positions(data.max_seq_length, events)?;
         if data.data.is_none() {
@@ -170,7 +171,6 @@ impl Run {
             }
             keep(file, [&*resolved.model])?;
         }
-        let model = resolved.model_settings()?;
         let mut generation = options::take::<GenerationArguments>(&mut resolved.settings.clone());
         // What the model's files say for conversations is not what a measure should depend on.
         generation.entry("do_sample").or_insert(json!(false));

@@ -1,6 +1,7 @@
 //! A model's files: the ONNX file, and what stands beside it.
 
 use super::event::{Event, OnEvent, note};
+use super::variant;
 use crate::adapters::heads::HeadBase;
 use crate::adapters::spec;
 use crate::analyze::logits::vocabulary;
@@ -24,6 +25,8 @@ pub(super) struct ModelFiles {
     pub(super) path: PathBuf,
     /// The decoder, where it is a file of its own.
     decoder: Option<PathBuf>,
+    /// Further forms of the decoder.
+    more: Vec<PathBuf>,
     /// What `config.json` says of the text model; null where there is none.
     config: Value,
     /// Why a `config.json` that is there says nothing.
@@ -31,10 +34,25 @@ pub(super) struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// The files of a model. Those that are missing say nothing. A folder stands for the model in it, or for the encoder and the decoder.
+    /// The files of a model. A folder stands for the variant of the model in it, or for its encoder and its decoder.
+    ///
+    /// # Errors
+    /// A folder without the variant; a file that is another one.
+    pub(super) fn locate(path: &Path, variant: Option<&str>) -> Result<Self> {
+        if !path.is_dir() {
+            return variant::is_of(path, variant).map(|()| Self::at(path));
+        }
+        let found = variant::inside(path, variant)?;
+        let place = |name: String| path.join(name);
+        Ok(ModelFiles {
+            decoder: found.decoder.map(place),
+            more: found.more.into_iter().map(place).collect(),
+            ..Self::at(&path.join(found.model))
+        })
+    }
+
+    /// A model file, and what is beside it. What is missing says nothing.
     pub(super) fn at(path: &Path) -> Self {
-        let (path, decoder) = inside(path);
-        let path = &*path;
         let place = select::beside(path, "config.json");
         let (config, unread) = match disk::text(&place) {
             Ok(text) => match serde_json::from_str::<Value>(&text) {
@@ -52,7 +70,8 @@ impl ModelFiles {
         };
         ModelFiles {
             path: path.to_owned(),
-            decoder,
+            decoder: None,
+            more: Vec::new(),
             config,
             unread,
         }
@@ -81,12 +100,11 @@ impl ModelFiles {
 
     /// Every file of the model, where encoder and decoder are files of their own.
     pub(super) fn parts(&self) -> Vec<PathBuf> {
-        if self.decoder.is_none() {
+        let Some(decoder) = &self.decoder else {
             return Vec::new();
-        }
-        let names = std::iter::once(ENCODER).chain(DECODERS).chain([WITH_PAST]);
-        let files = names.map(|n| self.path.with_file_name(n));
-        files.filter(|f| f.exists()).collect()
+        };
+        let first = [&self.path, decoder].into_iter();
+        first.chain(&self.more).cloned().collect()
     }
 
     /// The tokenizer that is named, or the one beside the model; with the chat template that the first of these adapters was trained
@@ -229,34 +247,6 @@ impl ModelFiles {
         let divided = || Some(self.size("hidden_size")? / self.size("num_attention_heads")?.max(1));
         Some([heads, self.size("head_dim").or_else(divided)?])
     }
-}
-
-/// Optimum's name of an encoder.
-const ENCODER: &str = "encoder_model.onnx";
-/// Its names of a decoder that needs no cache, the best first.
-const DECODERS: [&str; 2] = ["decoder_model.onnx", "decoder_model_merged.onnx"];
-/// Its name of a decoder that goes on behind a cache.
-const WITH_PAST: &str = "decoder_with_past_model.onnx";
-
-/// The files that a path stands for: the model, and where there is one the decoder.
-fn inside(path: &Path) -> (PathBuf, Option<PathBuf>) {
-    if !path.is_dir() {
-        return (path.to_owned(), None);
-    }
-    for folder in [path.to_owned(), path.join("onnx")] {
-        let encoder = folder.join(ENCODER);
-        let mut decoders = DECODERS.iter().map(|n| folder.join(n));
-        if let Some(decoder) = decoders.find(|d| d.exists())
-            && encoder.exists()
-        {
-            return (encoder, Some(decoder));
-        }
-        let whole = folder.join("model.onnx");
-        if whole.exists() {
-            return (whole, None);
-        }
-    }
-    (path.to_owned(), None)
 }
 
 /// The dropout that the Adapters library gives a head that has none of its own: that of the model's classifiers, or else of its hidden

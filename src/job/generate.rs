@@ -127,7 +127,7 @@ impl Generation {
         let model = resolved.model_settings()?;
         let texts = self.texts(&asked)?;
         let given = options::take::<GenerationArguments>(&mut resolved.settings.clone());
-        let files = ModelFiles::at(&resolved.model);
+        let files = ModelFiles::locate(&resolved.model, model.variant.as_deref())?;
         let mut prepared = Prepared::open(files, &model, given, events)?;
         check_graph(&prepared)?;
         let many = texts.len() * prepared.settings.args.num_return_sequences > 1;

@@ -22,6 +22,7 @@ mod ignored;
 mod infer;
 mod merge;
 mod model;
+mod origin;
 mod prepared;
 mod print;
 #[cfg(feature = "hub")]
@@ -39,6 +40,7 @@ mod summary;
 mod tenants;
 mod to_file;
 mod train;
+mod variant;
 mod verdict;
 
 pub use crate::train::{DryRun, EvalEntry, Event as TrainEvent, LogEntry, StepReport};
@@ -78,6 +80,8 @@ pub(crate) use strip::Strip;
 pub(crate) use summary::{Summed, sum_up};
 pub(crate) use tenants::{ChangeTenants, ExtractTenant, ListTenants};
 pub(crate) use to_file::{AttachReport, AttachToFile, Selected, Written};
+#[cfg(feature = "cli")]
+pub(crate) use variant::ModelName;
 pub(crate) use verdict::CheckModel;
 
 use crate::error::Result;
@@ -86,6 +90,16 @@ use std::path::Path;
 
 /// Reads and verifies a model.
 pub(crate) fn open(path: &Path, events: OnEvent<'_>) -> Result<Verified> {
+    if path.is_dir() {
+        let what = format!(
+            "{} is a folder, and one ONNX file is needed",
+            path.display()
+        );
+        return Err(usage(
+            what,
+            "give the file; `train`, `eval`, `generate`, `check` and attaching take an encoder and its decoder together",
+        ));
+    }
     let model = crate::api::open(path)?;
     let g = &model.model().graph;
     let (nodes, weights) = (g.node_count(), g.initializers().len());

@@ -54,6 +54,9 @@ pub(crate) enum Dtype {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ModelSettings {
+    /// The variant of a model that is there in several, by a folder or by its name on the Hub: fp32, fp16, q8, int8, uint8, q4, q4f16, bnb4, or
+    /// whatever stands behind `model_` in the name of the file (default: full precision, `model.onnx`).
+    pub(crate) variant: Option<String>,
     /// An `adapter_interface.json`, or the name of a built-in one (default: the one of config.json beside the model, else of the graph).
     pub(crate) interface: Option<String>,
     /// The adapters: `SPEC`, `NAME=SPEC`, a list of them, or an object of specs by name. A spec is a configuration string, an
@@ -88,6 +91,7 @@ impl Options for ModelSettings {}
 impl Default for ModelSettings {
     fn default() -> Self {
         ModelSettings {
+            variant: None,
             interface: None,
             adapter: AdapterSpecs::Default,
             active: None,

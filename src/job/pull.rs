@@ -2,7 +2,7 @@
 
 use super::event::{Event, OnEvent};
 use crate::error::Result;
-use crate::hub::{Hub, Kind, Listing, Pulled, Reference, Select};
+use crate::hub::{Hub, Kind, Listing, Pulled, Reference, Select, Sought, Transfer, Want};
 use std::path::PathBuf;
 
 /// Files that are pulled.
@@ -14,6 +14,8 @@ pub(crate) struct Pull {
     pub(crate) kind: Option<Kind>,
     /// Branch, tag or commit (default: the one in the name).
     pub(crate) revision: Option<String>,
+    /// The variant of an ONNX model that is pulled, with what is beside it (default: what the patterns say).
+    pub(crate) variant: Option<String>,
     /// Patterns of the files that are wanted (default: all files).
     pub(crate) include: Vec<String>,
     /// Patterns of files that are left out.
@@ -44,11 +46,23 @@ impl Pull {
             exclude: self.exclude.clone(),
         };
         let mut heard = Ok(());
-        let pulled = Hub::from_env()?.pull(&reference, &select, &mut |t| {
+        let mut on = |t: Transfer<'_>| {
             if heard.is_ok() {
                 heard = events(&Event::transfer(t));
             }
-        })?;
+        };
+        let hub = Hub::from_env()?;
+        let pulled = match &self.variant {
+            Some(variant) => {
+                let sought = Sought {
+                    want: Want::Model,
+                    variant: Some(variant),
+                    every_part: true,
+                };
+                hub.pull_sought(&reference, sought, &mut on)?.1
+            }
+            None => hub.pull(&reference, &select, &mut on)?,
+        };
         heard?;
         let folder = match &self.output {
             Some(folder) => {

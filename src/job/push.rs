@@ -2,6 +2,7 @@
 
 use super::check::usage;
 use super::event::{Event, OnEvent, warn};
+use super::origin::Origin;
 use crate::adapters::card::{Card, on_hub};
 use crate::adapters::folder::{AdapterFolder, file};
 use crate::adapters::heads;
@@ -140,6 +141,7 @@ impl Push {
             Err(e) => return Err(e),
         };
         let mut card = Card::new(&to.repo, &folder);
+        card.model = Origin::read(&folder.meta).map(|o| o.words());
         card.head = self.folder.join(heads::file::CONFIG).exists();
         if let Some(base) = &self.base_model {
             if !on_hub(base) {

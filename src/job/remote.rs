@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 use pull::data;
 #[cfg(feature = "hub")]
 pub(crate) use pull::fetched;
+#[cfg(feature = "hub")]
+pub(super) use pull::model;
 
 /// What a setting stands for.
 #[cfg(feature = "hub")]
@@ -31,7 +33,6 @@ pub(crate) fn wanted(setting: &str) -> Option<Want> {
         "adapter" => Some(Want::Adapter),
         "tokenizer" => Some(Want::Tokenizer),
         "data" | "eval_data" => Some(Want::Data),
-        "model" => Some(Want::Model),
         _ => None,
     }
 }
@@ -40,6 +41,13 @@ pub(crate) fn wanted(setting: &str) -> Option<Want> {
 pub(super) fn fetch(settings: &mut Map<String, Value>, events: OnEvent<'_>) -> Result<()> {
     let config = settings.get("data_config").and_then(Value::as_str);
     let config = config.map(str::to_owned);
+    let variant = settings.get("variant").and_then(Value::as_str);
+    let variant = variant.map(str::to_owned);
+    if let Some(Value::String(text)) = settings.get_mut("model")
+        && let Some(path) = model(text, variant.as_deref(), false, events)?
+    {
+        *text = path.display().to_string();
+    }
     for (name, value) in settings.iter_mut() {
         if let Some(want) = wanted(name) {
             local(value, want, config.as_deref(), events)?;
@@ -80,7 +88,7 @@ mod pull {
     use super::super::event::{Event, OnEvent};
     use crate::disk;
     use crate::error::Result;
-    use crate::hub::{Hub, Reference, Transfer, Want, matches, resolve};
+    use crate::hub::{Hub, Reference, Sought, Transfer, Want, matches, resolve};
     use crate::train::Splits;
     use serde_json::{Map, Value};
     use std::path::PathBuf;
@@ -166,6 +174,24 @@ mod pull {
         Ok(Some(Value::Object(splits)))
     }
 
+    /// The file of a model that a text stands for; the folder of its parts, where encoder and decoder are files of their own.
+    pub(in super::super) fn model(
+        text: &str,
+        variant: Option<&str>,
+        every_part: bool,
+        events: OnEvent<'_>,
+    ) -> Result<Option<PathBuf>> {
+        let sought = Sought {
+            want: Want::Model,
+            variant,
+            every_part,
+        };
+        let mut said = Said::new(events);
+        let found = resolve(text, sought, &mut |t| said.transfer(t))?;
+        said.heard?;
+        Ok(found.and_then(|paths| paths.into_iter().next()))
+    }
+
     /// The files that a text stands for; `NAME=hub:…` keeps its name.
     pub(crate) fn fetched(
         text: &str,
@@ -179,7 +205,7 @@ mod pull {
             _ => (String::new(), text),
         };
         let mut said = Said::new(events);
-        let found = resolve(reference, want, &mut |t| said.transfer(t))?;
+        let found = resolve(reference, want.into(), &mut |t| said.transfer(t))?;
         said.heard?;
         let shown = |p: PathBuf| format!("{name}{}", p.display());
         Ok(found.map(|paths| paths.into_iter().map(shown).collect()))
@@ -190,6 +216,17 @@ mod pull {
 #[cfg(not(feature = "hub"))]
 fn data(text: &str, _: Option<&str>, events: OnEvent<'_>) -> Result<Option<Value>> {
     fetched(text, Want::Data, events).map(|_| None)
+}
+
+/// Refuses references: this build has no Hub.
+#[cfg(not(feature = "hub"))]
+pub(super) fn model(
+    text: &str,
+    _: Option<&str>,
+    _: bool,
+    events: OnEvent<'_>,
+) -> Result<Option<std::path::PathBuf>> {
+    fetched(text, Want::Model, events).map(|_| None)
 }
 
 /// Refuses references: this build has no Hub.

@@ -3,6 +3,7 @@
 use super::check::usage;
 use super::event::{Event, OnEvent};
 use super::model::ModelSettings;
+use super::origin;
 use super::settings::{JobFile, JobSettings};
 use crate::adapters::{identifiers, spec};
 use crate::error::Result;
@@ -71,6 +72,7 @@ impl Request {
 
     /// Puts flags over the file, fetches what the Hub has, and places every path.
     pub(super) fn resolve(&self, purpose: Purpose, events: OnEvent<'_>) -> Result<Resolved> {
+        let on_hub = self.file.to_str().filter(|t| t.starts_with("hub:"));
         let file = self.here.join(&self.file);
         let folder = file.parent().map_or_else(PathBuf::new, Path::to_path_buf);
         let of_file = self.job_file()?;
@@ -85,6 +87,9 @@ impl Request {
             }
         }
         purpose.narrow(&mut settings)?;
+        if let Some(reference) = on_hub {
+            settings.insert("model".to_owned(), reference.into());
+        }
         place(&mut settings, &folder);
         place(&mut flags, &self.here);
         if purpose == Purpose::Evaluate && flags.contains_key("data") {
@@ -97,15 +102,21 @@ impl Request {
         if let Some(field) = text_field {
             super::ignored::put_text_field(&mut settings, &field)?;
         }
+        if purpose == Purpose::Train {
+            keep_revisions(&mut settings, events)?;
+        }
         let data = ["data", "eval_data"].into_iter();
-        let origin = data
+        let mut origin: Map<String, Value> = data
             .filter_map(|n| Some((n.to_owned(), settings.get(n)?.clone())))
             .collect();
         // What a flag replaces is not pulled.
         super::remote::fetch(&mut settings, events)?;
+        for (name, given) in &mut origin {
+            origin::pin(given, settings.get(name).unwrap_or(&Value::Null));
+        }
         let named = settings.shift_remove("model");
         let model = match named.as_ref().and_then(Value::as_str) {
-            _ if !is_job => file,
+            _ if !is_job && on_hub.is_none() => file,
             Some(model) => PathBuf::from(model),
             None => return Err(usage("the job names no model", "\"model\": \"model.onnx\"")),
         };
@@ -115,6 +126,27 @@ impl Request {
             origin,
         })
     }
+}
+
+/// A run that goes on reads what it began with, whatever its branches on the Hub hold by now.
+fn keep_revisions(settings: &mut Map<String, Value>, events: OnEvent<'_>) -> Result<()> {
+    let Some(began) = origin::begun(settings) else {
+        return Ok(());
+    };
+    let mut pinned = Vec::new();
+    for name in ["model", "data", "eval_data"] {
+        if let Some(given) = settings.get_mut(name) {
+            pinned.extend(origin::pin_as(given, &began[name]));
+        }
+    }
+    pinned.dedup();
+    if pinned.is_empty() {
+        return Ok(());
+    }
+    let list = pinned.join(", ");
+    events(&Event::Note(format!(
+        "the run goes on with what it began with: {list}"
+    )))
 }
 
 impl Purpose {
@@ -132,7 +164,7 @@ impl Purpose {
             *settings = options::take::<DataArguments>(&mut all);
             settings.insert("data_seed".to_owned(), seed.into());
         }
-        for name in ["model", "interface", "tokenizer"] {
+        for name in ["model", "variant", "interface", "tokenizer"] {
             settings.extend(all.shift_remove_entry(name));
         }
         Ok(())

@@ -26,8 +26,10 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub(crate) struct AttachToFile {
-    /// The ONNX file.
+    /// The ONNX file, or the folder of an encoder and a decoder.
     pub model: PathBuf,
+    /// The variant of the files in a folder.
+    pub variant: Option<String>,
     /// Which adapters, and where they go.
     pub adapters: AdapterSettings,
     /// Output file or folder (default: beside the model).
@@ -105,6 +107,7 @@ impl AttachToFile {
     pub(crate) fn new(model: impl Into<PathBuf>, adapters: AdapterSettings) -> Self {
         AttachToFile {
             model: model.into(),
+            variant: None,
             adapters,
             output: None,
             force: false,
@@ -118,7 +121,7 @@ impl AttachToFile {
     /// # Errors
     /// Those of [`Attach::run`](crate::Attach::run); outputs that exist or are inputs; files that cannot be read or written.
     pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<AttachReport> {
-        let files = ModelFiles::at(&self.model);
+        let files = ModelFiles::locate(&self.model, self.variant.as_deref())?;
         let parts = files.parts();
         let model = if parts.is_empty() {
             open(&files.path, events)?

@@ -6,6 +6,7 @@ use super::event::{Event, OnEvent, note, notes, warn};
 use super::files::ModelFiles;
 use super::folder::RunFolder;
 use super::head::{choose_head, label_count};
+use super::origin::Origin;
 use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
 use super::settings::JobSettings;
@@ -140,7 +141,7 @@ impl Run {
         let origin = resolved.origin.clone();
         settings.model = resolved.model_settings()?;
         settings.job.model = Some(resolved.model.display().to_string());
-        let files = ModelFiles::at(&resolved.model);
+        let files = ModelFiles::locate(&resolved.model, settings.model.variant.as_deref())?;
         settings.data.positions = files.within_positions(settings.data.max_seq_length, events)?;
         let Some(output) = settings.job.output_dir.as_deref().map(PathBuf::from) else {
             return Err(usage("no output folder was given", "--output-dir out"));
@@ -579,10 +580,12 @@ impl Run {
         Ok(watchers)
     }
 
-    /// The settings for the record: data on the Hub by its name there.
+    /// The settings for the record: the model and data on the Hub by their names there, each with its commit.
     fn described(&self, subject: &Subject) -> Value {
         let mut file = self.settings.to_file();
         if let Value::Object(options) = &mut file {
+            let model = Origin::of(&self.files.path).map(|o| o.model().into());
+            options.extend(model.map(|m: Value| ("model".to_owned(), m)));
             options.extend(self.origin.clone());
             options.extend(subject.decided.clone());
         }

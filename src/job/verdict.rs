@@ -19,8 +19,10 @@ use std::path::{Path, PathBuf};
 /// Checks an exported model.
 #[derive(Clone, Debug)]
 pub(crate) struct CheckModel {
-    /// The ONNX file.
+    /// The ONNX file, or the folder of an encoder and a decoder.
     pub model: PathBuf,
+    /// The variant of the files in a folder.
+    pub variant: Option<String>,
     /// The interface (default: that of the model).
     pub interface: Option<String>,
 }
@@ -76,7 +78,7 @@ impl CheckModel {
     /// # Errors
     /// A file that cannot be read, or is no valid model.
     pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<Vec<Aspect>> {
-        let files = ModelFiles::at(&self.model);
+        let files = ModelFiles::locate(&self.model, self.variant.as_deref())?;
         let model = files.open(events)?;
         let adapted = self.adapt(&model, &files.path);
         let mut out = Vec::new();

@@ -11,6 +11,7 @@
 
 mod encode;
 mod external;
+pub(crate) mod layout;
 mod message;
 mod order;
 pub(crate) mod proto;

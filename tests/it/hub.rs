@@ -127,7 +127,8 @@ path: main/test-*\n- config_name: other\n  data_dir: other\n---\n";
     ]);
     let data = "hub:datasets/org/repo";
     let (job, examples) = trained(&desk, &["--data", data]);
-    assert_eq!((&job["data"], examples), (&serde_json::json!([data]), 3));
+    let pinned = format!("hub:datasets/org/repo@{COMMIT}");
+    assert_eq!((&job["data"], examples), (&serde_json::json!([pinned]), 3));
     let asked = |name: &str| {
         let state = server.state.lock().unwrap();
         state.seen.iter().any(|s| s.line.contains(name))
@@ -347,4 +348,122 @@ fn a_token_that_only_reads_is_told_before_the_first_step() {
         "{said}"
     );
     assert!(!desk.folder().join("out/log.jsonl").exists() && !said.contains(TOKEN));
+}
+
+/// The text of a fixture's file.
+fn bytes(name: &str) -> Vec<u8> {
+    fs::read(fixture(name)).unwrap()
+}
+
+#[test]
+fn a_model_is_trained_by_its_name_in_the_variant_that_is_asked_for() {
+    let (model, config) = (bytes("qwen3/model.onnx"), bytes("qwen3/config.json"));
+    let (desk, server) = desk(&[
+        ("config.json", &config, false),
+        ("onnx/model.onnx", b"not this", true),
+        ("onnx/model_q4.onnx", &model, true),
+        ("onnx/model_fp16.onnx", b"not this", true),
+        ("train.jsonl", &rows(3), false),
+    ]);
+    let train = |more: &[&str]| {
+        let line = [
+            "train",
+            "hub:org/repo",
+            "-a",
+            "lora[r=2]",
+            "--data",
+            "hub:datasets/org/repo",
+            "--output-dir",
+            "out",
+        ];
+        [&line[..], more].concat().join(" ")
+    };
+    let run = |line: &str| desk.command(&line.split(' ').collect::<Vec<_>>());
+    let said = stderr(&run(&train(&["--variant", "q44"])));
+    assert!(
+        said.contains("no variant `q44`")
+            && said.contains("there are `q4` (")
+            && said.contains("help: --variant q4"),
+        "{said}"
+    );
+    assert!(!desk.path("out").exists() && server.seen("resolve").is_empty());
+    let first = train(&["--variant", "q4", "--max-steps", "2", "--save-steps", "1"]);
+    let done = run(&first);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let asked = server.seen("model");
+    assert!(
+        asked
+            .iter()
+            .all(|s| !s.line.contains("resolve") || s.line.contains("model_q4.onnx")),
+        "one variant is pulled: {asked:?}"
+    );
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(desk.path("out").join(name)).unwrap()).unwrap()
+    };
+    let job = read("run.json")["job"].take();
+    assert_eq!(
+        job["model"],
+        format!("hub:org/repo@{COMMIT}:onnx/model_q4.onnx")
+    );
+    assert_eq!(job["data"][0], format!("hub:datasets/org/repo@{COMMIT}"));
+    let base = read("lora/adapter_config.json")["onnx_graft"]["hub"].take();
+    assert_eq!(
+        base,
+        serde_json::json!({"repo": "org/repo", "revision": COMMIT, "file": "onnx/model_q4.onnx"})
+    );
+    let card = ok(&desk, &["hub", "push", "out/lora", "me/mine", "--dry-run"]);
+    let usage = format!(
+        "rewrite generate hub:org/repo@{COMMIT}:onnx/model_q4.onnx --adapter hub:me/mine --prompt"
+    );
+    assert!(
+        card.contains(&usage) && card.contains("base_model: org/repo\n"),
+        "{card}"
+    );
+
+    // The branch moves on, and the run does not.
+    let moved = "f".repeat(40);
+    server.state.lock().unwrap().commit = Some(moved.clone());
+    let again = train(&["--variant", "q4", "--max-steps", "3", "--resume"]);
+    let done = run(&again);
+    let said = stderr(&done);
+    assert!(!said.contains(&moved), "{said}");
+    assert!(said.contains(&format!("org/repo at {COMMIT}")), "{said}");
+}
+
+#[test]
+fn one_variant_is_pulled_into_a_folder_and_named_there() {
+    let (model, config) = (bytes("qwen3/model.onnx"), bytes("qwen3/config.json"));
+    let (desk, server) = desk(&[
+        ("README.md", b"x", false),
+        ("config.json", &config, false),
+        ("onnx/model_q4.onnx", &model, true),
+        ("onnx/model_fp16.onnx", b"not this", true),
+    ]);
+    let said = stderr(&desk.command(&["check", "hub:org/repo"]));
+    assert!(
+        said.contains("no model in full precision") && said.contains("`fp16` (8 bytes), `q4` ("),
+        "{said}"
+    );
+    ok(
+        &desk,
+        &["hub", "pull", "org/repo", "--variant", "q4", "-o", "m"],
+    );
+    let pulled = server.seen("resolve");
+    let other =
+        |s: &super::support::hub::Seen| s.line.contains("fp16") || s.line.contains("README");
+    assert!(!pulled.iter().any(other), "{pulled:?}");
+    for args in [
+        &["inspect", "m", "--variant", "q4"][..],
+        &["check", "--quiet", "hub:org/repo", "--variant", "q4"],
+        &["m", "--variant", "q4", "-a", "lora[r=2]", "-o", "new"],
+    ] {
+        ok(&desk, args);
+    }
+    let folder = fs::read_to_string(desk.path("new/lora/adapter_config.json")).unwrap();
+    assert!(
+        folder.contains(COMMIT),
+        "a folder that was pulled into is known"
+    );
+    let out = desk.command(&["inspect", "m/onnx/model_q4.onnx", "--variant", "q8"]);
+    assert_eq!(out.status.code(), Some(2), "{}", stderr(&out));
 }

@@ -568,9 +568,9 @@ fn references_stand_for_files() {
         ("adapter.safetensors", &BIG, true),
         ("pytorch_adapter.bin", &BIG, true),
     ]);
-    let find = |text: &str, want| {
+    let find = |text: &str, want: Want| {
         desk.hub()
-            .find(&Reference::parse(text).unwrap(), want, &mut |_| {})
+            .find(&Reference::parse(text).unwrap(), want.into(), &mut |_| {})
     };
     let adapter = find("hub:org/repo", Want::Adapter).unwrap();
     assert!(adapter[0].join("adapter.safetensors").exists());

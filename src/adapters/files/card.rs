@@ -13,6 +13,8 @@ pub(crate) struct Card {
     pub name: String,
     /// The base model on the Hub, `org/name`.
     pub base_model: Option<String>,
+    /// The exported model that it was made for, as a command takes it: `hub:org/name@COMMIT:PATH`.
+    pub model: Option<String>,
     /// Its `model_type`.
     pub model_type: String,
     /// The adapter's configuration.
@@ -134,21 +136,29 @@ impl Card {
 
     fn usage(&self, out: &mut String) {
         let repo = code(&self.repo);
-        let (command, class) = if self.head {
-            (
-                "rewrite model.onnx --adapter adapter -o adapted.onnx",
-                "AutoModel",
-            )
+        let class = if self.head {
+            "AutoModel"
         } else {
-            (
-                "rewrite generate model.onnx --adapter adapter --prompt \"...\"",
-                "AutoModelForCausalLM",
-            )
+            "AutoModelForCausalLM"
+        };
+        // By its name the adapter needs no command of its own.
+        let (pull, model, adapter) = match &self.model {
+            Some(model) => (String::new(), code(model), format!("hub:{repo}")),
+            None => (
+                format!("rewrite hub pull {repo} -o adapter\n"),
+                "model.onnx".to_owned(),
+                "adapter".to_owned(),
+            ),
+        };
+        let command = if self.head {
+            format!("rewrite {model} --adapter {adapter} -o adapted.onnx")
+        } else {
+            format!("rewrite generate {model} --adapter {adapter} --prompt \"...\"")
         };
         let _ = write!(
             out,
             "\n## Usage\n\nWith an exported model and [onnx-graft](https://crates.io/crates/onnx-graft):\n\n```sh\n\
-             rewrite hub pull {repo} -o adapter\n{command}\n```\n\
+             {pull}{command}\n```\n\
              \nWith PyTorch and Adapters (`pip install adapters`):\n\n```python\n"
         );
         let base = self
