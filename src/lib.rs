@@ -140,6 +140,7 @@ mod budget;
 pub mod cli;
 mod diag;
 mod disk;
+mod draw;
 mod error;
 mod fence;
 #[cfg(any(test, fuzzing))]

@@ -2,6 +2,7 @@
 //! then, where one is drawn, temperature, top-k, top-p, min-p.
 
 use super::{GenerationArguments, failed};
+use crate::draw;
 use crate::error::Result;
 
 /// What happens to logits before a token is taken.
@@ -182,13 +183,10 @@ fn broken(s: f32) -> crate::error::Error {
 pub(crate) fn uniform(seed: u64, sequence: u64, step: u64) -> f64 {
     let mut z = seed;
     for x in [sequence, step] {
-        // SplitMix64 (Steele, Lea, Flood 2014), once for each number that goes in.
-        z = z.wrapping_add(x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
+        // Once for each number that goes in.
+        z = draw::at(z, x);
     }
-    (z >> 11) as f64 / (1u64 << 53) as f64
+    draw::unit(z)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! From examples to batches: which examples stand together, and how they become tensors.
 
 use super::data::{Dataset, Example, IGNORE, Labels};
-use super::masking::{Draws, Masking};
+use super::masking::Masking;
 use crate::budget;
 use crate::diag::Diagnostic;
+use crate::draw::{self, Draws};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::contract;
 use crate::options::Options;
@@ -497,7 +498,7 @@ fn vector(data: Vec<i64>) -> Result<Value> {
 /// The order of `n` examples in an epoch: a seeded shuffle, the same on every machine.
 pub(crate) fn epoch_order(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
-    let mut draws = Draws::new(seed ^ epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut draws = Draws::new(draw::of_epoch(seed, epoch));
     for i in (1..n).rev() {
         let j = ((u128::from(draws.next()) * (i as u128 + 1)) >> 64) as usize;
         order.swap(i, j);

@@ -2,32 +2,9 @@
 
 use super::data::{DataArguments, Example, IGNORE, Labels, Task};
 use crate::diag::Diagnostic;
+use crate::draw::Draws;
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
-
-/// A stream of numbers: `SplitMix64` (Steele, Lea, Flood 2014), the same on every machine.
-pub(super) struct Draws(u64);
-
-impl Draws {
-    /// The stream of a seed.
-    pub(super) fn new(seed: u64) -> Self {
-        Draws(seed)
-    }
-
-    /// The next number.
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number from 0 up to 1.
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
 
 /// How tokens are masked: as Transformers' `DataCollatorForLanguageModeling` does it, drawn by the seed, the epoch and the example.
 #[derive(Clone, Copy, Debug, PartialEq)]

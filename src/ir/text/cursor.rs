@@ -6,6 +6,7 @@ use super::super::tensor::{External, Payload, TensorData, Typed, f32_to_bf16, f3
 use super::super::types::{DType, Dim, Type, TypeKind};
 use super::{HASH, bare_len, word_len};
 use crate::diag::Diagnostic;
+use crate::draw;
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -600,7 +601,7 @@ impl Maker<'_> {
             Maker::Fill(text) => (*text).to_owned(),
             Maker::Iota => i.to_string(),
             Maker::Seed(seed) => {
-                let bits = mix(mix(*seed) ^ i);
+                let bits = draw::at(draw::at(*seed, 0) ^ i, 0);
                 if dtype.is_float() {
                     // 2^-23 times 24 random bits, less one: uniform in [-1, 1).
                     let x = (bits >> 40) as f32 / 8_388_608.0 - 1.0;
@@ -613,14 +614,6 @@ impl Maker<'_> {
             }
         }
     }
-}
-
-/// The finaliser of `SplitMix64`.
-fn mix(seed: u64) -> u64 {
-    let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 fn nan_bits(text: &str) -> Option<u64> {

@@ -3,6 +3,7 @@
 //! The mask is a function of the run's seed, the node's name and the element's index: independent of threads and device.
 
 use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs};
+use crate::draw;
 use crate::ir::contract::stamp;
 use crate::runtime::value::{Host, KResult, Value};
 use crate::runtime::walk;
@@ -14,13 +15,9 @@ struct Dropout {
     wants_mask: bool,
 }
 
-/// A number in [0, 1) for each element (`SplitMix64`'s finalizer, Steele et al. 2014).
+/// A number in [0, 1) for each element.
 pub(super) fn uniform(seed: u64, i: u64) -> f32 {
-    let mut z = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^= z >> 31;
-    (z >> 40) as f32 / (1u32 << 24) as f32
+    (draw::at(seed, i) >> 40) as f32 / (1u32 << 24) as f32
 }
 
 impl Kernel for Dropout {
