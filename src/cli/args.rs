@@ -88,7 +88,7 @@ pub(crate) struct AttachArgs {
     pub(crate) select: AdapterArgs,
     /// The ONNX file, its folder, or hub:ORG/NAME
     pub(crate) model: Option<PathBuf>,
-    /// Output file or folder (default: beside the model)
+    /// Output file or folder (default: beside the model; here, for a model on the Hub)
     #[arg(short, long, value_name = "FILE|DIR")]
     pub(crate) output: Option<PathBuf>,
     /// Replace existing outputs

@@ -2,7 +2,8 @@
 
 use super::pull::nothing;
 use super::{Hub, IntoError, Listing, OnTransfer, Pulled, Reference, RemoteFile, fail, matches};
-use crate::error::Result;
+use crate::diag::Diagnostic;
+use crate::error::{Error, Result};
 use crate::onnx::layout::{self, Layout, Listed, Unclear};
 use std::path::{Path, PathBuf};
 
@@ -119,11 +120,23 @@ impl Hub {
         on: OnTransfer<'_>,
     ) -> Result<(Vec<PathBuf>, Pulled)> {
         let listing = self.list(reference)?;
-        let (main, more) = chosen(reference, sought, &listing)?;
+        let (main, more) = chosen(reference, sought, &listing).map_err(|e| self.unseen(e))?;
         let wanted = main.iter().chain(&more).copied().collect();
         let pulled = self.pull_files(reference, &listing, wanted, on)?;
         let main = main.iter().map(|f| pulled.folder.join(&f.path)).collect();
         Ok((main, pulled))
+    }
+
+    /// The error of a file that is not found, with a word on what was looked through.
+    fn unseen(&self, e: Error) -> Error {
+        if !self.offline {
+            return e;
+        }
+        let told = |d: &Diagnostic| {
+            d.clone()
+                .note("the Hub must not be asked: only what is in the cache is seen")
+        };
+        Error::many(e.kind(), e.findings().iter().map(told).collect())
     }
 
     /// Pulls files of a listing by name, and says which folder they are in.
@@ -294,7 +307,7 @@ fn along<'a>(want: Want, one: &RemoteFile, listing: &'a Listing) -> Files<'a> {
         .collect()
 }
 
-fn missing(reference: &Reference, what: &str, found: &[&RemoteFile]) -> crate::error::Error {
+fn missing(reference: &Reference, what: &str, found: &[&RemoteFile]) -> Error {
     let d = match found {
         [] => fail("hub-file", format!("the repository has no {what}")),
         _ => fail(

@@ -35,7 +35,7 @@ impl Origin {
     }
 
     /// What a path in the cache says: `…/models--org--name/snapshots/COMMIT/onnx/model.onnx`.
-    fn cached(file: &Path) -> Option<Origin> {
+    pub(super) fn cached(file: &Path) -> Option<Origin> {
         let parts: Vec<&str> = file
             .components()
             .map(|c| c.as_os_str().to_str())

@@ -145,7 +145,7 @@ fn keep_revisions(settings: &mut Map<String, Value>, events: OnEvent<'_>) -> Res
     }
     let list = pinned.join(", ");
     events(&Event::Note(format!(
-        "the run goes on with what it began with: {list}"
+        "the run goes on with what it began with: {list}; `hub:NAME@main` would name what is there now"
     )))
 }
 

@@ -6,6 +6,7 @@ use super::event::OnEvent;
 use super::files::ModelFiles;
 use super::folder::unlocked;
 use super::open;
+use super::origin::Origin;
 use crate::adapters::folder::{self, AdapterFolder, StagedAdapter, WriteOptions};
 use crate::adapters::place::Kind;
 use crate::adapters::summary::Summary;
@@ -32,7 +33,7 @@ pub(crate) struct AttachToFile {
     pub variant: Option<String>,
     /// Which adapters, and where they go.
     pub adapters: AdapterSettings,
-    /// Output file or folder (default: beside the model).
+    /// Output file or folder (default: beside the model, or here for a model in the Hub's cache).
     pub output: Option<PathBuf>,
     /// Whether existing outputs are replaced.
     pub force: bool,
@@ -121,6 +122,15 @@ impl AttachToFile {
     /// # Errors
     /// Those of [`Attach::run`](crate::Attach::run); outputs that exist or are inputs; files that cannot be read or written.
     pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<AttachReport> {
+        if self.output.is_none() && Origin::cached(&self.model).is_some() {
+            // The cache holds what is on the Hub, and nothing else.
+            let output = Some(PathBuf::from("."));
+            return AttachToFile {
+                output,
+                ..self.clone()
+            }
+            .run(events);
+        }
         let files = ModelFiles::locate(&self.model, self.variant.as_deref())?;
         let parts = files.parts();
         let model = if parts.is_empty() {

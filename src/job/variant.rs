@@ -76,7 +76,9 @@ pub(super) fn inside(folder: &Path, variant: Option<&str>) -> Result<Layout> {
     let strange = match layout::choose(&listed, variant) {
         Ok(found) => return Ok(found),
         Err(Unclear::Told(d)) => return Err(Error::new(ErrorKind::Usage, d.at(at))),
-        Err(Unclear::Strange) => listed.iter().filter(|f| f.0.ends_with(".onnx")),
+        Err(Unclear::Strange) => listed
+            .iter()
+            .filter(|f| Path::new(f.0).extension().is_some_and(|e| e == "onnx")),
     };
     let strange: Vec<&str> = strange.map(|f| f.0).collect();
     let found = match &strange[..] {

@@ -136,7 +136,7 @@ pub(super) fn contained(folder: &Path, location: &str) -> Result<PathBuf> {
     let path = root.join(&clean);
     let real = path
         .canonicalize()
-        .map_err(|e| Error::io(&path, "cannot find the external data", e))?;
+        .map_err(|e| missing(&path, location, e))?;
     if !real.starts_with(&root) && !in_hub_cache(&root, &real) {
         return Err(Error::new(
             ErrorKind::Decode,
@@ -148,6 +148,17 @@ pub(super) fn contained(folder: &Path, location: &str) -> Result<PathBuf> {
         ));
     }
     Ok(real)
+}
+
+/// The error of a file of weights that is not beside its model.
+fn missing(path: &Path, location: &str, e: std::io::Error) -> Error {
+    let d = Diagnostic::error("io", format!("cannot find the external data: {e}"));
+    let d = d.at(path.display().to_string());
+    let help = format!(
+        "the model's weights are in the file `{location}`, whose place is beside the model: copy it from where the model is from, or export \
+         again into one file (`external_data=False`)"
+    );
+    Error::new(ErrorKind::Io, d.help(help)).with_source(e)
 }
 
 /// Whether a file is a blob of the repository whose snapshot a folder is in the Hub's cache, where all files of a snapshot are links:

@@ -146,7 +146,7 @@ pub(crate) fn choose(files: &[Listed<'_>], variant: Option<&str>) -> Result<Layo
 
 /// The only file whose name ends with the word, of models that are called otherwise.
 fn by_suffix<'a>(files: &[Listed<'a>], word: &str) -> Option<&'a str> {
-    let onnx = |f: &&Listed<'a>| f.0.ends_with(".onnx") && named(f.0).is_none();
+    let onnx = |f: &&Listed<'a>| f.0.strip_suffix(".onnx").is_some() && named(f.0).is_none();
     let mut fitting = files.iter().filter(onnx).filter(|f| is_variant(f.0, word));
     match (fitting.next(), fitting.next()) {
         (Some(one), None) => Some(one.0),
@@ -213,22 +213,25 @@ fn untold(files: &[Listed<'_>], all: &[Named<'_>], variant: Option<&str>) -> Unc
         Some(asked) => format!("there is no variant `{asked}` of the model"),
         None => "there is no model in full precision; which variant is meant?".to_owned(),
     };
-    let first = near.unwrap_or(variants[0]);
+    let only = variants.first().copied().filter(|_| variants.len() == 1);
+    let help = match near.or(only) {
+        Some(one) => format!("--variant {one}"),
+        None => "--variant NAME chooses one of them".to_owned(),
+    };
     Unclear::Told(
         Diagnostic::error("model-variant", message)
             .note(format!("there are {}", list.join(", ")))
-            .help(format!("--variant {first}")),
+            .help(help),
     )
 }
 
-/// Bytes for people.
+/// Bytes for people, with one digit behind the point.
 fn size(bytes: u64) -> String {
     let units = [(1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB")];
     for (unit, name) in units {
         if bytes >= unit {
-            #[expect(clippy::cast_precision_loss, reason = "one digit is shown")]
-            let n = bytes as f64 / unit as f64;
-            return format!("{n:.1} {name}");
+            let tenths = bytes / (unit / 10);
+            return format!("{}.{} {name}", tenths / 10, tenths % 10);
         }
     }
     format!("{bytes} bytes")
