@@ -20,6 +20,7 @@ use std::path::Path;
 mod attach;
 #[cfg(feature = "runtime")]
 mod eject;
+mod exchange;
 mod prospects;
 mod tenants;
 mod within;

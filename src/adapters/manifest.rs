@@ -30,9 +30,21 @@ pub(crate) struct Manifest {
     /// How the adapters are chosen for each sample, where an input does that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenants: Option<Tenants>,
+    /// The kinds of adapters whose parameters are inputs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exchanged: Vec<Exchangeable>,
     /// Keys of other versions.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+/// A kind of adapters whose parameters are inputs of the graph.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Exchangeable {
+    /// The dictionary of the configuration that they have in common.
+    pub config: Value,
+    /// Names of the inputs.
+    pub inputs: Vec<String>,
 }
 
 /// Adapters of which an input chooses one for each sample, and all that it takes to attach them again, with others or without some.

@@ -12,7 +12,9 @@ pub(crate) mod methods;
 pub(crate) mod plan;
 pub(crate) mod summary;
 
-pub(crate) use files::{average, base, card, folder, peft, spec, stacked, target, torch};
+pub(crate) use files::{
+    average, base, card, folder, onnx_adapter, peft, spec, stacked, target, torch,
+};
 pub(crate) use plan::{naming, param, place};
 
 use files::store;

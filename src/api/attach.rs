@@ -8,7 +8,7 @@ use crate::adapters::folder::{AdapterFolder, Meta};
 #[cfg(feature = "train")]
 use crate::adapters::heads::files::{copy_renamed, file};
 use crate::adapters::heads::{Noted, SavedHead, StaticHead};
-use crate::adapters::manifest::Manifest;
+use crate::adapters::manifest::{Exchangeable, Manifest};
 use crate::adapters::place::Shown;
 use crate::adapters::plan::plan;
 use crate::adapters::summary::Summary;
@@ -19,7 +19,7 @@ use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
-use crate::rewrite::passes::AttachPass;
+use crate::rewrite::passes::{AttachPass, Runner, Tensors};
 use crate::rewrite::{bodies, pipelines};
 use crate::select::{Interface, Library, PerStack, Selection, beside, infer_interface};
 use std::path::{Path, PathBuf};
@@ -48,6 +48,7 @@ pub struct Attach {
     skip_layers: Vec<usize>,
     skip_input: bool,
     by_ids: bool,
+    exchange: Option<(Runner, Vec<Exchangeable>)>,
 }
 
 impl Attach {
@@ -66,6 +67,7 @@ impl Attach {
             skip_layers: Vec::new(),
             skip_input: false,
             by_ids: false,
+            exchange: None,
         }
     }
 
@@ -106,6 +108,14 @@ impl Attach {
     /// are stacked, so that the graph has as many nodes for a thousand adapters as for one.
     pub fn adapter_ids(mut self, wanted: bool) -> Self {
         self.by_ids = wanted;
+        self
+    }
+
+    /// Has the parameters become optional inputs of the graph, which leave the model as it is where nothing is given; what the adapters
+    /// give is in [`Adapted::exchanged`]. `known`: what a graph has inputs for already.
+    #[cfg(feature = "train")]
+    pub(crate) fn exchange(mut self, runner: Runner, known: Vec<Exchangeable>) -> Self {
+        self.exchange = Some((runner, known));
         self
     }
 
@@ -309,7 +319,14 @@ impl Attach {
             let skipped = self.skip_layers.clone();
             super::tenants::noted(&adapters, &interface, &selection, &meta, skipped)
         });
+        let mut exchanged = Vec::new();
+        if let Some(how) = &self.exchange {
+            let of = (&*adapters, &selection, &model);
+            let found = super::exchange::tensors(of, self.seed, &self.skip_layers, how);
+            exchanged = found.map_err(|e| met.explain(&given, e))?;
+        }
         let pass = AttachPass {
+            exchange: self.exchange.map(|(runner, _)| runner),
             selection: selection.clone(),
             setup: setup.clone(),
             adapters,
@@ -336,6 +353,7 @@ impl Attach {
             idle,
             heads: there,
             headed: Vec::new(),
+            exchanged,
         })
     }
 }
@@ -446,6 +464,8 @@ pub struct Adapted {
     pub(crate) heads: Vec<SavedHead>,
     /// Adapters that were saved with a head, and their folders.
     pub(crate) headed: Vec<(String, PathBuf)>,
+    /// Where parameters became inputs: names of the adapters, and what each gives.
+    pub(crate) exchanged: Vec<(String, Tensors)>,
 }
 
 impl Adapted {

@@ -94,12 +94,18 @@ fn converted(args: &ConvertArgs, ui: &Ui) -> Result<()> {
     let to = match args.to {
         AdapterFormat::Peft => Format::Peft,
         AdapterFormat::Adapterhub => Format::Adapterhub,
+        AdapterFormat::OnnxAdapter => Format::OnnxAdapter,
     };
     let mut job = Convert::new(&args.folder, to, &args.output);
     job.interface.clone_from(&args.interface);
     job.name.clone_from(&args.name);
     job.force = args.force;
     match job.run()? {
+        Converted::OnnxAdapter(tensors, notes) => {
+            ui.warnings(&notes);
+            let report = json!({ "file": args.output, "tensors": tensors });
+            ui.result(&report, || format!("wrote {}\n", args.output.display()))
+        }
         Converted::Adapterhub(out) => say(&out, &args.output, ui),
         Converted::Peft(out, notes) => {
             ui.warnings(&notes);

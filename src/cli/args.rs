@@ -225,6 +225,29 @@ pub(crate) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Make a graph whose adapters are optional inputs, and an .onnx_adapter file for each: one model, many small files
+    #[command(
+        name = "export-adapter",
+        after_help = "Examples:\n  rewrite export-adapter model.onnx --adapter math/ --adapter poems/ -o served/\n  \
+                      rewrite export-adapter served/model.onnx --adapter more/ -o served/\n\n\
+                      ONNX Runtime loads such a file with LoraAdapter.Load, onnxruntime-genai with Adapters.load. Without one, the graph computes \
+                      what the base model does. The second command adds an adapter to a graph that is there."
+    )]
+    ExportAdapter {
+        /// The ONNX file: a base model, or the graph that this command made before
+        model: PathBuf,
+        #[command(flatten)]
+        select: AdapterArgs,
+        /// Folder that the graph and the adapters go to
+        #[arg(short, long, value_name = "FOLDER")]
+        output: PathBuf,
+        /// Seed of the initial values of adapters that have no weights yet
+        #[arg(long, default_value_t = 42)]
+        seed: u64,
+        /// Replace existing outputs
+        #[arg(long)]
+        force: bool,
+    },
     /// Take adapters out of a rewritten graph again
     #[command(after_help = "Example:\n  rewrite strip model.lora.onnx -o model.onnx")]
     Strip {
@@ -397,10 +420,14 @@ pub(crate) enum AdapterCommand {
         /// The adapter folder
         folder: PathBuf,
     },
-    /// Convert an adapter folder between AdapterHub's and PEFT's format
+    /// Convert an adapter between AdapterHub's, PEFT's and ONNX Runtime's formats
     #[command(
         after_help = "Examples:\n  rewrite adapter convert lora/ --to peft -o lora-peft/\n  \
-                      rewrite adapter convert lora-peft/ --to adapterhub --interface qwen3 -o lora/"
+                      rewrite adapter convert lora-peft/ --to adapterhub --interface qwen3 -o lora/\n  \
+                      rewrite adapter convert lora-peft/ --to onnx-adapter -o lora.onnx_adapter\n  \
+                      rewrite adapter convert other.onnx_adapter --to peft -o other/\n\n\
+                      An .onnx_adapter file has the names that a graph gave it. This command takes and gives those of Olive; for a graph of one's \
+                      own, `rewrite export-adapter` writes graph and files together."
     )]
     Convert(ConvertArgs),
 }
@@ -518,7 +545,7 @@ pub(crate) enum RepoType {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// The adapter folder
+    /// The adapter folder, or an .onnx_adapter file
     pub(crate) folder: PathBuf,
     /// The format to write
     #[arg(long, value_enum, value_name = "FORMAT")]
@@ -535,15 +562,15 @@ pub(crate) struct ConvertArgs {
     /// Name of the adapter in AdapterHub's format (default: that of the folder)
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// The new folder
-    #[arg(short, long, value_name = "DIR")]
+    /// The new folder, or the new .onnx_adapter file
+    #[arg(short, long, value_name = "DIR|FILE")]
     pub(crate) output: PathBuf,
     /// Replace existing outputs
     #[arg(long)]
     pub(crate) force: bool,
 }
 
-/// Formats of adapter folders.
+/// Formats of adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AdapterFormat {
     /// The Adapters library's
@@ -551,6 +578,9 @@ pub(crate) enum AdapterFormat {
     Adapterhub,
     /// Hugging Face PEFT's
     Peft,
+    /// ONNX Runtime's file, by the names that Olive gives: LoRA and (IA)³
+    #[value(alias = "onnx_adapter", alias = "ort")]
+    OnnxAdapter,
 }
 
 #[derive(Debug, Args)]

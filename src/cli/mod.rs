@@ -28,7 +28,7 @@ use crate::diag::{Diagnostic, Severity, nearest};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::job::{Event, usage};
+use crate::job::{Event, ExportAdapter, usage};
 use crate::onnx::Saved;
 use args::{Cli, Command, InterfaceCommand};
 use clap::{CommandFactory, Parser};
@@ -194,6 +194,22 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
             reset,
             ui,
         )?,
+        Command::ExportAdapter {
+            model,
+            select,
+            output,
+            seed,
+            force,
+        } => {
+            let job = ExportAdapter {
+                model: select.of.locate(&model, ui)?,
+                adapters: select.settings(),
+                output,
+                force,
+                seed,
+            };
+            attach::exported(&job, ui)?;
+        }
         Command::Strip {
             model,
             name,

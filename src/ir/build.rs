@@ -12,7 +12,7 @@ use super::tensor::TensorData;
 use super::types::{DType, Type};
 use bytes::Bytes;
 use indexmap::IndexMap;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::{Cell, RefCell};
 
 /// A value as a fragment sees it: one of the graph, or a new one.
@@ -95,6 +95,7 @@ pub struct Builder {
     float: Cell<DType>,
     spot: Cell<Option<Spot>>,
     by_row: RefCell<FxHashMap<Val, ByRow>>,
+    transposed: RefCell<FxHashSet<Val>>,
 }
 
 /// A value that holds one tensor for each row of the batch: `[batch, 1, …, tensor]`.
@@ -118,6 +119,7 @@ impl Builder {
             float: Cell::new(DType::Float),
             spot: Cell::new(None),
             by_row: RefCell::default(),
+            transposed: RefCell::default(),
         }
     }
 
@@ -241,6 +243,11 @@ impl Builder {
     /// [`squeeze`](Self::squeeze) and [`slice`](Self::slice) count the axes of that tensor, and elementwise operators broadcast it.
     pub(crate) fn mark_by_row(&self, v: Val, axes: usize, rank: usize) {
         self.by_row.borrow_mut().insert(v, ByRow { axes, rank });
+    }
+
+    /// Says that a weight has its axes exchanged: `[in, out]`. [`linear_t`](Self::linear_t) is what may read it.
+    pub(crate) fn mark_transposed(&self, weight: Val) {
+        self.transposed.borrow_mut().insert(weight);
     }
 
     /// Whether a value holds one tensor for each row of the batch.
@@ -592,6 +599,9 @@ impl Builder {
     /// `y = x·Wᵀ` for a weight of shape `[out, in]`, as adapters store it.
     pub fn linear_t(&self, x: impl Into<Val>, weight: impl Into<Val>) -> Val {
         let weight = weight.into();
+        if self.transposed.borrow().contains(&weight) {
+            return self.matmul(x, weight);
+        }
         let w = match self.row_of(weight) {
             Some(row) => self.flipped(weight, row.rank),
             None => self.transpose(weight, &[1, 0]),

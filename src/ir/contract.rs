@@ -80,6 +80,8 @@ pub(crate) const LAST_TEMPERATURE: f32 = 1.0;
 /// Graph input that many adapters in one graph add: the adapter of every sample, -1 for none, `i64[batch]` or `i64[1]` for all samples;
 /// left out, none.
 pub(crate) const ADAPTER_IDS: &str = "adapter_ids";
+/// Owner of the nodes of adapters whose parameters are graph inputs: whichever adapter comes in.
+pub(crate) const EXCHANGED: &str = "exchanged";
 /// Graph input that adapters with layers to be skipped at run time add: whether each layer is, `bool[layers]`; left out, none.
 pub(crate) const SKIP_LAYERS: &str = "adapter_skip_layers";
 /// Graph input that a loss adds: labels. Their shape depends on the loss.

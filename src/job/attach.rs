@@ -252,7 +252,8 @@ impl AdapterSettings {
         }
         let (joined, saved) = if self.adapter_ids {
             self.one_by_ids()?;
-            self.leave_heads(&names, events)?;
+            let why = "a graph with `adapter_ids` has one head for all samples, its own";
+            self.leave_heads(&names, why, events)?;
             (None, None)
         } else if block.is_some() {
             (None, None)
@@ -279,7 +280,7 @@ impl AdapterSettings {
             .skip_layers_input(self.skip_layers_input)
             .output_gating_scores(self.output_adapter_gating_scores)
             .output_fusion_attentions(self.output_adapter_fusion_attentions);
-        if let Some(route) = self.route(interface, path)? {
+        if let Some(route) = self.named_route(interface, path)? {
             attach = attach.route(route);
         }
         let mut adapted = attach.seed(how.seed).training(how.training).run()?;
@@ -321,13 +322,17 @@ impl AdapterSettings {
         ))
     }
 
-    /// Says that heads of adapters of which each sample has one are not used.
-    pub(super) fn leave_heads(&self, names: &[String], events: OnEvent<'_>) -> Result<()> {
+    /// Says that heads of adapters are not used, and why.
+    pub(super) fn leave_heads(
+        &self,
+        names: &[String],
+        why: &str,
+        events: OnEvent<'_>,
+    ) -> Result<()> {
         for (name, _) in self.headed(names) {
             let found = format!("the head that was saved with `{name}` is not used");
             let found = Diagnostic::warning("head-ignored", found);
-            let help = "a graph with `adapter_ids` has one head for all samples, its own";
-            warn(events, &[found.help(help)])?;
+            warn(events, &[found.help(why)])?;
         }
         Ok(())
     }
@@ -402,7 +407,7 @@ impl AdapterSettings {
     }
 
     /// The route that is named.
-    fn route(&self, interface: &Interface, path: &Path) -> Result<Option<Route>> {
+    pub(super) fn named_route(&self, interface: &Interface, path: &Path) -> Result<Option<Route>> {
         let own = || Interface::model_type_beside(path).or_else(|| interface.model_type.clone());
         match self.route.as_deref() {
             None => Ok(None),

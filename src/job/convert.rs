@@ -1,11 +1,12 @@
 //! Adapter folders from one format or name to another.
 
-use super::check::{usage, write_file};
+use super::check::{ensure_absent, usage, write_file};
 use crate::adapters::average::rename;
 use crate::adapters::folder::{AdapterFolder, StagedAdapter, WriteOptions};
 use crate::adapters::heads::{self, files::copy_renamed};
+use crate::adapters::onnx_adapter;
 use crate::adapters::peft::{self, PeftFolder};
-use crate::adapters::spec::folder_name;
+use crate::adapters::spec::{folder_name, is_served, read_served};
 use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, Result};
@@ -21,13 +22,15 @@ pub(crate) enum Format {
     Adapterhub,
     /// Hugging Face PEFT's.
     Peft,
+    /// ONNX Runtime's: a file.
+    OnnxAdapter,
 }
 
-/// Converts an adapter folder between AdapterHub's and PEFT's format.
+/// Converts an adapter between AdapterHub's, PEFT's and ONNX Runtime's formats.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub(crate) struct Convert {
-    /// The folder.
+    /// The folder, or the file of ONNX Runtime's.
     pub folder: PathBuf,
     /// The format to write.
     pub to: Format,
@@ -35,7 +38,7 @@ pub(crate) struct Convert {
     pub interface: Option<String>,
     /// To AdapterHub's: name of the adapter (default: the folder's).
     pub name: Option<String>,
-    /// The new folder.
+    /// The new folder or file.
     pub output: PathBuf,
     /// Whether existing outputs are replaced.
     pub force: bool,
@@ -49,6 +52,8 @@ pub(crate) enum Converted {
     Adapterhub(AdapterFolder),
     /// In PEFT's format, and what is to be known of it.
     Peft(PeftFolder, Vec<Diagnostic>),
+    /// In ONNX Runtime's: number of tensors, and what is to be known.
+    OnnxAdapter(usize, Vec<Diagnostic>),
 }
 
 impl Convert {
@@ -73,40 +78,71 @@ impl Convert {
             force: self.force,
             ..WriteOptions::default()
         };
-        match (self.to, peft::is_peft(&self.folder)) {
-            (Format::Peft, false) => {
-                let out = peft::to_peft(&AdapterFolder::read(&self.folder)?)?;
-                let mut notes = Vec::new();
-                if self.folder.join(heads::file::CONFIG).exists() {
-                    let found = "the head that was saved with the adapter is not converted";
-                    let d = Diagnostic::warning("head-ignored", found);
-                    notes.push(d.help("attach the folder as it is to use its head"));
-                }
+        let served = is_served(&self.folder);
+        let is_peft = !served && peft::is_peft(&self.folder);
+        match self.to {
+            Format::Peft if served => {
+                let out = read_served(&self.folder)?;
                 out.write(&self.output, options)?;
-                Ok(Converted::Peft(out, notes))
+                Ok(Converted::Peft(out, Vec::new()))
             }
-            (Format::Adapterhub, true) => {
+            Format::Peft if !is_peft => {
+                let out = peft::to_peft(&AdapterFolder::read(&self.folder)?)?;
+                out.write(&self.output, options)?;
+                Ok(Converted::Peft(out, self.headless()))
+            }
+            Format::Adapterhub if served || is_peft => {
                 let interface = self.interface.as_deref().map(Interface::resolve);
                 let interface = interface.transpose()?;
-                let read = PeftFolder::read(&self.folder)?;
+                let read = if served {
+                    read_served(&self.folder)?
+                } else {
+                    PeftFolder::read(&self.folder)?
+                };
                 let out = peft::from_peft(&read, &self.name(), interface.as_ref())?;
                 out.write(&self.output, options)?;
                 Ok(Converted::Adapterhub(out))
             }
-            (Format::Peft, true) | (Format::Adapterhub, false) => Err(usage(
+            Format::OnnxAdapter if !served => {
+                let read = if is_peft {
+                    PeftFolder::read(&self.folder)?
+                } else {
+                    peft::to_peft(&AdapterFolder::read(&self.folder)?)?
+                };
+                let out = peft::to_served(&read)?;
+                ensure_absent(&self.output, self.force)?;
+                write_file(&self.output, &onnx_adapter::write(&out)?)?;
+                Ok(Converted::OnnxAdapter(out.tensors.len(), self.headless()))
+            }
+            Format::Peft | Format::Adapterhub | Format::OnnxAdapter => Err(usage(
                 format!(
                     "{} is of that format already, or of none",
                     self.folder.display()
                 ),
-                "give a folder of the other format",
+                "give a folder or file of another format",
             )),
         }
+    }
+
+    /// That a head stays behind.
+    fn headless(&self) -> Vec<Diagnostic> {
+        if !self.folder.join(heads::file::CONFIG).exists() {
+            return Vec::new();
+        }
+        let found = "the head that was saved with the adapter is not converted";
+        let d = Diagnostic::warning("head-ignored", found);
+        vec![d.help("attach the folder as it is to use its head")]
     }
 
     /// The given name, or the folder's as far as an adapter may be called so.
     fn name(&self) -> String {
         let given = self.name.clone();
-        given.unwrap_or_else(|| folder_name(&self.folder))
+        let own = if is_served(&self.folder) {
+            self.folder.with_extension("")
+        } else {
+            self.folder.clone()
+        };
+        given.unwrap_or_else(|| folder_name(&own))
     }
 }
 

@@ -221,7 +221,7 @@ pub(super) fn merging(selection: Selection, adapters: Vec<Adapter>, fold: Fold) 
 }
 
 /// Runs a model without inputs.
-fn evaluate(model: &Verified) -> Result<Vec<TensorData>> {
+pub(super) fn evaluate(model: &Verified) -> Result<Vec<TensorData>> {
     let plan = Plan::compile(model, &CompileOptions::default())?;
     plan.run(&Feeds::new())?.values().map(tensor).collect()
 }

@@ -4,7 +4,7 @@ use super::event::{Event, OnEvent};
 use super::open;
 use crate::adapters::folder::AdapterFolder;
 use crate::adapters::manifest::Manifest;
-use crate::adapters::spec::read_folder;
+use crate::adapters::spec::{is_served, read_folder};
 use crate::adapters::summary::Summary;
 use crate::api;
 use crate::diag::Diagnostic;
@@ -20,13 +20,14 @@ pub(crate) enum Summed {
     Folders(Vec<(PathBuf, AdapterFolder)>),
 }
 
-/// Sums up adapter folders, or one model: a single path that is no folder.
+/// Sums up adapters, or one model: a single path that is neither a folder nor one of ONNX Runtime's adapter files.
 ///
 /// # Errors
 /// Files that cannot be read; adapters that are not understood.
 pub(crate) fn sum_up(paths: &[PathBuf], events: OnEvent<'_>) -> Result<Summed> {
     if let [path] = paths
         && !path.is_dir()
+        && !is_served(path)
     {
         let model = open(path, events)?;
         let manifest = Manifest::read(model.model());

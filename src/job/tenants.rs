@@ -69,7 +69,8 @@ impl ChangeTenants {
         if !self.add.adapters.is_empty() {
             let added = self.add.load(&Interface::bare(), events)?;
             let names: Vec<String> = added.iter().map(|a| a.name.clone()).collect();
-            self.add.leave_heads(&names, events)?;
+            let why = "a graph with `adapter_ids` has one head for all samples, its own";
+            self.add.leave_heads(&names, why, events)?;
             attach = attach.adapters(added);
             let there = Manifest::read(model.model());
             let there = there.map_err(|d| Error::new(ErrorKind::Method, d))?;

@@ -282,6 +282,7 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         skip_layers: Vec::new(),
         skip_input: false,
         tenants: None,
+        exchange: None,
     };
     let merge = Merge {
         selection: selection(),

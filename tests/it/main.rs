@@ -10,6 +10,8 @@ mod cli;
 mod desk;
 #[cfg(feature = "cli")]
 mod eject;
+#[cfg(feature = "cli")]
+mod exchange;
 mod fixtures;
 #[cfg(feature = "cli")]
 mod generate;

@@ -15,6 +15,8 @@ mod corpus;
 #[cfg(feature = "train")]
 mod data;
 #[cfg(feature = "train")]
+mod exchange;
+#[cfg(feature = "train")]
 mod exports;
 mod foreign_bytes;
 mod fuse;

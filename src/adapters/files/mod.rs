@@ -4,6 +4,7 @@ pub(crate) mod average;
 pub(crate) mod base;
 pub(crate) mod card;
 pub(crate) mod folder;
+pub(crate) mod onnx_adapter;
 pub(crate) mod peft;
 pub(crate) mod spec;
 pub(crate) mod stacked;

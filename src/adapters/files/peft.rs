@@ -7,6 +7,7 @@
 mod fields;
 mod flags;
 mod read;
+mod served;
 mod write;
 
 use crate::adapters::config::json;
@@ -19,6 +20,7 @@ use crate::ir::TensorData;
 use indexmap::IndexMap;
 pub(crate) use read::from_peft;
 use serde_json::{Map, Value};
+pub(crate) use served::{from_served, to_served};
 use std::path::Path;
 pub(crate) use write::to_peft;
 

@@ -1,6 +1,7 @@
 //! Adapters as users name them: `NAME=SPEC`, where SPEC is a configuration string, a configuration file, or a saved adapter's folder.
 
 use crate::adapters::folder::{AdapterFolder, file, is_fusion};
+use crate::adapters::onnx_adapter::{self, EXTENSION};
 use crate::adapters::peft::{self, PeftFolder};
 use crate::adapters::{Adapter, Config, Setup, UnknownKeys, identifiers};
 use crate::diag::Diagnostic;
@@ -66,6 +67,12 @@ pub(crate) fn parse(text: &str) -> Result<Spec> {
         return fresh(name, &path.join(file::CONFIG));
     }
     if path.is_file() && !identifier {
+        if is_served(path) {
+            return Ok(Spec::Saved {
+                name: name.map(str::to_owned),
+                folder: path.to_owned(),
+            });
+        }
         return fresh(name, path);
     }
     let config = Config::parse(spec)
@@ -167,11 +174,33 @@ fn default_name(spec: &str) -> String {
     word.replace(['+', '.'], "_")
 }
 
-/// The adapter in a folder of AdapterHub's or of PEFT's. PEFT's carry no name; theirs is the folder's.
+/// Whether a path is that of one of ONNX Runtime's adapter files.
+pub(crate) fn is_served(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == EXTENSION) && path.is_file()
+}
+
+/// One of ONNX Runtime's adapter files, as PEFT has it.
+///
+/// # Errors
+/// A file that cannot be read, is none, or holds what PEFT has no words for.
+pub(crate) fn read_served(path: &Path) -> Result<PeftFolder> {
+    let bytes = disk::tensors(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+    let read = onnx_adapter::read(&bytes.into()).and_then(|file| peft::from_served(&file));
+    read.map_err(|e| e.within(path.display().to_string()))
+}
+
+/// The adapter in a folder of AdapterHub's or of PEFT's, or in a file of ONNX Runtime's. The last two carry no name; theirs is the
+/// folder's or the file's.
 ///
 /// # Errors
 /// Those of [`AdapterFolder::read`]; what a folder of PEFT's says that is not understood.
 pub(crate) fn read_folder(folder: &Path) -> Result<AdapterFolder> {
+    if is_served(folder) {
+        let name = folder_name(&folder.with_extension(""));
+        let read = read_served(folder)?;
+        return peft::from_peft(&read, &name, None)
+            .map_err(|e| e.within(folder.display().to_string()));
+    }
     if !peft::is_peft(folder) {
         return AdapterFolder::read(folder);
     }

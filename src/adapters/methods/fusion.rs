@@ -12,7 +12,9 @@
 
 use super::{Known, Method, MethodConfig, Opened, Preset, dict, preset};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
+use crate::adapters::place::{
+    At, BuildCx, Exchanged, Params, Place, Stacking, State, Surroundings,
+};
 use crate::diag::Diagnostic;
 use crate::ir::contract::{self, stamp};
 use crate::ir::{DType, Metadata, TensorData, Type, Val};
@@ -234,6 +236,15 @@ impl Known for AdapterFusion {
     }
 
     fn stacking(&self, _: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
+        Err("it mixes what other adapters make")
+    }
+
+    fn exchanged(
+        &self,
+        _: &Place<'_>,
+        _: &Params<'_>,
+        _: &BuildCx<'_>,
+    ) -> Result<Exchanged<Self>, &'static str> {
         Err("it mixes what other adapters make")
     }
 

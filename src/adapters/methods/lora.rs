@@ -16,7 +16,9 @@ use super::detail::{Detail, Greatest};
 use super::weight::{base_weight, stored_form};
 use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
+use crate::adapters::place::{
+    At, BuildCx, Exchanged, Params, Place, Stacking, State, Surroundings,
+};
 use crate::diag::Diagnostic;
 use crate::ir::{DType, Val};
 use crate::select::{Family, Layout, LinearSite};
@@ -28,6 +30,7 @@ pub(crate) use targets::{Names, Targets, TokenIndices};
 
 mod columns;
 mod dora;
+mod exchanged;
 pub(super) mod places;
 mod saved;
 pub(super) mod stack;
@@ -198,11 +201,11 @@ impl Lora {
 
     /// The rank at a place.
     fn rank_at(&self, place: &Place<'_>) -> Size {
-        Size::new("r", place.detail.target().map_or(self.r, |t| t.rank))
+        Size::free("r", place.detail.target().map_or(self.r, |t| t.rank))
     }
 
     pub(super) fn rank(&self) -> Size {
-        Size::new("r", self.r)
+        Size::free("r", self.r)
     }
 
     fn wants(&self, letter: &str) -> bool {
@@ -322,6 +325,15 @@ impl Known for Lora {
 
     fn stacking(&self, place: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
         self.common(place)
+    }
+
+    fn exchanged(
+        &self,
+        place: &Place<'_>,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Exchanged<Self>, &'static str> {
+        self.as_inputs(place, p, cx)
     }
 
     fn disjoint(&self, other: &Self) -> bool {

@@ -23,7 +23,7 @@ mod weight;
 
 use super::config::keys::UnknownKeys;
 use super::param::ParamSpec;
-use super::place::{BuildCx, Params, Place, Stacking, State, Surroundings, Tasks};
+use super::place::{BuildCx, Exchanged, Params, Place, Stacking, State, Surroundings, Tasks};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::{DType, Val};
@@ -261,6 +261,17 @@ pub(crate) trait Known:
     /// Why they cannot be.
     fn stacking(&self, place: &Place<'_>) -> Result<Stacking<Self>, &'static str>;
 
+    /// The adapter at the place as a running model exchanges it for others of its method, made of its parameters.
+    ///
+    /// # Errors
+    /// Why it has no such form.
+    fn exchanged(
+        &self,
+        place: &Place<'_>,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Exchanged<Self>, &'static str>;
+
     /// Applies several adapters of this method at once, to each sample its own. `None` where the method cannot: then each is applied
     /// to all samples, and what a sample needs is taken.
     fn step_tasks(
@@ -370,6 +381,23 @@ macro_rules! methods {
                         Ok(Stacking { common: found.common.into(), detail: found.detail, factor: found.factor })
                     })*
                     MethodConfig::Custom(_) => Err("a method of another crate does not say how its parameters are stacked"),
+                }
+            }
+
+            /// The adapter at the place as a running model exchanges it.
+            pub(crate) fn exchanged(
+                &self,
+                place: &Place<'_>,
+                p: &Params<'_>,
+                cx: &BuildCx<'_>,
+            ) -> Result<Exchanged<Self>, &'static str> {
+                match self {
+                    $(MethodConfig::$name(m) => {
+                        let found = <$module::$name as Known>::exchanged(m, place, p, cx)?;
+                        let Exchanged { config, detail, own, shared } = found;
+                        Ok(Exchanged { config: config.into(), detail, own, shared })
+                    })*
+                    MethodConfig::Custom(_) => Err("a method of another crate does not say how it is exchanged"),
                 }
             }
 

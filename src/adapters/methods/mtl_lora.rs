@@ -16,7 +16,9 @@ use super::lora::{Lora, site};
 use super::weight::{base_weight, stored_form};
 use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{BuildCx, Params, Place, Stacking, State, Surroundings, Tasks};
+use crate::adapters::place::{
+    BuildCx, Exchanged, Params, Place, Stacking, State, Surroundings, Tasks,
+};
 use crate::diag::Diagnostic;
 use crate::ir::{DType, Val};
 use crate::select::{Family, Layout};
@@ -118,6 +120,15 @@ impl Known for MtlLora {
     }
 
     fn stacking(&self, _: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
+        Err("its adapters share a matrix, in which `task_ids` chooses")
+    }
+
+    fn exchanged(
+        &self,
+        _: &Place<'_>,
+        _: &Params<'_>,
+        _: &BuildCx<'_>,
+    ) -> Result<Exchanged<Self>, &'static str> {
         Err("its adapters share a matrix, in which `task_ids` chooses")
     }
 

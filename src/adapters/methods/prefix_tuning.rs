@@ -7,9 +7,11 @@
 
 use super::detail::{Detail, Pool};
 use super::{GATE, Known, Method, Preset, act, dict, preset};
-use crate::adapters::naming::{Route, scope};
+use crate::adapters::naming::{Route, nameless, scope};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
+use crate::adapters::place::{
+    At, BuildCx, Exchanged, Given, Params, Place, Stacking, State, Surroundings,
+};
 use crate::analyze::attention::{AttentionCore, HeadAxis, RelativeBias, Step, copy};
 use crate::analyze::positions;
 use crate::diag::Diagnostic;
@@ -20,6 +22,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+mod longer;
+
+use longer::{Length, longer_rows, repeated, reshaped, with_values, within};
 
 /// `PrefixTuningConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -111,6 +117,62 @@ impl Known for PrefixTuning {
 
     fn stacking(&self, _: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
         Err("prefixes make the keys and values of all samples longer")
+    }
+
+    fn exchanged(
+        &self,
+        place: &Place<'_>,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Exchanged<Self>, &'static str> {
+        let Ok((core, pool)) = parts(place) else {
+            return Err("it changes no attention");
+        };
+        if cx.b.opset() < 14 {
+            return Err(
+                "a prefix of no positions needs operators of version 14 or later: export the model again",
+            );
+        }
+        if core.bias.is_some() {
+            return Err(
+                "a bias by relative position is computed for a prefix of a length that is known",
+            );
+        }
+        let flat = if self.flat {
+            p.get(FLAT)
+        } else {
+            let b = cx.b;
+            b.reshape(self.generated(b, &|key| p.get(key)), b.ints(&[-1]))
+        };
+        let mut own = vec![Given::new(FLAT, flat)];
+        let gates = ["weight", "bias"].map(|g| Some(Given::new(g, p.find(g)?)));
+        own.extend(gates.into_iter().flatten());
+        let config = PrefixTuning {
+            flat: true,
+            prefix_length: 1,
+            bottleneck_size: 512,
+            dropout: 0.0,
+            init_weights_seed: None,
+            leave_out: Vec::new(),
+            extra: Map::new(),
+            ..self.clone()
+        };
+        let name = cx.owner.borrow();
+        let nameless = |scope: &String| {
+            let full = nameless(&format!("{scope}."), &name);
+            full.trim_end_matches('.').to_owned()
+        };
+        let pool = Pool {
+            scopes: pool.scopes.iter().map(nameless).collect(),
+            own: nameless(&pool.own),
+            ..pool.clone()
+        };
+        Ok(Exchanged {
+            config,
+            detail: Detail::Pool(pool),
+            own,
+            shared: Vec::new(),
+        })
     }
 
     fn extra(&self) -> &Map<String, Value> {
@@ -246,7 +308,7 @@ impl Method for PrefixTuning {
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
         let (core, pool) = parts(place)?;
         let d = &Size::new("d", pool.width.unwrap_or(core.width));
-        let length = &Size::new("prefix_length", self.prefix_length);
+        let length = &Size::free("prefix_length", self.prefix_length);
         let row = &Size::new("layers", pool.parts)
             .times(&Size::new("kv_heads", core.kv_heads))
             .times(&Size::new("head_size", core.head))
@@ -255,7 +317,7 @@ impl Method for PrefixTuning {
         let mut out = if self.flat {
             vec![ParamSpec::new(FLAT, &[&length.times(row)], start)]
         } else {
-            let inner = &Size::new("bottleneck_size", self.bottleneck_size);
+            let inner = &Size::free("bottleneck_size", self.bottleneck_size);
             let first = Init::linear(d);
             let second = Init::linear(inner);
             let [table, w1, b1, w2, b2] = Self::NETWORK;
@@ -300,9 +362,10 @@ impl Method for PrefixTuning {
             .help("attach one of them"));
         }
         if self.shift_positions {
-            self.shift(place, cx)?;
+            self.shift(place, p, cx)?;
         }
-        let table = self.table(core, pool, state.x, p, cx);
+        let length = self.length(core, pool, p, cx);
+        let table = self.table(core, pool, (state.x, length), p, cx);
         let gates = self
             .use_gating
             .then(|| cx.gate_of(state.x, p.get("weight"), p.get("bias")));
@@ -320,11 +383,10 @@ impl Method for PrefixTuning {
             b.mul(prefix, b.unsqueeze(gate, &[3]))
         };
         let (keys, values) = (prefix(0), prefix(1));
-        let n = self.prefix_length;
         let mixed = state.values.unwrap_or_else(|| cx.current(core.values));
         Ok(State {
-            out: self.with_scores(core, keys, state.out, pool.window, cx)?,
-            values: Some(with_values(core, values, mixed, n, cx)),
+            out: self.with_scores(core, (keys, length), state.out, pool.window, cx)?,
+            values: Some(with_values(core, values, mixed, length, cx)),
             delta: Some(keys),
             ..state
         })
@@ -463,9 +525,25 @@ impl PrefixTuning {
         b.add(b.linear_t(inner, get(w2)), get(b2))
     }
 
+    /// How long the prefix is.
+    fn length(
+        &self,
+        core: &AttentionCore,
+        pool: &Pool,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Length {
+        if !cx.sizes_vary {
+            return Length::Known(self.prefix_length as i64);
+        }
+        let row = pool.parts * 2 * core.kv_heads * core.head;
+        let all = cx.b.shape(p.get(FLAT));
+        Length::Given(cx.b.div(all, cx.b.ints(&[row as i64])))
+    }
+
     /// Has everything that reads positions read them behind the prefix, where this is the place that says where.
-    fn shift(&self, place: &Place<'_>, cx: &BuildCx<'_>) -> Result<(), Diagnostic> {
-        let (_, pool) = parts(place)?;
+    fn shift(&self, place: &Place<'_>, p: &Params<'_>, cx: &BuildCx<'_>) -> Result<(), Diagnostic> {
+        let (core, pool) = parts(place)?;
         let b = cx.b;
         for (v, uses) in &*pool.positions {
             if cx.current(*v) != Val::Old(*v) {
@@ -480,7 +558,7 @@ impl PrefixTuning {
                 Some((n, _)) => Spot::Behind(n),
                 None => Spot::Front,
             }));
-            let length = b.ints(&[self.prefix_length as i64]);
+            let length = self.length(core, pool, p, cx).vector(b);
             let length = b.op("CastLike", &[length, Val::Old(*v)], &[]);
             let moved = b.add(Val::Old(*v), length);
             cx.replace(*v, moved, uses.clone());
@@ -525,7 +603,7 @@ impl PrefixTuning {
         &self,
         core: &AttentionCore,
         pool: &Pool,
-        x: Val,
+        (x, length): (Val, Length),
         p: &Params<'_>,
         cx: &BuildCx<'_>,
     ) -> Val {
@@ -537,14 +615,8 @@ impl PrefixTuning {
             } else {
                 self.generated(b, &|key| p.get(key))
             };
-            let sizes = [
-                1,
-                self.prefix_length,
-                pool.parts * 2,
-                core.kv_heads,
-                core.head,
-            ];
-            let mut table = b.reshape(flat, b.ints(&sizes.map(|n| n as i64)));
+            let sizes = [pool.parts * 2, core.kv_heads, core.head].map(|n| n as i64);
+            let mut table = reshaped(b, flat, length.between(b, &[1], &sizes), length);
             if cx.training && self.dropout > 0.0 {
                 // Every text of a batch loses other numbers.
                 let batch = b.slice(b.shape(x), 0, 0, 1);
@@ -594,19 +666,20 @@ impl PrefixTuning {
     fn with_scores(
         &self,
         core: &AttentionCore,
-        prefix: Val,
+        (prefix, length): (Val, Length),
         scores: Val,
         window: Option<u64>,
         cx: &BuildCx<'_>,
     ) -> Result<Val, Diagnostic> {
-        let (b, length) = (cx.b, self.prefix_length);
+        let b = cx.b;
         let bias = match &core.bias {
             None => None,
             Some(bias) => {
                 let whole = cx.once_or(
                     &format!(
-                        "bias {} {length} {}",
+                        "bias {} {} {}",
                         bias.value.index(),
+                        self.prefix_length,
                         self.shift_positions
                     ),
                     || self.longer_bias(bias, cx),
@@ -637,7 +710,7 @@ impl PrefixTuning {
         };
         let mut own = cast(b.matmul(queries, b.transpose(keys, perm)), float, dtype);
         let mut now = dtype;
-        let mut reshaped = core.query_heads == HeadAxis::Flat;
+        let mut in_rows = core.query_heads == HeadAxis::Flat;
         for step in &core.then {
             match *step {
                 Step::Mul(v) => own = b.mul(own, cx.current(v)),
@@ -648,109 +721,29 @@ impl PrefixTuning {
                     own = cast(own, now, to);
                     now = to;
                 }
-                Step::Reshape => reshaped = true,
+                Step::Reshape => in_rows = true,
                 Step::Bias => {
                     if let Some((_, whole)) = bias {
-                        own = b.add(own, b.slice(whole, -1, 0, length as i64));
+                        own = b.add(own, b.slice(whole, -1, 0, self.prefix_length as i64));
                     }
                 }
             }
         }
-        if reshaped {
+        if in_rows {
             let leading = b.slice(b.shape(scores), 0, 0, -1);
-            own = b.reshape(own, b.concat(&[leading, b.ints(&[length as i64])], 0));
+            let shape = b.concat(&[leading, length.vector(b)], 0);
+            own = reshaped(b, own, shape, length);
         }
         if let Some(window) = window {
             own = within(window, own, (length, now), cx);
         }
         let mut others = scores;
         if let Some((bias, whole)) = bias {
-            let moved = b.slice(whole, -1, length as i64, i64::MAX);
+            let moved = b.slice(whole, -1, self.prefix_length as i64, i64::MAX);
             let mut map = FxHashMap::from_iter([(bias.value, moved)]);
             copy(cx.graph, b, &bias.chain, &mut map, &|v| cx.current(v));
             others = map.get(&core.scores).copied().unwrap_or(scores);
         }
         Ok(b.concat(&[own, others], -1))
     }
-}
-
-/// `[batch or 1, kv_heads, P, head]` with every head as often as queries share it.
-fn repeated(core: &AttentionCore, prefix: Val, length: usize, cx: &BuildCx<'_>) -> Val {
-    let group = core.heads / core.kv_heads;
-    if group == 1 {
-        return prefix;
-    }
-    let b = cx.b;
-    let copies = b.ints(&[1, 1, group as i64, 1, 1]);
-    let spread = b.op("Expand", &[b.unsqueeze(prefix, &[2]), copies], &[]);
-    let shape = [-1, core.heads as i64, length as i64, core.head as i64];
-    b.reshape(spread, b.ints(&shape))
-}
-
-/// A reshape of what the scores become, for rows that are longer than the shape says: whatever that was made of, the last axis is that
-/// of the keys. With the value that it takes the place of.
-fn longer_rows(
-    n: NodeId,
-    map: &FxHashMap<ValueId, Val>,
-    cx: &BuildCx<'_>,
-) -> Option<(ValueId, Val)> {
-    let (b, graph) = (cx.b, cx.graph);
-    if !graph.node(n).op.is_onnx("Reshape") {
-        return None;
-    }
-    let x = *map.get(&graph.input(n, 0)?)?;
-    let leading = b.slice(cx.current(graph.input(n, 1)?), 0, 0, -1);
-    let keys = b.slice(b.shape(x), 0, -1, i64::MAX);
-    let shape = b.concat(&[leading, keys], 0);
-    Some((graph.output(n, 0)?, b.reshape(x, shape)))
-}
-
-/// Scores of a prefix `[…, queries, P]` that leaves a window: position `j` of it is seen by the query `i` behind it if `P + i - j` is
-/// less than the window.
-fn within(window: u64, own: Val, (length, dtype): (usize, DType), cx: &BuildCx<'_>) -> Val {
-    let b = cx.b;
-    let rows = b.squeeze(b.slice(b.shape(own), 0, -2, -1), &[0]);
-    let queries = b.op("Range", &[b.int(0), rows, b.int(1)], &[]);
-    let window = i64::try_from(window).unwrap_or(i64::MAX / 2);
-    let bounds: Vec<i64> = (0..length as i64)
-        .map(|j| window - length as i64 + j)
-        .collect();
-    let seen = b.op("Less", &[b.unsqueeze(queries, &[1]), b.ints(&bounds)], &[]);
-    b.op("Where", &[seen, own, b.scalar_of(f32::MIN, dtype)], &[])
-}
-
-/// Values of the prefix in front of the others.
-fn with_values(
-    core: &AttentionCore,
-    prefix: Val,
-    values: Val,
-    length: usize,
-    cx: &BuildCx<'_>,
-) -> Val {
-    let b = cx.b;
-    let size = b.ints(&[length as i64, core.head as i64]);
-    let prefix = cx.down(match core.value_heads {
-        HeadAxis::Kv | HeadAxis::Grouped => prefix,
-        HeadAxis::Query | HeadAxis::Flat => repeated(core, prefix, length, cx),
-    });
-    let shape = b.shape(values);
-    let prefix = match core.value_heads {
-        HeadAxis::Query | HeadAxis::Kv => {
-            let shape = b.concat(&[b.slice(shape, 0, 0, 2), size], 0);
-            b.op("Expand", &[prefix, shape], &[])
-        }
-        HeadAxis::Grouped => {
-            let shape = b.concat(&[b.slice(shape, 0, 0, 3), size], 0);
-            b.op("Expand", &[b.unsqueeze(prefix, &[2]), shape], &[])
-        }
-        HeadAxis::Flat => {
-            let rows = b.slice(shape, 0, 0, 1);
-            let heads = b.ints(&[core.heads as i64]);
-            let batch = b.op("Div", &[rows, heads], &[]);
-            let full = b.concat(&[batch, heads, size], 0);
-            let flat = b.ints(&[-1, length as i64, core.head as i64]);
-            b.reshape(b.op("Expand", &[prefix, full], &[]), flat)
-        }
-    };
-    b.concat(&[prefix, values], -2)
 }

@@ -7,7 +7,9 @@
 use super::detail::Detail;
 use super::{Known, Method, Preset, dict, preset};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
+use crate::adapters::place::{
+    At, BuildCx, Exchanged, Params, Place, Stacking, State, Surroundings,
+};
 use crate::analyze::attention::copy;
 use crate::analyze::sequence::{Longer, Meaning, alike};
 use crate::analyze::through::Through;
@@ -74,6 +76,15 @@ impl Known for PromptTuning {
 
     fn stacking(&self, _: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
         Err("a prompt makes all samples longer")
+    }
+
+    fn exchanged(
+        &self,
+        _: &Place<'_>,
+        _: &Params<'_>,
+        _: &BuildCx<'_>,
+    ) -> Result<Exchanged<Self>, &'static str> {
+        Err("a prompt makes the sequence longer, and masks, positions and outputs with it")
     }
 
     fn extra(&self) -> &Map<String, Value> {

@@ -10,7 +10,9 @@
 use super::detail::Detail;
 use super::{Known, Method, Preset, act, dict, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec, Size};
-use crate::adapters::place::{At, BuildCx, Params, Place, Stacking, State, Surroundings};
+use crate::adapters::place::{
+    At, BuildCx, Exchanged, Given, Params, Place, Stacking, State, Surroundings,
+};
 use crate::diag::Diagnostic;
 use crate::ir::{DType, TensorData, Val};
 use crate::select::{Family, Layer};
@@ -139,6 +141,48 @@ impl Known for Reft {
         Err("it changes positions that it chooses by the length of each text")
     }
 
+    fn exchanged(
+        &self,
+        place: &Place<'_>,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Exchanged<Self>, &'static str> {
+        let used = |unit: &usize| self.positions(*unit).iter().any(|n| *n > 0);
+        let mut own = Vec::new();
+        for unit in (0..self.units()).filter(used) {
+            let name = format!("units.{unit}");
+            for inner in ["learned_source.weight", "learned_source.bias"] {
+                let suffix = format!("{name}.{inner}");
+                let value = p.get(&suffix);
+                own.push(Given::new(suffix, value));
+            }
+            // What is orthonormal was made so by training; computing it again takes as many steps as its rank.
+            let projection = format!("{name}.projection.weight");
+            let rows = if self.orthogonality {
+                cx.b.transpose(self.columns(&name, place, p, cx), &[1, 0])
+            } else {
+                p.get(&projection)
+            };
+            own.push(Given::new(projection, rows));
+        }
+        let config = Reft {
+            orthogonality: false,
+            dropout: 0.0,
+            r: 1,
+            layers: Layers::All("all".into()),
+            init_weights_seed: None,
+            dtype: None,
+            extra: Map::new(),
+            ..self.clone()
+        };
+        Ok(Exchanged {
+            config,
+            detail: place.detail.clone(),
+            own,
+            shared: Vec::new(),
+        })
+    }
+
     fn extra(&self) -> &Map<String, Value> {
         &self.extra
     }
@@ -242,7 +286,7 @@ impl Method for Reft {
 
     fn params(&self, place: &Place<'_>) -> Result<Vec<ParamSpec>, Diagnostic> {
         let d = &Size::new("d", place.detail.hidden().map_or(0, |h| h.0));
-        let r = &Size::new("r", self.r);
+        let r = &Size::free("r", self.r);
         let mut out = Vec::new();
         for unit in 0..self.units() {
             let name = |inner: &str| format!("units.{unit}.{inner}");

@@ -369,6 +369,20 @@ pub(crate) fn renamed(key: &str, old: &str, new: &str) -> String {
     }
 }
 
+/// The key without the adapter's name and the module that is there for it alone; unchanged if it is not a key of `name`.
+pub(crate) fn nameless(key: &str, name: &str) -> String {
+    let Some(range) = position(key, name) else {
+        return key.to_owned();
+    };
+    let (before, behind) = (&key[..range.start], &key[range.end + 1..]);
+    let own = |mark: &&&str| mark.starts_with('.') && before.ends_with(**mark);
+    let kept = match MARKS.iter().find(own) {
+        Some(mark) => &before[..before.len() - mark.len() + 1],
+        None => before,
+    };
+    format!("{kept}{behind}")
+}
+
 /// Names of the library's first versions, and what they became.
 pub(crate) fn modern(key: &str) -> String {
     const OLD: [(&str, &str); 5] = [
@@ -406,6 +420,17 @@ mod tests {
             let there = renamed(key, "a", "new.name");
             assert_eq!(there, key.replace(".a.", ".new.name."));
         }
+        let short = keys.map(|key| nameless(key, "a"));
+        assert_eq!(
+            short,
+            [
+                "model.layers.0.self_attn.q_proj.lora_A",
+                "model.layers.0.output_adapters.adapter_up.bias",
+                "invertible_adapters.F.0.weight",
+                "shared_parameters.phm_rule",
+                "prompt_tuning.prompt_embedding.weight",
+            ]
+        );
         assert!(!belongs("lm_head.weight", "a"));
         assert!(!belongs("model.layers.0.mlp.loras.ab.lora_A", "a"));
         assert_eq!(

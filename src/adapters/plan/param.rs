@@ -18,6 +18,7 @@ use std::sync::Arc;
 pub struct Size {
     number: usize,
     name: Cow<'static, str>,
+    free: bool,
 }
 
 impl Size {
@@ -26,7 +27,21 @@ impl Size {
         Size {
             number,
             name: name.into(),
+            free: false,
         }
+    }
+
+    /// A size that nothing of the base model decides, and that adapters of one configuration may have their own of: a rank, a length.
+    pub fn free(name: impl Into<Cow<'static, str>>, number: usize) -> Self {
+        Size {
+            free: true,
+            ..Size::new(name, number)
+        }
+    }
+
+    /// Whether adapters may have their own.
+    pub fn is_free(&self) -> bool {
+        self.free
     }
 
     /// The number.
@@ -40,10 +55,13 @@ impl Size {
         match (self.is_one(), other.is_one()) {
             (_, true) => self.clone(),
             (true, false) => other.clone(),
-            (false, false) => Size::new(
-                format!("{self}·{other}"),
-                self.number.saturating_mul(other.number),
-            ),
+            (false, false) => Size {
+                free: self.free || other.free,
+                ..Size::new(
+                    format!("{self}·{other}"),
+                    self.number.saturating_mul(other.number),
+                )
+            },
         }
     }
 
@@ -51,7 +69,10 @@ impl Size {
     #[must_use]
     pub fn over(&self, other: &Size) -> Size {
         let number = self.number / other.number.max(1);
-        Size::new(format!("{self}/{other}"), number)
+        Size {
+            free: self.free,
+            ..Size::new(format!("{self}/{other}"), number)
+        }
     }
 
     /// Whether it is the number 1, whatever the model and the configuration are.
@@ -274,6 +295,28 @@ impl Init {
     /// BERT's: `N(0, 0.02²)`.
     pub(crate) fn bert() -> Init {
         Init::Normal { std: 0.02 }
+    }
+
+    /// The values with which a parameter of an adapter whose [free](Size::free) sizes are 0 changes nothing: these where they depend on no
+    /// draw, and zeros otherwise. `None` where they depend on a base weight that cannot be read as floats.
+    pub(crate) fn neutral(&self, dims: &[usize], graph: &Graph) -> Option<Vec<f32>> {
+        match self {
+            Init::Ones | Init::Constant { .. } | Init::Stored { .. } | Init::RowNorms { .. } => {
+                self.values(dims, 0, "", graph)
+            }
+            Init::Zeros
+            | Init::Normal { .. }
+            | Init::TruncatedNormal { .. }
+            | Init::Uniform { .. }
+            | Init::Linear { .. }
+            | Init::Kaiming { .. }
+            | Init::Xavier { .. }
+            | Init::Diagonal { .. }
+            | Init::NearIdentity { .. }
+            | Init::NegativeIdentity
+            | Init::Orthogonal { .. }
+            | Init::Rows { .. } => Some(vec![0.0; dims.iter().product()]),
+        }
     }
 
     /// The values. `None` where they depend on a base weight that cannot be read as floats.

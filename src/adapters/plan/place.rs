@@ -360,6 +360,56 @@ pub(crate) struct Stacking<M> {
     pub factor: Option<f32>,
 }
 
+/// An adapter at a place as a running model exchanges it for another one: its parameters are inputs of the graph, and what is no parameter
+/// is a part of it. Adapters whose configuration, detail and place are equal are exchanged for each other; sizes that are
+/// [free](crate::adapters::param::Size::free) may differ.
+#[derive(Clone, Debug)]
+pub(crate) struct Exchanged<M> {
+    /// The configuration without what may differ. It asks for the parameters below.
+    pub config: M,
+    /// What the method knows of the place, without what may differ.
+    pub detail: Detail,
+    /// The parameters of the place.
+    pub own: Vec<Given>,
+    /// Those that all places share.
+    pub shared: Vec<Given>,
+}
+
+/// A parameter of an exchanged adapter.
+#[derive(Clone, Debug)]
+pub(crate) struct Given {
+    /// Name inside the module, by which the method reads it.
+    pub suffix: String,
+    /// Name behind the module's in graphs and files.
+    pub name: String,
+    /// What it is made of: the adapter's own parameters.
+    pub value: Val,
+    /// Whether graphs and files have its axes exchanged: `[in, out]`. The method reads it by [`Builder::linear_t`] only.
+    pub transposed: bool,
+}
+
+impl Given {
+    /// A parameter under its own name.
+    pub(crate) fn new(suffix: impl Into<String>, value: Val) -> Self {
+        let suffix = suffix.into();
+        Given {
+            name: suffix.clone(),
+            suffix,
+            value,
+            transposed: false,
+        }
+    }
+
+    /// The same under another name.
+    #[must_use]
+    pub(crate) fn named(self, name: &str) -> Self {
+        Given {
+            name: name.to_owned(),
+            ..self
+        }
+    }
+}
+
 /// Name of the factor among the parameters of stacked adapters.
 pub(crate) const FACTOR: &str = "(factor)";
 
@@ -424,6 +474,8 @@ pub struct BuildCx<'a> {
     pub current: &'a FxHashMap<ValueId, ValueId>,
     /// Parameters of the whole model that are made once: mask positions and the like.
     pub once: &'a RefCell<BTreeMap<String, Val>>,
+    /// Whether free sizes are those of the parameters that come, and not those of the configuration.
+    pub(crate) sizes_vary: bool,
     /// Values besides the place's own that are replaced, by what, and where.
     pub moves: RefCell<Vec<(ValueId, Val, Vec<Use>)>>,
     /// Name of the adapter that builds.
@@ -466,6 +518,7 @@ impl<'a> BuildCx<'a> {
             training,
             current,
             once,
+            sizes_vary: false,
             moves: RefCell::default(),
             owner: RefCell::default(),
             whole_rows: Cell::default(),

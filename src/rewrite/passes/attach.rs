@@ -5,7 +5,8 @@
 
 use self::channels::replicate;
 use self::compose::{Composer, Site, Used, closed, stamped};
-use self::manifest::{check_names, check_tenants, extended};
+use self::exchange::{Exchange, Runner};
+use self::manifest::{check_exchanged, check_names, check_tenants, extended};
 use self::outputs::{Grown, declare_outputs, forget_shapes};
 
 use crate::adapters::manifest::{Manifest, Tenants};
@@ -24,6 +25,7 @@ use std::collections::BTreeMap;
 pub(super) mod blocks;
 mod channels;
 mod compose;
+pub(crate) mod exchange;
 mod manifest;
 pub(super) mod outputs;
 mod skipping;
@@ -51,6 +53,8 @@ pub(crate) struct AttachPass {
     pub skip_input: bool,
     /// Where the input `adapter_ids` chooses one of the adapters for each sample, instead of a setup: what the manifest says of them.
     pub tenants: Option<Tenants>,
+    /// Where the parameters are inputs, and the adapters those that the graph is made for: what runs the expressions that they are made of.
+    pub exchange: Option<Runner>,
 }
 
 impl AttachPass {
@@ -67,6 +71,7 @@ impl AttachPass {
             skip_layers: Vec::new(),
             skip_input: false,
             tenants: None,
+            exchange: None,
         }
     }
 }
@@ -116,6 +121,9 @@ impl Pass for AttachPass {
         let there = Manifest::read(cx.model())?;
         check_names(&names, &there)?;
         check_tenants(self.tenants.as_ref(), &there, cx.model())?;
+        if self.exchange.is_some() {
+            check_exchanged(&there, cx.model())?;
+        }
         if self.skip_input {
             skipping::check(cx.model())?;
         }
@@ -125,6 +133,11 @@ impl Pass for AttachPass {
         let mut planned = plan(&self.adapters, &self.selection, before, self.seed)?;
         planned.share(&self.adapters, &self.setup)?;
         planned.skip(&self.skip_layers, &self.selection)?;
+        let exchange = self.exchange.as_ref().map(|runner| {
+            let adapters = &self.adapters;
+            Exchange::of(&planned, adapters, before, &*runner.0, &[])
+        });
+        let exchange = exchange.transpose()?;
         let Plan {
             parts,
             store,
@@ -135,7 +148,7 @@ impl Pass for AttachPass {
         }
         let groups = grouped(&parts, graph)?;
         // Adapters of which each sample has one never meet.
-        let stacks = self.tenants.is_none();
+        let stacks = self.tenants.is_none() && exchange.is_none();
         for group in groups.values().filter(|_| stacks) {
             self.compatible(group)?;
         }
@@ -156,6 +169,7 @@ impl Pass for AttachPass {
         }
         let mut writer = Writer {
             pass: self,
+            exchange: exchange.as_ref(),
             composer: Composer {
                 adapters: &self.adapters,
                 params: store.iter().collect(),
@@ -172,8 +186,8 @@ impl Pass for AttachPass {
         } else {
             None
         };
-        for group in groups.values() {
-            writer.write(group, cx)?;
+        for (key, group) in &groups {
+            writer.write(key, group, cx)?;
         }
         if let Some(grown) = &grown {
             declare_outputs(grown, cx)?;
@@ -185,8 +199,10 @@ impl Pass for AttachPass {
         for longer in longer {
             declare_outputs(&Grown::from(longer), cx)?;
         }
-        writer.beside(&store, cx)?;
-        let manifest = extended(there, self).text();
+        if exchange.is_none() {
+            writer.beside(&store, cx)?;
+        }
+        let manifest = extended(there, self, exchange.as_ref()).text();
         let mut patch = cx.patch("manifest", None);
         patch.model_metadata(stamp::MANIFEST, Some(&manifest));
         cx.commit(patch)?;
@@ -262,6 +278,7 @@ fn current_values(graph: &Graph) -> FxHashMap<ValueId, ValueId> {
 
 struct Writer<'w> {
     pass: &'w AttachPass,
+    exchange: Option<&'w Exchange<'w>>,
     composer: Composer<'w>,
     /// What stands for a value of the base model by now.
     current: FxHashMap<ValueId, ValueId>,
@@ -270,7 +287,12 @@ struct Writer<'w> {
 }
 
 impl Writer<'_> {
-    fn write(&mut self, group: &[&Part<'_>], cx: &mut PassCx<'_>) -> Result<(), PassError> {
+    fn write(
+        &mut self,
+        key: &GroupKey,
+        group: &[&Part<'_>],
+        cx: &mut PassCx<'_>,
+    ) -> Result<(), PassError> {
         let Some(first) = group.first() else {
             return Ok(());
         };
@@ -298,6 +320,7 @@ impl Writer<'_> {
             );
             build.shown = self.pass.shown;
             build.types = Types(&types);
+            build.sizes_vary = self.exchange.is_some();
             b.set_scope(&self.composer.fresh_scope(&format!("{}/input", place.scope)));
             b.set_stamp(stamped(&self.pass.adapters[first.adapter].name));
             if matches!(place.at, At::Parameter(_)) {
@@ -312,8 +335,11 @@ impl Writer<'_> {
                 group,
                 rank: cx.fact(target).and_then(Fact::rank),
             };
-            let new = if self.pass.tenants.is_some() {
-                let opened = |place: &Place<'_>| open(place, &build, cx);
+            let opened = |place: &Place<'_>| open(place, &build, cx);
+            let new = if let Some(exchange) = self.exchange {
+                let of = (key, exchange);
+                self.composer.exchange(of, &opened, &build, &mut used)?
+            } else if self.pass.tenants.is_some() {
                 self.composer.tenants(at, &opened, &build, &mut used)?
             } else {
                 let state = open(place, &build, cx);

@@ -481,7 +481,7 @@ fn merge_stack(
 }
 
 /// A model of a fragment: what it reads of the graph are constants, which become its own.
-fn standalone(
+pub(super) fn standalone(
     mut fragment: Fragment,
     graph: &Graph,
     outputs: &[Val],

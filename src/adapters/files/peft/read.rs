@@ -146,7 +146,7 @@ pub(crate) fn from_peft(
 }
 
 /// The configuration with PEFT's own choice of modules.
-fn lora(kind: Kind, config: &Map<String, Value>) -> Result<Lora> {
+pub(super) fn lora(kind: Kind, config: &Map<String, Value>) -> Result<Lora> {
     let get = |key: &str| config.get(key).filter(|v| !v.is_null());
     let number = |key: &str| get(key).and_then(|v| v.as_number().cloned());
     let float = |key: &str| get(key).and_then(Value::as_f64).unwrap_or(0.0);

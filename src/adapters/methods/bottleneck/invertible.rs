@@ -100,7 +100,9 @@ pub(super) fn params(config: &Bottleneck, place: &Place<'_>) -> Result<Vec<Param
         .and_then(serde_json::Number::as_f64);
     let hidden = |n: usize| {
         let size = (n as f64 / factor.unwrap_or(1.0)).floor() as usize;
-        Size::new("d/2/inv_adapter_reduction_factor", size)
+        // Of an odd width, the halves differ, and so do these.
+        let half = if n == c1 { "d/2" } else { "(d - d/2)" };
+        Size::free(format!("{half}/inv_adapter_reduction_factor"), size)
     };
     let half = |n| Size::new("d/2", n);
     let whole = |n| Size::new("d", 2 * n);

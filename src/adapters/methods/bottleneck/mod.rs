@@ -9,6 +9,7 @@
 //! | `double_seq_bn` | `o + A(o)` |
 //! | `par_bn` | `o + 4·A(r)` |
 
+mod exchanged;
 mod invertible;
 mod phm;
 mod site;
@@ -18,7 +19,7 @@ use super::{Fusible, GATE, Known, Method, MethodConfig, Opened, Preset, act, dic
 use crate::adapters::naming::Sublayer;
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{
-    At, BuildCx, Params, Place, Stacking, State, SublayerSite, Surroundings,
+    At, BuildCx, Exchanged, Params, Place, Stacking, State, SublayerSite, Surroundings,
 };
 use crate::diag::Diagnostic;
 use crate::ir::Val;
@@ -382,7 +383,7 @@ impl Bottleneck {
     /// Widths of the residual stream and of the adapter.
     fn sizes(&self, d: usize, layer: Option<usize>) -> Result<[Size; 2], Diagnostic> {
         let k = self.width(d, layer)?;
-        Ok([Size::new("d", d), Size::new("d/reduction_factor", k)])
+        Ok([Size::new("d", d), Size::free("d/reduction_factor", k)])
     }
 
     fn projections(&self) -> phm::Projections<'_> {
@@ -438,6 +439,15 @@ impl Known for Bottleneck {
 
     fn stacking(&self, place: &Place<'_>) -> Result<Stacking<Self>, &'static str> {
         self.common(place)
+    }
+
+    fn exchanged(
+        &self,
+        place: &Place<'_>,
+        p: &Params<'_>,
+        cx: &BuildCx<'_>,
+    ) -> Result<Exchanged<Self>, &'static str> {
+        self.as_inputs(place, p, cx)
     }
 
     fn disjoint(&self, other: &Self) -> bool {

@@ -60,6 +60,12 @@ fn indivisible(d: usize, k: usize, n: usize) -> Diagnostic {
     ))
 }
 
+/// Projections as full matrices: names and values of weight and bias.
+pub(super) struct Full {
+    pub(super) down: [(String, Val); 2],
+    pub(super) up: [(String, Val); 2],
+}
+
 /// The projections of a configuration.
 #[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub(super) struct Projections<'a> {
@@ -179,6 +185,25 @@ impl<'a> Projections<'a> {
         vec![ParamSpec::new(name, &[n, i, o], Init::xavier(i, o))]
     }
 
+    /// The projections as full matrices, by the names that those have. A projection without a bias has one of zeros then.
+    pub(super) fn as_full(&self, p: &Params<'_>, cx: &BuildCx<'_>) -> Full {
+        let of = |name: &'static str, shared: &str| {
+            let named = |inner: &str| format!("{name}.{inner}");
+            if !self.config.phm_layer {
+                return ["weight", "bias"].map(|inner| (named(inner), p.get(&named(inner))));
+            }
+            let b = cx.b;
+            let weight = b.transpose(self.matrix(p, cx, name, shared), &[1, 0]);
+            let zeros = || b.scale(b.reduce_sum(weight, &[1], false), 0.0);
+            let bias = p.find(&named("b")).unwrap_or_else(zeros);
+            [(named("weight"), weight), (named("bias"), bias)]
+        };
+        Full {
+            down: of(self.down_name(), "W_down"),
+            up: of("adapter_up", "W_up"),
+        }
+    }
+
     /// The down projection.
     pub(super) fn down(&self, x: Val, p: &Params<'_>, cx: &BuildCx<'_>) -> Val {
         self.project(x, p, cx, self.down_name(), "W_down")
@@ -193,6 +218,15 @@ impl<'a> Projections<'a> {
         if !self.config.phm_layer {
             return cx.linear(x, p, name);
         }
+        let y = cx.b.matmul(x, self.matrix(p, cx, name, shared));
+        match p.find(&format!("{name}.b")) {
+            Some(bias) => cx.b.add(y, bias),
+            None => y,
+        }
+    }
+
+    /// The sum of Kronecker products: `[in, out]`.
+    fn matrix(&self, p: &Params<'_>, cx: &BuildCx<'_>, name: &str, shared: &str) -> Val {
         let b = cx.b;
         let own = format!("{name}.W");
         let w = |suffix: &str| {
@@ -219,11 +253,7 @@ impl<'a> Projections<'a> {
         } else {
             rule("")
         };
-        let y = b.matmul(x, self.kronecker_sum(rule, w, cx));
-        match p.find(&format!("{name}.b")) {
-            Some(bias) => b.add(y, bias),
-            None => y,
-        }
+        self.kronecker_sum(rule, w, cx)
     }
 
     /// `Σ_i P_i ⊗ W_i` of `[n, n, n]` and `[n, i, o]`, as one product over the summed index.

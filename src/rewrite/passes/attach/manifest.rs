@@ -1,6 +1,7 @@
 //! The manifest of a model that adapters are attached to.
 
 use super::AttachPass;
+use super::exchange::Exchange;
 use crate::adapters::base::keeps_thirds;
 use crate::adapters::manifest::{Entry, Manifest, Tenants};
 use crate::diag::Diagnostic;
@@ -34,6 +35,12 @@ pub(super) fn check_tenants(
     model: &Model,
 ) -> Result<(), Diagnostic> {
     let name = contract::ADAPTER_IDS;
+    if !there.exchanged.is_empty() {
+        let found = "the adapters of this model are inputs, which come when it runs";
+        return Err(Diagnostic::error("exchange-there", found).help(
+            "`rewrite export-adapter` makes files for it; or start from the base model: `rewrite strip`",
+        ));
+    }
     if there.tenants.is_some() {
         let found = format!("this model holds adapters that its input `{name}` chooses from");
         return Err(Diagnostic::error("tenants-there", found).help(
@@ -60,6 +67,19 @@ pub(super) fn check_tenants(
     check_optional(model)
 }
 
+/// Refuses what inputs of adapters cannot stand beside.
+pub(super) fn check_exchanged(there: &Manifest, model: &Model) -> Result<(), Diagnostic> {
+    let flexible = there.heads.iter().find(|h| h.is_flexible());
+    if let Some(other) = there.names().next().or(flexible.map(|h| &*h.name)) {
+        let found = format!(
+            "`{other}` is attached to this model, and would act beside every adapter that comes"
+        );
+        return Err(Diagnostic::error("exchange-beside", found)
+            .help("merge it into the weights first (`rewrite merge`), or start from the base model: `rewrite strip`"));
+    }
+    check_optional(model)
+}
+
 /// Refuses files whose version of the format knows no inputs that may be left out.
 pub(super) fn check_optional(model: &Model) -> Result<(), Diagnostic> {
     if model.ir_version < 4 {
@@ -74,8 +94,16 @@ pub(super) fn check_optional(model: &Model) -> Result<(), Diagnostic> {
 }
 
 /// The manifest with the pass's adapters added.
-pub(super) fn extended(mut manifest: Manifest, pass: &AttachPass) -> Manifest {
+pub(super) fn extended(
+    mut manifest: Manifest,
+    pass: &AttachPass,
+    exchange: Option<&Exchange<'_>>,
+) -> Manifest {
     manifest.written();
+    if let Some(exchange) = exchange {
+        manifest.exchanged = exchange.exchangeable();
+        return manifest;
+    }
     manifest.adapters.extend(pass.adapters.iter().map(|a| {
         let mut methods = a.config.methods().iter();
         Entry {

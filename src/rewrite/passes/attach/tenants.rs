@@ -283,7 +283,7 @@ impl Composer<'_> {
 type Rows = Vec<(String, Val)>;
 
 /// Whether adapters at two places compute the same of the same values.
-fn is_one_place(a: &At<'_>, b: &At<'_>) -> bool {
+pub(super) fn is_one_place(a: &At<'_>, b: &At<'_>) -> bool {
     let same = |a: Option<ValueId>, b: Option<ValueId>| a == b;
     match (a, b) {
         (At::Linear(a), At::Linear(b)) | (At::Input(a), At::Input(b)) => {
@@ -297,6 +297,10 @@ fn is_one_place(a: &At<'_>, b: &At<'_>) -> bool {
                 && same(a.beside, b.beside)
                 && same(a.stream, b.stream)
         }
+        (At::Layer(a), At::Layer(b)) => a.output == b.output,
+        (At::Embeddings(a), At::Embeddings(b)) => a == b,
+        (At::HeadInput(a), At::HeadInput(b)) => (a.input, a.output) == (b.input, b.output),
+        (At::Attention(a), At::Attention(b)) => (a.output, a.scores) == (b.output, b.scores),
         _ => false,
     }
 }

@@ -23,6 +23,7 @@ fn attach(specs: &[(&str, &str)]) -> impl FnOnce(&Verified) -> AttachPass {
         skip_layers: Vec::new(),
         skip_input: false,
         tenants: None,
+        exchange: None,
     }
 }
 
