@@ -515,6 +515,13 @@ impl Adapted {
         self.heads.iter().rfind(|h| h.name() == adapter)
     }
 
+    /// Whether an adapter's folder has a head beside it.
+    #[cfg(feature = "train")]
+    pub(crate) fn has_head(&self, adapter: &str) -> bool {
+        let saved = || self.headed.iter().any(|(name, _)| name == adapter);
+        self.head_of(adapter).is_some() || saved()
+    }
+
     /// What an adapter's file says of the model: what it said before, and what it did not.
     fn meta_of(&self, adapter: &str) -> Meta {
         let attached = self.attached.iter().find(|a| a.name == adapter);

@@ -11,7 +11,7 @@ use super::flags::{Flags, OtherFlags, checked};
 use super::select::{AdapterArgs, VariantArgs};
 use crate::budget;
 use crate::generate::GenerationArguments;
-use crate::job::{JobArguments, ModelSettings, check_interface};
+use crate::job::{JobArguments, ModelSettings, SaveFormat, check_interface};
 use crate::options::Kind;
 use crate::rewrite::pipelines::Mode;
 use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
@@ -104,6 +104,9 @@ pub(crate) struct AttachArgs {
     /// in which they are given, from 0, or -1 for none (`rewrite tenants` lists, adds and removes them)
     #[arg(long)]
     pub(crate) adapter_ids: bool,
+    /// Format that the adapters are written in
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: SaveFormat,
 }
 
 #[derive(Debug, Subcommand)]

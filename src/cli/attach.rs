@@ -26,6 +26,7 @@ pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
     job.force = args.force;
     job.dry_run = args.dry_run;
     job.seed = args.seed;
+    job.format = args.format;
     let report = job.run(&mut |event| ui.shown(event))?;
     ui.result(&json_of(&report), || text_of(&report))
 }

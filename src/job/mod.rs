@@ -35,6 +35,7 @@ mod report;
 mod request;
 mod run;
 mod runs;
+mod saving;
 mod settings;
 mod strip;
 mod summary;
@@ -77,6 +78,7 @@ pub(crate) use push::{Parcel, Push};
 pub(crate) use remote::{Want, fetched, wanted};
 pub(crate) use run::Run;
 pub(crate) use runs::CompareRuns;
+pub(crate) use saving::SaveFormat;
 pub(crate) use settings::JobArguments;
 #[cfg(any(test, fuzzing))]
 pub(crate) use settings::JobSettings;

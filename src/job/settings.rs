@@ -2,6 +2,7 @@
 
 use super::ignored;
 use super::model::ModelSettings;
+use super::saving::SaveFormat;
 use crate::adapters::heads::HeadConfig;
 use crate::diag::Diagnostic;
 use crate::disk;
@@ -36,6 +37,8 @@ pub(crate) struct JobArguments {
     pub train_head: bool,
     /// The folder that adapters, checkpoints and reports go to.
     pub output_dir: Option<String>,
+    /// The format that adapters are written in: adapterhub, peft, or both, NAME/ and NAME-peft/.
+    pub format: SaveFormat,
     /// Replaces the results of an earlier run in the output folder.
     pub overwrite_output_dir: bool,
     /// Where the run is written down while it goes on.
@@ -60,6 +63,7 @@ impl Default for JobArguments {
             head: None,
             train_head: false,
             output_dir: None,
+            format: SaveFormat::default(),
             overwrite_output_dir: false,
             report_to: vec![ReportTo::Jsonl, ReportTo::Html],
             dry_run: false,

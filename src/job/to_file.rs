@@ -1,13 +1,14 @@
 //! The main job: attaches adapters to a model file and writes the result beside it.
 
 use super::attach::{AdapterSettings, Attaching};
-use super::check::{ensure_absent, exists, keep, usage, write_file};
+use super::check::{ensure_absent, keep, usage, write_file};
 use super::event::OnEvent;
 use super::files::ModelFiles;
 use super::folder::unlocked;
 use super::open;
 use super::origin::Origin;
-use crate::adapters::folder::{self, AdapterFolder, StagedAdapter, WriteOptions};
+use super::saving::SaveFormat;
+use crate::adapters::folder;
 use crate::adapters::place::Kind;
 use crate::adapters::summary::Summary;
 use crate::api::Adapted;
@@ -41,6 +42,8 @@ pub(crate) struct AttachToFile {
     pub dry_run: bool,
     /// Seed of initial parameter values (default: 42).
     pub seed: u64,
+    /// The format that adapters are written in.
+    pub format: SaveFormat,
 }
 
 /// What attaching to a file did.
@@ -114,6 +117,7 @@ impl AttachToFile {
             force: false,
             dry_run: false,
             seed: 42,
+            format: SaveFormat::default(),
         }
     }
 
@@ -148,6 +152,9 @@ impl AttachToFile {
             .adapters
             .attach_by(&interface, model, &files.path, how, events)?;
         let names: Vec<String> = adapted.manifest()?.into_iter().map(|a| a.0).collect();
+        for name in names.iter().filter(|n| adapted.has_head(n)) {
+            self.format.say_headless(name, events)?;
+        }
         let summary = adapted.summary()?;
         let selected = selected(&adapted);
         let output = match before {
@@ -270,34 +277,38 @@ impl AttachToFile {
         for name in names {
             folder::free(&beside.join(name))?;
         }
+        self.format.check_names(names)?;
         std::fs::create_dir_all(beside)
             .map_err(|e| Error::io(beside, "cannot make the folder", e))?;
         let store = adapted.store();
         let folders = adapted.folders(names, &store)?;
-        let paths = names.iter().map(|n| beside.join(n));
-        let folders: Vec<(PathBuf, AdapterFolder)> = paths.zip(folders).collect();
         // A folder that an adapter was loaded from holds it already.
         let sources = self.adapters.sources();
-        let written: Vec<&(PathBuf, AdapterFolder)> = folders
-            .iter()
-            .filter(|(f, _)| !f.canonicalize().is_ok_and(|f| sources.contains(&f)))
-            .collect();
-        let mut there = written.iter().map(|(f, _)| f);
-        if !self.force
-            && let Some(there) = there.find(|f| folder::is_saved(f))
-        {
-            return Err(exists(there));
+        let (mut paths, mut saved) = (Vec::new(), Vec::new());
+        for folder in folders {
+            let path = beside.join(&folder.name);
+            if path.canonicalize().is_ok_and(|f| sources.contains(&f)) {
+                paths.push(path);
+                continue;
+            }
+            paths.extend(self.format.places(&path));
+            saved.push((folder.name.clone(), self.format.of(folder, &path)?));
+        }
+        for (_, adapter) in &saved {
+            adapter.check(self.force)?;
         }
         let templates = self.adapters.templates();
         let mut staged = Vec::new();
-        for (path, folder) in written {
-            let place = StagedAdapter::new(path, self.force)?;
-            folder.write(place.path(), WriteOptions::default())?;
-            if let Some(template) = templates.get(&folder.name) {
-                write_file(&place.path().join(CHAT_TEMPLATE), template.as_bytes())?;
-            }
-            adapted.write_head(&folder.name, place.path(), &store, false)?;
-            staged.push(place);
+        for (name, adapter) in &saved {
+            staged.extend(adapter.staged(self.force, &|place, whole| {
+                if let Some(template) = templates.get(name) {
+                    write_file(&place.join(CHAT_TEMPLATE), template.as_bytes())?;
+                }
+                if whole {
+                    adapted.write_head(name, place, &store, false)?;
+                }
+                Ok(())
+            })?);
         }
         // Two runs into one folder end with the model and the adapters of one of them.
         let _hold = staging::hold(beside)?;
@@ -312,7 +323,7 @@ impl AttachToFile {
         if adapted.setup.active().len() > 1 && !self.adapters.adapter_ids {
             folder::write_setup(beside, &adapted.setup, self.force)?;
         }
-        Ok(folders.into_iter().map(|(p, _)| p).collect())
+        Ok(paths)
     }
 
     /// The file that the model is written to.

@@ -9,11 +9,12 @@ use super::head::{choose_head, label_count};
 use super::origin::Origin;
 use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
+use super::saving::SaveFormat;
 use super::settings::JobSettings;
 use crate::adapters::base::Base;
-use crate::adapters::folder::{StagedAdapter, WriteOptions, remove, write_setup};
+use crate::adapters::folder::{remove, write_setup};
 use crate::adapters::heads::{Head, SavedHead};
-use crate::adapters::{AdapterStore, Setup, choice};
+use crate::adapters::{AdapterStore, Setup, choice, peft, spec};
 use crate::analyze::logits::vocabulary;
 use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
@@ -129,6 +130,8 @@ struct Subject {
     templates: BTreeMap<String, String>,
     /// Settings that the run itself decided, for the record.
     decided: Map<String, Value>,
+    /// The format that results are written in.
+    format: SaveFormat,
 }
 
 impl Run {
@@ -221,11 +224,18 @@ impl Run {
         report.steps = trainer.steps();
         report.best_step = trainer.progress().best_step;
         report.best_metric = trainer.progress().best_metric;
-        report.adapters = subject.save(&trainer.store(), &self.output, true)?;
+        let to = (&*self.output, subject.format);
+        report.adapters = subject.save(&trainer.store(), to, true)?;
         if let Some(mut watchers) = watchers {
             for name in &names {
                 let made = subject.adapted.folder(name, &trainer.store().of(name))?;
                 watchers.made(name, made.content());
+            }
+            // What is not AdapterHub's is known by what it reads as.
+            let others = report.adapters.iter().filter(|f| peft::is_peft(f));
+            for folder in others {
+                let name = folder.file_name().unwrap_or_default().to_string_lossy();
+                watchers.made(&name, spec::read_folder(folder)?.content());
             }
             watchers.close()?;
         }
@@ -282,7 +292,8 @@ impl Run {
             head_type_fits(&adapted.model, settings.data.task)?;
         }
         let names = adapted.manifest()?.into_iter().map(|a| a.0);
-        Ok(Subject {
+        let subject = Subject {
+            format: settings.job.format,
             names: names.collect(),
             decoder_start: DecoderStart::default(),
             masking: None,
@@ -291,7 +302,9 @@ impl Run {
             decided: Map::new(),
             adapted,
             vocabulary,
-        })
+        };
+        subject.check_format(events)?;
+        Ok(subject)
     }
 
     fn load(&self, subject: &mut Subject, events: OnEvent<'_>) -> Result<Loaded> {
@@ -532,8 +545,11 @@ impl Run {
         events: OnEvent<'_>,
     ) -> Result<Watchers> {
         let data = Self::train_data(subject, loaded);
-        let save =
-            |store: &AdapterStore, folder: &Path| subject.save(store, folder, false).map(|_| ());
+        let save = |store: &AdapterStore, folder: &Path| {
+            // What a run goes on from is AdapterHub's, whatever its results are.
+            let to = (folder, SaveFormat::Adapterhub);
+            subject.save(store, to, false).map(|_| ())
+        };
         let base = Base::recorded(&subject.adapted.meta.extra).to_string();
         let output = Output {
             folder: &self.output,
@@ -663,20 +679,45 @@ impl Subject {
         Ok(api::summed_up(&self.adapted.model, store)?.table())
     }
 
+    /// Refuses adapters that cannot be written in the format of the results, before anything is trained.
+    fn check_format(&self, events: OnEvent<'_>) -> Result<()> {
+        self.format.check_names(&self.names)?;
+        let store = self.adapted.store();
+        for name in &self.names {
+            let adapter = self.adapted.folder(name, &store.of(name))?;
+            self.format.of(adapter, Path::new(name))?;
+            if self.adapted.has_head(name) {
+                self.format.say_headless(name, events)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the adapters into a folder.
-    fn save(&self, store: &AdapterStore, folder: &Path, force: bool) -> Result<Vec<PathBuf>> {
+    fn save(
+        &self,
+        store: &AdapterStore,
+        (folder, format): (&Path, SaveFormat),
+        force: bool,
+    ) -> Result<Vec<PathBuf>> {
         let mut written = Vec::new();
         for name in &self.names {
             let at = folder.join(name);
-            let saved = self.adapted.folder(name, &store.of(name))?;
-            let place = StagedAdapter::new(&at, force)?;
-            saved.write(place.path(), WriteOptions::default())?;
-            if let Some(template) = self.templates.get(name) {
-                write_file(&place.path().join(CHAT_TEMPLATE), template.as_bytes())?;
-            }
-            self.adapted.write_head(name, place.path(), store, false)?;
-            place.put(&[CHAT_TEMPLATE])?;
-            written.push(at);
+            let adapter = self.adapted.folder(name, &store.of(name))?;
+            let saved = format.of(adapter, &at)?;
+            let staged = saved.staged(force, &|place, whole| {
+                if let Some(template) = self.templates.get(name) {
+                    write_file(&place.join(CHAT_TEMPLATE), template.as_bytes())?;
+                }
+                if whole {
+                    self.adapted.write_head(name, place, store, false)?;
+                }
+                Ok(())
+            })?;
+            staged
+                .into_iter()
+                .try_for_each(|s| s.put(&[CHAT_TEMPLATE]))?;
+            written.extend(format.places(&at));
         }
         let setup = &self.adapted.setup;
         if setup.active().len() > 1 {

@@ -269,3 +269,91 @@ fn files_that_are_none_are_refused() {
     ]);
     assert!(message.contains("cut off"), "{message}");
 }
+
+/// AdapterHub's folder, PEFT's, or both; and what PEFT cannot say is refused before anything is trained.
+#[test]
+fn adapters_are_written_in_the_format_that_is_asked_for() {
+    let desk = Desk::with("qwen3/model.onnx");
+    let attach = |spec: &str, format: &str| {
+        desk.ok(&[
+            "-i",
+            "interface.json",
+            "-a",
+            spec,
+            "--format",
+            format,
+            "model.onnx",
+        ])
+    };
+    let has = |file: &str| desk.path(file).is_file();
+    attach("a=lora[r=2]", "both");
+    assert!(has("a/adapter.safetensors") && has("a-peft/adapter_model.safetensors"));
+    attach("b=lora[r=2]", "peft");
+    assert!(!has("b/adapter.safetensors") && has("b/adapter_model.safetensors"));
+    let message = desk.fails(&[
+        "-i",
+        "interface.json",
+        "-a",
+        "c=seq_bn",
+        "--format",
+        "peft",
+        "model.onnx",
+    ]);
+    assert!(
+        message.contains("--format peft") && message.contains("PEFT does not have"),
+        "{message}"
+    );
+    let data = fixture("train/ids.jsonl");
+    let data = data.to_str().unwrap();
+    let train = |spec: &str, out: &'static str, format: &'static str| {
+        let args = [
+            "train",
+            "model.onnx",
+            "-i",
+            "interface.json",
+            "-a",
+            spec,
+            "--data",
+            data,
+            "--max-steps",
+            "2",
+        ];
+        [&args[..], &["--output-dir", out, "--format", format]]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let run = |args: &[String]| {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        desk.ok(&args)
+    };
+    run(&train("a=lora[r=2]", "both", "both"));
+    assert!(has("both/a/adapter.safetensors") && has("both/a-peft/adapter_model.safetensors"));
+    // What was written goes on, in either form, as the same adapter.
+    let loss = |folder: &str| {
+        desk.json(&[
+            "eval",
+            "model.onnx",
+            "-i",
+            "interface.json",
+            "-a",
+            folder,
+            "--data",
+            data,
+        ])["metrics"]["loss"]
+            .as_f64()
+            .unwrap()
+    };
+    assert!((loss("both/a") - loss("both/a-peft")).abs() < 1e-6);
+    run(&train("both/a-peft", "more", "peft"));
+    assert!(
+        has("more/a-peft/adapter_model.safetensors") && !has("more/a-peft/adapter.safetensors")
+    );
+    let args = train("seq_bn", "none", "peft");
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let message = desk.fails(&args);
+    assert!(message.contains("--format peft"), "{message}");
+    desk.ok(&["adapter", "delete", "more/a-peft"]);
+    assert!(!desk.path("more/a-peft").exists());
+}

@@ -1,6 +1,8 @@
 //! Deleting adapter folders.
 
 use super::{ADAPTER, FUSION, file, is_fusion, object};
+use crate::adapters::peft::file as peft;
+use crate::adapters::spec::folder_name;
 use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -8,9 +10,11 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The files of an adapter folder, with those of the head that the library saves beside it.
-pub(super) const OWN_FILES: [&str; 11] = [
+/// The files of an adapter folder, AdapterHub's or PEFT's, with those of the head that the library saves beside it.
+pub(super) const OWN_FILES: [&str; 13] = [
     file::SAFETENSORS,
+    peft::SAFETENSORS,
+    peft::TORCH,
     file::TORCH,
     file::FUSION_SAFETENSORS,
     file::FUSION_TORCH,
@@ -55,14 +59,20 @@ pub(crate) fn delete(folder: &Path) -> Result<Deleted> {
     let path = folder.join(kind.config);
     let text = disk::own::text(&path).map_err(|e| Error::io(&path, "cannot be read", e))?;
     let top = object(&text).map_err(|e| e.within(path.display().to_string()))?;
-    let Some(Value::String(name)) = top.get("name").filter(|_| top.contains_key("config")) else {
-        return refuse(
-            "its adapter_config.json is not that of a saved adapter",
-            "nothing was deleted",
-        );
+    let named = top.get("name").filter(|_| top.contains_key("config"));
+    let name = match named.and_then(Value::as_str) {
+        Some(name) => name.to_owned(),
+        // PEFT's files have no name: the folder is called by it.
+        None if top.contains_key("peft_type") => folder_name(folder),
+        None => {
+            return refuse(
+                "its adapter_config.json is not that of a saved adapter",
+                "nothing was deleted",
+            );
+        }
     };
     let mut done = Deleted {
-        name: name.clone(),
+        name,
         ..Deleted::default()
     };
     for file in OWN_FILES {
