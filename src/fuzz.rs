@@ -46,6 +46,19 @@ pub fn safetensors(data: &[u8]) {
     assert_eq!(again, tensors);
 }
 
+/// An adapter file of ONNX Runtime's: the tensors are written, and read as the same; what is LoRA becomes a folder of PEFT's.
+pub fn served(data: &[u8]) {
+    use crate::adapters::onnx_adapter::{read, write};
+    use crate::adapters::peft::from_served;
+    let Ok(adapter) = read(&Bytes::copy_from_slice(data)) else {
+        return;
+    };
+    let written = write(&adapter).expect("invariant: what was read is small enough to write");
+    let again = read(&written.into()).expect("invariant: what is written can be read");
+    assert_eq!(again, adapter);
+    let _ = from_served(&adapter);
+}
+
 /// The text form of a graph: what is printed reads as what prints the same.
 pub fn text(data: &[u8]) {
     let Ok(Ok(model)) = std::str::from_utf8(data).map(graph_text::parse) else {

@@ -19,7 +19,7 @@ use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
-use crate::rewrite::passes::{AttachPass, Runner, Tensors};
+use crate::rewrite::passes::{AttachPass, Exchanging, Tensors};
 use crate::rewrite::{bodies, pipelines};
 use crate::select::{Interface, Library, PerStack, Selection, beside, infer_interface};
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ pub struct Attach {
     skip_layers: Vec<usize>,
     skip_input: bool,
     by_ids: bool,
-    exchange: Option<(Runner, Vec<Exchangeable>)>,
+    exchange: Option<(Exchanging, Vec<Exchangeable>)>,
 }
 
 impl Attach {
@@ -114,8 +114,8 @@ impl Attach {
     /// Has the parameters become optional inputs of the graph, which leave the model as it is where nothing is given; what the adapters
     /// give is in [`Adapted::exchanged`]. `known`: what a graph has inputs for already.
     #[cfg(feature = "train")]
-    pub(crate) fn exchange(mut self, runner: Runner, known: Vec<Exchangeable>) -> Self {
-        self.exchange = Some((runner, known));
+    pub(crate) fn exchange(mut self, how: Exchanging, known: Vec<Exchangeable>) -> Self {
+        self.exchange = Some((how, known));
         self
     }
 
@@ -326,7 +326,7 @@ impl Attach {
             exchanged = found.map_err(|e| met.explain(&given, e))?;
         }
         let pass = AttachPass {
-            exchange: self.exchange.map(|(runner, _)| runner),
+            exchange: self.exchange.map(|(how, _)| how),
             selection: selection.clone(),
             setup: setup.clone(),
             adapters,

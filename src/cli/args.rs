@@ -11,7 +11,7 @@ use super::flags::{Flags, OtherFlags, checked};
 use super::select::{AdapterArgs, VariantArgs};
 use crate::budget;
 use crate::generate::GenerationArguments;
-use crate::job::{JobArguments, ModelSettings, SaveFormat, check_interface};
+use crate::job::{JobArguments, ModelSettings, ParameterType, SaveFormat, check_interface};
 use crate::options::Kind;
 use crate::rewrite::pipelines::Mode;
 use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
@@ -244,6 +244,9 @@ pub(crate) enum Command {
         /// Folder that the graph and the adapters go to
         #[arg(short, long, value_name = "FOLDER")]
         output: PathBuf,
+        /// Element type of the parameters; a graph that is there has its own
+        #[arg(long, value_enum, default_value_t)]
+        dtype: ParameterType,
         /// Seed of the initial values of adapters that have no weights yet
         #[arg(long, default_value_t = 42)]
         seed: u64,

@@ -198,6 +198,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
             model,
             select,
             output,
+            dtype,
             seed,
             force,
         } => {
@@ -207,6 +208,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
                 output,
                 force,
                 seed,
+                dtype,
             };
             attach::exported(&job, ui)?;
         }

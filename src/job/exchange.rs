@@ -12,9 +12,9 @@ use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::{Dim, Graph, TensorData};
+use crate::ir::{DType, Dim, Graph, TensorData, Type};
 use crate::onnx::{SaveOptions, Saved};
-use crate::rewrite::passes::{Runner, Tensors};
+use crate::rewrite::passes::{Exchanging, Tensors};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,6 +49,31 @@ pub(crate) struct ExportAdapter {
     pub force: bool,
     /// Seed of fresh adapters.
     pub seed: u64,
+    /// Element type of the parameters; a graph that is there has its own.
+    pub dtype: ParameterType,
+}
+
+/// Element types of exchanged parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub(crate) enum ParameterType {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits, 10 of them for the fraction.
+    F16,
+    /// 16 bits, 7 of them for the fraction.
+    Bf16,
+}
+
+impl ParameterType {
+    fn dtype(self) -> DType {
+        match self {
+            ParameterType::F32 => DType::Float,
+            ParameterType::F16 => DType::Float16,
+            ParameterType::Bf16 => DType::Bfloat16,
+        }
+    }
 }
 
 /// What was written.
@@ -95,7 +120,11 @@ impl ExportAdapter {
         } else {
             api::strip(model.clone(), None)?
         };
-        let adapted = self.attached(base, known.clone(), events)?;
+        // A graph that is there has a type already.
+        let mut there = known.iter().flat_map(|k| &k.inputs);
+        let there = there.find_map(|name| type_of(&model.model().graph, name)?.dtype());
+        let dtype = there.unwrap_or(self.dtype.dtype());
+        let adapted = self.attached(base, (known.clone(), dtype), events)?;
         let graph = if known.is_empty() {
             adapted.model.model()
         } else {
@@ -166,7 +195,7 @@ impl ExportAdapter {
     fn attached(
         &self,
         base: Verified,
-        known: Vec<Exchangeable>,
+        (known, dtype): (Vec<Exchangeable>, DType),
         events: OnEvent<'_>,
     ) -> Result<Adapted> {
         let interface = self.adapters.interface(&self.model, &base)?;
@@ -183,7 +212,7 @@ impl ExportAdapter {
             .adapters(adapters)
             .skip_layers(self.adapters.skip_layers.iter().copied())
             .seed(self.seed)
-            .exchange(runner(), known);
+            .exchange(exchanging(dtype), known);
         let adapted = match self.adapters.named_route(&interface, &self.model)? {
             Some(route) => attach.route(route).run()?,
             None => attach.run()?,
@@ -237,9 +266,19 @@ impl ExportAdapter {
     }
 }
 
-/// This library's runtime as what computes parameters.
-pub(crate) fn runner() -> Runner {
-    Runner(Arc::new(evaluate))
+/// Parameters of a type as inputs, with this library's runtime as what computes them.
+pub(crate) fn exchanging(dtype: DType) -> Exchanging {
+    Exchanging {
+        evaluate: Arc::new(evaluate),
+        dtype,
+    }
+}
+
+/// The type of a graph's input.
+fn type_of<'g>(graph: &'g Graph, input: &str) -> Option<&'g Type> {
+    let value = graph.find(input)?;
+    let mut ports = graph.inputs().iter();
+    ports.find(|p| p.value == value)?.ty.as_ref()
 }
 
 /// Refuses an adapter that gives what a graph has no input for, by name, type and sizes.
@@ -248,11 +287,7 @@ fn check_fit(name: &str, tensors: &Tensors, graph: &Graph, was_there: bool) -> R
     let mut found = Vec::new();
     let mut symbols: BTreeMap<&str, u64> = BTreeMap::new();
     for (input, tensor) in tensors {
-        let port = graph.find(input).and_then(|v| {
-            let mut ports = graph.inputs().iter();
-            ports.find(|p| p.value == v)?.ty.as_ref()
-        });
-        let Some(ty) = port else {
+        let Some(ty) = type_of(graph, input) else {
             found.push(format!("`{input}` is no input of the graph"));
             continue;
         };

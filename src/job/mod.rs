@@ -63,9 +63,9 @@ pub(crate) use average::Average;
 pub(crate) use check::usage;
 pub(crate) use check::{check_device, check_fusion, check_interface, check_setup, check_spec};
 pub(crate) use convert::{Convert, Converted, Format, rename_beside, write_like};
-pub(crate) use exchange::ExportAdapter;
 #[cfg(test)]
-pub(crate) use exchange::runner;
+pub(crate) use exchange::exchanging;
+pub(crate) use exchange::{ExportAdapter, ParameterType};
 pub(crate) use ignored::{check as check_other_arguments, names as other_arguments};
 pub(crate) use infer::Infer;
 pub(crate) use model::{Dtype, ModelSettings};

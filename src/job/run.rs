@@ -4,9 +4,12 @@ use super::attach::AdapterSettings;
 use super::check::{ensure_absent, keep, usage};
 use super::event::OnEvent;
 use super::open;
-use crate::adapters::AdapterStore;
+use crate::adapters::folder::to_safetensors;
+use crate::adapters::manifest::Manifest;
+use crate::adapters::{AdapterStore, onnx_adapter, spec};
 use crate::api;
-use crate::error::Result;
+use crate::disk;
+use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
 use crate::rewrite::passes::gradient;
@@ -14,7 +17,8 @@ use crate::rewrite::passes::loss::Divisor;
 use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, io};
 use crate::train::parse_loss;
-use std::path::PathBuf;
+use indexmap::IndexMap;
+use std::path::{Path, PathBuf};
 
 /// Executes a model file.
 #[derive(Clone, Debug)]
@@ -86,7 +90,8 @@ impl Run {
         ensure_absent(&self.outputs, self.force)?;
         keep(&self.outputs, [&*self.inputs, &*self.model])?;
         let mut model = open(&self.model, events)?;
-        if self.adapters.adapters.is_empty() {
+        let served = served(&model, &self.adapters.adapters)?;
+        if self.adapters.adapters.is_empty() || served.is_some() {
             api::check_finite(&model, None)?;
         } else {
             model = self
@@ -95,7 +100,10 @@ impl Run {
                 .model;
         }
         let classes = api::classes(&model)?;
-        let tensors = io::read(&self.inputs)?;
+        let mut tensors = io::read(&self.inputs)?;
+        for (name, value) in served.into_iter().flat_map(|f| f.0) {
+            tensors.insert(&name, value);
+        }
         let graph = &model.model().graph;
         let names = graph.outputs().iter().map(|p| graph.name_of(p.value));
         let names: Vec<String> = names.map(str::to_owned).collect();
@@ -170,6 +178,25 @@ impl Run {
         let pipeline = pipelines::training(&loss, &wrt, keep, false, mode);
         Ok((pipeline.run(model)?.model, wanted))
     }
+}
+
+/// What an adapter file of ONNX Runtime gives the inputs of a graph that has some for it; `None` for other graphs.
+fn served(model: &Verified, adapters: &[String]) -> Result<Option<Feeds>> {
+    let manifest = Manifest::read(model.model()).map_err(|d| Error::new(ErrorKind::Method, d))?;
+    if manifest.exchanged.is_empty() {
+        return Ok(None);
+    }
+    let mut all = IndexMap::new();
+    for text in adapters {
+        let path = Path::new(spec::split(text).1);
+        if !spec::is_served(path) {
+            return Ok(None);
+        }
+        let bytes = disk::tensors(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+        let at = |e: Error| e.within(path.display().to_string());
+        all.extend(onnx_adapter::read(&bytes.into()).map_err(at)?.tensors);
+    }
+    io::decode(&to_safetensors(&all)?).map(Some)
 }
 
 /// The tensors that the plan reads. Names may carry the prefix `input/`; `labels` and `target` are dropped when no loss reads them.

@@ -1,6 +1,6 @@
 //! The library's summary table: of adapter folders, or of the adapters in a model.
 
-use super::event::{Event, OnEvent};
+use super::event::{Event, OnEvent, note};
 use super::open;
 use crate::adapters::folder::AdapterFolder;
 use crate::adapters::manifest::Manifest;
@@ -34,6 +34,15 @@ pub(crate) fn sum_up(paths: &[PathBuf], events: OnEvent<'_>) -> Result<Summed> {
         let manifest = manifest.map_err(|d| Error::new(ErrorKind::Method, d))?;
         for adapter in manifest.adapters.iter().filter(|a| a.thirds) {
             events(&Event::Warning(in_thirds(&adapter.name)))?;
+        }
+        for kind in &manifest.exchanged {
+            let method = kind.config["architecture"].as_str();
+            let method = method.unwrap_or("a bottleneck");
+            let line = format!(
+                "adapters that come in: {method}, by {} inputs",
+                kind.inputs.len()
+            );
+            note(events, line)?;
         }
         return Ok(Summed::Model(api::summary(&model)?));
     }

@@ -278,8 +278,6 @@ impl AttachToFile {
             folder::free(&beside.join(name))?;
         }
         self.format.check_names(names)?;
-        std::fs::create_dir_all(beside)
-            .map_err(|e| Error::io(beside, "cannot make the folder", e))?;
         let store = adapted.store();
         let folders = adapted.folders(names, &store)?;
         // A folder that an adapter was loaded from holds it already.
@@ -297,6 +295,8 @@ impl AttachToFile {
         for (_, adapter) in &saved {
             adapter.check(self.force)?;
         }
+        std::fs::create_dir_all(beside)
+            .map_err(|e| Error::io(beside, "cannot make the folder", e))?;
         let templates = self.adapters.templates();
         let mut staged = Vec::new();
         for (name, adapter) in &saved {

@@ -92,6 +92,35 @@ fn one_graph_serves_adapters_that_come_and_go() {
     .concat());
     let of = |file: &str| tensors(&desk.path(file))["logits"].clone();
     assert_eq!(of("plain.safetensors"), of("served.safetensors"));
+    // With one, it is that adapter attached.
+    for (name, folder) in [("a", "a/a"), ("b", "b/b")] {
+        let (file, attached) = (
+            format!("served/{name}.onnx_adapter"),
+            format!("{name}.attached"),
+        );
+        let come = format!("{name}.come");
+        desk.ok(&[
+            &["run", "served/model.onnx", "-a", &file][..],
+            &run,
+            &[&come],
+        ]
+        .concat());
+        desk.ok(&[
+            &["run", "model.onnx", "-i", "interface.json", "-a", folder][..],
+            &run,
+            &[&attached],
+        ]
+        .concat());
+        let (come, attached) = (of(&come), of(&attached));
+        assert!(attached != of("plain.safetensors"));
+        // Sums in another order.
+        assert!(
+            come.iter()
+                .zip(&attached)
+                .all(|(a, b)| (a - b).abs() < 1e-4),
+            "{name}"
+        );
+    }
     desk.ok(&["strip", "served/model.onnx", "-o", "again.onnx"]);
     desk.ok(&["diff", "model.onnx", "again.onnx", "--exit-code"]);
 

@@ -2,14 +2,16 @@
 //! again it is the base model.
 
 use super::support::fixture;
+use indexmap::IndexMap;
 use onnx_graft::Attach;
+use onnx_graft::adapters::folder::to_safetensors;
 use onnx_graft::adapters::manifest::{Exchangeable, Manifest};
 use onnx_graft::api::{self, Adapted};
 use onnx_graft::infer::Verified;
-use onnx_graft::ir::{DType, text};
-use onnx_graft::job::runner;
+use onnx_graft::ir::{DType, TensorData, text};
+use onnx_graft::job::exchanging;
 use onnx_graft::onnx::{self, ExternalSource};
-use onnx_graft::runtime::{CompileOptions, Feeds, Plan, Value, io};
+use onnx_graft::runtime::{CompileOptions, Feeds, Plan, io};
 use onnx_graft::select::Interface;
 
 fn base(arch: &str) -> Verified {
@@ -26,7 +28,7 @@ fn to(model: Verified, arch: &str, specs: &[&str]) -> Attach {
 }
 
 fn exported(arch: &str, specs: &[&str], known: Vec<Exchangeable>) -> Adapted {
-    let attach = to(base(arch), arch, specs).exchange(runner(), known);
+    let attach = to(base(arch), arch, specs).exchange(exchanging(DType::Float), known);
     attach.run().unwrap()
 }
 
@@ -50,6 +52,15 @@ fn run(model: &Verified, feeds: &Feeds) -> Vec<f32> {
     let output = graph.name_of(graph.outputs()[0].value).to_owned();
     let plan = Plan::compile(&model, &CompileOptions::default()).unwrap();
     plan.run(feeds).unwrap()[&*output].to_f32().unwrap()
+}
+
+/// The inputs with what an adapter gives.
+fn with(feeds: &Feeds, tensors: &IndexMap<Box<str>, TensorData>) -> Feeds {
+    let mut feeds = feeds.clone();
+    for (name, value) in io::decode(&to_safetensors(tensors).unwrap()).unwrap().0 {
+        feeds.insert(&name, value);
+    }
+    feeds
 }
 
 fn worst(found: &[f32], want: &[f32]) -> f32 {
@@ -192,13 +203,7 @@ fn one_graph_is_the_base_model_and_every_adapter() {
             let want = run(&attached.model, &feeds);
             let effect = worst(&want, &plain);
             assert!(effect > 1e-3, "{arch} {spec}: {effect}");
-            let mut feeds = feeds.clone();
-            for (input, tensor) in tensors {
-                assert_eq!(tensor.dtype, DType::Float);
-                let dims: Vec<usize> = tensor.dims.iter().map(|d| *d as usize).collect();
-                let value = Value::from_f32(&dims, tensor.to_f32().unwrap()).unwrap();
-                feeds.insert(input, value);
-            }
+            let feeds = with(&feeds, tensors);
             // Sums in another order.
             let off = worst(&run(&made.model, &feeds), &want);
             assert!(
@@ -267,11 +272,30 @@ fn what_has_no_such_form_is_refused_with_its_reason() {
         ),
         ("t5", "prefix_tuning", "a bias by relative position"),
     ] {
-        let attach = to(base(arch), arch, &[spec]).exchange(runner(), Vec::new());
+        let attach = to(base(arch), arch, &[spec]).exchange(exchanging(DType::Float), Vec::new());
         let found = attach.run().map(|_| ()).unwrap_err().to_string();
         assert!(
             found.contains(why) && found.contains("exchange-method"),
             "{found}"
         );
+    }
+}
+
+/// Half the size, and what is off is what rounding makes of each number.
+#[test]
+fn parameters_may_be_of_16_bits() {
+    let spec = "a=lora[r=4,init_weights='bert',alpha=400]";
+    let feeds = inputs("qwen3");
+    let whole = to(base("qwen3"), "qwen3", &[spec]).run().unwrap();
+    let want = run(&whole.model, &feeds);
+    for (dtype, tolerance) in [(DType::Float16, 2e-2), (DType::Bfloat16, 2e-1)] {
+        let how = exchanging(dtype);
+        let made = to(base("qwen3"), "qwen3", &[spec]).exchange(how, Vec::new());
+        let made = made.run().unwrap();
+        let given = &made.exchanged[0].1;
+        assert!(given.values().all(|t| t.dtype == dtype));
+        let feeds = with(&feeds, given);
+        let off = worst(&run(&made.model, &feeds), &want);
+        assert!(off < tolerance, "{dtype}: {off}");
     }
 }

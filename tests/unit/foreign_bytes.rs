@@ -125,6 +125,7 @@ doors! {
     #[cfg(feature = "train")]
     rows,
     safetensors,
+    served,
     #[cfg(feature = "train")]
     template,
     text,

@@ -5,7 +5,7 @@
 
 use self::channels::replicate;
 use self::compose::{Composer, Site, Used, closed, stamped};
-use self::exchange::{Exchange, Runner};
+use self::exchange::{Exchange, Exchanging};
 use self::manifest::{check_exchanged, check_names, check_tenants, extended};
 use self::outputs::{Grown, declare_outputs, forget_shapes};
 
@@ -53,8 +53,8 @@ pub(crate) struct AttachPass {
     pub skip_input: bool,
     /// Where the input `adapter_ids` chooses one of the adapters for each sample, instead of a setup: what the manifest says of them.
     pub tenants: Option<Tenants>,
-    /// Where the parameters are inputs, and the adapters those that the graph is made for: what runs the expressions that they are made of.
-    pub exchange: Option<Runner>,
+    /// Where the parameters are inputs, and the adapters those that the graph is made for: how.
+    pub exchange: Option<Exchanging>,
 }
 
 impl AttachPass {
@@ -133,10 +133,10 @@ impl Pass for AttachPass {
         let mut planned = plan(&self.adapters, &self.selection, before, self.seed)?;
         planned.share(&self.adapters, &self.setup)?;
         planned.skip(&self.skip_layers, &self.selection)?;
-        let exchange = self.exchange.as_ref().map(|runner| {
-            let adapters = &self.adapters;
-            Exchange::of(&planned, adapters, before, &*runner.0, &[])
-        });
+        let exchange = self
+            .exchange
+            .as_ref()
+            .map(|how| Exchange::of(&planned, &self.adapters, before, how, &[]));
         let exchange = exchange.transpose()?;
         let Plan {
             parts,

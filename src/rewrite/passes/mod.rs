@@ -20,6 +20,6 @@ mod strip;
 pub(crate) mod testing;
 
 pub(crate) use attach::AttachPass;
-pub(crate) use attach::exchange::{Exchange, Runner, Tensors};
+pub(crate) use attach::exchange::{Exchange, Exchanging, Tensors};
 pub(crate) use merge::Merge;
 pub(crate) use strip::Strip;

@@ -31,13 +31,19 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-/// What runs the expressions that parameters are made of.
+/// How parameters become inputs.
 #[derive(Clone)]
-pub(crate) struct Runner(pub Arc<Evaluate>);
+pub(crate) struct Exchanging {
+    /// What runs the expressions that they are made of.
+    pub evaluate: Arc<Evaluate>,
+    /// Their element type.
+    pub dtype: DType,
+}
 
-impl fmt::Debug for Runner {
+impl fmt::Debug for Exchanging {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Runner")
+        let mut f = f.debug_struct("Exchanging");
+        f.field("dtype", &self.dtype).finish_non_exhaustive()
     }
 }
 
@@ -91,7 +97,7 @@ impl<'s> Exchange<'s> {
         planned: &Plan<'s>,
         adapters: &[Adapter],
         model: &Verified,
-        evaluate: &Evaluate,
+        how: &Exchanging,
         known: &[Exchangeable],
     ) -> Result<Self, PassError> {
         let graph = &model.model().graph;
@@ -111,8 +117,8 @@ impl<'s> Exchange<'s> {
             let parts = group.into_iter().map(|part| maker.exchanged(part));
             found.insert(key, parts.collect::<Result<_, _>>()?);
         }
-        let values = maker.evaluated(opset, evaluate)?;
-        let mut inputs = Inputs::new(known);
+        let values = maker.evaluated(opset, &*how.evaluate)?;
+        let mut inputs = Inputs::new(known, how.dtype);
         let mut kinds = BTreeMap::new();
         for (key, parts) in found {
             let mut here: Vec<Kind<'s>> = Vec::new();
@@ -390,7 +396,7 @@ impl Composer<'_> {
                 let each = of.iter().map(|(suffix, input)| {
                     let input = exchange.inputs.at(*input);
                     let v = self.input(input, b, used);
-                    let v = if computed == DType::Float {
+                    let v = if input.dtype == computed {
                         v
                     } else {
                         b.cast(v, computed)

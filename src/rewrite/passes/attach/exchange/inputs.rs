@@ -1,6 +1,7 @@
 //! The inputs of a graph with exchanged adapters: names, sizes, what they are where nothing is given, and what each adapter gives.
 
 use super::Tensors;
+use crate::adapters::convert;
 use crate::adapters::manifest::Exchangeable;
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::param::{ParamSpec, exchanged};
@@ -12,6 +13,7 @@ use serde_json::Value;
 #[derive(Debug)]
 pub(super) struct Input {
     pub(super) name: Box<str>,
+    pub(super) dtype: DType,
     /// Whether its axes are exchanged.
     pub(super) transposed: bool,
     /// What it is where nothing is given, with its axes as the graph has them.
@@ -49,7 +51,7 @@ impl Input {
         if self.transposed {
             dims.reverse();
         }
-        Type::tensor(DType::Float, dims)
+        Type::tensor(self.dtype, dims)
     }
 
     /// Sizes: a name where adapters have their own.
@@ -118,16 +120,16 @@ impl Input {
         Ok(TensorData::from_f32(dims, &values))
     }
 
-    /// A tensor with its axes as the graph has them.
+    /// A tensor in its type, with its axes as the graph has them.
     fn laid_out(&self, tensor: &TensorData) -> Option<TensorData> {
-        let [rows, columns] = tensor.dims[..] else {
-            return (!self.transposed).then(|| tensor.clone());
-        };
         if !self.transposed {
-            return Some(tensor.clone());
+            return convert(tensor, self.dtype);
         }
+        let [rows, columns] = tensor.dims[..] else {
+            return None;
+        };
         let values = exchanged(&tensor.to_f32()?, [rows as usize, columns as usize]);
-        Some(TensorData::from_f32([columns, rows], &values))
+        convert(&TensorData::from_f32([columns, rows], &values), self.dtype)
     }
 }
 
@@ -135,15 +137,17 @@ impl Input {
 #[derive(Debug)]
 pub(super) struct Inputs {
     all: Vec<Input>,
+    dtype: DType,
     /// What a graph has already: configurations, and names.
     known: Vec<(Value, Vec<String>)>,
 }
 
 impl Inputs {
-    pub(super) fn new(known: &[Exchangeable]) -> Self {
+    pub(super) fn new(known: &[Exchangeable], dtype: DType) -> Self {
         let known = known.iter().map(|k| (k.config.clone(), k.inputs.clone()));
         Inputs {
             all: Vec::new(),
+            dtype,
             known: known.collect(),
         }
     }
@@ -172,6 +176,7 @@ impl Inputs {
         }
         self.all.push(Input {
             name: self.free_name(config, wanted).into(),
+            dtype: self.dtype,
             transposed,
             default: TensorData::from_f32([], &[0.0]),
             config: config.clone(),
