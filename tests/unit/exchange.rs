@@ -8,7 +8,7 @@ use onnx_graft::adapters::folder::to_safetensors;
 use onnx_graft::adapters::manifest::{Exchangeable, Manifest};
 use onnx_graft::api::{self, Adapted};
 use onnx_graft::infer::Verified;
-use onnx_graft::ir::{DType, TensorData, text};
+use onnx_graft::ir::{DType, Dim, TensorData, text};
 use onnx_graft::job::exchanging;
 use onnx_graft::onnx::{self, ExternalSource};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, io};
@@ -253,6 +253,25 @@ fn a_further_adapter_has_the_names_that_are_there() {
     let later = ["c=seq_bn[reduction_factor=2,non_linearity='gelu']"];
     let second = exported("bert", &later, known);
     assert!(second.exchanged[0].1.keys().eq(b.keys()));
+}
+
+/// Runtimes that reuse memory take sizes of one name to be equal: adapters of two kinds at one place have ranks of their own.
+#[test]
+fn sizes_of_two_kinds_have_two_names() {
+    let made = exported("qwen3", &["a=lora[r=4]", "b=dora[r=2]"], Vec::new());
+    let graph = &made.model.model().graph;
+    let symbols = |at: usize| -> Vec<Dim> {
+        let names = made.exchanged[at].1.keys();
+        let ports = names.map(|n| {
+            let mut ports = graph.inputs().iter();
+            ports.find(|p| graph.name_of(p.value) == &**n).unwrap()
+        });
+        let dims = ports.flat_map(|p| p.ty.as_ref().unwrap().dims().unwrap().to_vec());
+        dims.filter(|d| matches!(d, Dim::Symbol(_))).collect()
+    };
+    let (a, b) = (symbols(0), symbols(1));
+    assert!(!a.is_empty() && !b.is_empty());
+    assert!(a.iter().all(|d| !b.contains(d)), "{a:?}");
 }
 
 /// What cannot leave the model as it is, is refused by what it is.

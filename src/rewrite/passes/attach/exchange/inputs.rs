@@ -22,6 +22,8 @@ pub(super) struct Input {
     /// The name that it would have if no other kind had it.
     wanted: Box<str>,
     spec: ParamSpec,
+    /// What its kind is called in names of sizes: runtimes take sizes of one name to be equal, and those of two kinds are not.
+    kind: Box<str>,
     /// Values by adapter, with the library's axes.
     given: Vec<(usize, TensorData)>,
     role: Role,
@@ -87,19 +89,12 @@ impl Input {
             if size.is_free() && self.role == Role::Free {
                 let plain = |c: char| if c.is_alphanumeric() { c } else { '_' };
                 let name: String = size.to_string().chars().map(plain).collect();
-                Dim::Symbol(format!("{}.{name}", self.module()).into())
+                Dim::Symbol(format!("{}.{name}", self.kind).into())
             } else {
                 Dim::Known(i64::try_from(*d).unwrap_or(i64::MAX))
             }
         });
         Ok(sizes.collect())
-    }
-
-    /// The name of the module that it belongs to.
-    fn module(&self) -> &str {
-        let inner = self.wanted.len().saturating_sub(self.spec.suffix.len());
-        let module = self.wanted.get(..inner).unwrap_or(&self.wanted);
-        module.trim_end_matches('.')
     }
 
     /// Values that change nothing.
@@ -182,6 +177,7 @@ impl Inputs {
             config: config.clone(),
             wanted: wanted.into(),
             spec: spec.clone(),
+            kind: "".into(),
             given: Vec::new(),
             role: Role::Free,
             dims: Vec::new(),
@@ -220,6 +216,13 @@ impl Inputs {
             let mut pairs = input.given.windows(2);
             !input.spec.trainable && pairs.all(|w| w[0].1 == w[1].1)
         };
+        let kind = of_kind.first().map(|i| self.all[*i].name.clone());
+        for i in of_kind {
+            let input = &mut self.all[*i];
+            if input.kind.is_empty() {
+                input.kind = kind.clone().unwrap_or_default();
+            }
+        }
         let constant: Vec<usize> = of_kind
             .iter()
             .copied()
