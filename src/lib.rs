@@ -205,6 +205,8 @@ pub mod design {
     pub mod a_body_is_a_model {}
     #[doc = include_str!("design/0017-a-fence-with-an-allocator.md")]
     pub mod a_fence_with_an_allocator {}
+    #[doc = include_str!("design/0018-merged-codes-keep-their-scheme.md")]
+    pub mod merged_codes_keep_their_scheme {}
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};

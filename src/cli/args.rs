@@ -8,6 +8,7 @@
 use super::average::AverageArgs;
 use super::exec::ExecArgs;
 use super::flags::{Flags, OtherFlags, checked};
+use super::merge::MergeArgs;
 use super::select::{AdapterArgs, VariantArgs};
 use crate::budget;
 use crate::generate::GenerationArguments;
@@ -208,26 +209,13 @@ pub(crate) enum Command {
         after_help = "Example:\n  rewrite generate model.onnx --interface qwen3 --adapter lora/ --prompt 'The cat' --max-new-tokens 50 --stream"
     )]
     Generate(Box<GenerateArgs>),
-    /// Fold an adapter into the base weights, or take it out of them again
+    /// Fold adapters into the base weights, quantized ones too, or take them out again
     #[command(
         after_help = "Examples:\n  rewrite merge model.onnx --adapter lora/ -o merged.onnx\n  \
+                      rewrite merge model.onnx --adapter a=lora/ --adapter b=other/ --combination-type ties --weights 0.7,0.3 --density 0.5 -o merged.onnx\n  \
                       rewrite merge merged.onnx --adapter lora/ --reset -o model.onnx"
     )]
-    Merge {
-        /// The ONNX file, its folder, or hub:ORG/NAME
-        model: PathBuf,
-        #[command(flatten)]
-        select: AdapterArgs,
-        /// File that the merged model goes to
-        #[arg(short, long, value_name = "FILE")]
-        output: PathBuf,
-        /// Take the adapter out of weights that it was folded into; they come back up to rounding
-        #[arg(long)]
-        reset: bool,
-        /// Replace an existing output
-        #[arg(long)]
-        force: bool,
-    },
+    Merge(Box<MergeArgs>),
     /// Make a graph whose adapters are optional inputs, and an .onnx_adapter file for each: one model, many small files
     #[command(
         name = "export-adapter",

@@ -1,14 +1,12 @@
-//! The main job, and merging: parses arguments, shows events and prints.
+//! The main job: parses arguments, shows events and prints.
 
 use super::args::AttachArgs;
-use super::select::AdapterArgs;
 use super::{Ui, tenants, usage};
 use crate::adapters::place::Kind;
 use crate::adapters::summary::{Summary, grouped};
 use crate::error::Result;
-use crate::job::{AttachReport, AttachToFile, ExportAdapter, Merge, Selected, Written};
+use crate::job::{AttachReport, AttachToFile, ExportAdapter, Selected, Written};
 use serde_json::json;
-use std::path::Path;
 
 pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
     let Some(input) = &args.model else {
@@ -134,18 +132,4 @@ pub(super) fn exported(job: &ExportAdapter, ui: &Ui) -> Result<()> {
         }
         text + "\n"
     })
-}
-
-pub(super) fn merge(
-    model: &Path,
-    args: &AdapterArgs,
-    (output, force): (&Path, bool),
-    reset: bool,
-    ui: &Ui,
-) -> Result<()> {
-    let mut job = Merge::new(model, args.settings(), output);
-    job.reset = reset;
-    job.force = force;
-    let saved = job.run(&mut |event| ui.shown(event))?;
-    ui.wrote(&saved)
 }

@@ -16,6 +16,7 @@ mod habits;
 mod hub;
 mod inspect;
 mod interrupt;
+mod merge;
 mod progress;
 mod remote;
 mod run;
@@ -181,19 +182,10 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Train(args) => train::train(&args, ui)?,
         Command::Eval(args) => eval::run(&args, ui)?,
         Command::Generate(args) => generate::run(&args, ui)?,
-        Command::Merge {
-            model,
-            select,
-            output,
-            reset,
-            force,
-        } => attach::merge(
-            &select.of.locate(&model, ui)?,
-            &select,
-            (&output, force),
-            reset,
-            ui,
-        )?,
+        Command::Merge(mut args) => {
+            args.model = args.select.of.locate(&args.model, ui)?;
+            merge::run(&args, ui)?;
+        }
         Command::ExportAdapter {
             model,
             select,

@@ -4,10 +4,11 @@ use super::check::usage;
 use super::event::{Event, OnEvent, note, warn};
 use super::files::ModelFiles;
 use super::origin::Origin;
+use crate::adapters::average::rename;
 use crate::adapters::heads::{self, Head, HeadBase, HeadType, Joined, SavedHead, StaticHead};
 use crate::adapters::spec::{self, Spec};
 use crate::adapters::target::Met;
-use crate::adapters::{Adapter, Config, Route, Setup};
+use crate::adapters::{Adapter, Config, Route, Setup, Weighting, weighted};
 use crate::analyze::logits::of_heads;
 use crate::api::{self, Adapted, Attach};
 use crate::diag::Diagnostic;
@@ -98,6 +99,34 @@ impl AdapterSettings {
             })
         };
         listed.iter().map(load).collect()
+    }
+
+    /// One adapter, which PEFT's `add_weighted_adapter` makes of all that are named.
+    pub(super) fn load_weighted(&self, how: &Weighting, events: OnEvent<'_>) -> Result<Adapter> {
+        let mut folders = Vec::new();
+        for text in self.listed()? {
+            warn(events, &spec::shadowed(&text))?;
+            let Spec::Saved { name, folder } = spec::parse(&text)? else {
+                return Err(usage(
+                    format!("--adapter {text} is no saved adapter, and only these are combined"),
+                    "give the folders of LoRA adapters",
+                ));
+            };
+            let read = spec::read_folder(&folder)?;
+            folders.push(match name {
+                Some(name) => rename(read, &name)?,
+                None => read,
+            });
+        }
+        let names: Vec<String> = folders.iter().map(|f| f.name.clone()).collect();
+        let why = "what is made of several adapters has the graph's own head";
+        self.leave_heads(&names, why, events)?;
+        let made = weighted(&names.join("_"), &folders, how)?;
+        warn(events, &made.notes)?;
+        Ok(Adapter {
+            allow_other_base: self.allow_other_base,
+            ..made.into_adapter(None)
+        })
     }
 
     /// The setup that is named, and the folder that holds its adapters, where it is a file's.

@@ -3,19 +3,20 @@
 use super::attach::{AdapterSettings, Attaching, headed_by};
 use super::check::{keep, usage};
 use super::event::{OnEvent, warn};
+use super::merged::{Merged, warnings};
 use super::open;
 use crate::adapters::heads::Noted;
 use crate::adapters::methods::Fold;
 use crate::adapters::target::Met;
-use crate::adapters::{Adapter, Setup};
+use crate::adapters::{Adapter, Setup, Weighting};
 use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::TensorData;
-use crate::onnx::{SaveOptions, Saved};
+use crate::onnx::SaveOptions;
 use crate::rewrite::bodies;
-use crate::rewrite::passes;
+use crate::rewrite::passes::{self, Changes, MergedWeight};
 use crate::rewrite::pipelines;
 use crate::runtime::{CompileOptions, Feeds, Plan, Tensor};
 use crate::select::{Interface, Selection};
@@ -35,6 +36,8 @@ pub struct Merge {
     pub reset: bool,
     /// Whether an existing output is replaced.
     pub force: bool,
+    /// How PEFT's `add_weighted_adapter` makes one adapter of all that are given, which is folded in.
+    pub(crate) weighting: Option<Weighting>,
 }
 
 impl Merge {
@@ -50,6 +53,7 @@ impl Merge {
             output: output.into(),
             reset: false,
             force: false,
+            weighting: None,
         }
     }
 
@@ -57,7 +61,7 @@ impl Merge {
     ///
     /// # Errors
     /// Those of [`merge`] and [`reset`]; an output that exists or is the input; files that cannot be read or written.
-    pub fn run(&self, events: OnEvent<'_>) -> Result<Saved> {
+    pub fn run(&self, events: OnEvent<'_>) -> Result<Merged> {
         keep(&self.output, [&*self.model])?;
         let of_graphs = [
             (self.adapters.skip_layers_input, "--skip-layers-input"),
@@ -83,23 +87,35 @@ impl Merge {
                 "leave --active out, and give only the adapters to be taken out",
             ));
         }
+        if self.weighting.is_some() && self.adapters.active.is_some() {
+            return Err(usage(
+                "--combination-type makes one adapter of all, and --active puts several together",
+                "leave one of them out",
+            ));
+        }
         let model = open(&self.model, events)?;
         let interface = self.adapters.interface(&self.model, &model)?;
         let interface = interface.counting(&self.model);
         let (model, opened) = api::opened(model, false)?;
         warn(events, &opened)?;
-        let mut adapters = self.adapters.load(&interface, events)?;
-        let (joined, saved) = self.adapters.join_head(
-            &mut adapters,
-            &interface,
-            &model,
-            &self.model,
-            false,
-            events,
-        )?;
+        let mut adapters = match &self.weighting {
+            Some(how) => vec![self.adapters.load_weighted(how, events)?],
+            None => self.adapters.load(&interface, events)?,
+        };
+        let (joined, saved) = match &self.weighting {
+            Some(_) => (None, None),
+            None => self.adapters.join_head(
+                &mut adapters,
+                &interface,
+                &model,
+                &self.model,
+                false,
+                events,
+            )?,
+        };
         let way = if self.reset { Fold::Out } else { Fold::In };
         let setup = self.adapters.merged_setup(&mut adapters)?;
-        let (mut merged, said) = fold(
+        let (mut merged, said, weights) = fold(
             &model,
             &interface,
             adapters,
@@ -122,14 +138,18 @@ impl Merge {
             force: self.force,
             ..SaveOptions::default()
         };
-        crate::onnx::save(&merged, &self.output, options)
+        Ok(Merged {
+            saved: crate::onnx::save(&merged, &self.output, options)?,
+            fold: way,
+            weights,
+        })
     }
 }
 
 /// Folds adapters into the weights of a model, as `Stack` puts them together.
 ///
 /// # Errors
-/// Adapters whose method has no merged form (bottlenecks, gated LoRA), and weights that are not stored as floats.
+/// Adapters whose method has no merged form (bottlenecks, gated LoRA), and weights that are stored in a form that is not read.
 pub fn merge(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) -> Result<Verified> {
     Ok(fold(model, interface, adapters, (None, &[]), Fold::In)?.0)
 }
@@ -146,7 +166,7 @@ pub(crate) fn merged_as(
 }
 
 /// Takes adapters out of weights that they were folded into, as the library's `reset_adapter` does. The weights come back up to
-/// rounding.
+/// rounding, quantized ones as nearly as their codes can tell.
 ///
 /// # Errors
 /// Those of [`merge`], and DoRA, whose norms the merged weight does not tell any more.
@@ -154,16 +174,20 @@ pub fn reset(model: &Verified, interface: &Interface, adapters: Vec<Adapter>) ->
     Ok(fold(model, interface, adapters, (None, &[]), Fold::Out)?.0)
 }
 
-/// The model, and what was found that did not stop the work.
+/// The model, what was found that did not stop the work, and the weights that are other ones.
 fn fold(
     model: &Verified,
     interface: &Interface,
     adapters: Vec<Adapter>,
     (setup, skip): (Option<Setup>, &[usize]),
     fold: Fold,
-) -> Result<(Verified, Vec<Diagnostic>)> {
-    let mut one =
-        move |m: Verified| fold_one(&m, interface, adapters.clone(), (setup.clone(), skip), fold);
+) -> Result<(Verified, Vec<Diagnostic>, Vec<MergedWeight>)> {
+    let changes = Changes::default();
+    let noted = changes.clone();
+    let mut one = move |m: Verified| {
+        let how = (fold, &changes);
+        fold_one(&m, interface, adapters.clone(), (setup.clone(), skip), how)
+    };
     let (model, said) = bodies::everywhere(model.clone(), &mut one)?;
     let mut all: Vec<Diagnostic> = Vec::new();
     for finding in said.into_iter().flatten() {
@@ -171,7 +195,9 @@ fn fold(
             all.push(finding);
         }
     }
-    Ok((model, all))
+    let weights = noted.taken();
+    all.extend(warnings(&weights, fold));
+    Ok((model, all, weights))
 }
 
 /// The same of one graph, whatever stands inside its nodes.
@@ -180,7 +206,7 @@ fn fold_one(
     interface: &Interface,
     mut adapters: Vec<Adapter>,
     (setup, skip): (Option<Setup>, &[usize]),
-    fold: Fold,
+    (fold, changes): (Fold, &Changes),
 ) -> Result<(Verified, Vec<Diagnostic>)> {
     let selection = interface.select(model)?;
     api::check_finite(model, Some(&selection))?;
@@ -200,6 +226,7 @@ fn fold_one(
     let pass = passes::Merge {
         setup,
         skip_layers: skip.to_vec(),
+        changes: changes.clone(),
         ..merging(selection.clone(), adapters.clone(), fold)
     };
     let merged = pipelines::merging(pass).run(model.clone());
@@ -216,6 +243,7 @@ pub(super) fn merging(selection: Selection, adapters: Vec<Adapter>, fold: Fold) 
         setup: None,
         skip_layers: Vec::new(),
         fold,
+        changes: Changes::default(),
         evaluate: Box::new(evaluate),
     }
 }

@@ -22,6 +22,7 @@ mod head;
 mod ignored;
 mod infer;
 mod merge;
+mod merged;
 mod model;
 mod origin;
 mod prepared;
@@ -55,6 +56,7 @@ pub use generate::{Generation, GenerationReport};
 #[cfg(test)]
 pub(crate) use merge::merged_as;
 pub use merge::{Merge, merge, reset};
+pub use merged::Merged;
 pub use report::TrainReport;
 pub use request::Request;
 pub use train::Job;

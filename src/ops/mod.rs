@@ -14,6 +14,7 @@ use std::cell::Cell;
 pub(crate) use kit::DOMAIN;
 pub(crate) use kit::MS;
 pub(crate) use kit::infer::{shape_text, tensor_fact};
+pub(crate) use nbits::{FP4, NF4};
 pub(crate) use quant::{code_range, quantizes};
 
 /// What is known about an operator.

@@ -20,7 +20,7 @@ use super::passes::loss::{Divisor, Loss};
 use super::passes::pack::Pack;
 use super::passes::recompute::Recompute;
 use super::passes::shapes::EarlyShapes;
-use super::passes::{AttachPass, Merge, Strip};
+use super::passes::{AttachPass, Changes, Merge, Strip};
 use crate::adapters::Setup;
 use crate::adapters::heads::{Head, HeadConfig, Noted};
 use crate::adapters::methods::Fold;
@@ -290,6 +290,7 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         skip_layers: Vec::new(),
         setup: None,
         fold: Fold::In,
+        changes: Changes::default(),
         evaluate: Box::new(|_| Ok(Vec::new())),
     };
     let fresh = Head::fresh("", HeadConfig::default());

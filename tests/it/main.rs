@@ -28,6 +28,8 @@ mod hub;
 #[cfg(feature = "cli")]
 mod learn;
 #[cfg(feature = "cli")]
+mod merge;
+#[cfg(feature = "cli")]
 mod page;
 #[cfg(feature = "cli")]
 mod parallel;

@@ -9,7 +9,7 @@ use onnx_graft::runtime::{CompileOptions, Feeds, Outputs, Plan, io};
 use onnx_graft::select::Interface;
 use onnx_graft::{Attach, api};
 
-fn outputs(model: &Verified, data: &Feeds) -> Outputs {
+pub(super) fn outputs(model: &Verified, data: &Feeds) -> Outputs {
     let plan = Plan::compile(model, &CompileOptions::default()).unwrap();
     let mut feeds = Feeds::new();
     for spec in plan.feeds() {
@@ -20,7 +20,7 @@ fn outputs(model: &Verified, data: &Feeds) -> Outputs {
     plan.run(&feeds).unwrap()
 }
 
-fn difference(a: &Outputs, b: &Outputs) -> f32 {
+pub(super) fn difference(a: &Outputs, b: &Outputs) -> f32 {
     let (mut most, mut compared) = (0f32, 0);
     for (name, x) in a {
         let (Some(y), Ok(x)) = (b.get(name), x.to_f32()) else {
@@ -39,7 +39,7 @@ fn difference(a: &Outputs, b: &Outputs) -> f32 {
 }
 
 /// The adapter with every parameter moved, so that nothing is an identity.
-fn moved(model: &Verified, interface: &Interface, config: &str) -> Adapter {
+pub(super) fn moved(model: &Verified, interface: &Interface, config: &str) -> Adapter {
     let config = Config::parse(config).unwrap();
     let fresh = Adapter::fresh("a", config.clone());
     let adapted = Attach::to(model.clone())

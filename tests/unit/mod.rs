@@ -39,6 +39,8 @@ mod losses;
 #[cfg(feature = "train")]
 mod merge;
 #[cfg(feature = "train")]
+mod merge_codes;
+#[cfg(feature = "train")]
 mod multi_task;
 #[cfg(feature = "runtime")]
 mod node_cases;

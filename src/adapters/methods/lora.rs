@@ -13,7 +13,7 @@
 //! leaves the bias out of it, VeRA trains the diagonals of `V` and `D` alone, (IA)³ scales `feedforward_modules` at their input.
 
 use super::detail::{Detail, Greatest};
-use super::weight::{base_weight, stored_form};
+use super::weight::{base_bias, base_weight, stored_bias, stored_form};
 use super::{Fold, GATE, Known, Merged, Method, Preset, dict, preset, torch_dtype};
 use crate::adapters::param::{Init, ParamSpec, Size};
 use crate::adapters::place::{
@@ -713,7 +713,7 @@ impl Method for Lora {
         let scaled = |w: Val, f: Val| {
             (
                 times(w, rows(f)),
-                bias.map(|v| cx.down(times(cx.up(Val::Old(v)), f))),
+                bias.map(|v| stored_bias(site, times(base_bias(site, v, cx), f), v, cx)),
             )
         };
         if let At::Input(_) = place.at {
@@ -751,12 +751,12 @@ impl Method for Lora {
                         .help("keep the adapter attached"));
                     };
                     let own = b.scale(own, self.scale_at(place));
-                    let bias = cx.up(Val::Old(bias));
-                    let bias = match fold {
-                        Fold::In => b.add(bias, own),
-                        Fold::Out => b.sub(bias, own),
+                    let base = base_bias(site, bias, cx);
+                    let new = match fold {
+                        Fold::In => b.add(base, own),
+                        Fold::Out => b.sub(base, own),
                     };
-                    (sum, Some(cx.down(bias)))
+                    (sum, Some(stored_bias(site, new, bias, cx)))
                 } else {
                     (sum, None)
                 }

@@ -488,6 +488,8 @@ pub struct BuildCx<'a> {
     pub(crate) scores: RefCell<Vec<(String, Val)>>,
     /// Element types of values of the graph, where they are known.
     pub(crate) types: Types<'a>,
+    /// Shapes of the weights that adapters are folded into, as floats; `None` where none is folded into any.
+    pub(crate) opened: Option<FxHashMap<ValueId, Box<[u64]>>>,
     casts: RefCell<FxHashMap<Val, DType>>,
 }
 
@@ -525,6 +527,7 @@ impl<'a> BuildCx<'a> {
             shown: Shown::default(),
             scores: RefCell::default(),
             types: Types(&|_| None),
+            opened: None,
             casts: RefCell::default(),
         }
     }

@@ -4,26 +4,30 @@
 //! small model of it, has it evaluated by whoever can run graphs, and puts the result in the place of the weight. Nothing else in the
 //! graph changes; a weight that others read as well is copied for the adapted linear.
 
-use super::attach::blocks::weighted_sum;
 use crate::adapters::manifest::Manifest;
-use crate::adapters::methods::{Fold, Merged};
+use crate::adapters::methods::Fold;
 use crate::adapters::param::exchanged;
-use crate::adapters::place::{At, BuildCx, Params, Place, wider};
+use crate::adapters::place::{At, Place};
 use crate::adapters::plan::{Part, Plan, plan};
 use crate::adapters::{Adapter, AdapterStore, Setup, convert};
 use crate::diag::Diagnostic;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::infer::Verified;
-use crate::ir::{
-    Builder, DType, Fragment, Graph, GraphPort, Model, NodeId, OrderKey, TensorData, Use, Val,
-    ValueId, contract,
-};
+use crate::ir::{Graph, NodeId, TensorData, Use, ValueId, contract};
 use crate::rewrite::{Pass, PassCx, PassError, Patch, Uses};
-use crate::select::{ParameterSite, Selection};
-use bytes::Bytes;
-use rustc_hash::{FxHashMap, FxHashSet};
-use std::cell::RefCell;
+use crate::select::{ParameterSite, Selection, WeightUse};
+pub(crate) use changes::{Changes, MergedWeight};
+pub(crate) use coded::Spread;
+use expression::merge_expression;
+use open::Open;
+use rustc_hash::FxHashSet;
 use std::fmt;
+
+mod changes;
+mod coded;
+pub(super) mod expression;
+mod open;
+mod stored;
 
 /// Runs a model without inputs and gives its outputs, in order.
 pub(crate) type Evaluate = dyn Fn(&Verified) -> Result<Vec<TensorData>, Error> + Send + Sync;
@@ -40,6 +44,8 @@ pub(crate) struct Merge {
     pub skip_layers: Vec<usize>,
     /// Whether they are folded in, or taken out again, the last one first.
     pub fold: Fold,
+    /// Where what is changed is put down.
+    pub changes: Changes,
     /// Runs the expressions.
     pub evaluate: Box<Evaluate>,
 }
@@ -73,8 +79,7 @@ impl Pass for Merge {
         for note in notes {
             cx.warn(note);
         }
-        let mut done: FxHashSet<(ValueId, &str)> = FxHashSet::default();
-        let mut effective: FxHashSet<usize> = FxHashSet::default();
+        let mut work = Work::default();
         let mut parts: Vec<&Part<'_>> = parts.iter().collect();
         if self.fold == Fold::Out {
             parts.reverse();
@@ -82,87 +87,51 @@ impl Pass for Merge {
         // A parameter that the adapter has its own values of is what its other changes are folded into.
         parts.sort_by_key(|p| !matches!(p.place.at, At::Parameter(_)));
         for part in &parts {
-            if let (At::Parameter(_), Some(setup)) = (&part.place.at, &self.setup) {
-                return Err(not_mixed(setup, &part.place).into());
-            }
             if let At::Parameter(site) = &part.place.at {
-                let exchanged = self.exchange(part, site, &store, cx)?;
-                let apart = exchanged == Exchanged::Apart;
-                if exchanged != Exchanged::Same {
-                    effective.insert(part.adapter);
-                }
-                let module =
-                    |p: &&&Part<'_>| Folded::of(&p.place).is_some_and(|w| w.path == &*site.module);
-                if apart && parts.iter().any(|p| module(&p)) {
-                    return Err(Diagnostic::error(
-                        "merge-shared",
-                        format!(
-                            "the weight of `{}` is read by other modules as well",
-                            site.module
-                        ),
-                    )
-                    .at(part.place.scope.clone())
-                    .help("keep the adapter attached, or export the model with separate weights")
-                    .into());
-                }
+                self.parameter(part, site, (&parts, &store), &mut work, cx)?;
                 continue;
             }
             let Some(weight) = Folded::of(&part.place) else {
                 return Err(not_linear(&part.place).into());
             };
-            if !done.insert((weight.value, weight.path)) {
+            if work.done.contains(&(weight.value, weight.path)) {
                 continue;
             }
-            // All that is folded into it: further calls of the same module, a head that shares a table of tokens, other adapters.
-            let mut whole = weight.clone();
-            let mut stack: Vec<&Part<'_>> = Vec::new();
+            let mut open = Open::of(&cx.model().graph, &weight)?;
+            self.module(part, &weight, (&parts, &store), (&mut open, &mut work), cx)?;
+            // Other modules whose columns the same projection holds.
             for other in &parts {
-                let Some(own) = Folded::of(&other.place).filter(|w| w.value == weight.value) else {
-                    continue;
-                };
-                let scopes = |p: &&Part<'_>| p.place.scope == other.place.scope;
-                if own.path != weight.path && other.place.scope != part.place.scope {
-                    continue;
-                }
-                done.insert((own.value, own.path));
-                whole.nodes.extend(own.nodes);
-                if !stack
-                    .iter()
-                    .any(|p| p.adapter == other.adapter && scopes(p))
-                {
-                    stack.push(other);
+                let own = Folded::of(&other.place).filter(|w| {
+                    w.value == weight.value
+                        && !w.nodes.is_disjoint(&weight.nodes)
+                        && !work.done.contains(&(w.value, w.path))
+                });
+                if let Some(own) = own {
+                    self.module(other, &own, (&parts, &store), (&mut open, &mut work), cx)?;
                 }
             }
-            if self.setup.is_some() {
-                stack.sort_by_key(|p| p.adapter);
-                if self.fold(&self.terms(&stack)?, &whole, &store, cx)? {
-                    effective.extend(stack.iter().map(|p| p.adapter));
-                }
-                continue;
-            }
-            // Changes that a stack adds up or chains are one expression; others are folded in one after the other.
-            let adds = |p: &&Part<'_>| p.method.chains(&p.place).is_some();
-            if stack.iter().any(adds) {
-                stack.sort_by_key(|p| p.adapter);
-                let one = [(1.0, stack.clone())];
-                if self.fold(&one, &whole, &store, cx)? {
-                    effective.extend(stack.iter().map(|p| p.adapter));
-                }
-            } else {
-                for part in stack {
-                    if self.fold(&[(1.0, vec![part])], &whole, &store, cx)? {
-                        effective.insert(part.adapter);
-                    }
-                }
-            }
+            self.close(open, &part.place, &mut work, cx)?;
         }
         for (at, adapter) in self.adapters.iter().enumerate() {
-            if !effective.contains(&at) {
+            if work.drowned.contains(&at) && !work.effective.contains(&at) {
+                cx.warn(drowned(&adapter.name));
+            } else if !work.effective.contains(&at) {
                 cx.warn(without_effect(&adapter.name));
             }
         }
         Ok(())
     }
+}
+
+/// What is done already.
+#[derive(Default)]
+struct Work<'p> {
+    /// Weights, by their modules.
+    done: FxHashSet<(ValueId, &'p str)>,
+    /// Adapters that something stored is another one by.
+    effective: FxHashSet<usize>,
+    /// Adapters whose change of a weight is smaller than its codes can tell.
+    drowned: FxHashSet<usize>,
 }
 
 /// What became of a parameter that an adapter has its own values of.
@@ -182,6 +151,15 @@ fn without_effect(name: &str) -> Diagnostic {
         format!("`{name}` changes no weight: the model stays as it is without it"),
     )
     .help("a fresh adapter computes what the base model does; train it first, and give its folder")
+}
+
+/// A change that the codes of quantized weights cannot tell.
+fn drowned(name: &str) -> Diagnostic {
+    Diagnostic::warning(
+        "merge-nothing",
+        format!("`{name}` changes no weight: all that it adds is smaller than what the codes of the quantized weights can tell"),
+    )
+    .help("keep it attached, or merge it into the model before it is quantized")
 }
 
 /// Weights that many adapters stand behind belong to all of them.
@@ -206,6 +184,8 @@ struct Folded<'p> {
     bias: Option<ValueId>,
     /// The module's nodes.
     nodes: FxHashSet<NodeId>,
+    /// How a linear's weight is stored.
+    weight: Option<WeightUse>,
 }
 
 impl<'p> Folded<'p> {
@@ -216,6 +196,7 @@ impl<'p> Folded<'p> {
                 value: site.value,
                 bias: None,
                 nodes: FxHashSet::from_iter([site.node]),
+                weight: None,
             });
         }
         let site = place.linear()?;
@@ -225,6 +206,7 @@ impl<'p> Folded<'p> {
             value: site.weight.value,
             bias: site.weight.bias,
             nodes: nodes.collect(),
+            weight: Some(site.weight.clone()),
         })
     }
 }
@@ -253,6 +235,109 @@ fn not_linear(place: &Place<'_>) -> Diagnostic {
 }
 
 impl Merge {
+    /// A parameter that an adapter has its own values of.
+    fn parameter<'p>(
+        &self,
+        part: &Part<'_>,
+        site: &ParameterSite,
+        (parts, store): (&[&'p Part<'_>], &AdapterStore),
+        work: &mut Work<'p>,
+        cx: &mut PassCx<'_>,
+    ) -> Result<(), PassError> {
+        if let Some(setup) = &self.setup {
+            return Err(not_mixed(setup, &part.place).into());
+        }
+        let exchanged = self.exchange(part, site, store, cx)?;
+        if exchanged != Exchanged::Same {
+            work.effective.insert(part.adapter);
+        }
+        let module = |p: &&Part<'_>| Folded::of(&p.place).is_some_and(|w| w.path == &*site.module);
+        if exchanged == Exchanged::Apart && parts.iter().any(module) {
+            return Err(Diagnostic::error(
+                "merge-shared",
+                format!(
+                    "the weight of `{}` is read by other modules as well",
+                    site.module
+                ),
+            )
+            .at(part.place.scope.clone())
+            .help("keep the adapter attached, or export the model with separate weights")
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Folds in all that changes the weight of one module.
+    fn module<'p>(
+        &self,
+        part: &'p Part<'_>,
+        weight: &Folded<'p>,
+        (parts, store): (&[&'p Part<'p>], &AdapterStore),
+        (open, work): (&mut Open, &mut Work<'p>),
+        cx: &PassCx<'_>,
+    ) -> Result<(), PassError> {
+        work.done.insert((weight.value, weight.path));
+        // All that is folded into it: further calls of the same module, a head that shares a table of tokens, other adapters.
+        let mut whole = weight.clone();
+        let mut stack: Vec<&Part<'_>> = Vec::new();
+        for other in parts {
+            let Some(own) = Folded::of(&other.place).filter(|w| w.value == weight.value) else {
+                continue;
+            };
+            let scopes = |p: &&Part<'_>| p.place.scope == other.place.scope;
+            if own.path != weight.path && other.place.scope != part.place.scope {
+                continue;
+            }
+            work.done.insert((own.value, own.path));
+            whole.nodes.extend(own.nodes);
+            if !stack
+                .iter()
+                .any(|p| p.adapter == other.adapter && scopes(p))
+            {
+                stack.push(other);
+            }
+        }
+        // Changes that a stack adds up or chains are one expression; others are folded in one after the other.
+        let adds = |p: &&Part<'_>| p.method.chains(&p.place).is_some();
+        if self.setup.is_some() {
+            stack.sort_by_key(|p| p.adapter);
+            self.fold(&self.terms(&stack)?, &whole, (store, open), cx)
+        } else if stack.iter().any(adds) {
+            stack.sort_by_key(|p| p.adapter);
+            self.fold(&[(1.0, stack)], &whole, (store, open), cx)
+        } else {
+            let mut each = stack.into_iter();
+            each.try_for_each(|part| self.fold(&[(1.0, vec![part])], &whole, (store, open), cx))
+        }
+    }
+
+    /// Writes what became of a weight.
+    fn close(
+        &self,
+        open: Open,
+        place: &Place<'_>,
+        work: &mut Work<'_>,
+        cx: &mut PassCx<'_>,
+    ) -> Result<(), PassError> {
+        let meant = open.meant.clone();
+        let mut patch = cx.patch(format!("merge {}", place.scope), None);
+        let name = |a: usize| self.adapters[a].name.clone();
+        let closed = open.close(&mut patch, &cx.model().graph, name)?;
+        let to = if closed.changes {
+            &mut work.effective
+        } else {
+            &mut work.drowned
+        };
+        to.extend(meant);
+        if !patch.is_empty() {
+            cx.commit(patch)?;
+        }
+        if closed.weight.change.squares > 0.0 || closed.changes {
+            self.changes.put(closed.weight);
+        }
+        Ok(())
+    }
+
     /// Puts a parameter that the adapter has its own values of in the place of the base model's, for its module alone. What became
     /// of it.
     fn exchange(
@@ -340,32 +425,27 @@ impl Merge {
         Ok(out)
     }
 
-    /// Folds these adapters into one weight: the sum of what each stack makes of it. Whether any value of it is another one then.
+    /// Folds these adapters into one weight: the sum of what each stack makes of it.
     fn fold(
         &self,
         terms: &[(f64, Vec<&Part<'_>>)],
         weight: &Folded<'_>,
-        store: &AdapterStore,
-        cx: &mut PassCx<'_>,
-    ) -> Result<bool, PassError> {
+        (store, open): (&AdapterStore, &mut Open),
+        cx: &PassCx<'_>,
+    ) -> Result<(), PassError> {
         let graph = &cx.model().graph;
         let opset = cx.model().opset("").unwrap_or(17);
         let targets = (weight.value, weight.bias);
-        let expression = merge_expression(terms, targets, store, (graph, opset), self.fold)?;
+        let of = (graph, opset);
+        let expression = merge_expression(terms, targets, store, of, self.fold, &open.now)?;
         let last = terms.last().and_then(|(_, stack)| stack.last());
         let name = last.map_or("", |p| &*p.place.scope);
         let results =
             (self.evaluate)(&expression).map_err(|e| e.within(format!("merging {name}")))?;
-        let targets = [Some(weight.value), weight.bias];
-        let mut patch = cx.patch(format!("merge {name}"), None);
-        let mut changes = false;
-        for (target, result) in targets.into_iter().flatten().zip(results) {
-            let former = graph.value(target).tensor.as_ref();
-            changes |= former.and_then(TensorData::to_f32) != result.to_f32();
-            replace(&mut patch, graph, weight, target, result)?;
-        }
-        cx.commit(patch)?;
-        Ok(changes)
+        let stacks = terms.iter().flat_map(|(_, stack)| stack);
+        let by: Vec<usize> = stacks.map(|p| p.adapter).collect();
+        open.take(weight, results, &by);
+        Ok(())
     }
 }
 
@@ -377,155 +457,6 @@ fn not_mixed(setup: &Setup, place: &Place<'_>) -> Diagnostic {
     )
     .at(place.scope.clone())
     .help("an `Average` of adapters or stacks of the LoRA family merges, and a `Stack`; keep others attached")
-}
-
-/// A model without inputs that computes the merged weight, and the merged bias where it changes, of one linear: the weighted sum of what
-/// each stack makes of it, of which the weight itself has the rest.
-///
-/// # Errors
-/// When the method has no such form here, or the weight is not stored as floats.
-fn merge_expression(
-    terms: &[(f64, Vec<&Part<'_>>)],
-    (weight, bias): (ValueId, Option<ValueId>),
-    store: &AdapterStore,
-    (graph, opset): (&Graph, i64),
-    fold: Fold,
-) -> Result<Verified, Error> {
-    let wrong = |d: Diagnostic| Error::new(ErrorKind::Method, d);
-    let b = Builder::new(opset);
-    let stored = graph.value(weight).tensor.as_ref().map(|t| t.dtype);
-    let stored = stored.unwrap_or(DType::Float);
-    let mut computed = stored;
-    for part in terms.iter().flat_map(|(_, stack)| stack) {
-        computed = wider(part.method.dtype().map_err(wrong)?, computed);
-    }
-    b.set_float(computed);
-    let (current, once) = (FxHashMap::default(), RefCell::default());
-    let build = BuildCx::new(&b, graph, stored, false, &current, &once);
-    let mut each = Vec::with_capacity(terms.len());
-    // A setup may name an adapter more than once.
-    let mut made = FxHashMap::default();
-    for (share, stack) in terms {
-        let values = (store, &mut made);
-        let merged = merge_stack(stack, values, &build, computed, fold).map_err(wrong)?;
-        each.extend(merged.map(|m| (*share, m)));
-    }
-    let outputs: Vec<Val> = match &*each {
-        [(share, only)] if (share - 1.0).abs() < 1e-9 => {
-            std::iter::once(only.weight).chain(only.bias).collect()
-        }
-        _ => {
-            let mixed = |of: &dyn Fn(&Merged) -> Val, old: ValueId| {
-                let old = build.up(Val::Old(old));
-                let terms: Vec<(f64, Val)> = each
-                    .iter()
-                    .map(|(share, m)| (*share, build.up(of(m))))
-                    .collect();
-                build.down(weighted_sum(&b, &terms, old))
-            };
-            let new_bias = bias.filter(|_| each.iter().any(|(_, m)| m.bias.is_some()));
-            let own = new_bias.map(|old| mixed(&|m: &Merged| m.bias.unwrap_or(Val::Old(old)), old));
-            std::iter::once(mixed(&|m: &Merged| m.weight, weight))
-                .chain(own)
-                .collect()
-        }
-    };
-    drop(build);
-    standalone(b.finish(), graph, &outputs, opset)
-}
-
-/// What a stack of adapters makes of the weight.
-fn merge_stack(
-    stack: &[&Part<'_>],
-    (store, made): (&AdapterStore, &mut FxHashMap<String, Val>),
-    build: &BuildCx<'_>,
-    computed: DType,
-    fold: Fold,
-) -> Result<Option<Merged>, Diagnostic> {
-    let b = build.b;
-    let mut merged: Option<Merged> = None;
-    for (at, part) in stack.iter().enumerate() {
-        let kept = part.method.dtype()?;
-        let mut parameter = |(suffix, name): &(String, String)| {
-            let tensor = store.get(name).map(|p| p.tensor.clone())?;
-            let value = made.entry(name.clone());
-            let stored = *value.or_insert_with(|| b.initializer(name, tensor));
-            let value = if kept == computed {
-                stored
-            } else {
-                b.cast(stored, computed)
-            };
-            Some((suffix.clone(), value))
-        };
-        let own: Vec<(String, Val)> = part.own.iter().filter_map(&mut parameter).collect();
-        let shared: Vec<(String, Val)> = part.shared.iter().filter_map(&mut parameter).collect();
-        let params = Params {
-            own: &own,
-            shared: &shared,
-        };
-        let below = merged.and_then(|m| m.change);
-        if at > 0 && below.is_none() {
-            return Err(Diagnostic::error(
-                "merge-stack",
-                "an adapter in front of this one does more than add to the weight, so both together are no weight",
-            )
-            .at(part.place.scope.clone())
-            .help("keep both attached: `--active \"Stack(a, b)\"`"));
-        }
-        merged = Some(
-            part.method
-                .merge(&part.place, &params, build, fold, below)?,
-        );
-    }
-    Ok(merged)
-}
-
-/// A model of a fragment: what it reads of the graph are constants, which become its own.
-pub(super) fn standalone(
-    mut fragment: Fragment,
-    graph: &Graph,
-    outputs: &[Val],
-    opset: i64,
-) -> Result<Verified, Error> {
-    let mut own: FxHashMap<ValueId, u32> = FxHashMap::default();
-    for node in &mut fragment.nodes {
-        for input in node.inputs.iter_mut().flatten() {
-            let Val::Old(id) = *input else { continue };
-            let ix = *own.entry(id).or_insert_with(|| {
-                let value = graph.value(id);
-                fragment.values.push(crate::ir::NewValue {
-                    name: format!("base/{}", value.name).into(),
-                    ty: None,
-                    tensor: value.tensor.clone(),
-                    metadata: crate::ir::Metadata::default(),
-                    input: false,
-                });
-                fragment.values.len() as u32 - 1
-            });
-            *input = Val::New(ix);
-        }
-    }
-    let mut model = Model {
-        opset_imports: vec![("".into(), opset)],
-        ir_version: 8,
-        ..Model::default()
-    };
-    let g = &mut model.graph;
-    g.name = "merge".into();
-    let place = |_: &crate::ir::NewNode, i: u32| OrderKey { anchor: i, seq: 0 };
-    let ids = g
-        .insert_fragment(fragment, place)
-        .map_err(|e| Error::new(ErrorKind::Patch, Diagnostic::error("merge", e.to_string())))?;
-    for v in outputs {
-        if let Val::New(ix) = v {
-            g.outputs.push(GraphPort {
-                value: ids[*ix as usize],
-                ty: None,
-                residue: Bytes::new(),
-            });
-        }
-    }
-    Verified::check(model).map_err(Error::from)
 }
 
 /// Puts a constant in the place of another one, for the site alone.

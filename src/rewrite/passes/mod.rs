@@ -21,5 +21,5 @@ pub(crate) mod testing;
 
 pub(crate) use attach::AttachPass;
 pub(crate) use attach::exchange::{Exchange, Exchanging, Tensors};
-pub(crate) use merge::Merge;
+pub(crate) use merge::{Changes, Merge, MergedWeight, Spread};
 pub(crate) use strip::Strip;

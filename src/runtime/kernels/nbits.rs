@@ -5,6 +5,7 @@ use super::integer::Bytes;
 use super::matmul::{Mat, multiply_packed};
 use super::{BuildCx, Cx, Entry, Ins, Kernel, MS, OWN, Outs, axis_of, one, size_of};
 use crate::ir::DType;
+use crate::ops::{FP4, NF4};
 use crate::runtime::packed::{Code, Group, Numbers, Packed, Zeros};
 use crate::runtime::value::{Fault, KResult, Value, Weight};
 use crate::runtime::walk::{self, count};
@@ -133,44 +134,6 @@ impl Kernel for DequantizeNBits {
         true
     }
 }
-
-/// The values of bitsandbytes' FP4 and NF4, by code.
-const FP4: [f32; 16] = [
-    0.0,
-    5.208_333_3e-3,
-    0.666_666_7,
-    1.0,
-    0.333_333_34,
-    0.5,
-    0.166_666_67,
-    0.25,
-    -0.0,
-    -5.208_333_3e-3,
-    -0.666_666_7,
-    -1.0,
-    -0.333_333_34,
-    -0.5,
-    -0.166_666_67,
-    -0.25,
-];
-const NF4: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
 
 /// `onnx_graft::DequantizeBnb4(b, absmax)`: the weight of `MatMulBnb4`, `[N, K]`, in blocks of the elements in that order.
 struct DequantizeBnb4 {

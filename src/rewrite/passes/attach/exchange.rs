@@ -23,7 +23,8 @@ use crate::infer::Verified;
 use crate::ir::contract;
 use crate::ir::{Builder, DType, Graph, TensorData, Val};
 use crate::rewrite::PassError;
-use crate::rewrite::passes::merge::{Evaluate, standalone};
+use crate::rewrite::passes::merge::Evaluate;
+use crate::rewrite::passes::merge::expression::standalone;
 use indexmap::IndexMap;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
@@ -354,7 +355,7 @@ impl Maker<'_> {
         outputs.dedup();
         let mut results = Vec::new();
         if !outputs.is_empty() {
-            let model = standalone(self.b.finish(), self.graph, &outputs, opset)?;
+            let model = standalone(self.b.finish(), (self.graph, &FxHashMap::default()), &outputs, opset)?;
             results = evaluate(&model)?;
         }
         let by_value: FxHashMap<Val, TensorData> = outputs.into_iter().zip(results).collect();

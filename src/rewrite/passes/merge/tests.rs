@@ -1,4 +1,4 @@
-use super::Merge;
+use super::{Changes, Merge};
 use crate::adapters::methods::Fold;
 use crate::adapters::{Adapter, Config};
 use crate::infer::Verified;
@@ -14,6 +14,7 @@ fn merge(spec: &str) -> impl FnOnce(&Verified) -> Merge {
         setup: None,
         skip_layers: Vec::new(),
         fold: Fold::In,
+        changes: Changes::default(),
         evaluate: Box::new(|_| Ok(vec![TensorData::from_f32([4, 4], &[3.0; 16])])),
     }
 }
