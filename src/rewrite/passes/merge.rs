@@ -45,7 +45,7 @@ pub(crate) struct Merge {
     /// Whether they are folded in, or taken out again, the last one first.
     pub fold: Fold,
     /// Where what is changed is put down.
-    pub changes: Changes,
+    pub(crate) changes: Changes,
     /// Runs the expressions.
     pub evaluate: Box<Evaluate>,
 }

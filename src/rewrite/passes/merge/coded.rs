@@ -233,7 +233,7 @@ pub(super) struct Coded {
     pub(super) scales: Vec<f32>,
     pub(super) scale_type: DType,
     pub(super) zeros: Zeros,
-    /// Whether scales and zero points have to stay, because codes elsewhere count in them.
+    /// Whether scales and zero points have to stay, because codes elsewhere count in them and cannot follow.
     pub(super) keeps_scales: bool,
 }
 
@@ -241,11 +241,11 @@ pub(super) struct Coded {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Spread {
     /// Number of elements.
-    pub count: u64,
+    pub(crate) count: u64,
     /// Sum of squares.
-    pub squares: f64,
+    pub(crate) squares: f64,
     /// The greatest size.
-    pub most: f64,
+    pub(crate) most: f64,
 }
 
 impl Spread {
@@ -315,6 +315,17 @@ impl Coded {
             && self.row >= cols
             && bits.is_some_and(|b| b.div_ceil(8) == self.bytes.len())
             && self.group.count(self.shape) == Some(self.scales.len())
+    }
+
+    /// Whether these are sums of products, in whose scales they count.
+    pub(super) fn counts(&self) -> bool {
+        self.code.bits() == 32
+    }
+
+    /// Whether a bias has a scale for each output as this weight has one, or one as this has one.
+    pub(super) fn has_outputs(&self, bias: &Coded) -> bool {
+        let groups = matches!(self.group, Group::One | Group::Row | Group::Column);
+        groups && self.scales.len() == bias.scales.len()
     }
 
     /// Where the code of an element is.
@@ -420,6 +431,18 @@ impl Coded {
         match &mut self.zeros {
             Zeros::Fixed(_) => {}
             Zeros::Codes(z, _) | Zeros::Floats(z, _) => z[g] = scale.1,
+        }
+    }
+
+    /// Has the scales grow as others did that they count in, and the codes stand for these values by them.
+    pub(super) fn follow(&mut self, former: &[f32], now: &[f32], wanted: &[f32]) {
+        let rule = Rule::of(self);
+        for (g, (former, now)) in former.iter().zip(now).enumerate() {
+            let grown = self.scales[g] * now / former;
+            let scale = rounded(grown, self.scale_type);
+            let usable = scale.is_finite() && scale != 0.0;
+            let scale = if usable { scale } else { self.scales[g] };
+            self.write(g, (scale, self.zeros.get(g)), wanted, &rule);
         }
     }
 
@@ -721,6 +744,23 @@ mod tests {
             (done.rescaled, one.scales[0].to_bits()),
             (0, 0.5f32.to_bits())
         );
+    }
+
+    #[test]
+    fn integers_follow_the_scales_that_they_count_in() {
+        let word = Code::Int {
+            bits: 32,
+            signed: true,
+        };
+        let mut one = coded(word, Group::Column, 0.0, |i| i as i32 * 1000 - 20_000);
+        one.scale_type = DType::Float;
+        let floats = one.floats();
+        let (former, now) = (vec![0.5; 20], vec![0.75; 20]);
+        one.follow(&former, &now, &floats);
+        assert!(one.scales.iter().all(|s| s.to_bits() == 0.75f32.to_bits()));
+        let off = one.floats().into_iter().zip(floats);
+        // Half a step.
+        assert!(off.into_iter().all(|(a, b)| (a - b).abs() <= 0.375));
     }
 
     #[test]

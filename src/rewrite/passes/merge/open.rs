@@ -43,9 +43,7 @@ impl Open {
         let (mut stored, mut stored_bias) = (None, None);
         let form = folded.weight.as_ref();
         if let Some(weight) = form.filter(|w| w.form != crate::select::WeightForm::Float) {
-            let mut found = Stored::open(graph, weight, &folded.nodes, folded.path)?;
-            // A bias in integers counts in the product of the scales of input and weight.
-            found.coded.keeps_scales = folded.bias.is_some_and(|b| Stored::is_coded(graph, b));
+            let found = Stored::open(graph, weight, &folded.nodes, folded.path)?;
             former.insert(folded.value, found.floats());
             stored = Some(found);
         } else if let Some(tensor) = &graph.value(folded.value).tensor {
@@ -57,6 +55,10 @@ impl Open {
             } else if Stored::is_coded(graph, bias) {
                 let found = Stored::open_bias(graph, bias, folded.path)?;
                 former.insert(bias, found.floats());
+                // A bias of 32 bits counts in the product of the scales of input and weight.
+                if let Some(weight) = stored.as_mut().filter(|_| found.coded.counts()) {
+                    weight.coded.keeps_scales = !weight.coded.has_outputs(&found.coded);
+                }
                 stored_bias = Some(found);
             }
         }
@@ -114,6 +116,7 @@ impl Open {
         match (&mut self.stored, new, old) {
             (Some(stored), Some(new), _) => {
                 let wanted = new.to_f32().unwrap_or_default();
+                let scales = stored.coded.scales.clone();
                 rounded = stored
                     .coded
                     .take(&wanted)
@@ -121,6 +124,15 @@ impl Open {
                 changes |= rounded.groups > 0;
                 if rounded.groups > 0 {
                     stored.write(patch, graph, &site.nodes, &self.path)?;
+                }
+                if let (Some(bias), Some(own)) = (self.bias, &mut self.stored_bias)
+                    && own.coded.counts()
+                    && scales != stored.coded.scales
+                    && let Some(values) = self.now.get(&bias).and_then(TensorData::to_f32)
+                {
+                    self.now.remove(&bias);
+                    own.coded.follow(&scales, &stored.coded.scales, &values);
+                    own.write(patch, graph, &site.nodes, &self.path)?;
                 }
             }
             (None, Some(new), Some(old)) => {
