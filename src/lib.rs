@@ -207,6 +207,8 @@ pub mod design {
     pub mod a_fence_with_an_allocator {}
     #[doc = include_str!("design/0018-merged-codes-keep-their-scheme.md")]
     pub mod merged_codes_keep_their_scheme {}
+    #[doc = include_str!("design/0019-our-own-hub-client.md")]
+    pub mod our_own_hub_client {}
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};

@@ -65,7 +65,7 @@ impl Pass for GradientPass {
                 "gradient-opset",
                 format!("the model imports opset {version}; gradients need 13 or later"),
             );
-            return Err(d.help("convert the model to a newer opset first").into());
+            return Err(d.help("export the model with a newer opset (`opset_version=17`), or convert it: `onnx.version_converter.convert_version(model, 17)`").into());
         }
         loop {
             let ends = self.ends(&cx.model().graph)?;

@@ -275,7 +275,7 @@ fn old_opsets_are_refused() {
         "
         error[gradient-opset]: the model imports opset 12; gradients need 13 or later
           in pass gradient
-          help: convert the model to a newer opset first
+          help: export the model with a newer opset (`opset_version=17`), or convert it: `onnx.version_converter.convert_version(model, 17)`
     ",
     );
 }
