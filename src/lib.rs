@@ -209,6 +209,8 @@ pub mod design {
     pub mod merged_codes_keep_their_scheme {}
     #[doc = include_str!("design/0019-our-own-hub-client.md")]
     pub mod our_own_hub_client {}
+    #[doc = include_str!("design/0020-an-adapter-comes-in.md")]
+    pub mod an_adapter_comes_in {}
 }
 
 pub use adapters::{Adapter, AdapterStore, Config, Setup};

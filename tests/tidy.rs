@@ -282,6 +282,7 @@ const STRANGERS: [(&str, &[(&str, &str)]); 10] = [
                 "adapters/methods/lora/targets.rs",
             ),
             ("train/data/splits/glob.rs", "train/data/splits/glob.rs"),
+            ("hub/name.rs", "hub/name.rs"),
         ],
     ),
 ];
@@ -452,6 +453,10 @@ fn methods_are_named_in_their_own_files_only() {
         ("adapters/files/peft/fields.rs", "PEFT's methods"),
         ("adapters/files/peft/flags.rs", "PEFT's LoRA"),
         ("adapters/files/peft/read.rs", "PEFT's methods"),
+        (
+            "adapters/files/peft/served.rs",
+            "methods that other tools' files have",
+        ),
         ("adapters/files/peft/write.rs", "PEFT's methods"),
         ("adapters/files/average.rs", "sums of LoRA's products"),
         (
@@ -494,7 +499,7 @@ fn methods_are_named_in_their_own_files_only() {
 }
 
 /// Most public items that the front may have, fields and re-exports not counted. Raise it only with an item that users need.
-const FRONT_ITEMS: usize = 417;
+const FRONT_ITEMS: usize = 420;
 
 /// Number of public items in a file's code. `unreachable_pub` is an error, so each of them is part of the front.
 fn public_items(text: &str) -> usize {

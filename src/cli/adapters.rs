@@ -1,8 +1,9 @@
 //! `rewrite adapter`: parses arguments, shows events and prints.
 
 use super::Ui;
-use super::args::{AdapterCommand, AdapterFormat, ConvertArgs};
+use super::args::{AdapterCommand, ConvertArgs};
 use super::average::{AverageArgs, SignMethod};
+use super::export::AdapterFormat;
 use crate::adapters::folder::{self, AdapterFolder};
 use crate::adapters::{Weighting, fusion_identifiers, identifiers};
 use crate::api;

@@ -7,12 +7,13 @@
 
 use super::average::AverageArgs;
 use super::exec::ExecArgs;
+use super::export::{AdapterFormat, ExportArgs, FormatArg};
 use super::flags::{Flags, OtherFlags, checked};
 use super::merge::MergeArgs;
 use super::select::{AdapterArgs, VariantArgs};
 use crate::budget;
 use crate::generate::GenerationArguments;
-use crate::job::{JobArguments, ModelSettings, ParameterType, SaveFormat, check_interface};
+use crate::job::{JobArguments, ModelSettings, check_interface};
 use crate::options::Kind;
 use crate::rewrite::pipelines::Mode;
 use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
@@ -107,7 +108,7 @@ pub(crate) struct AttachArgs {
     pub(crate) adapter_ids: bool,
     /// Format that the adapters are written in
     #[arg(long, value_enum, default_value_t)]
-    pub(crate) format: SaveFormat,
+    pub(crate) format: FormatArg,
 }
 
 #[derive(Debug, Subcommand)]
@@ -224,24 +225,7 @@ pub(crate) enum Command {
                       ONNX Runtime loads such a file with LoraAdapter.Load, onnxruntime-genai with Adapters.load. Without one, the graph computes \
                       what the base model does. The second command adds an adapter to a graph that is there."
     )]
-    ExportAdapter {
-        /// The ONNX file: a base model, or the graph that this command made before
-        model: PathBuf,
-        #[command(flatten)]
-        select: AdapterArgs,
-        /// Folder that the graph and the adapters go to
-        #[arg(short, long, value_name = "FOLDER")]
-        output: PathBuf,
-        /// Element type of the parameters; a graph that is there has its own
-        #[arg(long, value_enum, default_value_t)]
-        dtype: ParameterType,
-        /// Seed of the initial values of adapters that have no weights yet
-        #[arg(long, default_value_t = 42)]
-        seed: u64,
-        /// Replace existing outputs
-        #[arg(long)]
-        force: bool,
-    },
+    ExportAdapter(Box<ExportArgs>),
     /// Take adapters out of a rewritten graph again
     #[command(after_help = "Example:\n  rewrite strip model.lora.onnx -o model.onnx")]
     Strip {
@@ -562,19 +546,6 @@ pub(crate) struct ConvertArgs {
     /// Replace existing outputs
     #[arg(long)]
     pub(crate) force: bool,
-}
-
-/// Formats of adapters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum AdapterFormat {
-    /// The Adapters library's
-    #[value(alias = "adapters")]
-    Adapterhub,
-    /// Hugging Face PEFT's
-    Peft,
-    /// ONNX Runtime's file, by the names that Olive gives: LoRA and (IA)³
-    #[value(alias = "onnx_adapter", alias = "ort")]
-    OnnxAdapter,
 }
 
 #[derive(Debug, Args)]

@@ -3,9 +3,9 @@
 use super::args::AttachArgs;
 use super::{Ui, tenants, usage};
 use crate::adapters::place::Kind;
-use crate::adapters::summary::{Summary, grouped};
+use crate::adapters::summary::Summary;
 use crate::error::Result;
-use crate::job::{AttachReport, AttachToFile, ExportAdapter, Selected, Written};
+use crate::job::{AttachReport, AttachToFile, Selected, Written};
 use serde_json::json;
 
 pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
@@ -24,7 +24,7 @@ pub(super) fn attach(args: &AttachArgs, ui: &Ui) -> Result<()> {
     job.force = args.force;
     job.dry_run = args.dry_run;
     job.seed = args.seed;
-    job.format = args.format;
+    job.format = args.format.format();
     let report = job.run(&mut |event| ui.shown(event))?;
     ui.result(&json_of(&report), || text_of(&report))
 }
@@ -94,42 +94,4 @@ fn lines(selected: &Selected) -> String {
         text += &format!("  {field:<24} {at}\n");
     }
     text
-}
-
-pub(super) fn exported(job: &ExportAdapter, ui: &Ui) -> Result<()> {
-    let report = job.run(&mut |event| ui.shown(event))?;
-    let rows = report.adapters.iter().map(|a| {
-        json!({ "name": a.name, "file": a.path, "tensors": a.tensors, "parameters": a.parameters, "bytes": a.bytes })
-    });
-    let out = json!({
-        "model": report.saved.as_ref().map(|s| &s.model), "inputs": report.inputs, "adapters": rows.collect::<Vec<_>>(), "beside": report.beside,
-    });
-    ui.result(&out, || {
-        let mut text = format!(
-            "the graph has {} optional inputs for adapters\n",
-            report.inputs
-        );
-        for a in &report.adapters {
-            text += &format!(
-                "  {:<20}{:>5} of them, {} parameters\n",
-                a.name,
-                a.tensors,
-                grouped(a.parameters)
-            );
-        }
-        if let Some(s) = &report.saved {
-            text += &format!("\nwrote {}", s.model.display());
-        }
-        for a in &report.adapters {
-            text += &format!(
-                "\nwrote {} ({} bytes)",
-                a.path.display(),
-                grouped(a.bytes as u64)
-            );
-        }
-        for path in &report.beside {
-            text += &format!("\ncopied {}", path.display());
-        }
-        text + "\n"
-    })
 }

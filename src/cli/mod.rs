@@ -8,6 +8,7 @@ mod average;
 mod bus;
 mod eval;
 mod exec;
+mod export;
 mod faults;
 mod flags;
 mod generate;
@@ -29,7 +30,7 @@ use crate::diag::{Diagnostic, Severity, nearest};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::job::{Event, ExportAdapter, usage};
+use crate::job::{Event, usage};
 use crate::onnx::Saved;
 use args::{Cli, Command, InterfaceCommand};
 use clap::{CommandFactory, Parser};
@@ -186,24 +187,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
             args.model = args.select.of.locate(&args.model, ui)?;
             merge::run(&args, ui)?;
         }
-        Command::ExportAdapter {
-            model,
-            select,
-            output,
-            dtype,
-            seed,
-            force,
-        } => {
-            let job = ExportAdapter {
-                model: select.of.locate(&model, ui)?,
-                adapters: select.settings(),
-                output,
-                force,
-                seed,
-                dtype,
-            };
-            attach::exported(&job, ui)?;
-        }
+        Command::ExportAdapter(args) => export::run(&args, ui)?,
         Command::Strip {
             model,
             name,

@@ -17,7 +17,7 @@ mod pull;
 mod push;
 mod resolve;
 
-pub(crate) use name::{Kind, Reference, matches};
+pub(crate) use name::{Kind, Pattern, Reference};
 pub(crate) use pull::{Listing, Pulled, PulledFile, RemoteFile, Select};
 pub(crate) use push::{PushFile, PushOptions, Pushed, Source, folder};
 pub(crate) use resolve::{Sought, Want, resolve};

@@ -2,6 +2,8 @@
 
 use super::{IntoError, fail};
 use crate::error::Result;
+use crate::fence;
+use fancy_regex::Regex;
 use std::fmt;
 
 /// What a repository holds.
@@ -233,63 +235,84 @@ pub(super) fn commit_hash(text: &str) -> bool {
     (text.len() == 40 || text.len() == 64) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Whether a path matches a shell pattern as Python's `fnmatch` matches: `*` also crosses folders, `?`, `[a-z]`, `[!a]`. A
-/// pattern that ends with `/` means all in the folder.
-///
-/// Takes at most the product of the two lengths.
-pub(crate) fn matches(pattern: &str, path: &str) -> bool {
-    let whole = if pattern.ends_with('/') {
-        format!("{pattern}*")
-    } else {
-        pattern.to_owned()
-    };
-    let (p, t): (Vec<char>, Vec<char>) = (whole.chars().collect(), path.chars().collect());
-    let (mut i, mut j) = (0, 0);
-    let mut back: Option<(usize, usize)> = None;
-    while j < t.len() {
-        let step = match p.get(i) {
-            Some('*') => {
-                back = Some((i, j));
-                i += 1;
-                continue;
+/// A shell pattern as Python's `fnmatch` reads it, and as Python a regular expression: `*` also crosses folders, `?`, `[a-z]`, `[!a]`; a
+/// bracket that is not closed is a character. One that ends with `/` means all in the folder. One that is too long matches nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Pattern(Option<Regex>);
+
+impl Pattern {
+    /// Reads one.
+    pub(crate) fn new(text: &str) -> Pattern {
+        let mut out = String::from(r"(?s)\A");
+        let mut rest = text;
+        while let Some(c) = rest.chars().next() {
+            rest = &rest[c.len_utf8()..];
+            match c {
+                // Stars behind each other are one.
+                '*' if out.ends_with(".*") => {}
+                '*' => out.push_str(".*"),
+                '?' => out.push('.'),
+                '[' => match class(rest) {
+                    Some((set, behind)) => {
+                        out.push_str(&set);
+                        rest = behind;
+                    }
+                    None => out.push_str(r"\["),
+                },
+                c => out.push_str(&literal(c)),
             }
-            Some('?') => Some(1),
-            Some('[') => class(&p[i..], t[j]),
-            Some(c) => (*c == t[j]).then_some(1),
-            None => None,
-        };
-        if let Some(n) = step {
-            i += n;
-            j += 1;
-        } else if let Some((star, from)) = back {
-            back = Some((star, from + 1));
-            (i, j) = (star + 1, from + 1);
-        } else {
-            return false;
         }
+        if text.ends_with('/') {
+            out.push_str(".*");
+        }
+        out.push_str(r"\z");
+        // A file that is not ours says what is matched, and a library matches it.
+        Pattern(fence::guarded(|| Regex::new(&out).ok()).ok().flatten())
     }
-    p[i..].iter().all(|c| *c == '*')
+
+    /// Whether it matches a path.
+    pub(crate) fn matches(&self, path: &str) -> bool {
+        let Some(regex) = &self.0 else {
+            return false;
+        };
+        fence::guarded(|| regex.is_match(path)).is_ok_and(|found| found.unwrap_or(false))
+    }
 }
 
-/// Length of the class at the beginning of a pattern when it has the character. A bracket that is not closed is a character.
-fn class(pattern: &[char], c: char) -> Option<usize> {
-    let negated = pattern.get(1) == Some(&'!');
-    let from = if negated { 2 } else { 1 };
-    let Some(end) = (from + 1..pattern.len()).find(|&i| pattern[i] == ']') else {
-        return (c == '[').then_some(1);
+/// The class that a text begins with, behind its bracket, as a regular expression; and what follows it.
+fn class(text: &str) -> Option<(String, &str)> {
+    let (negation, own) = match text.strip_prefix('!') {
+        Some(own) => ("^", own),
+        None => ("", text),
     };
-    let set = &pattern[from..end];
-    let (mut i, mut found) = (0, false);
+    // A bracket that comes first is one of the characters.
+    let first = own.chars().next()?.len_utf8();
+    let end = first + own[first..].find(']')?;
+    let set: Vec<char> = own[..end].chars().collect();
+    let (mut inner, mut i) = (String::new(), 0);
     while i < set.len() {
         if i + 2 < set.len() && set[i + 1] == '-' {
-            found |= set[i] <= c && c <= set[i + 2];
+            // One that ends before it begins has no characters.
+            if set[i] <= set[i + 2] {
+                inner += &format!("{}-{}", literal(set[i]), literal(set[i + 2]));
+            }
             i += 3;
         } else {
-            found |= set[i] == c;
+            inner += &literal(set[i]);
             i += 1;
         }
     }
-    (found != negated).then_some(end + 1)
+    let whole = match (inner.is_empty(), negation.is_empty()) {
+        (true, true) => r"[^\s\S]".to_owned(),
+        (true, false) => ".".to_owned(),
+        (false, _) => format!("[{negation}{inner}]"),
+    };
+    Some((whole, &own[end + 1..]))
+}
+
+/// A character that stands for itself in a regular expression, in a class and outside.
+fn literal(c: char) -> String {
+    format!(r"\x{{{:x}}}", u32::from(c))
 }
 
 /// A path for an address: what is not plain is written in hexadecimal.
@@ -399,8 +422,16 @@ mod tests {
             ("*a*b", "xaxxb", true),
             ("*a*b", "xaxxbc", false),
             ("", "", true),
+            ("[]a]", "]", true),
+            ("[!]a]", "]", false),
+            ("[^a]", "^", true),
+            ("[z-a]x", "bx", false),
+            ("[!z-a]x", "bx", true),
+            ("a{b,c}.(x|y)+$", "a{b,c}.(x|y)+$", true),
+            ("**/x", "x", false),
+            ("\\*", "\\a", true),
         ] {
-            assert_eq!(matches(pattern, path), yes, "{pattern} {path}");
+            assert_eq!(Pattern::new(pattern).matches(path), yes, "{pattern} {path}");
         }
     }
 

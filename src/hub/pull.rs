@@ -4,7 +4,7 @@ use super::cache::{Place, not_cached};
 use super::http::Ask;
 use super::name::{acts, commit_hash, encoded, etag_name, harmless};
 use super::pace::Paced;
-use super::{Hub, IntoError, OnTransfer, Reference, Transfer, fail, matches};
+use super::{Hub, IntoError, OnTransfer, Pattern, Reference, Transfer, fail};
 use crate::diag::{Diagnostic, nearest};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -480,11 +480,13 @@ fn present(place: &Place, commit: &str, file: &RemoteFile) -> bool {
 impl Select {
     /// The files that are wanted.
     fn of<'a>(&self, reference: &Reference, listing: &'a Listing) -> Result<Vec<&'a RemoteFile>> {
-        let any = |list: &[String], path: &str| list.iter().any(|p| matches(p, path));
+        let read = |list: &[String]| list.iter().map(|p| Pattern::new(p)).collect::<Vec<_>>();
+        let any = |list: &[Pattern], path: &str| list.iter().any(|p| p.matches(path));
+        let (include, exclude) = (read(&self.include), read(&self.exclude));
         let mut findings = Vec::new();
-        for pattern in &self.include {
-            if !listing.files.iter().any(|f| matches(pattern, &f.path)) {
-                findings.push(nothing(reference, pattern, listing));
+        for (pattern, text) in include.iter().zip(&self.include) {
+            if !listing.files.iter().any(|f| pattern.matches(&f.path)) {
+                findings.push(nothing(reference, text, listing));
             }
         }
         if !findings.is_empty() {
@@ -493,8 +495,8 @@ impl Select {
         let wanted: Vec<&RemoteFile> = listing
             .files
             .iter()
-            .filter(|f| self.include.is_empty() || any(&self.include, &f.path))
-            .filter(|f| !any(&self.exclude, &f.path))
+            .filter(|f| self.include.is_empty() || any(&include, &f.path))
+            .filter(|f| !any(&exclude, &f.path))
             .collect();
         if wanted.is_empty() {
             let d = fail("hub-file", "nothing is left to pull").at(reference.to_string());

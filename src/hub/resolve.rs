@@ -1,7 +1,7 @@
 //! References in the place of files: `hub:org/name@revision:path`.
 
 use super::pull::nothing;
-use super::{Hub, IntoError, Listing, OnTransfer, Pulled, Reference, RemoteFile, fail, matches};
+use super::{Hub, IntoError, Listing, OnTransfer, Pattern, Pulled, Reference, RemoteFile, fail};
 use crate::diag::Diagnostic;
 use crate::error::{Error, Result};
 use crate::onnx::layout::{self, Layout, Listed, Unclear};
@@ -248,11 +248,11 @@ fn scope<'a>(reference: &Reference, listing: &'a Listing) -> Result<Files<'a>> {
     if let Some(file) = listing.files.iter().find(|f| f.path == *path) {
         return Ok(vec![file]);
     }
-    let folder = format!("{path}/");
+    let (folder, pattern) = (format!("{path}/"), Pattern::new(path));
     let found: Files<'_> = listing
         .files
         .iter()
-        .filter(|f| f.path.starts_with(&folder) || matches(path, &f.path))
+        .filter(|f| f.path.starts_with(&folder) || pattern.matches(&f.path))
         .collect();
     if found.is_empty() {
         return Err(nothing(reference, path, listing).into_error());

@@ -55,7 +55,6 @@ pub(crate) struct ExportAdapter {
 
 /// Element types of exchanged parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub(crate) enum ParameterType {
     /// 32 bits.
     #[default]

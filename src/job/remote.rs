@@ -88,7 +88,7 @@ mod pull {
     use super::super::event::{Event, OnEvent};
     use crate::disk;
     use crate::error::Result;
-    use crate::hub::{Hub, Reference, Sought, Transfer, Want, matches, resolve};
+    use crate::hub::{Hub, Pattern, Reference, Sought, Transfer, Want, resolve};
     use crate::train::Splits;
     use serde_json::{Map, Value};
     use std::path::PathBuf;
@@ -144,9 +144,10 @@ mod pull {
         }
         let card = "README.md".to_owned();
         let splits = match path {
-            Some(pattern) if pattern.contains(['*', '?', '[']) => {
-                let names: Vec<String> =
-                    names.into_iter().filter(|n| matches(pattern, n)).collect();
+            Some(glob) if glob.contains(['*', '?', '[']) => {
+                let pattern = Pattern::new(glob);
+                let found = names.into_iter().filter(|n| pattern.matches(n));
+                let names: Vec<String> = found.collect();
                 Splits::of_files(&names, text)?
             }
             path => {

@@ -16,7 +16,6 @@ const BESIDE: &str = "-peft";
 /// Formats that adapters are written in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub(crate) enum SaveFormat {
     /// The Adapters library's: NAME/.
     #[default]

@@ -40,7 +40,7 @@ impl Size {
     }
 
     /// Whether adapters may have their own.
-    pub fn is_free(&self) -> bool {
+    pub(crate) fn is_free(&self) -> bool {
         self.free
     }
 

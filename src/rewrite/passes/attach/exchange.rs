@@ -355,7 +355,12 @@ impl Maker<'_> {
         outputs.dedup();
         let mut results = Vec::new();
         if !outputs.is_empty() {
-            let model = standalone(self.b.finish(), (self.graph, &FxHashMap::default()), &outputs, opset)?;
+            let model = standalone(
+                self.b.finish(),
+                (self.graph, &FxHashMap::default()),
+                &outputs,
+                opset,
+            )?;
             results = evaluate(&model)?;
         }
         let by_value: FxHashMap<Val, TensorData> = outputs.into_iter().zip(results).collect();
