@@ -14,18 +14,15 @@ pub(super) struct Place {
     folder: PathBuf,
     locks: PathBuf,
     refs: PathBuf,
-    cached: hf_hub::CacheRepo,
 }
 
 impl Place {
     pub(super) fn of(hub: &Hub, reference: &Reference) -> Place {
-        let repo = reference.cached();
-        let root = hub.cache.path();
-        let folder = root.join(repo.folder_name());
+        let name = reference.cached();
+        let folder = hub.cache.join(&name);
         Place {
-            locks: root.join(".locks").join(repo.folder_name()),
+            locks: hub.cache.join(".locks").join(name),
             refs: folder.join("refs"),
-            cached: hub.cache.repo(repo),
             folder,
         }
     }
@@ -39,7 +36,7 @@ impl Place {
     }
 
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
-        self.cached.pointer_path(commit)
+        self.folder.join("snapshots").join(commit)
     }
 
     /// Waits until no other process downloads the same content.

@@ -1,7 +1,7 @@
 //! The Hugging Face Hub: models, datasets and adapters from it and to it.
 //!
 //! What is pulled lies in the cache that Python's `huggingface_hub` uses, in its layout, so that each file is on the machine once.
-//! `hf-hub` says where things lie there. The transfer is our own: it checks every file's size and hash before the file has its
+//! The transfer is our own: it checks every file's size and hash before the file has its
 //! name, goes on where a broken download ended, sends the token to the Hub alone and not to the store that the Hub redirects to, and
 //! believes no name that a server says.
 //!
@@ -143,7 +143,8 @@ fn token_file(
         Some(path) => path,
         None => match home() {
             Ok(home) => home.join("token"),
-            Err(_) => hf_hub::Cache::new(cache.to_owned()).token_path(),
+            // Without a home, beside the cache.
+            Err(_) => cache.with_file_name("token"),
         },
     };
     Token::new(&disk::text(path).ok()?)
@@ -167,7 +168,7 @@ pub(crate) type OnTransfer<'a> = &'a mut dyn FnMut(Transfer<'_>);
 #[derive(Debug)]
 pub(crate) struct Hub {
     client: http::Client,
-    cache: hf_hub::Cache,
+    cache: PathBuf,
     offline: bool,
 }
 
@@ -178,7 +179,7 @@ impl Hub {
     /// An endpoint that is no address.
     pub(crate) fn new(options: HubOptions) -> Result<Hub> {
         Ok(Hub {
-            cache: hf_hub::Cache::new(options.cache.clone()),
+            cache: options.cache.clone(),
             offline: options.offline,
             client: http::Client::new(options)?,
         })

@@ -109,13 +109,9 @@ impl Reference {
         format!("{}{}", self.kind.prefix(), self.repo)
     }
 
-    /// The repository for `hf-hub`.
-    pub(super) fn cached(&self) -> hf_hub::Repo {
-        let kind = match self.kind {
-            Kind::Model => hf_hub::RepoType::Model,
-            Kind::Dataset => hf_hub::RepoType::Dataset,
-        };
-        hf_hub::Repo::with_revision(self.repo.clone(), kind, self.revision.clone())
+    /// Name of the repository's folder in the cache that Hugging Face's tools share.
+    pub(super) fn cached(&self) -> String {
+        format!("{}--{}", self.kind.plural(), self.repo).replace('/', "--")
     }
 }
 

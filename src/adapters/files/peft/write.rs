@@ -3,7 +3,7 @@
 use super::flags::{Role, linears, locate};
 use super::{PREFIX, PeftFolder, floats, refuse, typed};
 use crate::adapters::average::Blocks;
-use crate::adapters::base::Base;
+use crate::adapters::base::{self, Base};
 use crate::adapters::folder::AdapterFolder;
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::methods::lora::{Lora, Names, TokenIndices};
@@ -497,12 +497,16 @@ fn common(adapter: &AdapterFolder) -> Map<String, Value> {
         .find(|(end, _)| m.model_class.ends_with(end))
         .map(|(_, t)| *t);
     let name = (!m.model_name.is_empty()).then_some(&m.model_name);
+    // The commit that was pulled, where the name is that of its repository.
+    let pulled = m.extra.get(base::KEY).map(|own| &own["hub"]);
+    let pulled = pulled.filter(|hub| hub["repo"].as_str() == Some(&m.model_name));
+    let revision = pulled.map_or(Value::Null, |hub| hub["revision"].clone());
     let mut out = Map::new();
     for (key, value) in [
         ("base_model_name_or_path", json!(name)),
         ("fan_in_fan_out", json!(m.model_type == "gpt2")),
         ("inference_mode", json!(true)),
-        ("revision", Value::Null),
+        ("revision", revision),
         ("task_type", json!(task)),
     ] {
         out.insert(key.into(), value);
