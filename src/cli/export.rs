@@ -1,10 +1,5 @@
 //! `rewrite export-adapter`, and the formats that adapters are written in: parses arguments, shows events and prints.
 
-#![expect(
-    clippy::doc_markdown,
-    reason = "the documentation is the help text on a terminal"
-)]
-
 use super::Ui;
 use super::select::AdapterArgs;
 use crate::adapters::summary::grouped;

@@ -15,9 +15,10 @@ use crate::infer::Verified;
 use crate::ir::{DType, Dim, Graph, TensorData, Type};
 use crate::onnx::{SaveOptions, Saved};
 use crate::rewrite::passes::{Exchanging, Tensors};
+use crate::select::beside;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What stands beside a model and goes with it: what `onnxruntime-genai` and Transformers read.
@@ -146,21 +147,21 @@ impl ExportAdapter {
         for (adapter, bytes) in &files {
             write_file(&adapter.path, bytes)?;
         }
-        let (mut saved, mut beside) = (None, Vec::new());
+        let (mut saved, mut copied) = (None, Vec::new());
         if known.is_empty() {
             let options = SaveOptions {
                 force: self.force,
                 ..SaveOptions::default()
             };
             saved = Some(crate::onnx::save(&adapted.model, &target, options)?);
-            beside = self.bring_along()?;
+            copied = self.bring_along()?;
         }
         let exchanged = Manifest::read(graph).map_err(method)?.exchanged;
         Ok(Exported {
             saved,
             inputs: exchanged.iter().map(|e| e.inputs.len()).sum(),
             adapters: files.into_iter().map(|(adapter, _)| adapter).collect(),
-            beside,
+            beside: copied,
         })
     }
 
@@ -250,10 +251,9 @@ impl ExportAdapter {
 
     /// Copies what a runtime reads beside the model.
     fn bring_along(&self) -> Result<Vec<PathBuf>> {
-        let from = self.model.parent().unwrap_or(Path::new(""));
         let mut out = Vec::new();
         for name in BESIDE {
-            let (from, to) = (from.join(name), self.output.join(name));
+            let (from, to) = (beside(&self.model, name), self.output.join(name));
             if !from.is_file() || to.exists() {
                 continue;
             }

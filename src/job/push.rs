@@ -4,8 +4,10 @@ use super::check::usage;
 use super::event::{Event, OnEvent, warn};
 use super::origin::Origin;
 use crate::adapters::card::{Card, on_hub};
-use crate::adapters::folder::{AdapterFolder, file};
+use crate::adapters::folder::file;
 use crate::adapters::heads;
+use crate::adapters::peft::is_peft;
+use crate::adapters::spec::read_folder;
 use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -133,14 +135,16 @@ impl Push {
         heard.map(|()| pushed)
     }
 
-    /// The card of an adapter folder; none of a folder of PEFT's, whose tools write their own.
+    /// The card of an adapter folder; none of a folder of PEFT's that says what this program does not understand.
     fn card(&self, to: &Reference, notes: &mut Vec<Diagnostic>) -> Result<Option<Card>> {
-        let folder = match AdapterFolder::read(&self.folder) {
+        let peft = is_peft(&self.folder);
+        let folder = match read_folder(&self.folder) {
             Ok(folder) => folder,
-            Err(e) if e.findings().iter().any(|f| f.code == "peft") => return Ok(None),
+            Err(_) if peft => return Ok(None),
             Err(e) => return Err(e),
         };
         let mut card = Card::new(&to.repo, &folder);
+        card.peft = peft;
         card.model = Origin::read(&folder.meta).map(|o| o.words());
         card.head = self.folder.join(heads::file::CONFIG).exists();
         if let Some(base) = &self.base_model {

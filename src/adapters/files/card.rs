@@ -13,6 +13,8 @@ pub(crate) struct Card {
     pub name: String,
     /// The base model on the Hub, `org/name`.
     pub base_model: Option<String>,
+    /// Whether the folder is of PEFT's format.
+    pub peft: bool,
     /// The exported model that it was made for, as a command takes it: `hub:org/name@COMMIT:PATH`.
     pub model: Option<String>,
     /// Its `model_type`.
@@ -82,10 +84,15 @@ impl Card {
                 )
             }
         };
+        let library = if self.peft {
+            "[PEFT](https://github.com/huggingface/peft)"
+        } else {
+            "the [Adapters](https://github.com/Adapter-Hub/adapters) library"
+        };
         let _ = writeln!(
             out,
-            "An [adapter](https://adapterhub.ml){kind} for {model}{on}. It is in the format of the \
-             [Adapters](https://github.com/Adapter-Hub/adapters) library, and runs with exported (ONNX) models as well."
+            "An [adapter](https://adapterhub.ml){kind} for {model}{on}. It is in the format of {library}, \
+             and runs with exported (ONNX) models as well."
         );
         if let Some(text) = &self.description {
             let _ = write!(out, "\n{}\n", text.trim());
@@ -103,7 +110,8 @@ impl Card {
 
     /// The metadata.
     fn head(&self) -> String {
-        let mut out = "---\nlibrary_name: adapters\n".to_owned();
+        let library = if self.peft { "peft" } else { "adapters" };
+        let mut out = format!("---\nlibrary_name: {library}\n");
         if let Some(base) = &self.base_model {
             let _ = writeln!(out, "base_model: {}", yaml(base));
         }
@@ -119,7 +127,10 @@ impl Card {
             }
         };
         // `adapter-transformers` is the tag by which the Hub knows the library.
-        let mut tags = vec!["adapter-transformers".to_owned(), "onnx".to_owned()];
+        let mut tags = vec!["onnx".to_owned()];
+        if !self.peft {
+            tags.insert(0, "adapter-transformers".to_owned());
+        }
         let own = [self.model_type.clone(), self.architecture.clone()];
         for tag in own.into_iter().chain(self.tags.iter().cloned()) {
             if !tag.is_empty() && !tags.contains(&tag) {
@@ -155,17 +166,40 @@ impl Card {
         } else {
             format!("rewrite generate {model} --adapter {adapter} --prompt \"...\"")
         };
+        let library = if self.peft {
+            "PEFT (`pip install peft`)"
+        } else {
+            "Adapters (`pip install adapters`)"
+        };
         let _ = write!(
             out,
             "\n## Usage\n\nWith an exported model and [onnx-graft](https://crates.io/crates/onnx-graft):\n\n```sh\n\
              {pull}{command}\n```\n\
-             \nWith PyTorch and Adapters (`pip install adapters`):\n\n```python\n"
+             \nWith PyTorch and {library}:\n\n```python\n"
         );
-        let base = self
-            .base_model
-            .as_deref()
-            .map_or_else(|| "BASE_MODEL".to_owned(), code);
-        if self.interface {
+        let base = self.base_model.as_deref();
+        let exported = base.filter(|base| {
+            let from = self.model.as_deref().and_then(|m| m.strip_prefix("hub:"));
+            from.and_then(|m| m.split(['@', ':']).next()) == Some(base)
+        });
+        // What was exported cannot be loaded in PyTorch.
+        if let Some(repo) = exported {
+            let _ = writeln!(
+                out,
+                "# The PyTorch model that {} was made from.",
+                code(repo)
+            );
+        }
+        let base = base.filter(|_| exported.is_none());
+        let base = base.map_or_else(|| "BASE_MODEL".to_owned(), code);
+        if self.peft {
+            let _ = write!(
+                out,
+                "from peft import PeftModel\nfrom transformers import {class}\n\n\
+                 model = {class}.from_pretrained({base:?})\n\
+                 model = PeftModel.from_pretrained(model, {repo:?})\n```\n"
+            );
+        } else if self.interface {
             let _ = write!(
                 out,
                 "import adapters\nfrom adapters import AdapterModelInterface\nfrom transformers import {class}\n\n\

@@ -377,7 +377,7 @@ pub(crate) fn nameless(key: &str, name: &str) -> String {
     let (before, behind) = (&key[..range.start], &key[range.end + 1..]);
     let own = |mark: &&&str| mark.starts_with('.') && before.ends_with(**mark);
     let kept = match MARKS.iter().find(own) {
-        Some(mark) => &before[..before.len() - mark.len() + 1],
+        Some(mark) => &before[..=before.len() - mark.len()],
         None => before,
     };
     format!("{kept}{behind}")

@@ -125,14 +125,12 @@ impl<'s> Exchange<'s> {
             let mut here: Vec<Kind<'s>> = Vec::new();
             for made in parts {
                 let at = here.iter().position(|k| k.takes(&made));
-                let kind = match at {
-                    Some(at) => &here[at],
-                    None => {
-                        let kind = Kind::new(&made, &here, &mut inputs);
-                        here.push(kind);
-                        &here[here.len() - 1]
-                    }
-                };
+                let at = at.unwrap_or_else(|| {
+                    let kind = Kind::new(&made, &here, &mut inputs);
+                    here.push(kind);
+                    here.len() - 1
+                });
+                let kind = &here[at];
                 let pairs = kind.own.iter().zip(&made.own);
                 for ((_, input), wanted) in pairs.chain(kind.shared.iter().zip(&made.shared)) {
                     inputs.give(*input, made.adapter, values[wanted.value].clone());
@@ -270,9 +268,9 @@ impl Maker<'_> {
             let scope = full.strip_suffix(&*spec.suffix).unwrap_or_default();
             scope.trim_end_matches('.').to_owned()
         };
-        let own = self.wanted(part.adapter, own, config.params(&place)?, &scope)?;
+        let own = self.wanted(part.adapter, &own, config.params(&place)?, &scope)?;
         let specs = config.shared(std::slice::from_ref(&place))?;
-        let shared = self.wanted(part.adapter, shared, specs, &home)?;
+        let shared = self.wanted(part.adapter, &shared, specs, &home)?;
         Ok(Made {
             adapter: part.adapter,
             config,
@@ -303,7 +301,7 @@ impl Maker<'_> {
     fn wanted(
         &mut self,
         adapter: usize,
-        given: Vec<Given>,
+        given: &[Given],
         specs: Vec<ParamSpec>,
         scope: &dyn Fn(&ParamSpec) -> String,
     ) -> Result<Vec<Wanted>, Diagnostic> {
@@ -316,14 +314,12 @@ impl Maker<'_> {
             let full = format!("{}.{}", scope(&spec), given.name);
             let name = nameless(&full, &self.adapters[adapter].name);
             let key = (adapter, name.clone());
-            let value = match self.named.get(&key) {
-                Some(there) => *there,
-                None => {
-                    self.values.push(self.source(given.value));
-                    self.named.insert(key, self.values.len() - 1);
-                    self.values.len() - 1
-                }
-            };
+            let there = self.named.get(&key).copied();
+            let value = there.unwrap_or_else(|| {
+                self.values.push(self.source(given.value));
+                self.named.insert(key, self.values.len() - 1);
+                self.values.len() - 1
+            });
             out.push(Wanted {
                 transposed: given.transposed,
                 spec,
