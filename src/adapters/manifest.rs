@@ -140,6 +140,33 @@ impl Manifest {
             .map_err(|e| Diagnostic::error("manifest", e.to_string()).at(stamp::MANIFEST))
     }
 
+    /// The text of a manifest that says what two texts say of adapters that come in, and else the same as both; `None` where they differ.
+    pub(crate) fn united(a: &str, b: &str) -> Option<String> {
+        let read = |text: &str| serde_json::from_str::<Manifest>(text).ok();
+        let (mut a, mut b) = (read(a)?, read(b)?);
+        let (ours, theirs) = (
+            std::mem::take(&mut a.exchanged),
+            std::mem::take(&mut b.exchanged),
+        );
+        if a != b {
+            return None;
+        }
+        a.exchanged = ours;
+        for kind in theirs {
+            match a.exchanged.iter_mut().find(|k| k.config == kind.config) {
+                Some(there) => {
+                    let new = kind
+                        .inputs
+                        .into_iter()
+                        .filter(|i| !there.inputs.contains(i));
+                    there.inputs.extend(new.collect::<Vec<_>>());
+                }
+                None => a.exchanged.push(kind),
+            }
+        }
+        Some(a.text())
+    }
+
     /// Says that this version wrote it.
     pub(crate) fn written(&mut self) {
         self.tool = concat!("onnx-graft ", env!("CARGO_PKG_VERSION")).into();

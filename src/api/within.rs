@@ -11,7 +11,7 @@ use crate::infer::Verified;
 use crate::ir::contract::stamp;
 use crate::ir::{Body, Graph, Metadata};
 use crate::rewrite::bodies::{self, Lifted};
-use crate::rewrite::passes::inline;
+use crate::rewrite::passes::{Tensors, inline};
 use crate::rewrite::pipelines;
 
 /// What was attached to several graphs of one model.
@@ -23,6 +23,14 @@ pub(super) fn joined(all: Vec<Adapted>, model: Verified) -> Adapted {
             warnings.push(finding.clone());
         }
     }
+    // Each graph has inputs of its own, and all are those of the model.
+    let mut exchanged: Vec<(String, Tensors)> = Vec::new();
+    for (name, tensors) in all.iter().flat_map(|a| &a.exchanged) {
+        match exchanged.iter_mut().find(|(n, _)| n == name) {
+            Some((_, there)) => there.extend(tensors.clone()),
+            None => exchanged.push((name.clone(), tensors.clone())),
+        }
+    }
     // The one with most parameters knows most of the model.
     let mut best = all.into_iter().rev();
     let first = best.next();
@@ -32,6 +40,7 @@ pub(super) fn joined(all: Vec<Adapted>, model: Verified) -> Adapted {
     });
     let mut richest = richest.expect("invariant: something was attached");
     (richest.model, richest.warnings) = (model, warnings);
+    richest.exchanged = exchanged;
     richest
 }
 

@@ -7,6 +7,7 @@
 
 use super::passes::gradient::declared;
 use super::{Pass, PassCx, PassError, Patch, pipelines};
+use crate::adapters::manifest::Manifest;
 use crate::analyze::view;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
@@ -310,8 +311,12 @@ impl Sink {
         let mut gone: Vec<ValueId> = Vec::new();
         let replaced: FxHashSet<_> = self.pieces.iter().map(|p| p.0.body.node).collect();
         for (lifted, after) in &self.pieces {
-            let removed = lifted.captured.iter();
-            let removed = removed.filter(|(v, _)| after.graph.get_value(**v).is_none());
+            // An input that came with an adapter goes when nothing reads it any more.
+            let came = |o: &ValueId| g.value(*o).metadata.contains_key(stamp::ADAPTER);
+            let removed = lifted.captured.iter().filter(|(v, o)| {
+                let there = after.graph.get_value(**v).is_some();
+                !there || (came(o) && after.graph.uses(**v).is_empty())
+            });
             gone.extend(removed.map(|(_, o)| *o));
         }
         gone.sort_unstable();
@@ -551,8 +556,14 @@ impl Sinking<'_> {
         changed.dedup();
         for key in changed {
             let value = after.metadata.get(key).cloned();
-            match self.metadata.get(key) {
+            let there = self.metadata.get(key);
+            let both = there.and_then(|t| united(key, t.as_deref(), value.as_deref()));
+            match there {
                 Some(there) if *there == value => {}
+                Some(_) if both.is_some() => {
+                    self.patch.model_metadata(key, both.as_deref());
+                    self.metadata.insert(key.clone(), both);
+                }
                 Some(_) => {
                     let d = refused(
                         format!(
@@ -573,4 +584,10 @@ impl Sinking<'_> {
         }
         Ok(())
     }
+}
+
+/// What two graphs of a model say together of the adapters that come in; `None` where they contradict each other.
+fn united(key: &str, a: Option<&str>, b: Option<&str>) -> Option<Box<str>> {
+    let manifests = (key == stamp::MANIFEST).then_some((a?, b?))?;
+    Manifest::united(manifests.0, manifests.1).map(Into::into)
 }

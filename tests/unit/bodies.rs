@@ -3,8 +3,8 @@
 use onnx_graft::adapters::{Adapter, AdapterStore};
 use onnx_graft::api::{self, flat};
 use onnx_graft::infer::Verified;
-use onnx_graft::ir::text;
-use onnx_graft::job::merge;
+use onnx_graft::ir::{DType, text};
+use onnx_graft::job::{exchanging, merge};
 use onnx_graft::rewrite::Pipeline;
 use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs, Unreached};
 use onnx_graft::rewrite::pipelines;
@@ -408,6 +408,31 @@ fn adapters_are_merged_into_the_weights_of_branches() {
         );
         assert_ne!(run(&into, &inputs(cache)), run(&merged(), &inputs(cache)));
     }
+}
+
+/// Inputs of adapters stand in the main graph once, and each branch reads those of the places that it has.
+#[test]
+fn adapters_come_into_branches() {
+    let spec = "lora[r=2,attn_matrices=[q,v],init_weights='bert']";
+    let come = Attach::to(merged())
+        .interface(&interface())
+        .adapters([fresh(spec)])
+        .exchange(exchanging(DType::Float), Vec::new())
+        .run()
+        .unwrap();
+    let both = attached(merged(), fresh(spec));
+    for cache in [false, true] {
+        let mut given = inputs(cache);
+        close(&run(&come.model, &given), &run(&merged(), &given));
+        for (name, tensor) in &come.exchanged[0].1 {
+            let dims: Vec<usize> = tensor.dims.iter().map(|d| *d as usize).collect();
+            let value = Value::from_f32(&dims, tensor.to_f32().unwrap()).unwrap();
+            given.push((name, value));
+        }
+        close(&run(&come.model, &given), &run(&both.model, &inputs(cache)));
+    }
+    let back = api::strip(come.model, None).unwrap();
+    assert_eq!(text::print(back.model()), text::print(merged().model()));
 }
 
 /// A model is trained without its cache: the branch that needs none stands in the place of the node.
