@@ -37,7 +37,7 @@ enum Part {
 /// [`ErrorKind::Unsupported`](crate::error::ErrorKind::Unsupported): what is neither LoRA nor (IA)³ of linears.
 pub(crate) fn to_served(peft: &PeftFolder) -> Result<OnnxAdapter> {
     let kind = check(&peft.config)?;
-    let help = "attach it to the model and export that: `rewrite export-adapter`";
+    let help = "a graph made for it takes it: `rewrite export-adapter`";
     if !matches!(kind, Kind::Lora | Kind::Ia3) {
         return Err(refuse(
             "only LoRA and (IA)³ have names that other tools know",
@@ -127,7 +127,14 @@ pub(crate) fn from_served(file: &OnnxAdapter) -> Result<PeftFolder> {
         return Err(refuse(found, "give a file of LoRA or of (IA)³ alone"));
     }
     let paths: Vec<&str> = modules.keys().map(String::as_str).collect();
-    out.config = config(&paths, &ranks);
+    // A vector of the input lies in a row, one of the output in a column.
+    let in_a_row = |parts: &BTreeMap<Part, &TensorData>| {
+        let vector = parts.get(&Part::Vector);
+        vector.is_some_and(|v| matches!(v.dims[..], [1, n] if n > 1))
+    };
+    let inner = modules.iter().filter(|(_, parts)| in_a_row(parts));
+    let inner: Vec<&str> = inner.map(|(path, _)| path.as_str()).collect();
+    out.config = config(&paths, &inner, &ranks);
     Ok(out)
 }
 
@@ -164,7 +171,7 @@ fn transposed(tensor: &TensorData, factor: f32, module: &str) -> Result<TensorDa
 }
 
 /// PEFT's configuration. The scale is in the weights: `lora_alpha` is the rank.
-fn config(paths: &[&str], ranks: &BTreeMap<&str, u64>) -> Map<String, Value> {
+fn config(paths: &[&str], inner: &[&str], ranks: &BTreeMap<&str, u64>) -> Map<String, Value> {
     let mut out = Map::new();
     let mut set = |key: &str, value: Value| {
         out.insert(key.into(), value);
@@ -174,7 +181,7 @@ fn config(paths: &[&str], ranks: &BTreeMap<&str, u64>) -> Map<String, Value> {
     set("target_modules", json!(targets(paths)));
     let Some(most) = most_common(ranks.values()) else {
         set("peft_type", json!("IA3"));
-        set("feedforward_modules", json!([]));
+        set("feedforward_modules", json!(targets(inner)));
         return out;
     };
     let other = ranks.iter().filter(|(_, r)| **r != most);
@@ -269,6 +276,27 @@ mod tests {
         served.tensors = renamed.collect();
         let back = from_served(&served).unwrap();
         assert!(back.tensors.keys().eq(folder().tensors.keys()));
+    }
+
+    /// A vector of what a linear reads lies in a row, and is PEFT's feed-forward one.
+    #[test]
+    fn rows_are_of_feed_forward_modules() {
+        let vectors = [("mlp.down_proj", [1, 3]), ("self_attn.k_proj", [2, 1])];
+        let tensors = vectors.map(|(path, dims)| {
+            let n = dims.iter().product::<u64>() as usize;
+            let tensor = TensorData::from_f32(dims, &vec![1.5; n]);
+            (format!("model.layers.0.{path}.ia3_l").into(), tensor)
+        });
+        let served = OnnxAdapter {
+            tensors: tensors.into_iter().collect(),
+            ..OnnxAdapter::default()
+        };
+        let back = from_served(&served).unwrap();
+        assert_eq!(back.config["feedforward_modules"], json!(["down_proj"]));
+        assert_eq!(
+            back.config["target_modules"],
+            json!(["down_proj", "k_proj"])
+        );
     }
 
     /// What is not complete, or of other methods, is refused by name.

@@ -18,8 +18,16 @@ impl Lora {
         cx: &BuildCx<'_>,
     ) -> Result<Exchanged<Self>, &'static str> {
         let fused = place.detail.columns().is_some();
-        if matches!(place.at, At::Parameter(_)) {
-            return Err("it replaces a stored parameter of the base model, which is no input");
+        if let (At::Parameter(_), Detail::Stored(name)) = (&place.at, &place.detail) {
+            // Without an adapter it is what the base model has.
+            return Ok(Exchanged {
+                config: Self::default(),
+                detail: place.detail.clone(),
+                own: vec![
+                    Given::new(&**name, p.get(name)).named(&format!("modules_to_save.{name}")),
+                ],
+                shared: Vec::new(),
+            });
         }
         if tables::is_one(place) {
             return Err("it changes rows of an embedding table, which are looked up by tokens");

@@ -299,6 +299,7 @@ pub(super) fn is_one_place(a: &At<'_>, b: &At<'_>) -> bool {
         }
         (At::Layer(a), At::Layer(b)) => a.output == b.output,
         (At::Embeddings(a), At::Embeddings(b)) => a == b,
+        (At::Parameter(a), At::Parameter(b)) => (a.value, &a.nodes) == (b.value, &b.nodes),
         (At::HeadInput(a), At::HeadInput(b)) => (a.input, a.output) == (b.input, b.output),
         (At::Attention(a), At::Attention(b)) => (a.output, a.scores) == (b.output, b.scores),
         _ => false,
