@@ -9,7 +9,7 @@ use onnx_graft::adapters::manifest::{Exchangeable, Manifest};
 use onnx_graft::api::{self, Adapted};
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::{DType, Dim, TensorData, text};
-use onnx_graft::job::exchanging;
+use onnx_graft::job::{exchanging, merge};
 use onnx_graft::onnx::{self, ExternalSource};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan, io};
 use onnx_graft::select::Interface;
@@ -316,5 +316,72 @@ fn parameters_may_be_of_16_bits() {
         let feeds = with(&feeds, given);
         let off = worst(&run(&made.model, &feeds), &want);
         assert!(off < tolerance, "{dtype}: {off}");
+    }
+}
+
+/// A parameter that an adapter has its own values of is the base model's until they come.
+#[test]
+fn saved_modules_come_in_as_well() {
+    let feeds = inputs("qwen3");
+    let plain = run(&base("qwen3"), &feeds);
+    let spec = "a=lora[r=2,target_modules=['q_proj'],modules_to_save=['model.norm']]";
+    let made = exported("qwen3", &[spec], Vec::new());
+    assert!(worst(&run(&made.model, &feeds), &plain) <= 2e-6);
+    let mut given = made.exchanged[0].1.clone();
+    let norm = given
+        .get_mut("model.norm.modules_to_save.weight")
+        .expect("the norm comes in");
+    let twice: Vec<f32> = norm.to_f32().unwrap().iter().map(|v| v * 2.0).collect();
+    *norm = TensorData::from_f32(norm.dims.clone(), &twice);
+    let found = run(&made.model, &with(&feeds, &given));
+    // The head is linear in what the norm makes.
+    let want: Vec<f32> = plain.iter().map(|v| v * 2.0).collect();
+    assert!(worst(&found, &want) < 1e-4);
+}
+
+/// A linear of a dynamically quantized file reads its input through a node that quantizes it: for it alone, or for others as well, which
+/// go on reading what they read.
+#[test]
+fn what_a_quantizer_reads_is_scaled_for_its_linear() {
+    let file = fixture("skill").join("model.int8.onnx");
+    let base = api::open(&file).unwrap();
+    let ids = TensorData::from_i64([1, 6], &[5, 9, 12, 7, 20, 3]);
+    let mask = TensorData::from_i64([1, 6], &[1; 6]);
+    let tensors = [("input_ids", ids), ("attention_mask", mask)];
+    let feeds = with(
+        &Feeds::new(),
+        &tensors.map(|(n, t)| (n.into(), t)).into_iter().collect(),
+    );
+    let plain = run(&base, &feeds);
+    for module in ["down_proj", "k_proj"] {
+        let spec = format!("a=ia3[target_modules=['{module}'],feedforward_modules=['{module}']]");
+        let interface = Interface::resolve("qwen3").unwrap();
+        let to = |a| Attach::to(base.clone()).interface(&interface).adapters([a]);
+        let made = to(api::adapter(&spec).unwrap()).run().unwrap();
+        // A half is exact in the input's scale as in the weight's: both quantize to the numbers that were there.
+        let mut store = made.store();
+        let rows: Vec<_> = store
+            .iter()
+            .map(|(n, p)| (n.to_owned(), p.tensor.clone()))
+            .collect();
+        for (name, row) in rows {
+            let half = vec![0.5; row.to_f32().unwrap().len()];
+            let dims = row.dims.clone();
+            store.set(&name, TensorData::from_f32(dims, &half)).unwrap();
+        }
+        let folder = || made.folder("a", &store).unwrap().into_adapter(None);
+        let attached = to(folder()).run().unwrap();
+        let found = run(&attached.model, &feeds);
+        let effect = worst(&found, &plain);
+        assert!(effect > 0.1, "{module}: {effect}");
+        let merged = merge(&base, &interface, vec![folder()]).unwrap();
+        let off = worst(&found, &run(&merged, &feeds));
+        assert!(off < 1e-4, "{module}: {off} of {effect}");
+        let back = api::strip(attached.model, None).unwrap();
+        assert_eq!(
+            text::print(back.model()),
+            text::print(base.model()),
+            "{module}"
+        );
     }
 }

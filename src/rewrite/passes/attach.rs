@@ -363,11 +363,23 @@ impl Writer<'_> {
             computed = b.float();
             sealed(b, new)
         };
+        let mut shared = Vec::new();
         let uses = match place.readers() {
-            Some(nodes) => Uses::Only(readers(graph, old, nodes)),
+            Some(nodes) => {
+                let found = readers(graph, old, nodes);
+                shared = found.shared;
+                Uses::Only(found.uses)
+            }
             None => Uses::All,
         };
+        let unread = matches!(&uses, Uses::Only(own) if own.is_empty());
+        if unread && shared.is_empty() {
+            return Err(unread_here(place, graph.name_of(old)).into());
+        }
         Self::mark(patch.builder(), graph, old, new, &uses, place.kind().name);
+        for (old, made, uses) in again(&shared, (old, new), patch.builder(), graph) {
+            patch.redirect(old, made, Uses::Only(uses));
+        }
         if let At::Sequence(longer) = &place.at {
             forget_shapes(&Grown::from(&**longer), graph, &mut patch);
         }
@@ -539,9 +551,94 @@ fn sealed(b: &Builder, v: Val) -> Val {
 }
 
 /// Where nodes of a site read a value.
-fn readers(graph: &Graph, value: ValueId, nodes: &[NodeId]) -> Vec<Use> {
-    let uses = graph.uses(value).into_iter();
-    uses.filter(|u| nodes.contains(&u.node())).collect()
+struct Readers {
+    /// The uses that become those of another value.
+    uses: Vec<Use>,
+    /// Nodes that quantize the value for the site and for others, and where the site reads what they make.
+    shared: Vec<(NodeId, Vec<Use>)>,
+}
+
+/// Whether a node is one of the site's, or computes for them alone: the product of both scales, beside the integer product itself.
+fn serves(graph: &Graph, node: NodeId, nodes: &[NodeId], depth: u8) -> bool {
+    if nodes.contains(&node) {
+        return true;
+    }
+    let outputs = graph.node_outputs(node).into_iter().flatten();
+    let mut read = outputs.flat_map(|o| graph.uses(o)).peekable();
+    depth > 0 && read.peek().is_some() && read.all(|u| serves(graph, u.node(), nodes, depth - 1))
+}
+
+/// Where nodes of a site read a value: by themselves, or through a node that quantizes it.
+fn readers(graph: &Graph, value: ValueId, nodes: &[NodeId]) -> Readers {
+    let all = graph.uses(value);
+    let own = all.iter().copied().filter(|u| nodes.contains(&u.node()));
+    let mut out = Readers {
+        uses: own.collect(),
+        shared: Vec::new(),
+    };
+    if !out.uses.is_empty() {
+        return out;
+    }
+    for u in all {
+        let n = u.node();
+        let op = &graph.node(n).op;
+        if !op.is_onnx("DynamicQuantizeLinear") && !op.is_onnx("QuantizeLinear") {
+            continue;
+        }
+        let outputs = graph.node_outputs(n).into_iter().flatten();
+        let behind: Vec<Use> = outputs.flat_map(|o| graph.uses(o)).collect();
+        let of_site = |u: &Use| serves(graph, u.node(), nodes, 4);
+        if behind.iter().all(of_site) {
+            out.uses.push(u);
+            continue;
+        }
+        let own: Vec<Use> = behind.into_iter().filter(of_site).collect();
+        if own.iter().any(|u| nodes.contains(&u.node())) {
+            out.shared.push((n, own));
+        }
+    }
+    out
+}
+
+/// The nodes that quantize a value for a site and for others once more, for the site alone: what each output was, what it is, and where.
+fn again(
+    shared: &[(NodeId, Vec<Use>)],
+    (old, new): (ValueId, Val),
+    b: &Builder,
+    graph: &Graph,
+) -> Vec<(ValueId, Val, Vec<Use>)> {
+    let mut out = Vec::new();
+    for (n, own) in shared {
+        let find = |v: ValueId| if v == old { new } else { Val::Old(v) };
+        let made = b.copy_node(graph, *n, find);
+        let mark = |from: ValueId| {
+            b.mark_last_node(stamp::REPLACES, graph.name_of(from));
+            b.mark_last_node(stamp::READERS, "some");
+        };
+        for (slot, (from, copy)) in made.into_iter().enumerate() {
+            // Each node stands for one value.
+            let copy = if slot == 0 {
+                copy
+            } else {
+                b.unary("Identity", copy)
+            };
+            mark(from);
+            let uses = graph.uses(from).into_iter();
+            let uses: Vec<Use> = uses.filter(|u| own.contains(u)).collect();
+            out.push((from, copy, uses));
+        }
+    }
+    out
+}
+
+/// A change of what a linear reads, where the linear does not read it.
+fn unread_here(place: &Place<'_>, name: &str) -> Diagnostic {
+    let found = format!(
+        "what the adapter makes of `{name}` would be read by nothing: the linear reads it through other nodes"
+    );
+    Diagnostic::error("place-unread", found)
+        .at(place.scope.clone())
+        .help("merge the adapter instead (`rewrite merge`), or export the model again without that optimization")
 }
 
 #[cfg(test)]
