@@ -193,6 +193,19 @@ impl<'a> View<'a> {
     }
 }
 
+/// The initializer that a value is, by itself or as what an `Identity` makes of it: exporters store equal parameters once.
+pub(crate) fn identical(graph: &Graph, v: ValueId) -> Option<&TensorData> {
+    let mut v = v;
+    while graph.value(v).tensor.is_none() {
+        let (n, _) = graph.producer(v)?;
+        if !graph.node(n).op.is_onnx("Identity") {
+            return None;
+        }
+        v = graph.input(n, 0)?;
+    }
+    graph.value(v).tensor.as_ref()
+}
+
 /// The tensor that stands for a value: an initializer, or the result of a `Constant` node.
 pub(crate) fn tensor(graph: &Graph, v: ValueId) -> Option<&TensorData> {
     if let Some(t) = &graph.value(v).tensor {

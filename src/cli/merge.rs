@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
-    /// The ONNX file
+    /// The ONNX file, its folder, or hub:ORG/NAME
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,

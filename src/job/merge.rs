@@ -13,7 +13,7 @@ use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::TensorData;
+use crate::ir::{Graph, TensorData};
 use crate::onnx::SaveOptions;
 use crate::rewrite::bodies;
 use crate::rewrite::passes::{self, Changes, MergedWeight};
@@ -196,8 +196,21 @@ fn fold(
         }
     }
     let weights = noted.taken();
-    all.extend(warnings(&weights, fold));
+    let ranges = has_ranges(&model.model().graph);
+    all.extend(warnings(&weights, fold, ranges));
     Ok((model, all, weights))
+}
+
+/// Whether activations are quantized in ranges that a calibration measured.
+fn has_ranges(graph: &Graph) -> bool {
+    let stored = |n, slot| {
+        let v = graph.input(n, slot)?;
+        Some(graph.value(v).tensor.is_some())
+    };
+    graph.nodes().any(|n| {
+        graph.node(n).op.is_onnx("QuantizeLinear")
+            && (stored(n, 0), stored(n, 1)) == (Some(false), Some(true))
+    })
 }
 
 /// The same of one graph, whatever stands inside its nodes.

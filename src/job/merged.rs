@@ -153,10 +153,31 @@ impl Merged {
 /// Above this share of a change that is lost in rounding, the user is told.
 const LOST: f64 = 0.5;
 
-/// What is to be said of weights whose codes were written anew.
-pub(super) fn warnings(weights: &[MergedWeight], fold: Fold) -> Vec<Diagnostic> {
+/// Above this size of a change, in sizes of the weights, ranges of activations may be too small.
+const LARGE: f64 = 0.5;
+
+/// That ranges of activations stay what they were, where a change is large.
+fn calibrated(weights: &[&MergedWeight]) -> Option<Diagnostic> {
+    let (mut base, mut change) = (Spread::default(), Spread::default());
+    for w in weights {
+        (base, change) = (base.and(w.base), change.and(w.change));
+    }
+    let relative = share(change.rms(), base.rms());
+    (relative > LARGE).then(|| {
+        let found = format!(
+            "the weights changed by {} of their size, and this file quantizes activations in ranges that were measured before: what lies outside of them is cut off",
+            percent(relative)
+        );
+        Diagnostic::warning("merge-calibrated", found)
+            .help("merge into the float model, and quantize that with calibration data of its own")
+    })
+}
+
+/// What is to be said of weights whose codes were written anew. `ranges`: whether activations have ranges that were measured.
+pub(super) fn warnings(weights: &[MergedWeight], fold: Fold, ranges: bool) -> Vec<Diagnostic> {
     let quantized: Vec<&MergedWeight> = weights.iter().filter(|w| w.form.is_some()).collect();
-    let mut out = Vec::new();
+    let mut out: Vec<Diagnostic> = Vec::new();
+    out.extend(calibrated(&quantized).filter(|_| ranges && fold == Fold::In));
     if fold == Fold::Out && quantized.iter().any(|w| w.stored) {
         let found = format!(
             "{} weights are quantized, and come back only as nearly as their codes can tell",

@@ -240,6 +240,12 @@ fn plain_lora(folder: &AdapterFolder) -> Result<&Lora> {
             folder.config.architecture()
         ));
     };
+    if lora.composition_mode == "scale" {
+        return refuse(format!(
+            "`{}` is (IA)³, which multiplies, and only changes that are added are combined so",
+            folder.name
+        ));
+    }
     let factor = |k: &str| {
         FACTORS
             .iter()

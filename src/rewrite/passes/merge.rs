@@ -10,6 +10,7 @@ use crate::adapters::param::exchanged;
 use crate::adapters::place::{At, Place};
 use crate::adapters::plan::{Part, Plan, plan};
 use crate::adapters::{Adapter, AdapterStore, Setup, convert};
+use crate::analyze::view::identical;
 use crate::diag::Diagnostic;
 use crate::error::Error;
 use crate::infer::Verified;
@@ -468,10 +469,7 @@ fn replace(
     new: TensorData,
 ) -> Result<(), Diagnostic> {
     let value = graph.value(old);
-    let same = value
-        .tensor
-        .as_ref()
-        .is_some_and(|t| t.dims == new.dims && t.dtype == new.dtype);
+    let same = identical(graph, old).is_some_and(|t| t.dims == new.dims && t.dtype == new.dtype);
     if !same {
         return Err(Diagnostic::error(
             "merge",
@@ -487,7 +485,8 @@ fn replace(
         .copied()
         .filter(|u| site.nodes.contains(&u.node()))
         .collect();
-    if (own.len() == uses.len() || uses.len() == 1) && !graph.is_output(old) {
+    let stored = value.tensor.is_some();
+    if stored && (own.len() == uses.len() || uses.len() == 1) && !graph.is_output(old) {
         patch.set_tensor(old, new);
         return Ok(());
     }

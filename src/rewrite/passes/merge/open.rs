@@ -4,6 +4,7 @@ use super::changes::MergedWeight;
 use super::coded::{Rounded, Spread};
 use super::stored::Stored;
 use super::{Folded, replace};
+use crate::analyze::view::identical;
 use crate::diag::Diagnostic;
 use crate::ir::{Graph, NodeId, TensorData, ValueId};
 use crate::rewrite::Patch;
@@ -50,7 +51,7 @@ impl Open {
             former.insert(folded.value, tensor.clone());
         }
         if let Some(bias) = folded.bias {
-            if let Some(tensor) = &graph.value(bias).tensor {
+            if let Some(tensor) = identical(graph, bias) {
                 former.insert(bias, tensor.clone());
             } else if Stored::is_coded(graph, bias) {
                 let found = Stored::open_bias(graph, bias, folded.path)?;
