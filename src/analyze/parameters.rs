@@ -53,8 +53,10 @@ fn coded(graph: &Graph, v: ValueId, count: u64) -> u64 {
         let size = |name: &str| u64::try_from(node.int(name, 0)).unwrap_or(0);
         match (&*node.op.op_type, slot) {
             ("MatMulNBits" | "MatMulBnb4", 1) => size("K").saturating_mul(size("N")),
-            ("MatMulInteger" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul", 1) => count,
-            ("ConvInteger", 1) => count,
+            (
+                "MatMulInteger" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul" | "ConvInteger",
+                1,
+            ) => count,
             // Two codes of four bits share a byte.
             ("GatherBlockQuantized", 0) => {
                 let packed = graph.value(v).tensor.as_ref().map(|t| t.dtype) == Some(DType::Uint8);

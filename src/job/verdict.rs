@@ -55,6 +55,17 @@ impl Aspect {
         }
     }
 
+    /// Says that rows of other sizes do not go in.
+    fn fixed(&mut self, shapes: &Aspect) {
+        let trains = self.purpose == "training";
+        let writes = self.purpose == "generating" && shapes.found.contains("sequence");
+        if self.good && (trains || writes) {
+            self.good = false;
+            self.found = format!("rows of other sizes do not go in: {}", shapes.found);
+            self.help.clone_from(&shapes.help);
+        }
+    }
+
     fn bad(purpose: &'static str, e: &Error) -> Aspect {
         let findings = e.findings();
         let messages: Vec<&str> = findings.iter().map(|d| &*d.message).take(3).collect();
@@ -108,7 +119,13 @@ impl CheckModel {
             }
         }
         out.push(generate(&model));
-        out.push(shapes(&model));
+        let shapes = shapes(&model);
+        if !shapes.good {
+            for aspect in &mut out {
+                aspect.fixed(&shapes);
+            }
+        }
+        out.push(shapes);
         out.push(beside(&files));
         Ok(out)
     }
