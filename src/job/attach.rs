@@ -77,7 +77,16 @@ impl AdapterSettings {
             let adapter = match spec::parse(text)? {
                 Spec::Saved { name, folder } => {
                     let read = spec::read_folder(&folder)?;
-                    warn(events, &read.notes)?;
+                    // That the other library cannot read it matters to who gives it away.
+                    let (aside, said): (Vec<_>, Vec<_>) = read
+                        .notes
+                        .iter()
+                        .cloned()
+                        .partition(|d| d.code == "beyond-library");
+                    warn(events, &said)?;
+                    for finding in aside {
+                        events(&Event::Detail(finding.to_string()))?;
+                    }
                     let count = read.parameters();
                     let adapter = read.into_adapter(name.as_deref());
                     let at = folder.display();

@@ -6,7 +6,7 @@ use crate::adapters::folder::{AdapterFolder, StagedAdapter, WriteOptions};
 use crate::adapters::heads::{self, files::copy_renamed};
 use crate::adapters::onnx_adapter;
 use crate::adapters::peft::{self, PeftFolder};
-use crate::adapters::spec::{folder_name, is_served, read_served};
+use crate::adapters::spec::{folder_name, is_served, read_folder, read_served};
 use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, Result};
@@ -155,7 +155,7 @@ pub(crate) fn rename_beside(
     name: &str,
     to: Option<&Path>,
 ) -> Result<(AdapterFolder, PathBuf)> {
-    let out = rename(AdapterFolder::read(from)?, name)?;
+    let out = rename(read_folder(from)?, name)?;
     let beside = || from.parent().unwrap_or(Path::new("")).join(name);
     Ok((out, to.map_or_else(beside, Path::to_owned)))
 }

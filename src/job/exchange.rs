@@ -154,7 +154,7 @@ impl ExportAdapter {
                 ..SaveOptions::default()
             };
             saved = Some(crate::onnx::save(&adapted.model, &target, options)?);
-            copied = self.bring_along()?;
+            copied = self.bring_along(events)?;
         }
         let exchanged = Manifest::read(graph).map_err(method)?.exchanged;
         Ok(Exported {
@@ -168,6 +168,12 @@ impl ExportAdapter {
     /// Refuses what says how adapters act together: one of them comes in at a time.
     fn check_flags(&self) -> Result<()> {
         let a = &self.adapters;
+        if a.adapters.is_empty() {
+            return Err(usage(
+                "the graph is made for adapters, and none is named",
+                "--adapter math/, or a configuration whose kind is to come in: --adapter 'lora[r=8]'",
+            ));
+        }
         let of_graphs = [
             (a.active.is_some(), "--active"),
             (!a.fusions.is_empty(), "--fusion"),
@@ -201,6 +207,17 @@ impl ExportAdapter {
         let interface = self.adapters.interface(&self.model, &base)?;
         let adapters = self.adapters.load(&interface, events)?;
         let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
+        if let Some(twice) = names
+            .iter()
+            .enumerate()
+            .find(|(i, n)| names[..*i].contains(n))
+        {
+            let found = format!("two adapters are called `{}`", twice.1);
+            let found = Diagnostic::error("adapter-twice", found);
+            return Err(method(
+                found.help("give one of them another name: `NAME=SPEC`"),
+            ));
+        }
         self.adapters.leave_heads(
             &names,
             "the graph has one head for all adapters that come in, its own",
@@ -250,14 +267,26 @@ impl ExportAdapter {
     }
 
     /// Copies what a runtime reads beside the model.
-    fn bring_along(&self) -> Result<Vec<PathBuf>> {
+    fn bring_along(&self, events: OnEvent<'_>) -> Result<Vec<PathBuf>> {
         let mut out = Vec::new();
         for name in BESIDE {
             let (from, to) = (beside(&self.model, name), self.output.join(name));
-            if !from.is_file() || to.exists() {
+            if !from.is_file() {
                 continue;
             }
             let bytes = disk::bytes(&from).map_err(|e| Error::io(&from, "cannot be read", e))?;
+            let there = disk::own::bytes(&to).ok();
+            if there.as_deref() == Some(&*bytes) {
+                continue;
+            }
+            if there.is_some() && !self.force {
+                let found = format!("{} is of another model, and stays", to.display());
+                let found = Diagnostic::warning("exchange-beside", found);
+                let help =
+                    "it goes with the graph in a folder of its own, or is replaced with --force";
+                warn(events, &[found.help(help)])?;
+                continue;
+            }
             write_file(&to, &bytes)?;
             out.push(to);
         }

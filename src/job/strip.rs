@@ -54,7 +54,8 @@ impl Strip {
             let help = "for the base model, take the file that was merged";
             warn(events, [&finding.help(help)])?;
         }
-        if self.name.is_none() && api::manifest(&model)?.is_empty() {
+        let none = merged.exchanged.is_empty() && api::manifest(&model)?.is_empty();
+        if self.name.is_none() && none {
             let finding = Diagnostic::warning(
                 "strip-nothing",
                 "this model carries no adapters of this program",

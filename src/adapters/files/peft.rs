@@ -18,7 +18,7 @@ use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ir::TensorData;
 use indexmap::IndexMap;
-pub(crate) use read::from_peft;
+pub(crate) use read::{config_alone, from_peft};
 use serde_json::{Map, Value};
 pub(crate) use served::{from_served, to_served};
 use std::path::Path;

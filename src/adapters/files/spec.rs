@@ -250,6 +250,11 @@ pub(crate) fn read_config(path: &Path) -> Result<(Option<String>, Config)> {
             Diagnostic::error("json", e.to_string()),
         ))
     })?;
+    if let Value::Object(map) = &value
+        && map.contains_key("peft_type")
+    {
+        return Ok((None, peft::config_alone(map).map_err(at)?));
+    }
     let Some(inner) = value.get("config") else {
         return Ok((
             None,

@@ -145,6 +145,22 @@ pub(crate) fn from_peft(
     })
 }
 
+/// What a configuration of PEFT's says without weights: a fresh adapter.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for what is not understood, and for prompts and prefixes, which are nothing without weights.
+pub(crate) fn config_alone(config: &Map<String, Value>) -> Result<Config> {
+    match check(config)? {
+        kind @ (Kind::Lora | Kind::Ia3 | Kind::Vera | Kind::TrainableTokens) => {
+            lora(kind, config).map(Config::one)
+        }
+        Kind::PromptTuning | Kind::PrefixTuning => Err(refuse(
+            "a prompt or a prefix of PEFT's is what its weights are",
+            "give the folder with the weights; a fresh one is prompt_tuning or prefix_tuning_flat",
+        )),
+    }
+}
+
 /// The configuration with PEFT's own choice of modules.
 pub(super) fn lora(kind: Kind, config: &Map<String, Value>) -> Result<Lora> {
     let get = |key: &str| config.get(key).filter(|v| !v.is_null());
