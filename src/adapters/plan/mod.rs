@@ -104,7 +104,7 @@ pub(crate) fn plan<'s>(
         if out.parts.len() == begin && adapter.config.fuses().is_some() {
             return Err(Error::new(ErrorKind::Method, nothing_to_mix(adapter)));
         }
-        if out.parts.len() == begin {
+        if out.parts.len() == begin && !Unused::is_all_elsewhere(adapter, selection) {
             return Err(Error::new(ErrorKind::Method, no_place(&adapter.name)));
         }
         out.notes.extend(notes);

@@ -21,7 +21,18 @@ pub(super) struct Unused {
     pub(super) notes: Vec<Diagnostic>,
 }
 
+/// Whether a parameter is of a module that another file of the model holds.
+fn away(key: &str, selection: &Selection) -> bool {
+    selection.is_elsewhere(key) || Route::is_elsewhere(selection, key)
+}
+
 impl Unused {
+    /// Whether a saved adapter is of another file of the model alone: of the encoder, where this is the decoder.
+    pub(super) fn is_all_elsewhere(adapter: &Adapter, selection: &Selection) -> bool {
+        let weights = adapter.weights.as_ref().filter(|w| !w.tensors.is_empty());
+        weights.is_some_and(|w| w.tensors.keys().all(|k| away(k, selection)))
+    }
+
     /// Takes what belongs to modules that another file of the model holds out of `weights`, before names are fitted to those of this one:
     /// the same layers of the other stack would fit them, too.
     pub(super) fn elsewhere(
@@ -30,9 +41,8 @@ impl Unused {
         selection: &Selection,
     ) -> Unused {
         let mut out = Unused::default();
-        let away = |k: &str| selection.is_elsewhere(k) || Route::is_elsewhere(selection, k);
         let keys = weights.tensors.keys();
-        let keys = keys.filter(|k| belongs(k, &weights.adapter) && away(k));
+        let keys = keys.filter(|k| belongs(k, &weights.adapter) && away(k, selection));
         let keys: Vec<Box<str>> = keys.cloned().collect();
         if keys.is_empty() {
             return out;
