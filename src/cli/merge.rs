@@ -16,14 +16,14 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
-    /// The ONNX file, its folder, or hub:ORG/NAME
+    /// The ONNX file, its folder, or hub:ORG/NAME; the files of an encoder and its decoder are merged together
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
     #[command(flatten)]
     pub(crate) combine: CombineArgs,
-    /// File that the merged model goes to
-    #[arg(short, long, value_name = "FILE")]
+    /// File that the merged model goes to; a folder for the files of an encoder and its decoder
+    #[arg(short, long, value_name = "FILE|DIR")]
     pub(crate) output: PathBuf,
     /// Take the adapter out of weights that it was folded into; they come back up to rounding
     #[arg(long)]
@@ -89,6 +89,7 @@ impl CombineArgs {
 
 pub(super) fn run(args: &MergeArgs, ui: &Ui) -> Result<()> {
     let mut job = job::Merge::new(&args.model, args.select.settings(), &args.output);
+    job.variant.clone_from(&args.select.of.variant);
     job.reset = args.reset;
     job.force = args.force;
     job.weighting = args.combine.weighting();

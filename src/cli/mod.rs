@@ -184,7 +184,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Eval(args) => eval::run(&args, ui)?,
         Command::Generate(args) => generate::run(&args, ui)?,
         Command::Merge(mut args) => {
-            args.model = args.select.of.locate(&args.model, ui)?;
+            args.model = args.select.of.locate_parts(&args.model, ui)?;
             merge::run(&args, ui)?;
         }
         Command::ExportAdapter(args) => export::run(&args, ui)?,

@@ -18,7 +18,7 @@ use crate::rewrite::passes::{Exchanging, Tensors};
 use crate::select::beside;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What stands beside a model and goes with it: what `onnxruntime-genai` and Transformers read.
@@ -154,7 +154,7 @@ impl ExportAdapter {
                 ..SaveOptions::default()
             };
             saved = Some(crate::onnx::save(&adapted.model, &target, options)?);
-            copied = self.bring_along(events)?;
+            copied = bring_along(&self.model, &self.output, self.force, events)?;
         }
         let exchanged = Manifest::read(graph).map_err(method)?.exchanged;
         Ok(Exported {
@@ -265,33 +265,6 @@ impl ExportAdapter {
         }
         Ok(out)
     }
-
-    /// Copies what a runtime reads beside the model.
-    fn bring_along(&self, events: OnEvent<'_>) -> Result<Vec<PathBuf>> {
-        let mut out = Vec::new();
-        for name in BESIDE {
-            let (from, to) = (beside(&self.model, name), self.output.join(name));
-            if !from.is_file() {
-                continue;
-            }
-            let bytes = disk::bytes(&from).map_err(|e| Error::io(&from, "cannot be read", e))?;
-            let there = disk::own::bytes(&to).ok();
-            if there.as_deref() == Some(&*bytes) {
-                continue;
-            }
-            if there.is_some() && !self.force {
-                let found = format!("{} is of another model, and stays", to.display());
-                let found = Diagnostic::warning("exchange-beside", found);
-                let help =
-                    "it goes with the graph in a folder of its own, or is replaced with --force";
-                warn(events, &[found.help(help)])?;
-                continue;
-            }
-            write_file(&to, &bytes)?;
-            out.push(to);
-        }
-        Ok(out)
-    }
 }
 
 /// Parameters of a type as inputs, with this library's runtime as what computes them.
@@ -355,4 +328,35 @@ fn check_fit(name: &str, tensors: &Tensors, graph: &Graph, was_there: bool) -> R
 
 fn method(d: Diagnostic) -> Error {
     Error::new(ErrorKind::Method, d)
+}
+
+/// Copies what a runtime reads beside a model to the folder of another one.
+pub(super) fn bring_along(
+    model: &Path,
+    folder: &Path,
+    force: bool,
+    events: OnEvent<'_>,
+) -> Result<Vec<PathBuf>> {
+    let mut out = Vec::new();
+    for name in BESIDE {
+        let (from, to) = (beside(model, name), folder.join(name));
+        if !from.is_file() {
+            continue;
+        }
+        let bytes = disk::bytes(&from).map_err(|e| Error::io(&from, "cannot be read", e))?;
+        let there = disk::own::bytes(&to).ok();
+        if there.as_deref() == Some(&*bytes) {
+            continue;
+        }
+        if there.is_some() && !force {
+            let found = format!("{} is of another model, and stays", to.display());
+            let found = Diagnostic::warning("exchange-beside", found);
+            let help = "it goes with the graph in a folder of its own, or is replaced with --force";
+            warn(events, &[found.help(help)])?;
+            continue;
+        }
+        write_file(&to, &bytes)?;
+        out.push(to);
+    }
+    Ok(out)
 }

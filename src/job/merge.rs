@@ -1,8 +1,10 @@
 //! Folding adapters into base weights: the method's expression, evaluated here.
 
 use super::attach::{AdapterSettings, Attaching, headed_by};
-use super::check::{keep, usage};
-use super::event::{OnEvent, warn};
+use super::check::{ensure_absent, keep, usage};
+use super::event::{Event, OnEvent, warn};
+use super::exchange::bring_along;
+use super::files::ModelFiles;
 use super::merged::{Merged, warnings};
 use super::open;
 use crate::adapters::heads::Noted;
@@ -14,23 +16,25 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{Graph, TensorData};
-use crate::onnx::SaveOptions;
+use crate::onnx::{SaveOptions, Saved};
 use crate::rewrite::bodies;
 use crate::rewrite::passes::{self, Changes, MergedWeight};
 use crate::rewrite::pipelines;
 use crate::runtime::{CompileOptions, Feeds, Plan, Tensor};
 use crate::select::{Interface, Selection};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Folds adapters into the weights of a model file, or takes them out of it again.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Merge {
-    /// The ONNX file.
+    /// The ONNX file; a folder stands for the model in it, or for the files of its encoder and its decoder.
     pub model: PathBuf,
+    /// The variant of a model that is there in several, by its folder.
+    pub variant: Option<String>,
     /// The adapters, all of which are folded in, as `Stack` puts them together; a head that was saved with one is added.
     pub adapters: AdapterSettings,
-    /// Where the merged model goes.
+    /// Where the merged model goes: a file, or a folder where encoder and decoder are files of their own.
     pub output: PathBuf,
     /// Whether the adapters are taken out of weights that they were folded into.
     pub reset: bool,
@@ -49,6 +53,7 @@ impl Merge {
     ) -> Self {
         Merge {
             model: model.into(),
+            variant: None,
             adapters,
             output: output.into(),
             reset: false,
@@ -62,7 +67,91 @@ impl Merge {
     /// # Errors
     /// Those of [`merge`] and [`reset`]; an output that exists or is the input; files that cannot be read or written.
     pub fn run(&self, events: OnEvent<'_>) -> Result<Merged> {
-        keep(&self.output, [&*self.model])?;
+        self.check_flags()?;
+        let files = ModelFiles::locate(&self.model, self.variant.as_deref())?;
+        let parts = files.parts();
+        if parts.is_empty() {
+            let model = &files.path;
+            keep(&self.output, [&**model])?;
+            let (merged, weights) = self.merged(model, events)?;
+            return Ok(Merged {
+                saved: self.save(&merged, &self.output)?,
+                more: Vec::new(),
+                fold: self.way(),
+                weights,
+            });
+        }
+        self.run_parts(&parts, events)
+    }
+
+    /// The same for an encoder and its decoder, each of which takes what of the adapters belongs to it.
+    fn run_parts(&self, parts: &[PathBuf], events: OnEvent<'_>) -> Result<Merged> {
+        if self.output.is_file() {
+            return Err(usage(
+                format!("{} is a file", self.output.display()),
+                "encoder and decoder are files of their own: name a folder with -o",
+            ));
+        }
+        let to = |part: &Path| self.output.join(part.file_name().unwrap_or_default());
+        for part in parts {
+            keep(&to(part), [&**part])?;
+            ensure_absent(&to(part), self.force)?;
+        }
+        // What one file lacks is in the other, and is said of both together; what is loaded for each, once.
+        let (mut aside, mut noted) = (Vec::new(), Vec::new());
+        let mut heard = |event: &Event| match event {
+            Event::Warning(d) if ["module-elsewhere", "merge-nothing"].contains(&d.code) => {
+                aside.push(d.clone());
+                Ok(())
+            }
+            Event::Note(line) if noted.contains(line) => Ok(()),
+            Event::Note(line) => {
+                noted.push(line.clone());
+                events(event)
+            }
+            other => events(other),
+        };
+        let (mut models, mut weights) = (Vec::new(), Vec::new());
+        for part in parts {
+            let (model, changed) = self.merged(part, &mut heard)?;
+            models.push((model, to(part)));
+            weights.extend(changed);
+        }
+        if weights.iter().all(|w| !w.stored) {
+            let nothing = aside.into_iter().find(|d| d.code == "merge-nothing");
+            warn(events, nothing.as_ref())?;
+        }
+        std::fs::create_dir_all(&self.output)
+            .map_err(|e| Error::io(&self.output, "cannot make the folder", e))?;
+        let mut saved = Vec::new();
+        for (model, to) in &models {
+            saved.push(self.save(model, to)?);
+        }
+        if let Some(part) = parts.first() {
+            bring_along(part, &self.output, self.force, events)?;
+        }
+        let first = saved.remove(0);
+        Ok(Merged {
+            saved: first,
+            more: saved,
+            fold: self.way(),
+            weights,
+        })
+    }
+
+    fn way(&self) -> Fold {
+        if self.reset { Fold::Out } else { Fold::In }
+    }
+
+    fn save(&self, merged: &Verified, to: &Path) -> Result<Saved> {
+        let options = SaveOptions {
+            force: self.force,
+            ..SaveOptions::default()
+        };
+        crate::onnx::save(merged, to, options)
+    }
+
+    fn check_flags(&self) -> Result<()> {
         let of_graphs = [
             (self.adapters.skip_layers_input, "--skip-layers-input"),
             (
@@ -93,9 +182,14 @@ impl Merge {
                 "leave one of them out",
             ));
         }
-        let model = open(&self.model, events)?;
-        let interface = self.adapters.interface(&self.model, &model)?;
-        let interface = interface.counting(&self.model);
+        Ok(())
+    }
+
+    /// The model of one file with what was folded in, and the weights that are other ones.
+    fn merged(&self, path: &Path, events: OnEvent<'_>) -> Result<(Verified, Vec<MergedWeight>)> {
+        let model = open(path, events)?;
+        let interface = self.adapters.interface(path, &model)?;
+        let interface = interface.counting(path);
         let (model, opened) = api::opened(model, false)?;
         warn(events, &opened)?;
         let mut adapters = match &self.weighting {
@@ -104,16 +198,12 @@ impl Merge {
         };
         let (joined, saved) = match &self.weighting {
             Some(_) => (None, None),
-            None => self.adapters.join_head(
-                &mut adapters,
-                &interface,
-                &model,
-                &self.model,
-                false,
-                events,
-            )?,
+            None => {
+                self.adapters
+                    .join_head(&mut adapters, &interface, &model, path, false, events)?
+            }
         };
-        let way = if self.reset { Fold::Out } else { Fold::In };
+        let way = self.way();
         let setup = self.adapters.merged_setup(&mut adapters)?;
         let (mut merged, said, weights) = fold(
             &model,
@@ -132,17 +222,9 @@ impl Merge {
                 merged: true,
                 ..Attaching::default()
             };
-            merged = headed_by(&saved, merged, &self.model, how, events)?.0;
+            merged = headed_by(&saved, merged, path, how, events)?.0;
         }
-        let options = SaveOptions {
-            force: self.force,
-            ..SaveOptions::default()
-        };
-        Ok(Merged {
-            saved: crate::onnx::save(&merged, &self.output, options)?,
-            fold: way,
-            weights,
-        })
+        Ok((merged, weights))
     }
 }
 

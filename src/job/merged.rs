@@ -13,6 +13,8 @@ use std::collections::BTreeSet;
 pub struct Merged {
     /// The file.
     pub saved: Saved,
+    /// Its further files, where encoder and decoder are files of their own.
+    pub more: Vec<Saved>,
     pub(super) fold: Fold,
     pub(super) weights: Vec<MergedWeight>,
 }
@@ -90,14 +92,23 @@ impl Merged {
     /// As JSON.
     pub(crate) fn json(&self) -> Value {
         let forms = self.forms();
-        json!({
+        let files: Vec<&Saved> = self.files().collect();
+        let mut out = json!({
             "model": self.saved.model,
-            "bytes": self.saved.bytes,
+            "bytes": files.iter().map(|s| s.bytes).sum::<u64>(),
             "weights": self.changed().count(),
             "quantized": self.changed().filter(|w| w.form.is_some()).count(),
             "modules": folded(self.changed().flat_map(|w| &w.modules)),
             "forms": forms.iter().map(Form::json).collect::<Vec<_>>(),
-        })
+        });
+        if files.len() > 1 {
+            out["models"] = files.iter().map(|s| json!(s.model)).collect();
+        }
+        out
+    }
+
+    fn files(&self) -> impl Iterator<Item = &Saved> {
+        std::iter::once(&self.saved).chain(&self.more)
     }
 
     /// In lines.
@@ -119,7 +130,10 @@ impl Merged {
             };
             text.extend(self.forms().iter().map(Form::line));
         }
-        text + &format!("wrote {}\n", self.saved.model.display())
+        for saved in self.files() {
+            text += &format!("wrote {}\n", saved.model.display());
+        }
+        text
     }
 
     fn changed(&self) -> impl Iterator<Item = &MergedWeight> {

@@ -105,7 +105,7 @@ pub(crate) fn open(path: &Path, events: OnEvent<'_>) -> Result<Verified> {
         );
         return Err(usage(
             what,
-            "give the file; `train`, `eval`, `generate`, `check` and attaching take an encoder and its decoder together",
+            "give the file; `train`, `eval`, `generate`, `check`, `merge` and attaching take an encoder and its decoder together",
         ));
     }
     let model = crate::api::open(path)?;

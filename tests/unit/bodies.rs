@@ -1,10 +1,12 @@
 //! Layers inside nodes, and encoders and decoders in files of their own: the same adapters compute the same there.
 
+use onnx_graft::adapters::folder::WriteOptions;
 use onnx_graft::adapters::{Adapter, AdapterStore};
 use onnx_graft::api::{self, flat};
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::{DType, text};
-use onnx_graft::job::{exchanging, merge};
+use onnx_graft::job::{self, AdapterSettings, Event, exchanging, merge};
+use onnx_graft::onnx;
 use onnx_graft::rewrite::Pipeline;
 use onnx_graft::rewrite::passes::gradient::{GradientPass, Outputs, Unreached};
 use onnx_graft::rewrite::pipelines;
@@ -276,15 +278,17 @@ fn interface() -> Interface {
 
 /// `decoder`: what it calls the decoder's list of layers.
 fn interface_of(decoder: &str) -> Interface {
-    let text = r#"{"interface": {
+    let text = INTERFACE.replace("decoder.layers", decoder);
+    Interface::parse(&text, "of the test").unwrap()
+}
+
+const INTERFACE: &str = r#"{"interface": {
         "model_embeddings": "encoder.embed_tokens", "model_layers": ["encoder.layers", "decoder.layers"], "layer_self_attn": "self_attn",
         "attn_q_proj": "q_proj", "attn_k_proj": "k_proj", "attn_v_proj": "v_proj", "attn_o_proj": "out_proj",
         "layer_intermediate_proj": "fc1", "layer_output_proj": "fc2", "layer_cross_attn": [null, "encoder_attn"],
         "layer_pre_self_attn": null, "layer_pre_ffn": null, "layer_ln_1": null, "layer_ln_2": null,
         "layer_pre_cross_attn": null, "attn_qkv_proj": null, "base_model": null,
         "adapter_methods": ["lora"]}, "version": "adapters.1.2.0"}"#;
-    Interface::parse(&text.replace("decoder.layers", decoder), "of the test").unwrap()
-}
 
 fn attached(model: Verified, adapter: Adapter) -> Adapted {
     Attach::to(model)
@@ -408,6 +412,82 @@ fn adapters_are_merged_into_the_weights_of_branches() {
         );
         assert_ne!(run(&into, &inputs(cache)), run(&merged(), &inputs(cache)));
     }
+}
+
+/// Every file of a folder takes what of the adapter belongs to it.
+#[test]
+fn adapters_are_merged_into_encoder_and_decoder_together() {
+    let spec = "lora[r=2,attn_matrices=[q,v],init_weights='bert']";
+    let of_whole = attached(whole(), fresh(spec));
+    let folder = of_whole.folder("a", &of_whole.store()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    folder.write(&at("a"), WriteOptions::default()).unwrap();
+    std::fs::write(at("config.json"), r#"{"model_type": "unheard-of"}"#).unwrap();
+    let parts = [
+        ("encoder_model.onnx", encoder()),
+        ("decoder_model.onnx", decoder()),
+        ("decoder_with_past_model.onnx", with_past()),
+        ("decoder_model_merged.onnx", merged()),
+    ];
+    for (name, model) in &parts {
+        onnx::save(model, at(name), onnx::SaveOptions::default()).unwrap();
+    }
+    std::fs::write(at("interface.json"), INTERFACE).unwrap();
+    let settings = AdapterSettings {
+        interface: Some(at("interface.json").display().to_string()),
+        adapters: vec![format!("a={}", at("a").display())],
+        ..AdapterSettings::default()
+    };
+    let mut job = job::Merge::new(dir.path(), settings, at("merged"));
+    let mut said = Vec::new();
+    let files = job.run(&mut |e| {
+        said.extend(matches!(e, Event::Warning(_)).then(|| format!("{e:?}")));
+        Ok(())
+    });
+    let files = files.unwrap();
+    assert_eq!(said, [""; 0]);
+    assert_eq!(files.more.len(), parts.len() - 1);
+    for (name, model) in parts {
+        let made = api::open(at("merged").join(name)).unwrap();
+        let adapter = folder.clone().into_adapter(None);
+        let by_hand = merge(&model, &interface(), vec![adapter]).unwrap();
+        close(&run(&made, &inputs(true)), &run(&by_hand, &inputs(true)));
+        assert_ne!(run(&made, &inputs(true)), run(&model, &inputs(true)));
+    }
+    assert!(at("merged/config.json").is_file());
+    // What is there is not replaced, and what goes in is no output.
+    assert!(job.run(&mut |_| Ok(())).is_err());
+    job.force = true;
+    job.run(&mut |_| Ok(())).unwrap();
+    job.output = dir.path().to_owned();
+    assert!(job.run(&mut |_| Ok(())).is_err());
+}
+
+/// An adapter of the encoder alone leaves the decoder as it is.
+#[test]
+fn an_adapter_may_be_of_another_file_alone() {
+    let spec = "lora[r=2,target_modules=['encoder.layers.0.self_attn.q_proj'],init_weights='bert']";
+    let of_whole = attached(whole(), fresh(spec));
+    let folder = of_whole.folder("a", &of_whole.store()).unwrap();
+    for (model, is_there) in [(encoder(), true), (decoder(), false)] {
+        let made = attached(model.clone(), folder.clone().into_adapter(None)).model;
+        let adapter = folder.clone().into_adapter(None);
+        let into = merge(&model, &interface(), vec![adapter]).unwrap();
+        for made in [&made, &into] {
+            let [found, base] = [made, &model].map(|m| run(m, &inputs(false)));
+            assert_eq!(found != base, is_there);
+        }
+    }
+    // A fresh one that names nothing is refused.
+    let to = |a| {
+        Attach::to(decoder())
+            .interface(&interface())
+            .adapters([a])
+            .run()
+    };
+    let e = to(fresh(spec)).unwrap_err();
+    assert_eq!(e.findings()[0].code, "target-modules");
 }
 
 /// Inputs of adapters stand in the main graph once, and each branch reads those of the places that it has.
