@@ -12,7 +12,7 @@ mod share;
 mod unused;
 
 pub(crate) use self::reach::places_of;
-use self::unused::Unused;
+use self::unused::{Unused, quantized};
 use crate::adapters::methods::MethodConfig;
 use crate::adapters::naming::{renamed, scope};
 use crate::adapters::param::{ParamSpec, decays};
@@ -124,6 +124,10 @@ pub(crate) fn plan<'s>(
             let mut weights = weights.clone().renamed(&adapter.name);
             let elsewhere = Unused::elsewhere(&mut weights, adapter, selection);
             let mut weights = weights.fitted(names);
+            let whole = quantized(&weights, &store);
+            if !whole.is_empty() {
+                return Err(Error::many(ErrorKind::Method, whole));
+            }
             let graph = &model.model().graph;
             let unused = Unused::of(&mut weights, &store, adapter, selection, graph);
             let loaded = store

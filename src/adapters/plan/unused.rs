@@ -26,6 +26,34 @@ fn away(key: &str, selection: &Selection) -> bool {
     selection.is_elsewhere(key) || Route::is_elsewhere(selection, key)
 }
 
+/// The modules that PEFT saved whole, where the model has them in numbers of few bits: there is a scale with them.
+pub(super) fn quantized(weights: &Weights, store: &AdapterStore) -> Vec<Diagnostic> {
+    let module = |name: &str| {
+        let (inside, own) = name.rsplit_once('.')?;
+        let (module, within) = inside.split_once(MARKS[1])?;
+        if !own.ends_with("_scale") && !own.ends_with("_zero_point") {
+            return None;
+        }
+        let weight = format!("{inside}.weight");
+        // The file's names may begin further inside.
+        let in_file = |k: &str| format!(".{weight}").ends_with(&format!(".{k}"));
+        let is_whole = weights.tensors.keys().any(|k| in_file(k));
+        let (_, below) = within.split_once('.').unwrap_or_default();
+        is_whole.then(|| [module, below].join(".").trim_end_matches('.').to_owned())
+    };
+    let lacks = |name: &&str| !weights.tensors.contains_key(*name);
+    let names = store.iter().map(|(name, _)| name).filter(lacks);
+    let modules: BTreeSet<String> = names.filter_map(module).collect();
+    let told = |module: String| {
+        let found = format!(
+            "`{module}` is quantized in this model, and the adapter's file has the module whole, in floats (PEFT's `modules_to_save`)"
+        );
+        Diagnostic::error("saved-quantized", found)
+            .help("give the float model, and quantize what comes out; or quantize the model without this module")
+    };
+    modules.into_iter().map(told).collect()
+}
+
 impl Unused {
     /// Whether a saved adapter is of another file of the model alone: of the encoder, where this is the decoder.
     pub(super) fn is_all_elsewhere(adapter: &Adapter, selection: &Selection) -> bool {
@@ -263,5 +291,43 @@ mod tests {
         assert_eq!(adapted.store().len(), 4);
         // What goes by layers is given the interface of the graph.
         assert!(!run("lora[r=2]").selection.layers.is_empty());
+    }
+
+    #[test]
+    fn a_saved_module_is_not_one_in_few_bits() {
+        let tensor = || TensorData::from_f32([1], &[1.0]);
+        let file = |names: &[&str]| Weights {
+            adapter: "a".into(),
+            tensors: names.iter().map(|n| ((*n).into(), tensor())).collect(),
+        };
+        let store = |names: &[&str]| {
+            let mut store = AdapterStore::default();
+            for name in names {
+                let param = Param {
+                    adapter: "a".into(),
+                    tensor: tensor(),
+                    trainable: true,
+                    idle: false,
+                    decay: true,
+                    to_identity: None,
+                    aliases: Vec::new(),
+                };
+                store.insert(name, param);
+            }
+            store
+        };
+        let at = |name: &str| format!("m.head.modules_to_save.a.dense.{name}");
+        let saved = file(&["head.modules_to_save.a.dense.weight"]);
+        let few = store(&[&at("weight_scale"), &at("weight_zero_point")]);
+        let [told] = quantized(&saved, &few).try_into().unwrap();
+        assert!(
+            told.message.starts_with("`m.head.dense` is quantized"),
+            "{told}"
+        );
+        // What is missing otherwise is missing, and what is there is there.
+        assert_eq!(quantized(&saved, &store(&[&at("bias")])), []);
+        assert_eq!(quantized(&file(&["x.loras.a.lora_A"]), &few), []);
+        let whole = file(&[&at("weight"), &at("weight_scale"), &at("weight_zero_point")]);
+        assert_eq!(quantized(&whole, &few), []);
     }
 }
