@@ -2,26 +2,13 @@
 
 use super::merge::{difference, moved, outputs};
 use crate::ir::text::parse;
-use crate::rewrite::passes::testing::DECODER;
+use crate::rewrite::passes::testing::{DECODER, interface};
 use onnx_graft::Attach;
 use onnx_graft::adapters::Adapter;
 use onnx_graft::infer::Verified;
 use onnx_graft::ir::{DType, TensorData};
 use onnx_graft::job::{merge, reset};
 use onnx_graft::runtime::{Feeds, Tensor};
-use onnx_graft::select::Interface;
-
-/// The interface of the decoder.
-fn interface() -> Interface {
-    let text = r#"{"interface": {
-        "model_embeddings": "embed_tokens", "model_layers": "layers", "layer_self_attn": "self_attn",
-        "attn_q_proj": "q_proj", "attn_k_proj": "k_proj", "attn_v_proj": "v_proj", "attn_o_proj": "o_proj",
-        "layer_intermediate_proj": "mlp.up_proj", "layer_output_proj": "mlp.down_proj",
-        "layer_pre_self_attn": null, "layer_pre_ffn": null, "layer_ln_1": null, "layer_ln_2": null,
-        "layer_cross_attn": null, "layer_pre_cross_attn": null, "attn_qkv_proj": null, "base_model": null,
-        "adapter_methods": ["lora"]}, "version": "adapters.1.2.0"}"#;
-    Interface::parse(text, "of the test").unwrap()
-}
 
 /// How the projection of values is stored and read: what is declared, its nodes, its constants.
 struct Form {

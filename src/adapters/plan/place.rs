@@ -105,6 +105,11 @@ pub struct SublayerSite<'s> {
 }
 
 impl Surroundings<'_, '_> {
+    /// Whether what the adapter names may be in another file: it is a saved one, and an encoder and its decoder are files of their own.
+    pub(crate) fn is_a_part(&self) -> bool {
+        self.has.is_some() && self.selection.lacks_a_stack()
+    }
+
     /// The graph, with what is known of its values.
     pub(crate) fn view(&self) -> View<'_> {
         View::new(self.graph, self.known)

@@ -60,17 +60,21 @@ pub(crate) const DECODER: &str = r#"
           %logits = MatMul(%after, %head.weight)  // /lm_head/MatMul
         "#;
 
-/// The sites of [`DECODER`].
-pub(crate) fn sites(model: &Verified) -> Selection {
-    let interface = r#"{"interface": {
+/// The interface of [`DECODER`].
+pub(crate) fn interface() -> Interface {
+    let text = r#"{"interface": {
         "model_embeddings": "embed_tokens", "model_layers": "layers", "layer_self_attn": "self_attn",
         "attn_q_proj": "q_proj", "attn_k_proj": "k_proj", "attn_v_proj": "v_proj", "attn_o_proj": "o_proj",
         "layer_intermediate_proj": "mlp.up_proj", "layer_output_proj": "mlp.down_proj",
         "layer_pre_self_attn": null, "layer_pre_ffn": null, "layer_ln_1": null, "layer_ln_2": null,
         "layer_cross_attn": null, "layer_pre_cross_attn": null, "attn_qkv_proj": null, "base_model": null,
         "adapter_methods": ["lora"]}, "version": "adapters.1.2.0"}"#;
-    let interface = Interface::parse(interface, "of the test").expect("a good interface");
-    interface.select(model).expect("the sites are found")
+    Interface::parse(text, "of the test").expect("a good interface")
+}
+
+/// The sites of [`DECODER`].
+pub(crate) fn sites(model: &Verified) -> Selection {
+    interface().select(model).expect("the sites are found")
 }
 
 /// The pass makes the graph `after` of the graph `before`.

@@ -182,9 +182,8 @@ impl Lora {
             .filter(|m| is_wanted(m, &chosen, around))
             .collect();
         let mut out = self.tables(&chosen, around)?;
-        // An encoder and its decoder are files of their own, and a saved adapter may be one of the other file alone.
-        let elsewhere = around.has.is_some() && around.selection.lacks_a_stack();
-        if wanted.is_empty() && out.is_empty() && !self.targets.adapts_none() && !elsewhere {
+        let has_none = wanted.is_empty() && out.is_empty();
+        if has_none && !self.targets.adapts_none() && !around.is_a_part() {
             return Err(unmatched(&chosen, modules));
         }
         let max = |f: fn(&LinearSite) -> usize| wanted.iter().map(|m| f(&m.site)).max();
@@ -272,11 +271,9 @@ impl Lora {
     ) -> Vec<Diagnostic> {
         let name = around.name;
         let mut out: Vec<Diagnostic> = swapped(around, places).into_iter().collect();
-        // What another file of the model holds has no name here.
-        let elsewhere = around.has.is_some() && around.selection.lacks_a_stack();
         if let Ok(chosen) = self.targets.compiled()
             && self.targets.is_some()
-            && !elsewhere
+            && !around.is_a_part()
         {
             let tables = around.selection.tables.iter().map(|t| &*t.path);
             let paths = around.selection.modules.iter().map(|m| &*m.site.path);
