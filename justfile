@@ -13,7 +13,7 @@ check:
 test FILTER="":
     cargo nextest run {{FILTER}}
 
-# The examples of the documentation, and the commands of the README.
+# The examples of the documentation, and the commands of the README and of docs/.
 docs:
     cargo test --doc
     cargo doc --no-deps

@@ -1,27 +1,32 @@
 #!/usr/bin/env bash
-# Runs the commands of README.md, in its order, and compares what they print with what it shows.
+# Runs the commands of README.md and of docs/*.md, and compares what they print with what the pages show.
 #
-# Every ```sh block is run (but for those that call cargo test), in an empty folder that sees the fixtures. Of the ```text block that
-# follows, every line must be printed, except for `…`. Digits are compared as well: those of losses may differ by half a percent, which
-# is what processors differ by; speeds and differences between engines depend on the machine, and are not compared.
+#   tests/readme.sh                    all pages
+#   tests/readme.sh docs/serving.md    one page, or several
+#   tests/readme.sh --show PAGE…       prints what the commands print, for whoever writes a page
+#
+# Each page has an empty folder of its own that sees the fixtures, and its ```sh blocks run there in their order, so that a page can be
+# followed alone. Of the ```text block that follows a ```sh block, every line must be printed, except for `…`. Digits are compared as
+# well: those of losses may differ by half a percent, which is what processors differ by; speeds and differences between engines depend
+# on the machine, and are not compared. ```console blocks are not run: they need a network, a release build or a file of the reader's.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 [ -x "$target/debug/rewrite" ] || (cd "$root" && cargo build --quiet --bin rewrite)
 
+show=
+if [ "${1:-}" = --show ]; then
+    show=yes
+    shift
+fi
+cd "$root"
+if [ $# -gt 0 ]; then pages=("$@"); else pages=(README.md docs/*.md); fi
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-ln -s "$root/fixtures" "$work/fixtures"
-mkdir "$work/bin" "$work/blocks"
+mkdir "$work/bin"
 ln -s "$target/debug/rewrite" "$work/bin/rewrite"
 export PATH="$work/bin:$PATH"
-
-awk -v dir="$work/blocks" '
-    /^```sh$/   { n++; file = sprintf("%s/%02d.sh", dir, n); next }
-    /^```text$/ { file = sprintf("%s/%02d.text", dir, n); next }
-    /^```/      { file = ""; next }
-    file != ""  { print > file }
-' "$root/README.md"
 
 # Whether a line (the first file) is one of the lines of the second, with its numbers.
 cat >"$work/printed.awk" <<'AWK'
@@ -52,26 +57,57 @@ skeleton($0) == form {
 END { exit !hit }
 AWK
 
-count=0
-cd "$work"
-for block in "$work"/blocks/*.sh; do
-    if grep -q '^cargo test' "$block"; then continue; fi
-    sed -i.orig -E 's/^cargo run --release -- /rewrite /' "$block"
+# Runs one block in the folder of its page, and tells what it shows and does not print.
+run_block() {
+    local page=$1 block=$2 shown=${2%.sh}.text line
     if ! bash -euo pipefail "$block" >out.txt 2>err.txt; then
-        printf 'a command of the README fails:\n%s\n%s\n' "$(cat "$block")" "$(cat err.txt)" >&2
-        exit 1
+        printf '%s: a command fails:\n%s\n%s\n' "$page" "$(cat "$block")" "$(cat err.txt)" >&2
+        return 1
     fi
-    shown=${block%.sh}.text
-    [ -f "$shown" ] || { printf 'the README shows no output for:\n%s\n' "$(cat "$block")" >&2; exit 1; }
+    if [ -n "$show" ]; then
+        printf '=== %s\n%s\n--- prints\n%s\n' "$page" "$(cat "$block")" "$(cat out.txt)"
+        return 0
+    fi
+    if [ ! -f "$shown" ]; then
+        printf '%s: no output is shown for:\n%s\n' "$page" "$(cat "$block")" >&2
+        return 1
+    fi
     while IFS= read -r line; do
         if [ -z "$line" ] || [ "$line" = "…" ]; then continue; fi
         printf '%s\n' "$line" >line.txt
         if ! awk -f "$work/printed.awk" line.txt out.txt; then
-            printf 'the README shows a line that is not printed:\n  %s\nby:\n%s\n' "$line" "$(cat "$block")" >&2
-            exit 1
+            printf '%s: a line is shown that is not printed:\n  %s\nby:\n%s\n' "$page" "$line" "$(cat "$block")" >&2
+            wrong=$((wrong + 1))
         fi
     done <"$shown"
-    count=$((count + 1))
+}
+
+count=0
+wrong=0
+for page in "${pages[@]}"; do
+    desk=$work/desk/${page//\//-}
+    blocks=$work/blocks/${page//\//-}
+    mkdir -p "$desk" "$blocks"
+    ln -s "$root/fixtures" "$desk/fixtures"
+    awk -v dir="$blocks" '
+        /^```sh$/       { n++; fresh = 1; file = sprintf("%s/%02d.sh", dir, n); next }
+        /^```text$/     { file = fresh ? sprintf("%s/%02d.text", dir, n) : ""; fresh = 0; next }
+        /^```[a-z]/     { fresh = 0 }
+        /^```/          { file = ""; next }
+        file != ""      { print > file }
+    ' "$root/$page"
+    cd "$desk"
+    for block in "$blocks"/*.sh; do
+        [ -f "$block" ] || continue
+        # What comes later on a page needs what came before.
+        run_block "$page" "$block" || exit 1
+        count=$((count + 1))
+    done
 done
-[ "$count" -ge 6 ] || { echo "only $count blocks of commands found in the README" >&2; exit 1; }
-echo "$count blocks of the README's commands run and print what it shows"
+if [ "$wrong" -gt 0 ]; then
+    echo "$wrong lines are shown that are not printed; --show PAGE prints what is" >&2
+    exit 1
+fi
+if [ -n "$show" ]; then exit 0; fi
+[ $# -gt 0 ] || [ "$count" -ge 20 ] || { echo "only $count blocks of commands found in README.md and docs/" >&2; exit 1; }
+echo "$count blocks of commands in ${#pages[@]} pages run and print what is shown"

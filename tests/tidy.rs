@@ -570,3 +570,159 @@ fn modules_are_declared_where_rustfmt_looks() {
         );
     }
 }
+
+/// Pages for readers: path from the root of the repository, and text.
+fn pages() -> BTreeMap<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["", "docs", "schemas", "kernels"];
+    let entries = folders
+        .iter()
+        .flat_map(|f| fs::read_dir(root.join(f)).unwrap());
+    entries
+        .map(|e| e.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "md"))
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            (path.strip_prefix(root).unwrap().to_path_buf(), text)
+        })
+        .collect()
+}
+
+/// The text of a page without its blocks of code.
+fn prose(text: &str) -> String {
+    let mut inside = false;
+    let lines = text.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        inside ^= fence;
+        !inside && !fence
+    });
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// What a heading is called in links to it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().chars().filter_map(|c| match c {
+        ' ' => Some('-'),
+        '-' | '_' => Some(c),
+        _ if c.is_alphanumeric() => Some(c),
+        _ => None,
+    });
+    kept.collect::<String>().to_lowercase()
+}
+
+fn anchors(text: &str) -> Vec<String> {
+    let prose = prose(text);
+    let headings = prose.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| anchor(line.trim_start_matches('#')))
+        .collect()
+}
+
+/// Targets of the links and pictures of a page, but for those to other sites.
+fn links(text: &str) -> Vec<String> {
+    let prose = prose(text);
+    let after = prose.match_indices("](").map(|(i, _)| &prose[i + 2..]);
+    let targets = after.filter_map(|rest| rest.split([')', ' ', '\n']).next());
+    targets
+        .filter(|t| !t.contains("://"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn links_of_pages_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = pages();
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for (page, text) in &pages {
+        for link in links(text) {
+            seen += 1;
+            let (file, place) = link.split_once('#').unwrap_or((&link, ""));
+            let path = if file.is_empty() {
+                root.join(page)
+            } else {
+                root.join(page).parent().unwrap().join(file)
+            };
+            let found = path.canonicalize().ok().filter(|p| {
+                place.is_empty()
+                    || fs::read_to_string(p)
+                        .is_ok_and(|text| anchors(&text).contains(&place.to_owned()))
+            });
+            if found.is_none() {
+                wrong.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 50, "only {seen} links found");
+}
+
+/// What makes a figure is named by its path, so the path has to be there.
+#[test]
+fn files_that_pages_name_exist() {
+    const FOLDERS: [&str; 7] = [
+        "benches/",
+        "examples/",
+        "fixtures/",
+        "schemas/",
+        "scripts/",
+        "src/",
+        "tests/",
+    ];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for (page, text) in pages() {
+        // Older versions' files may be gone.
+        if page.ends_with("CHANGELOG.md") {
+            continue;
+        }
+        let prose = prose(&text);
+        // Every other piece is code.
+        for code in prose.split('`').skip(1).step_by(2) {
+            let Some(path) = code.split_whitespace().next() else {
+                continue;
+            };
+            let pattern = path.contains(['*', '<', '{', '…']);
+            if pattern || !FOLDERS.iter().any(|f| path.starts_with(f)) {
+                continue;
+            }
+            seen += 1;
+            if !root.join(path).exists() {
+                wrong.push(format!("{}: {path}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 30, "only {seen} paths found");
+}
+
+#[test]
+fn the_readme_is_short_and_the_index_whole() {
+    let pages = pages();
+    let readme = &pages[Path::new("README.md")];
+    let lines = readme.lines().count();
+    assert!(lines < 300, "{lines} lines: what is more belongs to docs/");
+    let wide = readme.lines().find(|line| line.chars().count() > 150);
+    assert!(wide.is_none(), "too wide: {}", wide.unwrap_or_default());
+    let index = links(&pages[Path::new("docs/README.md")]);
+    for page in pages.keys().filter(|p| p.starts_with("docs")) {
+        let name = page.file_name().unwrap().to_str().unwrap().to_owned();
+        assert!(
+            name == "README.md" || index.contains(&name),
+            "docs/README.md does not list {name}"
+        );
+    }
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let manifest = fs::read_to_string(manifest).unwrap();
+    let version = manifest
+        .split_once("rust-version = \"")
+        .and_then(|(_, rest)| rest.split('"').next())
+        .unwrap();
+    let stated = format!("Rust {version} or newer");
+    assert!(
+        readme.contains(&stated),
+        "the README does not say: {stated}"
+    );
+}
