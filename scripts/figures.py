@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what docs/ has tables of, and writes the tables. Needs Python's standard library, a release build, and a machine at rest.
 
-usage: figures.py quantized REWRITE [--write]     the loss that a float model and its quantized ones learn to: seconds
+usage: figures.py quantized REWRITE [--write]     the loss that a float model and its quantized ones learn to: a minute
        figures.py speed REWRITE MODEL [--write]   tokens a second and peak memory of training MODEL: about ten minutes
 
 REWRITE is the binary (`cargo build --release`). MODEL is a Qwen3-shaped export. One of the size of Qwen3-0.6B is written by
@@ -63,7 +63,7 @@ def quantized(rewrite):
     lines = ["| weights | loss before | loss after 300 steps |", "|---|---|---|"]
     for what, name in MODELS.items():
         model = str(SKILL / name)
-        test = ["--eval-data", str(SKILL / "test.jsonl"), *WORDS[2:]]
+        test = ["--data", str(SKILL / "test.jsonl"), *WORDS[2:]]
         with tempfile.TemporaryDirectory() as out:
             run(rewrite, "train", model, "--interface", "qwen3", "--adapter", LORA, *WORDS, "--per-device-train-batch-size", "4",
                 "--learning-rate", "5e-3", "--max-steps", "300", "--output-dir", out + "/run", "--quiet")
@@ -78,8 +78,8 @@ def quantized(rewrite):
 def speed(rewrite, model):
     lines = ["| | tokens/s | peak memory |", "|---|---|---|"]
     draw = random.Random(7)
-    # As long as GSM8K's questions with their answers in Qwen3's tokens: 191 on average.
-    lengths = [draw.randint(92, 290) for _ in range(256)]
+    # About as long as GSM8K's questions with their answers in Qwen3's tokens.
+    lengths = [draw.randint(95, 295) for _ in range(256)]
     with tempfile.TemporaryDirectory() as folder:
         rows = pathlib.Path(folder, "rows.jsonl")
         rows.write_text("".join(f'{{"input_ids": {[draw.randint(1, 900) for _ in range(n)]}}}\n' for n in lengths))

@@ -596,7 +596,7 @@ fn prose(text: &str) -> String {
         inside ^= fence;
         !inside && !fence
     });
-    lines.map(|line| format!("{line}\n")).collect()
+    lines.flat_map(|line| [line, "\n"]).collect()
 }
 
 /// What a heading is called in links to it.
