@@ -9,15 +9,17 @@ use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::Model;
 use crate::ir::diff::Diff;
 use crate::rewrite::passes::expand::has_definition;
 use crate::rewrite::passes::head::AttachHead;
 use crate::rewrite::passes::inline;
 use crate::rewrite::pipelines;
-use crate::select::{Interface, Selection, fused_attentions, hiding_operators, module_of};
+use crate::select::{Interface, ModuleTree, Selection, fused_attentions, hiding_operators};
 use std::path::Path;
 
 mod attach;
+mod attached;
 #[cfg(feature = "runtime")]
 mod eject;
 mod exchange;
@@ -27,6 +29,7 @@ mod within;
 
 pub(crate) use crate::adapters::docs::explain as method;
 pub use attach::{Adapted, Attach, find_interface};
+pub(crate) use attached::{adapted_modules, attached};
 #[cfg(feature = "runtime")]
 pub(crate) use eject::eject_prefix_tuning;
 pub(crate) use prospects::prospects;
@@ -195,7 +198,13 @@ pub(crate) fn pack(model: Verified, interface: &Interface) -> Result<Verified> {
 
 /// The difference of two models' graphs by module.
 pub fn diff(a: &Verified, b: &Verified) -> Diff {
-    crate::ir::diff::diff(a.model(), b.model(), &|m, n| module_of(&m.graph, n))
+    let trees = [ModuleTree::new(a), ModuleTree::new(b)];
+    let module_of = |m: &Model, n| {
+        let tree = &trees[usize::from(!std::ptr::eq(m, a.model()))];
+        let found = tree.of(n);
+        found.map_or_else(String::new, |(id, _)| tree.module(id).path.to_string())
+    };
+    crate::ir::diff::diff(a.model(), b.model(), &module_of)
 }
 
 /// Takes adapters out of a rewritten model: one, or all.

@@ -16,8 +16,8 @@
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind};
 use crate::ir::{
-    Attr, AttrValue, DType, Dim, Fact, Function, Graph, InfoEntry, Model, Node, NodeId, Payload,
-    Sym, TensorData, Type, TypeKind, ValueId, verify,
+    Attr, AttrValue, DType, Dim, Fact, Function, Graph, GraphPort, InfoEntry, Metadata, Model,
+    Node, NodeId, Payload, Sym, TensorData, Type, TypeKind, ValueId, verify,
 };
 use crate::ops::{self, InferCx, OpDef, shape_text, tensor_fact};
 use indexmap::IndexMap;
@@ -118,10 +118,42 @@ impl Verified {
         &self.warnings
     }
 
+    /// Declares the types of what these nodes make (`value_info`), where they are not declared. It is what was inferred, so the model
+    /// verifies as before; sizes that only an expression or a name made up here tells are left open.
+    pub(crate) fn declare_types(&mut self, of: impl Fn(&Metadata) -> bool) {
+        let graph = &self.model.graph;
+        let declared = declarations(graph);
+        let made = graph.nodes().filter(|n| of(&graph.node(*n).metadata));
+        let made = made.flat_map(|n| graph.node_outputs(n)).flatten();
+        let open = made.filter(|v| declared[v.index()].is_none());
+        let entry = |value| {
+            let ty = Some(declarable(self.facts.get(value)?)?);
+            let residue = bytes::Bytes::new();
+            Some(InfoEntry::Value(GraphPort { value, ty, residue }))
+        };
+        let entries: Vec<InfoEntry> = open.filter_map(entry).collect();
+        self.model.graph.infos.extend(entries);
+    }
+
     /// Gives the model up, for editing by other means.
     pub fn into_model(self) -> Model {
         self.model
     }
+}
+
+/// The type that a file can declare of a value of which this is known.
+fn declarable(fact: &Fact) -> Option<Type> {
+    let size = |s: &Sym| match (s.as_const(), s.as_symbol()) {
+        (Some(n), _) => Dim::Known(n),
+        (None, Some(name)) if s.is_plain() => Dim::Symbol(name.into()),
+        (None, _) => Dim::Unknown,
+    };
+    let dims = fact.dims.as_ref().map(|d| d.iter().map(size).collect());
+    let kind = TypeKind::Tensor {
+        dtype: fact.dtype?,
+        dims,
+    };
+    Some(Type { kind, exact: None })
 }
 
 fn has_errors(findings: &[Diagnostic]) -> bool {

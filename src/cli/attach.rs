@@ -91,7 +91,9 @@ fn lines(selected: &Selected) -> String {
         }
     }
     for (field, at) in &selected.first_layer {
-        text += &format!("  {field:<24} {at}\n");
+        let names = selected.adapted.get(field).map(|n| n.join(", "));
+        let mark = names.map_or_else(String::new, |n| format!("  ← {n}"));
+        text += &format!("  {field:<24} {at}{mark}\n");
     }
     text
 }

@@ -5,6 +5,7 @@ use super::select::VariantArgs;
 use super::{Ui, compile_options, open};
 use crate::api;
 use crate::error::Result;
+use crate::ir::diff::Alike;
 use crate::job::{
     CheckModel, Compare, CompareRuns, Engine, Print, Strip, agree, list_pipelines, pipelines_text,
 };
@@ -30,15 +31,30 @@ pub(super) fn print(args: &PrintArgs, ui: &Ui) -> Result<()> {
 
 /// Prints the difference; whether there is none.
 pub(super) fn diff(a: &Path, b: &Path, ui: &Ui) -> Result<bool> {
-    let (a, b) = (open(a, ui)?, open(b, ui)?);
-    let found = api::diff(&a, &b);
-    let c = found.nodes();
-    let text = found.to_string();
-    let same = found.is_empty();
-    ui.result(
-        &json!({ "identical": same, "nodes": c.to_string(), "text": text }),
-        || format!("{text}\n"),
-    )?;
+    let files = [(a, open(a, ui)?), (b, open(b, ui)?)];
+    let [(_, from), (_, to)] = &files;
+    let found = api::diff(from, to);
+    let (same, folded) = (found.is_empty(), found.folded());
+    let mut said = String::new();
+    let mut adapters = Vec::new();
+    for (path, model) in &files {
+        let attached = api::attached(model)?;
+        for adapter in &attached {
+            said += &format!("adapter in {}: {adapter}\n", path.display());
+        }
+        adapters.push(attached);
+    }
+    let module = |m: &Alike<'_>| {
+        let (counts, lines) = (m.counts(), m.first.lines.iter());
+        json!({ "module": m.module, "layers": m.layers, "added": counts.added, "removed": counts.removed,
+                "changed": counts.changed, "lines": lines.map(ToString::to_string).collect::<Vec<_>>() })
+    };
+    let modules: Vec<_> = folded.modules().iter().map(module).collect();
+    let document = json!({
+        "identical": same, "nodes": found.nodes().to_string(), "modules": modules,
+        "adapters": adapters, "text": found.to_string(),
+    });
+    ui.result(&document, || format!("{said}{folded}\n"))?;
     Ok(same)
 }
 

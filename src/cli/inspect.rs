@@ -3,8 +3,10 @@
 use super::{Ui, open, stdout};
 use crate::api;
 use crate::error::Result;
+use crate::ir::layers::{numbered, ranges};
 use crate::job::Infer;
-use crate::select::{Inspection, Interface};
+use crate::select::{Inspection, Interface, Selection};
+use indexmap::IndexMap;
 use serde_json::json;
 use std::path::Path;
 
@@ -29,6 +31,11 @@ pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<(
             .map(|h| json!({ "name": h.name, "type": h.word(), "classes": h.classes() }));
         shown["heads"] = rows.collect();
     }
+    let adapters = api::attached(&model)?;
+    for adapter in &adapters {
+        said += &format!("adapter     {adapter}\n");
+    }
+    shown["adapters"] = json!(adapters);
     let named = interface.map(Interface::resolve).transpose()?;
     let prospects = api::prospects(&model, path, named.as_ref())?;
     let Some(interface) = named else {
@@ -49,24 +56,34 @@ pub(super) fn inspect(path: &Path, interface: Option<&str>, ui: &Ui) -> Result<(
                     "value": graph.name_of(d.value), "witness": d.witness.to_string() })
         })
         .collect();
-    let rows = || -> String {
-        let row = |d: &crate::select::Decision| {
-            let layer = d.layer.map_or_else(|| "-".to_owned(), |l| l.to_string());
-            let value = graph.name_of(d.value);
-            format!(
-                "{layer:>5}  {:<26}{:<46}{value}  ({})\n",
-                d.field, d.path, d.witness
-            )
-        };
-        selection.decisions.iter().map(row).collect()
-    };
     ui.result(
         &json!({ "model": shown, "selected": explained.lines().collect::<Vec<_>>(), "fields": fields, "adapting": prospects }),
         || {
-            let head = format!("layer  {:<26}{:<46}value  (witness)", "interface field", "module");
-            format!("{said}\n{explained}\n{head}\n{}\n{prospects}", rows())
+            let table = decisions(&selection);
+            let folded = selection.explain(graph).folded();
+            format!("{said}\n{table}\n{folded}\n{prospects}")
         },
     )
+}
+
+/// What each field of the interface resolves to, and how that is known; equal layers in one row.
+fn decisions(selection: &Selection) -> String {
+    let mut rows: IndexMap<(String, String, String), Vec<usize>> = IndexMap::new();
+    for d in &selection.decisions {
+        let module = if d.layer.is_some() {
+            numbered(&d.path).0
+        } else {
+            d.path.to_string()
+        };
+        let key = (d.field.to_string(), module, d.witness.to_string());
+        rows.entry(key).or_default().extend(d.layer);
+    }
+    let mut text = format!("{:<27}{:<46}layers\n", "interface field", "module");
+    for ((field, module, witness), layers) in rows {
+        let layers = ranges(layers);
+        text += &format!("{field:<26} {module:<45} {layers:<9} by {witness}\n");
+    }
+    text
 }
 
 pub(super) fn list(ui: &Ui) -> Result<()> {
@@ -91,7 +108,8 @@ pub(super) fn check(interface: &str, model: Option<&Path>, ui: &Ui) -> Result<()
     ui.warnings(&opened);
     let selection = parsed.select(&model)?;
     ui.warnings(&selection.misses);
-    let explained = selection.explain(&model.model().graph).to_string();
+    let folded = selection.explain(&model.model().graph).folded();
+    let explained = format!("{}\n{folded}", decisions(&selection));
     let layers = selection.layers.len();
     ui.result(&json!({ "valid": true, "layers": layers }), || {
         format!(

@@ -143,6 +143,15 @@ impl Builder {
         *self.stamp.borrow_mut() = stamp;
     }
 
+    /// Adds to the `metadata_props` of all nodes made so far what they do not say yet.
+    pub(crate) fn describe(&self, say: impl Fn(&NewNode) -> Metadata) {
+        for node in &mut self.fragment.borrow_mut().nodes {
+            for (key, text) in say(node) {
+                node.metadata.entry(key).or_insert(text);
+            }
+        }
+    }
+
     /// Where new nodes stand from now on; where the patch says, without one.
     pub(crate) fn set_spot(&self, spot: Option<Spot>) {
         self.spot.set(spot);

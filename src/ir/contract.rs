@@ -173,6 +173,18 @@ pub(crate) fn grad(value: &str) -> String {
     format!("{GRAD}{value}")
 }
 
+/// Keys of `metadata_props`: what torch's exporter says of the modules that a node is in.
+pub(crate) mod exporter {
+    /// Paths of the modules around the node, outermost first, then its own name: a list as Python writes it.
+    pub(crate) const SCOPES: &str = "pkg.torch.onnx.name_scopes";
+    /// Their classes, in the same order.
+    pub(crate) const CLASSES: &str = "pkg.torch.onnx.class_hierarchy";
+    /// Both in one: `path: class/path: class/…`.
+    pub(crate) const NAMESPACE: &str = "namespace";
+    /// All of them.
+    pub(crate) const ALL: [&str; 3] = [SCOPES, CLASSES, NAMESPACE];
+}
+
 /// Keys of `metadata_props`: what this library says of the nodes and values that it adds.
 pub(crate) mod stamp {
     /// What all these keys begin with.

@@ -16,6 +16,10 @@ use indexmap::IndexMap;
 use rustc_hash::FxHashMap;
 use std::fmt;
 
+mod folded;
+
+pub(crate) use folded::Alike;
+
 /// Unchanged nodes shown on either side of a change.
 const CONTEXT: usize = 2;
 
@@ -66,7 +70,7 @@ pub(crate) struct Entry {
 }
 
 /// A kind of difference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Change {
     /// Only the second model has it.
     Added,
@@ -601,6 +605,16 @@ fn header(a: &Model, b: &Model) -> Vec<Entry> {
 
 // ---- showing -------------------------------------------------------------------------------------------------------------------
 
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Line::Node(e) => write!(f, "{e}"),
+            Line::Context(text) => write!(f, "    {text}"),
+            Line::Gap => f.write_str("    …"),
+        }
+    }
+}
+
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = match self.change {
@@ -626,21 +640,22 @@ impl fmt::Display for Diff {
             section(f, title, entries)?;
         }
         for m in &self.modules {
-            let name = if m.module.is_empty() {
-                "(no module)"
-            } else {
-                &m.module
+            let name = match &*m.module {
+                "" => "(no module)",
+                name => name,
             };
             writeln!(f, "{name}: {}", Counts::of(m.entries()))?;
             for line in &m.lines {
-                match line {
-                    Line::Node(e) => writeln!(f, "{e}")?,
-                    Line::Context(text) => writeln!(f, "    {text}")?,
-                    Line::Gap => writeln!(f, "    …")?,
-                }
+                writeln!(f, "{line}")?;
             }
         }
         section(f, "initializers", &self.initializers)?;
+        self.summary(f)
+    }
+}
+
+impl Diff {
+    fn summary(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
             return f.write_str("no difference");
         }

@@ -11,6 +11,7 @@ pub(crate) mod contract;
 pub(crate) mod diff;
 mod graph;
 mod id;
+pub(crate) mod layers;
 #[cfg(test)]
 pub(crate) mod looks;
 mod model;

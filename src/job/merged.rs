@@ -2,6 +2,7 @@
 
 use crate::adapters::methods::Fold;
 use crate::diag::Diagnostic;
+use crate::ir::layers::folded;
 use crate::onnx::Saved;
 use crate::rewrite::passes::{MergedWeight, Spread};
 use serde_json::{Value, json};
@@ -98,7 +99,7 @@ impl Merged {
             "bytes": files.iter().map(|s| s.bytes).sum::<u64>(),
             "weights": self.changed().count(),
             "quantized": self.changed().filter(|w| w.form.is_some()).count(),
-            "modules": folded(self.changed().flat_map(|w| &w.modules)),
+            "modules": folded(self.changed().flat_map(|w| &w.modules).map(|m| &**m)),
             "forms": forms.iter().map(Form::json).collect::<Vec<_>>(),
         });
         if files.len() > 1 {
@@ -122,7 +123,7 @@ impl Merged {
                 .map(|a| &**a)
                 .collect();
             let names = names.into_iter().collect::<Vec<_>>().join(", ");
-            let modules = folded(self.changed().flat_map(|w| &w.modules)).join(", ");
+            let modules = folded(self.changed().flat_map(|w| &w.modules).map(|m| &**m)).join(", ");
             let weights = if n == 1 { "weight" } else { "weights" };
             text += &match self.fold {
                 Fold::In => format!("merged {names} into {n} {weights}: {modules}\n"),
@@ -221,66 +222,11 @@ pub(super) fn warnings(weights: &[MergedWeight], fold: Fold, ranges: bool) -> Ve
         quantized.len(),
         percent(share(error.rms(), change.rms()))
     );
-    let modules = folded(drowned.iter().flat_map(|w| &w.modules)).join(", ");
+    let modules = folded(drowned.iter().flat_map(|w| &w.modules).map(|m| &**m)).join(", ");
     out.push(
         Diagnostic::warning("merge-rounding", found)
             .note(modules)
             .help("attach the adapter instead (`rewrite model.onnx --adapter …`), or merge it into the model before it is quantized"),
     );
     out
-}
-
-/// Names of modules, those of equal layers as one: `model.layers.*.self_attn.{q_proj,v_proj}`.
-fn folded<'m>(modules: impl Iterator<Item = &'m String>) -> Vec<String> {
-    let mut out: Vec<(String, Vec<&str>)> = Vec::new();
-    for module in modules {
-        let (within, last) = module.rsplit_once('.').unwrap_or(("", module));
-        let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
-        let parts = within.split('.');
-        let parts: Vec<&str> = parts
-            .map(|p| if number(p) && !p.is_empty() { "*" } else { p })
-            .collect();
-        let within = parts.join(".");
-        let at = out
-            .iter()
-            .position(|(w, _)| *w == within)
-            .unwrap_or_else(|| {
-                out.push((within, Vec::new()));
-                out.len() - 1
-            });
-        if !out[at].1.contains(&last) {
-            out[at].1.push(last);
-        }
-    }
-    let name = |(within, lasts): (String, Vec<&str>)| {
-        let dot = if within.is_empty() { "" } else { "." };
-        match lasts[..] {
-            [one] => format!("{within}{dot}{one}"),
-            _ => format!("{within}{dot}{{{}}}", lasts.join(",")),
-        }
-    };
-    out.into_iter().map(name).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::folded;
-
-    #[test]
-    fn equal_layers_are_one_name() {
-        let names = [
-            "model.layers.0.self_attn.q_proj",
-            "model.layers.0.self_attn.v_proj",
-            "model.layers.1.self_attn.q_proj",
-            "model.layers.1.mlp.up_proj",
-            "lm_head",
-        ];
-        let names = names.map(str::to_owned);
-        let want = [
-            "model.layers.*.self_attn.{q_proj,v_proj}",
-            "model.layers.*.mlp.up_proj",
-            "lm_head",
-        ];
-        assert_eq!(folded(names.iter()), want);
-    }
 }

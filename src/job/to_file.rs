@@ -88,6 +88,8 @@ pub(crate) struct Selected {
     pub hidden_size: usize,
     /// Projections of the first layer, by interface field.
     pub first_layer: IndexMap<String, String>,
+    /// The adapters of each of them, where it has any.
+    pub adapted: IndexMap<String, Vec<String>>,
     /// Number of places with an adapter.
     pub places: usize,
     /// How many places there are of each kind.
@@ -159,7 +161,9 @@ impl AttachToFile {
         let selected = selected(&adapted);
         let output = match before {
             Some(before) => Written::Dry {
-                diff: crate::api::diff(&before, &adapted.model).to_string(),
+                diff: crate::api::diff(&before, &adapted.model)
+                    .folded()
+                    .to_string(),
             },
             None if parts.is_empty() => self.write(&adapted, &names, &files.path)?,
             None => self.write_parts(&adapted, &names, &parts, events)?,
@@ -346,14 +350,21 @@ impl AttachToFile {
 /// What was selected.
 pub(super) fn selected(adapted: &Adapted) -> Selected {
     let selection = &adapted.selection;
-    let mut first_layer = IndexMap::new();
+    let modules = crate::api::adapted_modules(&adapted.model);
+    let (mut first_layer, mut of) = (IndexMap::new(), IndexMap::new());
     if let Some(l) = selection.layers.first() {
         let attentions = [&l.self_attn, &l.cross_attn].into_iter().flatten();
         let inside = attentions.flat_map(|a| [&a.q, &a.k, &a.v, &a.qkv, &a.o]);
         let outside = [&l.intermediate, &l.gate_proj, &l.output_proj];
         for p in inside.chain(outside).flatten() {
             let at = format!("{} [{} → {}]", p.path, p.d_in, p.d_out);
-            first_layer.insert(p.role.field().to_string(), at);
+            let field = p.role.field().to_string();
+            let here = modules.iter().filter(|(_, all)| all.contains(&*p.path));
+            let names: Vec<String> = here.map(|(name, _)| name.clone()).collect();
+            if !names.is_empty() {
+                of.insert(field.clone(), names);
+            }
+            first_layer.insert(field, at);
         }
     }
     let (places, at) = places(&adapted.model);
@@ -361,6 +372,7 @@ pub(super) fn selected(adapted: &Adapted) -> Selected {
         layers: selection.layers.len(),
         hidden_size: selection.hidden_size,
         first_layer,
+        adapted: of,
         places,
         at,
     }

@@ -5,6 +5,7 @@ use crate::analyze::view::Known;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
 use crate::infer::{Facts, Verified};
+use crate::ir::contract::stamp;
 use crate::ir::{Fact, Model, NodeId, ValueId};
 use std::fmt;
 
@@ -87,6 +88,7 @@ pub struct PassCx<'a> {
     before: &'a Verified,
     adopted: Facts,
     report: PassReport,
+    declares: bool,
 }
 
 /// What a pass did.
@@ -150,6 +152,11 @@ impl<'a> PassCx<'a> {
         self.report.added += applied.added;
         self.report.removed += applied.removed;
         Ok(applied)
+    }
+
+    /// Has the types of all nodes that this library added written down (`value_info`), as they are inferred when the pass is done.
+    pub(crate) fn declare_types(&mut self) {
+        self.declares = true;
     }
 
     /// Reports a finding that does not stop the pass.
@@ -317,11 +324,15 @@ fn run_one(pass: &dyn Pass, before: &Verified) -> Result<(Option<Verified>, Pass
         before,
         adopted: Facts::default(),
         report,
+        declares: false,
     };
     pass.run(&mut cx)?;
     if cx.report.patches == 0 {
         return Ok((None, cx.report));
     }
-    let verified = Verified::check(cx.model).map_err(Error::from)?;
+    let mut verified = Verified::check(cx.model).map_err(Error::from)?;
+    if cx.declares {
+        verified.declare_types(|metadata| metadata.keys().any(|k| k.starts_with(stamp::PREFIX)));
+    }
     Ok((Some(verified), cx.report))
 }

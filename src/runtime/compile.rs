@@ -390,7 +390,7 @@ fn describe(node: &Node) -> String {
 fn place(node: &Node, path: &str) -> String {
     let module = node
         .metadata
-        .get("pkg.torch.onnx.name_scopes")
+        .get(crate::ir::contract::exporter::SCOPES)
         .and_then(|s| {
             let parts: Vec<&str> = s.split('\'').skip(1).step_by(2).collect();
             parts

@@ -3,7 +3,9 @@
 use super::site::{
     AttentionSite, Layer, Layout, LinearSite, NormSite, QkvLayout, Selection, WeightForm,
 };
+use crate::ir::layers::ranges;
 use crate::ir::{Graph, ValueId};
+use indexmap::IndexMap;
 use std::fmt::{self, Write};
 
 /// A selection beside its graph, for display.
@@ -11,6 +13,7 @@ use std::fmt::{self, Write};
 pub(crate) struct Explained<'a> {
     selection: &'a Selection,
     graph: &'a Graph,
+    folds: bool,
 }
 
 impl Selection {
@@ -19,8 +22,61 @@ impl Selection {
         Explained {
             selection: self,
             graph,
+            folds: false,
         }
     }
+}
+
+impl Explained<'_> {
+    /// The same with equal layers shown once.
+    pub(crate) fn folded(self) -> Self {
+        Explained {
+            folds: true,
+            ..self
+        }
+    }
+
+    /// The text of each layer, and the numbers of all that have the same one but for numbers in names.
+    fn layers(&self) -> Result<Vec<(String, Vec<usize>)>, fmt::Error> {
+        let mut out: IndexMap<String, (String, Vec<usize>)> = IndexMap::new();
+        for (at, l) in self.selection.layers.iter().enumerate() {
+            let mut text = String::new();
+            layer(&mut text, self.graph, l)?;
+            let (_, body) = text.split_once('\n').unwrap_or_default();
+            // What enters the first layer has another name than what one layer hands to the next.
+            let own = body.lines().filter(|l| !l.starts_with("  residuals:"));
+            let key = if self.folds {
+                without_numbers(&own.collect::<Vec<_>>().join("\n"))
+            } else {
+                at.to_string()
+            };
+            let found = out.entry(key).or_insert((text, Vec::new()));
+            found.1.push(l.index);
+        }
+        Ok(out.into_values().collect())
+    }
+}
+
+/// A text without the numbers in its names; sizes in brackets and numbers that stand alone stay.
+fn without_numbers(text: &str) -> String {
+    let (mut out, mut depth) = (String::with_capacity(text.len()), 0usize);
+    for word in text.split_inclusive(char::is_whitespace) {
+        let named = depth == 0 && word.contains(char::is_alphabetic);
+        let mut chars = word.chars().peekable();
+        while let Some(c) = chars.next() {
+            match c {
+                '[' => depth += 1,
+                ']' => depth = depth.saturating_sub(1),
+                // The first of several has no number: `linear`, `linear_1`.
+                '_' if named && chars.peek().is_some_and(char::is_ascii_digit) => continue,
+                _ => {}
+            }
+            if !(named && c.is_ascii_digit()) {
+                out.push(c);
+            }
+        }
+    }
+    out
 }
 
 impl fmt::Display for Explained<'_> {
@@ -34,8 +90,11 @@ impl fmt::Display for Explained<'_> {
         for e in &s.embeddings {
             writeln!(f, "embeddings {} -> {}", e.path, g.name_of(e.output))?;
         }
-        for l in &s.layers {
-            layer(f, g, l)?;
+        for (text, numbers) in self.layers()? {
+            if numbers.len() > 1 {
+                writeln!(f, "layers {}, each as this one:", ranges(numbers))?;
+            }
+            f.write_str(&text)?;
         }
         if let Some(head) = &s.output_embeddings {
             linear(f, g, "", head)?;
@@ -47,7 +106,7 @@ impl fmt::Display for Explained<'_> {
     }
 }
 
-fn layer(f: &mut fmt::Formatter<'_>, g: &Graph, l: &Layer) -> fmt::Result {
+fn layer(f: &mut dyn Write, g: &Graph, l: &Layer) -> fmt::Result {
     let call = if l.call > 0 {
         format!(" call {}", l.call)
     } else {
@@ -92,7 +151,7 @@ fn layer(f: &mut fmt::Formatter<'_>, g: &Graph, l: &Layer) -> fmt::Result {
 }
 
 fn attention(
-    f: &mut fmt::Formatter<'_>,
+    f: &mut dyn Write,
     g: &Graph,
     layer: &str,
     site: Option<&AttentionSite>,
@@ -124,7 +183,7 @@ fn relative<'p>(path: &'p str, layer: &str) -> &'p str {
         .unwrap_or(path)
 }
 
-fn linear(f: &mut fmt::Formatter<'_>, g: &Graph, layer: &str, l: &LinearSite) -> fmt::Result {
+fn linear(f: &mut dyn Write, g: &Graph, layer: &str, l: &LinearSite) -> fmt::Result {
     let indent = if layer.is_empty() { "" } else { "  " };
     for (i, l) in l.calls().enumerate() {
         write!(
@@ -175,13 +234,7 @@ fn form(form: &WeightForm) -> String {
     }
 }
 
-fn norm(
-    f: &mut fmt::Formatter<'_>,
-    g: &Graph,
-    name: &str,
-    layer: &str,
-    s: &NormSite,
-) -> fmt::Result {
+fn norm(f: &mut dyn Write, g: &Graph, name: &str, layer: &str, s: &NormSite) -> fmt::Result {
     let ops: Vec<&str> = s.nodes.iter().map(|n| &*g.node(*n).op.op_type).collect();
     writeln!(
         f,
@@ -192,4 +245,22 @@ fn norm(
         g.name_of(s.output),
         ops.join("+")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_numbers;
+
+    #[test]
+    fn numbers_in_names_differ_between_equal_layers_and_sizes_do_not() {
+        let of = |layer, width| {
+            format!("  q_proj [{width} -> 16]: mul_{layer} -> linear_{layer} by MatMul, 4 bits\n")
+        };
+        assert_eq!(without_numbers(&of(3, 32)), without_numbers(&of(14, 32)));
+        let first = of(3, 32).replace("linear_3", "linear");
+        assert_eq!(without_numbers(&first), without_numbers(&of(3, 32)));
+        assert_ne!(without_numbers(&of(3, 32)), without_numbers(&of(3, 64)));
+        assert!(without_numbers(&of(3, 32)).contains("[32 -> 16]"));
+        assert!(without_numbers(&of(3, 32)).contains("4 bits"));
+    }
 }

@@ -31,12 +31,12 @@ pub use infer::{Proposal, infer_interface};
 pub(crate) use inspect::Inspection;
 pub use interface::{Fields, GraphNames, Interface, InterfaceFile, PerStack};
 pub(crate) use interface::{Library, beside};
-pub(crate) use modules::{ModuleId, ModuleTree, Witness, module_of};
+pub(crate) use modules::{ModuleId, ModuleTree, ROOT, Witness, module_of};
+pub(crate) use site::LinearModule;
 pub use site::{
     AttentionSite, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite, ParameterSite,
     QkvLayout, Role, Selection, TableSite, WeightForm, WeightUse,
 };
-pub(crate) use site::{Decision, LinearModule};
 
 impl Interface {
     /// Finds every place that the interface names, in every layer.

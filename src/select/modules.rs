@@ -10,7 +10,7 @@ use crate::analyze::flow::Flow;
 use crate::analyze::linear::Linear;
 use crate::analyze::norm::Norms;
 use crate::infer::Verified;
-use crate::ir::contract::stamp;
+use crate::ir::contract::{exporter, stamp};
 use crate::ir::{Graph, Node, NodeId, ValueId};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
@@ -79,6 +79,15 @@ pub(crate) struct Module {
     pub(crate) depth: u32,
 }
 
+/// Whose modules a tree has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// The base model's.
+    Base,
+    /// The base model's, and those of attached adapters.
+    All,
+}
+
 /// Modules and their nodes.
 #[derive(Clone, Debug)]
 pub(crate) struct ModuleTree {
@@ -87,12 +96,18 @@ pub(crate) struct ModuleTree {
 }
 
 impl ModuleTree {
-    /// The modules of a model's main graph.
+    /// The modules of a model's main graph, those of attached adapters among them.
     pub(crate) fn new(verified: &Verified) -> Self {
-        ModuleTree::of_view(&Flow::new(verified))
+        ModuleTree::made(&Flow::new(verified), Whose::All)
     }
 
+    /// The modules of the base model: what adapters added belongs to modules by its neighbours alone, so that a module's values are its
+    /// own.
     pub(super) fn of_view(view: &Flow<'_>) -> Self {
+        ModuleTree::made(view, Whose::Base)
+    }
+
+    fn made(view: &Flow<'_>, whose: Whose) -> Self {
         let mut tree = ModuleTree {
             modules: vec![Module {
                 path: "".into(),
@@ -104,7 +119,7 @@ impl ModuleTree {
             }],
             of_node: vec![None; view.graph.index_bound()],
         };
-        let raw = tree.metadata(view);
+        let raw = tree.metadata(view, whose);
         tree.names(view, &raw);
         tree.parameters(view);
         tree.residuals(view, &Norms::new(view));
@@ -225,10 +240,17 @@ impl ModuleTree {
     }
 
     /// Reads metadata; returns the nodes without, with the scope that their names give.
-    fn metadata<'g>(&mut self, view: &Flow<'g>) -> Vec<(NodeId, &'g str, Witness)> {
+    fn metadata<'g>(&mut self, view: &Flow<'g>, whose: Whose) -> Vec<(NodeId, &'g str, Witness)> {
         let mut rest = Vec::new();
+        let scope_of = |name: &'g str| match whose {
+            Whose::All => name_scope(name).or_else(|| added_scope(name)),
+            Whose::Base => name_scope(name),
+        };
         for &n in &view.order {
             let node = view.node(n);
+            if whose == Whose::Base && node.metadata.contains_key(stamp::ADAPTER) {
+                continue;
+            }
             if let Some((path, classes)) = metadata_scope(node) {
                 let id = self.intern(&path);
                 self.of_node[n.index()] = Some((id, Witness::Metadata));
@@ -237,13 +259,13 @@ impl ModuleTree {
                 {
                     self.modules[id.0 as usize].class = Some(class.into());
                 }
-            } else if let Some(scope) = name_scope(&node.name) {
+            } else if let Some(scope) = scope_of(&node.name) {
                 rest.push((n, scope, Witness::NodeName));
             } else {
                 let graph = view.graph;
                 let outputs = graph.node_outputs(n);
                 let mut outputs = outputs.into_iter().flatten();
-                if let Some(scope) = outputs.find_map(|v| name_scope(graph.name_of(v))) {
+                if let Some(scope) = outputs.find_map(|v| scope_of(graph.name_of(v))) {
                     rest.push((n, scope, Witness::ValueName));
                 }
             }
@@ -567,13 +589,15 @@ pub(crate) fn module_of(graph: &Graph, node: NodeId) -> String {
     if let Some((path, _)) = metadata_scope(node) {
         return path;
     }
-    let scope = name_scope(&node.name).unwrap_or_default();
-    parts(scope).collect::<Vec<_>>().join(".")
+    let scope = name_scope(&node.name).or_else(|| added_scope(&node.name));
+    parts(scope.unwrap_or_default())
+        .collect::<Vec<_>>()
+        .join(".")
 }
 
 /// Module path and class from dynamo's metadata: the entry before the last one, which is the fx node itself.
 fn metadata_scope(node: &Node) -> Option<(String, Option<String>)> {
-    if let Some(scopes) = node.metadata.get("pkg.torch.onnx.name_scopes") {
+    if let Some(scopes) = node.metadata.get(exporter::SCOPES) {
         let scopes = python_list(scopes)?;
         let at = scopes.len().checked_sub(2)?;
         let path = scopes.get(at)?;
@@ -582,12 +606,12 @@ fn metadata_scope(node: &Node) -> Option<(String, Option<String>)> {
         }
         let class = node
             .metadata
-            .get("pkg.torch.onnx.class_hierarchy")
+            .get(exporter::CLASSES)
             .and_then(|c| python_list(c))
             .and_then(|c| c.get(at).cloned());
         return Some((path.clone(), class));
     }
-    let namespace = node.metadata.get("namespace")?;
+    let namespace = node.metadata.get(exporter::NAMESPACE)?;
     let entries: Vec<&str> = namespace.split('/').collect();
     let (path, class) = entries
         .get(entries.len().checked_sub(2)?)?
@@ -631,6 +655,13 @@ fn name_scope(name: &str) -> Option<&str> {
         None => name,
     };
     Some(name.rsplit_once('/').map_or("", |(scope, _)| scope))
+}
+
+/// The scope in a name that this library gave a node, which begins with the path of the adapter's module:
+/// `model.layers.0.self_attn.q_proj.loras.a/MatMul`.
+fn added_scope(name: &str) -> Option<&str> {
+    let (path, _) = name.split_once('/')?;
+    owner(path).map(|_| path)
 }
 
 /// The path of the module that a parameter of this name belongs to: `encoder.layer.0.output.dense` of `encoder.layer.0.output.dense.bias`.
@@ -681,6 +712,12 @@ mod tests {
         );
         assert_eq!(name_scope("/Gather"), Some(""));
         assert_eq!(name_scope("node_linear"), None);
+        assert_eq!(
+            added_scope("model.layers.0.q_proj.loras.a/input/MatMul"),
+            Some("model.layers.0.q_proj.loras.a")
+        );
+        assert_eq!(added_scope("model/layers/0/MatMul"), None);
+        assert_eq!(added_scope("onnx::MatMul.1/x"), None);
     }
 
     /// The module of each node of a graph, by the first of its outputs.

@@ -59,7 +59,7 @@ fn a_dry_run_writes_nothing() {
     let desk = Desk::with("qwen3/model.torchscript.onnx");
     let before = desk.files();
     let out = desk.ok(&["-i", "qwen3", "-a", "seq_bn", "model.onnx", "--dry-run"]);
-    contains(&out, &["layers.0", "layers.1"]);
+    contains(&out, &["layers.0", "layers 0, 1, each"]);
     assert!(desk.files() == before);
 }
 
@@ -103,7 +103,8 @@ fn inspect_shows_what_an_interface_selects() {
     let out = desk.ok(&["inspect", "model.onnx"]);
     contains(&out, &["pytorch", "input_ids", "logits", "layers"]);
     let out = desk.ok(&["inspect", "model.onnx", "--interface", "interface.json"]);
-    contains(&out, &["self_attn.q_proj [32 -> 32]", "layer 1", "lm_head"]);
+    let folded = "layers 0, 1, each as this one";
+    contains(&out, &["self_attn.q_proj [32 -> 32]", folded, "lm_head"]);
 }
 
 #[test]

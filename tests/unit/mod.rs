@@ -66,6 +66,7 @@ mod setups;
 mod strangers;
 #[cfg(feature = "train")]
 mod tenants;
+mod told;
 #[cfg(feature = "train")]
 mod train_loop;
 #[cfg(feature = "train")]

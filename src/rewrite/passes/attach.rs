@@ -9,6 +9,7 @@ use self::exchange::{Exchange, Exchanging};
 use self::manifest::{check_exchanged, check_names, check_tenants, extended};
 use self::outputs::{Grown, declare_outputs, forget_shapes};
 
+use super::homes::Homes;
 use crate::adapters::manifest::{Manifest, Tenants};
 use crate::adapters::place::{At, BuildCx, Place, Shown, State, Types};
 use crate::adapters::plan::{Part, Plan, plan};
@@ -80,6 +81,13 @@ impl AttachPass {
     fn names(&self, group: &[&Part<'_>]) -> Vec<&str> {
         let name = |p: &&Part<'_>| &*self.adapters[p.adapter].name;
         group.iter().map(name).collect()
+    }
+
+    /// What the module tree calls the class of an adapter's modules.
+    fn class(&self, name: &str) -> String {
+        let found = self.adapters.iter().find(|a| *a.name == *name);
+        let kind = found.map_or("adapter", |a| a.config.architecture());
+        format!("onnx_graft.{kind}")
     }
 
     /// Refuses what cannot stand in a stack with others.
@@ -178,11 +186,14 @@ impl Pass for AttachPass {
             },
             current: current_values(graph),
             once: RefCell::default(),
+            homes: Homes::of(before),
         };
+        cx.declare_types();
         let channels = if stacks { self.setup.channels() } else { 1 };
         let grown = if channels > 1 {
             let owner = self.setup.first().unwrap_or_default();
-            Some(replicate(channels, owner, &mut writer.current, cx)?)
+            let tell = |b: &Builder| writer.homes.tell(b, "", &|name| self.class(name));
+            Some(replicate(channels, owner, &tell, &mut writer.current, cx)?)
         } else {
             None
         };
@@ -284,6 +295,8 @@ struct Writer<'w> {
     current: FxHashMap<ValueId, ValueId>,
     /// Values that several places use: masks and the like.
     once: RefCell<BTreeMap<String, Val>>,
+    /// The modules that added nodes stand in.
+    homes: Homes,
 }
 
 impl Writer<'_> {
@@ -393,6 +406,12 @@ impl Writer<'_> {
             let kind = TypeKind::Tensor { dtype, dims };
             patch.add_output(score, &name, Some(Type { kind, exact: None }));
         }
+        let near = match place.linear() {
+            Some(site) => &*site.path,
+            None => self.homes.around(place.anchor(graph)),
+        };
+        let class = |name: &str| self.pass.class(name);
+        self.homes.tell(patch.builder(), near, &class);
         let applied = cx.commit(patch)?;
         for (old, new, _) in moves {
             self.current.insert(old, applied.value(new));

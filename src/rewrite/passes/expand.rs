@@ -6,7 +6,7 @@
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};
 use crate::infer::Facts;
-use crate::ir::contract::stamp;
+use crate::ir::contract::{exporter, stamp};
 use crate::ir::{Fact, Graph, Metadata, NodeId, OpId, ValueId};
 use crate::ops::{Definition, ExpandCx, GradError, Gradient, lookup};
 use crate::rewrite::{Pass, PassCx, PassError};
@@ -48,6 +48,7 @@ impl Pass for Expand {
             if chosen.is_empty() {
                 return Ok(());
             }
+            cx.declare_types();
             expand_nodes(cx, &chosen)?;
         }
     }
@@ -117,7 +118,14 @@ fn expand_node(
     let mut patch = cx.patch(format!("definition of {name}"), Some(n));
     patch.builder().set_scope(&scope(g, n));
     let origin = (stamp::DEFINITION.into(), g.node(n).op.to_string().into());
-    patch.builder().set_stamp(Metadata::from_iter([origin]));
+    let mut stamps = Metadata::from_iter([origin]);
+    // The definition stands where the operator stood.
+    for key in exporter::ALL {
+        if let Some(text) = g.node(n).metadata.get(key) {
+            stamps.insert(key.into(), text.clone());
+        }
+    }
+    patch.builder().set_stamp(stamps);
     let dtype = g.output(n, 0).and_then(facts).and_then(|f| f.dtype);
     if let Some(ty) = dtype.filter(|t| t.is_float()) {
         patch.builder().set_float(ty);

@@ -1,6 +1,7 @@
 //! Attaching a prediction head: `logits` from the hidden states that a base model gives.
 
 use super::attach::blocks::Cut;
+use super::homes::Homes;
 use super::loss::{Rows, lengthened};
 use crate::adapters::heads::{Head, HeadConfig, HeadType, Noted, Pooling, owner};
 use crate::adapters::manifest::Manifest;
@@ -69,6 +70,9 @@ impl Pass for AttachHead {
         for (name, value, dims) in outputs {
             patch.add_output(value, &name, Some(Type::tensor(COMPUTED, dims)));
         }
+        let class = |_: &str| "onnx_graft.head".to_owned();
+        Homes::of(cx.before()).tell(patch.builder(), "", &class);
+        cx.declare_types();
         patch.model_metadata(stamp::MANIFEST, Some(&manifest.text()));
         cx.commit(patch)?;
         Ok(())

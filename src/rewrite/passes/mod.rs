@@ -7,6 +7,7 @@ pub(crate) mod expand;
 pub(crate) mod fuse;
 pub(crate) mod gradient;
 pub(crate) mod head;
+mod homes;
 pub(crate) mod inline;
 pub(crate) mod join;
 pub(crate) mod logits;

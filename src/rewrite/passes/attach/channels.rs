@@ -6,7 +6,7 @@ use super::outputs::{self, Grown};
 use crate::adapters::place::Kind;
 use crate::diag::Diagnostic;
 use crate::ir::contract::{self, stamp};
-use crate::ir::{Dim, Graph, GraphPort, Spot, ValueId};
+use crate::ir::{Builder, Dim, Graph, GraphPort, Spot, ValueId};
 use crate::rewrite::{PassCx, PassError, Uses};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -14,6 +14,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 pub(super) fn replicate(
     channels: usize,
     owner: &str,
+    tell: &dyn Fn(&Builder),
     current: &mut FxHashMap<ValueId, ValueId>,
     cx: &mut PassCx<'_>,
 ) -> Result<Grown, PassError> {
@@ -35,6 +36,7 @@ pub(super) fn replicate(
     }
     b.set_spot(None);
     outputs::forget_shapes(&grown, graph, &mut patch);
+    tell(patch.builder());
     for &(input, replicated) in &made {
         patch.redirect(input, replicated, Uses::All);
     }
