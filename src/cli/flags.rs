@@ -84,6 +84,13 @@ fn arg(field: &OptionField, aliases: Vec<String>, others: &[&'static str]) -> Ar
         Value::Array(a) if a.is_empty() => None,
         Value::Object(o) if o.is_empty() => None,
         Value::String(s) => Some(s.clone()),
+        // As a flag takes it.
+        Value::Array(a) => {
+            let words = a
+                .iter()
+                .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
+            Some(words.collect::<Vec<_>>().join(","))
+        }
         other => Some(other.to_string()),
     };
     if let Some(value) = shown {

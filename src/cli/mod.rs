@@ -14,9 +14,11 @@ mod flags;
 mod generate;
 mod graphs;
 mod habits;
+mod help;
 mod hub;
 mod inspect;
 mod interrupt;
+mod look;
 mod merge;
 mod progress;
 mod remote;
@@ -33,7 +35,7 @@ use crate::infer::Verified;
 use crate::job::{Event, usage};
 use crate::onnx::Saved;
 use args::{Cli, Command, InterfaceCommand};
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 use serde_json::json;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
@@ -60,7 +62,10 @@ fn run() -> ExitCode {
         verbose: 0,
     };
     let done = remote::arguments(given, &plain).and_then(|arguments| {
-        let cli = match Cli::try_parse_from(&arguments) {
+        let parsed = help::command()
+            .try_get_matches_from(&arguments)
+            .and_then(|matches| Cli::from_arg_matches(&matches));
+        let cli = match parsed {
             Ok(cli) => cli,
             Err(e) => return Ok(refuse(&e, &arguments, &plain)),
         };
@@ -124,16 +129,13 @@ fn refuse(e: &clap::Error, arguments: &[std::ffi::OsString], ui: &Ui) -> ExitCod
         Some(clap::Error::raw(kind, message))
     });
     let e = error.as_ref().unwrap_or(e);
-    let asked = !e.use_stderr();
-    if ui.json && !asked {
-        let text = e.render().to_string();
-        let first = text.lines().next().unwrap_or_default();
-        let message = first.trim_start_matches("error: ");
-        ui.failed(&text, &[Diagnostic::error("arguments", message)]);
-    } else {
+    if !e.use_stderr() {
         let _ = e.print();
+        return ExitCode::SUCCESS;
     }
-    ExitCode::from(if asked { 0 } else { 2 })
+    let found = help::refusal(e, arguments);
+    ui.failed(&found.to_string(), &[found]);
+    ExitCode::from(2)
 }
 
 fn broken_pipe(e: &Error) -> bool {
@@ -282,7 +284,8 @@ impl Ui {
 
     /// Why the work failed: text on stderr, and JSON on stdout if that was asked for.
     fn failed(&self, text: &str, findings: &[Diagnostic]) {
-        let _ = writeln!(std::io::stderr().lock(), "{}", visible(text.trim_end()));
+        let shown = visible(text.trim_end());
+        let _ = writeln!(anstream::stderr().lock(), "{}", look::coloured(&shown));
         if self.json {
             let finding = |d: &Diagnostic| {
                 json!({
@@ -297,7 +300,11 @@ impl Ui {
     /// A line on stderr.
     fn note(&self, text: &str) {
         if !self.quiet {
-            let _ = writeln!(std::io::stderr().lock(), "{}", visible(text));
+            let _ = writeln!(
+                anstream::stderr().lock(),
+                "{}",
+                look::coloured(&visible(text))
+            );
         }
     }
 
@@ -355,7 +362,8 @@ fn compile_options(exec: &exec::ExecArgs) -> Result<crate::runtime::CompileOptio
 /// What the global options say; used by tests of the parser.
 #[cfg(test)]
 fn parse(line: &[&str]) -> std::result::Result<Cli, clap::Error> {
-    Cli::try_parse_from(line)
+    let matches = help::command().try_get_matches_from(line)?;
+    Cli::from_arg_matches(&matches)
 }
 
 #[cfg(test)]
