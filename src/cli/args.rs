@@ -43,7 +43,7 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// Print one JSON document on stdout instead of text
+    /// Print one JSON document on stdout instead of text; `generate` prints events, one JSON object a line
     #[arg(long, global = true, display_order = 900)]
     pub(crate) json: bool,
     /// Show no progress and no warnings
@@ -207,7 +207,15 @@ pub(crate) enum Command {
     Eval(Box<EvalArgs>),
     /// Generate text with a model, adapted or not
     #[command(
-        after_help = "Example:\n  rewrite generate model.onnx --interface qwen3 --adapter lora/ --prompt 'The cat' --max-new-tokens 50 --stream"
+        after_help = "Examples:\n  rewrite generate model.onnx --interface qwen3 --adapter lora/ --prompt 'The cat' --max-new-tokens 50\n  \
+                      echo 'The cat' | rewrite generate model.onnx\n  \
+                      rewrite generate model.onnx --prompts questions.txt --chat\n  \
+                      rewrite generate model.onnx\n\n\
+                      Without a prompt, all of standard input is one (`--prompts -` reads one a line); on a terminal a conversation begins: \
+                      /help lists its commands, Ctrl-C ends an answer, Ctrl-D the conversation.\n\n\
+                      With --json, stdout is a stream of events, one JSON object a line: `begin` (texts), `text` (index, text) for what is new, \
+                      `answer` (index, prompt, prompt_text, ids, text, finish_reason) for a text that is done, at last `end` (new_tokens, \
+                      tokens_per_second, cache), or `error` (errors)."
     )]
     Generate(Box<GenerateArgs>),
     /// Fold adapters into the base weights, quantized ones too, or take them out again
@@ -686,12 +694,16 @@ pub(crate) struct GenerateArgs {
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) select: AdapterArgs,
-    /// Text that the generated text continues. May be repeated
-    #[arg(short, long, value_name = "TEXT")]
+    /// Text that the generated text continues; - is all of standard input, which is also read where there is no prompt. May be repeated
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) prompt: Vec<String>,
-    /// File of prompts, one in each line; or JSON lines with `prompt`, `messages` or `input_ids` in a file named .jsonl
+    /// File of prompts, one in each line; or JSON lines with `prompt`, `messages` or `input_ids` in a file named .jsonl. - is standard
+    /// input, in either form
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
+    /// Talk with the model, turn by turn (default where there is no prompt, on a terminal); from a pipe, each line is a turn
+    #[arg(long, conflicts_with_all = ["prompt", "prompts", "chat", "stream"])]
+    pub(crate) interactive: bool,
     /// Put each prompt as what a user says into the model's chat template
     #[arg(long)]
     pub(crate) chat: bool,
@@ -705,7 +717,7 @@ pub(crate) struct GenerateArgs {
     /// row of a .jsonl file of prompts may say its own: `adapter_ids`
     #[arg(long, value_name = "NAME")]
     pub(crate) adapter_name: Option<String>,
-    /// Print the text as it comes
+    /// Print the text as it comes (default for one prompt on a terminal)
     #[arg(long)]
     pub(crate) stream: bool,
     /// A text that ends the generation; what is printed ends in front of it. May be repeated

@@ -6,6 +6,7 @@ mod args;
 mod attach;
 mod average;
 mod bus;
+mod chat;
 mod eval;
 mod exec;
 mod export;
@@ -60,6 +61,7 @@ fn run() -> ExitCode {
         json: before.clone().any(|a| a == "--json"),
         quiet: before.clone().any(|a| a == "-q" || a == "--quiet"),
         verbose: 0,
+        events: before.clone().any(|a| a == "generate"),
     };
     let done = remote::arguments(given, &plain).and_then(|arguments| {
         let parsed = help::command()
@@ -73,6 +75,7 @@ fn run() -> ExitCode {
             json: cli.global.json,
             quiet: cli.global.quiet,
             verbose: cli.global.verbose,
+            events: plain.events,
         };
         if let Some(bytes) = cli.global.memory_limit {
             budget::set(bytes);
@@ -269,6 +272,8 @@ struct Ui {
     json: bool,
     quiet: bool,
     verbose: u8,
+    /// Whether JSON is a stream of events, one a line.
+    events: bool,
 }
 
 impl Ui {
@@ -282,6 +287,12 @@ impl Ui {
         stdout(visible(&text()).as_bytes())
     }
 
+    /// An object on a line of its own.
+    #[expect(clippy::unused_self, reason = "where output goes is said here")]
+    fn line(&self, json: &serde_json::Value) -> Result<()> {
+        stdout((json.to_string() + "\n").as_bytes())
+    }
+
     /// Why the work failed: text on stderr, and JSON on stdout if that was asked for.
     fn failed(&self, text: &str, findings: &[Diagnostic]) {
         let shown = visible(text.trim_end());
@@ -293,7 +304,11 @@ impl Ui {
                 })
             };
             let findings: Vec<_> = findings.iter().map(finding).collect();
-            let _ = self.result(&json!({ "errors": findings }), String::new);
+            let _ = if self.events {
+                self.line(&json!({ "event": "error", "errors": findings }))
+            } else {
+                self.result(&json!({ "errors": findings }), String::new)
+            };
         }
     }
 
@@ -305,6 +320,19 @@ impl Ui {
                 "{}",
                 look::coloured(&visible(text))
             );
+        }
+    }
+
+    /// A line on stderr that was asked for.
+    #[expect(clippy::unused_self, reason = "where output goes is said here")]
+    fn say(&self, text: &str) {
+        let _ = writeln!(std::io::stderr().lock(), "{}", visible(text));
+    }
+
+    /// A line on stderr for those who want to know more.
+    fn say_more(&self, text: &str) {
+        if self.verbose > 0 {
+            self.note(text);
         }
     }
 

@@ -108,7 +108,8 @@ impl<'a> Progress<'a> {
             ));
         }
         self.bar.set_message(format!(
-            "{loss}  lr {:.2e}{}",
+            "epoch {:.2}  {loss}  lr {:.2e}{}",
+            r.epoch,
             r.learning_rate,
             speed(self.rate())
         ));
@@ -179,35 +180,76 @@ impl<'a> Bar<'a> {
     }
 }
 
-/// A sign that texts are being generated; everything else that a job says is a line.
-pub(super) struct Spinner<'a> {
+/// How far the generation of texts is; everything else that a job says is a line.
+pub(super) struct Texts<'a> {
     ui: &'a Ui,
+    shown: bool,
     bar: ProgressBar,
+    /// Tokens of the texts that are done, and pieces of those that are not.
+    tokens: usize,
     pieces: usize,
+    started: Instant,
 }
 
-impl<'a> Spinner<'a> {
+impl<'a> Texts<'a> {
     pub(super) fn new(ui: &'a Ui, shown: bool) -> Self {
-        let bar = if ui.progress() && shown {
-            ProgressBar::new_spinner()
-        } else {
-            ProgressBar::hidden()
-        };
-        Spinner { ui, bar, pieces: 0 }
+        let shown = shown && ui.progress() && lively(|name| std::env::var(name).ok());
+        Texts {
+            ui,
+            shown,
+            bar: ProgressBar::hidden(),
+            tokens: 0,
+            pieces: 0,
+            started: Instant::now(),
+        }
     }
 
     pub(super) fn event(&mut self, event: &job::Event) {
         match event {
+            job::Event::Asked { texts, .. } if self.shown => {
+                self.started = Instant::now();
+                self.bar = ProgressBar::new(*texts as u64);
+                let style = if *texts > 1 {
+                    "{bar:30} {pos}/{len} texts{msg}  {eta} left"
+                } else {
+                    "{spinner} a text{msg}"
+                };
+                if let Ok(style) = ProgressStyle::with_template(style) {
+                    self.bar.set_style(style);
+                }
+                self.bar.enable_steady_tick(Duration::from_millis(200));
+            }
+            job::Event::Asked { .. } => {}
             job::Event::Progress { done, total, .. } if done == total => {
                 self.bar.finish_and_clear();
             }
-            job::Event::Progress { .. } => self.bar.enable_steady_tick(Duration::from_millis(200)),
+            job::Event::Progress { done, .. } => self.bar.set_position(*done as u64),
             job::Event::Text { .. } => {
                 self.pieces += 1;
-                let pieces = self.pieces;
-                self.bar.set_message(format!("{pieces} pieces of text"));
+                self.rate();
             }
-            other => self.ui.event(other),
+            job::Event::Answer { text, .. } => {
+                self.tokens += text.ids.len();
+                self.rate();
+            }
+            other => self.suspend(|| self.ui.event(other)),
+        }
+    }
+
+    /// A piece is a token, or more; where there is no tokenizer, only whole texts are counted.
+    fn rate(&self) {
+        let tokens = self.tokens.max(self.pieces);
+        let spent = self.started.elapsed().as_secs_f64().max(1e-9);
+        self.bar
+            .set_message(format!("  {tokens} tokens{}", speed(tokens as f64 / spent)));
+    }
+
+    /// Lets something be printed in the place of the bar.
+    pub(super) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        if self.bar.is_hidden() {
+            print()
+        } else {
+            self.bar.suspend(print)
         }
     }
 }

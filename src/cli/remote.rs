@@ -86,6 +86,7 @@ mod tests {
             json: false,
             quiet: true,
             verbose: 0,
+            events: false,
         };
         let line = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
         for given in [

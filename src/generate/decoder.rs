@@ -15,7 +15,7 @@ use crate::ir::{DType, Dim, OpId, Type};
 use crate::rewrite::Pipeline;
 use crate::rewrite::passes::cache::{Part, new_name, past_name};
 use crate::rewrite::pipelines::{self, Mode};
-use crate::runtime::cache::Grown;
+use crate::runtime::cache::{Grown, first_positions};
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, Value, caches};
 use crate::select::Selection;
 use serde::Serialize;
@@ -62,6 +62,8 @@ pub(crate) struct Decoder {
     /// Whether rows of different lengths can be computed together.
     ragged: bool,
     warnings: Vec<Diagnostic>,
+    /// Parameters that plans are fed with.
+    given: Feeds,
 }
 
 #[derive(Debug)]
@@ -125,6 +127,7 @@ impl Decoder {
             engine: Engine::Whole,
             ragged: full.is_empty(),
             warnings: Vec::new(),
+            given: Feeds::new(),
         };
         let own = out.own_parts()?;
         if !own.is_empty() {
@@ -161,6 +164,11 @@ impl Decoder {
             }
         }
         Ok(out)
+    }
+
+    /// Gives parameters other values than those of the file. They are the variables of [`DecoderOptions::compile`].
+    pub(crate) fn give(&mut self, values: Feeds) {
+        self.given = values;
     }
 
     fn warn(&mut self, e: &Error) {
@@ -432,10 +440,52 @@ impl<'d> Session<'d> {
         for (row, ids) in self.rows.iter_mut().zip(&new) {
             row.extend(ids);
         }
+        self.advance(&new)
+    }
+
+    /// Goes on with another text in the place of the only row: what both begin with is not computed again, where keys and values are
+    /// kept. The logits of the token behind it, and how many of its tokens were there.
+    ///
+    /// # Errors
+    /// Those of [`step`](Self::step).
+    pub(super) fn go_on(&mut self, text: &[i64]) -> Result<(Logits, usize)> {
+        let kept = self.rows.first().map_or(0, Vec::len);
+        let kept = if self.cached() == Some(kept) { kept } else { 0 };
+        let old = self.rows.first().map_or(&[][..], Vec::as_slice);
+        let same = old.iter().zip(text).take_while(|(a, b)| a == b).count();
+        // The last token is computed in any case: its logits are what is asked for.
+        let same = same.min(kept).min(text.len().saturating_sub(1));
+        if same == 0 {
+            let given = (vec![text.to_vec()], self.chosen.clone());
+            let (new, logits) = Session::begin(self.decoder, &self.decoder.engine, given)?;
+            *self = new;
+            return Ok((logits, 0));
+        }
+        self.grown.iter_mut().for_each(|g| g.truncate(same));
+        for value in &mut self.own {
+            *value = first_positions(value, same).map_err(|e| failed("cache", e.to_string()))?;
+        }
+        self.mask.iter_mut().for_each(|m| m.truncate(same));
+        self.rows = vec![text.to_vec()];
+        let logits = self.advance(&[text[same..].to_vec()])?;
+        Ok((logits, same))
+    }
+
+    /// Number of positions whose keys and values are kept.
+    fn cached(&self) -> Option<usize> {
+        if !self.source.is_empty() || self.rows.len() != 1 {
+            return None;
+        }
+        let own = self.own.first().and_then(|v| v.dims().get(2).copied());
+        self.grown.first().map(Grown::len).or(own)
+    }
+
+    /// Computes new tokens, which are in the rows by now.
+    fn advance(&mut self, new: &[Vec<i64>]) -> Result<Logits> {
         let engine = self.engine;
         match engine {
             Engine::Whole => self.compute_whole(),
-            Engine::Own { plan, parts } => self.advance_own(plan, parts, &new),
+            Engine::Own { plan, parts } => self.advance_own(plan, parts, new),
             Engine::Added { step, window, .. } => {
                 let longest = self.rows.iter().map(Vec::len).max().unwrap_or(0) as u64;
                 if window.is_some_and(|w| longest > w) {
@@ -444,8 +494,8 @@ impl<'d> Session<'d> {
                     self.engine = &Engine::Whole;
                     return self.compute_whole();
                 }
-                let starts = self.starts(&new);
-                let mut feeds = self.feeds(step, &new, &starts)?;
+                let starts = self.starts(new);
+                let mut feeds = self.feeds(step, new, &starts)?;
                 feeds.insert(contract::PAST_ATTENTION_MASK, ints(&self.mask)?);
                 for (i, grown) in self.grown.iter().enumerate() {
                     let part = Part::BOTH[i % 2];
@@ -457,7 +507,7 @@ impl<'d> Session<'d> {
                 let results = step.run(&feeds)?;
                 // A view that is held would make the next append impossible.
                 drop(feeds);
-                self.keep(&results, &new)?;
+                self.keep(&results, new)?;
                 self.decoder.logits(&results, new.len())
             }
         }
@@ -540,6 +590,8 @@ impl<'d> Session<'d> {
                     let row = |(r, s): (&Vec<i64>, &usize)| (*s as i64..).take(r.len()).collect();
                     ints(&new.iter().zip(starts).map(row).collect::<Vec<_>>())?
                 }
+                // A graph that packs: each row is one segment.
+                contract::SEGMENT_IDS => ints(&lengths(new))?,
                 contract::TOKEN_TYPE_IDS => {
                     ints(&new.iter().map(|r| vec![0; r.len()]).collect::<Vec<_>>())?
                 }
@@ -554,9 +606,12 @@ impl<'d> Session<'d> {
                         .map(|r| vec![(r.len() as i64 - 1 - width).max(-width)])
                         .collect::<Vec<_>>(),
                 )?,
-                _ => match spec.empty_cache(new.len()) {
-                    Some(empty) => empty,
-                    None => continue,
+                name => match self.decoder.given.0.get(name) {
+                    Some(value) => value.clone(),
+                    None => match spec.empty_cache(new.len()) {
+                        Some(empty) => empty,
+                        None => continue,
+                    },
                 },
             };
             feeds.insert(&spec.name, value);

@@ -17,11 +17,9 @@ mod text;
 pub(crate) use args::Ids;
 pub(crate) use args::{GenerationArguments, generation_config};
 pub(crate) use decoder::{Decoder, DecoderOptions, Memory};
-pub(crate) use prompts::{Message, PromptRow, PromptText, read_prompts};
-#[cfg(test)]
-pub(crate) use run::FinishReason;
-pub(crate) use run::{Generated, Prompt, Settings, generate};
-pub(crate) use score::{Scored, score};
+pub(crate) use prompts::{Message, PromptRow, PromptText, prompts, read_prompts};
+pub(crate) use run::{Dialogue, FinishReason, Generated, Heard, Prompt, Settings, generate};
+pub(crate) use score::{Scored, Scorer, score};
 
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind};

@@ -59,13 +59,24 @@ pub(crate) fn read_prompts(path: &Path) -> Result<Vec<PromptRow>> {
     let json = path
         .extension()
         .is_some_and(|e| e == "jsonl" || e == "json");
+    prompts(std::io::BufReader::new(file), path, Some(json))
+}
+
+/// The prompts of lines, which are of a file of this name. `json`: whether they are JSON; without it, they are if the first one is an
+/// object.
+pub(crate) fn prompts(
+    lines: impl BufRead,
+    path: &Path,
+    mut json: Option<bool>,
+) -> Result<Vec<PromptRow>> {
     let mut out = Vec::new();
-    for (i, line) in std::io::BufReader::new(file).lines().enumerate() {
+    for (i, line) in lines.lines().enumerate() {
         let line = line.map_err(|e| Error::io(path, "cannot read the prompts as UTF-8 text", e))?;
         if line.trim().is_empty() {
             continue;
         }
-        if !json {
+        let object = || line.starts_with('{') && serde_json::from_str::<Row>(&line).is_ok();
+        if !*json.get_or_insert_with(object) {
             out.push(PromptText::Text(line).into());
             continue;
         }
@@ -130,6 +141,16 @@ mod tests {
             (&text("a"), &PromptRow::from(PromptText::Ids(vec![4])))
         );
         assert!(matches!(&found[1].text, PromptText::Messages(m) if m[0].content == "b"));
+    }
+
+    #[test]
+    fn what_is_piped_in_is_lines_or_rows() {
+        let read = |text: &str| prompts(text.as_bytes(), Path::new("stdin"), None).unwrap();
+        let rows = read("{\"prompt\": \"a\"}\n{\"prompt\": \"{b\"}\n");
+        assert_eq!(rows[1], PromptText::Text("{b".into()).into());
+        let lines = read("{a}\n{\"prompt\": \"b\"}\n");
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0], PromptText::Text("{a}".into()).into());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Prompts in, texts out.
 
-use super::decoder::Decoder;
+use super::decoder::{Decoder, Logits, Session};
 use super::sample::{Processors, draw, greedy, uniform};
 use super::text::Pieces;
 use super::{GenerationArguments, failed};
@@ -8,6 +8,9 @@ use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
 use serde::Serialize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// A prompt, as tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,26 @@ pub(crate) struct Settings {
     pub eos: Vec<i64>,
     /// Most tokens of a text, prompt included, that the model has positions for.
     pub max_positions: Option<usize>,
+    /// When texts end, finished or not.
+    pub until: Until,
+}
+
+/// When texts end that are not finished.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Until {
+    /// Once this is set.
+    pub flag: Option<Arc<AtomicBool>>,
+    /// Once it is so late.
+    pub time: Option<Instant>,
+}
+
+impl Until {
+    fn is_now(&self) -> bool {
+        self.flag
+            .as_ref()
+            .is_some_and(|f| f.load(Ordering::Relaxed))
+            || self.time.is_some_and(|t| Instant::now() >= t)
+    }
 }
 
 /// Why a text ended.
@@ -45,6 +68,8 @@ pub enum FinishReason {
     Stop,
     /// It has as many tokens as are allowed, or as the model has positions for.
     Length,
+    /// It was asked to end.
+    Interrupted,
 }
 
 /// A generated text.
@@ -67,8 +92,17 @@ pub struct Generated {
     pub adapter: Option<String>,
 }
 
-/// Receives new text as it comes: index among the results, and the piece.
-pub(crate) type OnPiece<'a> = &'a mut dyn FnMut(usize, &str) -> Result<()>;
+/// What there is of a text.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Heard<'a> {
+    /// What is new.
+    Piece(&'a str),
+    /// All of it.
+    Whole(&'a Generated),
+}
+
+/// Receives texts as they come: index among the results, and what there is.
+pub(crate) type OnText<'a> = &'a mut dyn FnMut(usize, Heard<'_>) -> Result<()>;
 
 /// Generates texts: for each prompt as many as asked for, one behind the other.
 pub(crate) fn generate(
@@ -76,7 +110,7 @@ pub(crate) fn generate(
     tokenizer: Option<&Tokenizer>,
     prompts: &[Prompt],
     settings: &Settings,
-    on_piece: OnPiece<'_>,
+    on_text: OnText<'_>,
 ) -> Result<Vec<Generated>> {
     let args = &settings.args;
     args.validate()?;
@@ -84,8 +118,9 @@ pub(crate) fn generate(
     let copies = args.num_return_sequences;
     let mut out: Vec<Option<Generated>> = vec![None; prompts.len() * copies];
     for batch in batches(decoder, prompts, copies, args.batch_size) {
-        let made = one_batch(decoder, tokenizer, prompts, &batch, settings, on_piece)?;
+        let made = one_batch(decoder, tokenizer, prompts, &batch, settings, on_text)?;
         for (index, generation) in batch.into_iter().zip(made) {
+            on_text(index, Heard::Whole(&generation))?;
             out[index] = Some(generation);
         }
     }
@@ -163,27 +198,37 @@ fn one_batch(
     prompts: &[Prompt],
     batch: &[usize],
     settings: &Settings,
-    on_piece: OnPiece<'_>,
+    on_text: OnText<'_>,
 ) -> Result<Vec<Generated>> {
-    let args = &settings.args;
-    let copies = args.num_return_sequences;
-    let processors = Processors::new(args, &settings.eos);
+    let copies = settings.args.num_return_sequences;
     let mut rows: Vec<Growing<'_>> = batch
         .iter()
-        .map(|&index| Growing {
-            index,
-            prompt: &prompts[index / copies].ids,
-            ids: Vec::new(),
-            pieces: tokenizer.map(|t| Pieces::new(t, &args.stop_strings, args.skip_special_tokens)),
-            finished: None,
-        })
+        .map(|&index| Growing::new(index, &prompts[index / copies].ids, tokenizer, settings))
         .collect();
     let starts: Vec<Vec<i64>> = rows.iter().map(|r| r.prompt.to_vec()).collect();
     let chosen = batch.iter().map(|i| prompts[i / copies].chosen).collect();
-    let (mut session, mut logits) = decoder.begin(&starts, chosen)?;
+    let (mut session, logits) = decoder.begin(&starts, chosen)?;
+    grow(&mut session, logits, &mut rows, settings, on_text)?;
+    Ok(rows.into_iter().map(|r| r.done(copies)).collect())
+}
+
+/// Lets texts grow until each has ended.
+fn grow(
+    session: &mut Session<'_>,
+    mut logits: Logits,
+    rows: &mut [Growing<'_>],
+    settings: &Settings,
+    on_text: OnText<'_>,
+) -> Result<()> {
+    let args = &settings.args;
+    let processors = Processors::new(args, &settings.eos);
     loop {
+        let ends = settings.until.is_now();
         let mut next = Vec::with_capacity(rows.len());
         for (i, row) in rows.iter_mut().enumerate() {
+            if ends && row.finished.is_none() {
+                row.end(on_text)?;
+            }
             if row.finished.is_some() {
                 next.push(None);
                 continue;
@@ -199,34 +244,122 @@ fn one_batch(
             } else {
                 greedy(&scores)?
             };
-            row.take(id, text.len(), settings, on_piece)?;
+            row.take(id, text.len(), settings, on_text)?;
             next.push(Some(id));
         }
         if rows.iter().all(|r| r.finished.is_some()) {
-            break;
+            return Ok(());
         }
         logits = session.step(&next)?;
     }
-    let done = |r: Growing<'_>| Generated {
-        prompt: r.index / copies,
-        sequence: r.index % copies,
-        prompt_tokens: r.prompt.len(),
-        text: r.pieces.map_or_else(String::new, |p| p.text().to_owned()),
-        ids: r.ids,
-        finish_reason: r.finished.unwrap_or(FinishReason::Length),
-        adapter: None,
-    };
-    Ok(rows.into_iter().map(done).collect())
 }
 
-impl Growing<'_> {
+/// A text that goes on for several turns: what a turn has in common with the one before is not computed again.
+pub(crate) struct Dialogue<'d> {
+    decoder: &'d Decoder,
+    session: Option<Session<'d>>,
+    turns: usize,
+}
+
+impl<'d> Dialogue<'d> {
+    /// Nothing was said yet.
+    pub(crate) fn new(decoder: &'d Decoder) -> Self {
+        Dialogue {
+            decoder,
+            session: None,
+            turns: 0,
+        }
+    }
+
+    /// Goes on with the whole text up to here. The answer, and how many tokens of the text were not computed again.
+    ///
+    /// # Errors
+    /// Those of [`generate`].
+    pub(crate) fn answer(
+        &mut self,
+        tokenizer: Option<&Tokenizer>,
+        prompt: &Prompt,
+        settings: &Settings,
+        on_text: OnText<'_>,
+    ) -> Result<(Generated, usize)> {
+        check(std::slice::from_ref(prompt), settings, tokenizer)?;
+        // What is drawn differs from turn to turn.
+        let row = Growing::new(self.turns, &prompt.ids, tokenizer, settings);
+        self.turns += 1;
+        // A turn that fails leaves nothing behind.
+        let (mut session, logits, reused) = match self.session.take() {
+            Some(mut session) => {
+                let (logits, reused) = session.go_on(&prompt.ids)?;
+                (session, logits, reused)
+            }
+            None => {
+                let chosen = prompt.chosen.map(|c| vec![c]);
+                let (session, logits) = self
+                    .decoder
+                    .begin(std::slice::from_ref(&prompt.ids), chosen)?;
+                (session, logits, 0)
+            }
+        };
+        let mut rows = [row];
+        grow(&mut session, logits, &mut rows, settings, on_text)?;
+        self.session = Some(session);
+        let [row] = rows;
+        Ok((row.done(usize::MAX), reused))
+    }
+}
+
+impl<'a> Growing<'a> {
+    fn new(
+        index: usize,
+        prompt: &'a [i64],
+        tokenizer: Option<&'a Tokenizer>,
+        settings: &'a Settings,
+    ) -> Self {
+        let args = &settings.args;
+        Growing {
+            index,
+            prompt,
+            ids: Vec::new(),
+            pieces: tokenizer.map(|t| Pieces::new(t, &args.stop_strings, args.skip_special_tokens)),
+            finished: None,
+        }
+    }
+
+    /// The text as a result, of which there are so many for each prompt.
+    fn done(self, copies: usize) -> Generated {
+        Generated {
+            prompt: self.index / copies,
+            sequence: self.index % copies,
+            prompt_tokens: self.prompt.len(),
+            text: self
+                .pieces
+                .map_or_else(String::new, |p| p.text().to_owned()),
+            ids: self.ids,
+            finish_reason: self.finished.unwrap_or(FinishReason::Length),
+            adapter: None,
+        }
+    }
+
+    /// Ends the text where it is.
+    fn end(&mut self, on_text: OnText<'_>) -> Result<()> {
+        self.finished = Some(FinishReason::Interrupted);
+        let rest = match &mut self.pieces {
+            Some(pieces) => pieces.finish()?,
+            None => "",
+        };
+        if rest.is_empty() {
+            return Ok(());
+        }
+        on_text(self.index, Heard::Piece(rest))
+    }
+
     /// Adds a token behind `length` others.
     fn take(
         &mut self,
         id: i64,
         length: usize,
         settings: &Settings,
-        on_piece: OnPiece<'_>,
+        on_text: OnText<'_>,
     ) -> Result<()> {
         self.ids.push(id);
         let ended = settings.eos.contains(&id);
@@ -257,7 +390,7 @@ impl Growing<'_> {
         if piece.is_empty() && rest.is_empty() {
             return Ok(());
         }
-        on_piece(self.index, &(piece + &rest))
+        on_text(self.index, Heard::Piece(&(piece + &rest)))
     }
 }
 
@@ -277,6 +410,7 @@ impl Settings {
             args,
             eos,
             max_positions,
+            until: Until::default(),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::analyze::logits::vocabulary;
 use crate::api;
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
-use crate::generate::{Generated, GenerationArguments, Prompt, Scored, generate, score};
+use crate::generate::{Generated, GenerationArguments, Heard, Prompt, Scored, generate, score};
 use crate::options::{self, Options, fields};
 use crate::rewrite::passes::channel;
 use crate::rewrite::pipelines;
@@ -391,7 +391,7 @@ impl Run {
         let mut texts = Vec::new();
         for chunk in prompts.chunks(settings.args.batch_size) {
             progress(events, "texts", texts.len(), prompts.len())?;
-            let silent = &mut |_: usize, _: &str| Ok(());
+            let silent = &mut |_: usize, _: Heard<'_>| Ok(());
             texts.extend(generate(&decoder, tokenizer, chunk, settings, silent)?);
         }
         progress(events, "texts", prompts.len(), prompts.len())?;

@@ -36,6 +36,24 @@ pub enum Event {
         /// What is new.
         piece: String,
     },
+    /// Texts are going to be generated.
+    Asked {
+        /// The prompts: their texts, what the user said last, or their tokens.
+        prompts: Vec<String>,
+        /// Number of texts for each prompt, which stand one behind the other among the results.
+        copies: usize,
+        /// Number of all texts.
+        texts: usize,
+        /// Whether they will be texts: they are tokens only, without a tokenizer.
+        readable: bool,
+    },
+    /// A generated text is done.
+    Answer {
+        /// Index of the text among all results.
+        index: usize,
+        /// The text.
+        text: crate::generate::Generated,
+    },
     /// How far the transfer of a file from or to the Hub is.
     Transfer {
         /// Path of the file in its repository.

@@ -1,14 +1,16 @@
 //! Generation: a model, adapters and prompts become texts.
 
+use super::chat::Conversation;
 use super::check::{fits, usage};
-use super::event::{Event, OnEvent, progress, warn};
+use super::event::{Event, OnEvent, progress};
 use super::files::ModelFiles;
 use super::model::ModelSettings;
 use super::prepared::Prepared;
-use super::request::{Purpose, Request};
+use super::request::{Purpose, Request, Resolved};
 use crate::error::Result;
 use crate::generate::{
-    Generated, GenerationArguments, Memory, PromptRow, PromptText, generate, read_prompts,
+    Generated, GenerationArguments, Heard, Memory, PromptRow, PromptText, generate, prompts,
+    read_prompts,
 };
 use crate::ir::contract;
 use crate::options::{self, Options, fields};
@@ -17,7 +19,10 @@ use crate::train::Task;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Texts from a model: what `rewrite generate` does, as a call.
@@ -39,6 +44,7 @@ use std::time::Instant;
 pub struct Generation {
     request: Request,
     prompts: Vec<String>,
+    rows: Vec<PromptRow>,
 }
 
 /// What was generated.
@@ -95,6 +101,7 @@ impl Generation {
         Generation {
             request,
             prompts: Vec::new(),
+            rows: Vec::new(),
         }
     }
 
@@ -112,36 +119,31 @@ impl Generation {
         self
     }
 
-    /// Generates. New text comes as [`Event::Text`] while it is made.
+    /// Adds the prompts of lines, which are called so: JSON lines if the first one is an object, else one prompt a line.
+    ///
+    /// # Errors
+    /// Lines that cannot be read, and rows that hold no prompt.
+    pub(crate) fn lines(mut self, lines: impl BufRead, name: &str) -> Result<Generation> {
+        self.rows.extend(prompts(lines, Path::new(name), None)?);
+        Ok(self)
+    }
+
+    /// Generates. New text comes as [`Event::Text`] while it is made, and a text that is done as [`Event::Answer`].
     ///
     /// # Errors
     /// Settings that do not fit, files that cannot be read, a graph that has no logits of tokens, and what `events` returns.
     pub fn run(&self, events: OnEvent<'_>) -> Result<GenerationReport> {
         let resolved = self.request.resolve(Purpose::Generate, events)?;
-        resolved.check_names(&[
-            fields::<ModelSettings>(),
-            fields::<PromptSettings>(),
-            fields::<GenerationArguments>(),
-        ])?;
-        let asked: PromptSettings = resolved.read()?;
-        let model = resolved.model_settings()?;
+        let asked = asked(&resolved)?;
         let texts = self.texts(&asked)?;
-        let given = options::take::<GenerationArguments>(&mut resolved.settings.clone());
-        let files = ModelFiles::locate(&resolved.model, model.variant.as_deref())?;
-        let mut prepared = Prepared::open(files, &model, given, events)?;
-        check_graph(&prepared)?;
-        let many = texts.len() * prepared.settings.args.num_return_sequences > 1;
-        if asked.one_by_one && many {
+        let (mut prepared, model) = prepared(&resolved, &asked, events)?;
+        let copies = prepared.settings.args.num_return_sequences;
+        if asked.one_by_one && texts.len() * copies > 1 {
             prepared.settings.args.batch_size = 1;
-        }
-        if let (Some(tokenizer), Some(given)) = (&mut prepared.tokenizer, &asked.chat_template) {
-            tokenizer.set_template(given)?;
         }
         let kwargs = &asked.chat_template_kwargs;
         let prompts = prepared.encode(&texts, asked.chat, kwargs)?;
-        prepared.check_ids(&prompts)?;
-        prepared.check_bos(&prompts, events)?;
-        warn(events, &prepared.unknown(&prompts)?)?;
+        prepared.check_prompts(&prompts, events)?;
         // With a `Parallel`, each of its children by itself.
         let mut children = channel::children(&prepared.model)?
             .into_iter()
@@ -151,32 +153,46 @@ impl Generation {
             children.push((None, prepared.model.clone()));
         }
         let started = Instant::now();
-        let each = prompts.len() * prepared.settings.args.num_return_sequences;
-        let total = each * children.len();
-        let mut results = Vec::with_capacity(total);
+        let total = prompts.len() * copies * children.len();
+        let mut results: Vec<Generated> = Vec::with_capacity(total);
         let mut cache = Memory::None;
+        let mut done = 0;
+        events(&Event::Asked {
+            prompts: texts.iter().map(shown).collect(),
+            copies,
+            texts: total,
+            readable: prepared.tokenizer.is_some(),
+        })?;
         for (name, own) in children {
             prepared.model = own;
             let decoder = prepared.decoder(&model, events)?;
             let first = results.len();
-            progress(events, "texts", first, total)?;
+            let of_child = |text: &Generated| Generated {
+                adapter: name.clone(),
+                ..text.clone()
+            };
             let made = generate(
                 &decoder,
                 prepared.tokenizer.as_ref(),
                 &prompts,
                 &prepared.settings,
-                &mut |index, piece| {
-                    let (index, piece) = (first + index, piece.to_owned());
-                    events(&Event::Text { index, piece })
+                &mut |index, heard| {
+                    let index = first + index;
+                    let text = match heard {
+                        Heard::Piece(piece) => {
+                            let piece = piece.to_owned();
+                            return events(&Event::Text { index, piece });
+                        }
+                        Heard::Whole(text) => of_child(text),
+                    };
+                    events(&Event::Answer { index, text })?;
+                    done += 1;
+                    progress(events, "texts", done, total)
                 },
             )?;
-            results.extend(made.into_iter().map(|text| Generated {
-                adapter: name.clone(),
-                ..text
-            }));
+            results.extend(made.iter().map(of_child));
             cache = decoder.memory();
         }
-        progress(events, "texts", total, total)?;
         let seconds = started.elapsed().as_secs_f64();
         let new_tokens: usize = results.iter().map(|t| t.ids.len()).sum();
         Ok(GenerationReport {
@@ -188,9 +204,37 @@ impl Generation {
         })
     }
 
+    /// Prepares the model for a conversation, and lets `talk` hold it. An answer ends when the flag is set.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run) that do not hang on prompts; a model with several active adapters; and what `talk` returns.
+    pub(crate) fn converse(
+        &self,
+        stop: &Arc<AtomicBool>,
+        events: OnEvent<'_>,
+        talk: &mut dyn FnMut(&mut Conversation<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let resolved = self.request.resolve(Purpose::Generate, events)?;
+        let asked = asked(&resolved)?;
+        let (mut prepared, model) = prepared(&resolved, &asked, events)?;
+        if !channel::children(&prepared.model)?.is_empty() {
+            return Err(usage(
+                "a conversation is with one adapter, and `Parallel` runs several",
+                "--active NAME",
+            ));
+        }
+        prepared.settings.args.num_return_sequences = 1;
+        prepared.settings.until.flag = Some(Arc::clone(stop));
+        let decoder = prepared.decoder(&model, events)?;
+        let (kwargs, adapter) = (asked.chat_template_kwargs, asked.adapter_name);
+        let mut conversation = Conversation::new(&prepared, &decoder, kwargs, adapter)?;
+        talk(&mut conversation)
+    }
+
     fn texts(&self, asked: &PromptSettings) -> Result<Vec<PromptRow>> {
         let own = self.prompts.iter().cloned().map(PromptText::Text);
         let mut texts: Vec<PromptRow> = own.map(PromptRow::from).collect();
+        texts.extend(self.rows.iter().cloned());
         if let Some(path) = &asked.prompts {
             texts.extend(read_prompts(Path::new(path))?);
         }
@@ -201,10 +245,51 @@ impl Generation {
         if texts.is_empty() {
             return Err(usage(
                 "no prompt was given",
-                "--prompt TEXT, or --prompts FILE",
+                "--prompt TEXT, --prompts FILE, or a text on standard input",
             ));
         }
         Ok(texts)
+    }
+}
+
+/// What is asked besides the model and how it generates.
+fn asked(resolved: &Resolved) -> Result<PromptSettings> {
+    resolved.check_names(&[
+        fields::<ModelSettings>(),
+        fields::<PromptSettings>(),
+        fields::<GenerationArguments>(),
+    ])?;
+    resolved.read()
+}
+
+/// The model that is asked for, with its template.
+fn prepared(
+    resolved: &Resolved,
+    asked: &PromptSettings,
+    events: OnEvent<'_>,
+) -> Result<(Prepared, ModelSettings)> {
+    let model = resolved.model_settings()?;
+    let given = options::take::<GenerationArguments>(&mut resolved.settings.clone());
+    let files = ModelFiles::locate(&resolved.model, model.variant.as_deref())?;
+    let mut prepared = Prepared::open(files, &model, given, events)?;
+    check_graph(&prepared)?;
+    if let (Some(tokenizer), Some(given)) = (&mut prepared.tokenizer, &asked.chat_template) {
+        tokenizer.set_template(given)?;
+    }
+    Ok((prepared, model))
+}
+
+/// A prompt as it is shown: its text, what was said last, or its tokens.
+fn shown(row: &PromptRow) -> String {
+    match &row.text {
+        PromptText::Text(text) => text.clone(),
+        PromptText::Messages(messages) => messages
+            .last()
+            .map_or_else(String::new, |m| m.content.clone()),
+        PromptText::Ids(ids) => {
+            let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+            ids.join(" ")
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod attach;
 mod average;
+mod chat;
 mod check;
 mod compare;
 mod convert;
@@ -62,6 +63,8 @@ pub use request::Request;
 pub use train::Job;
 
 pub(crate) use average::Average;
+#[cfg(feature = "cli")]
+pub(crate) use chat::{Conversation, Turn};
 pub(crate) use check::usage;
 pub(crate) use check::{check_device, check_fusion, check_interface, check_setup, check_spec};
 pub(crate) use convert::{Convert, Converted, Format, rename_beside, write_like};

@@ -88,8 +88,15 @@ impl Prepared {
         texts.iter().enumerate().map(row).collect()
     }
 
+    /// Says and refuses what is wrong with prompts.
+    pub(super) fn check_prompts(&self, prompts: &[Prompt], events: OnEvent<'_>) -> Result<()> {
+        self.check_ids(prompts)?;
+        self.check_bos(prompts, events)?;
+        warn(events, &self.unknown(prompts)?)
+    }
+
     /// Warns of prompts that begin with the beginning-of-sequence token twice.
-    pub(super) fn check_bos(&self, prompts: &[Prompt], events: OnEvent<'_>) -> Result<()> {
+    fn check_bos(&self, prompts: &[Prompt], events: OnEvent<'_>) -> Result<()> {
         let Some(bos) = self.tokenizer.as_ref().and_then(Tokenizer::bos_id) else {
             return Ok(());
         };
@@ -106,7 +113,7 @@ impl Prepared {
     }
 
     /// Refuses prompts with tokens that the model's table does not have.
-    pub(super) fn check_ids(&self, prompts: &[Prompt]) -> Result<()> {
+    fn check_ids(&self, prompts: &[Prompt]) -> Result<()> {
         let Some(rows) = vocabulary(&self.model.model().graph) else {
             return Ok(());
         };
@@ -131,7 +138,7 @@ impl Prepared {
     }
 
     /// Refuses prompts of which the tokenizer knows nothing, and warns of those of which it does not know much.
-    pub(super) fn unknown(&self, prompts: &[Prompt]) -> Result<Option<Diagnostic>> {
+    fn unknown(&self, prompts: &[Prompt]) -> Result<Option<Diagnostic>> {
         let Some(tokenizer) = self.tokenizer.as_ref() else {
             return Ok(None);
         };

@@ -51,6 +51,16 @@ impl Grown {
         Ok(())
     }
 
+    /// Number of positions.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Forgets the positions behind the first so many.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// All positions, as a view.
     pub(crate) fn value(&self) -> KResult<Value> {
         let (Some(tensor), Some(dtype)) = (&self.tensor, self.dtype) else {
@@ -59,6 +69,16 @@ impl Grown {
         let view = Floats::from_candle(tensor.narrow(AXIS, 0, self.len)?)?;
         Ok(Value::Float(view.tagged(dtype)))
     }
+}
+
+/// The first positions of a cache that a graph keeps itself, which is a tensor of the same axes.
+pub(crate) fn first_positions(value: &Value, len: usize) -> KResult<Value> {
+    let Value::Float(all) = value else {
+        return Err(Fault(format!("{} is no cache", value.dtype())));
+    };
+    let dtype = all.dtype();
+    let tensor = all.to_candle().narrow(AXIS, 0, len)?.contiguous()?;
+    Ok(Value::Float(Floats::from_candle(tensor)?.tagged(dtype)))
 }
 
 #[cfg(test)]
@@ -81,5 +101,15 @@ mod tests {
         let found = value.to_f32().unwrap();
         assert_eq!(found[..70], all);
         assert_eq!(found[70..], all.iter().map(|x| -x).collect::<Vec<_>>());
+        grown.truncate(2);
+        grown
+            .append(&Value::from_f32(&[1, 2, 1, 1], vec![9.0, -9.0]).unwrap())
+            .unwrap();
+        let value = grown.value().unwrap();
+        let expected = [0.0, 1.0, 9.0, -0.0, -1.0, -9.0];
+        assert_eq!(value.to_f32().unwrap()[..], expected);
+        let first = first_positions(&value, 1).unwrap();
+        assert_eq!(first.dims(), [1, 2, 1, 1]);
+        assert_eq!(first.to_f32().unwrap()[..], [0.0, -0.0]);
     }
 }

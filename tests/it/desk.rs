@@ -4,8 +4,9 @@ use super::support::fixture;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// A folder to run the command in. It is gone with the test.
@@ -82,6 +83,32 @@ impl Desk {
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: {e}\n{out}"))
     }
 
+    /// The command with something on its standard input.
+    pub(crate) fn piped(&self, args: &[&str], input: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rewrite"));
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let pipes = pipes.stderr(Stdio::piped()).args(args);
+        let mut child = pipes.current_dir(self.folder()).spawn().unwrap();
+        // Whoever does not read to the end closes the pipe.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    /// The events of a command that writes them, one a line.
+    pub(crate) fn events(&self, args: &[&str]) -> Vec<Json> {
+        lines(&self.ok(&[args, &["--json"]].concat()))
+    }
+
+    /// What `generate` writes: the event at its end, and its answers as `results`.
+    pub(crate) fn generated(&self, args: &[&str]) -> Json {
+        let events = self.events(args);
+        let mut end = events.last().unwrap().clone();
+        assert_eq!(end["event"], "end", "{args:?}");
+        let answers = events.into_iter().filter(|e| e["event"] == "answer");
+        end["results"] = answers.collect();
+        end
+    }
+
     /// Exit 1, nothing on stdout, and no file made or changed; the message.
     pub(crate) fn fails(&self, args: &[&str]) -> String {
         let message = self.ends(args, 1);
@@ -123,6 +150,12 @@ impl Desk {
         }
         found
     }
+}
+
+/// Lines of JSON.
+pub(crate) fn lines(text: &str) -> Vec<Json> {
+    let parse = |l: &str| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"));
+    text.lines().map(parse).collect()
 }
 
 pub(crate) fn stderr(out: &Output) -> String {

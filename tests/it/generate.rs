@@ -26,7 +26,7 @@ fn generates_what_transformers_generates() {
         .collect();
     let prompts = "prompts.jsonl";
     desk.write(prompts, &rows.join("\n"));
-    let report = desk.json(&[
+    let report = desk.generated(&[
         "generate",
         MODEL,
         "-a",
@@ -49,6 +49,132 @@ fn generates_what_transformers_generates() {
     assert_eq!(whole.stdout, streamed.stdout);
 }
 
+/// A template in which what was said stays as it was.
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }} : {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}";
+
+#[test]
+fn a_prompt_may_be_piped_in() {
+    let desk = Desk::new();
+    let model = ["generate", MODEL, "--tokenizer", TOKENIZER];
+    let few = ["--max-new-tokens", "5", "--skip-special-tokens", "false"];
+    let given = desk.ok(&[&model[..], &["-p", "the cat"], &few].concat());
+    for more in [&[][..], &["-p", "-"]] {
+        let out = desk.piped(&[&model[..], more, &few].concat(), "the cat\n");
+        assert_eq!(String::from_utf8_lossy(&out.stdout), given, "{more:?}");
+    }
+    // All of it is one prompt.
+    let two = desk.piped(&[&model[..], &few].concat(), "the cat\na dog\n");
+    assert_ne!(String::from_utf8_lossy(&two.stdout), given);
+    assert!(two.status.success());
+    let nothing = desk.piped(&model, "\n");
+    assert_eq!(nothing.status.code(), Some(2));
+}
+
+#[test]
+fn answers_to_several_prompts_are_numbered_and_stand_under_them() {
+    let desk = Desk::new();
+    let model = ["generate", MODEL, "--tokenizer", TOKENIZER];
+    let few = ["--max-new-tokens", "3", "--skip-special-tokens", "false"];
+    let alone = |prompt: &str| desk.ok(&[&model[..], &["-p", prompt], &few].concat());
+    let want = format!(
+        "[1/2] the cat\n{}\n[2/2] a dog sat on\n{}",
+        alone("the cat"),
+        alone("a dog sat on")
+    );
+    let prompts = ["-p", "the cat", "-p", "a dog sat on"];
+    for more in [&[][..], &["--stream"], &["--batch-size", "1"]] {
+        let found = desk.ok(&[&model[..], &prompts, &few, more].concat());
+        assert_eq!(found, want, "{more:?}");
+    }
+    let lines = desk.piped(
+        &[&model[..], &["--prompts", "-"], &few].concat(),
+        "the cat\n\na dog sat on\n",
+    );
+    assert_eq!(String::from_utf8_lossy(&lines.stdout), want);
+    let rows = "{\"prompt\": \"the cat\"}\n{\"prompt\": \"a dog sat on\"}\n";
+    let rows = desk.piped(&[&model[..], &["--prompts", "-"], &few].concat(), rows);
+    assert_eq!(String::from_utf8_lossy(&rows.stdout), want);
+}
+
+#[test]
+fn json_is_a_stream_of_events() {
+    let desk = Desk::new();
+    let args = ["generate", MODEL, "--tokenizer", TOKENIZER];
+    let more = ["-p", "the cat", "-p", "a dog", "--max-new-tokens", "4"];
+    let events = desk.events(&[&args[..], &more].concat());
+    assert_eq!(
+        events[0],
+        json!({ "event": "begin", "texts": 2, "prompts": 2 })
+    );
+    let end = &events[events.len() - 1];
+    assert_eq!((&end["event"], &end["texts"]), (&json!("end"), &json!(2)));
+    let mut pieces = [String::new(), String::new()];
+    let mut answers = Vec::new();
+    for e in &events[1..events.len() - 1] {
+        let index = e["index"].as_u64().unwrap() as usize;
+        match e["event"].as_str().unwrap() {
+            "text" => pieces[index] += e["text"].as_str().unwrap(),
+            "answer" => answers.push(e.clone()),
+            other => panic!("{other}"),
+        }
+    }
+    for (a, prompt) in answers.iter().zip(["the cat", "a dog"]) {
+        assert_eq!(a["prompt_text"], prompt);
+        assert_eq!(a["text"], pieces[a["index"].as_u64().unwrap() as usize]);
+        assert_eq!(a["ids"].as_array().unwrap().len(), 4);
+    }
+    // An error is an event, too, and so is one of the arguments.
+    for (wrong, code) in [(&["-p", "x"][..], 1), (&["--top-p", "2"], 2), (&[], 2)] {
+        let out = desk.command(&[&["generate", MODEL, "--json"], wrong].concat());
+        assert_eq!(out.status.code(), Some(code));
+        let events = super::desk::lines(&String::from_utf8_lossy(&out.stdout));
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0]["event"], "error");
+        assert!(events[0]["errors"][0]["message"].is_string());
+    }
+    // Of other commands it is one document.
+    let out = desk.command(&["eval", MODEL, "--data", "none.jsonl", "--json"]);
+    let error: Json = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(error["errors"][0]["code"], "io");
+}
+
+#[test]
+fn a_conversation_goes_on_line_by_line() {
+    let desk = Desk::new();
+    desk.write("own.jinja", TEMPLATE);
+    let base = ["generate", MODEL, "-i", "qwen3", "--tokenizer", TOKENIZER];
+    let talk = ["--interactive", "--max-new-tokens", "4", "--json"];
+    let chat = [&base[..], &talk, &["--chat-template", "own.jinja"]].concat();
+    let said = "the cat\n\na dog\n/reset\na dog\n/exit\nnever said\n";
+    let out = desk.piped(&chat, said);
+    assert!(out.status.success(), "{}", stderr(&out));
+    let events = super::desk::lines(&String::from_utf8_lossy(&out.stdout));
+    let answers: Vec<&Json> = events.iter().filter(|e| e["event"] == "answer").collect();
+    assert_eq!(answers.len(), 3);
+    assert_eq!(answers[0]["kept_tokens"], 0);
+    // What was said before is read again, and was computed before.
+    let [first, second, anew] = [0, 1, 2].map(|i| answers[i]["prompt_tokens"].as_u64().unwrap());
+    assert!(second > first && anew <= first + 1);
+    assert!(answers[1]["kept_tokens"].as_u64().unwrap() >= first);
+    // The same as when the whole conversation is given at once.
+    let rows = json!({ "messages": [
+        { "role": "user", "content": "the cat" },
+        { "role": "assistant", "content": answers[0]["text"] },
+        { "role": "user", "content": "a dog" },
+    ]});
+    desk.write("rows.jsonl", &rows.to_string());
+    let rest = ["--prompts", "rows.jsonl", "--max-new-tokens", "4"];
+    let whole = desk.generated(&[&base[..], &rest, &["--chat-template", "own.jinja"]].concat());
+    assert_eq!(whole["results"][0]["ids"], answers[1]["ids"]);
+    // Without a template the text goes on, which is said once.
+    let plain = [&base[..], &["--interactive", "--max-new-tokens", "2"]].concat();
+    let out = desk.piped(&plain, "the cat\n/nothing\na dog");
+    let said = stderr(&out);
+    assert_eq!(said.matches("no chat template").count(), 1, "{said}");
+    assert!(said.contains("there is no /nothing"));
+    assert_eq!(String::from_utf8_lossy(&out.stdout).lines().count(), 2);
+}
+
 #[test]
 fn a_model_that_was_written_with_its_adapter_generates_the_same() {
     let desk = Desk::new();
@@ -59,8 +185,8 @@ fn a_model_that_was_written_with_its_adapter_generates_the_same() {
     assert!(made.status.success());
     let rest = ["--prompts", prompts, "--max-new-tokens", "9"];
     let attached =
-        desk.json(&[&["generate", MODEL, "-i", "qwen3", "-a", SEQ_BN], &rest[..]].concat());
-    let written = desk.json(&[&["generate", out, "-i", "qwen3"], &rest[..]].concat());
+        desk.generated(&[&["generate", MODEL, "-i", "qwen3", "-a", SEQ_BN], &rest[..]].concat());
+    let written = desk.generated(&[&["generate", out, "-i", "qwen3"], &rest[..]].concat());
     assert_eq!(attached["results"], written["results"]);
     assert_eq!(
         (&attached["cache"], &written["cache"]),

@@ -392,7 +392,7 @@ fn caches_of_other_names_are_fed_empty() {
     let tokens = |model: &str| {
         let model = ["generate", model, "-i", "qwen3"];
         let prompts = ["--prompts", "prompts.jsonl", "--max-new-tokens", "6"];
-        desk.json(&[model, prompts].concat())["results"][0]["ids"].clone()
+        desk.generated(&[model, prompts].concat())["results"][0]["ids"].clone()
     };
     let next = tokens(PAST);
     assert_eq!(next.as_array().map(Vec::len), Some(6));

@@ -141,7 +141,7 @@ fn each_child_and_each_tenant_writes_its_own_text() {
     }
     let generate = |args: &[&str]| -> Vec<Json> {
         let own = ["generate", "--max-new-tokens", "4"];
-        let found = desk.json(&[&own[..], args].concat());
+        let found = desk.generated(&[&own[..], args].concat());
         found["results"].as_array().unwrap().clone()
     };
     let ids = |found: &[Json]| found.iter().map(|r| r["ids"].clone()).collect::<Vec<_>>();

@@ -2,7 +2,8 @@
 
 use onnx_graft::adapters::Adapter;
 use onnx_graft::generate::{
-    Decoder, DecoderOptions, FinishReason, GenerationArguments, Memory, Prompt, Settings, generate,
+    Decoder, DecoderOptions, Dialogue, FinishReason, GenerationArguments, Heard, Memory, Prompt,
+    Settings, generate,
 };
 use onnx_graft::runtime::CompileOptions;
 use onnx_graft::text::Tokenizer;
@@ -279,8 +280,10 @@ fn texts(
         Some(tokenizer),
         &prompts,
         &settings,
-        &mut |i, piece| {
-            shown[i] += piece;
+        &mut |i, heard| {
+            if let Heard::Piece(piece) = heard {
+                shown[i] += piece;
+            }
             Ok(())
         },
     );
@@ -582,4 +585,74 @@ fn behind_a_window_of_attention_the_cache_is_left() {
         ids(&all, &prompts, args),
         "the window makes a difference"
     );
+}
+
+/// What each turn of a conversation gives, and how many tokens were kept for it.
+fn turns(decoder: &Decoder, turns: &[&[i64]]) -> Vec<usize> {
+    let args = GenerationArguments {
+        max_new_tokens: 4,
+        ..GenerationArguments::default()
+    };
+    let mut dialogue = Dialogue::new(decoder);
+    let (mut text, mut kept) = (Vec::new(), Vec::new());
+    for turn in turns {
+        text.extend_from_slice(turn);
+        let prompt = Prompt::from(text.clone());
+        let heard = &mut |_: usize, _: Heard<'_>| Ok(());
+        let answer = dialogue.answer(None, &prompt, &settings(args.clone()), heard);
+        let (answer, reused) = answer.unwrap();
+        assert_eq!(answer.ids, ids(decoder, &[text.clone()], args.clone())[0]);
+        text.extend(answer.ids);
+        kept.push(reused);
+    }
+    // Another beginning, and one that the cache holds the whole of.
+    for other in [vec![text[0], text[1], 7, 8], vec![text[0], text[1]]] {
+        let prompt = Prompt::from(other.clone());
+        let heard = &mut |_: usize, _: Heard<'_>| Ok(());
+        let (answer, reused) = dialogue
+            .answer(None, &prompt, &settings(args.clone()), heard)
+            .unwrap();
+        assert_eq!(answer.ids, ids(decoder, &[other], args.clone())[0]);
+        kept.push(reused);
+    }
+    kept
+}
+
+#[test]
+fn a_turn_goes_on_with_what_was_computed_for_the_ones_before() {
+    let said: [&[i64]; 3] = [&[5, 9, 12], &[3, 4], &[20]];
+    // All but the last token of an answer was computed, and the last token of a text is always.
+    let kept = [0, 6, 12, 2, 1];
+    let added = decoder("qwen3/model.onnx", "qwen3", &[], options(true));
+    assert_eq!(added.memory(), Memory::Added);
+    assert_eq!(turns(&added, &said), kept);
+    let adapted = decoder(
+        "qwen3/model.onnx",
+        "qwen3",
+        &["prefix_tuning"],
+        options(true),
+    );
+    let found = turns(&adapted, &said);
+    assert!(found == kept || found == [0; 5], "{found:?}");
+    let own = decoder("generate/qwen3-past.onnx", "qwen3", &[], options(true));
+    assert_eq!(own.memory(), Memory::Own);
+    assert_eq!(turns(&own, &said), kept);
+    let none = decoder("qwen3/model.onnx", "qwen3", &[], options(false));
+    assert_eq!(turns(&none, &said), [0; 5]);
+}
+
+#[test]
+fn a_text_that_is_asked_to_end_ends() {
+    let decoder = decoder("qwen3/model.onnx", "qwen3", &[], options(true));
+    let mut settings = settings(GenerationArguments::default());
+    let flag = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    settings.until.flag = Some(flag.clone());
+    let prompt = Prompt::from(vec![5, 9, 12]);
+    let mut dialogue = Dialogue::new(&decoder);
+    flag.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (answer, _) = dialogue
+        .answer(None, &prompt, &settings, &mut |_, _| Ok(()))
+        .unwrap();
+    assert_eq!(answer.finish_reason, FinishReason::Interrupted);
+    assert!(answer.ids.is_empty());
 }
