@@ -64,7 +64,17 @@ impl Request {
 
     /// The settings of the job file, if the request names one, and the names of those that change nothing.
     pub(super) fn job_file(&self) -> Result<Option<JobFile>> {
-        let is_job = self.file.extension().is_some_and(|e| e == "json");
+        let ends = |with: &str| self.file.extension().is_some_and(|e| e == with);
+        if ["yaml", "yml", "toml"].into_iter().any(ends) {
+            return Err(usage(
+                format!(
+                    "a job is one JSON object, and {} is none",
+                    self.file.display()
+                ),
+                "write the same keys as JSON; schemas/job.md lists them",
+            ));
+        }
+        let is_job = ends("json");
         is_job
             .then(|| JobSettings::open(&self.here.join(&self.file)))
             .transpose()

@@ -551,9 +551,12 @@ impl Run {
             subject.save(store, to, false).map(|_| ())
         };
         let base = Base::recorded(&subject.adapted.meta.extra).to_string();
+        let configs = subject.adapted.manifest()?;
+        let configs = configs.into_iter().map(|(n, c)| (n, c.to_dict()));
         let output = Output {
             folder: &self.output,
             base: &base,
+            adapters: &configs.collect(),
             save: &save,
         };
         events(&Event::Stoppable)?;

@@ -384,18 +384,29 @@ impl Checkpoint {
 
     /// Which conditions of the run are different now.
     pub(crate) fn changed(&self, run: &Map<String, Value>) -> Vec<String> {
-        let keys: std::collections::BTreeSet<&String> = self.run.keys().chain(run.keys()).collect();
-        let shown = |v: Option<&Value>| v.map_or_else(|| "nothing".to_owned(), ToString::to_string);
-        let differs = keys.into_iter().filter(|k| self.run.get(*k) != run.get(*k));
-        differs
-            .map(|k| {
-                format!(
-                    "`{k}` was {}, is {}",
-                    shown(self.run.get(k)),
-                    shown(run.get(k))
-                )
-            })
-            .collect()
+        let mut out = Vec::new();
+        differences("", &self.run, run, &mut out);
+        out
+    }
+}
+
+/// What differs between objects, and between the objects in them.
+fn differences(
+    of: &str,
+    old: &Map<String, Value>,
+    new: &Map<String, Value>,
+    out: &mut Vec<String>,
+) {
+    let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let shown = |v: Option<&Value>| v.map_or_else(|| "nothing".to_owned(), ToString::to_string);
+    for k in keys {
+        match (old.get(k), new.get(k)) {
+            (a, b) if a == b => {}
+            (Some(Value::Object(a)), Some(Value::Object(b))) => {
+                differences(&format!(" of `{k}`{of}"), a, b, out);
+            }
+            (a, b) => out.push(format!("`{k}`{of} was {}, is {}", shown(a), shown(b))),
+        }
     }
 }
 
@@ -536,5 +547,12 @@ mod tests {
         let c = Checkpoint::read(&at(root.path(), 1)).unwrap();
         let now = Map::from_iter([("seed".to_owned(), json!(7))]);
         assert_eq!(c.changed(&now), ["`seed` was nothing, is 7"]);
+        let adapters = |r: u32| json!({"math": {"r": r, "alpha": 8}});
+        let run = |r| Map::from_iter([("adapters".to_owned(), adapters(r))]);
+        let c = Checkpoint { run: run(8), ..c };
+        assert_eq!(
+            c.changed(&run(4)),
+            ["`r` of `math` of `adapters` was 8, is 4"]
+        );
     }
 }

@@ -25,6 +25,7 @@ use crate::rewrite::passes::gradient::Outputs;
 use crate::rewrite::passes::loss::{Divisor, Loss};
 use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::{CompileOptions, Feeds, Plan, TrainStep, Trainable, Value};
+use serde_json::{Map, Value as Json};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -89,6 +90,8 @@ pub(crate) struct Output<'a> {
     pub folder: &'a Path,
     /// The fingerprint of the base model: a run goes on over no other one.
     pub base: &'a str,
+    /// The configurations of the adapters by name: a run goes on with the same ones.
+    pub adapters: &'a Map<String, Json>,
     /// Writes adapters into a folder.
     pub save: &'a dyn Fn(&AdapterStore, &Path) -> Result<()>,
 }
@@ -425,15 +428,19 @@ impl Trainer {
             return Err(failed(format!("{n} examples make no batch of {size}")));
         }
         if self.args.eval_strategy != Interval::No && data.eval.is_none_or(Dataset::is_empty) {
-            return Err(failed(
-                "`eval_strategy` is set, and there is no evaluation data".into(),
-            ));
+            let d = Diagnostic::error(
+                "train",
+                "`eval_strategy` is set, and there is no evaluation data",
+            );
+            let help = "name it: --eval-data FILE; or set rows of the data apart: --eval-split 0.1";
+            return Err(Error::new(ErrorKind::Train, d.help(help)));
         }
         self.total = self.args.total_steps(micro);
         let mut run = self.conditions(data);
         let resumed = match output {
             Some(o) => {
                 run.insert(keep::BASE.into(), o.base.into());
+                run.insert(keep::ADAPTERS.into(), o.adapters.clone().into());
                 checkpoint::sweep(o.folder);
                 self.resume(o.folder, &run, on_event)?
             }

@@ -230,3 +230,24 @@ fn compare(whole: &Path, parts: &Path) {
     }
     assert_eq!(log(whole), log(parts));
 }
+
+#[test]
+fn a_run_that_is_another_one_says_what_differs() {
+    let out = tempfile::tempdir().unwrap();
+    run(out.path(), 3, &[]);
+    let other = ["-a", "a=lora[r=4,dropout=0.1]", "--resume"];
+    // The command has the adapter of rank 2, too: without it.
+    let mut changed = Command::new(env!("CARGO_BIN_EXE_rewrite"));
+    let first = command(out.path(), 6, &other);
+    let mut args: Vec<OsString> = first.get_args().map(OsString::from).collect();
+    let old = args.iter().position(|a| a == "-a").unwrap();
+    args.drain(old..old + 2);
+    let done = changed.args(args).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(!done.status.success());
+    assert!(
+        said.contains("`r` of `a` of `adapters` was 2, is 4"),
+        "{said}"
+    );
+    assert!(!said.contains("`parameters`"), "{said}");
+}

@@ -13,8 +13,12 @@ use std::time::Instant;
 
 /// The fingerprint of the base model, among the conditions of a run.
 pub(super) const BASE: &str = "base";
+/// The configurations of the adapters, among the conditions.
+pub(super) const ADAPTERS: &str = "adapters";
 /// Number of steps of the whole run, among its conditions.
 const TOTAL: &str = "total_steps";
+/// A hash of the names and shapes of what is trained, among the conditions.
+const PARAMETERS: &str = "parameters";
 
 impl Trainer {
     pub(super) fn save(&mut self, l: &mut Loop<'_, '_>) -> Result<()> {
@@ -114,7 +118,7 @@ impl Trainer {
         for (name, p) in self.inner.params() {
             shapes.update(format!("{name} {:?}\n", p.dims).as_bytes());
         }
-        out.insert("parameters".into(), shapes.finalize().to_hex()[..16].into());
+        out.insert(PARAMETERS.into(), shapes.finalize().to_hex()[..16].into());
         out
     }
 
@@ -144,6 +148,7 @@ impl Trainer {
             on_event(&Event::Warning { message })?;
             return Ok(None);
         };
+        let run = comparable(run, &found);
         // A run may be prolonged: what is done stays, and the schedule is that of the longer run from here on.
         let mut shorter = run.clone();
         if self.total > found.progress.step
@@ -151,7 +156,7 @@ impl Trainer {
         {
             shorter.insert(TOTAL.into(), planned.clone());
         }
-        let mut changed = found.changed(run);
+        let mut changed = found.changed(&run);
         if found.changed(&shorter).is_empty() {
             for change in changed.drain(..) {
                 let message =
@@ -190,4 +195,21 @@ impl Trainer {
         found.restore(&mut params)?;
         Ok(Some(params.into_values().map(|p| p.value).collect()))
     }
+}
+
+/// What of the conditions is compared with those of a checkpoint: configurations where it has them, and not the shapes that follow from
+/// these where they differ.
+fn comparable(run: &Map<String, Json>, found: &Checkpoint) -> Map<String, Json> {
+    let mut run = run.clone();
+    match found.run.get(ADAPTERS) {
+        None => {
+            run.shift_remove(ADAPTERS);
+        }
+        Some(old) if Some(old) != run.get(ADAPTERS) => {
+            let shapes = found.run.get(PARAMETERS).cloned();
+            run.insert(PARAMETERS.into(), shapes.unwrap_or_default());
+        }
+        Some(_) => {}
+    }
+    run
 }
