@@ -56,8 +56,14 @@ fn request(args: &TrainArgs) -> Request {
 
 fn text(report: &TrainReport) -> String {
     let mut text = super::progress::summary(report);
+    if let (Some(step), Some(metric)) = (report.best_step, report.best_metric) {
+        text += &format!("\nbest evaluation: {metric:.4} at step {step}");
+    }
     for folder in &report.adapters {
         text += &format!("\nwrote {}{}", folder.display(), std::path::MAIN_SEPARATOR);
+    }
+    if let Some(page) = &report.report {
+        text += &format!("\nwrote {}", page.display());
     }
     text + "\n"
 }

@@ -1,6 +1,7 @@
 //! A model's files: the ONNX file, and what stands beside it.
 
 use super::event::{Event, OnEvent, note};
+use super::origin::Origin;
 use super::variant;
 use crate::adapters::heads::HeadBase;
 use crate::adapters::spec;
@@ -128,6 +129,24 @@ impl ModelFiles {
             }
         }
         Ok(Some(tokenizer))
+    }
+
+    /// What the model is called: its name on the Hub, or that of its file, with that of its folder where the file has the name that all
+    /// models have.
+    pub(super) fn called(&self) -> String {
+        if let Some(origin) = Origin::of(&self.path) {
+            return origin.repo;
+        }
+        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let mut names = path.iter().rev().filter_map(|n| n.to_str());
+        let file = names.next().unwrap_or_default();
+        let usual = ["model", "encoder", "decoder"]
+            .iter()
+            .any(|n| file.starts_with(n));
+        match names.find(|n| *n != "onnx") {
+            Some(folder) if usual && folder != "/" => format!("{folder}/{file}"),
+            _ => file.to_owned(),
+        }
     }
 
     /// The class that the model was exported from.

@@ -22,6 +22,7 @@ mod generate;
 mod head;
 mod ignored;
 mod infer;
+mod look;
 mod merge;
 mod merged;
 mod model;

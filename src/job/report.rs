@@ -11,6 +11,8 @@ use std::time::Instant;
 pub struct TrainReport {
     /// The folders of the trained adapters.
     pub adapters: Vec<PathBuf>,
+    /// The page with its curves and examples, where one was asked for (`report_to`).
+    pub report: Option<PathBuf>,
     /// Optimizer steps done in all.
     pub steps: u64,
     /// Loss of the first step of this run that had something to learn; not a number where there was none.
@@ -67,6 +69,7 @@ impl Tally {
         let (first, last) = (self.learned().next(), self.learned().last());
         TrainReport {
             adapters: Vec::new(),
+            report: None,
             steps: 0,
             first_loss: first.unwrap_or(f64::NAN),
             last_loss: last.unwrap_or(f64::NAN),

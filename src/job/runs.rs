@@ -68,12 +68,58 @@ fn told_apart(mut runs: Vec<(String, RunRecord)>, given: &[PathBuf]) -> Vec<(Str
     runs
 }
 
+/// The record of a run. Of one that was broken off, the log knows more.
 fn read(file: &Path) -> Result<RunRecord> {
-    let text = disk::own::text(file).map_err(|e| Error::io(file, "cannot read the run", e))?;
-    serde_json::from_str(&text).map_err(|e| {
-        let d = Diagnostic::error("run-record", format!("this is no record of a run: {e}"));
+    let log = file.with_file_name(watch::file::LOG);
+    let text = disk::own::text(file);
+    if text.is_err() && file.ends_with(watch::file::RUN) && log.is_file() {
+        let mut record = RunRecord::default();
+        read_log(&mut record, &log)?;
+        return Ok(record);
+    }
+    let text = text.map_err(|e| Error::io(file, "cannot read the run", e))?;
+    let bad = |why: String| {
+        let d = Diagnostic::error("run-record", format!("this is no record of a run: {why}"));
         let d = d.at(file.display().to_string());
         let help = "give the output folder of a training: it holds run.json";
         Error::new(ErrorKind::Train, d.help(help))
-    })
+    };
+    let mut record: RunRecord = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    if record.end.is_null() && log.is_file() {
+        (record.log, record.evaluations) = (Vec::new(), Vec::new());
+        read_log(&mut record, &log)?;
+    }
+    Ok(record)
+}
+
+fn read_log(record: &mut RunRecord, log: &Path) -> Result<()> {
+    let bad = |e| Error::io(log, "cannot read the log of the run", e);
+    let file = disk::own::open(log).map_err(bad)?;
+    record.read_log(std::io::BufReader::new(file)).map_err(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn the_log_of_a_run_that_was_broken_off_says_what_its_record_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join(watch::file::RUN);
+        let lines = "{\"event\": \"log\", \"step\": 1, \"loss\": 2.0}\nnot json\n{\"event\": \"log\", \"step\": 2, \"loss\": 1.0}\n{\"ev";
+        fs::write(dir.path().join(watch::file::LOG), lines).unwrap();
+        assert_eq!(read(&run).unwrap().log.len(), 2);
+        fs::write(&run, "{\"log\": [{\"step\": 1}], \"names\": [\"a\"]}").unwrap();
+        let found = read(&run).unwrap();
+        assert_eq!((found.log.len(), found.names), (2, vec!["a".to_owned()]));
+        fs::write(&run, "{\"log\": [{\"step\": 1}], \"end\": {\"steps\": 1}}").unwrap();
+        assert_eq!(read(&run).unwrap().log.len(), 1);
+        fs::write(&run, "[1").unwrap();
+        let e = read(&run).unwrap_err().to_string();
+        assert!(
+            e.contains("no record of a run") && e.contains("run.json"),
+            "{e}"
+        );
+    }
 }

@@ -6,6 +6,7 @@ use super::event::{Event, OnEvent, note, notes, warn};
 use super::files::ModelFiles;
 use super::folder::RunFolder;
 use super::head::{choose_head, label_count};
+use super::look::Looker;
 use super::origin::Origin;
 use super::report::{Tally, TrainReport};
 use super::request::{Purpose, Request};
@@ -21,8 +22,8 @@ use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rewrite::passes::loss::Divisor;
-use crate::runtime::Precision;
 use crate::runtime::io;
+use crate::runtime::{Feeds, Precision};
 use crate::text::{CHAT_TEMPLATE, Tokenizer};
 use crate::train::watch::{self, Watchers};
 use crate::train::{
@@ -126,6 +127,7 @@ struct Subject {
     decoder_start: DecoderStart,
     masking: Option<Masking>,
     collate: CollateArguments,
+    tokenizer: Option<Tokenizer>,
     /// The chat template that each adapter was trained with, by name; it goes into the folder.
     templates: BTreeMap<String, String>,
     /// Settings that the run itself decided, for the record.
@@ -217,7 +219,7 @@ impl Run {
             trainer.check(&Self::train_data(&subject, &loaded))?;
             claim = folder.claim()?;
             let written = self.on_data(&mut trainer, &subject, &loaded, &mut tally, events)?;
-            watchers = Some(written);
+            watchers = Some((written, loaded));
             trainer
         };
         let mut report = tally.report();
@@ -226,7 +228,7 @@ impl Run {
         report.best_metric = trainer.progress().best_metric;
         let to = (&*self.output, subject.format);
         report.adapters = subject.save(&trainer.store(), to, true)?;
-        if let Some(mut watchers) = watchers {
+        if let Some((mut watchers, loaded)) = watchers {
             for name in &names {
                 let made = subject.adapted.folder(name, &trainer.store().of(name))?;
                 watchers.made(name, made.content());
@@ -236,6 +238,13 @@ impl Run {
             for folder in others {
                 let name = folder.file_name().unwrap_or_default().to_string_lossy();
                 watchers.made(&name, spec::read_folder(folder)?.content());
+            }
+            let samples = self.settings.job.report_samples;
+            report.report = watchers.report();
+            // The adapters are written: whatever comes of this, they are there.
+            if report.report.is_some() && samples > 0 && !report.losses.is_empty() {
+                let looker = self.looker(&subject, &loaded, trainer.given()?);
+                watchers.looked(looker.look(watchers.runtime()));
             }
             watchers.close()?;
         }
@@ -298,6 +307,7 @@ impl Run {
             decoder_start: DecoderStart::default(),
             masking: None,
             collate: self.settings.collate,
+            tokenizer: None,
             templates: BTreeMap::new(),
             decided: Map::new(),
             adapted,
@@ -381,6 +391,7 @@ impl Run {
             let text = example.shown(tokenizer.as_ref(), &loaded.report.label_names);
             note(events, format!("example {} of {all}:\n{text}", i + 1))?;
         }
+        subject.tokenizer = tokenizer;
         Ok(loaded)
     }
 
@@ -535,6 +546,20 @@ impl Run {
         }
     }
 
+    fn looker<'a>(&'a self, subject: &'a Subject, loaded: &'a Loaded, given: Feeds) -> Looker<'a> {
+        Looker {
+            model: &subject.adapted.model,
+            selection: &subject.adapted.selection,
+            files: &self.files,
+            settings: &self.settings,
+            tokenizer: subject.tokenizer.as_ref(),
+            loaded,
+            decoder_start: subject.decoder_start,
+            masking: subject.masking,
+            given,
+        }
+    }
+
     /// Trains on the job's datasets. What writes the run down is still open.
     fn on_data(
         &self,
@@ -571,6 +596,7 @@ impl Run {
         let first = !self.output.join(watch::file::LOG).exists();
         let mut watchers = Watchers::open(&self.output, report_to, self.described(subject))?;
         watchers.describe(loaded.report.lines(), subject.summary(&trainer.store())?);
+        watchers.name(self.files.called(), subject.names.clone());
         let done = trainer.train(&data, Some(&output), &mut |e| {
             tally.event(e);
             events(&Event::Training(e.clone()))?;

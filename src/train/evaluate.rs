@@ -255,8 +255,11 @@ fn reached(g: &Graph, params: &[String]) -> Vec<String> {
     params.iter().filter(read).cloned().collect()
 }
 
-/// Parameters as values of a plan.
-fn values(params: &IndexMap<Box<str>, Trainable>, wanted: impl Fn(&str) -> bool) -> Result<Feeds> {
+/// Parameters as values of a plan, where they are wanted.
+pub(super) fn values(
+    params: &IndexMap<Box<str>, Trainable>,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Feeds> {
     let mut out = Feeds::new();
     for (name, p) in params.iter().filter(|(name, _)| wanted(name)) {
         let value = Floats::new(p.value.clone(), &p.dims, p.dtype, None)

@@ -26,9 +26,11 @@ pub(crate) use batch::Batch;
 pub(crate) use batch::{CollateArguments, Collator, DecoderStart, PaddingSide};
 #[cfg(any(feature = "hub", test, fuzzing))]
 pub(crate) use data::Splits;
-pub(crate) use data::{Answer, DataArguments, Dataset, Files, Labels, Loaded, Task, TextPair};
+pub(crate) use data::{
+    Answer, DataArguments, Dataset, Example, Files, IGNORE, Labels, Loaded, Task, TextPair,
+};
 #[cfg(test)]
-pub(crate) use data::{CompletionMask, EvalSplit, Example, IGNORE, ReadOptions, Tokens};
+pub(crate) use data::{CompletionMask, EvalSplit, ReadOptions, Tokens};
 #[cfg(any(test, fuzzing))]
 pub(crate) use data::{Format, rows_of};
 pub use dry::DryRun;

@@ -11,7 +11,7 @@ use super::batch::{CollateArguments, Collator, DecoderStart, Sampler};
 use super::checkpoint::{self, Progress};
 use super::data::Dataset;
 use super::dry::DryRun;
-use super::evaluate::Evaluator;
+use super::evaluate::{Evaluator, values};
 use super::event::{Event, OnEvent, StepReport, Stop};
 use super::loss::{not_trained, nothing_to_train};
 use super::masking::Masking;
@@ -227,6 +227,16 @@ impl Trainer {
             }
         }
         store
+    }
+
+    /// The trained parameters, as a plan that has them as variables is fed with them.
+    ///
+    /// # Errors
+    /// Values that cannot be made.
+    pub(crate) fn given(&self) -> Result<Feeds> {
+        let mut all = values(self.inner.params(), |_| true)?;
+        all.0.extend(self.cooled(0).0);
+        Ok(all)
     }
 
     /// One optimizer step over micro-batches. Each has all inputs of the graph, labels included; their gradients are added up.

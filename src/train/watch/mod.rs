@@ -3,10 +3,12 @@
 //! All of them are fed with events and know nothing else. The log is the memory: a run that goes on from a checkpoint reads what it
 //! said up to there, so that the report shows the whole run.
 
+mod look;
 mod record;
 mod report;
 mod tensorboard;
 
+pub(crate) use look::{Classes, Estimate, Guess, Look, Sample, TokenLoss};
 pub(crate) use record::RunRecord;
 pub(crate) use report::{comparison, html};
 pub(crate) use tensorboard::EventFile;
@@ -151,6 +153,27 @@ impl Watchers {
         self.record.adapters = adapters;
     }
 
+    /// What the model is called, and the adapters that are trained.
+    pub(crate) fn name(&mut self, model: String, adapters: Vec<String>) {
+        self.record.model = model;
+        self.record.names = adapters;
+    }
+
+    /// The report, where one is written.
+    pub(crate) fn report(&self) -> Option<PathBuf> {
+        self.report.then(|| self.folder.join(file::REPORT))
+    }
+
+    /// Wall time of the run so far, in seconds.
+    pub(crate) fn runtime(&self) -> f64 {
+        self.record.end["runtime"].as_f64().unwrap_or(0.0)
+    }
+
+    /// Takes what the model does with a few examples.
+    pub(crate) fn looked(&mut self, look: Look) {
+        self.record.look = Some(look);
+    }
+
     /// Says which adapter the run wrote, by its content.
     pub(crate) fn made(&mut self, name: &str, content: String) {
         self.record.made.insert(name.to_owned(), content);
@@ -188,6 +211,12 @@ impl Watchers {
 
     /// Opens the log behind what was logged up to a step.
     fn begin(&mut self, step: u64) -> Result<()> {
+        if step > 0 {
+            let old = disk::own::text(self.folder.join(file::RUN)).unwrap_or_default();
+            let old: RunRecord = serde_json::from_str(&old).unwrap_or_default();
+            let before = old.steps.into_iter().filter(|s| s.0 <= step);
+            self.record.steps = before.collect();
+        }
         if !self.logs {
             return Ok(());
         }
