@@ -188,6 +188,7 @@ pub(super) struct Texts<'a> {
     /// Tokens of the texts that are done, and pieces of those that are not.
     tokens: usize,
     pieces: usize,
+    done: u64,
     started: Instant,
 }
 
@@ -200,6 +201,7 @@ impl<'a> Texts<'a> {
             bar: ProgressBar::hidden(),
             tokens: 0,
             pieces: 0,
+            done: 0,
             started: Instant::now(),
         }
     }
@@ -210,7 +212,7 @@ impl<'a> Texts<'a> {
                 self.started = Instant::now();
                 self.bar = ProgressBar::new(*texts as u64);
                 let style = if *texts > 1 {
-                    "{bar:30} {pos}/{len} texts{msg}  {eta} left"
+                    "{bar:30} {pos}/{len} texts{msg}"
                 } else {
                     "{spinner} a text{msg}"
                 };
@@ -223,7 +225,10 @@ impl<'a> Texts<'a> {
             job::Event::Progress { done, total, .. } if done == total => {
                 self.bar.finish_and_clear();
             }
-            job::Event::Progress { done, .. } => self.bar.set_position(*done as u64),
+            job::Event::Progress { done, .. } => {
+                self.done = *done as u64;
+                self.bar.set_position(self.done);
+            }
             job::Event::Text { .. } => {
                 self.pieces += 1;
                 self.rate();
@@ -239,9 +244,13 @@ impl<'a> Texts<'a> {
     /// A piece is a token, or more; where there is no tokenizer, only whole texts are counted.
     fn rate(&self) {
         let tokens = self.tokens.max(self.pieces);
-        let spent = self.started.elapsed().as_secs_f64().max(1e-9);
-        self.bar
-            .set_message(format!("  {tokens} tokens{}", speed(tokens as f64 / spent)));
+        let spent = self.started.elapsed();
+        let rate = tokens as f64 / spent.as_secs_f64().max(1e-9);
+        let total = self.bar.length().unwrap_or(0);
+        let left = left(spent, self.done, total.saturating_sub(self.done));
+        let left = left.map_or_else(String::new, |l| format!("  {} left", short(l)));
+        let message = format!("  {tokens} tokens{}{left}", speed(rate));
+        self.bar.set_message(message);
     }
 
     /// Lets something be printed in the place of the bar.

@@ -12,6 +12,7 @@ use crate::generate::{
     Generated, GenerationArguments, Heard, Memory, PromptRow, PromptText, generate, prompts,
     read_prompts,
 };
+use crate::infer::Verified;
 use crate::ir::contract;
 use crate::options::{self, Options, fields};
 use crate::rewrite::passes::channel;
@@ -144,14 +145,7 @@ impl Generation {
         let kwargs = &asked.chat_template_kwargs;
         let prompts = prepared.encode(&texts, asked.chat, kwargs)?;
         prepared.check_prompts(&prompts, events)?;
-        // With a `Parallel`, each of its children by itself.
-        let mut children = channel::children(&prepared.model)?
-            .into_iter()
-            .map(|(name, model)| (Some(name), model))
-            .collect::<Vec<_>>();
-        if children.is_empty() {
-            children.push((None, prepared.model.clone()));
-        }
+        let children = children(&prepared.model)?;
         let started = Instant::now();
         let total = prompts.len() * copies * children.len();
         let mut results: Vec<Generated> = Vec::with_capacity(total);
@@ -193,12 +187,11 @@ impl Generation {
             results.extend(made.iter().map(of_child));
             cache = decoder.memory();
         }
-        let seconds = started.elapsed().as_secs_f64();
         let new_tokens: usize = results.iter().map(|t| t.ids.len()).sum();
         Ok(GenerationReport {
             results,
             new_tokens,
-            tokens_per_second: new_tokens as f64 / seconds.max(1e-9),
+            tokens_per_second: new_tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
             cache,
             readable: prepared.tokenizer.is_some(),
         })
@@ -250,6 +243,16 @@ impl Generation {
         }
         Ok(texts)
     }
+}
+
+/// The models that generate: with a `Parallel`, each of its children by itself.
+fn children(model: &Verified) -> Result<Vec<(Option<String>, Verified)>> {
+    let found = channel::children(model)?.into_iter();
+    let mut all: Vec<_> = found.map(|(name, model)| (Some(name), model)).collect();
+    if all.is_empty() {
+        all.push((None, model.clone()));
+    }
+    Ok(all)
 }
 
 /// What is asked besides the model and how it generates.

@@ -228,31 +228,42 @@ impl Run {
         report.best_metric = trainer.progress().best_metric;
         let to = (&*self.output, subject.format);
         report.adapters = subject.save(&trainer.store(), to, true)?;
-        if let Some((mut watchers, loaded)) = watchers {
-            for name in &names {
-                let made = subject.adapted.folder(name, &trainer.store().of(name))?;
-                watchers.made(name, made.content());
-            }
-            // What is not AdapterHub's is known by what it reads as.
-            let others = report.adapters.iter().filter(|f| peft::is_peft(f));
-            for folder in others {
-                let name = folder.file_name().unwrap_or_default().to_string_lossy();
-                watchers.made(&name, spec::read_folder(folder)?.content());
-            }
-            let samples = self.settings.job.report_samples;
-            report.report = watchers.report();
-            // The adapters are written: whatever comes of this, they are there.
-            if report.report.is_some() && samples > 0 && !report.losses.is_empty() {
-                let looker = self.looker(&subject, &loaded, trainer.given()?);
-                watchers.looked(looker.look(watchers.runtime()));
-            }
-            watchers.close()?;
+        if let Some((watchers, loaded)) = watchers {
+            self.conclude(watchers, &loaded, (&subject, &trainer), &mut report)?;
         }
         drop(claim);
         if self.settings.job.push_to_hub {
             self.push(&report.adapters, events)?;
         }
         Ok(report)
+    }
+
+    /// Writes down what the run made, with a look at what it learned.
+    fn conclude(
+        &self,
+        mut watchers: Watchers,
+        loaded: &Loaded,
+        (subject, trainer): (&Subject, &Trainer),
+        report: &mut TrainReport,
+    ) -> Result<()> {
+        for name in &subject.names {
+            let made = subject.adapted.folder(name, &trainer.store().of(name))?;
+            watchers.made(name, made.content());
+        }
+        // What is not AdapterHub's is known by what it reads as.
+        let others = report.adapters.iter().filter(|f| peft::is_peft(f));
+        for folder in others {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            watchers.made(&name, spec::read_folder(folder)?.content());
+        }
+        report.report = watchers.report();
+        let wanted = report.report.is_some() && self.settings.job.report_samples > 0;
+        // The adapters are written: whatever comes of this, they are there.
+        if wanted && !report.losses.is_empty() {
+            let looker = self.looker(subject, loaded, trainer.given()?);
+            watchers.looked(looker.look(watchers.runtime()));
+        }
+        watchers.close()
     }
 
     /// The file of tensors, if the data is one batch of them, which need not be of any task.

@@ -437,14 +437,7 @@ impl Trainer {
             let (n, size) = (data.train.len(), sampler.batch_size);
             return Err(failed(format!("{n} examples make no batch of {size}")));
         }
-        if self.args.eval_strategy != Interval::No && data.eval.is_none_or(Dataset::is_empty) {
-            let d = Diagnostic::error(
-                "train",
-                "`eval_strategy` is set, and there is no evaluation data",
-            );
-            let help = "name it: --eval-data FILE; or set rows of the data apart: --eval-split 0.1";
-            return Err(Error::new(ErrorKind::Train, d.help(help)));
-        }
+        self.can_evaluate(data)?;
         self.total = self.args.total_steps(micro);
         let mut run = self.conditions(data);
         let resumed = match output {
@@ -486,6 +479,17 @@ impl Trainer {
         let end = self.end(reason, before, looping.started);
         (looping.on_event)(&end)?;
         Ok(reason)
+    }
+
+    /// Refuses evaluations without data.
+    fn can_evaluate(&self, data: &TrainData<'_>) -> Result<()> {
+        if self.args.eval_strategy == Interval::No || data.eval.is_some_and(|d| !d.is_empty()) {
+            return Ok(());
+        }
+        let message = "`eval_strategy` is set, and there is no evaluation data";
+        let d = Diagnostic::error("train", message);
+        let help = "name it: --eval-data FILE; or set rows of the data apart: --eval-split 0.1";
+        Err(Error::new(ErrorKind::Train, d.help(help)))
     }
 
     /// What can be said of data and arguments before anything is done: evaluations give the measure that decides what is best, and

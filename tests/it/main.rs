@@ -36,6 +36,8 @@ mod parallel;
 #[cfg(feature = "cli")]
 mod recipes;
 #[cfg(feature = "cli")]
+mod report;
+#[cfg(feature = "cli")]
 mod resume;
 #[cfg(feature = "cli")]
 mod tasks;

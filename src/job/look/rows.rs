@@ -222,7 +222,10 @@ impl Looker<'_> {
     fn tagged(&self, row: &Row, tags: impl Iterator<Item = (usize, usize)>) -> String {
         let word = |(at, tag): (usize, usize)| {
             let id = row.ids.get(at).copied().unwrap_or(IGNORE);
-            format!("{} {}", self.text(&[id]).trim(), self.class(tag))
+            // One that is unknown to the tokenizer is said as it says that.
+            let text = self.tokenizer.and_then(|t| t.decode(&[id], false).ok());
+            let text = text.unwrap_or_else(|| id.to_string());
+            format!("{} {}", text.trim(), self.class(tag))
         };
         let words: Vec<String> = tags.take(WORDS).map(word).collect();
         words.join("\n")

@@ -165,13 +165,7 @@ impl Trainer {
             }
         }
         if !changed.is_empty() {
-            let d = Diagnostic::error(
-                "resume",
-                "the run is not the one that the checkpoint belongs to",
-            )
-            .at(found.path.display().to_string());
-            let d = changed.into_iter().fold(d, Diagnostic::note);
-            return Err(Error::new(ErrorKind::Train, d.help("give the same model, adapters, data and options, or start anew in another folder")));
+            return Err(another(&found, changed));
         }
         found.restore(self.inner.params_mut())?;
         self.inner.set_steps(found.progress.updates);
@@ -195,6 +189,15 @@ impl Trainer {
         found.restore(&mut params)?;
         Ok(Some(params.into_values().map(|p| p.value).collect()))
     }
+}
+
+/// The run is not the one that a checkpoint belongs to: this is different.
+fn another(found: &Checkpoint, changed: Vec<String>) -> Error {
+    let message = "the run is not the one that the checkpoint belongs to";
+    let d = Diagnostic::error("resume", message).at(found.path.display().to_string());
+    let d = changed.into_iter().fold(d, Diagnostic::note);
+    let help = "give the same model, adapters, data and options, or start anew in another folder";
+    Error::new(ErrorKind::Train, d.help(help))
 }
 
 /// What of the conditions is compared with those of a checkpoint: configurations where it has them, and not the shapes that follow from

@@ -96,11 +96,25 @@ pub(super) fn told(name: &str, points: Line, colour: usize) -> Vec<Curve> {
     if points.len() <= ROUGH {
         return vec![curve(points, false)];
     }
-    let smooth = smoothed(&points);
+    let smooth = if spans(&points) {
+        // What a logarithmic scale shows is smoothed there: else the large values decide.
+        let logarithms: Line = points.iter().map(|p| (p.0, p.1.ln())).collect();
+        let means = smoothed(&logarithms);
+        means.into_iter().map(|(x, y)| (x, y.exp())).collect()
+    } else {
+        smoothed(&points)
+    };
     vec![
         curve(thinned_out(&points), true),
         curve(thinned_out(&smooth), false),
     ]
+}
+
+/// Whether values are on a logarithmic scale.
+fn spans(line: &[(f64, f64)]) -> bool {
+    let least = line.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
+    let most = line.iter().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max);
+    least > 0.0 && most / least >= SPAN
 }
 
 /// The mean of the values around each, those that are farther away counting exponentially less.
@@ -166,7 +180,7 @@ pub(super) fn chart(
     }
     let y = range(&curves, |p| p.1);
     // A rate that goes to nothing spans any range.
-    let logarithmic = title != RATE && y.0 > 0.0 && y.1 / y.0 >= SPAN;
+    let logarithmic = title != RATE && spans(&[(0.0, y.0), (0.0, y.1)]);
     let mut notes = Vec::new();
     if curves.iter().any(|c| c.faint) {
         notes.push("smoothed, with single values behind it");
@@ -390,7 +404,17 @@ mod tests {
         assert!(curves.iter().all(|c| c.points.len() <= POINTS + 2));
         assert!(curves[0].faint && curves[0].points.contains(&(7_000.0, 9.0)));
         let most = curves[1].points.iter().map(|p| p.1).fold(0.0, f64::max);
-        assert!(curves[1].points[0].1 == 2.0 && most < 2.1, "{most}");
+        assert!(
+            (curves[1].points[0].1 - 2.0).abs() < 1e-9 && most < 2.1,
+            "{most}"
+        );
+        let falls: Line = (1..=200)
+            .map(|i| (f64::from(i), (-f64::from(i) / 20.0).exp()))
+            .collect();
+        let smooth = &told("loss", falls.clone(), 0)[1].points;
+        // Halfway, on both sides as much: the mean is the value.
+        let (got, want) = (smooth[100].1, falls[100].1);
+        assert!((got / want - 1.0).abs() < 1e-6, "{got} {want}");
     }
 
     #[test]

@@ -106,7 +106,8 @@ fn subtitle(record: &RunRecord) -> String {
 fn losses(record: &RunRecord) -> chart::Line {
     let logged = series(&record.log, &["loss"]);
     if record.steps.len() > logged.len() {
-        return drawable(record.steps.iter().map(|s| (s.0 as f64, s.1)));
+        let steps = record.losses().into_iter();
+        return drawable(steps.map(|s| (s.0 as f64, s.1)));
     }
     logged
 }
