@@ -689,6 +689,7 @@ pub(crate) struct TrainArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command")]
 pub(crate) struct GenerateArgs {
     /// The ONNX file, its folder, hub:ORG/NAME, or the job file of a training run (.json)
     pub(crate) model: PathBuf,

@@ -19,7 +19,7 @@ const HELP: &str = "/reset          forget the conversation\n\
                     Ctrl-C ends an answer. A line that begins with // is said with one / less.";
 
 /// Holds a conversation until the input ends.
-pub(super) fn run(generation: Generation, ui: &Ui) -> Result<()> {
+pub(super) fn run(generation: &Generation, ui: &Ui) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut input = Input::new(ui)?;
     generation.converse(&stop, &mut |event| ui.shown(event), &mut |talk| {
@@ -79,15 +79,13 @@ fn greet(talk: &Conversation<'_>, typed: bool, ui: &Ui) {
 
 /// One turn: what is said, and the answer as it comes. What cannot be answered does not end the conversation.
 fn turn(talk: &mut Conversation<'_>, text: &str, number: usize, ui: &Ui) -> Result<()> {
-    let mut written = Ok(());
     let answered = talk.say(text, &mut |event| {
         if let Event::Text { piece, .. } = event {
-            written = if ui.json {
+            return if ui.json {
                 ui.line(&json!({ "event": "text", "index": number, "text": piece }))
             } else {
                 stdout(visible(piece).as_bytes())
             };
-            return std::mem::replace(&mut written, Ok(()));
         }
         ui.shown(event)
     });

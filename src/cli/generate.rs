@@ -21,7 +21,7 @@ pub(super) fn run(args: &GenerateArgs, ui: &Ui) -> Result<()> {
     let unasked = args.prompt.is_empty() && args.prompts.is_none();
     let seen = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     if args.interactive || (unasked && seen && !ui.json) {
-        return chat::run(Generation::new(request(args)), ui);
+        return chat::run(&Generation::new(request(args)), ui);
     }
     let mut generation = Generation::new(request(args));
     for prompt in &args.prompt {
@@ -65,10 +65,11 @@ fn piped() -> Result<String> {
         let help = "`--prompts -` reads one prompt a line";
         return Err(Error::new(ErrorKind::Run, d.help(help)));
     }
-    let line = text
-        .strip_suffix('\n')
-        .map(|t| t.strip_suffix('\r').unwrap_or(t));
-    Ok(line.map(str::to_owned).unwrap_or(text))
+    let line = text.strip_suffix('\n');
+    let line = line.map(|t| t.strip_suffix('\r').unwrap_or(t));
+    let kept = line.map_or(text.len(), str::len);
+    text.truncate(kept);
+    Ok(text)
 }
 
 fn request(args: &GenerateArgs) -> Request {

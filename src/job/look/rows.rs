@@ -2,6 +2,7 @@
 
 use super::Looker;
 use crate::error::Result;
+use crate::ir::contract;
 use crate::rewrite::pipelines;
 use crate::runtime::{Feeds, Plan};
 use crate::train::watch::{Classes, Estimate, Guess, Look, Sample};
@@ -86,7 +87,10 @@ impl Looker<'_> {
             }
             let feeds = collator.rows(data, chunk)?.feeds;
             let labels = labels_of(&feeds);
-            let ids = feeds.0.get("input_ids").and_then(|v| v.to_ints().ok());
+            let ids = feeds
+                .0
+                .get(contract::INPUT_IDS)
+                .and_then(|v| v.to_ints().ok());
             let ids = ids.unwrap_or_default();
             let mut feeds = feeds.for_plan(plan);
             for (name, value) in &given.0 {
@@ -126,9 +130,8 @@ impl Looker<'_> {
     /// Ids without padding in front and behind.
     fn trimmed(&self, ids: &[i64]) -> Vec<i64> {
         let pad = self.loaded.pad_id;
-        let kept = |i: &i64| *i != pad;
-        let first = ids.iter().position(|i| kept(i)).unwrap_or(0);
-        let last = ids.iter().rposition(|i| kept(i)).map_or(0, |i| i + 1);
+        let first = ids.iter().position(|i| *i != pad).unwrap_or(0);
+        let last = ids.iter().rposition(|i| *i != pad).map_or(0, |i| i + 1);
         ids.get(first..last).unwrap_or_default().to_vec()
     }
 
@@ -174,7 +177,7 @@ impl Looker<'_> {
             }
             Task::MultiLabel => {
                 let set = right().iter().enumerate().filter(|(_, x)| **x > 0.5);
-                listed(set.map(|(c, _)| self.class(c)).collect())
+                listed(&set.map(|(c, _)| self.class(c)).collect::<Vec<_>>())
             }
             Task::QuestionAnswering => {
                 let at = |i: usize| row.right.get(i).and_then(|r| r.first()).copied();
@@ -209,7 +212,7 @@ impl Looker<'_> {
             }
             Task::MultiLabel => {
                 let set = found.iter().enumerate().filter(|(_, x)| **x > 0.0);
-                one(listed(set.map(|(c, _)| self.class(c)).collect()))
+                one(listed(&set.map(|(c, _)| self.class(c)).collect::<Vec<_>>()))
             }
             Task::QuestionAnswering => one(self.span(row, answer(row))),
             Task::Regression | Task::CausalLm | Task::Seq2seq => {
@@ -304,7 +307,7 @@ fn numbers(values: impl Iterator<Item = f64>) -> String {
     all.join(", ")
 }
 
-fn listed(names: Vec<String>) -> String {
+fn listed(names: &[String]) -> String {
     if names.is_empty() {
         "none".to_owned()
     } else {
