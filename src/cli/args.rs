@@ -299,7 +299,7 @@ pub(crate) enum Command {
         force: bool,
     },
     /// Compare two graphs numerically on generated or given inputs
-    #[command(after_help = "Example:\n  rewrite verify model.onnx merged.onnx --engine tract")]
+    #[command(after_help = "Example:\n  rewrite verify model.onnx merged.onnx --inputs in.safetensors")]
     Verify(VerifyArgs),
     /// Models, tokenizers, interfaces, adapters and datasets from the Hugging Face Hub, and adapters to it
     #[command(subcommand)]
@@ -637,7 +637,7 @@ pub(crate) struct VerifyArgs {
     pub(crate) b: PathBuf,
     #[command(flatten)]
     pub(crate) of: VariantArgs,
-    /// Engine that executes the graphs
+    /// Engine that executes the graphs: this program's own (candle), or tract, in a build with the `tract` feature
     #[arg(long, value_enum, default_value = "candle")]
     pub(crate) engine: Engine,
     /// safetensors file with a tensor for each graph input, by name (default: generated tensors)

@@ -64,6 +64,9 @@ impl Compare {
     /// # Errors
     /// Models that cannot be read or run; outputs that only one of them has, or of different shapes.
     pub fn run(&self, events: OnEvent<'_>) -> Result<Vec<Comparison>> {
+        if self.engine == Engine::Tract {
+            tract::ensure_built()?;
+        }
         let (a, b) = (open(&self.a, events)?, open(&self.b, events)?);
         let inputs = match &self.inputs {
             Some(path) => io::read(path)?.plain(),

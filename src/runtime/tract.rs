@@ -168,12 +168,25 @@ fn refuse_domains(model: &Verified) -> Result<()> {
 
 /// Without the feature `tract` there is no second engine.
 #[cfg(not(feature = "tract"))]
-pub(crate) fn run(_: &Verified, path: &Path, _: &Feeds) -> Result<Outputs> {
-    let d = Diagnostic::error("tract", "this build has no tract").at(path.display().to_string());
-    Err(Error::new(
+pub(crate) fn run(_: &Verified, _: &Path, _: &Feeds) -> Result<Outputs> {
+    Err(missing())
+}
+
+/// Refuses tract in a build without it, before anything is read.
+pub(crate) fn ensure_built() -> Result<()> {
+    if cfg!(feature = "tract") {
+        Ok(())
+    } else {
+        Err(missing())
+    }
+}
+
+fn missing() -> Error {
+    let d = Diagnostic::error("tract-missing", "this build has no tract");
+    Error::new(
         ErrorKind::Unsupported,
-        d.help("build with the feature `tract`, or use --engine candle"),
-    ))
+        d.help("leave `--engine tract` out: this program then compares by itself; one that is built with `--features tract` has both"),
+    )
 }
 
 #[cfg(not(feature = "tract"))]

@@ -310,6 +310,9 @@ fn training_lowers_the_loss_and_saves_an_adapter() {
 fn verify_compares_on_both_engines() {
     let desk = Desk::attached("lora");
     for engine in ["candle", "tract"] {
+        if engine == "tract" && cfg!(not(feature = "tract")) {
+            continue;
+        }
         // A fresh LoRA is the identity.
         let args = [
             "verify",
@@ -336,6 +339,23 @@ fn verify_compares_on_both_engines() {
         &String::from_utf8_lossy(&out.stdout),
         &["logits", "DIFFERENT"],
     );
+}
+
+#[cfg(not(feature = "tract"))]
+#[test]
+fn an_engine_that_is_not_built_is_one_error_with_a_way_out() {
+    let desk = Desk::new();
+    let out = desk.command(&["verify", "a.onnx", "b.onnx", "--engine", "tract"]);
+    assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
+    contains(
+        &stderr(&out),
+        &[
+            "error[tract-missing]",
+            "leave `--engine tract` out",
+            "--features tract",
+        ],
+    );
+    assert_eq!(stderr(&out).matches("error").count(), 1);
 }
 
 #[test]
