@@ -8,12 +8,13 @@
 use super::average::AverageArgs;
 use super::exec::ExecArgs;
 use super::export::{AdapterFormat, ExportArgs, FormatArg};
-use super::flags::{Flags, OtherFlags, checked};
+use super::flags::{Flags, OtherFlags};
 use super::merge::MergeArgs;
 use super::select::{AdapterArgs, VariantArgs};
+use super::values;
 use crate::budget;
 use crate::generate::GenerationArguments;
-use crate::job::{JobArguments, ModelSettings, check_interface};
+use crate::job::{JobArguments, ModelSettings};
 use crate::options::Kind;
 use crate::rewrite::pipelines::Mode;
 use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
@@ -165,7 +166,7 @@ pub(crate) enum TenantsCommand {
         /// Name of the adapter
         name: String,
         /// The folder
-        #[arg(short, long, value_name = "DIR")]
+        #[arg(short, long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
         output: PathBuf,
         /// Replace existing files
         #[arg(long)]
@@ -183,7 +184,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         of: VariantArgs,
         /// Interface to resolve on the model
-        #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
+        #[arg(short, long, value_name = "FILE|NAME", value_parser = values::interface(), hide_possible_values = true)]
         interface: Option<String>,
     },
     /// Interface specs: built in, checked, inferred
@@ -282,7 +283,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         of: VariantArgs,
         /// Interface that selects the layers (default: that of the model)
-        #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
+        #[arg(short, long, value_name = "FILE|NAME", value_parser = values::interface(), hide_possible_values = true)]
         interface: Option<String>,
     },
     /// One HTML page that compares training runs: their curves together, and the settings in which they differ
@@ -299,7 +300,9 @@ pub(crate) enum Command {
         force: bool,
     },
     /// Compare two graphs numerically on generated or given inputs
-    #[command(after_help = "Example:\n  rewrite verify model.onnx merged.onnx --inputs in.safetensors")]
+    #[command(
+        after_help = "Example:\n  rewrite verify model.onnx merged.onnx --inputs in.safetensors"
+    )]
     Verify(VerifyArgs),
     /// Models, tokenizers, interfaces, adapters and datasets from the Hugging Face Hub, and adapters to it
     #[command(subcommand)]
@@ -312,6 +315,18 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Manual pages: of the program on stdout, or of it and every command as files in a folder
+    #[command(
+        after_help = "Examples:\n  rewrite man | man -l -\n  rewrite man ~/.local/share/man/man1"
+    )]
+    Man {
+        /// Folder that rewrite.1, rewrite-train.1 and all others go to
+        #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+        folder: Option<PathBuf>,
+        /// Replace existing pages
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -323,12 +338,14 @@ pub(crate) enum InterfaceCommand {
     #[command(after_help = "Example:\n  rewrite interface show qwen3 > qwen3.json")]
     Show {
         /// Its name
+        #[arg(value_parser = values::interface_name(), hide_possible_values = true)]
         name: String,
     },
     /// Validate a spec, and resolve it on a model
     #[command(after_help = "Example:\n  rewrite interface check qwen3.json model.onnx")]
     Check {
         /// adapter_interface.json, or the name of a built-in spec
+        #[arg(value_parser = values::interface_name(), hide_possible_values = true)]
         interface: String,
         /// The model to resolve it on
         model: Option<PathBuf>,
@@ -367,6 +384,7 @@ pub(crate) enum AdapterCommand {
     #[command(after_help = "Example:\n  rewrite adapter show lora\n  rewrite adapter show mam")]
     Show {
         /// The identifier, or a configuration such as `lora[use_gating=True]|seq_bn`
+        #[arg(value_parser = values::method(), hide_possible_values = true)]
         method: String,
     },
     /// The weighted average of adapters of one configuration, as a new adapter folder
@@ -382,7 +400,7 @@ pub(crate) enum AdapterCommand {
         /// The new name
         name: String,
         /// The new folder (default: one of the new name beside the old one)
-        #[arg(short, long, value_name = "DIR")]
+        #[arg(short, long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
         output: Option<PathBuf>,
         /// Replace existing outputs
         #[arg(long)]
@@ -394,7 +412,7 @@ pub(crate) enum AdapterCommand {
         /// The adapter folder
         folder: PathBuf,
         /// The new folder
-        #[arg(short, long, value_name = "DIR")]
+        #[arg(short, long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
         output: PathBuf,
         /// Replace existing outputs
         #[arg(long)]
@@ -457,7 +475,7 @@ pub(crate) struct PullArgs {
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) repo_type: Option<RepoType>,
     /// Folder that the files are copied to (default: they are in the cache only)
-    #[arg(short, long, value_name = "DIR", alias = "local-dir")]
+    #[arg(short, long, value_name = "DIR", value_hint = clap::ValueHint::DirPath, alias = "local-dir")]
     pub(crate) output: Option<PathBuf>,
     /// Replace files that are there
     #[arg(long, requires = "output")]
@@ -541,7 +559,8 @@ pub(crate) struct ConvertArgs {
         short,
         long,
         value_name = "FILE|NAME",
-        value_parser = checked(check_interface),
+        value_parser = values::interface(),
+        hide_possible_values = true,
         required_if_eq("to", "adapterhub")
     )]
     pub(crate) interface: Option<String>,

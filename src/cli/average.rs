@@ -51,7 +51,7 @@ pub(crate) struct AverageArgs {
     )]
     pub(crate) svd_rank: Option<usize>,
     /// The new folder (default: one of the new name in the working folder)
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub(crate) output: Option<PathBuf>,
     /// Replace existing outputs
     #[arg(long)]

@@ -16,7 +16,7 @@ pub(crate) struct ExportArgs {
     #[command(flatten)]
     select: AdapterArgs,
     /// Folder that the graph and the adapters go to
-    #[arg(short, long, value_name = "FOLDER")]
+    #[arg(short, long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath)]
     output: PathBuf,
     /// Element type of the parameters; a graph that is there has its own
     #[arg(long, value_enum, default_value_t)]

@@ -1,10 +1,11 @@
 //! Flags made from the options of a struct: kebab-case names, with the field's documentation as help.
 
+use super::values::offering;
 use crate::error::Error;
-use crate::job::{check_other_arguments, other_arguments};
+use crate::job::{check_other_arguments, is_path, other_arguments};
 use crate::options::{self, Kind, OptionField, Options, fields};
 use clap::builder::{PossibleValue, PossibleValuesParser, ValueParser};
-use clap::{Arg, ArgAction, ArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, ValueHint};
 use serde_json::{Map, Value};
 use std::marker::PhantomData;
 
@@ -97,11 +98,13 @@ fn arg(field: &OptionField, aliases: Vec<String>, others: &[&'static str]) -> Ar
         help += &format!(" [default: {value}]");
     }
     let kind = field.kind.clone();
+    let text = move |t: &str| kind.parse(t).map(|_| t.to_owned());
     let arg = Arg::new(id(&field.name))
         .long(field.name.replace('_', "-"))
         .aliases(aliases)
         .help(help)
         .action(ArgAction::Append)
+        .value_hint(hint(&field.name))
         .value_name(field.kind.placeholder());
     match &field.kind {
         Kind::Bool => arg
@@ -120,24 +123,30 @@ fn arg(field: &OptionField, aliases: Vec<String>, others: &[&'static str]) -> Ar
             .num_args(0..=1)
             .default_missing_value("true")
             .action(ArgAction::Set)
-            .value_parser(ValueParser::new(move |t: &str| {
-                kind.parse(t).map(|_| t.to_owned())
-            })),
-        Kind::List(_) | Kind::OneOf(_) => arg.value_parser(ValueParser::new(move |t: &str| {
-            kind.parse(t).map(|_| t.to_owned())
-        })),
+            .value_parser(ValueParser::new(text)),
+        Kind::List(item) => match &**item {
+            Kind::Choice(words) => arg.value_parser(offering(text, words)),
+            _ => arg.value_parser(ValueParser::new(text)),
+        },
+        Kind::OneOf(_) => arg.value_parser(ValueParser::new(text)),
         Kind::Integer | Kind::Number => arg
             .action(ArgAction::Set)
             .allow_negative_numbers(true)
-            .value_parser(ValueParser::new(move |t: &str| {
-                kind.parse(t).map(|_| t.to_owned())
-            })),
-        Kind::Text | Kind::Map => {
-            arg.action(ArgAction::Set)
-                .value_parser(ValueParser::new(move |t: &str| {
-                    kind.parse(t).map(|_| t.to_owned())
-                }))
-        }
+            .value_parser(ValueParser::new(text)),
+        Kind::Text | Kind::Map => arg
+            .action(ArgAction::Set)
+            .value_parser(ValueParser::new(text)),
+    }
+}
+
+/// What completions offer for the value of an option.
+fn hint(name: &str) -> ValueHint {
+    if name.ends_with("_dir") {
+        ValueHint::DirPath
+    } else if is_path(name) {
+        ValueHint::AnyPath
+    } else {
+        ValueHint::Other
     }
 }
 

@@ -7,6 +7,7 @@ mod attach;
 mod average;
 mod bus;
 mod chat;
+mod completions;
 mod eval;
 mod exec;
 mod export;
@@ -20,6 +21,7 @@ mod hub;
 mod inspect;
 mod interrupt;
 mod look;
+mod man;
 mod merge;
 mod progress;
 mod remote;
@@ -27,6 +29,7 @@ mod run;
 mod select;
 mod tenants;
 mod train;
+mod values;
 
 use crate::budget;
 use crate::diag::{Diagnostic, Severity, nearest};
@@ -229,10 +232,9 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
             graphs::verify(&args, ui)?;
         }
         Command::Hub(command) => hub::run(&command, ui)?,
+        Command::Man { folder, force } => man::man(folder.as_deref(), force, ui)?,
         Command::Completions { shell } => {
-            let mut out = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "rewrite", &mut out);
-            stdout(&out)?;
+            stdout(completions::script(shell).as_bytes())?;
         }
     }
     Ok(ExitCode::SUCCESS)

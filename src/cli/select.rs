@@ -7,10 +7,9 @@
 
 use super::Ui;
 use super::flags::checked;
+use super::values;
 use crate::error::Result;
-use crate::job::{
-    AdapterSettings, ModelName, check_fusion, check_interface, check_setup, check_spec,
-};
+use crate::job::{AdapterSettings, ModelName, check_fusion, check_setup};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -55,10 +54,10 @@ pub(crate) struct AdapterArgs {
     pub(crate) of: VariantArgs,
     /// adapter_interface.json, or the name of a built-in one, see `rewrite interface list` (default: the one of the model type in
     /// config.json beside the model, else one inferred from the graph)
-    #[arg(short, long, value_name = "FILE|NAME", value_parser = checked(check_interface))]
+    #[arg(short, long, value_name = "FILE|NAME", value_parser = values::interface(), hide_possible_values = true)]
     pub(crate) interface: Option<String>,
     /// NAME=SPEC or SPEC: a configuration string (`lora[r=8]`), an adapter_config.json, or a saved adapter folder. May be repeated
-    #[arg(short, long = "adapter", value_name = "[NAME=]SPEC", value_parser = checked(check_spec))]
+    #[arg(short, long = "adapter", value_name = "[NAME=]SPEC", value_parser = values::adapter(), hide_possible_values = true)]
     pub(crate) adapters: Vec<String>,
     /// How the adapters are composed, in AdapterHub's notation: a name, `Stack(a, Fuse(b, c))`, or `MultiTask(a, b)`, where the input
     /// `task_ids` says which adapter each sample has; or an adapter_setup.json (default: all are active, one behind the other)

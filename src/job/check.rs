@@ -87,7 +87,7 @@ pub(crate) fn exists(path: &Path) -> Error {
 }
 
 /// Refuses an output that is there, unless it is to be replaced.
-pub(super) fn ensure_absent(path: &Path, force: bool) -> Result<()> {
+pub(crate) fn ensure_absent(path: &Path, force: bool) -> Result<()> {
     if path.exists() && !force {
         return Err(exists(path));
     }

@@ -66,8 +66,8 @@ pub use train::Job;
 pub(crate) use average::Average;
 #[cfg(feature = "cli")]
 pub(crate) use chat::{Conversation, Turn};
-pub(crate) use check::usage;
 pub(crate) use check::{check_device, check_fusion, check_interface, check_setup, check_spec};
+pub(crate) use check::{ensure_absent, usage, write_file};
 pub(crate) use convert::{Convert, Converted, Format, rename_beside, write_like};
 #[cfg(test)]
 pub(crate) use exchange::exchanging;
@@ -82,6 +82,8 @@ pub(crate) use pull::Pull;
 pub(crate) use push::{Parcel, Push};
 #[cfg(feature = "cli")]
 pub(crate) use remote::{Want, fetched, wanted};
+#[cfg(feature = "cli")]
+pub(crate) use request::is_path;
 pub(crate) use run::Run;
 pub(crate) use runs::CompareRuns;
 pub(crate) use saving::SaveFormat;

@@ -240,6 +240,11 @@ const PLACED: [(&str, Text); 14] = [
     ("chat_template", Text::Template),
 ];
 
+/// Whether a setting names files.
+pub(crate) fn is_path(setting: &str) -> bool {
+    PLACED.iter().any(|(name, _)| *name == setting)
+}
+
 /// Makes the paths among settings relative to a folder.
 fn place(settings: &mut Map<String, Value>, folder: &Path) {
     if folder.as_os_str().is_empty() {

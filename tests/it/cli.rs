@@ -635,3 +635,20 @@ fn methods_are_shown_with_their_parameters() {
         &["nearest one is `lora`"],
     );
 }
+
+#[test]
+fn there_is_a_manual_page_for_every_command() {
+    let desk = Desk::new();
+    let page = desk.ok(&["man"]);
+    contains(&page, &[".TH rewrite 1", "rewrite\\-train(1)"]);
+    let out = desk.ok(&["man", "pages", "--json"]);
+    let out: Json = serde_json::from_str(&out).unwrap();
+    let files = out["files"].as_array().unwrap();
+    assert!(files.len() > 30, "{files:?}");
+    for name in ["rewrite", "rewrite-train", "rewrite-adapter-convert"] {
+        let text = fs::read_to_string(desk.path("pages").join(format!("{name}.1"))).unwrap();
+        contains(&text, &[".SH NAME", ".SH OPTIONS", "Example"]);
+    }
+    contains(&desk.fails(&["man", "pages"]), &["exists", "--force"]);
+    desk.ok(&["man", "pages", "--force"]);
+}

@@ -4,7 +4,7 @@ use super::desk::{Desk, stderr};
 use super::support::fixture;
 
 /// Commands, and the flags that each has for good.
-const PAGE: [(&str, &str); 28] = [
+const PAGE: [(&str, &str); 29] = [
     (
         "",
         "--interface --adapter --active --output --force --dry-run --seed --json --quiet --verbose --help --version",
@@ -50,6 +50,7 @@ const PAGE: [(&str, &str); 28] = [
     ("hub pull", "--force"),
     ("hub push", "--create"),
     ("completions", ""),
+    ("man", "--force"),
     ("check", "--interface"),
     ("report", "--output --force"),
     // Where a build has them, they have these.
