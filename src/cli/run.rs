@@ -8,15 +8,17 @@ use crate::job::Run;
 use serde_json::json;
 
 pub(super) fn run(args: &RunArgs, ui: &Ui) -> Result<()> {
-    let mut job = Run::new(&args.model, &args.inputs, &args.outputs);
+    let mut job = Run::new(&args.model);
     job.compile = compile_options(&args.exec)?;
     job.adapters = args.select.settings();
     job.wanted.clone_from(&args.wanted);
     job.loss.clone_from(&args.loss);
     job.grad.clone_from(&args.grad);
     let native = args.native || args.exec.backend == Some(BackendArg::Native);
-    (job.native, job.seed, job.force) = (native, args.seed, args.force);
-    let report = job.run(&mut |event| ui.shown(event))?;
+    (job.native, job.seed) = (native, args.seed);
+    let report = job.files(&args.inputs, &args.outputs, args.force, &mut |event| {
+        ui.shown(event)
+    })?;
     let shapes: serde_json::Map<String, serde_json::Value> = report
         .outputs
         .iter()

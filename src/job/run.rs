@@ -1,9 +1,12 @@
-//! Executing a model file on tensors of a file, optionally with loss and gradients.
+//! Executing a model file on tensors, optionally with loss and gradients.
 
 use super::attach::AdapterSettings;
 use super::check::{ensure_absent, keep, usage};
 use super::event::OnEvent;
+use super::model::ModelSettings;
 use super::open;
+use super::request::{Purpose, Request};
+use super::variant::ModelName;
 use crate::adapters::folder::to_safetensors;
 use crate::adapters::manifest::Manifest;
 use crate::adapters::{AdapterStore, onnx_adapter, spec};
@@ -12,24 +15,37 @@ use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::contract;
+use crate::options::{Options, fields};
 use crate::rewrite::passes::gradient;
 use crate::rewrite::passes::loss::Divisor;
 use crate::rewrite::pipelines::{self, Mode};
 use crate::runtime::{CompileOptions, Feeds, Outputs, Plan, io};
 use crate::train::parse_loss;
 use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Executes a model file.
+/// Executes a model file: what `rewrite run` does, as a call.
+///
+/// ```
+/// use onnx_graft::job::{Request, Run};
+/// use onnx_graft::runtime::{Feeds, Tensor};
+///
+/// let request = Request::new("fixtures/gpt2/model.onnx").set("adapter", "lora[r=2]");
+/// let run = Run::of(&request, &mut |_| Ok(()))?;
+/// let compiled = run.compile(&mut |_| Ok(()))?;
+/// let ids = Tensor::from_i64(&[1, 3], vec![5, 6, 7])?;
+/// let mask = Tensor::from_i64(&[1, 3], vec![1; 3])?;
+/// let outputs = compiled.run(Feeds::new().with("input_ids", ids).with("attention_mask", mask))?;
+/// assert_eq!(outputs["logits"].dims()[..2], [1, 3]);
+/// # Ok::<(), onnx_graft::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub(crate) struct Run {
+pub struct Run {
     /// The ONNX file.
     pub model: PathBuf,
-    /// safetensors file with a tensor for each graph input, by name (`input_ids` or `input/input_ids`).
-    pub inputs: PathBuf,
-    /// safetensors file for the results.
-    pub outputs: PathBuf,
     /// Adapters to attach first (default: none).
     pub adapters: AdapterSettings,
     /// Names of the values that are wanted, outputs or not (default: the graph's outputs).
@@ -42,15 +58,49 @@ pub(crate) struct Run {
     pub native: bool,
     /// Seed of initial parameter values (default: 42).
     pub seed: u64,
-    /// Whether an existing file of outputs is replaced.
-    pub force: bool,
     /// How the plan is compiled.
     pub compile: CompileOptions,
 }
 
-/// What an execution gave.
+/// What is asked of a run besides its model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct RunSettings {
+    /// Names of the values that are wanted, outputs or not (default: the graph's outputs).
+    outputs: Vec<String>,
+    /// causal-lm, mse, or the name of a scalar value.
+    loss: Option<String>,
+    /// Names of the values whose gradients are wanted; none for every trainable adapter parameter.
+    grad: Option<Vec<String>>,
+    /// Seed of initial parameter values.
+    seed: u64,
+}
+
+impl Options for RunSettings {}
+
+impl Default for RunSettings {
+    fn default() -> Self {
+        RunSettings {
+            outputs: Vec::new(),
+            loss: None,
+            grad: None,
+            seed: 42,
+        }
+    }
+}
+
+/// A model that is ready to be executed, any number of times.
+#[derive(Debug)]
+pub struct Compiled {
+    plan: Plan,
+    /// What adapter files give inputs of the graph.
+    served: Option<Feeds>,
+    /// Names of the classes that the last axis of `logits` stands for, where the graph says them.
+    pub(crate) classes: Option<Vec<String>>,
+}
+
+/// What an execution of files gave.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub(crate) struct RunReport {
     /// The results by name.
     pub outputs: Outputs,
@@ -60,35 +110,89 @@ pub(crate) struct RunReport {
     pub classes: Option<Vec<String>>,
 }
 
+impl Compiled {
+    /// Executes. Inputs go by name (`input_ids` or `input/input_ids`); a loss is the output `loss`, the gradient of a value `grad/NAME`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Run`]: tensors that are missing or do not fit.
+    pub fn run(&self, mut tensors: Feeds) -> Result<Outputs> {
+        for (name, value) in self.served.iter().flat_map(|f| &f.0) {
+            tensors.insert(name, value.clone());
+        }
+        self.plan.run(&feeds(&self.plan, tensors))
+    }
+}
+
 impl Run {
     /// A job with the command's defaults.
-    pub(crate) fn new(
-        model: impl Into<PathBuf>,
-        inputs: impl Into<PathBuf>,
-        outputs: impl Into<PathBuf>,
-    ) -> Self {
+    pub fn new(model: impl Into<PathBuf>) -> Self {
         Run {
             model: model.into(),
-            inputs: inputs.into(),
-            outputs: outputs.into(),
             adapters: AdapterSettings::default(),
             wanted: Vec::new(),
             loss: None,
             grad: None,
             native: false,
             seed: 42,
-            force: false,
             compile: CompileOptions::default(),
         }
     }
 
-    /// Executes and writes the results.
+    /// The run of a request: its settings are those of `eval` for a model, and `outputs`, `loss`, `grad` and `seed`.
     ///
     /// # Errors
-    /// Settings that do not fit; an output that exists or is an input; tensors that are missing or do not fit.
-    pub(crate) fn run(&self, events: OnEvent<'_>) -> Result<RunReport> {
-        ensure_absent(&self.outputs, self.force)?;
-        keep(&self.outputs, [&*self.inputs, &*self.model])?;
+    /// Names that no setting has, values that do not fit, and what the Hub does not have.
+    pub fn of(request: &Request, events: OnEvent<'_>) -> Result<Self> {
+        let resolved = request.resolve(Purpose::Generate, events)?;
+        resolved.check_names(&[fields::<ModelSettings>(), fields::<RunSettings>()])?;
+        let model = resolved.model_settings()?;
+        let asked: RunSettings = resolved.read()?;
+        let name = ModelName {
+            name: &resolved.model,
+            variant: model.variant.as_deref(),
+            every_part: false,
+        };
+        Ok(Run {
+            adapters: model.adapters(),
+            wanted: asked.outputs,
+            loss: asked.loss,
+            grad: asked.grad,
+            native: model.mode() == Mode::Native,
+            seed: asked.seed,
+            compile: model.compile_options()?,
+            ..Run::new(name.locate(events)?)
+        })
+    }
+
+    /// Executes on the tensors of a safetensors file, and writes the results to another.
+    ///
+    /// # Errors
+    /// Those of [`compile`](Self::compile) and [`Compiled::run`]; an output that exists or is an input.
+    pub(crate) fn files(
+        &self,
+        inputs: &Path,
+        outputs: &Path,
+        force: bool,
+        events: OnEvent<'_>,
+    ) -> Result<RunReport> {
+        ensure_absent(outputs, force)?;
+        keep(outputs, [inputs, &*self.model])?;
+        let compiled = self.compile(events)?;
+        let found = compiled.run(io::read(inputs)?)?;
+        io::write(outputs, found.iter().map(|(k, v)| (k.as_str(), &v.0)))?;
+        let loss = found.get(contract::LOSS).and_then(|v| v.to_f32().ok());
+        Ok(RunReport {
+            loss: loss.and_then(|v| v.first().copied()),
+            outputs: found,
+            classes: compiled.classes,
+        })
+    }
+
+    /// Reads the model, attaches, and makes the plan of what is wanted.
+    ///
+    /// # Errors
+    /// Settings that do not fit; a model or adapters that cannot be read; operators that are not executed here.
+    pub fn compile(&self, events: OnEvent<'_>) -> Result<Compiled> {
         let mut model = open(&self.model, events)?;
         let served = served(&model, &self.adapters.adapters)?;
         if self.adapters.adapters.is_empty() || served.is_some() {
@@ -100,10 +204,6 @@ impl Run {
                 .model;
         }
         let classes = api::classes(&model)?;
-        let mut tensors = io::read(&self.inputs)?;
-        for (name, value) in served.into_iter().flat_map(|f| f.0) {
-            tensors.insert(&name, value);
-        }
         let graph = &model.model().graph;
         let names = graph.outputs().iter().map(|p| graph.name_of(p.value));
         let names: Vec<String> = names.map(str::to_owned).collect();
@@ -124,19 +224,9 @@ impl Run {
             outputs: Some(wanted),
             ..self.compile.clone()
         };
-        let plan = Plan::compile(&model, &options)?;
-        let outputs = plan.run(&feeds(&plan, tensors))?;
-        io::write(
-            &self.outputs,
-            outputs.iter().map(|(k, v)| (k.as_str(), &v.0)),
-        )?;
-        let loss = outputs
-            .get(contract::LOSS)
-            .and_then(|v| v.to_f32().ok())
-            .and_then(|v| v.first().copied());
-        Ok(RunReport {
-            outputs,
-            loss,
+        Ok(Compiled {
+            plan: Plan::compile(&model, &options)?,
+            served,
             classes,
         })
     }

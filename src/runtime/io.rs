@@ -59,6 +59,11 @@ fn value(t: &TensorView<'_>) -> KResult<Value> {
             )));
         }
     };
+    value_of(dtype, dims, b)
+}
+
+/// A value of its elements in row-major order, little-endian.
+pub(super) fn value_of(dtype: DType, dims: Vec<usize>, b: &[u8]) -> KResult<Value> {
     if dtype == DType::Double {
         let v = b
             .as_chunks()
@@ -83,10 +88,10 @@ fn value(t: &TensorView<'_>) -> KResult<Value> {
 }
 
 /// A tensor on its way into a file.
-struct Packed {
+pub(super) struct Packed {
     dtype: Dtype,
     dims: Vec<usize>,
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
 }
 
 impl View for Packed {
@@ -107,7 +112,7 @@ impl View for Packed {
     }
 }
 
-fn pack(v: &Value) -> KResult<Packed> {
+pub(super) fn pack(v: &Value) -> KResult<Packed> {
     let wide = || v.to_ints();
     let (dtype, bytes): (Dtype, Vec<u8>) = match v.dtype() {
         DType::Float => (
