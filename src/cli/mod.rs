@@ -8,6 +8,7 @@ mod average;
 mod bus;
 mod chat;
 mod completions;
+mod door;
 mod eval;
 mod exec;
 mod export;
@@ -47,6 +48,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 pub use crate::fence::Allocator;
+pub use door::command;
 
 /// Runs the command line of the process.
 pub fn main() -> ExitCode {
@@ -65,6 +67,7 @@ fn run() -> ExitCode {
         quiet: before.clone().any(|a| a == "-q" || a == "--quiet"),
         verbose: 0,
         events: before.clone().any(|a| a == "generate"),
+        door: None,
     };
     let done = remote::arguments(given, &plain).and_then(|arguments| {
         let parsed = help::command()
@@ -79,17 +82,10 @@ fn run() -> ExitCode {
             quiet: cli.global.quiet,
             verbose: cli.global.verbose,
             events: plain.events,
+            door: None,
         };
-        if let Some(bytes) = cli.global.memory_limit {
-            budget::set(bytes);
-        }
         bus::watch();
-        let watch = disk::Watch::begin();
-        let done = dispatch(cli, &ui)?;
-        watch
-            .unchanged()
-            .map_err(|(path, e)| Error::io(&path, "cannot be relied on", e))?;
-        Ok(done)
+        carry_out(cli, &ui)
     });
     match done {
         Ok(code) => code,
@@ -100,6 +96,19 @@ fn run() -> ExitCode {
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
+}
+
+/// Does what a command line asks for, and sees that its inputs stayed what they were.
+fn carry_out(cli: Cli, ui: &Ui) -> Result<ExitCode> {
+    if let Some(bytes) = cli.global.memory_limit {
+        budget::set(bytes);
+    }
+    let watch = disk::Watch::begin();
+    let done = dispatch(cli, ui)?;
+    watch
+        .unchanged()
+        .map_err(|(path, e)| Error::io(&path, "cannot be relied on", e))?;
+    Ok(done)
 }
 
 /// The command that a word in the place of the model nearly is, when there is no such file.
@@ -276,11 +285,17 @@ struct Ui {
     verbose: u8,
     /// Whether JSON is a stream of events, one a line.
     events: bool,
+    /// Where all of it goes, if not to the terminal.
+    door: Option<door::Door>,
 }
 
 impl Ui {
     /// The result: JSON if asked for, text otherwise.
     fn result(&self, json: &serde_json::Value, text: impl FnOnce() -> String) -> Result<()> {
+        if let Some(door) = &self.door {
+            door.put(json);
+            return Ok(());
+        }
         if self.json {
             let mut out = serde_json::to_string_pretty(json).unwrap_or_default();
             out.push('\n');
@@ -316,7 +331,9 @@ impl Ui {
 
     /// A line on stderr.
     fn note(&self, text: &str) {
-        if !self.quiet {
+        if let Some(door) = &self.door {
+            door.mention(&Event::Note(text.to_owned()));
+        } else if !self.quiet {
             let _ = writeln!(
                 anstream::stderr().lock(),
                 "{}",
@@ -341,7 +358,9 @@ impl Ui {
     /// Warnings on stderr.
     fn warnings<'a>(&self, findings: impl IntoIterator<Item = &'a Diagnostic>) {
         for f in findings {
-            if f.severity == Severity::Warning || self.verbose > 0 {
+            if let Some(door) = &self.door {
+                door.mention(&Event::Warning(f.clone()));
+            } else if f.severity == Severity::Warning || self.verbose > 0 {
                 self.note(&f.to_string());
             }
         }
@@ -349,6 +368,9 @@ impl Ui {
 
     /// A line for what a job says.
     fn event(&self, event: &Event) {
+        if let Some(door) = &self.door {
+            return door.mention(event);
+        }
         match event {
             Event::Note(line) => self.note(line),
             Event::Warning(finding) => self.warnings([finding]),
@@ -359,8 +381,10 @@ impl Ui {
     }
 
     /// Shows what a job says that needs no bar.
-    #[expect(clippy::unnecessary_wraps, reason = "who listens to a job may end it")]
     fn shown(&self, event: &Event) -> Result<()> {
+        if let Some(door) = &self.door {
+            return door.say(event);
+        }
         self.event(event);
         Ok(())
     }

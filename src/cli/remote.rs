@@ -87,6 +87,7 @@ mod tests {
             quiet: true,
             verbose: 0,
             events: false,
+            door: None,
         };
         let line = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
         for given in [
