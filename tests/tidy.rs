@@ -726,3 +726,102 @@ fn the_readme_is_short_and_the_index_whole() {
         "the README does not say: {stated}"
     );
 }
+
+/// A file of the repository.
+fn file(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+/// The oldest compiler that is promised, as the manifest has it: "1.91".
+fn oldest() -> String {
+    let manifest = file("Cargo.toml");
+    let line = manifest.lines().find(|l| l.starts_with("rust-version"));
+    line.unwrap().split('"').nth(1).unwrap().to_owned()
+}
+
+#[test]
+fn the_oldest_compiler_is_the_same_everywhere() {
+    let oldest = oldest();
+    for (name, said) in [
+        ("README.md", format!("Rust {oldest} or newer")),
+        ("clippy.toml", format!("msrv = \"{oldest}\"")),
+        (".github/workflows/ci.yml", format!("cargo +{oldest} check")),
+    ] {
+        assert!(file(name).contains(&said), "{name} does not say `{said}`");
+    }
+}
+
+#[test]
+fn no_dependency_needs_a_newer_compiler() {
+    let out = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    if !out.status.success() {
+        // Another system, where not all of these packages were fetched.
+        return;
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let version = |text: &str| -> Vec<u32> { text.split('.').flat_map(str::parse).collect() };
+    let oldest = version(&oldest());
+    let newer: Vec<String> = packages
+        .iter()
+        .filter(|p| version(p["rust_version"].as_str().unwrap_or("1.0")) > oldest)
+        .map(|p| format!("{} needs {}", p["name"], p["rust_version"]))
+        .collect();
+    assert!(packages.len() > 100 && newer.is_empty(), "{newer:?}");
+}
+
+/// What the code embeds goes into the package, and fixtures do not.
+#[test]
+fn the_package_is_what_a_build_needs() {
+    let list = |package: &str| -> Vec<String> {
+        let out = std::process::Command::new(env!("CARGO"))
+            .args([
+                "package",
+                "--list",
+                "--allow-dirty",
+                "--offline",
+                "--package",
+                package,
+            ])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        let text = String::from_utf8(out.stdout).unwrap();
+        text.lines().map(|l| l.replace('\\', "/")).collect()
+    };
+    let files = list("onnx-graft");
+    for needed in [
+        "README.md",
+        "LICENSE-MIT",
+        "src/train/watch/report.html",
+        "src/text/classes.json",
+        "schemas/interfaces/qwen3.json",
+    ] {
+        assert!(files.iter().any(|f| f == needed), "{needed}");
+    }
+    let spare = ["fixtures/", "tests/", "benches/", "fuzz/", "python/", "."];
+    let found = files
+        .iter()
+        .filter(|f| spare.iter().any(|s| f.starts_with(s)));
+    let found: Vec<_> = found.filter(|f| *f != ".cargo_vcs_info.json").collect();
+    assert!(found.is_empty(), "{found:?}");
+    let size = |f: &String| {
+        fs::metadata(Path::new(env!("CARGO_MANIFEST_DIR")).join(f)).map_or(0, |m| m.len())
+    };
+    assert!(files.iter().map(size).sum::<u64>() < 6 << 20);
+    let kernels = list("onnx-graft-kernels");
+    assert!(
+        kernels.iter().any(|f| f == "LICENSE-MIT") && kernels.len() < 60,
+        "{kernels:?}"
+    );
+}
