@@ -1,10 +1,8 @@
 //! Programs and bytes of strangers: templates, tokenizers, graphs in another engine. They end with an error, within their limits.
 
 use super::support::fixture;
-use onnx_graft::ir::text;
-use onnx_graft::onnx::{self, SaveOptions};
+use onnx_graft::Result;
 use onnx_graft::text::{Template, Tokenizer};
-use onnx_graft::{Result, Verified};
 use serde_json::{Value, json};
 use std::fs;
 use std::time::{Duration, Instant};
@@ -177,7 +175,10 @@ fn tokenizers_do_not_make_a_text_endless() {
 #[cfg(feature = "tract")]
 #[test]
 fn tract_is_stopped() {
+    use onnx_graft::Verified;
     use onnx_graft::fence::Limits;
+    use onnx_graft::ir::text;
+    use onnx_graft::onnx::{self, SaveOptions};
     use onnx_graft::runtime::{Feeds, Value as Tensor, tract};
     let mut source = String::from(
         "graph-text 1\nir_version 10\nopset \"\" 20\ngraph g(%x: f32[n, m]) -> (%y: f32[..])\n  init %zero: i64[] = 0\n  init %zero1: i64[1] = {0}\n  %s = Shape(%x)\n  %n0 = Gather(%s, %zero) {axis = 0}\n",
