@@ -499,7 +499,7 @@ fn methods_are_named_in_their_own_files_only() {
 }
 
 /// Most public items that the front may have, fields and re-exports not counted. Raise it only with an item that users need.
-const FRONT_ITEMS: usize = 420;
+const FRONT_ITEMS: usize = 426;
 
 /// Number of public items in a file's code. `unreachable_pub` is an error, so each of them is part of the front.
 fn public_items(text: &str) -> usize {

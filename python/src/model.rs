@@ -3,7 +3,7 @@
 use crate::ear::{Ear, raised};
 use crate::{Hears, request};
 use onnx_graft::ir::DType;
-use onnx_graft::job::{Compiled, Event, Run};
+use onnx_graft::job::Compiled;
 use onnx_graft::runtime::{Feeds, Tensor};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -22,10 +22,7 @@ pub(crate) fn compile(args: &Bound<'_, PyTuple>) -> PyResult<Py<PyAny>> {
     let py = args.py();
     let ear = Ear::new(hears);
     let request = request(file, &given)?;
-    let compiled = py.detach(|| {
-        let mut hear = |event: &Event| ear.hear(event);
-        Run::of(&request, &mut hear)?.compile(&mut hear)
-    });
+    let compiled = py.detach(|| Compiled::open(&request, &mut |event| ear.hear(event)));
     let compiled = compiled.map_err(|e| ear.error(py, &e))?;
     let call = move |args: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| run(&compiled, args);
     let function = PyCFunction::new_closure(py, Some(c"run"), Some(c"Executes."), call)?;

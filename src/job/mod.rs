@@ -61,7 +61,7 @@ pub use merge::{Merge, merge, reset};
 pub use merged::Merged;
 pub use report::TrainReport;
 pub use request::Request;
-pub use run::{Compiled, Run};
+pub use run::Compiled;
 pub use train::Job;
 
 pub(crate) use average::Average;
@@ -85,6 +85,7 @@ pub(crate) use push::{Parcel, Push};
 pub(crate) use remote::{Want, fetched, wanted};
 #[cfg(feature = "cli")]
 pub(crate) use request::is_path;
+pub(crate) use run::Run;
 pub(crate) use runs::CompareRuns;
 pub(crate) use saving::SaveFormat;
 pub(crate) use settings::JobArguments;

@@ -26,24 +26,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Executes a model file: what `rewrite run` does, as a call.
-///
-/// ```
-/// use onnx_graft::job::{Request, Run};
-/// use onnx_graft::runtime::{Feeds, Tensor};
-///
-/// let request = Request::new("fixtures/gpt2/model.onnx").set("adapter", "lora[r=2]");
-/// let run = Run::of(&request, &mut |_| Ok(()))?;
-/// let compiled = run.compile(&mut |_| Ok(()))?;
-/// let ids = Tensor::from_i64(&[1, 3], vec![5, 6, 7])?;
-/// let mask = Tensor::from_i64(&[1, 3], vec![1; 3])?;
-/// let outputs = compiled.run(Feeds::new().with("input_ids", ids).with("attention_mask", mask))?;
-/// assert_eq!(outputs["logits"].dims()[..2], [1, 3]);
-/// # Ok::<(), onnx_graft::Error>(())
-/// ```
+/// How a model file is executed.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Run {
+pub(crate) struct Run {
     /// The ONNX file.
     pub model: PathBuf,
     /// Adapters to attach first (default: none).
@@ -89,7 +74,20 @@ impl Default for RunSettings {
     }
 }
 
-/// A model that is ready to be executed, any number of times.
+/// A model that is ready to be executed, any number of times: what `rewrite run` does, as a call.
+///
+/// ```
+/// use onnx_graft::job::{Compiled, Request};
+/// use onnx_graft::runtime::{Feeds, Tensor};
+///
+/// let request = Request::new("fixtures/gpt2/model.onnx").set("adapter", "lora[r=2]");
+/// let compiled = Compiled::open(&request, &mut |_| Ok(()))?;
+/// let ids = Tensor::from_i64(&[1, 3], vec![5, 6, 7])?;
+/// let mask = Tensor::from_i64(&[1, 3], vec![1; 3])?;
+/// let outputs = compiled.run(Feeds::new().with("input_ids", ids).with("attention_mask", mask))?;
+/// assert_eq!(outputs["logits"].dims()[..2], [1, 3]);
+/// # Ok::<(), onnx_graft::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Compiled {
     plan: Plan,
@@ -111,6 +109,16 @@ pub(crate) struct RunReport {
 }
 
 impl Compiled {
+    /// The model of a request, with its adapters. Settings are those of `eval` for a model, and `outputs` (names of values, in the graph or
+    /// at its end), `loss`, `grad` (names, or none for every trainable parameter) and `seed`.
+    ///
+    /// # Errors
+    /// Names that no setting has, values that do not fit, what the Hub does not have; a model or adapters that cannot be read; operators
+    /// that are not executed here.
+    pub fn open(request: &Request, events: OnEvent<'_>) -> Result<Self> {
+        Run::of(request, events)?.compile(events)
+    }
+
     /// Executes. Inputs go by name (`input_ids` or `input/input_ids`); a loss is the output `loss`, the gradient of a value `grad/NAME`.
     ///
     /// # Errors
@@ -125,7 +133,7 @@ impl Compiled {
 
 impl Run {
     /// A job with the command's defaults.
-    pub fn new(model: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(model: impl Into<PathBuf>) -> Self {
         Run {
             model: model.into(),
             adapters: AdapterSettings::default(),
@@ -138,11 +146,8 @@ impl Run {
         }
     }
 
-    /// The run of a request: its settings are those of `eval` for a model, and `outputs`, `loss`, `grad` and `seed`.
-    ///
-    /// # Errors
-    /// Names that no setting has, values that do not fit, and what the Hub does not have.
-    pub fn of(request: &Request, events: OnEvent<'_>) -> Result<Self> {
+    /// The run of a request.
+    fn of(request: &Request, events: OnEvent<'_>) -> Result<Self> {
         let resolved = request.resolve(Purpose::Generate, events)?;
         resolved.check_names(&[fields::<ModelSettings>(), fields::<RunSettings>()])?;
         let model = resolved.model_settings()?;
@@ -192,7 +197,7 @@ impl Run {
     ///
     /// # Errors
     /// Settings that do not fit; a model or adapters that cannot be read; operators that are not executed here.
-    pub fn compile(&self, events: OnEvent<'_>) -> Result<Compiled> {
+    fn compile(&self, events: OnEvent<'_>) -> Result<Compiled> {
         let mut model = open(&self.model, events)?;
         let served = served(&model, &self.adapters.adapters)?;
         if self.adapters.adapters.is_empty() || served.is_some() {
