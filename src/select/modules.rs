@@ -62,6 +62,10 @@ impl std::fmt::Display for Witness {
     }
 }
 
+/// Modules nest no deeper: what a name puts deeper belongs to the last of these. Each has its path, and a name of a million parts would
+/// make a million paths.
+const DEEPEST: u32 = 64;
+
 /// One module.
 #[derive(Clone, Debug)]
 pub(crate) struct Module {
@@ -207,7 +211,8 @@ impl ModuleTree {
         out
     }
 
-    fn intern(&mut self, path: &str) -> ModuleId {
+    /// The module of a path, made where there is none.
+    pub(crate) fn intern(&mut self, path: &str) -> ModuleId {
         let mut at = ROOT;
         for part in path.split('.').filter(|p| !p.is_empty()) {
             at = self.child(at, part);
@@ -218,6 +223,9 @@ impl ModuleTree {
     fn child(&mut self, of: ModuleId, name: &str) -> ModuleId {
         if let Some(&id) = self.module(of).children.get(name) {
             return id;
+        }
+        if self.module(of).depth >= DEEPEST {
+            return of;
         }
         let id = ModuleId(self.modules.len() as u32);
         let parent = &mut self.modules[of.0 as usize];
