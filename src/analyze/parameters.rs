@@ -15,7 +15,7 @@ pub(crate) fn base_parameters(graph: &Graph) -> u64 {
             return 0;
         }
         if !tensor.dtype.is_float() {
-            return coded(graph, *v, tensor.count().unwrap_or(0));
+            return coded(graph, *v, tensor.count().unwrap_or(0), false);
         }
         let weighs = read(graph, *v).into_iter().any(|u| {
             let Use::Input(n, slot) = u else { return false };
@@ -41,13 +41,13 @@ pub(crate) fn base_parameters(graph: &Graph) -> u64 {
     graph.initializers().iter().map(counts).sum()
 }
 
-/// Number of the weights that codes stand for; `count` is their own number.
-fn coded(graph: &Graph, v: ValueId, count: u64) -> u64 {
+/// Number of the weights that codes stand for; `count` is their own number. Those of the last product count if `head` says so.
+pub(crate) fn coded(graph: &Graph, v: ValueId, count: u64, head: bool) -> u64 {
     let stand_for = |u: Use| {
         let Use::Input(n, slot) = u else { return 0 };
         let node = graph.node(n);
         let made = || graph.output(n, 0);
-        if made().is_some_and(|o| ends(graph, o)) {
+        if !head && made().is_some_and(|o| ends(graph, o)) {
             return 0;
         }
         let size = |name: &str| u64::try_from(node.int(name, 0)).unwrap_or(0);

@@ -60,16 +60,22 @@ impl Interface {
 
     /// What [`select`](Self::select) finds, whether or not all fields match: for `inspect` and `interface check`.
     pub(crate) fn examine(&self, verified: &Verified) -> Examination {
-        let view = Flow::new(verified);
-        let mut tree = ModuleTree::of_view(&view);
-        let linears = Linears::new(&view, &|a, b| together(view.graph, &tree, a, b));
-        tree.adopt(&view, &linears.all);
+        let (view, tree, linears) = modules(verified);
         let (selection, findings) = choose::run(&view, &tree, &linears, self);
         Examination {
             selection,
             findings,
         }
     }
+}
+
+/// What flows in a model's main graph, its modules, and its linears, each of which belongs to one module as a whole.
+pub(crate) fn modules(verified: &Verified) -> (Flow<'_>, ModuleTree, Linears) {
+    let view = Flow::new(verified);
+    let mut tree = ModuleTree::of_view(&view);
+    let linears = Linears::new(&view, &|a, b| together(view.graph, &tree, a, b));
+    tree.adopt(&view, &linears.all);
+    (view, tree, linears)
 }
 
 /// A selection that may be incomplete, with all findings.

@@ -309,10 +309,30 @@ impl Kind {
         self.composes || self == Kind::PARAMETER
     }
 
+    /// Whose module an adapter at such a place is in.
+    pub(crate) fn home(self) -> Home {
+        match self {
+            Kind::LINEAR | Kind::TABLE | Kind::LAYER => Home::Maker,
+            Kind::INPUT | Kind::PARAMETER => Home::Readers,
+            _ => Home::Between,
+        }
+    }
+
     /// The kind of this name.
     pub(crate) fn of(name: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|k| k.name == name)
     }
+}
+
+/// Whose module an adapter is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// Of what makes the value that the adapter changes.
+    Maker,
+    /// Of what reads that value.
+    Readers,
+    /// The module that holds both.
+    Between,
 }
 
 /// The type to compute in with parameters and activations of these types: theirs if they agree, otherwise `f32` or more.
