@@ -9,7 +9,7 @@ use divan::{Bencher, black_box};
 use onnx_graft::adapters::{Adapter, Config, Setup};
 use onnx_graft::onnx::{self, ExternalSource};
 use onnx_graft::select::Interface;
-use onnx_graft::{Attach, Verified, ir::Model};
+use onnx_graft::{Attach, Picture, Verified, ir::Model};
 use synth::{Shape, decoder, patterned};
 
 /// Numbers of nodes, about.
@@ -70,6 +70,13 @@ fn attach(bencher: Bencher<'_, '_>, nodes: usize) {
     bencher
         .with_inputs(|| model.clone())
         .bench_local_values(|m| attached(m, &interface));
+}
+
+#[divan::bench(args = NODES, sample_count = 10)]
+fn picture(bencher: Bencher<'_, '_>, nodes: usize) {
+    let interface = Interface::resolve("qwen3").unwrap();
+    let model = attached(verified(nodes), &interface);
+    bencher.bench_local(|| Picture::of(black_box(&model), None).unwrap().svg());
 }
 
 #[divan::bench(args = NODES, sample_count = 10)]

@@ -158,6 +158,7 @@ pub mod onnx;
 mod ops;
 #[cfg(feature = "train")]
 mod options;
+mod picture;
 pub mod rewrite;
 #[cfg(feature = "runtime")]
 pub mod runtime;
@@ -221,5 +222,6 @@ pub use diag::{Diagnostic, Severity};
 pub use error::{Error, ErrorKind, Result};
 pub use infer::Verified;
 pub use ir::Model;
+pub use picture::Picture;
 pub use rewrite::{Pass, PassCx, PassError, Patch, Pipeline};
 pub use select::{Interface, Selection};

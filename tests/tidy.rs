@@ -60,6 +60,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             &["adapters", "select", "analyze", "ops", "infer", "ir"],
         ),
         ("runtime", &["ops", "infer", "ir", "adapters"]),
+        ("picture", &["adapters", "select", "analyze", "infer", "ir"]),
         ("options", &[]),
         ("text", &[]),
         ("hub", &["onnx"]),
@@ -87,8 +88,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         (
             "job",
             &[
-                "api", "train", "generate", "hub", "options", "text", "runtime", "rewrite",
-                "adapters", "select", "analyze", "infer", "ir", "onnx",
+                "api", "picture", "train", "generate", "hub", "options", "text", "runtime",
+                "rewrite", "adapters", "select", "analyze", "infer", "ir", "onnx",
             ],
         ),
         (

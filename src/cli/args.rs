@@ -275,6 +275,11 @@ pub(crate) enum Command {
                       rewrite print model.onnx --after list"
     )]
     Print(Box<PrintArgs>),
+    /// A picture of the model by module: equal layers folded, adapters in colour, those that train marked
+    #[command(after_help = "Examples:\n  rewrite graph model.onnx -o model.svg\n  \
+                      rewrite graph model.onnx --adapter 'lora[r=8]' -o adapted.html\n  \
+                      rewrite graph model.lora.onnx | dot -Tpdf -o model.pdf")]
+    Graph(Box<GraphArgs>),
     /// Say whether an exported model is good for adapting, training and generating, what is missing, and how to export it better
     #[command(after_help = "Example:\n  rewrite check model.onnx")]
     Check {
@@ -646,6 +651,20 @@ impl ModeArg {
             ModeArg::Native => Mode::Native,
         }
     }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GraphArgs {
+    /// The ONNX file, its folder, or hub:ORG/NAME
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) select: AdapterArgs,
+    /// File that the picture goes to; ends in .svg, .html or .dot (default: DOT, the language of Graphviz, on stdout)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace an existing picture
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

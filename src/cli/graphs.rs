@@ -1,13 +1,14 @@
 //! `rewrite print`, `diff`, `strip`, `check`, `report` and `verify`: parses arguments, shows events and prints.
 
-use super::args::{self, PrintArgs, VerifyArgs};
+use super::args::{self, GraphArgs, PrintArgs, VerifyArgs};
 use super::select::VariantArgs;
 use super::{Ui, compile_options, open};
 use crate::api;
 use crate::error::Result;
 use crate::ir::diff::Alike;
 use crate::job::{
-    CheckModel, Compare, CompareRuns, Engine, Print, Strip, agree, list_pipelines, pipelines_text,
+    CheckModel, Compare, CompareRuns, Engine, Graph, Print, Strip, agree, list_pipelines,
+    pipelines_text,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,22 @@ pub(super) fn print(args: &PrintArgs, ui: &Ui) -> Result<()> {
     job.loss.clone_from(&args.loss);
     let text = job.run(&mut |event| ui.shown(event))?;
     ui.result(&json!({ "text": text }), || text.clone())
+}
+
+/// Writes the picture of a model; without a file to write it to, prints it in the language of Graphviz.
+pub(super) fn graph(args: &GraphArgs, ui: &Ui) -> Result<()> {
+    let mut job = Graph::new(&args.model);
+    job.adapters = args.select.settings();
+    job.output.clone_from(&args.output);
+    job.force = args.force;
+    let picture = job.run(&mut |event| ui.shown(event))?;
+    ui.result(
+        &json!({ "file": args.output, "picture": picture }),
+        || match &args.output {
+            Some(output) => format!("wrote {}\n", output.display()),
+            None => picture.dot(),
+        },
+    )
 }
 
 /// Prints the difference; whether there is none.

@@ -225,6 +225,10 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<ExitCode> {
             args.model = args.select.of.locate(&args.model, ui)?;
             graphs::print(&args, ui)?;
         }
+        Command::Graph(mut args) => {
+            args.model = args.select.of.locate(&args.model, ui)?;
+            graphs::graph(&args, ui)?;
+        }
         Command::Check {
             model,
             of,

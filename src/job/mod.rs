@@ -19,6 +19,7 @@ mod exchange;
 mod files;
 mod folder;
 mod generate;
+mod graph;
 mod head;
 mod ignored;
 mod infer;
@@ -73,6 +74,7 @@ pub(crate) use convert::{Convert, Converted, Format, rename_beside, write_like};
 #[cfg(test)]
 pub(crate) use exchange::exchanging;
 pub(crate) use exchange::{ExportAdapter, ParameterType};
+pub(crate) use graph::Graph;
 pub(crate) use ignored::{check as check_other_arguments, names as other_arguments};
 pub(crate) use infer::Infer;
 pub(crate) use model::{Dtype, ModelSettings};

@@ -50,6 +50,7 @@ mod packing;
 mod parallel;
 #[cfg(feature = "train")]
 mod peft;
+mod picture;
 #[cfg(feature = "runtime")]
 mod places;
 #[cfg(feature = "runtime")]
