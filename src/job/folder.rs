@@ -127,7 +127,7 @@ impl<'a> RunFolder<'a> {
 
     /// The first thing that an earlier run left.
     fn trace(&self) -> Option<PathBuf> {
-        let files = [file::RUN, file::LOG, file::REPORT].map(|f| self.path.join(f));
+        let files = [file::RUN, file::LOG, file::REPORT, file::GRAPH].map(|f| self.path.join(f));
         let of_run = || files.into_iter().find(|p| p.exists());
         let step = || checkpoint::list(self.path).into_iter().next();
         adapter_of(self.path, self.names)
@@ -145,7 +145,7 @@ impl<'a> RunFolder<'a> {
         for (_, path) in checkpoint::list(self.path) {
             checkpoint::delete(&path)?;
         }
-        let mut files = [file::RUN, file::LOG, file::REPORT]
+        let mut files = [file::RUN, file::LOG, file::REPORT, file::GRAPH]
             .map(|f| self.path.join(f))
             .to_vec();
         let curves = fs::read_dir(self.path.join(file::RUNS));

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{self, Hub, Kind, PushFile, PushOptions, Pushed, Reference, Source};
 use crate::options::fields;
 use crate::train::TrainingArguments;
-use crate::train::watch::file::RUN;
+use crate::train::watch::file::{GRAPH, RUN};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -95,8 +95,15 @@ impl Push {
         if adapter
             && !self.no_card
             && (!there || self.overwrite_card)
-            && let Some(card) = self.card(&to, &mut notes)?
+            && let Some(mut card) = self.card(&to, &mut notes)?
         {
+            let picture = self.picture(&card);
+            let there = files.iter().any(|f| f.path == GRAPH);
+            card.picture = (there || picture.is_some()).then(|| GRAPH.to_owned());
+            files.extend(picture.filter(|_| !there).map(|file| PushFile {
+                path: GRAPH.to_owned(),
+                source: Source::File(file),
+            }));
             files.retain(|f| f.path != CARD);
             files.push(PushFile {
                 path: CARD.to_owned(),
@@ -170,6 +177,16 @@ impl Push {
             }
         }
         Ok(Some(card))
+    }
+
+    /// The picture that the run of a card left beside its record.
+    fn picture(&self, card: &Card) -> Option<PathBuf> {
+        // Without a summary the card is of no run.
+        card.summary.as_ref()?;
+        let record = self.run.clone();
+        let record = record.unwrap_or_else(|| self.folder.join("..").join(RUN));
+        let file = record.with_file_name(GRAPH);
+        file.is_file().then_some(file)
     }
 
     /// A record of a run that did not make the adapter: refused where it was named, and left alone where it only stands there.

@@ -21,6 +21,7 @@ use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::picture::Picture;
 use crate::rewrite::passes::loss::Divisor;
 use crate::runtime::io;
 use crate::runtime::{Feeds, Precision};
@@ -608,6 +609,7 @@ impl Run {
         let mut watchers = Watchers::open(&self.output, report_to, self.described(subject))?;
         watchers.describe(loaded.report.lines(), subject.summary(&trainer.store())?);
         watchers.name(self.files.called(), subject.names.clone());
+        watchers.picture(self.picture(subject, &trainer.store())?);
         let done = trainer.train(&data, Some(&output), &mut |e| {
             tally.event(e);
             events(&Event::Training(e.clone()))?;
@@ -634,6 +636,14 @@ impl Run {
             return Err(Error::new(ErrorKind::Train, d.help("go on with --resume")));
         }
         Ok(watchers)
+    }
+
+    /// The model with what is trained in it, for the report.
+    fn picture(&self, subject: &Subject, store: &AdapterStore) -> Result<String> {
+        let adapted = &subject.adapted;
+        let picture = Picture::of(&adapted.model, Some(&adapted.selection))?.training(store);
+        let name = self.files.path.file_name().map(|n| n.to_string_lossy());
+        Ok(picture.titled(&name.unwrap_or_default()).element())
     }
 
     /// The settings for the record: the model and data on the Hub by their names there, each with its commit.

@@ -34,6 +34,8 @@ mod page;
 #[cfg(feature = "cli")]
 mod parallel;
 #[cfg(feature = "cli")]
+mod pictures;
+#[cfg(feature = "cli")]
 mod recipes;
 #[cfg(feature = "cli")]
 mod report;

@@ -37,6 +37,8 @@ pub(crate) struct Card {
     pub license: Option<String>,
     /// Lines of description.
     pub description: Option<String>,
+    /// File name of the picture of the model with the adapter, in the same folder.
+    pub picture: Option<String>,
     /// Results by name of the measure.
     pub results: Vec<(String, f64)>,
     /// Training arguments by name.
@@ -96,6 +98,14 @@ impl Card {
         );
         if let Some(text) = &self.description {
             let _ = write!(out, "\n{}\n", text.trim());
+        }
+        if let Some(picture) = &self.picture {
+            let name = plain(&self.name);
+            let _ = write!(
+                out,
+                "\n![The model by module, with the adapter `{name}` in it]({})\n",
+                plain(picture)
+            );
         }
         self.usage(&mut out);
         self.training(&mut out);

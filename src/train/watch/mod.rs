@@ -29,6 +29,8 @@ pub(crate) mod file {
     pub(crate) const LOG: &str = "log.jsonl";
     /// The report.
     pub(crate) const REPORT: &str = "report.html";
+    /// The picture of the model with its adapters.
+    pub(crate) const GRAPH: &str = "graph.svg";
     /// The record of the run: what the report shows, as JSON.
     pub(crate) const RUN: &str = "run.json";
     /// The folder of TensorBoard's files.
@@ -174,6 +176,11 @@ impl Watchers {
         self.record.look = Some(look);
     }
 
+    /// The picture of the model, as SVG, for the report and beside it.
+    pub(crate) fn picture(&mut self, svg: String) {
+        self.record.picture = svg;
+    }
+
     /// Says which adapter the run wrote, by its content.
     pub(crate) fn made(&mut self, name: &str, content: String) {
         self.record.made.insert(name.to_owned(), content);
@@ -250,6 +257,12 @@ impl Watchers {
         atomically(&self.folder.join(file::RUN), text.as_bytes())?;
         if !self.report {
             return Ok(());
+        }
+        if !self.record.picture.is_empty() {
+            atomically(
+                &self.folder.join(file::GRAPH),
+                self.record.picture.as_bytes(),
+            )?;
         }
         let report = html(&self.record)?;
         atomically(&self.folder.join(file::REPORT), report.as_bytes())

@@ -31,6 +31,9 @@ pub(crate) struct RunRecord {
     pub data: Vec<String>,
     /// The adapters' summary table.
     pub adapters: String,
+    /// The picture of the model, which is a file of its own.
+    #[serde(skip)]
+    pub picture: String,
     /// How the run began: examples, steps, trainable parameters.
     pub begin: Value,
     /// Training log: objects with `step`, `epoch`, `loss`, `learning_rate`, `grad_norm`, `tokens_per_second`. Of a long one, entries
@@ -46,9 +49,6 @@ pub(crate) struct RunRecord {
     pub end: Value,
     /// What the model does with a few examples, before the run and after it.
     pub look: Option<Look>,
-    /// The model as a picture, in SVG; it stands in the report only.
-    #[serde(skip)]
-    pub picture: String,
     /// The adapters that it wrote, when it had ended: hashes of their contents by name. What is said above is of no other ones.
     pub made: BTreeMap<String, String>,
 }
