@@ -56,11 +56,11 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.role }} : {{ m.content }}\n{
 fn a_prompt_may_be_piped_in() {
     let desk = Desk::new();
     let model = ["generate", MODEL, "--tokenizer", TOKENIZER];
-    let few = ["--max-new-tokens", "5", "--min-new-tokens", "5"];
-    let given = desk.ok(&[&model[..], &["-p", "the cat"], &few].concat());
+    let few = ["--max-new-tokens", "5"];
+    let given = desk.ok(&[&model[..], &["-p", "a dog sat on"], &few].concat());
     assert!(!given.trim().is_empty());
     for more in [&[][..], &["-p", "-"]] {
-        let out = desk.piped(&[&model[..], more, &few].concat(), "the cat\n");
+        let out = desk.piped(&[&model[..], more, &few].concat(), "a dog sat on\n");
         assert_eq!(String::from_utf8_lossy(&out.stdout), given, "{more:?}");
     }
     // All of it is one prompt.
@@ -78,24 +78,24 @@ fn a_prompt_may_be_piped_in() {
 fn answers_to_several_prompts_are_numbered_and_stand_under_them() {
     let desk = Desk::new();
     let model = ["generate", MODEL, "--tokenizer", TOKENIZER];
-    let few = ["--max-new-tokens", "3", "--min-new-tokens", "3"];
+    let few = ["--max-new-tokens", "5"];
     let alone = |prompt: &str| desk.ok(&[&model[..], &["-p", prompt], &few].concat());
     let want = format!(
-        "[1/2] the cat\n{}\n[2/2] a dog sat on\n{}",
-        alone("the cat"),
+        "[1/2] a mat\n{}\n[2/2] a dog sat on\n{}",
+        alone("a mat"),
         alone("a dog sat on")
     );
-    let prompts = ["-p", "the cat", "-p", "a dog sat on"];
+    let prompts = ["-p", "a mat", "-p", "a dog sat on"];
     for more in [&[][..], &["--stream"], &["--batch-size", "1"]] {
         let found = desk.ok(&[&model[..], &prompts, &few, more].concat());
         assert_eq!(found, want, "{more:?}");
     }
     let lines = desk.piped(
         &[&model[..], &["--prompts", "-"], &few].concat(),
-        "the cat\n\na dog sat on\n",
+        "a mat\n\na dog sat on\n",
     );
     assert_eq!(String::from_utf8_lossy(&lines.stdout), want);
-    let rows = "{\"prompt\": \"the cat\"}\n{\"prompt\": \"a dog sat on\"}\n";
+    let rows = "{\"prompt\": \"a mat\"}\n{\"prompt\": \"a dog sat on\"}\n";
     let rows = desk.piped(&[&model[..], &["--prompts", "-"], &few].concat(), rows);
     assert_eq!(String::from_utf8_lossy(&rows.stdout), want);
 }
