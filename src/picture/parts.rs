@@ -109,7 +109,12 @@ fn rows(
             .iter()
             .find(|h| name.strip_prefix("head:") == Some(&h.name));
         let (parameters, trained) = counted.get(&**name).copied().unwrap_or_default();
-        let places = places.get(&(i as u32)).map_or(0, BTreeSet::len);
+        // Those of which each sample has one stand where all of them do.
+        let all = manifest.tenants.as_ref();
+        let all = all.filter(|t| t.names.iter().any(|n| **n == **name));
+        let all = all.and_then(|_| scene.owners.get_index_of(ADAPTER_IDS));
+        let places = places.get(&(all.unwrap_or(i) as u32));
+        let places = places.map_or(0, BTreeSet::len);
         AdapterRow {
             name: cut(name, NAME),
             kind: match (entry, head, &**name) {
@@ -133,7 +138,9 @@ fn kind(entry: &Entry) -> String {
     let said = |v: &serde_json::Value| v["architecture"].as_str().map(str::to_owned);
     let members = entry.config["configs"].as_array();
     let members = members.map(|list| list.iter().filter_map(said).collect::<Vec<_>>().join(" | "));
-    members.or_else(|| said(&entry.config)).unwrap_or_default()
+    let own = || Some(entry.config().ok()?.architecture().to_owned());
+    let found = members.or_else(own).or_else(|| said(&entry.config));
+    found.unwrap_or_default()
 }
 
 /// What is known of own nodes, while they are collected.

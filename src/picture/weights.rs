@@ -31,7 +31,11 @@ pub(super) fn weights(scene: &mut Scene<'_>) -> Vec<Weight> {
         let Some(tensor) = &value.tensor else {
             continue;
         };
-        let Some((reader, others)) = readers[v.index()].split_first() else {
+        let mut read = readers[v.index()].clone();
+        // An adapter that applies a module's norm again is no home for the module's weights.
+        let own = value.metadata.contains_key(stamp::ADAPTER);
+        read.sort_by_key(|n| !own && scene.adapter(*n).is_some());
+        let Some((reader, others)) = read.split_first() else {
             continue;
         };
         let numbers = tensor.count().unwrap_or(0);
