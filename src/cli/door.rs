@@ -3,11 +3,10 @@
 //! No signal is handled here and no process ended: whose process it is decides that.
 
 use super::args::Cli;
-use super::{Ui, carry_out, habits, remote};
-use crate::diag::Diagnostic;
+use super::{Ui, carry_out, habits, help, remote};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::Event;
-use clap::Parser;
+use clap::FromArgMatches;
 use serde_json::Value;
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -69,35 +68,32 @@ pub fn command(
         json: true,
         quiet: false,
         verbose: 0,
+        events: false,
         door: Some(door.clone()),
     };
     let given = std::iter::once(OsString::from("rewrite")).chain(arguments);
     let given = remote::arguments(habits::arguments(given.collect()), &ui)?;
-    let cli = match Cli::try_parse_from(&given) {
+    let parsed = help::command().try_get_matches_from(&given);
+    let parsed = parsed.and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         // Help or the version was asked for.
         Err(e) if !e.use_stderr() => return Ok(Value::String(e.render().to_string())),
-        Err(e) => return Err(refused(&e)),
+        Err(e) => return Err(refused(&e, &given)),
     };
     carry_out(cli, &ui)?;
     door.0.heard.replace(Ok(()))?;
     Ok(door.0.result.take())
 }
 
-fn refused(e: &clap::Error) -> Error {
-    let text = e.render().to_string();
-    let mut lines = text.lines().filter(|l| !l.trim().is_empty());
-    let first = lines.next().unwrap_or_default();
-    let message = first.trim_start_matches("error: ");
-    let finding = Diagnostic::error("arguments", message);
-    let more = lines.map(|l| l.trim().to_owned());
-    let finding = more.fold(finding, Diagnostic::note);
-    Error::new(ErrorKind::Usage, finding)
+fn refused(e: &clap::Error, given: &[OsString]) -> Error {
+    Error::new(ErrorKind::Usage, help::refusal(e, given))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diag::Diagnostic;
 
     fn given(line: &str) -> Vec<OsString> {
         line.split(' ').map(OsString::from).collect()
