@@ -289,11 +289,16 @@ const STRANGERS: [(&str, &[(&str, &str)]); 10] = [
 ];
 
 /// Files that use such a crate on what we made ourselves.
-const OURS: [(&str, &str, &str); 2] = [
+const OURS: [(&str, &str, &str); 3] = [
     (
         "minijinja",
-        "train/watch/report.rs",
+        "train/watch/report/mod.rs",
         "our own template of the report",
+    ),
+    (
+        "minijinja",
+        "train/watch/report/compare.rs",
+        "the same, of several runs",
     ),
     (
         "parquet",
@@ -500,7 +505,7 @@ fn methods_are_named_in_their_own_files_only() {
 }
 
 /// Most public items that the front may have, fields and re-exports not counted. Raise it only with an item that users need.
-const FRONT_ITEMS: usize = 426;
+const FRONT_ITEMS: usize = 432;
 
 /// Number of public items in a file's code. `unreachable_pub` is an error, so each of them is part of the front.
 fn public_items(text: &str) -> usize {
@@ -804,7 +809,7 @@ fn the_package_is_what_a_build_needs() {
     for needed in [
         "README.md",
         "LICENSE-MIT",
-        "src/train/watch/report.html",
+        "src/train/watch/report/page.html",
         "src/text/classes.json",
         "schemas/interfaces/qwen3.json",
     ] {

@@ -11,6 +11,7 @@ use super::export::{AdapterFormat, ExportArgs, FormatArg};
 use super::flags::{Flags, OtherFlags};
 use super::merge::MergeArgs;
 use super::select::{AdapterArgs, VariantArgs};
+use super::tenants::TenantsCommand;
 use super::values;
 use crate::budget;
 use crate::generate::GenerationArguments;
@@ -110,68 +111,6 @@ pub(crate) struct AttachArgs {
     /// Format that the adapters are written in
     #[arg(long, value_enum, default_value_t)]
     pub(crate) format: FormatArg,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum TenantsCommand {
-    /// Ids, names and configurations
-    #[command(after_help = "Example:\n  rewrite tenants list tenants.onnx")]
-    List {
-        /// A model that was made with --adapter-ids
-        model: PathBuf,
-    },
-    /// Add adapters behind those that are there
-    #[command(
-        after_help = "Example:\n  rewrite tenants add tenants.onnx -a c=adapters/c -o more.onnx"
-    )]
-    Add {
-        /// A model that was made with --adapter-ids
-        model: PathBuf,
-        /// NAME=SPEC or SPEC: a saved adapter folder, an adapter_config.json or a configuration string. May be repeated
-        #[arg(short, long = "adapter", value_name = "[NAME=]SPEC", required = true)]
-        adapters: Vec<String>,
-        /// Add saved adapters that were made for another base model
-        #[arg(long)]
-        allow_other_base: bool,
-        /// File that the model goes to
-        #[arg(short, long, value_name = "FILE")]
-        output: PathBuf,
-        /// Replace an existing output
-        #[arg(long)]
-        force: bool,
-        /// Seed of initial parameter values
-        #[arg(long, default_value_t = 42)]
-        seed: u64,
-    },
-    /// Take adapters out; the ids of those behind them move up
-    #[command(after_help = "Example:\n  rewrite tenants remove tenants.onnx b -o fewer.onnx")]
-    Remove {
-        /// A model that was made with --adapter-ids
-        model: PathBuf,
-        /// Names of the adapters
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<String>,
-        /// File that the model goes to
-        #[arg(short, long, value_name = "FILE")]
-        output: PathBuf,
-        /// Replace an existing output
-        #[arg(long)]
-        force: bool,
-    },
-    /// Write the folder of one adapter, as it was attached
-    #[command(after_help = "Example:\n  rewrite tenants extract tenants.onnx b -o adapters/b")]
-    Extract {
-        /// A model that was made with --adapter-ids
-        model: PathBuf,
-        /// Name of the adapter
-        name: String,
-        /// The folder
-        #[arg(short, long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
-        output: PathBuf,
-        /// Replace existing files
-        #[arg(long)]
-        force: bool,
-    },
 }
 
 #[derive(Debug, Subcommand)]

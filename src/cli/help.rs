@@ -182,13 +182,12 @@ fn commands() -> String {
     let mut text = String::new();
     for (title, names) in COMMANDS {
         let found = names.iter().filter_map(|n| root.find_subcommand(n));
-        let rows: String = found
-            .map(|c| {
-                let about = c.get_about().map(ToString::to_string).unwrap_or_default();
-                format!("  {:<16}{}\n", c.get_name(), brief(&about))
-            })
-            .collect();
-        text += &format!("{title}:\n{rows}\n");
+        text += &format!("{title}:\n");
+        for c in found {
+            let about = c.get_about().map(ToString::to_string).unwrap_or_default();
+            text += &format!("  {:<16}{}\n", c.get_name(), brief(&about));
+        }
+        text.push('\n');
     }
     text
 }
@@ -312,7 +311,7 @@ fn brief(text: &str) -> String {
     let cut = ends
         .iter()
         .filter_map(|e| body.find(e))
-        .filter(|at| *at > 12)
+        .filter(|at| *at > 24)
         .min();
     let default = body.find(" (default: ").map(|at| body.split_at(at).1);
     let default = default.and_then(|d| Some(&d[..=d.find(')')?]));
@@ -382,7 +381,7 @@ mod tests {
         let root = command();
         let commands = std::iter::once(&root).chain(root.get_subcommands());
         let all: Vec<String> = commands
-            .flat_map(|c| c.get_arguments())
+            .flat_map(clap::Command::get_arguments)
             .filter_map(|a| a.get_long().map(str::to_owned))
             .collect();
         for usual in USUAL {

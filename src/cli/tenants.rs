@@ -1,12 +1,79 @@
 //! `rewrite tenants`: parses arguments, shows events and prints.
 
+#![expect(
+    clippy::doc_markdown,
+    reason = "the documentation is the help text on a terminal"
+)]
+
 use super::Ui;
-use super::args::TenantsCommand;
 use crate::error::Result;
 use crate::ir::contract;
 use crate::job::{AdapterSettings, ChangeTenants, ExtractTenant, ListTenants};
+use clap::Subcommand;
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantsCommand {
+    /// Ids, names and configurations
+    #[command(after_help = "Example:\n  rewrite tenants list tenants.onnx")]
+    List {
+        /// A model that was made with --adapter-ids
+        model: PathBuf,
+    },
+    /// Add adapters behind those that are there
+    #[command(
+        after_help = "Example:\n  rewrite tenants add tenants.onnx -a c=adapters/c -o more.onnx"
+    )]
+    Add {
+        /// A model that was made with --adapter-ids
+        model: PathBuf,
+        /// NAME=SPEC or SPEC: a saved adapter folder, an adapter_config.json or a configuration string. May be repeated
+        #[arg(short, long = "adapter", value_name = "[NAME=]SPEC", required = true)]
+        adapters: Vec<String>,
+        /// Add saved adapters that were made for another base model
+        #[arg(long)]
+        allow_other_base: bool,
+        /// File that the model goes to
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace an existing output
+        #[arg(long)]
+        force: bool,
+        /// Seed of initial parameter values
+        #[arg(long, default_value_t = 42)]
+        seed: u64,
+    },
+    /// Take adapters out; the ids of those behind them move up
+    #[command(after_help = "Example:\n  rewrite tenants remove tenants.onnx b -o fewer.onnx")]
+    Remove {
+        /// A model that was made with --adapter-ids
+        model: PathBuf,
+        /// Names of the adapters
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// File that the model goes to
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace an existing output
+        #[arg(long)]
+        force: bool,
+    },
+    /// Write the folder of one adapter, as it was attached
+    #[command(after_help = "Example:\n  rewrite tenants extract tenants.onnx b -o adapters/b")]
+    Extract {
+        /// A model that was made with --adapter-ids
+        model: PathBuf,
+        /// Name of the adapter
+        name: String,
+        /// The folder
+        #[arg(short, long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+        output: PathBuf,
+        /// Replace existing files
+        #[arg(long)]
+        force: bool,
+    },
+}
 
 pub(super) fn run(command: &TenantsCommand, ui: &Ui) -> Result<()> {
     match command {

@@ -585,13 +585,14 @@ impl<'d> Session<'d> {
                     ints(&lengths(&self.source))?
                 }
                 contract::INPUT_IDS | contract::DECODER_INPUT_IDS => ints(new)?,
-                contract::ATTENTION_MASK | contract::DECODER_ATTENTION_MASK => ints(&lengths(new))?,
+                // A graph that packs: each row is one segment.
+                contract::ATTENTION_MASK
+                | contract::DECODER_ATTENTION_MASK
+                | contract::SEGMENT_IDS => ints(&lengths(new))?,
                 contract::POSITION_IDS => {
                     let row = |(r, s): (&Vec<i64>, &usize)| (*s as i64..).take(r.len()).collect();
                     ints(&new.iter().zip(starts).map(row).collect::<Vec<_>>())?
                 }
-                // A graph that packs: each row is one segment.
-                contract::SEGMENT_IDS => ints(&lengths(new))?,
                 contract::TOKEN_TYPE_IDS => {
                     ints(&new.iter().map(|r| vec![0; r.len()]).collect::<Vec<_>>())?
                 }

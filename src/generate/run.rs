@@ -287,18 +287,15 @@ impl<'d> Dialogue<'d> {
         let row = Growing::new(self.turns, &prompt.ids, tokenizer, settings);
         self.turns += 1;
         // A turn that fails leaves nothing behind.
-        let (mut session, logits, reused) = match self.session.take() {
-            Some(mut session) => {
-                let (logits, reused) = session.go_on(&prompt.ids)?;
-                (session, logits, reused)
-            }
-            None => {
-                let chosen = prompt.chosen.map(|c| vec![c]);
-                let (session, logits) = self
-                    .decoder
-                    .begin(std::slice::from_ref(&prompt.ids), chosen)?;
-                (session, logits, 0)
-            }
+        let (mut session, logits, reused) = if let Some(mut session) = self.session.take() {
+            let (logits, reused) = session.go_on(&prompt.ids)?;
+            (session, logits, reused)
+        } else {
+            let chosen = prompt.chosen.map(|c| vec![c]);
+            let (session, logits) = self
+                .decoder
+                .begin(std::slice::from_ref(&prompt.ids), chosen)?;
+            (session, logits, 0)
         };
         let mut rows = [row];
         grow(&mut session, logits, &mut rows, settings, on_text)?;

@@ -68,7 +68,11 @@ fn block(out: &mut String, b: &Block, id: &str, depth: usize) {
                     out,
                     "{pad}subgraph cluster_{id} {{\n{pad}  label={}; style=\"rounded,filled\"; fillcolor=\"{}\"; color=\"#c3cbd3\";",
                     quoted(&named(inner)),
-                    if depth % 2 == 0 { "#ffffff" } else { "#f4f6f8" }
+                    if depth.is_multiple_of(2) {
+                        "#ffffff"
+                    } else {
+                        "#f4f6f8"
+                    }
                 );
                 block(out, inner, &id, depth + 1);
                 let _ = writeln!(out, "{pad}}}");

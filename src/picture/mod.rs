@@ -130,6 +130,7 @@ pub(crate) enum Part {
 
 /// Operators between modules.
 #[derive(Clone, Debug, Default, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the document's own words")]
 pub(crate) struct Operators {
     pub label: String,
     /// The operators, those that occur most often first.

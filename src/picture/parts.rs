@@ -102,22 +102,22 @@ fn rows(
         *all = all.saturating_add(n);
         *trained = trained.saturating_add(if p.trainable { n } else { 0 });
     }
-    let row = |(i, name): (usize, &Box<str>)| {
-        let entry = manifest.adapters.iter().find(|e| *e.name == **name);
+    let row = |(i, name): (usize, &str)| {
+        let entry = manifest.adapters.iter().find(|e| e.name == name);
         let head = manifest
             .heads
             .iter()
             .find(|h| name.strip_prefix("head:") == Some(&h.name));
-        let (parameters, trained) = counted.get(&**name).copied().unwrap_or_default();
+        let (parameters, trained) = counted.get(name).copied().unwrap_or_default();
         // Those of which each sample has one stand where all of them do.
         let all = manifest.tenants.as_ref();
-        let all = all.filter(|t| t.names.iter().any(|n| **n == **name));
+        let all = all.filter(|t| t.names.iter().any(|n| n == name));
         let all = all.and_then(|_| scene.owners.get_index_of(ADAPTER_IDS));
         let places = places.get(&(all.unwrap_or(i) as u32));
         let places = places.map_or(0, BTreeSet::len);
         AdapterRow {
             name: cut(name, NAME),
-            kind: match (entry, head, &**name) {
+            kind: match (entry, head, name) {
                 (Some(entry), _, _) => cut(&kind(entry), NAME),
                 (_, Some(head), _) => format!("head: {}", cut(head.word(), NAME)),
                 (_, _, ADAPTER_IDS) => "one adapter for each sample".to_owned(),
@@ -130,7 +130,8 @@ fn rows(
             active: places > 0 || parameters > 0,
         }
     };
-    scene.owners.iter().enumerate().map(row).collect()
+    let names = scene.owners.iter().map(|name| &**name);
+    names.enumerate().map(row).collect()
 }
 
 /// What an adapter is called whose configuration this version may not understand.

@@ -587,8 +587,11 @@ impl Plan<'_> {
         points.dedup();
         let label = self.labelled(i).then(|| {
             (
-                (at.0 + end.0) / 2 + 8,
-                (at.1.max(end.1 - f.gaps[self.span(i).1.max(0) as usize]) + end.1) / 2 + 4,
+                i32::midpoint(at.0, end.0) + 8,
+                i32::midpoint(
+                    at.1.max(end.1 - f.gaps[self.span(i).1.max(0) as usize]),
+                    end.1,
+                ) + 4,
             )
         });
         Line {

@@ -330,7 +330,7 @@ fn path(out: &mut String, line: &Drawn) {
             if at.0 == to.0 {
                 let _ = write!(d, " V{}", to.1);
             } else {
-                let middle = (at.1 + to.1) / 2;
+                let middle = i32::midpoint(at.1, to.1);
                 let _ = write!(d, " C{} {middle} {} {middle} {} {}", at.0, to.0, to.0, to.1);
             }
         } else if let Some(&next) = rest.get(i + 1) {

@@ -138,13 +138,12 @@ fn base(
 /// Whether an operator reads no parameter in a slot, but scales of codes or tables of angles.
 fn beside(op: &str, slot: u32) -> bool {
     match op {
-        "DequantizeLinear" | "QuantizeLinear" => slot > 0,
+        "DequantizeLinear" | "QuantizeLinear" | "RotaryEmbedding" => slot > 0,
         "MatMulNBits" => (2..5).contains(&slot),
         "MatMulBnb4" => slot == 2,
         "GatherBlockQuantized" => slot > 1,
         "DynamicQuantizeMatMul" => (2..4).contains(&slot),
         "MatMulIntegerToFloat" => (2..6).contains(&slot),
-        "RotaryEmbedding" => slot > 0,
         "GroupQueryAttention" => slot > 6,
         op => op.starts_with("QLinear"),
     }

@@ -292,7 +292,7 @@ impl<'s, 'a> Wiring<'s, 'a> {
                 .entry((spot.block, adapter))
                 .and_modify(|l| {
                     if main {
-                        *l = self.levels[n.index()]
+                        *l = self.levels[n.index()];
                     }
                 })
                 .or_insert(self.levels[n.index()]);

@@ -151,7 +151,7 @@ impl Looker<'_> {
                 text: text[same..].to_owned(),
                 ..TokenLoss::default()
             });
-            whole = text.to_owned();
+            text.clone_into(&mut whole);
         }
         out
     }
