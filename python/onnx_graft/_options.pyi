@@ -57,7 +57,7 @@ class TrainOptions(TypedDict, total=False):
     portable: bool
     """Runs the graph as it was exported, without fused kernels."""
     data: Path | Sequence[Path | Mapping[str, Path | Sequence[Path]]] | Mapping[str, Path | Sequence[Path]] | None
-    """Training data: a file, several, a folder, a data set on the Hub (`hub:datasets/org/name`), or files by split (`{"train": "a.jsonl", "test": "b.jsonl"}`). Names end in .jsonl, .json, .csv, .tsv (also with .gz) or .parquet. What is which split of a folder or of a data set on the Hub is decided as in `datasets`: by its card, then by names of folders and files."""
+    """The data that is trained on, or measured: a file, several, a folder, a data set on the Hub (`hub:datasets/org/name`), or files by split (`{"train": "a.jsonl", "test": "b.jsonl"}`). Names end in .jsonl, .json, .csv, .tsv (also with .gz) or .parquet. What is which split of a folder or of a data set on the Hub is decided as in `datasets`: by its card, then by names of folders and files."""
     eval_data: Path | Sequence[Path | Mapping[str, Path | Sequence[Path]]] | Mapping[str, Path | Sequence[Path]] | None
     """Evaluation data in files of its own. Of a folder or a data set on the Hub, the validation or test split is read."""
     data_config: str | None

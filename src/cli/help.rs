@@ -104,6 +104,7 @@ const PARTS: [(&str, &[&str]); 4] = [
         &[
             "logging_",
             "eval_",
+            "per_device_eval",
             "metric_",
             "greater_",
             "early_",
@@ -264,7 +265,7 @@ fn placed(arg: Arg, sections: &BTreeMap<String, (&'static str, OptionField)>) ->
     if let Some((title, field)) = found {
         let arg = arg
             .help_heading(*title)
-            .hide_possible_values(field.kind == Kind::Bool);
+            .hide_possible_values(field.kind == Kind::Bool || words(&field.kind).is_some());
         return match words(&field.kind) {
             Some(words) => {
                 let help = arg.get_help().map(ToString::to_string).unwrap_or_default();

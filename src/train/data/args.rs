@@ -190,7 +190,7 @@ pub(crate) enum AssistantTurn {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DataArguments {
-    /// Training data: a file, several, a folder, a data set on the Hub (`hub:datasets/org/name`), or files by split
+    /// The data that is trained on, or measured: a file, several, a folder, a data set on the Hub (`hub:datasets/org/name`), or files by split
     /// (`{"train": "a.jsonl", "test": "b.jsonl"}`). Names end in .jsonl, .json, .csv, .tsv (also with .gz) or .parquet. What is which
     /// split of a folder or of a data set on the Hub is decided as in `datasets`: by its card, then by names of folders and files.
     pub data: Option<Files>,
