@@ -21,6 +21,8 @@ class TrainOptions(TypedDict, total=False):
     """Replaces the results of an earlier run in the output folder."""
     report_to: Sequence[Literal["jsonl"] | Literal["tensorboard"] | Literal["html"] | Literal["all"] | Literal["none"] | Literal["wandb"] | Literal["mlflow"] | Literal["comet_ml"] | Literal["clearml"] | Literal["neptune"] | Literal["swanlab"] | Literal["trackio"] | Literal["dvclive"] | Literal["codecarbon"] | Literal["azure_ml"] | Literal["dagshub"] | Literal["flyte"]]
     """Where the run is written down while it goes on."""
+    report_samples: int
+    """Number of examples that the report shows with the model's answers before and after the training; 0 shows none, and nothing else that needs answers, such as which classes were mistaken. Takes 2 seconds or a twentieth of the run's time at most."""
     dry_run: bool
     """Prints steps, tokens and an estimate of the memory, and trains nothing."""
     show_examples: int

@@ -1,10 +1,11 @@
 //! Which adapters a model holds, and where: for who looks into a file.
 
+use crate::adapters::manifest::Manifest;
 use crate::adapters::naming::MARKS;
 use crate::adapters::summary::grouped;
 use crate::error::Result;
 use crate::infer::Verified;
-use crate::ir::contract::stamp;
+use crate::ir::contract::{ADAPTER_IDS, stamp};
 use crate::ir::layers::{folded, numbered, ranges};
 use crate::select::ModuleTree;
 use indexmap::{IndexMap, IndexSet};
@@ -67,12 +68,23 @@ pub(crate) fn adapted_modules(model: &Verified) -> IndexMap<String, IndexSet<Str
         return out;
     }
     let tree = ModuleTree::new(model);
+    // A manifest that cannot be read is reported by who needs it.
+    let manifest = Manifest::read(model.model()).unwrap_or_default();
+    let tenants = manifest.tenants.map(|t| t.names).unwrap_or_default();
     for (n, owner) in stamped {
         let path = tree.of(n).map_or("", |(m, _)| &*tree.module(m).path);
         let outer = adapted(path);
-        let found = out.entry(owner.to_string()).or_default();
-        if !outer.is_empty() {
-            found.insert(outer.to_owned());
+        // Those of which each sample has one stand where all of them do.
+        let shared = tenants.iter().filter(|_| **owner == *ADAPTER_IDS);
+        let names: Vec<&str> = match shared.map(|n| &**n).collect::<Vec<_>>() {
+            names if names.is_empty() => vec![&**owner],
+            names => names,
+        };
+        for name in names {
+            let found = out.entry(name.to_owned()).or_default();
+            if !outer.is_empty() && outer != ADAPTER_IDS {
+                found.insert(outer.to_owned());
+            }
         }
     }
     out

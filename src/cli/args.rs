@@ -127,7 +127,10 @@ pub(crate) enum Command {
         interface: Option<String>,
     },
     /// Interface specs: built in, checked, inferred
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  rewrite interface check qwen3.json model.onnx"
+    )]
     Interface(InterfaceCommand),
     /// Execute a graph on tensors of a safetensors file; optionally loss and gradients
     #[command(
@@ -190,10 +193,16 @@ pub(crate) enum Command {
         force: bool,
     },
     /// Adapters of one graph, of which its input `adapter_ids` chooses one for each sample: list, add, remove, extract
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  rewrite tenants list tenants.onnx"
+    )]
     Tenants(TenantsCommand),
     /// Adapter folders and methods
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  rewrite adapter summary model.lora.onnx"
+    )]
     Adapter(AdapterCommand),
     /// Graph difference by module
     #[command(after_help = "Example:\n  rewrite diff model.onnx model.lora.onnx")]
@@ -249,7 +258,10 @@ pub(crate) enum Command {
     )]
     Verify(VerifyArgs),
     /// Models, tokenizers, interfaces, adapters and datasets from the Hugging Face Hub, and adapters to it
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  rewrite hub pull onnx-community/Qwen3-0.6B-ONNX --list"
+    )]
     Hub(HubCommand),
     /// Shell completions
     #[command(

@@ -147,6 +147,7 @@ const USUAL: &[&str] = &[
     "prompt",
     "prompts",
     "chat",
+    "interactive",
     "stream",
     "max-new-tokens",
     "temperature",
@@ -335,6 +336,8 @@ pub(super) fn refusal(e: &clap::Error, given: &[std::ffi::OsString]) -> Diagnost
             .strip_prefix("tip: ")
             .or_else(|| line.strip_prefix("help: "))
         {
+            // That it might be a value after all helps nobody.
+            Some(tip) if tip.starts_with("to pass ") => {}
             Some(tip) => tips.push(tip.to_owned()),
             None if line.starts_with("Usage:") || line.starts_with("For more information") => break,
             None => out.notes.push(line.to_owned()),

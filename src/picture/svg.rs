@@ -111,11 +111,10 @@ fn facts(picture: &Picture) -> String {
     };
     let (own, trained) = (sum(|a| a.parameters), sum(|a| a.trained));
     if own > 0 {
-        let whole = picture.parameters.saturating_add(own);
         out.push(format!(
-            "adapters {} ({} of all)",
+            "adapters {} ({} of the base model)",
             short(own),
-            percent(own, whole)
+            percent(own, picture.parameters)
         ));
     }
     if trained > 0 {

@@ -5,7 +5,7 @@
 //! the adapter as a part of the module that it adapts, so that whatever groups by module finds them where they act.
 
 use crate::infer::Verified;
-use crate::ir::contract::{exporter, stamp};
+use crate::ir::contract::{EXCHANGED, exporter, stamp};
 use crate::ir::{Builder, Metadata, NewNode, NodeId};
 use crate::select::ModuleTree;
 
@@ -33,8 +33,17 @@ impl Homes {
     pub(super) fn tell(&self, b: &Builder, near: &str, class: &dyn Fn(&str) -> String) {
         b.describe(|node| {
             let (scope, _) = node.name.split_once('/').unwrap_or_default();
-            let path = settled(scope, near);
             let owner = node.metadata.get(stamp::ADAPTER);
+            let within = scope
+                .strip_prefix(near)
+                .is_some_and(|rest| rest.starts_with('.'));
+            let path = match owner {
+                // Parameters that come in are named by the module alone.
+                Some(owner) if **owner == *EXCHANGED && within && !near.is_empty() => {
+                    format!("{near}.loras.{EXCHANGED}")
+                }
+                _ => settled(scope, near),
+            };
             self.metadata(node, &path, &owner.map(|o| class(o)).unwrap_or_default())
         });
     }

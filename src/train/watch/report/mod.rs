@@ -280,7 +280,12 @@ fn table(
     let note = if shown.len() < entries.len() {
         format!("{} of {} entries", shown.len(), entries.len())
     } else {
-        format!("{} entries", entries.len())
+        let word = if entries.len() == 1 {
+            "entry"
+        } else {
+            "entries"
+        };
+        format!("{} {word}", entries.len())
     };
     Table {
         title,
@@ -321,6 +326,10 @@ fn charts(record: &RunRecord) -> Result<Vec<Chart>> {
         ("Tokens per second", "tokens_per_second"),
     ] {
         let line = series(&record.log, &[key]);
+        // A point is no curve; the table has it.
+        if line.len() < 2 {
+            continue;
+        }
         let curves = told(&title.to_lowercase(), line, 0);
         out.push(chart(title, curves, (false, false))?);
     }
