@@ -201,8 +201,7 @@ pub fn diff(a: &Verified, b: &Verified) -> Diff {
     let trees = [ModuleTree::new(a), ModuleTree::new(b)];
     let module_of = |m: &Model, n| {
         let tree = &trees[usize::from(!std::ptr::eq(m, a.model()))];
-        let found = tree.of(n);
-        found.map_or_else(String::new, |(id, _)| tree.module(id).path.to_string())
+        tree.path_of(n).to_owned()
     };
     crate::ir::diff::diff(a.model(), b.model(), &module_of)
 }

@@ -112,6 +112,24 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+/// Digits in groups of three.
+pub(crate) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// A number and the word for it: `1 step`, `2,000 steps`.
+pub(crate) fn count(n: usize, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(n as u64), if n == 1 { one } else { many })
+}
+
 /// The candidate nearest to a mistyped name by edit distance, if one is near enough to be meant.
 pub(crate) fn nearest<'a>(
     name: &str,

@@ -83,7 +83,15 @@ impl StagedFile {
         // Without this a temporary file is private; the mask of the process still applies.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let make = || builder.tempfile_in(folder_of(path));
+        // The name that is given until then is nobody's concern.
+        let plain = |e: io::Error| match e.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None if e.kind() == io::ErrorKind::NotFound => {
+                io::Error::new(e.kind(), "its folder is not there")
+            }
+            None => e.kind().into(),
+        };
+        let make = || builder.tempfile_in(folder_of(path)).map_err(plain);
         let (inner, known) = Known::of(make, |file| file.path().to_path_buf())?;
         Ok(StagedFile { inner, known })
     }

@@ -2,6 +2,7 @@
 
 use super::AdapterStore;
 use crate::adapters::Config;
+use crate::diag::grouped;
 use crate::ir::contract;
 
 /// One row.
@@ -118,19 +119,6 @@ impl Summary {
 fn is_buffer(key: &str) -> bool {
     key.ends_with(".parametrizations.weight.0.base")
         || key.starts_with(contract::FUSION_TEMPERATURE)
-}
-
-/// Digits in groups of three.
-pub(crate) fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::adapters::manifest::Manifest;
 use crate::adapters::naming::MARKS;
-use crate::adapters::summary::grouped;
+use crate::diag::grouped;
 use crate::error::Result;
 use crate::infer::Verified;
 use crate::ir::contract::{ADAPTER_IDS, stamp};
@@ -19,6 +19,8 @@ pub(crate) struct Attached {
     pub name: String,
     /// Its architecture, where the manifest has it.
     pub architecture: Option<String>,
+    /// What people call its configuration, where the manifest has it.
+    pub kind: Option<String>,
     /// Number of its parameters, where the manifest has it.
     pub parameters: Option<u64>,
     /// Whether all of them are trained.
@@ -37,7 +39,7 @@ pub(crate) struct Attached {
 /// A manifest that cannot be read.
 pub(crate) fn attached(model: &Verified) -> Result<Vec<Attached>> {
     let mut modules = adapted_modules(model);
-    let summary = super::summary(model)?;
+    let (configs, summary) = (super::manifest(model)?, super::summary(model)?);
     let mut names: IndexSet<String> = summary.rows.iter().map(|r| r.name.clone()).collect();
     names.extend(modules.keys().cloned());
     let one = |name: String| {
@@ -45,6 +47,7 @@ pub(crate) fn attached(model: &Verified) -> Result<Vec<Attached>> {
         let found = modules.swap_remove(&name).unwrap_or_default();
         Attached {
             architecture: row.map(|r| r.architecture.clone()),
+            kind: configs.iter().find(|c| c.0 == name).map(|c| c.1.called()),
             parameters: row.map(|r| r.params),
             trained: row.is_some_and(|r| r.train),
             layers: ranges(found.iter().filter_map(|m| numbered(m).1)),
@@ -72,8 +75,7 @@ pub(crate) fn adapted_modules(model: &Verified) -> IndexMap<String, IndexSet<Str
     let manifest = Manifest::read(model.model()).unwrap_or_default();
     let tenants = manifest.tenants.map(|t| t.names).unwrap_or_default();
     for (n, owner) in stamped {
-        let path = tree.of(n).map_or("", |(m, _)| &*tree.module(m).path);
-        let outer = adapted(path);
+        let outer = adapted(tree.path_of(n));
         // Those of which each sample has one stand where all of them do.
         let shared = tenants.iter().filter(|_| **owner == *ADAPTER_IDS);
         let names: Vec<&str> = match shared.map(|n| &**n).collect::<Vec<_>>() {
@@ -101,8 +103,8 @@ fn adapted(path: &str) -> &str {
 impl fmt::Display for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name)?;
-        if let Some(architecture) = self.architecture.as_deref().filter(|a| *a != self.name) {
-            write!(f, " ({architecture})")?;
+        if let Some(kind) = self.kind.as_deref().filter(|k| *k != self.name) {
+            write!(f, " ({kind})")?;
         }
         if let Some(n) = self.parameters {
             let trained = if self.trained {

@@ -4,6 +4,7 @@ use super::args::AttachArgs;
 use super::{Ui, tenants, usage};
 use crate::adapters::place::Kind;
 use crate::adapters::summary::Summary;
+use crate::diag::count;
 use crate::error::Result;
 use crate::job::{AttachReport, AttachToFile, Selected, Written};
 use serde_json::json;
@@ -77,8 +78,10 @@ fn text_of(report: &AttachReport) -> String {
 
 fn lines(selected: &Selected) -> String {
     let mut text = format!(
-        "selected {} layers, hidden size {}; adapters at {} places\n",
-        selected.layers, selected.hidden_size, selected.places
+        "selected {}, hidden size {}; adapters at {}\n",
+        count(selected.layers, "layer", "layers"),
+        selected.hidden_size,
+        count(selected.places, "place", "places"),
     );
     if selected.at.iter().any(|k| k.kind != "linear") {
         for k in &selected.at {

@@ -2,11 +2,9 @@
 //!
 //! No signal is handled here and no process ended: whose process it is decides that.
 
-use super::args::Cli;
 use super::{Ui, carry_out, habits, help, remote};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::Event;
-use clap::FromArgMatches;
 use serde_json::Value;
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -73,21 +71,15 @@ pub fn command(
     };
     let given = std::iter::once(OsString::from("rewrite")).chain(arguments);
     let given = remote::arguments(habits::arguments(given.collect()), &ui)?;
-    let parsed = help::command().try_get_matches_from(&given);
-    let parsed = parsed.and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
+    let cli = match help::parsed(&given) {
         Ok(cli) => cli,
         // Help or the version was asked for.
         Err(e) if !e.use_stderr() => return Ok(Value::String(e.render().to_string())),
-        Err(e) => return Err(refused(&e, &given)),
+        Err(e) => return Err(Error::new(ErrorKind::Usage, help::refusal(&e, &given))),
     };
     carry_out(cli, &ui)?;
     door.0.heard.replace(Ok(()))?;
     Ok(door.0.result.take())
-}
-
-fn refused(e: &clap::Error, given: &[OsString]) -> Error {
-    Error::new(ErrorKind::Usage, help::refusal(e, given))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::Ui;
 use super::select::AdapterArgs;
-use crate::adapters::summary::grouped;
+use crate::diag::grouped;
 use crate::error::Result;
 use crate::job::{ExportAdapter, ParameterType, SaveFormat};
 use clap::{Args, ValueEnum};

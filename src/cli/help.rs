@@ -7,7 +7,7 @@ use crate::generate::GenerationArguments;
 use crate::job::{JobArguments, ModelSettings};
 use crate::options::{Kind, OptionField, fields};
 use crate::train::{CollateArguments, DataArguments, EvalArguments, TrainingArguments};
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory, FromArgMatches};
 use std::collections::BTreeMap;
 
 /// The commands by what they are for.
@@ -322,6 +322,13 @@ fn brief(text: &str) -> String {
         .unwrap_or_default();
     let body = cut.map_or(body, |at| &body[..at]);
     format!("{}{default}{tail}", body.trim_end_matches('.'))
+}
+
+/// What a command line says.
+pub(super) fn parsed<A: Into<std::ffi::OsString> + Clone>(
+    arguments: impl IntoIterator<Item = A>,
+) -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches(&command().try_get_matches_from(arguments)?)
 }
 
 /// What is wrong with arguments, in the look of all other errors.

@@ -40,7 +40,7 @@ use crate::infer::Verified;
 use crate::job::{Event, usage};
 use crate::onnx::Saved;
 use args::{Cli, Command, InterfaceCommand};
-use clap::{CommandFactory, FromArgMatches};
+use clap::CommandFactory;
 use serde_json::json;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
@@ -70,10 +70,7 @@ fn run() -> ExitCode {
         door: None,
     };
     let done = remote::arguments(given, &plain).and_then(|arguments| {
-        let parsed = help::command()
-            .try_get_matches_from(&arguments)
-            .and_then(|matches| Cli::from_arg_matches(&matches));
-        let cli = match parsed {
+        let cli = match help::parsed(&arguments) {
             Ok(cli) => cli,
             Err(e) => return Ok(refuse(&e, &arguments, &plain)),
         };
@@ -417,13 +414,6 @@ fn compile_options(exec: &exec::ExecArgs) -> Result<crate::runtime::CompileOptio
     exec.settings().compile_options()
 }
 
-/// What the global options say; used by tests of the parser.
-#[cfg(test)]
-fn parse(line: &[&str]) -> std::result::Result<Cli, clap::Error> {
-    let matches = help::command().try_get_matches_from(line)?;
-    Cli::from_arg_matches(&matches)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -442,10 +432,10 @@ mod tests {
 
     #[test]
     fn the_main_job_needs_no_subcommand() {
-        let cli = parse(&["rewrite", "--interface", "qwen3.json", "model.onnx"]).unwrap();
+        let cli = help::parsed(["rewrite", "--interface", "qwen3.json", "model.onnx"]).unwrap();
         assert!(cli.command.is_none());
         assert_eq!(cli.attach.model.unwrap(), Path::new("model.onnx"));
-        let cli = parse(&[
+        let cli = help::parsed([
             "rewrite",
             "run",
             "m.onnx",
@@ -464,7 +454,7 @@ mod tests {
 
     #[test]
     fn global_flags_stand_anywhere() {
-        let cli = parse(&["rewrite", "print", "m.onnx", "--quiet"]).unwrap();
+        let cli = help::parsed(["rewrite", "print", "m.onnx", "--quiet"]).unwrap();
         assert!(cli.global.quiet);
     }
 }

@@ -1,6 +1,7 @@
 //! How a run looks on a terminal: a bar where there is one, plain lines where there is not.
 
 use super::Ui;
+use crate::diag::count;
 use crate::job::{self, TrainReport};
 use crate::train::{EvalEntry, Event, LogEntry, StepReport};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -139,7 +140,8 @@ pub(super) fn summary(report: &TrainReport) -> String {
         return format!("{steps} steps were done before; nothing is left to do");
     }
     format!(
-        "{steps} steps: loss {first:.4} → {last:.4}{}",
+        "{}: loss {first:.4} → {last:.4}{}",
+        count(steps as usize, "step", "steps"),
         speed(report.tokens_per_second).replace("  ", ", ")
     )
 }

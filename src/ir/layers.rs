@@ -16,7 +16,8 @@ pub(crate) fn numbered(path: &str) -> (String, Option<usize>) {
     (parts.join("."), found)
 }
 
-fn number(part: &str) -> Option<usize> {
+/// The number that a part of a path is: modules of a list have these for names.
+pub(crate) fn number(part: &str) -> Option<usize> {
     let digits = part.bytes().all(|b| b.is_ascii_digit());
     part.parse().ok().filter(|_| digits)
 }
@@ -70,36 +71,46 @@ pub(crate) fn folded<'m>(modules: impl Iterator<Item = &'m str>) -> Vec<String> 
     out.into_iter().map(name).collect()
 }
 
-/// A line of the text form without what differs between equal layers: numbers in names, and hashes of tensors.
-pub(crate) fn without_numbers(line: &str) -> String {
-    let mut out = String::with_capacity(line.len());
-    let (mut naming, mut quoted, mut comment) = (false, false, false);
-    let mut chars = line.chars().peekable();
+/// A text with `#` for each number of which `in_name` says so; it hears every character, and the one behind it. The first of several has
+/// no number: `linear_1` is `linear`.
+pub(crate) fn masked(text: &str, mut in_name: impl FnMut(char, Option<char>) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        match c {
-            '"' => quoted = !quoted,
-            '%' => naming = true,
-            '/' if chars.peek() == Some(&'/') => comment = true,
-            ' ' | ',' | '(' | ')' | '=' | '[' => naming = false,
-            _ => {}
-        }
-        if c.is_ascii_digit() && (naming || quoted || comment) {
-            while chars.next_if(char::is_ascii_digit).is_some() {}
-            // The first of several has no number: `linear`, `linear_1`.
-            let ends = !chars.peek().is_some_and(|c| c.is_alphanumeric());
-            if out.ends_with('_') && ends {
-                out.pop();
-            } else {
-                out.push('#');
-            }
+        if !(in_name(c, chars.peek().copied()) && c.is_ascii_digit()) {
+            out.push(c);
             continue;
         }
-        out.push(c);
-        if out.ends_with("blake3") {
-            while chars.next_if(|c| !matches!(c, ' ' | ',' | ')')).is_some() {}
+        while chars.next_if(char::is_ascii_digit).is_some() {}
+        let ends = !chars.peek().is_some_and(|c| c.is_alphanumeric());
+        if out.ends_with('_') && ends {
+            out.pop();
+        } else {
+            out.push('#');
         }
     }
     out
+}
+
+/// A line of the text form without what differs between equal layers: numbers in names, and hashes of tensors.
+pub(crate) fn without_numbers(line: &str) -> String {
+    let (mut naming, mut quoted, mut comment, mut escaped) = (false, false, false, false);
+    let hashes = line.split("blake3").enumerate().map(|(i, part)| match i {
+        0 => part,
+        _ => part.trim_start_matches(|c| !matches!(c, ' ' | ',' | ')')),
+    });
+    let line = hashes.collect::<Vec<_>>().join("blake3");
+    masked(&line, |c, next| {
+        match c {
+            '"' if !escaped => quoted = !quoted,
+            '%' => naming = true,
+            '/' if next == Some('/') => comment = true,
+            ' ' | ',' | '(' | ')' | '=' | '[' => naming = false,
+            _ => {}
+        }
+        escaped = c == '\\' && !escaped;
+        naming || quoted || comment
+    })
 }
 
 #[cfg(test)]
@@ -145,6 +156,9 @@ mod tests {
         assert!(text.contains("perm=[1, 0]"), "{text}");
         let first = of("0", "17", "8").replace("val_17", "val");
         assert_eq!(text, without_numbers(&first));
+        let stamped =
+            |n| format!("%a = Add(%b, %c) +rows=\"{{\\\"name\\\": \\\"layers.{n}\\\"}}\"");
+        assert_eq!(without_numbers(&stamped(0)), without_numbers(&stamped(7)));
         let sized = |n| format!("init %w_1: f32[{n}, 4] = fill(0.5)");
         assert_ne!(without_numbers(&sized(8)), without_numbers(&sized(9)));
     }

@@ -254,9 +254,10 @@ impl Printer<'_, '_> {
             self.quoted(&m.producer_version)?;
             self.out.write_char('\n')?;
         }
-        self.opsets(&m.opset_imports, 0)?;
-        self.metadata(&m.metadata, 0)?;
+        // What documents the whole file is not of a part.
         if self.options.nodes.is_none() {
+            self.opsets(&m.opset_imports, 0)?;
+            self.metadata(&m.metadata, 0)?;
             for f in &m.functions {
                 self.function(f)?;
             }
@@ -336,7 +337,9 @@ impl Printer<'_, '_> {
         depth: usize,
         keep: Option<&dyn Fn(NodeId) -> bool>,
     ) -> fmt::Result {
-        self.metadata(&g.metadata, depth + 1)?;
+        if keep.is_none() {
+            self.metadata(&g.metadata, depth + 1)?;
+        }
         for (&v, name) in g.captures().iter().zip(outer) {
             if g.name_of(v) != *name {
                 self.indent(depth + 1)?;

@@ -11,7 +11,7 @@ use crate::adapters::target::Met;
 use crate::adapters::{Adapter, Config, Route, Setup, Weighting, weighted};
 use crate::analyze::logits::of_heads;
 use crate::api::{self, Adapted, Attach};
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, count};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -681,8 +681,8 @@ fn flexible(saved: &SavedHead, events: OnEvent<'_>) -> Result<Head> {
 fn tell(adapted: &Adapted, events: OnEvent<'_>) -> Result<()> {
     let selection = &adapted.selection;
     events(&Event::Detail(format!(
-        "selected {} layers of {}",
-        selection.layers.len(),
+        "selected {} of {}",
+        count(selection.layers.len(), "layer", "layers"),
         adapted
             .interface
             .model_type

@@ -9,6 +9,7 @@ use crate::adapters::AdapterStore;
 use crate::adapters::methods::Fold;
 use crate::analyze::logits::logits;
 use crate::api;
+use crate::diag::nearest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
 use crate::ir::{NodeId, text};
@@ -16,7 +17,7 @@ use crate::rewrite::Pipeline;
 use crate::rewrite::passes::gradient::Outputs;
 use crate::rewrite::passes::loss::Divisor;
 use crate::rewrite::pipelines::{self, Mode};
-use crate::select::{Selection, fused_attentions, hiding_operators, module_of};
+use crate::select::{ModuleTree, Selection, fused_attentions, hiding_operators};
 use crate::train::parse_loss;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -92,18 +93,28 @@ impl Print {
     }
 
     fn text(&self, model: &Verified) -> Result<String> {
-        let model = model.model();
         let Some(module) = &self.module else {
-            return Ok(text::print(model));
+            return Ok(text::print(model.model()));
         };
-        let inside = |n: NodeId| {
-            let path = module_of(&model.graph, n);
-            format!(".{path}.").contains(&format!(".{module}."))
-        };
+        let tree = ModuleTree::new(model);
+        let within = |path: &str| format!(".{path}.").contains(&format!(".{module}."));
+        let inside = |n: NodeId| within(tree.path_of(n));
+        let model = model.model();
         if !model.graph.nodes().any(inside) {
+            // As many names as were given, of every path.
+            let words = module.split('.').count();
+            let paths = tree.ids().map(|m| &*tree.module(m).path);
+            let ends = paths.map(|p| match p.rmatch_indices('.').nth(words - 1) {
+                Some((at, _)) => &p[at + 1..],
+                None => p,
+            });
+            let near = nearest(module, ends).map(|near| format!("did you mean `{near}`? "));
             return Err(usage(
                 format!("no node of the model belongs to a module `{module}`"),
-                "`rewrite inspect` shows the modules",
+                &format!(
+                    "{}`rewrite inspect` shows the modules",
+                    near.unwrap_or_default()
+                ),
             ));
         }
         Ok(text::print_module(model, &inside))

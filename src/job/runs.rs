@@ -5,6 +5,7 @@ use crate::diag::Diagnostic;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::watch::{self, RunRecord};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Compares runs: their curves in the same charts, and the settings in which they differ.
@@ -27,8 +28,31 @@ impl CompareRuns {
         if self.runs.is_empty() {
             return Err(usage("no run was given", "rewrite report out-a out-b"));
         }
+        let ending = self.output.extension().and_then(|e| e.to_str());
+        if !ending.is_some_and(|e| e.eq_ignore_ascii_case("html") || e.eq_ignore_ascii_case("htm"))
+        {
+            return Err(usage(
+                format!("{} is no name of a page", self.output.display()),
+                "give a file that ends in .html",
+            ));
+        }
         let files: Vec<PathBuf> = self.runs.iter().map(|run| file_of(run)).collect();
+        let mut seen = BTreeSet::new();
+        let twice =
+            |f: &&PathBuf| !seen.insert(f.canonicalize().unwrap_or_else(|_| f.to_path_buf()));
+        if let Some(file) = files.iter().find(twice) {
+            return Err(usage(
+                format!("the run {} was given twice", name(file)),
+                "give each run once",
+            ));
+        }
         keep(&self.output, files.iter().map(PathBuf::as_path))?;
+        if let Some(missing) = files
+            .iter()
+            .find(|f| !f.exists() && !f.with_file_name(watch::file::LOG).exists())
+        {
+            disk::own::text(missing).map_err(|e| Error::io(missing, "cannot read the run", e))?;
+        }
         ensure_absent(&self.output, self.force)?;
         let read = |(run, file): (&PathBuf, &PathBuf)| Ok((name(run), read(file)?));
         let runs: Result<Vec<(String, RunRecord)>> =

@@ -1,8 +1,9 @@
 //! A picture as a page: the SVG, and what is in it as tables and a tree that opens.
 
 use super::svg;
-use super::text::{escaped, grouped, percent, short};
+use super::text::{escaped, percent, short};
 use super::{Block, Part, Picture};
+use crate::diag::{count, grouped};
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("page.css");
@@ -102,7 +103,7 @@ fn line(b: &Block) -> String {
     if b.parameters > 0 {
         facts.push(format!("{} parameters", grouped(b.parameters)));
     }
-    facts.push(super::text::count(b.nodes, "node", "nodes"));
+    facts.push(count(b.nodes, "node", "nodes"));
     facts.extend(b.roles.iter().cloned());
     let _ = write!(out, " <span>{}</span>", escaped(&facts.join(" · ")));
     out

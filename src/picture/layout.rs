@@ -1,8 +1,9 @@
 //! The picture as boxes with places: how large each is, what stands in it, and where its lines go.
 
 use super::route::{Edge as At, Laid, Line, Link, Tile, lay};
-use super::text::{count, short, width};
+use super::text::{short, width};
 use super::{Block, Edge, Operators, Part, Place, Port};
+use crate::diag::{count, grouped};
 
 /// What a box is, for those who draw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,10 +208,7 @@ fn about(block: &Block) -> String {
     out.extend(block.class.clone());
     out.push(count(block.nodes, "node", "nodes"));
     if block.parameters > 0 {
-        out.push(format!(
-            "{} parameters",
-            super::text::grouped(block.parameters)
-        ));
+        out.push(format!("{} parameters", grouped(block.parameters)));
     }
     out.extend(block.weight.clone());
     out.retain(|t| !t.is_empty());

@@ -24,6 +24,7 @@ use crate::adapters::AdapterStore;
 use crate::adapters::manifest::Manifest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
+use crate::ir::contract::EXCHANGED;
 use crate::select::Selection;
 use serde::Serialize;
 
@@ -75,6 +76,7 @@ impl AdapterRow {
     /// Whether training changes it, in a word.
     pub(crate) fn state(&self) -> &'static str {
         match (self.active, self.trained) {
+            (true, 0) if self.name == EXCHANGED => "comes with each run",
             (false, _) => "not active",
             (true, 0) => "frozen",
             (true, _) => "trains",

@@ -2,13 +2,14 @@
 
 use super::ports::{Ports, ports};
 use super::scene::{Kind, Scene};
-use super::text::{NAME, count, cut, grouped, shape, stored};
+use super::text::{NAME, cut, shape, stored};
 use super::tree::{Boxes, boxes};
 use super::weights::{Weight, weights};
 use super::wires::{Item, Tip, Wiring};
 use super::{AdapterRow, Block, Edge, End, Operators, Part, Picture, Place};
 use crate::adapters::AdapterStore;
 use crate::adapters::manifest::{Entry, Manifest};
+use crate::diag::{count, grouped};
 use crate::infer::Verified;
 use crate::ir::contract::{ADAPTER_IDS, EXCHANGED};
 use crate::select::Selection;
@@ -51,7 +52,9 @@ pub(super) fn picture(
     }
     desk.describe(&weights);
     let mut places = std::mem::take(&mut desk.stands);
-    places.extend(std::mem::take(&mut desk.reads));
+    for (adapter, reads) in std::mem::take(&mut desk.reads) {
+        places.entry(adapter).or_default().extend(reads);
+    }
     let (model, lost) = desk.assemble();
     let mut left_out = Vec::new();
     if lost > 0 {
@@ -116,7 +119,7 @@ fn rows(
         let places = places.get(&(all.unwrap_or(i) as u32));
         let places = places.map_or(0, BTreeSet::len);
         AdapterRow {
-            name: cut(name, NAME),
+            name: cut(scene.label(i as u32), NAME),
             kind: match (entry, head, name) {
                 (Some(entry), _, _) => cut(&kind(entry), NAME),
                 (_, Some(head), _) => format!("head: {}", cut(head.word(), NAME)),
@@ -138,9 +141,17 @@ fn rows(
 fn kind(entry: &Entry) -> String {
     let said = |v: &serde_json::Value| v["architecture"].as_str().map(str::to_owned);
     let members = entry.config["configs"].as_array();
-    let members = members.map(|list| list.iter().filter_map(said).collect::<Vec<_>>().join(" | "));
-    let own = || Some(entry.config().ok()?.architecture().to_owned());
-    let found = members.or_else(own).or_else(|| said(&entry.config));
+    let members = || {
+        Some(
+            members?
+                .iter()
+                .filter_map(said)
+                .collect::<Vec<_>>()
+                .join(" + "),
+        )
+    };
+    let own = entry.config().ok().map(|c| c.called());
+    let found = own.or_else(members).or_else(|| said(&entry.config));
     found.unwrap_or_default()
 }
 
@@ -403,7 +414,7 @@ impl Desk<'_, '_> {
     fn adapter_place(&self, adapter: u32, group: Group) -> Place {
         Place {
             adapter: adapter as usize,
-            name: cut(&self.scene.owners[adapter as usize], NAME),
+            name: cut(self.scene.label(adapter), NAME),
             tensors: group.tensors,
             parameters: group.parameters,
             trains: group.trains,

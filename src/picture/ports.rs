@@ -1,9 +1,10 @@
 //! Inputs and outputs of the graph; those that differ in a number only, as the caches of all layers do, are one.
 
+use super::Port;
 use super::scene::Scene;
-use super::text::{NAME, count, cut, declared};
-use super::{Port, text};
+use super::text::{NAME, cut, declared};
 use crate::adapters::manifest::Manifest;
+use crate::diag::count;
 use crate::ir::contract::is_cache;
 use crate::ir::{GraphPort, Type, ValueId};
 use indexmap::IndexMap;
@@ -31,7 +32,10 @@ pub(super) fn ports(scene: &Scene<'_>, manifest: &Manifest) -> Ports {
         .flat_map(|e| e.inputs.iter().map(String::as_str))
         .collect();
     let name = |p: &GraphPort| graph.name_of(p.value);
-    let given = |p: &&GraphPort| graph.value(p.value).tensor.is_none();
+    // Of inputs with a value of their own, those that come with adapters matter: others are weights of old exporters.
+    let ours =
+        |p: &GraphPort| exchanged.contains(name(p)) || manifest.inputs.iter().any(|i| i == name(p));
+    let given = |p: &&GraphPort| graph.value(p.value).tensor.is_none() || ours(p);
     let form = |p: &GraphPort| {
         if exchanged.contains(name(p)) {
             "parameters of adapters".to_owned()
@@ -87,7 +91,7 @@ fn grouped<'p, 'g>(
     if lost > 0
         && let Some(last) = ports.last_mut()
     {
-        last.name = text::count(lost + 1, "more", "more");
+        last.name = count(lost + 1, "more", "more");
         last.ty.clear();
         last.aside = true;
     }

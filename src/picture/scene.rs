@@ -7,7 +7,7 @@ use crate::analyze::flow::Flow;
 use crate::analyze::linear::Linears;
 use crate::analyze::through::Through;
 use crate::infer::Verified;
-use crate::ir::contract::stamp;
+use crate::ir::contract::{ADAPTER_IDS, stamp};
 use crate::ir::{NodeId, ValueId};
 use crate::select::{ModuleId, ModuleTree, ROOT, Selection, Witness, modules};
 use indexmap::IndexSet;
@@ -31,6 +31,8 @@ pub(super) struct Scene<'a> {
     pub(super) tree: ModuleTree,
     /// Names of adapters: those of the manifest first, then whoever else owns nodes or parameters.
     pub(super) owners: IndexSet<Box<str>>,
+    /// Names of the adapters of which each sample has one.
+    tenants: Option<String>,
     /// Widths of the one linear of a module.
     pub(super) linears: FxHashMap<ModuleId, (usize, usize)>,
     kinds: Vec<Kind>,
@@ -54,6 +56,7 @@ impl<'a> Scene<'a> {
             flow,
             tree,
             owners,
+            tenants: manifest.tenants.as_ref().map(|t| t.names.join(" or ")),
             kinds: vec![Kind::Idle; bound],
             homes: vec![ROOT; bound],
             adapters: vec![None; bound],
@@ -65,6 +68,7 @@ impl<'a> Scene<'a> {
         if let Some(selection) = selection {
             scene.take_sites(selection);
         }
+        scene.stray();
         scene.settle();
         scene.linears = scene.only_linears(&linears);
         scene
@@ -88,6 +92,14 @@ impl<'a> Scene<'a> {
     /// Whether a node hands on what it reads first, in another form: it is no box of its own.
     pub(super) fn passes(&self, n: NodeId) -> bool {
         self.passes[n.index()]
+    }
+
+    /// What a box of an owner is called: where each sample chooses one adapter, all of them.
+    pub(super) fn label(&self, owner: u32) -> &str {
+        match (&*self.owners[owner as usize], &self.tenants) {
+            (ADAPTER_IDS, Some(names)) => names,
+            (name, _) => name,
+        }
     }
 
     /// The number of an owner.
@@ -124,6 +136,27 @@ impl<'a> Scene<'a> {
         self.passes[i] = hands_on && adapter.is_none() && first.is_some();
         (self.kinds[i], self.adapters[i]) = (kind, adapter);
         self.homes[i] = self.tree.of(n).map_or(ROOT, |(m, _)| m);
+    }
+
+    /// Puts what serves one module alone, and of which nobody knows the module, into that: the scales of a quantizer's codes.
+    fn stray(&mut self) {
+        for at in (0..self.flow.order.len()).rev() {
+            let n = self.flow.order[at];
+            let lost =
+                self.kind(n) == Kind::Aside && self.tree.of(n).is_none() && self.home(n) == ROOT;
+            if !lost || self.adapter(n).is_some() {
+                continue;
+            }
+            let outputs = self.flow.graph.node_outputs(n).into_iter().flatten();
+            let mut homes = outputs
+                .flat_map(|v| self.flow.graph.value_readers(v))
+                .map(|r| self.home(r));
+            if let Some(home) = homes.next()
+                && homes.all(|h| h == home)
+            {
+                self.move_to(n, home);
+            }
+        }
     }
 
     /// Finds the modules that adapters are in: by what exporters and we write on nodes, else by what their last nodes replace.

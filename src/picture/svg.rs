@@ -1,8 +1,9 @@
 //! A picture as SVG: one file, no scripts, real text, light and dark by the reader's setting.
 
 use super::layout::{CARDS, Drawn, Look, Sketch, Style, Words, sketch};
-use super::text::{count, escaped, percent, short, width};
+use super::text::{escaped, percent, short, width};
 use super::{AdapterRow, Picture};
+use crate::diag::count;
 use std::fmt::Write;
 
 /// Colours of adapters; more adapters begin again with the first.
@@ -154,13 +155,15 @@ fn said(a: &AdapterRow) -> String {
         (n, t) if t > 0 && t < n => {
             format!("{} parameters, {} of them train", short(n), short(t))
         }
+        (0, _) if a.active => String::new(),
         (n, _) => format!("{} parameters", short(n)),
     };
+    let parameters = Some(parameters).filter(|p| !p.is_empty());
     let mark = if a.trained > 0 { "●" } else { "○" };
     let kind = Some(a.kind.clone()).filter(|k| *k != a.name && !k.is_empty());
     let places = a.active.then(|| count(a.places, "place", "places"));
     let state = format!("{mark} {}", a.state());
-    let all = [kind, Some(parameters), places, Some(state)];
+    let all = [kind, parameters, places, Some(state)];
     all.into_iter().flatten().collect::<Vec<_>>().join(" · ")
 }
 

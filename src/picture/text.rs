@@ -1,5 +1,6 @@
 //! Words and numbers for people, and how wide they are. What comes from a file is a stranger's text: it is cut here and escaped here.
 
+use crate::diag::grouped;
 use crate::ir::{DType, Dim, Fact, Sym, Type};
 use std::fmt::Write;
 
@@ -48,19 +49,6 @@ pub(super) fn escaped(text: &str) -> String {
     out
 }
 
-/// Digits in groups of three.
-pub(super) fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
-
 /// A count in a few digits: `9,216`, `24.6 k`, `596.0 M`.
 pub(super) fn short(n: u64) -> String {
     let scaled = |unit: u64, word: &str| {
@@ -85,11 +73,6 @@ pub(super) fn percent(part: u64, whole: u64) -> String {
         return "< 0.01 %".to_owned();
     }
     format!("{}.{:02} %", hundredths / 100, hundredths % 100)
-}
-
-/// A number and the word for it.
-pub(super) fn count(n: usize, one: &str, many: &str) -> String {
-    format!("{} {}", grouped(n as u64), if n == 1 { one } else { many })
 }
 
 /// A shape, with symbols by name.

@@ -3,7 +3,9 @@
 use super::scene::{Kind, Scene};
 use super::text::{NAME, cut};
 use super::weights::Weight;
+use crate::diag::count;
 use crate::ir::NodeId;
+use crate::ir::layers::number;
 use crate::select::{ModuleId, ROOT};
 use rustc_hash::FxHashMap;
 
@@ -140,7 +142,7 @@ impl Boxes {
         }
         if !left.is_empty() {
             self.left_out += left.len();
-            let name = super::text::count(left.len(), "more module", "more modules");
+            let name = count(left.len(), "more module", "more modules");
             self.push(parent, &left, name, true, known, given);
         }
     }
@@ -182,7 +184,7 @@ impl Boxes {
 struct Entry {
     module: ModuleId,
     /// The list that it is an entry of, and what its number is there.
-    list: Option<(String, u64)>,
+    list: Option<(String, usize)>,
     name: String,
 }
 
@@ -228,11 +230,6 @@ fn entries(scene: &Scene<'_>, known: &Modules, of: ModuleId) -> Vec<Entry> {
         None => (known.first[e.module.index()], e.name.clone(), 0),
     });
     out
-}
-
-fn number(name: &str) -> Option<u64> {
-    let digits = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| name.parse().ok()).flatten()
 }
 
 /// Entries of one list that are equal and stand side by side, together.

@@ -3,7 +3,7 @@
 use super::site::{
     AttentionSite, Layer, Layout, LinearSite, NormSite, QkvLayout, Selection, WeightForm,
 };
-use crate::ir::layers::ranges;
+use crate::ir::layers::{masked, ranges};
 use crate::ir::{Graph, ValueId};
 use indexmap::IndexMap;
 use std::fmt::{self, Write};
@@ -59,24 +59,19 @@ impl Explained<'_> {
 
 /// A text without the numbers in its names; sizes in brackets and numbers that stand alone stay.
 fn without_numbers(text: &str) -> String {
-    let (mut out, mut depth) = (String::with_capacity(text.len()), 0usize);
-    for word in text.split_inclusive(char::is_whitespace) {
+    let mut depth = 0usize;
+    let words = text.split_inclusive(char::is_whitespace).map(|word| {
         let named = depth == 0 && word.contains(char::is_alphabetic);
-        let mut chars = word.chars().peekable();
-        while let Some(c) = chars.next() {
+        for c in word.chars() {
             match c {
                 '[' => depth += 1,
                 ']' => depth = depth.saturating_sub(1),
-                // The first of several has no number: `linear`, `linear_1`.
-                '_' if named && chars.peek().is_some_and(char::is_ascii_digit) => continue,
                 _ => {}
             }
-            if !(named && c.is_ascii_digit()) {
-                out.push(c);
-            }
         }
-    }
-    out
+        masked(word, |_, _| named)
+    });
+    words.collect()
 }
 
 impl fmt::Display for Explained<'_> {

@@ -38,8 +38,7 @@ impl Proposal {
 pub fn infer_interface(verified: &Verified) -> Result<Proposal> {
     let view = Flow::new(verified);
     let mut tree = ModuleTree::of_view(&view);
-    let linears = Linears::new(&view, &|a, b| super::together(view.graph, &tree, a, b));
-    tree.adopt(&view, &linears.all);
+    let linears = tree.with_linears(&view);
     let structure = Structure::new(&view, &linears);
     let found = structure.layers();
     if found.is_empty() {

@@ -1,8 +1,10 @@
 //! What a graph holds, without an interface: for `rewrite inspect`.
 
 use super::modules::{ModuleTree, ROOT, Witness};
+use crate::diag::count;
 use crate::infer::Verified;
-use crate::ir::{GraphPort, Model};
+use crate::ir::layers::number;
+use crate::ir::{DType, GraphPort, Model, TensorData};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -80,12 +82,11 @@ impl Inspection {
                 .map_or("nothing".to_owned(), |(_, w)| w.to_string());
             *witnesses.entry(by).or_insert(0) += 1;
         }
+        // Single numbers and sizes are no parameters.
+        let counts = |t: &&TensorData| !t.dims.is_empty() && t.dtype != DType::Int64;
         let count = |v| {
-            g.value(v)
-                .tensor
-                .as_ref()
-                .and_then(crate::ir::TensorData::count)
-                .unwrap_or(0)
+            let tensor = g.value(v).tensor.as_ref().filter(counts);
+            tensor.and_then(TensorData::count).unwrap_or(0)
         };
         Inspection {
             exporter: exporter(model, &tree, &witnesses),
@@ -140,12 +141,11 @@ fn exporter(model: &Model, tree: &ModuleTree, witnesses: &BTreeMap<String, usize
 }
 
 fn lists(tree: &ModuleTree) -> Vec<LayerList> {
-    let number = |name: &str| name.bytes().all(|b| b.is_ascii_digit());
     tree.ids()
         .map(|id| tree.module(id))
         .map(|m| LayerList {
             path: m.path.to_string(),
-            entries: m.children.keys().filter(|k| number(k)).count(),
+            entries: m.children.keys().filter(|k| number(k).is_some()).count(),
         })
         .filter(|l| l.entries > 0)
         .collect()
@@ -182,7 +182,7 @@ fn rows(tree: &ModuleTree) -> Vec<ModuleRow> {
         // Entries of a list that hold the same modules as the one before.
         let mut shown: Vec<(super::ModuleId, usize)> = Vec::new();
         for (name, id) in children {
-            let number = name.bytes().all(|b| b.is_ascii_digit());
+            let number = number(name).is_some();
             match shown.last_mut() {
                 Some((last, same)) if number && shape(tree, *last) == shape(tree, *id) => {
                     *same += 1;
@@ -219,8 +219,9 @@ impl fmt::Display for Inspection {
         writeln!(f, "opsets      {}", opsets.join(", "))?;
         writeln!(
             f,
-            "size        {} nodes, {} parameters",
-            self.nodes, self.parameters
+            "size        {}, {} parameters",
+            count(self.nodes, "node", "nodes"),
+            self.parameters
         )?;
         let by: Vec<String> = self
             .witnesses
@@ -244,7 +245,7 @@ impl fmt::Display for Inspection {
             if let Some(class) = &m.class {
                 write!(f, ": {}", class.rsplit('.').next().unwrap_or(class))?;
             }
-            write!(f, ", {} nodes", m.nodes)?;
+            write!(f, ", {}", count(m.nodes, "node", "nodes"))?;
             if m.same > 0 {
                 write!(f, ", and {} more of the same", m.same)?;
             }

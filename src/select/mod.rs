@@ -24,14 +24,13 @@ use crate::analyze::linear::Linears;
 use crate::diag::{Diagnostic, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
-use crate::ir::contract::stamp;
-use crate::ir::{Graph, Model, NodeId, OpId};
+use crate::ir::{Model, NodeId, OpId};
 pub use family::Family;
 pub use infer::{Proposal, infer_interface};
 pub(crate) use inspect::Inspection;
 pub use interface::{Fields, GraphNames, Interface, InterfaceFile, PerStack};
 pub(crate) use interface::{Library, beside};
-pub(crate) use modules::{ModuleId, ModuleTree, ROOT, Witness, module_of};
+pub(crate) use modules::{ModuleId, ModuleTree, ROOT, Witness};
 pub(crate) use site::LinearModule;
 pub use site::{
     AttentionSite, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite, ParameterSite,
@@ -73,8 +72,7 @@ impl Interface {
 pub(crate) fn modules(verified: &Verified) -> (Flow<'_>, ModuleTree, Linears) {
     let view = Flow::new(verified);
     let mut tree = ModuleTree::of_view(&view);
-    let linears = Linears::new(&view, &|a, b| together(view.graph, &tree, a, b));
-    tree.adopt(&view, &linears.all);
+    let linears = tree.with_linears(&view);
     (view, tree, linears)
 }
 
@@ -144,20 +142,6 @@ fn among(model: &Model, wanted: impl Fn(NodeId) -> bool) -> Vec<OpId> {
     found.sort();
     found.dedup();
     found
-}
-
-/// Whether two nodes may belong to one module: they do, or it is not known of one of them.
-fn together(graph: &Graph, tree: &ModuleTree, a: NodeId, b: NodeId) -> bool {
-    let sure = |n| {
-        tree.of(n)
-            .filter(|(_, w)| *w < Witness::Neighbours)
-            .filter(|_| !graph.node(n).metadata.contains_key(stamp::DEFINITION))
-            .map(|m| m.0)
-    };
-    match (sure(a), sure(b)) {
-        (Some(a), Some(b)) => a == b,
-        _ => true,
-    }
 }
 
 #[cfg(test)]

@@ -7,13 +7,15 @@
 
 use super::parents::Parents;
 use crate::analyze::flow::Flow;
-use crate::analyze::linear::Linear;
 use crate::analyze::norm::Norms;
 use crate::infer::Verified;
 use crate::ir::contract::{exporter, stamp};
-use crate::ir::{Graph, Node, NodeId, ValueId};
+use crate::ir::layers::number;
+use crate::ir::{Node, NodeId, ValueId};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
+
+mod linears;
 
 /// Names one module of a [`ModuleTree`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,7 +104,10 @@ pub(crate) struct ModuleTree {
 impl ModuleTree {
     /// The modules of a model's main graph, those of attached adapters among them.
     pub(crate) fn new(verified: &Verified) -> Self {
-        ModuleTree::made(&Flow::new(verified), Whose::All)
+        let view = Flow::new(verified);
+        let mut tree = ModuleTree::made(&view, Whose::All);
+        tree.with_linears(&view);
+        tree
     }
 
     /// The modules of the base model: what adapters added belongs to modules by its neighbours alone, so that a module's values are its
@@ -147,6 +152,11 @@ impl ModuleTree {
         self.of_node.get(n.index()).copied().flatten()
     }
 
+    /// Path of the innermost module that a node belongs to; empty where nothing tells.
+    pub(crate) fn path_of(&self, n: NodeId) -> &str {
+        self.of(n).map_or("", |(m, _)| &self.module(m).path)
+    }
+
     /// Whether a module is another one or part of it.
     pub(crate) fn is_within(&self, mut id: ModuleId, outer: ModuleId) -> bool {
         while self.module(id).depth > self.module(outer).depth {
@@ -158,7 +168,7 @@ impl ModuleTree {
     /// Whether a module has numbered parts.
     pub(super) fn is_list(&self, id: ModuleId) -> bool {
         let mut names = self.module(id).children.keys();
-        names.any(|k| k.bytes().all(|b| b.is_ascii_digit()))
+        names.any(|k| number(k).is_some())
     }
 
     /// The part that a dotted path leads to.
@@ -356,8 +366,7 @@ impl ModuleTree {
             }
             let repeated = part.rsplit_once('_').filter(|(base, n)| {
                 !base.is_empty()
-                    && !n.is_empty()
-                    && n.bytes().all(|b| b.is_ascii_digit())
+                    && number(n).is_some()
                     && seen.contains(&format!("{written}/{base}"))
                     && !own.contains(join(&self.module(at).path, part).as_str())
             });
@@ -422,84 +431,12 @@ impl ModuleTree {
         while id != ROOT {
             let m = self.module(id);
             let name = m.path.rsplit('.').next().unwrap_or_default();
-            if name.bytes().all(|b| b.is_ascii_digit()) {
+            if number(name).is_some() {
                 return Some(id);
             }
             id = m.parent;
         }
         None
-    }
-
-    /// The module of a linear that a module computes itself, by the name of its parameters: `nn.MultiheadAttention` calls neither its
-    /// `out_proj` nor, as it is no module, what `in_proj_weight` and `in_proj_bias` belong to.
-    fn functional(&mut self, view: &Flow<'_>, of: ModuleId, linear: &Linear) -> Option<ModuleId> {
-        let module = self.module(of);
-        let (path, weight) = (&*module.path, &linear.weight);
-        if of == ROOT || module.nodes.len() <= linear.nodes.len() {
-            return None;
-        }
-        let mut stored = [Some(weight.value), weight.bias].into_iter().flatten();
-        // Equal parameters of several layers are stored once, under the name of one of them.
-        let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
-        let alike = |(a, b): (&str, &str)| a == b || number(a) && number(b);
-        let ends = |whole: &str| {
-            let parts = path.rsplit('.').count();
-            let pairs = std::iter::zip(whole.rsplit('.'), path.rsplit('.'));
-            whole.rsplit('.').count() >= parts && pairs.into_iter().all(alike)
-        };
-        let leaf = stored.find_map(|v| {
-            let (owner, last) = view.graph.name_of(view.root(v)).rsplit_once('.')?;
-            if ["weight", "bias"].contains(&last) {
-                let (outer, leaf) = owner.rsplit_once('.')?;
-                return ends(outer).then(|| leaf.to_owned());
-            }
-            let leaf = last
-                .strip_suffix("_weight")
-                .or(last.strip_suffix("_bias"))?;
-            (ends(owner) && !leaf.is_empty()).then(|| leaf.to_owned())
-        })?;
-        Some(self.child(of, &leaf))
-    }
-
-    /// Takes the nodes of a linear that a quantizer replaced without names into the module that its remaining nodes name, and those of
-    /// one that a module computes itself into a module of their own.
-    pub(super) fn adopt(&mut self, view: &Flow<'_>, linears: &[Linear]) {
-        let mut moved = false;
-        let mut claims: FxHashMap<NodeId, usize> = FxHashMap::default();
-        for n in linears.iter().flat_map(|l| &l.nodes) {
-            *claims.entry(*n).or_insert(0) += 1;
-        }
-        for linear in linears {
-            let named = linear
-                .nodes
-                .iter()
-                .find_map(|n| self.of(*n).filter(|(_, w)| *w < Witness::Neighbours));
-            // A fused reader took the bias in, which had the name.
-            let late = linear.late_bias.filter(|_| named.is_none());
-            let late = late.and_then(|v| owner(view.graph.name_of(view.root(v))));
-            let late = late.map(|path| (self.intern(path), Witness::ParameterName));
-            let Some((module, witness)) = named.or(late) else {
-                continue;
-            };
-            if let Some(own) = self.functional(view, module, linear) {
-                for n in linear.nodes.iter().filter(|n| claims[*n] == 1) {
-                    self.of_node[n.index()] = Some((own, Witness::ParameterName));
-                }
-                moved = true;
-                continue;
-            }
-            // A reshape in front of several belongs to none of them.
-            for n in linear.nodes.iter().filter(|n| claims[*n] == 1) {
-                let slot = &mut self.of_node[n.index()];
-                if slot.is_none_or(|(_, w)| w >= Witness::Neighbours) {
-                    *slot = Some((module, witness));
-                    moved = true;
-                }
-            }
-        }
-        if moved {
-            self.list_nodes(view);
-        }
     }
 
     fn list_nodes(&mut self, view: &Flow<'_>) {
@@ -588,20 +525,6 @@ pub(super) fn join(a: &str, b: &str) -> String {
 
 /// What torch.export writes instead of a module for nodes that it made for symbolic sizes.
 const NO_MODULE: &str = "_empty_nn_module_stack_from_metadata_hook";
-
-/// The module of a node as the exporter wrote it, in metadata or in the node's name; empty where neither says.
-///
-/// This looks at one node alone; [`ModuleTree`] uses all witnesses.
-pub(crate) fn module_of(graph: &Graph, node: NodeId) -> String {
-    let node = graph.node(node);
-    if let Some((path, _)) = metadata_scope(node) {
-        return path;
-    }
-    let scope = name_scope(&node.name).or_else(|| added_scope(&node.name));
-    parts(scope.unwrap_or_default())
-        .collect::<Vec<_>>()
-        .join(".")
-}
 
 /// Module path and class from dynamo's metadata: the entry before the last one, which is the fx node itself.
 fn metadata_scope(node: &Node) -> Option<(String, Option<String>)> {

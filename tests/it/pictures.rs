@@ -103,3 +103,37 @@ fn a_training_leaves_its_picture() {
         assert!(card.contains("](graph.svg)"), "{card}");
     }
 }
+
+#[test]
+fn what_a_quantizer_adds_stands_in_its_module() {
+    let desk = Desk::new();
+    fs::copy(
+        fixture("skill/model.int8.onnx"),
+        desk.path("model.int8.onnx"),
+    )
+    .unwrap();
+    let shown = desk.json(&["graph", "model.int8.onnx"]);
+    let parts = shown["picture"]["model"]["parts"].as_array().unwrap();
+    let loose = parts.iter().filter_map(|p| p.get("operators"));
+    let loose: Vec<String> = loose.map(ToString::to_string).collect();
+    let scales = loose.iter().filter(|o| o.contains("[\"Mul\","));
+    // Those of the head, which is no module here.
+    assert!(scales.count() <= 2, "{loose:?}");
+    desk.ok(&["print", "model.int8.onnx", "--module", "q_norm"]);
+    let wrong = desk.misused(&["print", "model.int8.onnx", "--module", "q_nrm"]);
+    assert!(wrong.contains("did you mean `q_norm`?"), "{wrong}");
+}
+
+#[test]
+fn an_adapter_at_several_places_is_counted_at_each() {
+    let desk = Desk::with("vit/model.onnx");
+    let shown = desk.json(&[
+        "graph",
+        "model.onnx",
+        "-i",
+        "interface.json",
+        "-a",
+        "prefix_tuning",
+    ]);
+    assert_eq!(shown["picture"]["adapters"][0]["places"], 2);
+}

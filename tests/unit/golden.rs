@@ -5,8 +5,7 @@
 
 use onnx_graft::adapters::{AdapterStore, Setup, spec};
 use onnx_graft::infer::Verified;
-use onnx_graft::ir::diff;
-use onnx_graft::select::{Interface, module_of};
+use onnx_graft::select::Interface;
 use onnx_graft::{Attach, api};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -90,10 +89,7 @@ fn snapshots() {
             let text = match view {
                 View::Sites => adapted.selection.explain(&base.model().graph).to_string(),
                 View::Params => params(&adapted.model),
-                View::Diff => diff::diff(base.model(), adapted.model.model(), &|m, n| {
-                    module_of(&m.graph, n)
-                })
-                .to_string(),
+                View::Diff => api::diff(&base, &adapted.model).to_string(),
             };
             let view = format!("{view:?}").to_lowercase();
             settings.bind(|| insta::assert_snapshot!(format!("{name}.{view}"), text));

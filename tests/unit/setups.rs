@@ -255,6 +255,21 @@ fn a_prompt_cannot_be_one_of_several() {
 }
 
 #[test]
+fn what_a_stack_leaves_out_is_said() {
+    let run = |specs: &[&str], setup: &str| attach("qwen3", specs, setup).unwrap();
+    let unheard = |a: &Adapted| {
+        a.warnings
+            .iter()
+            .filter(|w| w.code == "stack-unheard")
+            .count()
+    };
+    let found = run(&["lora", "prompt_tuning"], "Stack(lora, prompt_tuning)");
+    assert_eq!(unheard(&found), 1);
+    let found = run(&["lora", "prompt_tuning"], "Stack(prompt_tuning, lora)");
+    assert_eq!(unheard(&found), 0);
+}
+
+#[test]
 fn several_refts_act_one_behind_the_other() {
     let specs = ["a=noreft[r=2]", "b=noreft[r=2,prefix_positions=1]"];
     let both = run(

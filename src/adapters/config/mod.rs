@@ -196,6 +196,27 @@ impl Config {
         }
     }
 
+    /// What people call it: of each member the identifier that is nearest to it, `prefix_tuning + par_bn`, or its architecture.
+    pub(crate) fn called(&self) -> String {
+        let word = |m: &MethodConfig| {
+            let own = m.to_dict();
+            let same = MethodConfig::presets().map(|p| (p.name, (p.make)()));
+            let same = same.filter(|(_, other)| other.name() == m.name());
+            let differs = |(name, other): (&'static str, MethodConfig)| {
+                let other = other.to_dict();
+                let keys = own.as_object().into_iter().flatten();
+                (keys.filter(|(k, v)| other[k] != **v).count(), name)
+            };
+            let nearest = same.map(differs).min_by_key(|(n, _)| *n);
+            nearest.map_or(m.name(), |(_, name)| name)
+        };
+        self.methods()
+            .iter()
+            .map(word)
+            .collect::<Vec<_>>()
+            .join(" + ")
+    }
+
     /// The dictionary that the library's `to_dict` gives, keys sorted.
     pub fn to_dict(&self) -> Value {
         match &self.0 {
@@ -565,6 +586,20 @@ mod tests {
 
     fn hash(text: &str) -> String {
         Config::parse(text).unwrap().hash()
+    }
+
+    #[test]
+    fn a_configuration_is_called_by_the_nearest_identifier() {
+        for (spec, called) in [
+            ("lora[r=2,alpha=3,dropout=0.1]", "lora"),
+            ("dora[r=2]", "dora"),
+            ("ia3", "ia3"),
+            ("par_bn[reduction_factor=4]", "par_bn"),
+            ("mam", "prefix_tuning + par_bn"),
+        ] {
+            let config: Config = Config::parse(spec).unwrap();
+            assert_eq!(config.called(), called, "{spec}");
+        }
     }
 
     #[test]

@@ -108,6 +108,33 @@ impl AttachPass {
         .help("merge the first one into the base model, and attach the other one to that"))
     }
 
+    /// What adapters of a stack do not do: where they do not compose, its first one acts alone.
+    fn unheard<'p, 's: 'p>(
+        &self,
+        parts: impl Iterator<Item = &'p &'p Part<'s>>,
+    ) -> Vec<Diagnostic> {
+        let (all, alone) = (self.setup.names(), self.setup.alone());
+        let heard = alone.names();
+        let mut found: BTreeMap<&str, &str> = BTreeMap::new();
+        for part in parts.filter(|p| !p.place.kind().composes) {
+            let name = &*self.adapters[part.adapter].name;
+            if all.contains(&name) && !heard.contains(&name) {
+                found.entry(name).or_insert(part.place.kind().about);
+            }
+        }
+        let said = |(name, about): (&str, &str)| {
+            let first = heard.first().unwrap_or(&"");
+            Diagnostic::warning(
+                "stack-unheard",
+                format!(
+                    "`{name}` does nothing to the {about}: adapters of a stack do not compose there, and `{first}` is the first one"
+                ),
+            )
+            .help(format!("name `{name}` before `{first}`, or attach them one after the other"))
+        };
+        found.into_iter().map(said).collect()
+    }
+
     /// The place of stacked adapters whose changes are added, though the library's stack is a chain.
     fn summed<'p, 's>(&self, group: &[&'p Part<'s>]) -> Option<&'p Place<'s>> {
         let names = self.names(group);
@@ -174,6 +201,9 @@ impl Pass for AttachPass {
                 .at(first.scope.clone())
                 .help("at square ones each reads what the one before it made; the Adapters library stops with an error here"),
             );
+        }
+        for finding in self.unheard(groups.values().flatten()) {
+            cx.warn(finding);
         }
         let mut writer = Writer {
             pass: self,

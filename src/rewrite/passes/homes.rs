@@ -6,6 +6,7 @@
 
 use crate::infer::Verified;
 use crate::ir::contract::{EXCHANGED, exporter, stamp};
+use crate::ir::layers::number;
 use crate::ir::{Builder, Metadata, NewNode, NodeId};
 use crate::select::ModuleTree;
 
@@ -24,8 +25,7 @@ impl Homes {
 
     /// Path of the module that a node of the model is in; empty where nothing tells.
     pub(super) fn around(&self, node: Option<NodeId>) -> &str {
-        let found = node.and_then(|n| self.tree.of(n));
-        found.map_or("", |(m, _)| &self.tree.module(m).path)
+        node.map_or("", |n| self.tree.path_of(n))
     }
 
     /// Says of all nodes that a builder has made which module they are in. They hang on a node of the module `near`; `class` gives the
@@ -92,13 +92,9 @@ impl Homes {
 /// The paths of a module and of those around it, outermost first; a list of layers is no module that is called.
 fn boundaries(path: &str) -> impl Iterator<Item = &str> {
     let ends = path.match_indices('.').map(|(at, _)| at);
-    let called = |end: &usize| !is_number(path[*end..].split('.').nth(1).unwrap_or_default());
+    let called = |end: &usize| number(path[*end..].split('.').nth(1).unwrap_or_default()).is_none();
     let whole = (!path.is_empty()).then_some(path.len());
     ends.filter(called).chain(whole).map(|end| &path[..end])
-}
-
-fn is_number(part: &str) -> bool {
-    !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Where a module of an adapter stands in the tree of the model: its path in files names the modules of the library's own class, of which
@@ -106,7 +102,7 @@ fn is_number(part: &str) -> bool {
 fn settled(scope: &str, near: &str) -> String {
     let (own, there): (Vec<&str>, Vec<&str>) =
         (scope.split('.').collect(), near.split('.').collect());
-    let Some(at) = (1..own.len()).find(|i| is_number(own[*i])) else {
+    let Some(at) = (1..own.len()).find(|i| number(own[*i]).is_some()) else {
         return scope.to_owned();
     };
     let layer = (1..there.len()).find(|i| there[i - 1..=*i] == own[at - 1..=at]);

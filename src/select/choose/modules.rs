@@ -3,6 +3,7 @@
 use super::scene::{Scene, site};
 use crate::analyze::linear::{Layout, Linear};
 use crate::analyze::norm::Norms;
+use crate::ir::layers::number;
 use crate::ir::{NodeId, ValueId};
 use crate::select::modules::Witness;
 use crate::select::site::{Layer, LinearModule, LinearSite, ParameterSite, Role, TableSite};
@@ -28,8 +29,8 @@ impl<'l> Within<'l> {
 /// and NLLB-MoE hold their experts in.
 fn keyed(path: Box<str>) -> Box<str> {
     let is_expert = |part: &str| {
-        let number = part.strip_prefix("expert_");
-        number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        let which = part.strip_prefix("expert_");
+        which.is_some_and(|n| number(n).is_some())
     };
     let mut parts: Vec<&str> = path.split('.').collect();
     match parts.iter().position(|p| is_expert(p)) {

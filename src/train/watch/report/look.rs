@@ -1,7 +1,8 @@
 //! The closer look at a model, as the page shows it.
 
 use super::chart::{Chart, Curve, drawable, scatter};
-use super::{digits, grouped};
+use super::digits;
+use crate::diag::grouped;
 use crate::error::Result;
 use crate::train::watch::{Classes, Estimate, Guess, Look, Sample, TokenLoss};
 use serde::Serialize;

@@ -7,7 +7,7 @@ mod look;
 pub(crate) use compare::comparison;
 
 use super::RunRecord;
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, grouped};
 use crate::error::{Error, ErrorKind, Result};
 use chart::{Chart, Curve, RATE, chart, drawable, series, told};
 use minijinja::value::Serde;
@@ -165,19 +165,6 @@ fn time(seconds: f64) -> String {
         60..3600 => format!("{} min {} s", s / 60, s % 60),
         _ => format!("{} h {} min", s / 3600, s % 3600 / 60),
     }
-}
-
-/// Digits in groups of three.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push('\u{202f}');
-        }
-        out.push(c);
-    }
-    out
 }
 
 /// A number for people. What is no number, as a loss that is none, is a dash.
