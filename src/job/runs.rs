@@ -38,8 +38,7 @@ impl CompareRuns {
         }
         let files: Vec<PathBuf> = self.runs.iter().map(|run| file_of(run)).collect();
         let mut seen = BTreeSet::new();
-        let twice =
-            |f: &&PathBuf| !seen.insert(f.canonicalize().unwrap_or_else(|_| f.to_path_buf()));
+        let twice = |f: &&PathBuf| !seen.insert(f.canonicalize().unwrap_or_else(|_| (*f).clone()));
         if let Some(file) = files.iter().find(twice) {
             return Err(usage(
                 format!("the run {} was given twice", name(file)),

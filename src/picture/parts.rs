@@ -51,10 +51,10 @@ pub(super) fn picture(
         desk.weight(w);
     }
     desk.describe(&weights);
-    let mut places = std::mem::take(&mut desk.stands);
-    for (adapter, reads) in std::mem::take(&mut desk.reads) {
-        places.entry(adapter).or_default().extend(reads);
-    }
+    let places = [
+        std::mem::take(&mut desk.stands),
+        std::mem::take(&mut desk.reads),
+    ];
     let (model, lost) = desk.assemble();
     let mut left_out = Vec::new();
     if lost > 0 {
@@ -95,7 +95,7 @@ fn rows(
     verified: &Verified,
     manifest: &Manifest,
     scene: &Scene<'_>,
-    places: &FxHashMap<u32, BTreeSet<usize>>,
+    places: &[FxHashMap<u32, BTreeSet<usize>>; 2],
 ) -> Vec<AdapterRow> {
     let store = AdapterStore::from_model(verified.model());
     let mut counted: FxHashMap<&str, (u64, u64)> = FxHashMap::default();
@@ -116,8 +116,11 @@ fn rows(
         let all = manifest.tenants.as_ref();
         let all = all.filter(|t| t.names.iter().any(|n| n == name));
         let all = all.and_then(|_| scene.owners.get_index_of(ADAPTER_IDS));
-        let places = places.get(&(all.unwrap_or(i) as u32));
-        let places = places.map_or(0, BTreeSet::len);
+        let places = places
+            .iter()
+            .filter_map(|p| p.get(&(all.unwrap_or(i) as u32)));
+        let places: BTreeSet<usize> = places.flatten().copied().collect();
+        let places = places.len();
         AdapterRow {
             name: cut(scene.label(i as u32), NAME),
             kind: match (entry, head, name) {
