@@ -165,6 +165,39 @@ fn layer_norm_on(
     Ok(())
 }
 
+/// Gradient of [`layer_norm`] by the rows before it, `x`, for a gradient `dy` of the rows behind it. The statistics are computed again.
+pub fn layer_norm_backward(
+    x: &[f32],
+    norm: &LayerNorm<'_>,
+    dy: &[f32],
+    dx: &mut [f32],
+) -> Result<()> {
+    layer_norm_backward_on(Isa::detect(), x, norm, dy, dx)
+}
+
+fn layer_norm_backward_on(
+    isa: Isa,
+    x: &[f32],
+    norm: &LayerNorm<'_>,
+    dy: &[f32],
+    dx: &mut [f32],
+) -> Result<()> {
+    let cols = norm.cols;
+    rows_of("input", x.len(), cols)?;
+    check_len("gradient of the result", dy.len(), x.len())?;
+    check_len("gradient of the input", dx.len(), x.len())?;
+    check_affine("weight", norm.weight, cols)?;
+    let block = rows_per_task(cols);
+    with_affine(norm.weight, 1.0, cols, |weight| {
+        let task = |(i, (dx, _)): (usize, (&mut [f32], &mut [f32]))| {
+            let from = i * block * cols;
+            let (x, dy) = (&x[from..][..dx.len()], &dy[from..][..dx.len()]);
+            layer_back_rows(isa, x, *norm, weight, dy, dx);
+        };
+        blocks(dx, cols, block, None, task)
+    })
+}
+
 fn check_affine(what: &'static str, values: Option<&[f32]>, cols: usize) -> Result<()> {
     values.map_or(Ok(()), |values| check_dim(what, values.len(), cols))
 }
@@ -240,6 +273,9 @@ multiversion! {
 multiversion! {
     fn layer_rows(x: &mut [f32], norm: LayerNorm<'_>, weight: &[f32], bias: &[f32], mean: &mut [f32], inv: &mut [f32]) = layer_rows_body
 }
+multiversion! {
+    fn layer_back_rows(x: &[f32], norm: LayerNorm<'_>, weight: &[f32], dy: &[f32], dx: &mut [f32]) = layer_back_rows_body
+}
 
 #[inline(always)]
 fn rms_rows_body<const FMA: bool>(
@@ -301,21 +337,55 @@ fn layer_rows_body<const FMA: bool>(
     means: &mut [f32],
     invs: &mut [f32],
 ) {
-    let n = norm.cols as f64;
     for (i, row) in x.chunks_exact_mut(norm.cols).enumerate() {
-        let mean = if norm.center {
-            fold_wide(row, |sum, x| sum + x) / n
-        } else {
-            0.0
-        };
-        let squares = fold_wide(row, |sum, x| sum + (x - mean) * (x - mean));
-        let inv = (1.0 / (squares / n + f64::from(norm.eps)).sqrt()) as f32;
-        let mean = mean as f32;
+        let (mean, inv) = statistics(row, &norm);
         for ((x, &w), &b) in row.iter_mut().zip(weight).zip(bias) {
             *x = (*x - mean) * inv * w + b;
         }
         if let (Some(to_mean), Some(to_inv)) = (means.get_mut(i), invs.get_mut(i)) {
             (*to_mean, *to_inv) = (mean, inv);
+        }
+    }
+}
+
+/// Mean and reciprocal deviation of a row.
+#[inline(always)]
+fn statistics(row: &[f32], norm: &LayerNorm<'_>) -> (f32, f32) {
+    let n = norm.cols as f64;
+    let mean = if norm.center {
+        fold_wide(row, |sum, x| sum + x) / n
+    } else {
+        0.0
+    };
+    let squares = fold_wide(row, |sum, x| sum + (x - mean) * (x - mean));
+    let inv = (1.0 / (squares / n + f64::from(norm.eps)).sqrt()) as f32;
+    (mean as f32, inv)
+}
+
+/// `dx = (h - mean(h) - x̂·mean(h·x̂)) / deviation` with `h = dy·weight`.
+#[inline(always)]
+fn layer_back_rows_body<const FMA: bool>(
+    x: &[f32],
+    norm: LayerNorm<'_>,
+    weight: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+) {
+    let n = norm.cols as f32;
+    let rows = x.chunks_exact(norm.cols).zip(dy.chunks_exact(norm.cols));
+    for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(norm.cols)) {
+        let (mean, inv) = statistics(x, &norm);
+        let level = if norm.center {
+            fold3(dy, dy, weight, |acc, dy, _, w| madd::<FMA>(dy, w, acc)) / n
+        } else {
+            0.0
+        };
+        let along = fold3(x, dy, weight, |acc, x, dy, w| {
+            madd::<FMA>((x - mean) * dy, w, acc)
+        });
+        let along = along * inv * inv / n;
+        for (((dx, &x), &dy), &w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
+            *dx = (madd::<FMA>(dy, w, -level) - (x - mean) * along) * inv;
         }
     }
 }
@@ -492,5 +562,44 @@ mod tests {
         assert!(layer_norm(&mut x, &norm(&[1.0; 3], Some(&[0.0; 2]), true), None).is_err());
         let short = Some((&mut y[..1], &mut x[..2]));
         assert!(layer_norm(&mut [0.0; 6], &norm(&[1.0; 3], None, true), short).is_err());
+    }
+
+    #[test]
+    fn gradients_of_layers_match_finite_differences() {
+        for (isa, center) in Isa::all()
+            .into_iter()
+            .flat_map(|isa| [(isa, true), (isa, false)])
+        {
+            let (x, w, dy) = (values(3 * 37, 1), values(37, 2), values(3 * 37, 3));
+            let norm = LayerNorm {
+                cols: 37,
+                weight: Some(&w),
+                bias: None,
+                eps: EPS as f32,
+                center,
+            };
+            let mut dx = vec![0.0; x.len()];
+            layer_norm_backward_on(isa, &x, &norm, &dy, &mut dx).unwrap();
+            let wanted = gradient(&wide(&x), |x| {
+                let mut sum = 0.0;
+                for (x, dy) in x.chunks(37).zip(wide(&dy).chunks(37)) {
+                    let mean = if center {
+                        x.iter().sum::<f64>() / 37.0
+                    } else {
+                        0.0
+                    };
+                    let var = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / 37.0;
+                    let inv = 1.0 / (var + EPS).sqrt();
+                    let y: Vec<f64> = x
+                        .iter()
+                        .zip(wide(&w))
+                        .map(|(x, w)| (x - mean) * inv * w)
+                        .collect();
+                    sum += dot(&y, dy);
+                }
+                sum
+            });
+            close(&dx, &wanted, 1e-4);
+        }
     }
 }

@@ -133,6 +133,7 @@ impl Print {
         let pipeline = match name {
             "inference" => pipelines::inference(mode),
             "loss" => pipelines::loss(&loss, mode),
+            "evaluating" => pipelines::evaluating(&loss, mode),
             "training" => {
                 let wrt = AdapterStore::from_model(model.model()).trainable();
                 if wrt.is_empty() {

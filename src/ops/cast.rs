@@ -1,7 +1,7 @@
 //! `Cast`, `CastLike`, `Identity`, `Dropout`: the values stay, the type may change.
 
 use super::kit::infer::same_as_input;
-use super::kit::{Differentiated, Inferred, no_gradient, wrong};
+use super::kit::{DOMAIN, Differentiated, Inferred, no_gradient, wrong};
 use super::{GradCx, InferCx, OpDef};
 use crate::ir::{AttrValue, DType, Fact};
 
@@ -10,6 +10,11 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef::new("CastLike", 2..=2, infer_cast_like).gradient(grad_cast),
     OpDef::new("Identity", 1..=1, infer_identity).gradient(grad_identity),
     OpDef::new("Dropout", 1..=3, infer_dropout)
+        .outputs(1..=2)
+        .gradient(grad_dropout),
+    // The same for tokens: each draws what it draws at its place in the batch, which the last input says.
+    OpDef::new("Dropout", 4..=4, infer_dropout)
+        .in_domain(DOMAIN)
         .outputs(1..=2)
         .gradient(grad_dropout),
 ];

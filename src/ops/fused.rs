@@ -7,6 +7,9 @@
 //! | `RotaryEmbedding{inverse}` | `x[b, h, s, d]`, `cos`, `sin` (`[b or 1, 1, s, d]`) → `y` | `x·cos + rot(x)·sin`, `rot([a, b]) = [-b, a]`; with `inverse = 1` the adjoint `x·cos − rot(x·sin)` |
 //! | `Attention{scale}` | `q[b, h, s, e]`, `k[b, h', t, e]`, `v[b, h', t, e']`, `mask?` → `y[b, h, s, e']`, `lse[b, h, s]` | `softmax(scale·q·kᵀ + mask)·v`; query head `i` reads key head `i / (h/h')`; `lse` is the row log-sum-exp |
 //! | `AttentionGrad{scale}` | `q`, `k`, `v`, `mask?`, `y`, `lse`, `g` → `dq`, `dk`, `dv` | gradients of the first output |
+//! | `LayerNormalization{epsilon}` | `x[..., d]`, `w[d]`, `b[d]?` → `y` | that of ONNX over the last axis |
+//! | `LayerNormalizationGrad{epsilon}` | `x`, `w`, `g` → `dx` | its gradient by `x` |
+//! | `Gelu{approximate}`, `GeluGrad` | `x` → `y`; `x`, `g` → `dx` | that of ONNX: `none` is `x·Φ(x)`, `tanh` its approximation |
 //! | `Silu`, `SiluGrad` | `x` → `y`; `x`, `g` → `dx` | `x·σ(x)` |
 //! | `SwiGLU`, `SwiGLUGrad` | `a`, `b` → `y`; `a`, `b`, `g` → `da`, `db` | `a·σ(a)·b`, equal shapes |
 //! | `LinearCrossEntropy{ignore_index}` | `h[b, s, d]`, `w[d, v]`, `labels[b, s]`, `divisor?` → `loss`, `dh[b, s, d]` | mean (or sum / divisor) cross entropy of `h[:, :-1]·w` against `labels[:, 1:]`, and its gradient; logits are never kept and unlabelled rows are never multiplied |
@@ -24,6 +27,10 @@ pub(super) const OPS: &[OpDef] = &[
     own("RotaryEmbedding", 3..=3, 1..=1, same_as_input).gradient(grad_rotary),
     own("Attention", 3..=4, 1..=2, infer_attention).gradient(grad_attention),
     own("AttentionGrad", 7..=7, 1..=3, |cx| like(cx, &[0, 1, 2])),
+    own("LayerNormalization", 2..=3, 1..=1, same_as_input).gradient(grad_layer_norm),
+    own("LayerNormalizationGrad", 3..=3, 1..=1, same_as_input),
+    own("Gelu", 1..=1, 1..=1, same_as_input).gradient(grad_gelu),
+    own("GeluGrad", 2..=2, 1..=1, same_as_input),
     own("Silu", 1..=1, 1..=1, same_as_input).gradient(grad_silu),
     own("SiluGrad", 2..=2, 1..=1, same_as_input),
     own("SwiGLU", 2..=2, 1..=1, same_as_input).gradient(grad_swiglu),
@@ -148,6 +155,28 @@ fn grad_attention(cx: &mut GradCx<'_>) -> Differentiated {
     {
         cx.result[slot] = Some(out);
     }
+    Ok(())
+}
+
+/// A norm whose weight or bias is trained has the gradient in standard operators.
+fn grad_layer_norm(cx: &mut GradCx<'_>) -> Differentiated {
+    if cx.wants(1) || cx.wants(2) {
+        return super::norm::layer_norm(cx);
+    }
+    let epsilon = cx.node().float("epsilon", 1e-5);
+    let ins = [cx.input(0)?, cx.input(1)?, cx.grad()?];
+    let attrs = [("epsilon", epsilon.into())];
+    let dx = cx.b.op_in(DOMAIN, "LayerNormalizationGrad", &ins, &attrs);
+    cx.set(0, dx);
+    Ok(())
+}
+
+fn grad_gelu(cx: &mut GradCx<'_>) -> Differentiated {
+    let form = cx.node().str("approximate").unwrap_or("none").to_owned();
+    let ins = [cx.input(0)?, cx.grad()?];
+    let attrs = [("approximate", (&*form).into())];
+    let dx = cx.b.op_in(DOMAIN, "GeluGrad", &ins, &attrs);
+    cx.set(0, dx);
     Ok(())
 }
 

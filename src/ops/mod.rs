@@ -308,6 +308,7 @@ mod state;
 mod sum_to;
 mod transpose;
 mod unary;
+mod unpad;
 mod unusual;
 
 /// Every known operator: the tables of all files.
@@ -362,6 +363,7 @@ fn table() -> impl Iterator<Item = &'static OpDef> {
         sum_to::OPS,
         transpose::OPS,
         unary::OPS,
+        unpad::OPS,
         unusual::OPS,
     ];
     files.iter().flat_map(|ops| ops.iter())

@@ -107,7 +107,7 @@ impl Norm {
 }
 
 /// `dx = s·(h - mean(h) - x̂·mean(h·x̂))` with `h = g·scale`, `x̂ = (x - mean(x))·s`.
-fn layer_norm(cx: &mut GradCx<'_>) -> Differentiated {
+pub(super) fn layer_norm(cx: &mut GradCx<'_>) -> Differentiated {
     let n = Norm::read(cx)?;
     let b = cx.b;
     if cx.wants(0) || cx.wants(1) {

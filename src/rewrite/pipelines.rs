@@ -20,6 +20,7 @@ use super::passes::loss::{Divisor, Loss};
 use super::passes::pack::Pack;
 use super::passes::recompute::Recompute;
 use super::passes::shapes::EarlyShapes;
+use super::passes::unpad::Unpad;
 use super::passes::{AttachPass, Changes, Merge, Strip};
 use crate::adapters::Setup;
 use crate::adapters::heads::{Head, HeadConfig, Noted};
@@ -153,9 +154,18 @@ pub fn inference(mode: Mode) -> Pipeline {
     )
 }
 
-/// A loss without gradients, for evaluation.
+/// A loss without gradients.
 pub fn loss(loss: &Loss, mode: Mode) -> Pipeline {
-    with_loss(Pipeline::named("loss"), loss, mode)
+    on_tokens(with_loss(Pipeline::named("loss"), loss, mode), mode, false)
+}
+
+/// A loss without gradients, and outputs of which nobody looks at padding.
+pub(crate) fn evaluating(loss: &Loss, mode: Mode) -> Pipeline {
+    on_tokens(
+        with_loss(Pipeline::named("evaluating"), loss, mode),
+        mode,
+        true,
+    )
 }
 
 /// The loss and its gradients by the values named: one step of training. The result has the output `loss` and an output `grad/NAME` for
@@ -177,7 +187,8 @@ pub fn training(
         loss: contract::LOSS.to_owned(),
         wrt: wrt.to_vec(),
     };
-    with_loss(Pipeline::named("training"), loss, mode)
+    let dropped = outputs == Outputs::Drop;
+    on_tokens(with_loss(Pipeline::named("training"), loss, mode), mode, dropped)
         .step(
             gradient,
             "Behind the fused blocks, whose operators have a gradient rule and a kernel for it.",
@@ -256,6 +267,15 @@ fn with_loss(pipeline: Pipeline, loss: &Loss, mode: Mode) -> Pipeline {
         )
 }
 
+/// Takes padding out where only positions by themselves are worked on.
+fn on_tokens(pipeline: Pipeline, mode: Mode, free_outputs: bool) -> Pipeline {
+    pipeline.when(
+        mode.is_native(),
+        Unpad { free_outputs },
+        "Behind the loss, whose labels hide what stands at padding, and before the gradient, which is then one of tokens too.",
+    )
+}
+
 fn choose(logits: String) -> ChooseLogits {
     ChooseLogits {
         logits: Some(logits),
@@ -313,6 +333,7 @@ pub(crate) fn all(mode: Mode) -> Vec<Pipeline> {
         one_channel(0),
         inference(mode),
         loss(&causal, mode),
+        evaluating(&causal, mode),
         training(&causal, &[], Outputs::Drop, true, mode),
         choosing(logits()),
         decoding(selection(), false, mode),

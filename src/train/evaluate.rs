@@ -92,7 +92,7 @@ impl Evaluator {
     }
 
     fn compile(&self) -> Result<Plan> {
-        let graph = pipelines::loss(&self.loss, self.mode)
+        let graph = pipelines::evaluating(&self.loss, self.mode)
             .run(self.model.clone())?
             .model;
         let mut outputs = vec![contract::LOSS.to_owned()];

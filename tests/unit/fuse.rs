@@ -69,8 +69,9 @@ fn llama_from_torchscript() {
 }
 
 #[test]
-fn bert_attention() {
-    check("bert/model.onnx", &[("Attention", 2)]);
+fn bert_from_dynamo() {
+    let fused = [("Attention", 2), ("Gelu", 2), ("LayerNormalization", 5)];
+    check("bert/model.onnx", &fused);
 }
 
 #[test]

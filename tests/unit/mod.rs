@@ -75,6 +75,8 @@ mod train_step;
 #[cfg(feature = "train")]
 mod training_truth;
 #[cfg(feature = "train")]
+mod unpad;
+#[cfg(feature = "train")]
 mod watch;
 #[cfg(feature = "train")]
 mod weighted;

@@ -19,6 +19,7 @@ pub(crate) mod shapes;
 mod strip;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod unpad;
 
 pub(crate) use attach::AttachPass;
 pub(crate) use attach::exchange::{Exchange, Exchanging, Tensors};

@@ -185,7 +185,7 @@ impl Forward {
             let find = |v| copies.get(&v).copied().unwrap_or(Val::Old(v));
             let made = b.copy_node(g, n, find);
             let node = g.node(n);
-            if node.op.is_onnx("Dropout") {
+            if &*node.op.op_type == "Dropout" {
                 let name = node.metadata.get(stamp::DRAWS_AS).unwrap_or(&node.name);
                 b.mark_last_node(stamp::DRAWS_AS, name);
             }

@@ -1,8 +1,10 @@
 //! `Dropout(x, ratio?, training?) -> (y, mask?)`: the identity, unless the plan runs with a seed and the node is in training mode.
 //!
+//! `onnx_graft::Dropout(x[1, t, …], ratio, training, tokens[1, t])` draws for tokens what the first draws for the batch that they are of.
+//!
 //! The mask is a function of the run's seed, the node's name and the element's index: independent of threads and device.
 
-use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs};
+use super::{BuildCx, Cx, Entry, Ins, Kernel, OWN, Outs};
 use crate::draw;
 use crate::ir::contract::stamp;
 use crate::runtime::value::{Host, KResult, Value};
@@ -28,6 +30,7 @@ impl Kernel for Dropout {
             self.ratio
         };
         let training = ins.ints_opt(2)?.is_some_and(|v| v.first() == Some(&1));
+        let places = ins.ints_opt(3)?;
         let x = ins.take(0)?;
         let dims = x.dims().to_vec();
         let n = crate::runtime::walk::count(&dims)?;
@@ -43,7 +46,18 @@ impl Kernel for Dropout {
         };
         let x = super::to_floats(x, 0)?;
         let dtype = x.dtype();
-        let keep = |i: usize| uniform(seed, i as u64) >= ratio;
+        let width = match &places {
+            Some(places) if n > 0 => n / places.len().max(1),
+            _ => 1,
+        };
+        // The element's index in the batch.
+        let index = |i: usize| match &places {
+            Some(places) => {
+                places.get(i / width).map_or(0, |at| *at as u64) * width as u64 + (i % width) as u64
+            }
+            None => i as u64,
+        };
+        let keep = |i: usize| uniform(seed, index(i)) >= ratio;
         let scale = if ratio < 1.0 {
             1.0 / (1.0 - ratio)
         } else {
@@ -92,4 +106,4 @@ fn make(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
     }))
 }
 
-pub(super) const KERNELS: &[Entry] = &[("", "Dropout", make)];
+pub(super) const KERNELS: &[Entry] = &[("", "Dropout", make), (OWN, "Dropout", make)];

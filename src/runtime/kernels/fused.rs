@@ -335,6 +335,35 @@ impl Kernel for UnaryGrad {
     }
 }
 
+/// The form of a GELU.
+fn form(cx: &BuildCx<'_>) -> KResult<Activation> {
+    match cx.node.str("approximate") {
+        None | Some("none") => Ok(Activation::Gelu),
+        Some("tanh") => Ok(Activation::GeluTanh),
+        Some(other) => Err(Fault(format!("approximate = {other:?}"))),
+    }
+}
+
+struct LayerNormGrad(f32);
+
+impl Kernel for LayerNormGrad {
+    fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
+        let (x, w, g) = (ins.dense(0, cx)?, ins.dense(1, cx)?, ins.dense(2, cx)?);
+        let (read, weight) = (x.read(), w.read());
+        let weight = weight.slice()?;
+        let norm = norm::LayerNorm {
+            cols: weight.len(),
+            weight: Some(weight),
+            bias: None,
+            eps: self.0,
+            center: true,
+        };
+        let mut dx = cx.alloc(count(x.dims())?);
+        norm::layer_norm_backward(read.slice()?, &norm, g.read().slice()?, &mut dx)?;
+        cx.one(dx, x.dims(), DType::Float)
+    }
+}
+
 struct Gated(Activation);
 
 impl Kernel for Gated {
@@ -550,6 +579,12 @@ pub(super) const KERNELS: &[Entry] = &[
     (OWN, "AttentionGrad", |cx| {
         Ok(Box::new(AttentionGrad(attention_core(cx))))
     }),
+    (OWN, "LayerNormalization", super::norm::layer_norm_of_last),
+    (OWN, "LayerNormalizationGrad", |cx| {
+        Ok(Box::new(LayerNormGrad(cx.float("epsilon", 1e-5))))
+    }),
+    (OWN, "Gelu", |cx| Ok(Box::new(Unary(form(cx)?)))),
+    (OWN, "GeluGrad", |cx| Ok(Box::new(UnaryGrad(form(cx)?)))),
     (OWN, "Silu", |_| Ok(Box::new(Unary(Activation::Silu)))),
     (OWN, "SiluGrad", |_| {
         Ok(Box::new(UnaryGrad(Activation::Silu)))

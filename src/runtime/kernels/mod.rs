@@ -64,6 +64,7 @@ pub(crate) mod softmax;
 pub(crate) mod tfidf;
 pub(crate) mod topk;
 pub(crate) mod unary;
+pub(crate) mod unpad;
 pub(crate) mod unusual;
 pub(crate) mod where_;
 pub(crate) mod window;
@@ -105,6 +106,7 @@ fn families() -> impl Iterator<Item = &'static Entry> {
         tfidf::KERNELS,
         topk::KERNELS,
         unary::KERNELS,
+        unpad::KERNELS,
         unusual::KERNELS,
         where_::KERNELS,
         window::KERNELS,

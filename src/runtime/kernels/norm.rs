@@ -252,6 +252,11 @@ fn norm(cx: &BuildCx<'_>, centre: bool) -> Box<dyn Kernel> {
     })
 }
 
+/// The same over the last axis, for the operator that the native pipeline puts in its place.
+pub(super) fn layer_norm_of_last(cx: &mut BuildCx<'_>) -> KResult<Box<dyn Kernel>> {
+    Ok(norm(cx, true))
+}
+
 fn skip(cx: &BuildCx<'_>, centre: bool) -> KResult<Box<dyn Kernel>> {
     if cx.wants(1) || cx.wants(2) {
         return Err("the statistics (outputs 1 and 2) are not computed".into());

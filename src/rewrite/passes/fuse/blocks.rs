@@ -1,9 +1,9 @@
-//! RMS norms, rotary embeddings and gated activations.
+//! Norms, rotary embeddings and activations.
 
 use super::{Fused, Fusion, Input, Shared};
-use crate::analyze::pattern::{any, number, op, or, scalar};
+use crate::analyze::pattern::{Picture, any, number, op, op_in, or, scalar};
 use crate::ir::{NodeId, OpId, ValueId};
-use crate::ops::DOMAIN;
+use crate::ops::{DOMAIN, MS};
 
 fn fused(op: &str, inputs: impl IntoIterator<Item = ValueId>) -> Fused {
     Fused {
@@ -126,5 +126,112 @@ pub(super) const SILU: Fusion = Fusion {
     fused: |view, fit| {
         let a = fit.value("a")?;
         view.is_f32(a).then(|| fused("Silu", [a]))
+    },
+};
+
+/// The norm of ONNX over the last axis, whose own gradient is one kernel.
+pub(super) const LAYER_NORM: Fusion = Fusion {
+    why: "layer norm",
+    shared: Shared::Forbids,
+    picture: || op("LayerNormalization", [any("x"), any("weight")]).called("norm"),
+    fused: |view, fit| {
+        let (x, weight, n) = (fit.value("x")?, fit.value("weight")?, fit.node("norm")?);
+        let (node, last) = (view.node(n), view.rank(x)? as i64 - 1);
+        let axis = node.int("axis", -1);
+        let vector = |v: ValueId| {
+            view.is_f32(v) && view.rank(v) == Some(1) && view.size(v, -1) == view.size(x, -1)
+        };
+        let bias = view.input(n, 2);
+        let fits = (axis == -1 || axis == last)
+            && last > 0
+            && view.is_f32(x)
+            && view.size(x, -1).is_some()
+            && vector(weight)
+            && bias.is_none_or(vector)
+            && node.int("stash_type", 1) == 1;
+        let statistics = view.graph.node_outputs(n).into_iter().skip(1).flatten();
+        let read = statistics.into_iter().any(|v| view.graph.is_used(v));
+        let epsilon = node.float("epsilon", 1e-5);
+        (fits && !read).then(|| Fused {
+            attrs: vec![("epsilon", epsilon.into())],
+            ..fused("LayerNormalization", [x, weight].into_iter().chain(bias))
+        })
+    },
+};
+
+/// What scales the ways of writing a GELU have in common.
+fn gelu_of(inner: &Picture) -> Picture {
+    let raised = || op("Add", [inner.clone(), number(1.0)]);
+    or([
+        op("Mul", [op("Mul", [any("x"), raised()]), number(0.5)]),
+        op("Mul", [any("x"), op("Mul", [raised(), number(0.5)])]),
+        op("Mul", [op("Mul", [any("x"), number(0.5)]), raised()]),
+    ])
+}
+
+/// `x·½(1 + erf(x/√2))`, or one operator that says so.
+pub(super) const GELU: Fusion = Fusion {
+    why: "gelu",
+    shared: Shared::Forbids,
+    picture: || {
+        let divided = op("Div", [any("x"), scalar("root")]).called("divided");
+        let scaled = op("Mul", [any("x"), scalar("root")]);
+        or([
+            gelu_of(&op("Erf", [or([divided, scaled])])),
+            op("Gelu", [any("x")]).called("one"),
+            op_in(MS, "Gelu", [any("x")]).called("one"),
+        ])
+    },
+    fused: |view, fit| {
+        let x = fit.value("x")?;
+        let mut form = "none";
+        if let Some(n) = fit.node("one") {
+            form = match view.node(n).str("approximate") {
+                None | Some("none") => "none",
+                Some("tanh") => "tanh",
+                Some(_) => return None,
+            };
+        } else {
+            let root = view.scalar(fit.value("root")?)?;
+            let wanted = if fit.node("divided").is_some() {
+                std::f32::consts::SQRT_2
+            } else {
+                std::f32::consts::FRAC_1_SQRT_2
+            };
+            if (root - wanted).abs() > 1e-6 {
+                return None;
+            }
+        }
+        view.is_f32(x).then(|| Fused {
+            attrs: vec![("approximate", form.into())],
+            ..fused("Gelu", [x])
+        })
+    },
+};
+
+/// `x·½(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
+pub(super) const GELU_TANH: Fusion = Fusion {
+    why: "gelu",
+    shared: Shared::Forbids,
+    picture: || {
+        let square = || op("Mul", [any("x"), any("x")]);
+        let cube = or([
+            op("Pow", [any("x"), number(3.0)]),
+            op("Mul", [square(), any("x")]),
+        ]);
+        let sum = op("Add", [any("x"), op("Mul", [cube, scalar("cubed")])]);
+        gelu_of(&op("Tanh", [op("Mul", [sum, scalar("scale")])]))
+    },
+    fused: |view, fit| {
+        let near = |name: &str, wanted: f32| {
+            let found = fit.value(name).and_then(|v| view.scalar(v));
+            found.is_some_and(|x| (x - wanted).abs() <= 1e-6)
+        };
+        let x = fit.value("x")?;
+        let fits = near("cubed", 0.044_715) && near("scale", 0.797_884_6) && view.is_f32(x);
+        fits.then(|| Fused {
+            attrs: vec![("approximate", "tanh".into())],
+            ..fused("Gelu", [x])
+        })
     },
 };

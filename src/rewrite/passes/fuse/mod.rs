@@ -70,6 +70,9 @@ impl Pass for FuseBlocks {
         run(cx, blocks::RMS_NORM.finder())?;
         run(cx, blocks::ROTARY_EMBEDDING.finder())?;
         run(cx, attention::attention)?;
+        run(cx, blocks::LAYER_NORM.finder())?;
+        run(cx, blocks::GELU.finder())?;
+        run(cx, blocks::GELU_TANH.finder())?;
         run(cx, blocks::SWIGLU.finder())?;
         run(cx, blocks::SILU.finder())
     }

@@ -25,6 +25,30 @@ pub(super) fn cases() -> Vec<Case> {
             .frozen(&[1, 1, 3, 3])
             .set("scale", 0.6f32)
             .first_of(2),
+        op("onnx_graft::LayerNormalization")
+            .x(&[2, 2, 5])
+            .frozen(&[5])
+            .frozen(&[5])
+            .set("epsilon", 1e-5f32),
+        op("onnx_graft::LayerNormalization")
+            .x(&[2, 2, 5])
+            .x(&[5])
+            .x(&[5]),
+        op("onnx_graft::Gelu").x(&[2, 3]),
+        op("onnx_graft::Gelu").x(&[2, 3]).set("approximate", "tanh"),
+        op("onnx_graft::Dropout")
+            .x(&[1, 2, 3])
+            .grid(&[], &[0])
+            .grid(&[], &[0])
+            .grid(&[1, 2], &[0, 3]),
+        op("onnx_graft::UnpadInput")
+            .x(&[2, 3, 2])
+            .grid(&[1, 4], &[0, 1, 3, 4])
+            .ints(&[2, 3]),
+        op("onnx_graft::PadInput")
+            .x(&[1, 4, 2])
+            .grid(&[1, 4], &[0, 1, 3, 4])
+            .ints(&[2, 3]),
         op("onnx_graft::Silu").x(&[2, 3]),
         op("onnx_graft::SwiGLU").x(&[2, 3]).x(&[2, 3]),
         op("onnx_graft::LinearCrossEntropy")
