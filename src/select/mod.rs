@@ -36,6 +36,7 @@ pub use site::{
     AttentionSite, Layer, Layout, LinearSite, ModuleSite, NormKind, NormSite, ParameterSite,
     QkvLayout, Role, Selection, TableSite, WeightForm, WeightUse,
 };
+use std::sync::Arc;
 
 impl Interface {
     /// Finds every place that the interface names, in every layer.
@@ -61,8 +62,12 @@ impl Interface {
     pub(crate) fn examine(&self, verified: &Verified) -> Examination {
         let (view, tree, linears) = modules(verified);
         let (selection, findings) = choose::run(&view, &tree, &linears, self);
+        let with_tree = |selection| Selection {
+            tree: Some(Arc::new(tree)),
+            ..selection
+        };
         Examination {
-            selection,
+            selection: selection.map(with_tree),
             findings,
         }
     }

@@ -3,7 +3,7 @@
 //! Nothing here looks at a graph or changes one, [`NormSite::apply`] apart, which copies nodes into a fragment.
 
 use super::field::Field;
-use super::modules::Witness;
+use super::modules::{ModuleTree, Witness};
 use crate::analyze::attention::{AttentionCore, Ends, Widths};
 pub use crate::analyze::columns::QkvLayout;
 pub use crate::analyze::linear::{Layout, WeightForm, WeightUse};
@@ -13,6 +13,7 @@ use crate::diag::Diagnostic;
 use crate::ir::{Builder, Graph, NodeId, Val, ValueId};
 use rustc_hash::FxHashMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// Everything that an interface selects in one graph.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +47,8 @@ pub struct Selection {
     pub(crate) absent: Vec<String>,
     /// Whether it is not known how many layers of the model stand before those of the graph.
     pub(crate) uncounted: bool,
+    /// The modules of the graph that it was made in.
+    pub(crate) tree: Option<Arc<ModuleTree>>,
 }
 
 impl Selection {

@@ -104,6 +104,8 @@ fn losses_and_gradients_are_those_of_padded_rows() {
         ("qwen3", "model.onnx", "causal-lm"),
         ("qwen3", "model.torchscript.onnx", "causal-lm"),
         ("llama", "model.onnx", "causal-lm"),
+        ("gpt2", "model.onnx", "causal-lm"),
+        ("gpt2", "model.torchscript.onnx", "causal-lm"),
         ("bert", "model.onnx", "seq2seq"),
         ("distilbert", "model.onnx", "seq2seq"),
     ] {

@@ -216,7 +216,7 @@ impl Pass for AttachPass {
             },
             current: current_values(graph),
             once: RefCell::default(),
-            homes: Homes::of(before),
+            homes: Homes::of(before, Some(&self.selection)),
         };
         cx.declare_types();
         let channels = if stacks { self.setup.channels() } else { 1 };

@@ -71,7 +71,7 @@ impl Pass for AttachHead {
             patch.add_output(value, &name, Some(Type::tensor(COMPUTED, dims)));
         }
         let class = |_: &str| "onnx_graft.head".to_owned();
-        Homes::of(cx.before()).tell(patch.builder(), "", &class);
+        Homes::of(cx.before(), None).tell(patch.builder(), "", &class);
         cx.declare_types();
         patch.model_metadata(stamp::MANIFEST, Some(&manifest.text()));
         cx.commit(patch)?;

@@ -8,18 +8,23 @@ use crate::infer::Verified;
 use crate::ir::contract::{EXCHANGED, exporter, stamp};
 use crate::ir::layers::number;
 use crate::ir::{Builder, Metadata, NewNode, NodeId};
-use crate::select::ModuleTree;
+use crate::select::{ModuleTree, Selection};
+use std::sync::Arc;
 
 /// The modules of a model to which nodes are added.
 pub(super) struct Homes {
-    tree: ModuleTree,
+    tree: Arc<ModuleTree>,
 }
 
 impl Homes {
-    /// Finds the modules. Linear in the size of the graph.
-    pub(super) fn of(model: &Verified) -> Self {
+    /// Finds the modules; those of a base model are known from a selection of it. Linear in the size of the graph.
+    pub(super) fn of(model: &Verified, selection: Option<&Selection>) -> Self {
+        let graph = &model.model().graph;
+        let ours = |n| graph.node(n).metadata.contains_key(stamp::ADAPTER);
+        let known = selection.and_then(|s| s.tree.clone());
+        let known = known.filter(|_| !graph.nodes().any(ours));
         Homes {
-            tree: ModuleTree::new(model),
+            tree: known.unwrap_or_else(|| Arc::new(ModuleTree::new(model))),
         }
     }
 

@@ -11,7 +11,7 @@
 
 use crate::analyze::view::View;
 use crate::ir::contract::{self, stamp};
-use crate::ir::{Attr, DType, NodeId, OpId, Spot, Sym, Use, Val, ValueId};
+use crate::ir::{Attr, Builder, DType, Graph, NodeId, OpId, Spot, Sym, Use, Val, ValueId};
 use crate::ops::{DOMAIN, MS};
 use crate::rewrite::{Pass, PassCx, PassError, Patch, Uses};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -142,8 +142,9 @@ struct Found {
     outputs: Vec<(ValueId, Vec<Use>)>,
     /// Shapes of what they make, with its width.
     shapes: Vec<(NodeId, i64)>,
-    /// Those of them that draw numbers for their elements.
-    draws: Vec<NodeId>,
+    /// Those of them that are others for tokens: what draws numbers for elements, and what lays vectors out in another form, with their
+    /// width.
+    anew: Vec<(NodeId, Option<i64>)>,
     /// The nodes.
     inside: FxHashSet<NodeId>,
     /// Everything that they make.
@@ -180,7 +181,7 @@ impl Found {
             leaves: Vec::new(),
             outputs: Vec::new(),
             shapes: Vec::new(),
-            draws: Vec::new(),
+            anew: Vec::new(),
             inside: FxHashSet::default(),
             behind: Vec::new(),
         };
@@ -204,14 +205,18 @@ impl Found {
                     self.enters.push((v, uses));
                 }
             }
-            if g.node(n).op.is_onnx("Dropout") {
-                self.draws.push(n);
+            let laid_out = search.laid_out(n);
+            if g.node(n).op.is_onnx("Dropout") || laid_out.is_some() {
+                self.anew.push((n, laid_out));
             }
             for v in g.node_outputs(n).into_iter().flatten() {
                 self.behind.push(v);
                 let (own, mut others): (Vec<Use>, Vec<Use>) =
                     g.uses(v).into_iter().partition(reads);
-                let width = search.view.size(v, 2);
+                let width = search
+                    .view
+                    .size(v, 2)
+                    .filter(|_| search.view.rank(v) == Some(3));
                 others.retain(|u| {
                     let shape = g.node(u.node()).op.is_onnx("Shape");
                     let whole = g.node(u.node()).attr("start").is_none()
@@ -241,46 +246,52 @@ impl Found {
             .builder()
             .op_in(DOMAIN, "TokenIndices", &[self.mask.into()], &[]);
         let sizes = patch.builder().shape(self.mask);
+        // The width of what is flat: its rows are those of the batch.
+        let flat = |cx: &PassCx<'_>, v: ValueId| {
+            let dims = cx.fact(v).and_then(|f| f.dims.as_deref());
+            dims.filter(|d| d.len() == 2).and_then(|d| d[1].as_const())
+        };
         // What stands for a value among the tokens.
         let mut now: FxHashMap<ValueId, Val> = FxHashMap::default();
         for (v, uses) in self.enters {
             let b = patch.builder();
             b.set_spot(behind(v));
-            let own = b.op_in(DOMAIN, "UnpadInput", &[v.into(), tokens, sizes], &[]);
+            let width = flat(cx, v);
+            let x = match width {
+                Some(width) => b.reshape(v, b.concat(&[sizes, b.ints(&[width])], 0)),
+                None => v.into(),
+            };
+            let own = b.op_in(DOMAIN, "UnpadInput", &[x, tokens, sizes], &[]);
+            let own = match width {
+                Some(width) => b.reshape(own, b.ints(&[-1, width])),
+                None => own,
+            };
             now.insert(v, own);
             patch.redirect(v, own, Uses::Only(uses));
         }
-        let mut drawn = Vec::new();
-        for &n in &self.draws {
-            let node = g.node(n);
+        let mut made_anew = Vec::new();
+        for &(n, width) in &self.anew {
             let b = patch.builder();
             b.set_spot(Some(Spot::Behind(n)));
-            let mut inputs: Vec<Option<Val>> = g
-                .node_inputs(n)
-                .into_iter()
-                .map(|v| v.map(Val::from))
-                .collect();
-            inputs[0] = g
-                .input(n, 0)
-                .map(|v| now.get(&v).copied().unwrap_or(v.into()));
-            inputs.resize(3, None);
-            inputs.push(Some(tokens));
-            let attrs: Vec<(&str, Attr)> =
-                node.attrs.iter().map(|(k, a)| (&**k, a.clone())).collect();
-            let made = b.node_n(
-                OpId::new(DOMAIN, "Dropout"),
-                &inputs,
-                &attrs,
-                node.output_count(),
-            );
-            b.mark_last_node(
-                stamp::DRAWS_AS,
-                node.metadata.get(stamp::DRAWS_AS).unwrap_or(&node.name),
-            );
-            for (old, new) in g.node_outputs(n).into_iter().zip(made) {
+            let Some(x) = g.input(n, 0) else { continue };
+            let x = now.get(&x).copied().unwrap_or(x.into());
+            let outputs = g.node_outputs(n);
+            let made = match width {
+                Some(width) => {
+                    let flat = outputs[0].is_some_and(|v| flat(cx, v).is_some());
+                    let shape = if flat {
+                        b.ints(&[-1, width])
+                    } else {
+                        b.ints(&[1, -1, width])
+                    };
+                    vec![b.reshape(x, shape)]
+                }
+                None => dropped(b, g, n, x, tokens),
+            };
+            for (old, new) in outputs.into_iter().zip(made) {
                 if let Some(old) = old {
                     now.insert(old, new);
-                    drawn.push((old, new));
+                    made_anew.push((old, new));
                 }
             }
         }
@@ -297,7 +308,16 @@ impl Found {
             let b = patch.builder();
             b.set_spot(behind(v));
             let of = now.get(&v).copied().unwrap_or(v.into());
-            b.op_in(DOMAIN, "PadInput", &[of, tokens, sizes], &[])
+            let width = flat(cx, v);
+            let of = match width {
+                Some(width) => b.reshape(of, b.ints(&[1, -1, width])),
+                None => of,
+            };
+            let whole = b.op_in(DOMAIN, "PadInput", &[of, tokens, sizes], &[]);
+            match width {
+                Some(width) => b.reshape(whole, b.ints(&[-1, width])),
+                None => whole,
+            }
         };
         for (v, uses) in &self.leaves {
             let whole = whole(&patch, *v);
@@ -307,24 +327,24 @@ impl Found {
         for (v, own) in self.outputs {
             let whole = whole(&patch, v);
             patch.redirect(v, whole, Uses::All);
-            // What draws was made anew, and reads it as it is.
+            // What was made anew reads it as it is.
             let own: Vec<Use> = own
                 .into_iter()
-                .filter(|u| !self.draws.contains(&u.node()))
+                .filter(|u| self.anew.iter().all(|(n, _)| *n != u.node()))
                 .collect();
             if !own.is_empty() {
                 again.push((whole, now.get(&v).copied().unwrap_or(v.into()), own));
             }
         }
         // Others read them whole already.
-        for (old, new) in drawn {
+        for (old, new) in made_anew {
             let uses = g
                 .uses(old)
                 .into_iter()
                 .filter(|u| self.inside.contains(&u.node()));
             patch.redirect(old, new, Uses::Only(uses.collect()));
         }
-        for n in self.draws {
+        for (n, _) in self.anew {
             patch.remove_node(n);
         }
         patch.forget(self.behind);
@@ -346,11 +366,47 @@ impl Found {
     }
 }
 
+/// A `Dropout` that draws for each token what it drew for its place in the batch.
+fn dropped(b: &Builder, g: &Graph, n: NodeId, x: Val, tokens: Val) -> Vec<Val> {
+    let node = g.node(n);
+    let mut inputs: Vec<Option<Val>> = g
+        .node_inputs(n)
+        .into_iter()
+        .map(|v| v.map(Val::from))
+        .collect();
+    inputs[0] = Some(x);
+    inputs.resize(3, None);
+    inputs.push(Some(tokens));
+    let attrs: Vec<(&str, Attr)> = node.attrs.iter().map(|(k, a)| (&**k, a.clone())).collect();
+    let op = OpId::new(DOMAIN, "Dropout");
+    let made = b.node_n(op, &inputs, &attrs, node.output_count());
+    let name = node.metadata.get(stamp::DRAWS_AS).unwrap_or(&node.name);
+    b.mark_last_node(stamp::DRAWS_AS, name);
+    made
+}
+
 impl Search<'_> {
-    /// Whether a value has a vector for each position of the batch.
+    /// Whether a value has a vector for each position of the batch: `[batch, sequence, width]`, or `[batch · sequence, width]`.
     fn is_rows(&self, v: ValueId) -> bool {
-        let fits = |d: &[Sym]| d.len() == 3 && d[..2] == self.batch;
+        let [b, s] = &self.batch;
+        let fits = |d: &[Sym]| match d {
+            [rows, width] => b.mul(s).as_ref() == Some(rows) && width.as_const().is_some(),
+            [batch, sequence, _] => (batch, sequence) == (b, s),
+            _ => false,
+        };
         self.view.dtype(v).is_some_and(DType::is_float) && self.view.dims(v).is_some_and(fits)
+    }
+
+    /// Width of the vectors that a node lays out in one of these forms, from the other one.
+    fn laid_out(&self, n: NodeId) -> Option<i64> {
+        let (view, node) = (&self.view, self.view.node(n));
+        let (x, y) = (view.input(n, 0)?, view.out(n)?);
+        let width = view.size(y, -1)?;
+        let fits = node.op.is_onnx("Reshape")
+            && self.is_rows(x)
+            && self.is_rows(y)
+            && view.size(x, -1) == Some(width);
+        fits.then_some(width)
     }
 
     /// Whether a value is the same for all positions.
@@ -397,7 +453,9 @@ impl Search<'_> {
     /// Whether a node multiplies positions with a matrix.
     fn multiplies(&self, n: NodeId) -> bool {
         let op = &self.view.node(n).op;
-        op.is_onnx("MatMul") || is(op, &[(MS, "MatMulNBits"), (MS, "MatMulBnb4")])
+        op.is_onnx("MatMul")
+            || op.is_onnx("Gemm")
+            || is(op, &[(MS, "MatMulNBits"), (MS, "MatMulBnb4")])
     }
 
     /// Whether a node makes of each position what it makes of it by itself.
@@ -428,15 +486,21 @@ impl Search<'_> {
                 .flatten()
                 .is_some_and(|v| self.is_rows(v))
         };
+        if op.is_onnx("Reshape") {
+            return self.laid_out(n).is_some();
+        }
         let any = (0..ins.len()).any(rows);
-        let fits = |v: &ValueId| self.is_rows(*v) || self.is_shared(*v);
+        let rank = made[0].and_then(|v| view.rank(v)).unwrap_or(3);
+        let same = |v: ValueId| self.is_rows(v) && view.rank(v) == Some(rank);
+        let fits = |v: &ValueId| same(*v) || self.is_shared(*v);
         let all = || ins.iter().flatten().all(fits);
-        let last = |axis: i64| matches!(axis, -1 | 2);
-        let only_last = || view.axes(n).is_some_and(|a| a.len() == 1 && last(a[0]));
+        let last = |axis: i64| axis == -1 || axis == rank as i64 - 1;
         let behind = |from: usize| ins.iter().skip(from).flatten().all(|v| !self.is_rows(*v));
-        if op.is_onnx("MatMul") {
+        let only_last = || view.axes(n).is_some_and(|a| a.len() == 1 && last(a[0]));
+        if op.is_onnx("MatMul") || op.is_onnx("Gemm") {
             let flat = ins.get(1).copied().flatten().and_then(|v| view.rank(v));
-            return rows(0) && flat == Some(2);
+            let straight = node.int("transA", 0) == 0;
+            return rows(0) && flat == Some(2) && behind(1) && straight;
         }
         if self.multiplies(n) {
             return rows(0) && behind(1);
@@ -457,7 +521,7 @@ impl Search<'_> {
             "Split" => op.domain.is_empty() && rows(0) && last(node.int("axis", 0)),
             "Concat" => {
                 op.domain.is_empty()
-                    && ins.iter().flatten().all(|v| self.is_rows(*v))
+                    && ins.iter().flatten().all(|v| same(*v))
                     && last(node.int("axis", 0))
             }
             _ => false,

@@ -105,6 +105,7 @@ pub(super) fn run(
         decisions: record.decisions,
         absent,
         uncounted,
+        tree: None,
     };
     (Some(selection), findings)
 }
