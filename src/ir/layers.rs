@@ -47,6 +47,7 @@ pub(crate) fn folded<'m>(modules: impl Iterator<Item = &'m str>) -> Vec<String> 
     let mut out: Vec<(String, Vec<&str>)> = Vec::new();
     for module in modules {
         let (within, last) = module.rsplit_once('.').unwrap_or(("", module));
+        let last = if number(last).is_some() { "*" } else { last };
         let parts = within.split('.');
         let parts = parts.map(|p| if number(p).is_some() { "*" } else { p });
         let within = parts.collect::<Vec<_>>().join(".");
@@ -132,6 +133,7 @@ mod tests {
             "lm_head",
         ];
         assert_eq!(folded(names.into_iter()), want);
+        assert_eq!(folded(["layers.0", "layers.1"].into_iter()), ["layers.*"]);
     }
 
     #[test]

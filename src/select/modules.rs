@@ -394,6 +394,10 @@ impl ModuleTree {
             let Some((own, witness)) = norm.nodes.first().and_then(|n| self.of(*n)) else {
                 continue;
             };
+            // What an adapter adds stays its own.
+            if view.node(add).metadata.contains_key(stamp::ADAPTER) {
+                continue;
+            }
             let outside = |v: &ValueId| {
                 let made = view.producer(*v).and_then(|p| self.of(p));
                 view.is_flow(*v) && made.is_none_or(|(m, _)| !self.is_within(m, own))
