@@ -46,17 +46,12 @@ impl CompareRuns {
             ));
         }
         keep(&self.output, files.iter().map(PathBuf::as_path))?;
-        if let Some(missing) = files
-            .iter()
-            .find(|f| !f.exists() && !f.with_file_name(watch::file::LOG).exists())
-        {
-            disk::own::text(missing).map_err(|e| Error::io(missing, "cannot read the run", e))?;
-        }
-        ensure_absent(&self.output, self.force)?;
         let read = |(run, file): (&PathBuf, &PathBuf)| Ok((name(run), read(file)?));
         let runs: Result<Vec<(String, RunRecord)>> =
             self.runs.iter().zip(&files).map(read).collect();
-        let page = watch::comparison(&told_apart(runs?, &self.runs))?;
+        let runs = told_apart(runs?, &self.runs);
+        ensure_absent(&self.output, self.force)?;
+        let page = watch::comparison(&runs)?;
         write_file(&self.output, page.as_bytes())
     }
 }

@@ -96,7 +96,7 @@ impl Case {
 
 /// Loss and gradients of two batches, relative.
 #[track_caller]
-fn same(a: &(f32, Vec<f32>), b: &(f32, Vec<f32>), what: &str) {
+pub(super) fn same(a: &(f32, Vec<f32>), b: &(f32, Vec<f32>), what: &str) {
     // Sums in another order, in f32.
     assert!(
         (a.0 - b.0).abs() <= 1e-5 * a.0.abs(),

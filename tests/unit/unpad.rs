@@ -1,5 +1,6 @@
 //! Training on tokens instead of padding: it changes nothing but the time.
 
+use super::packing::same;
 use super::support::fixture;
 use crate::unit::training_graph;
 use onnx_graft::adapters::AdapterStore;
@@ -83,19 +84,6 @@ impl Case {
             .unwrap();
         (loss, grads.into_values().flatten().collect())
     }
-}
-
-#[track_caller]
-fn same(a: &(f32, Vec<f32>), b: &(f32, Vec<f32>), what: &str) {
-    let off = (a.0 - b.0).abs();
-    assert!(off <= 1e-5 * a.0.abs(), "{what}: loss {} != {}", a.0, b.0);
-    let scale = a.1.iter().fold(0f32, |m, x| m.max(x.abs()));
-    assert!(scale > 1e-4, "{what}: gradients are not nothing");
-    let apart = std::iter::zip(&a.1, &b.1).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
-    assert!(
-        apart <= 1e-4 * scale,
-        "{what}: gradients differ by {apart} of {scale}"
-    );
 }
 
 #[test]

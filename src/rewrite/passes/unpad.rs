@@ -115,22 +115,6 @@ const LAYOUT: [&str; 9] = [
     "Unsqueeze",
 ];
 
-/// Operators that leave a mask zero where it is.
-const STRAIGHT: [&str; 12] = [
-    "Cast",
-    "Concat",
-    "Expand",
-    "Flatten",
-    "Identity",
-    "Mul",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-];
-
 /// The nodes that are given tokens alone, and where their values come from and go.
 struct Found {
     mask: ValueId,
@@ -538,7 +522,7 @@ impl Search<'_> {
         let (view, g) = (&self.view, self.view.graph);
         // What says where padding is, without being computed from hidden states; and whether it is zero there.
         let mut tells: FxHashMap<ValueId, bool> = FxHashMap::from_iter([(found.mask, true)]);
-        tells.extend(g.find(contract::LABELS).map(|v| (v, true)));
+        tells.extend(g.find(contract::LABELS).map(|v| (v, false)));
         let mut stages: FxHashMap<ValueId, Stage> = FxHashMap::default();
         let leaves = found.leaves.iter().chain(&found.outputs);
         let mut padded: FxHashSet<ValueId> = leaves.map(|(v, _)| *v).collect();
@@ -587,8 +571,9 @@ impl Search<'_> {
                 if ins.iter().flatten().any(|v| touched.contains(v)) {
                     touched.extend(made());
                 } else if told {
-                    let straight =
-                        op.domain.is_empty() && STRAIGHT.iter().any(|name| op.is_onnx(name));
+                    // A mask stays zero where it is.
+                    let straight = LAYOUT.iter().chain(&["Cast", "Identity", "Mul"]);
+                    let straight = straight.into_iter().any(|name| op.is_onnx(name));
                     tells.extend(made().map(|v| (v, zero && straight)));
                 }
                 continue;
@@ -672,19 +657,14 @@ impl Search<'_> {
     /// Whether an operator works along the last axis alone, whatever is in front.
     fn by_last_axis(&self, n: NodeId) -> bool {
         let (node, view) = (self.view.node(n), &self.view);
-        let rank = view.input(n, 0).and_then(|v| view.rank(v)).unwrap_or(0) as i64;
-        let last = |axis: i64| axis == -1 || axis == rank - 1;
-        match &*node.op.op_type {
-            "LogSoftmax" | "ReduceMean" | "ReduceSum" => {
-                let axes = if node.op.is_onnx("LogSoftmax") {
-                    Some(vec![node.int("axis", -1)])
-                } else {
-                    view.axes(n)
-                };
-                rank > 2 && axes.is_some_and(|a| a.len() == 1 && last(a[0]))
-            }
-            _ => is(&node.op, &NORMS) && rank > 2 && last(node.int("axis", -1)),
-        }
+        let rank = view.input(n, 0).and_then(|v| view.rank(v)).unwrap_or(0);
+        let last = |axis: i64| axis == -1 || axis == rank as i64 - 1;
+        let along = match &*node.op.op_type {
+            "ReduceMean" | "ReduceSum" => view.axes(n).is_some_and(|a| a.len() == 1 && last(a[0])),
+            "LogSoftmax" => self.is_last_axis(n),
+            _ => is(&node.op, &NORMS) && self.is_last_axis(n),
+        };
+        along && rank > 2
     }
 }
 

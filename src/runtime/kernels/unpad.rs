@@ -2,7 +2,7 @@
 
 use super::{Cx, Entry, Ins, Kernel, OWN, Outs, one, size_of};
 use crate::ir::DType;
-use crate::runtime::value::{Data, Fault, Host, KResult};
+use crate::runtime::value::{Data, Fault, Floats, Host, KResult};
 use crate::runtime::walk::{self, count};
 
 struct Tokens;
@@ -73,26 +73,14 @@ impl Kernel for Unpad {
         }
         let mut dims = x.dims().to_vec();
         (dims[0], dims[1]) = (1, places.at.len());
-        let x = cx.dense(x)?;
-        if places.is_all() {
-            return one(x.view(|t| t.reshape(dims))?);
-        }
-        let width = count(&dims[2..])?;
-        let mut out = cx.alloc(count(&dims)?);
-        let read = x.read();
-        let src = read.slice()?;
-        walk::rows(&mut out, width, |i, row| {
-            let from = places.at[i] * width;
-            row.copy_from_slice(&src[from..from + width]);
-        });
-        cx.one(out, &dims, x.dtype())
+        moved(cx, x, dims, &places, |i| Some(places.at[i]))
     }
 }
 
 impl Kernel for Pad {
     fn run(&self, cx: &Cx<'_>, mut ins: Ins) -> KResult<Outs> {
         let places = Places::read(&ins)?;
-        let y = ins.dense(0, cx)?;
+        let y = ins.floats(0)?;
         if y.dims().get(..2) != Some(&[1, places.at.len()][..]) {
             return Err(Fault(format!(
                 "{:?} for {} tokens",
@@ -102,24 +90,36 @@ impl Kernel for Pad {
         }
         let mut dims = y.dims().to_vec();
         [dims[0], dims[1]] = places.batch;
-        if places.is_all() {
-            return one(y.view(|t| t.reshape(dims))?);
-        }
-        let width = count(&dims[2..])?;
-        let mut out = cx.alloc(count(&dims)?);
-        let read = y.read();
-        let src = read.slice()?;
         // Where each position comes from.
-        let mut from = vec![usize::MAX; count(&places.batch)?];
+        let mut from = vec![None; count(&places.batch)?];
         for (i, at) in places.at.iter().enumerate() {
-            from[*at] = i * width;
+            from[*at] = Some(i);
         }
-        walk::rows(&mut out, width, |i, row| match from[i] {
-            usize::MAX => row.fill(0.0),
-            from => row.copy_from_slice(&src[from..from + width]),
-        });
-        cx.one(out, &dims, y.dtype())
+        moved(cx, y, dims, &places, |i| from[i])
     }
+}
+
+/// Vectors at other places, with zeros where none comes from; without padding, a view.
+fn moved(
+    cx: &Cx<'_>,
+    x: Floats,
+    dims: Vec<usize>,
+    places: &Places,
+    from: impl Fn(usize) -> Option<usize> + Sync,
+) -> KResult<Outs> {
+    let x = cx.dense(x)?;
+    if places.is_all() {
+        return one(x.view(|t| t.reshape(dims))?);
+    }
+    let width = count(&dims[2..])?;
+    let mut out = cx.alloc(count(&dims)?);
+    let read = x.read();
+    let src = read.slice()?;
+    walk::rows(&mut out, width, |i, row| match from(i) {
+        Some(from) => row.copy_from_slice(&src[from * width..(from + 1) * width]),
+        None => row.fill(0.0),
+    });
+    cx.one(out, &dims, x.dtype())
 }
 
 pub(super) const KERNELS: &[Entry] = &[
