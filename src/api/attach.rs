@@ -1,6 +1,6 @@
 //! Attaching: from a model and the names of adapters to the adapted model.
 
-use super::{adapter, check_finite, heads, manifest, open, opened, strip, summed_up};
+use super::{adapter, heads, manifest, open, opened, strip, summed_up};
 use crate::adapters::base::Base;
 #[cfg(feature = "train")]
 use crate::adapters::folder::remove;
@@ -278,7 +278,6 @@ impl Attach {
             expanded = expanded.or(first);
             selection = interface.select(&model)?;
         }
-        check_finite(&model, Some(&selection))?;
         let base = Base::of(&selection, &model);
         let meta = meta(self.file.as_deref(), &interface, &selection, &base);
         let met = Met {

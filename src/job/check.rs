@@ -3,6 +3,7 @@
 use crate::adapters::heads::Noted;
 use crate::adapters::{Config, spec};
 use crate::analyze::logits::{logits, of_heads, vocabulary};
+use crate::api::{self, Adapted};
 use crate::diag::Diagnostic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Verified;
@@ -10,7 +11,26 @@ use crate::ir::{Fact, contract};
 use crate::select::Interface;
 use crate::staging;
 use crate::train::Task;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
+
+/// Does what prepares a run, and beside it, as that reads every weight, sees that they are numbers.
+///
+/// # Errors
+/// Those of the work, then [`ErrorKind::Invalid`] for weights that are not finite.
+pub(super) fn with_finite_weights<T>(
+    adapted: &Adapted,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    thread::scope(|scope| {
+        let check = || api::check_finite(&adapted.model, Some(&adapted.selection));
+        let checked = scope.spawn(check);
+        let done = work()?;
+        checked.join().unwrap_or_else(|p| resume_unwind(p))?;
+        Ok(done)
+    })
+}
 
 /// An error about what a job was asked for.
 pub(crate) fn usage(message: impl Into<String>, help: &str) -> Error {

@@ -241,6 +241,7 @@ fn adapted(
 ) -> Result<(Verified, Option<Selection>)> {
     if !adapters.adapters.is_empty() {
         let adapted = adapters.attach(model, &files.path, 42, false, events)?;
+        api::check_finite(&adapted.model, Some(&adapted.selection))?;
         return Ok((adapted.model, Some(adapted.selection)));
     }
     let found = adapters.interface(&files.path, &model);

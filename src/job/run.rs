@@ -203,10 +203,11 @@ impl Run {
         if self.adapters.adapters.is_empty() || served.is_some() {
             api::check_finite(&model, None)?;
         } else {
-            model = self
+            let adapted = self
                 .adapters
-                .attach(model, &self.model, self.seed, false, events)?
-                .model;
+                .attach(model, &self.model, self.seed, false, events)?;
+            api::check_finite(&adapted.model, Some(&adapted.selection))?;
+            model = adapted.model;
         }
         let classes = api::classes(&model)?;
         let graph = &model.model().graph;

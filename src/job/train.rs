@@ -1,7 +1,9 @@
 //! A training job: a model, adapters and data become adapter folders.
 
 use super::attach::{AdapterSettings, Attaching, has_head};
-use super::check::{Asked, fits, head_fits, head_type_fits, usage, write_file};
+use super::check::{
+    Asked, fits, head_fits, head_type_fits, usage, with_finite_weights, write_file,
+};
 use super::event::{Event, OnEvent, note, notes, warn};
 use super::files::ModelFiles;
 use super::folder::RunFolder;
@@ -538,8 +540,13 @@ impl Run {
         if training.bf16 {
             options.precision = Precision::Bf16;
         }
-        let graph = subject.adapted.model.clone();
-        let trainer = Trainer::new(graph, &loss, training.clone(), model.mode(), &options)?;
+        let adapted = &subject.adapted;
+        let graph = adapted.model.clone();
+        let compiled = || Trainer::new(graph, &loss, training.clone(), model.mode(), &options);
+        let trainer = match job.dry_run {
+            true => compiled()?,
+            false => with_finite_weights(adapted, compiled)?,
+        };
         let names = trainer.store().trained().join(", ");
         let count = trainer.trainable();
         note(events, format!("training {count} parameters of {names}"))?;

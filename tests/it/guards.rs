@@ -143,11 +143,12 @@ fn a_base_model_with_weights_that_are_no_numbers_is_refused() {
     for (name, value) in [("nan.onnx", f32::NAN), ("inf.onnx", f32::INFINITY)] {
         bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
         fs::write(desk.path(name), &bytes).unwrap();
-        let said = desk.fails(&["-i", "interface.json", "-a", "lora", name]);
-        contains(&said, &["error[base-finite]", "1 of `"]);
+        // What only rewrites reads no weight.
+        desk.ok(&["-i", "interface.json", "-a", "lora", name, "--dry-run"]);
+        desk.ok(&training(name, "ids.jsonl", &["--dry-run"]));
         contains(
             &desk.fails(&training(name, "ids.jsonl", &[])),
-            &["error[base-finite]"],
+            &["error[base-finite]", "1 of `"],
         );
         // Without an adapter, too.
         desk.write("prompts.jsonl", "{\"input_ids\": [3, 4]}\n");
