@@ -21,7 +21,7 @@ pub(crate) struct Isa {
 pub(crate) enum Level {
     /// Whatever the compiler may assume.
     Portable,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C, which every processor with the first of them has.
     Avx2,
     /// AVX-512 with the F, BW, VL and DQ parts, and FMA.
     Avx512,
@@ -93,7 +93,9 @@ impl Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn probe_level() -> Level {
-    let fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let fma = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
     let wide = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
@@ -153,14 +155,14 @@ macro_rules! multiversion {
                 fn wide($($arg: $ty),*) $(-> $ret)? {
                     $body::<true>($($arg),*)
                 }
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     $body::<true>($($arg),*)
                 }
                 match isa.level() {
                     // SAFETY: an `Isa` of this level exists only where every feature that `wide` is compiled with was detected.
                     $crate::isa::Level::Avx512 => return unsafe { wide($($arg),*) },
-                    // SAFETY: an `Isa` of this level exists only where AVX2 and FMA were detected.
+                    // SAFETY: an `Isa` of this level exists only where AVX2, FMA and F16C were detected.
                     $crate::isa::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::isa::Level::Portable => {}
                 }

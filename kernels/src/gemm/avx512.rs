@@ -1,8 +1,4 @@
-//! AVX-512 inner parts of the matrix product: packing, the register tile, and the narrow dot kernel.
-//!
-//! Packed layouts, all `f32`:
-//! * left side: panels of [`MR`] rows, element `(i, k)` of a panel at `k * MR + i`;
-//! * right side: panels of [`NR`] columns, element `(k, j)` of a panel at `k * NR + j`, columns past the end are zero.
+//! AVX-512: packing, a register tile of 12 × 32, and dot products.
 #![expect(
     unsafe_code,
     reason = "SIMD intrinsics and raw strided views; the checked door is `gemm`"
@@ -12,8 +8,8 @@
     reason = "loops of constant length over register arrays"
 )]
 
-use super::block::{MR, NR, THIN};
 use super::raw::{RawA, RawB};
+use super::unit::{Block, LINES, ROWS, Unit};
 use crate::DType;
 use std::arch::x86_64::{
     __m512, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm256_maskz_loadu_epi16, _mm512_add_ps,
@@ -24,6 +20,8 @@ use std::arch::x86_64::{
     _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
+const MR: usize = 12;
+const NR: usize = 32;
 /// Depth steps by which the left panel is fetched before its use.
 const AHEAD: usize = 16;
 /// Stored rows by which a right operand is fetched before it is packed.
@@ -32,6 +30,47 @@ const ROWS_AHEAD: usize = 6;
 pub(super) const F32: u8 = 0;
 pub(super) const F16: u8 = 1;
 pub(super) const BF16: u8 = 2;
+
+/// AVX-512 with its F, BW, VL and DQ parts.
+pub(super) struct Avx512;
+
+impl Unit for Avx512 {
+    const MR: usize = MR;
+    const NR: usize = NR;
+    const KC: usize = 512;
+
+    unsafe fn pack_a(a: RawA, i0: usize, rows: usize, k0: usize, kc: usize, dst: *mut f32) {
+        // SAFETY: the caller vouches for the views and for the instructions.
+        unsafe { pack_a(a, i0, rows, k0, kc, dst) }
+    }
+
+    unsafe fn pack_b(b: RawB, k0: usize, kc: usize, j0: usize, nc: usize, dst: *mut f32) {
+        // SAFETY: the caller vouches for the block, for `dst` and for the instructions; the elements are of the type that is read.
+        unsafe {
+            match b.dtype {
+                DType::F32 => pack_b::<F32>(b, k0, kc, j0, nc, dst),
+                DType::F16 => pack_b::<F16>(b, k0, kc, j0, nc, dst),
+                DType::Bf16 => pack_b::<BF16>(b, k0, kc, j0, nc, dst),
+            }
+        }
+    }
+
+    unsafe fn multiply(block: Block, a: *const f32, b: *const f32, c: *mut f32) {
+        // SAFETY: the caller vouches for the panels, the block and the instructions.
+        unsafe { multiply(block, a, b, c) }
+    }
+
+    unsafe fn dots(a: RawA, rows: usize, b: RawB, lines: usize, k: usize) -> [[f32; LINES]; ROWS] {
+        // SAFETY: the caller vouches for the rows, the lines and the instructions; the elements are of the type that is read.
+        unsafe {
+            match b.dtype {
+                DType::F32 => dots::<F32>(a, rows, b, lines, k),
+                DType::F16 => dots::<F16>(a, rows, b, lines, k),
+                DType::Bf16 => dots::<BF16>(a, rows, b, lines, k),
+            }
+        }
+    }
+}
 
 /// The mask of the first `lanes` lanes.
 pub(super) fn mask(lanes: usize) -> __mmask16 {
@@ -127,12 +166,12 @@ pub(super) unsafe fn load_transposed<const D: u8>(
     rows
 }
 
-/// Packs rows `i0..i0+rows` (at most [`MR`]) and depth `k0..k0+kc` of `a` into one panel.
+/// [`Unit::pack_a`].
 ///
 /// # Safety
-/// The block must lie inside the view; `dst` must hold `kc * MR` elements that nobody else touches.
+/// As for [`Unit::pack_a`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) unsafe fn pack_a(a: RawA, i0: usize, rows: usize, k0: usize, kc: usize, dst: *mut f32) {
+unsafe fn pack_a(a: RawA, i0: usize, rows: usize, k0: usize, kc: usize, dst: *mut f32) {
     let base = a.ptr.wrapping_add(i0 * a.rs + k0 * a.cs);
     let panel = mask(MR);
     if a.cs == 1 {
@@ -159,35 +198,12 @@ pub(super) unsafe fn pack_a(a: RawA, i0: usize, rows: usize, k0: usize, kc: usiz
     }
 }
 
-/// Packs depth `k0..k0+kc` and columns `j0..j0+nc` of `b` into panels of [`NR`] columns, `kc * NR` elements each.
+/// [`Unit::pack_b`] for elements of type `D`.
 ///
 /// # Safety
-/// The block must lie inside the view; `dst` must hold `nc.div_ceil(NR) * NR * kc` elements that nobody else touches.
+/// As for [`Unit::pack_b`], of which the elements must be of type `D`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) unsafe fn pack_b(b: RawB, k0: usize, kc: usize, j0: usize, nc: usize, dst: *mut f32) {
-    // SAFETY: the caller vouches for the block and for `dst`; the elements are of the type that is read.
-    unsafe {
-        match b.dtype {
-            DType::F32 => pack_b_typed::<F32>(b, k0, kc, j0, nc, dst),
-            DType::F16 => pack_b_typed::<F16>(b, k0, kc, j0, nc, dst),
-            DType::Bf16 => pack_b_typed::<BF16>(b, k0, kc, j0, nc, dst),
-        }
-    }
-}
-
-/// [`pack_b`] for elements of type `D`.
-///
-/// # Safety
-/// As for [`pack_b`], of which the elements must be of type `D`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn pack_b_typed<const D: u8>(
-    b: RawB,
-    k0: usize,
-    kc: usize,
-    j0: usize,
-    nc: usize,
-    dst: *mut f32,
-) {
+unsafe fn pack_b<const D: u8>(b: RawB, k0: usize, kc: usize, j0: usize, nc: usize, dst: *mut f32) {
     let size = if D == F32 { 4 } else { 2 };
     let base = b.ptr.wrapping_add((k0 * b.rs + j0 * b.cs) * size);
     if b.cs == 1 {
@@ -285,34 +301,18 @@ unsafe fn tile<const M: usize, const V: usize>(
     }
 }
 
-/// A block of C from packed panels.
-#[derive(Clone, Copy)]
-pub(super) struct Block {
-    /// Rows, columns and depth of the block.
-    pub(super) m: usize,
-    pub(super) n: usize,
-    pub(super) kc: usize,
-    /// Elements from one packed left panel to the next.
-    pub(super) a_step: usize,
-    /// Elements from one packed right panel to the next.
-    pub(super) b_step: usize,
-    pub(super) ldc: usize,
-    pub(super) alpha: f32,
-    pub(super) accumulate: bool,
-}
-
 macro_rules! tiles {
     ($rows:expr, $v:literal, $args:tt; $($m:literal)*) => {
         match $rows { $($m => tile::<$m, $v> $args,)* _ => tile::<MR, $v> $args }
     };
 }
 
-/// Computes `block` of C from packed panels.
+/// [`Unit::multiply`].
 ///
 /// # Safety
-/// `a` and `b` must hold the packed panels the block speaks of, and `c` the block, which nobody else touches.
+/// As for [`Unit::multiply`].
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn multiply(block: Block, a: *const f32, b: *const f32, c: *mut f32) {
+unsafe fn multiply(block: Block, a: *const f32, b: *const f32, c: *mut f32) {
     let Block {
         m,
         n,
@@ -342,35 +342,40 @@ pub(super) unsafe fn multiply(block: Block, a: *const f32, b: *const f32, c: *mu
     }
 }
 
-/// `R` rows of A times [`THIN`] packed lines of B, as dot products over `k`; line `j` of B starts at `j * padded`.
+/// Sums of `R` rows and [`LINES`] lines; those past the last are that one's.
 ///
 /// # Safety
-/// `a` must hold `R` rows of `k` elements, `b` [`THIN`] lines of `padded` elements, `k` rounded up to whole vectors at least.
-#[target_feature(enable = "avx512f")]
-unsafe fn dots<const R: usize>(
-    a: *const f32,
-    lda: usize,
-    b: *const f32,
-    padded: usize,
+/// As for [`Unit::dots`], for `R` rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn some<const D: u8, const R: usize>(
+    a: RawA,
+    b: RawB,
+    lines: usize,
     k: usize,
-) -> [[f32; THIN]; R] {
-    let mut acc = [[_mm512_setzero_ps(); THIN]; R];
-    for at in (0..k).step_by(16) {
-        let lanes = mask(k - at);
+) -> [[f32; LINES]; R] {
+    let size = if D == F32 { 4 } else { 2 };
+    let mut at = [std::ptr::null(); LINES];
+    for (j, at) in at.iter_mut().enumerate() {
+        *at = b.ptr.wrapping_add(j.min(lines - 1) * b.cs * size);
+    }
+    let mut acc = [[_mm512_setzero_ps(); LINES]; R];
+    for from in (0..k).step_by(16) {
+        let lanes = mask(k - from);
         let mut av = [_mm512_setzero_ps(); R];
         for (r, value) in av.iter_mut().enumerate() {
             // SAFETY: masked lanes lie inside row r.
-            *value = unsafe { _mm512_maskz_loadu_ps(lanes, a.wrapping_add(r * lda + at)) };
+            *value = unsafe { _mm512_maskz_loadu_ps(lanes, a.ptr.wrapping_add(r * a.rs + from)) };
         }
-        for j in 0..THIN {
-            // SAFETY: lines are padded to whole vectors.
-            let bv = unsafe { _mm512_loadu_ps(b.add(j * padded + at)) };
+        for j in 0..LINES {
+            // SAFETY: masked lanes lie inside a line that exists.
+            let bv = unsafe { load::<D>(at[j].wrapping_add(from * size), lanes) };
             for r in 0..R {
                 acc[r][j] = _mm512_fmadd_ps(av[r], bv, acc[r][j]);
             }
         }
     }
-    let mut sums = [[0.0; THIN]; R];
+    let mut sums = [[0.0; LINES]; R];
     for (sums, acc) in sums.iter_mut().zip(&acc) {
         for (sum, &acc) in sums.iter_mut().zip(acc) {
             *sum = _mm512_reduce_add_ps(acc);
@@ -379,85 +384,26 @@ unsafe fn dots<const R: usize>(
     sums
 }
 
-/// A product with few columns: `C[rows, n]`, from rows of A and lines of B.
-#[derive(Clone, Copy)]
-pub(super) struct Narrow {
-    pub(super) rows: usize,
-    pub(super) n: usize,
-    pub(super) k: usize,
-    pub(super) lda: usize,
-    /// Elements from one packed line of B to the next, a multiple of 16.
-    pub(super) padded: usize,
-    pub(super) ldc: usize,
-    pub(super) alpha: f32,
-    pub(super) accumulate: bool,
-}
-
-/// Computes a narrow product; `b` holds `n` lines (rounded up to [`THIN`]), zero padded.
+/// [`Unit::dots`] for elements of type `D`.
 ///
 /// # Safety
-/// `a` must hold the rows, `b` the lines, `c` the result, which nobody else touches.
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn narrow(shape: Narrow, a: *const f32, b: *const f32, c: *mut f32) {
-    let Narrow {
-        rows,
-        n,
-        k,
-        lda,
-        padded,
-        ..
-    } = shape;
-    for j in (0..n).step_by(THIN) {
-        let lines = b.wrapping_add(j * padded);
-        let mut i = 0;
-        while i + 3 <= rows {
-            // SAFETY: three rows of A and C from row i on exist.
-            unsafe {
-                put(
-                    shape,
-                    i,
-                    j,
-                    &dots::<3>(a.add(i * lda), lda, lines, padded, k),
-                    c,
-                );
-            }
-            i += 3;
-        }
-        while i < rows {
-            // SAFETY: row i exists.
-            unsafe {
-                put(
-                    shape,
-                    i,
-                    j,
-                    &dots::<1>(a.add(i * lda), lda, lines, padded, k),
-                    c,
-                );
-            }
-            i += 1;
+/// As for [`Unit::dots`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn dots<const D: u8>(
+    a: RawA,
+    rows: usize,
+    b: RawB,
+    lines: usize,
+    k: usize,
+) -> [[f32; LINES]; ROWS] {
+    let mut sums = [[0.0; LINES]; ROWS];
+    // SAFETY: the caller vouches for `rows` rows and `lines` lines.
+    unsafe {
+        match rows {
+            1 => sums[..1].copy_from_slice(&some::<D, 1>(a, b, lines, k)),
+            2 => sums[..2].copy_from_slice(&some::<D, 2>(a, b, lines, k)),
+            _ => sums.copy_from_slice(&some::<D, ROWS>(a, b, lines, k)),
         }
     }
-}
-
-/// Writes the sums of rows from `i` and columns from `j` on.
-///
-/// # Safety
-/// These elements must exist in C.
-#[inline]
-unsafe fn put<const R: usize>(
-    shape: Narrow,
-    i: usize,
-    j: usize,
-    sums: &[[f32; THIN]; R],
-    c: *mut f32,
-) {
-    for (r, sums) in sums.iter().enumerate() {
-        for (x, &sum) in sums.iter().enumerate().take(shape.n - j) {
-            // SAFETY: column j + x < n.
-            unsafe {
-                let at = c.add((i + r) * shape.ldc + j + x);
-                *at = shape.alpha * sum + if shape.accumulate { *at } else { 0.0 };
-            }
-        }
-    }
+    sums
 }

@@ -1,20 +1,22 @@
 //! Sums of matrix products `C (=|+=) Σ alpha · op(A) · op(B)` on row-major `f32`, with weights read in the layout and type they are stored in.
 //!
 //! A sum of several products is one pass over C: a frozen weight and its low-rank update cost one write of the result. Weights are packed
-//! panel by panel while they are used, never copied as a whole. With AVX-512 the register tile is our own; elsewhere the `gemm` crate
-//! multiplies and weights of 16 bits are widened in blocks.
+//! panel by panel while they are used, never copied as a whole; with few rows they are not packed at all. With AVX-512 and with AVX2 the
+//! register tile is our own; elsewhere the `gemm` crate multiplies and weights of 16 bits are widened in blocks.
 //!
 //! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): a panel of B in the first
 //! cache, a block of A in the second. Each element of C is summed by one task in the order of the depth, so threads do not change
 //! results.
 //!
-//! Inside: `matrix` has the checked operands, `raw` what remains of them, `block` the sizes of tiles; `portable`, `blocked` over
-//! `avx512`, and `bf16` multiply; `packed` prepares right operands for attention.
+//! Inside: `matrix` has the checked operands, `raw` what remains of them, `block` the sizes that all share; `portable`, `blocked` and
+//! `skinny` over a `unit` (`avx512`, `avx2`), and `bf16` multiply; `packed` prepares right operands for attention.
 #![expect(
     unsafe_code,
     reason = "hands checked operands to kernels that read and write through pointers"
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -26,6 +28,10 @@ mod matrix;
 pub(crate) mod packed;
 mod portable;
 pub(crate) mod raw;
+#[cfg(target_arch = "x86_64")]
+mod skinny;
+#[cfg(target_arch = "x86_64")]
+mod unit;
 
 pub use matrix::{Mat, MatMut, Rhs, Term, WeightRef};
 
@@ -113,10 +119,20 @@ unsafe fn run(isa: Isa, terms: &[RawTerm], m: usize, n: usize, c: RawC, accumula
     let depth: usize = terms.iter().map(|term| term.k).sum();
     let parallel = 2 * m * n * depth >= SERIAL_OPS && rayon::current_num_threads() > 1;
     #[cfg(target_arch = "x86_64")]
-    if isa.level() == crate::isa::Level::Avx512 {
-        // SAFETY: the caller vouches for the views and for C; an `Isa` of this level proves AVX-512.
-        unsafe { blocked::run_avx512(terms, m, n, c, accumulate, parallel) };
-        return;
+    {
+        use crate::isa::Level;
+        // SAFETY: the caller vouches for the views and for C; an `Isa` of a level proves its instructions.
+        unsafe {
+            match isa.level() {
+                Level::Avx512 => {
+                    return blocked::run::<avx512::Avx512>(terms, m, n, c, accumulate, parallel);
+                }
+                Level::Avx2 => {
+                    return blocked::run::<avx2::Avx2>(terms, m, n, c, accumulate, parallel);
+                }
+                Level::Portable => {}
+            }
+        }
     }
     let _ = isa;
     let mut accumulate = accumulate;

@@ -2,12 +2,14 @@
 #![expect(unsafe_code, reason = "raw strided views; the callers check them")]
 
 #[cfg(target_arch = "x86_64")]
-use super::avx512;
-use super::block::PANEL;
+use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-use super::block::{KC, MR, NR};
+use super::avx512::Avx512;
+use super::block::PANEL;
 use super::portable::crate_gemm;
 use super::raw::{RawA, RawB, RawC};
+#[cfg(target_arch = "x86_64")]
+use super::unit::{Block, Unit};
 use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Level;
@@ -19,6 +21,8 @@ pub(crate) enum Packed<'a> {
     /// Packed panels for depth blocks, each over all columns.
     #[cfg(target_arch = "x86_64")]
     Panels {
+        /// Whose panels they are.
+        level: Level,
         /// The panels; block `k0` starts at `k0 * n` rounded up to whole panels.
         data: &'a [f32],
         /// Columns, rounded up to whole panels.
@@ -36,7 +40,13 @@ impl Packed<'_> {
         debug_assert!(column.is_multiple_of(PANEL), "parts begin with a panel");
         match *self {
             #[cfg(target_arch = "x86_64")]
-            Packed::Panels { data, width, from } => Packed::Panels {
+            Packed::Panels {
+                level,
+                data,
+                width,
+                from,
+            } => Packed::Panels {
+                level,
                 data,
                 width,
                 from: (from.0 + depth, from.1 + column),
@@ -53,7 +63,7 @@ impl Packed<'_> {
 /// Elements of scratch that [`pack`] needs for a `[k, n]` operand.
 pub(crate) fn packed_len(k: usize, n: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
-    return k * n.next_multiple_of(NR);
+    return k * n.next_multiple_of(PANEL);
     #[cfg(not(target_arch = "x86_64"))]
     return 0 * k * n;
 }
@@ -64,30 +74,39 @@ pub(crate) fn packed_len(k: usize, n: usize) -> usize {
 /// The view must be of aligned `f32` and readable as long as the result is used.
 pub(crate) unsafe fn pack(isa: Isa, b: RawB, k: usize, n: usize, space: &mut [f32]) -> Packed<'_> {
     #[cfg(target_arch = "x86_64")]
-    if isa.level() == Level::Avx512 {
-        let width = n.next_multiple_of(NR);
-        let space = &mut space[..k * width];
-        for k0 in (0..k).step_by(KC) {
-            // SAFETY: block k0 of the packed operand has KC.min(k - k0) * width elements.
-            unsafe {
-                avx512::pack_b(
-                    b,
-                    k0,
-                    KC.min(k - k0),
-                    0,
-                    n,
-                    space.as_mut_ptr().add(k0 * width),
-                );
+    if isa.level() != Level::Portable {
+        let width = n.next_multiple_of(PANEL);
+        let data = &mut space[..k * width];
+        // SAFETY: the caller vouches for the view; an `Isa` of a level proves its instructions; there is room for all panels.
+        unsafe {
+            match isa.level() {
+                Level::Avx512 => fill::<Avx512>(b, k, n, data),
+                _ => fill::<Avx2>(b, k, n, data),
             }
         }
         return Packed::Panels {
-            data: space,
+            level: isa.level(),
+            data,
             width,
             from: (0, 0),
         };
     }
     let _ = (isa, k, n, space);
     Packed::View(b, std::marker::PhantomData)
+}
+
+/// Packs all of `b`, block of depth by block.
+///
+/// # Safety
+/// As for [`pack`]; `data` must hold `k` rows of `n` columns rounded up to [`PANEL`]; the unit's instructions must be present.
+#[cfg(target_arch = "x86_64")]
+unsafe fn fill<U: Unit>(b: RawB, k: usize, n: usize, data: &mut [f32]) {
+    let width = n.next_multiple_of(PANEL);
+    for k0 in (0..k).step_by(U::KC) {
+        let kc = U::KC.min(k - k0);
+        // SAFETY: block k0 of the packed operand has kc * width elements.
+        unsafe { U::pack_b(b, k0, kc, 0, n, data.as_mut_ptr().add(k0 * width)) };
+    }
 }
 
 /// `C[m, n] (=|+=) alpha · A[m, k] · B` on this thread; `n` and `k` may be less than what was packed.
@@ -107,46 +126,68 @@ pub(crate) unsafe fn multiply_on_thread(
     }
     match *b {
         #[cfg(target_arch = "x86_64")]
-        Packed::Panels { data, width, from } => {
-            let packed_depth = data.len() / width.max(1);
-            with_scratch(m.next_multiple_of(MR) * KC, |left| {
-                let mut done = 0;
-                while done < k {
-                    let row = from.0 + done;
-                    let k0 = row / KC * KC;
-                    // The panels of a block are as deep as the block was when it was packed.
-                    let deep = KC.min(packed_depth - k0);
-                    let kc = (k0 + deep - row).min(k - done);
-                    let block = avx512::Block {
-                        m,
-                        n,
-                        kc,
-                        a_step: kc * MR,
-                        b_step: deep * NR,
-                        ldc: c.ld,
-                        alpha,
-                        accumulate: accumulate || done > 0,
-                    };
-                    let panel = k0 * width + from.1 * deep + (row - k0) * NR;
-                    // SAFETY: panels for m rows; rows of block k0 of B; C is the caller's.
-                    unsafe {
-                        for (p, i) in (0..m).step_by(MR).enumerate() {
-                            avx512::pack_a(
-                                a,
-                                i,
-                                MR.min(m - i),
-                                done,
-                                kc,
-                                left.as_mut_ptr().add(p * kc * MR),
-                            );
-                        }
-                        avx512::multiply(block, left.as_ptr(), data.as_ptr().add(panel), c.ptr);
-                    }
-                    done += kc;
+        Packed::Panels {
+            level,
+            data,
+            width,
+            from,
+        } => {
+            let panels = (data, width, from);
+            // SAFETY: the caller vouches for A and C, and that B has these rows and columns; panels of a level prove its instructions.
+            unsafe {
+                match level {
+                    Level::Avx512 => panelled::<Avx512>((m, n, k), alpha, a, panels, c, accumulate),
+                    _ => panelled::<Avx2>((m, n, k), alpha, a, panels, c, accumulate),
                 }
-            });
+            }
         }
         // SAFETY: the caller vouches for the views; B was given as aligned `f32`.
         Packed::View(b, _) => unsafe { crate_gemm((m, n, k), alpha, a, b, c, accumulate, false) },
     }
+}
+
+/// [`multiply_on_thread`] with packed panels: their elements, their columns, and where the operand begins.
+///
+/// # Safety
+/// As for [`multiply_on_thread`]; the panels must be those of the unit, whose instructions must be present.
+#[cfg(target_arch = "x86_64")]
+unsafe fn panelled<U: Unit>(
+    (m, n, k): (usize, usize, usize),
+    alpha: f32,
+    a: RawA,
+    (data, width, from): (&[f32], usize, (usize, usize)),
+    c: RawC,
+    accumulate: bool,
+) {
+    let packed_depth = data.len() / width.max(1);
+    with_scratch(m.next_multiple_of(U::MR) * U::KC, |left| {
+        let mut done = 0;
+        while done < k {
+            let row = from.0 + done;
+            let k0 = row / U::KC * U::KC;
+            // The panels of a block are as deep as the block was when it was packed.
+            let deep = U::KC.min(packed_depth - k0);
+            let kc = (k0 + deep - row).min(k - done);
+            let block = Block {
+                m,
+                n,
+                kc,
+                a_step: kc * U::MR,
+                b_step: deep * U::NR,
+                ldc: c.ld,
+                alpha,
+                accumulate: accumulate || done > 0,
+            };
+            let panel = k0 * width + from.1 * deep + (row - k0) * U::NR;
+            // SAFETY: panels for m rows; rows of block k0 of B; C is the caller's.
+            unsafe {
+                for (p, i) in (0..m).step_by(U::MR).enumerate() {
+                    let to = left.as_mut_ptr().add(p * kc * U::MR);
+                    U::pack_a(a, i, U::MR.min(m - i), done, kc, to);
+                }
+                U::multiply(block, left.as_ptr(), data.as_ptr().add(panel), c.ptr);
+            }
+            done += kc;
+        }
+    });
 }

@@ -55,6 +55,13 @@ impl RawB {
         let (rs, cs) = if trans { (1, stride) } else { (stride, 1) };
         Self { ptr, dtype, rs, cs }
     }
+
+    pub(crate) fn columns_from(self, j: usize) -> Self {
+        Self {
+            ptr: self.ptr.wrapping_add(j * self.cs * self.dtype.size()),
+            ..self
+        }
+    }
 }
 
 /// An unchecked result.
@@ -62,6 +69,32 @@ impl RawB {
 pub(crate) struct RawC {
     pub(crate) ptr: *mut f32,
     pub(crate) ld: usize,
+}
+
+impl RawC {
+    /// Writes, or adds, `alpha` times the first sums to `rows` and `columns`, each given by its first and their number.
+    ///
+    /// # Safety
+    /// These elements must lie in writable memory that nobody else touches.
+    pub(crate) unsafe fn put<const J: usize, const I: usize>(
+        self,
+        rows: (usize, usize),
+        columns: (usize, usize),
+        alpha: f32,
+        sums: &[[f32; J]; I],
+        accumulate: bool,
+    ) {
+        for (i, sums) in sums.iter().enumerate().take(rows.1) {
+            let line = self.ptr.wrapping_add((rows.0 + i) * self.ld + columns.0);
+            for (j, &sum) in sums.iter().enumerate().take(columns.1) {
+                // SAFETY: the caller vouches for the element.
+                unsafe {
+                    let at = line.add(j);
+                    *at = alpha * sum + if accumulate { *at } else { 0.0 };
+                }
+            }
+        }
+    }
 }
 
 /// One unchecked product.
@@ -77,6 +110,10 @@ pub(crate) struct RawTerm {
 unsafe impl Send for RawA {}
 // SAFETY: as for `Send`: nothing is written through the view.
 unsafe impl Sync for RawA {}
+// SAFETY: a read-only view, as `RawA`.
+unsafe impl Send for RawB {}
+// SAFETY: a read-only view, as `RawA`.
+unsafe impl Sync for RawB {}
 // SAFETY: both operands are read-only views, as `RawA`.
 unsafe impl Send for RawTerm {}
 // SAFETY: both operands are read-only views, as `RawA`.

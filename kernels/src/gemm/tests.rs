@@ -1,4 +1,4 @@
-use super::block::{KC, PANEL};
+use super::block::PANEL;
 use super::packed::{multiply_on_thread, pack, packed_len};
 use super::raw::{RawA, RawB};
 use super::*;
@@ -6,6 +6,9 @@ use crate::isa::Level;
 use crate::testing::{close, values};
 use crate::{DType, KernelError};
 use half::{bf16, f16};
+
+/// Depth of the deepest block that a unit packs.
+const KC: usize = 512;
 
 /// Sums of K products of values below 1 in f32 round by less than K * 2^-24 each way; 1e-5 leaves a factor for K <= 600.
 const TOLERANCE: f64 = 1e-5;
