@@ -342,7 +342,8 @@ impl Plan {
         };
         let values = match &self.threads {
             Some(t) => t.install(work),
-            None => work(),
+            // On a thread of the pool: from any other one, each node's tasks would be handed over and waited for.
+            None => rayon::scope(|_| work()),
         }
         .map_err(|d| Error::new(ErrorKind::Run, d))?;
         let values = values.into_iter().map(Tensor);
