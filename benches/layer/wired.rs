@@ -186,6 +186,7 @@ impl Wired {
             scale: 1.0 / (HEAD as f32).sqrt(),
             causal: Some(0),
             mask: None,
+            live: None,
         };
 
         // Forward.

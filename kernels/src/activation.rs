@@ -13,8 +13,8 @@
 
 use crate::isa::Isa;
 use crate::simd::{exp, madd};
+use crate::team;
 use crate::{CHUNK, Result, check_len, is_large};
-use rayon::prelude::*;
 
 /// An element-wise function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub fn forward(f: Activation, x: &mut [f32]) {
 
 fn forward_on(isa: Isa, f: Activation, x: &mut [f32]) {
     if is_large(x.len()) {
-        x.par_chunks_mut(CHUNK).for_each(|x| apply(isa, f, x));
+        team::each(x.chunks_mut(CHUNK), |x| apply(isa, f, x));
     } else {
         apply(isa, f, x);
     }
@@ -56,9 +56,9 @@ fn backward_on(isa: Isa, f: Activation, x: &[f32], dy: &[f32], dx: &mut [f32]) -
         derive(isa, f, x, dy, dx);
         return Ok(());
     }
-    dx.par_chunks_mut(CHUNK)
-        .zip(x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)))
-        .for_each(|(dx, (x, dy))| derive(isa, f, x, dy, dx));
+    let parts = x.chunks(CHUNK).zip(dy.chunks(CHUNK));
+    let parts = dx.chunks_mut(CHUNK).zip(parts);
+    team::each(parts, |(dx, (x, dy))| derive(isa, f, x, dy, dx));
     Ok(())
 }
 
@@ -74,9 +74,9 @@ fn gated_on(isa: Isa, f: Activation, a: &[f32], b: &[f32], y: &mut [f32]) -> Res
         gate(isa, f, a, b, y);
         return Ok(());
     }
-    y.par_chunks_mut(CHUNK)
-        .zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)))
-        .for_each(|(y, (a, b))| gate(isa, f, a, b, y));
+    let parts = a.chunks(CHUNK).zip(b.chunks(CHUNK));
+    let parts = y.chunks_mut(CHUNK).zip(parts);
+    team::each(parts, |(y, (a, b))| gate(isa, f, a, b, y));
     Ok(())
 }
 
@@ -104,10 +104,9 @@ fn gated_backward_on(
         replace_gate(isa, f, a, b, dy);
         return Ok(());
     }
-    a.par_chunks_mut(CHUNK)
-        .zip(b.par_chunks_mut(CHUNK))
-        .zip(dy.par_chunks_mut(CHUNK))
-        .for_each(|((a, b), dy)| replace_gate(isa, f, a, b, dy));
+    let parts = a.chunks_mut(CHUNK).zip(b.chunks_mut(CHUNK));
+    let parts = parts.zip(dy.chunks_mut(CHUNK));
+    team::each(parts, |((a, b), dy)| replace_gate(isa, f, a, b, dy));
     Ok(())
 }
 

@@ -12,8 +12,8 @@
 )]
 
 use crate::isa::Isa;
+use crate::team;
 use crate::{CHUNK, Result, check_len};
-use rayon::prelude::*;
 
 /// Hyperparameters, in `f64` as torch keeps them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -102,17 +102,11 @@ fn adamw_on(
         size: (options.lr / bias1) as f32,
         scale: grad_scale,
     };
-    param
-        .par_chunks_mut(CHUNK)
-        .zip(grad.par_chunks(CHUNK))
-        .zip(
-            first
-                .par_chunks_mut(CHUNK)
-                .zip(second.par_chunks_mut(CHUNK)),
-        )
-        .for_each(|((param, grad), (first, second))| {
-            update(isa, scalars, param, grad, first, second);
-        });
+    let moments = first.chunks_mut(CHUNK).zip(second.chunks_mut(CHUNK));
+    let parts = param.chunks_mut(CHUNK).zip(grad.chunks(CHUNK)).zip(moments);
+    team::each(parts, |((param, grad), (first, second))| {
+        update(isa, scalars, param, grad, first, second);
+    });
     Ok(())
 }
 
@@ -149,10 +143,10 @@ pub fn global_norm(grads: &[&[f32]]) -> f64 {
 }
 
 fn square_sum(grad: &[f32]) -> f64 {
-    let blocks: Vec<f64> = grad
-        .par_chunks(CHUNK)
-        .map(|chunk| chunk.iter().map(|&g| f64::from(g) * f64::from(g)).sum())
-        .collect();
+    let blocks = team::map(grad.chunks(CHUNK), |chunk| {
+        let squares = chunk.iter().map(|&g| f64::from(g) * f64::from(g));
+        squares.sum::<f64>()
+    });
     blocks.iter().sum()
 }
 

@@ -7,8 +7,8 @@ use crate::gemm::{Mat, MatMut, Precision, Rhs, Term, gemm_on};
 use crate::isa::Isa;
 use crate::scratch::with_scratch;
 use crate::softmax::{exponentials_row, scale_row, sum_of_exponentials};
+use crate::team;
 use crate::{KernelError, Result, check_dim, check_len, product};
-use rayon::prelude::*;
 
 /// The label of a position that does not count.
 pub const IGNORE: i64 = -100;
@@ -158,17 +158,14 @@ fn chunk_loss(
             false,
             MatMut::new(logits, n, vocabulary)?,
         )?;
-        let losses: Vec<f64> = logits
-            .par_chunks_mut(vocabulary.max(1))
-            .zip(chunk)
-            .map(|(row, &(_, target))| {
-                if want_grad {
-                    row_gradient(isa, row, target, scale)
-                } else {
-                    row_loss(isa, row, target)
-                }
-            })
-            .collect();
+        let rows = logits.chunks_mut(vocabulary.max(1)).zip(chunk);
+        let losses = team::map(rows, |(row, &(_, target))| {
+            if want_grad {
+                row_gradient(isa, row, target, scale)
+            } else {
+                row_loss(isa, row, target)
+            }
+        });
         if let Some(grad) = grad {
             head.multiply(
                 isa,

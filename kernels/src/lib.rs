@@ -1,7 +1,8 @@
 //! Compute kernels for running and training Transformers on the CPU, as functions on slices.
 //!
 //! Every public function checks its sizes and answers with a [`KernelError`]; none panics, none allocates per element. The kernels
-//! know nothing about graphs, tensors or devices. They run on the current rayon pool, on as many threads as the size is worth.
+//! know nothing about graphs, tensors or devices. Within [`team::Team::run`] they share their tasks with the team's threads, as many as the
+//! size is worth; elsewhere they run on the caller's.
 //!
 //! Results do not depend on the number of threads: each output element is computed by one task, and a reduction over rows sums
 //! fixed blocks in a fixed order. They may depend on the instruction set, which is probed at run time: AVX-512, AVX2 or what the
@@ -34,6 +35,7 @@ pub mod norm;
 pub mod pool;
 pub mod rotary;
 pub mod softmax;
+pub mod team;
 mod widen;
 
 pub use heads::Heads;
@@ -129,7 +131,7 @@ pub(crate) const CHUNK: usize = 16 * 1024;
 
 /// Whether `elements` of simple work are worth several threads.
 pub(crate) fn is_large(elements: usize) -> bool {
-    elements > 2 * CHUNK && rayon::current_num_threads() > 1
+    elements > 2 * CHUNK && team::threads() > 1
 }
 
 /// How many rows of `width` elements lie in `len`, or an error naming `what` if they do not fill it.

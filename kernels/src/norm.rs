@@ -18,8 +18,8 @@
 use crate::isa::Isa;
 use crate::scratch::with_scratch;
 use crate::simd::{fold, fold_wide, fold3, madd};
+use crate::team;
 use crate::{Result, check_dim, check_len, is_large, product, rows_of, rows_per_task};
-use rayon::prelude::*;
 
 /// Rows to normalise and what they are multiplied by.
 #[derive(Clone, Copy, Debug)]
@@ -55,10 +55,11 @@ fn rms_norm_on(
             rms_rows(isa, x, cols, weight, eps, y, inv_rms);
             return;
         }
-        y.par_chunks_mut(block * cols)
-            .zip(inv_rms.par_chunks_mut(block))
-            .zip(x.par_chunks(block * cols))
-            .for_each(|((y, inv), x)| rms_rows(isa, x, cols, weight, eps, y, inv));
+        let parts = y.chunks_mut(block * cols).zip(inv_rms.chunks_mut(block));
+        let parts = parts.zip(x.chunks(block * cols));
+        team::each(parts, |((y, inv), x)| {
+            rms_rows(isa, x, cols, weight, eps, y, inv);
+        });
     });
     Ok(())
 }
@@ -153,12 +154,13 @@ fn layer_norm_on(
                 return;
             }
             let block = rows_per_task(cols);
-            let x = x.par_chunks_mut(block * cols);
+            let x = x.chunks_mut(block * cols);
             match stats {
-                Some((mean, inv)) => x
-                    .zip(mean.par_chunks_mut(block).zip(inv.par_chunks_mut(block)))
-                    .for_each(|(x, (mean, inv))| apply(x, mean, inv)),
-                None => x.for_each(|x| apply(x, &mut [], &mut [])),
+                Some((mean, inv)) => {
+                    let stats = mean.chunks_mut(block).zip(inv.chunks_mut(block));
+                    team::each(x.zip(stats), |(x, (mean, inv))| apply(x, mean, inv));
+                }
+                None => team::each(x, |x| apply(x, &mut [], &mut [])),
             }
         });
     });
@@ -232,7 +234,7 @@ fn blocks(
     let Some(dweight) = dweight else {
         let each = |(i, dx): (usize, &mut [f32])| task((i, (dx, &mut [])));
         if large {
-            dx.par_chunks_mut(block * cols).enumerate().for_each(each);
+            team::each(dx.chunks_mut(block * cols).enumerate(), each);
         } else {
             dx.chunks_mut(block * cols).enumerate().for_each(each);
         }
@@ -242,10 +244,8 @@ fn blocks(
     with_scratch(len, |partials| {
         partials.fill(0.0);
         if large {
-            let pairs = dx
-                .par_chunks_mut(block * cols)
-                .zip(partials.par_chunks_mut(cols));
-            pairs.enumerate().for_each(&task);
+            let pairs = dx.chunks_mut(block * cols).zip(partials.chunks_mut(cols));
+            team::each(pairs.enumerate(), &task);
         } else {
             dx.chunks_mut(block * cols)
                 .zip(partials.chunks_mut(cols))
@@ -517,11 +517,7 @@ mod tests {
             let (mut y, mut inv) = (vec![0.0; rows * cols], vec![0.0; rows]);
             let (mut dx, mut dw) = (vec![0.0; rows * cols], vec![0.0; cols]);
             let (mut z, mut mean, mut inv_std) = (x.clone(), vec![0.0; rows], vec![0.0; rows]);
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
-            pool.install(|| {
+            team::Team::new(threads).unwrap().run(|| {
                 let input = of(&x, cols, Some(&w));
                 rms_norm(input, 1e-6, &mut y, &mut inv).unwrap();
                 rms_norm_backward(input, &inv, &dy, false, &mut dx, Some(&mut dw)).unwrap();

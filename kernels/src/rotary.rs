@@ -13,8 +13,8 @@
 
 use crate::isa::Isa;
 use crate::simd::madd;
+use crate::team;
 use crate::{Heads, KernelError, Result, check_dim, check_len, is_large, product};
-use rayon::prelude::*;
 
 /// Cosines and sines by position.
 #[derive(Clone, Copy, Debug)]
@@ -155,10 +155,9 @@ fn run(
     let positions = to.batch * to.seq;
     if is_large(to.vectors() * to.dim) {
         let least = crate::rows_per_task(to.heads * to.dim);
-        (0..positions)
-            .into_par_iter()
-            .with_min_len(least)
-            .for_each(position);
+        team::range(positions.div_ceil(least), |part| {
+            (part * least..positions.min((part + 1) * least)).for_each(position);
+        });
     } else {
         (0..positions).for_each(position);
     }

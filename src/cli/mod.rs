@@ -54,7 +54,6 @@ pub use door::command;
 pub fn main() -> ExitCode {
     faults::watch();
     interrupt::watch();
-    crate::runtime::bound_threads();
     let work = std::panic::AssertUnwindSafe(run);
     std::panic::catch_unwind(work).unwrap_or_else(|_| faults::end())
 }

@@ -543,9 +543,10 @@ impl Run {
         let adapted = &subject.adapted;
         let graph = adapted.model.clone();
         let compiled = || Trainer::new(graph, &loss, training.clone(), model.mode(), &options);
-        let trainer = match job.dry_run {
-            true => compiled()?,
-            false => with_finite_weights(adapted, compiled)?,
+        let trainer = if job.dry_run {
+            compiled()?
+        } else {
+            with_finite_weights(adapted, compiled)?
         };
         let names = trainer.store().trained().join(", ");
         let count = trainer.trainable();

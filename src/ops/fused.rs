@@ -5,8 +5,8 @@
 //! | `RMSNormalization{epsilon}` | `x[..., d]`, `w[d]` → `y`, `inv_rms[...]` | `y = x · inv_rms · w`, `inv_rms = 1/√(mean(x²) + ε)` over the last axis |
 //! | `RMSNormalizationGrad` | `x`, `w`, `inv_rms`, `g` → `dx`, `dw` | gradients of the first output |
 //! | `RotaryEmbedding{inverse}` | `x[b, h, s, d]`, `cos`, `sin` (`[b or 1, 1, s, d]`) → `y` | `x·cos + rot(x)·sin`, `rot([a, b]) = [-b, a]`; with `inverse = 1` the adjoint `x·cos − rot(x·sin)` |
-//! | `Attention{scale}` | `q[b, h, s, e]`, `k[b, h', t, e]`, `v[b, h', t, e']`, `mask?` → `y[b, h, s, e']`, `lse[b, h, s]` | `softmax(scale·q·kᵀ + mask)·v`; query head `i` reads key head `i / (h/h')`; `lse` is the row log-sum-exp |
-//! | `AttentionGrad{scale}` | `q`, `k`, `v`, `mask?`, `y`, `lse`, `g` → `dq`, `dk`, `dv` | gradients of the first output |
+//! | `Attention{scale}` | `q[b, h, s, e]`, `k[b, h', t, e]`, `v[b, h', t, e']`, `mask?`, `tokens?[1, n]` → `y[b, h, s, e']`, `lse[b, h, s]` | `softmax(scale·q·kᵀ + mask)·v`; query head `i` reads key head `i / (h/h')`; `lse` is the row log-sum-exp; with `tokens` ([`TokenIndices`](super)), queries elsewhere give zeros |
+//! | `AttentionGrad{scale}` | `q`, `k`, `v`, `mask?`, `y`, `lse`, `g`, `tokens?` → `dq`, `dk`, `dv` | gradients of the first output |
 //! | `LayerNormalization{epsilon}` | `x[..., d]`, `w[d]`, `b[d]?` → `y` | that of ONNX over the last axis |
 //! | `LayerNormalizationGrad{epsilon}` | `x`, `w`, `g` → `dx` | its gradient by `x` |
 //! | `Gelu{approximate}`, `GeluGrad` | `x` → `y`; `x`, `g` → `dx` | that of ONNX: `none` is `x·Φ(x)`, `tanh` its approximation |
@@ -25,8 +25,8 @@ pub(super) const OPS: &[OpDef] = &[
     own("RMSNormalization", 2..=2, 1..=2, infer_rms).gradient(grad_rms),
     own("RMSNormalizationGrad", 4..=4, 1..=2, |cx| like(cx, &[0, 1])),
     own("RotaryEmbedding", 3..=3, 1..=1, same_as_input).gradient(grad_rotary),
-    own("Attention", 3..=4, 1..=2, infer_attention).gradient(grad_attention),
-    own("AttentionGrad", 7..=7, 1..=3, |cx| like(cx, &[0, 1, 2])),
+    own("Attention", 3..=5, 1..=2, infer_attention).gradient(grad_attention),
+    own("AttentionGrad", 7..=8, 1..=3, |cx| like(cx, &[0, 1, 2])),
     own("LayerNormalization", 2..=3, 1..=1, same_as_input).gradient(grad_layer_norm),
     own("LayerNormalizationGrad", 3..=3, 1..=1, same_as_input),
     own("Gelu", 1..=1, 1..=1, same_as_input).gradient(grad_gelu),
@@ -133,11 +133,11 @@ fn grad_rotary(cx: &mut GradCx<'_>) -> Differentiated {
 }
 
 fn grad_attention(cx: &mut GradCx<'_>) -> Differentiated {
-    frozen(cx, &[3])?;
+    frozen(cx, &[3, 4])?;
     let scale = cx.node().float("scale", 1.0);
     let mask = cx.input(3).ok();
     let (q, k, v) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
-    let ins = [
+    let mut ins = vec![
         Some(q),
         Some(k),
         Some(v),
@@ -146,6 +146,7 @@ fn grad_attention(cx: &mut GradCx<'_>) -> Differentiated {
         Some(cx.output(1)?),
         Some(cx.grad()?),
     ];
+    ins.extend(cx.input(4).ok().map(Some));
     let outs =
         cx.b.node_n(graft("AttentionGrad"), &ins, &[("scale", scale.into())], 3);
     for (slot, out) in outs

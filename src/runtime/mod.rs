@@ -27,7 +27,8 @@ mod walk;
 pub(crate) use device::named;
 pub use device::{Device, Precision, device};
 pub(crate) use past::caches;
-pub(crate) use plan::bound_threads;
+#[cfg(feature = "train")]
+pub(crate) use plan::team;
 pub use plan::{CompileOptions, FeedSpec, Feeds, Outputs, Plan};
 
 pub(crate) use onnx_graft_kernels::adamw;

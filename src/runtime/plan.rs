@@ -14,6 +14,7 @@ use crate::infer::Verified;
 use crate::ir::{DType, Dim, Type, TypeKind, contract};
 use indexmap::IndexMap;
 use onnx_graft_kernels::pool::Pool;
+use onnx_graft_kernels::team::Team;
 use rustc_hash::FxHashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -173,7 +174,7 @@ pub struct Plan {
     device: candle_core::Device,
     pool: Arc<Pool>,
     precision: onnx_graft_kernels::gemm::Precision,
-    threads: Option<rayon::ThreadPool>,
+    team: Arc<Team>,
 }
 
 impl fmt::Debug for Plan {
@@ -293,7 +294,7 @@ impl Plan {
             device,
             pool,
             precision: options.precision.of_kernels(),
-            threads: threads(options.threads)?,
+            team: team(options.threads)?,
         })
     }
 
@@ -340,12 +341,10 @@ impl Plan {
                 .collect::<Result<Vec<Value>, _>>()
                 .map_err(|e| Diagnostic::error("run-output", e.to_string()))
         };
-        let values = match &self.threads {
-            Some(t) => t.install(work),
-            // On a thread of the pool: from any other one, each node's tasks would be handed over and waited for.
-            None => rayon::scope(|_| work()),
-        }
-        .map_err(|d| Error::new(ErrorKind::Run, d))?;
+        let values = self
+            .team
+            .run(work)
+            .map_err(|d| Error::new(ErrorKind::Run, d))?;
         let values = values.into_iter().map(Tensor);
         Ok(self.outputs.iter().cloned().zip(values).collect())
     }
@@ -419,37 +418,27 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Starts the threads that all work shares, where the environment asks for more of them than are of use: the pool itself would believe
-/// it. For a program, before its first work.
-pub(crate) fn bound_threads() {
-    let asked = std::env::var("RAYON_NUM_THREADS").ok();
-    let asked = asked.and_then(|n| n.parse::<usize>().ok());
-    let most = cores().saturating_mul(THREADS_PER_CORE);
-    if asked.is_some_and(|n| n > most) {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(most);
-        // It is there already, or there is no room: the first work says so.
-        let _ = pool.build_global();
-    }
-}
-
-fn threads(n: Option<usize>) -> Result<Option<rayon::ThreadPool>> {
+/// The team of this many threads, or of one for each core. As programs on rayon do, it minds `RAYON_NUM_THREADS`.
+pub(crate) fn team(asked: Option<usize>) -> Result<Arc<Team>> {
     let cores = cores();
     let most = cores.saturating_mul(THREADS_PER_CORE);
     let refused = |n: usize, why: String, help: String| {
         let d = Diagnostic::error("threads", format!("{n} threads: {why}"));
         Error::new(ErrorKind::Compile, d.help(help))
     };
-    let n = match n {
+    let threads = match asked {
         Some(n) if n > most => {
             let help = format!("give at most {most}, or none for one each");
             return Err(refused(n, format!("this machine has {cores} cores"), help));
         }
+        Some(0) | None => {
+            let usual = std::env::var("RAYON_NUM_THREADS").ok();
+            let usual = usual.and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+            usual.unwrap_or(cores).min(most)
+        }
         Some(n) => n,
-        None => return Ok(None),
     };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build();
-    pool.map(Some)
-        .map_err(|e| refused(n, e.to_string(), "give fewer".into()))
+    Team::of(threads).map_err(|e| refused(threads, e.to_string(), "give fewer".into()))
 }
 
 /// Checks a fed value against its declared type, and that one name of a size means one size.

@@ -1,7 +1,7 @@
 //! Strided views, and loops over them with broadcasting: axes are collapsed once, rows are handed to the threads.
 
 use super::fault::{Fault, KResult};
-use rayon::prelude::*;
+use onnx_graft_kernels::team;
 use std::borrow::Cow;
 
 /// A strided view of elements.
@@ -145,9 +145,9 @@ impl<const N: usize> Walk<N> {
         if out.len() <= 2 * TASK {
             piece(0, out);
         } else {
-            out.par_chunks_mut(TASK)
-                .enumerate()
-                .for_each(|(i, o)| piece(i * TASK, o));
+            team::each(out.chunks_mut(TASK).enumerate(), |(i, o)| {
+                piece(i * TASK, o);
+            });
         }
     }
 }
@@ -192,8 +192,11 @@ pub(crate) fn map_in_place<T: Copy + Send>(x: &mut [T], f: impl Fn(T) -> T + Syn
             *x = f(*x);
         }
     } else {
-        x.par_chunks_mut(TASK)
-            .for_each(|c| c.iter_mut().for_each(|x| *x = f(*x)));
+        team::each(x.chunks_mut(TASK), |part| {
+            for x in part {
+                *x = f(*x);
+            }
+        });
     }
 }
 
@@ -302,11 +305,9 @@ pub(crate) fn rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut 
         return;
     }
     let block = (TASK / width).max(1);
-    out.par_chunks_mut(width * block)
-        .enumerate()
-        .for_each(|(i, rows)| {
-            rows.chunks_mut(width)
-                .enumerate()
-                .for_each(|(j, r)| f(i * block + j, r));
-        });
+    team::each(out.chunks_mut(width * block).enumerate(), |(i, rows)| {
+        rows.chunks_mut(width)
+            .enumerate()
+            .for_each(|(j, r)| f(i * block + j, r));
+    });
 }

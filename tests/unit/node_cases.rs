@@ -10,7 +10,7 @@ use onnx_graft::ir::{DType, Model, Type, TypeKind};
 use onnx_graft::onnx;
 use onnx_graft::runtime::value::{Value, Weight};
 use onnx_graft::runtime::{CompileOptions, Feeds, Plan};
-use rayon::prelude::*;
+use onnx_graft_kernels::team::{Team, map};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -221,13 +221,13 @@ fn packed() -> BTreeMap<String, Files> {
 fn node_cases_of_the_onnx_project_pass() {
     let all = std::env::var_os("ONNX_NODE_CASES");
     let cases = all.as_ref().map_or_else(packed, |f| unpacked(Path::new(f)));
-    let judged: Vec<(String, String, Verdict)> = cases
-        .into_par_iter()
-        .map(|(name, files)| {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let judged: Vec<(String, String, Verdict)> = Team::new(cores).unwrap().run(|| {
+        map(cases, |(name, files)| {
             let (op, verdict) = judge(&name, &files);
             (name, op, verdict)
         })
-        .collect();
+    });
     let mut failed: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let (mut passed, mut foreign) = (0, 0);
     for (name, op, verdict) in &judged {

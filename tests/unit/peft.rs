@@ -19,8 +19,9 @@ use onnx_graft::train::parse_loss;
 use onnx_graft::{Attach, api};
 use std::path::Path;
 
-/// Logits are of order 1 to 10: rounding of two layers of f32. Gradients relative to the largest of their tensor.
-const OUTPUT: f32 = 2e-5;
+/// Logits are of order 1 to 10: rounding of two layers of f32, whose sums go in another order on each unit (T5, which scales no scores,
+/// is the furthest: 2.3e-5 with AVX2). Gradients relative to the largest of their tensor.
+const OUTPUT: f32 = 4e-5;
 const GRADIENT: f32 = 1e-4;
 /// T5 does not scale its scores: gradients of its keys are small differences of large numbers, and PEFT's own are of f32.
 const GRADIENT_OF_T5: f32 = 1e-3;

@@ -21,8 +21,8 @@ use crate::gemm::raw::{RawA, RawB, RawC};
 use crate::isa::Isa;
 use crate::scratch::with_scratch;
 use crate::softmax::{dot_row, exp_row, softmax_row_on};
+use crate::team;
 use crate::{DType, Heads, KernelError, Result, check_dim, check_len, product};
-use rayon::prelude::*;
 use std::ops::Range;
 
 mod spans;
@@ -67,6 +67,8 @@ pub struct Attention<'a> {
     pub causal: Option<usize>,
     /// Further restriction.
     pub mask: Option<Mask<'a>>,
+    /// Queries of each batch entry that count, from its first one on; the others, which are padding, give zeros.
+    pub live: Option<&'a [usize]>,
 }
 
 /// Operands of the backward pass. All gradients are overwritten and have the layout of what they are the gradient of.
@@ -112,13 +114,12 @@ fn forward_on(
     };
     let spans = Spans::new(spec);
     // The rows of `lse` that belong to one key head are consecutive.
-    lse.par_chunks_mut(group * seq)
-        .enumerate()
-        .for_each(|(task, lse)| {
-            let (batch, kv) = (task / spec.k.heads, task % spec.k.heads);
-            // SAFETY: the views were checked; heads of different tasks do not overlap.
-            unsafe { forward_task(isa, spec, &spans, (batch, kv), (q, k, v), out, lse) };
-        });
+    let heads = lse.chunks_mut(group * seq).enumerate();
+    team::each(heads, |(task, lse)| {
+        let (batch, kv) = (task / spec.k.heads, task % spec.k.heads);
+        // SAFETY: the views were checked; heads of different tasks do not overlap.
+        unsafe { forward_task(isa, spec, &spans, (batch, kv), (q, k, v), out, lse) };
+    });
     Ok(())
 }
 
@@ -163,13 +164,11 @@ fn backward_on(
     let AttentionGrads { dq, dk, dv } = grads;
     let grads = [raw(dq, spec.q), raw(dk, spec.k), raw(dv, spec.v)];
     let spans = Spans::new(spec);
-    (0..spec.k.batch * spec.k.heads)
-        .into_par_iter()
-        .for_each(|task| {
-            let (batch, kv) = (task / spec.k.heads, task % spec.k.heads);
-            // SAFETY: the views were checked; heads of different tasks do not overlap.
-            unsafe { backward_task(isa, spec, &spans, (batch, kv), saved, grads) };
-        });
+    team::range(spec.k.batch * spec.k.heads, |task| {
+        let (batch, kv) = (task / spec.k.heads, task % spec.k.heads);
+        // SAFETY: the views were checked; heads of different tasks do not overlap.
+        unsafe { backward_task(isa, spec, &spans, (batch, kv), saved, grads) };
+    });
     Ok(())
 }
 
@@ -212,6 +211,9 @@ impl Attention<'_> {
             lse,
             product("row statistics", &full[..3])?,
         )?;
+        if let Some(live) = self.live {
+            check_len("numbers of queries", live.len(), self.q.batch)?;
+        }
         let Some(mask) = self.mask else { return Ok(()) };
         for (dim, full) in mask.dims.into_iter().zip(full) {
             if dim != 1 && dim != full {
@@ -232,6 +234,11 @@ impl Attention<'_> {
     /// Rows of a block: whole register tiles, few enough scores.
     fn rows(&self) -> usize {
         (SCORES / self.k.seq.max(1)).clamp(12, ROWS) / 12 * 12
+    }
+
+    /// Queries of a batch entry that count.
+    fn live(&self, batch: usize) -> usize {
+        self.live.map_or(self.q.seq, |l| l[batch].min(self.q.seq))
     }
 
     /// Keys that query `row` may see by the causal rule.
@@ -331,8 +338,10 @@ unsafe fn forward_task(
     out: RawC,
     lse: &mut [f32],
 ) {
-    let (keys, dim, value_dim) = (spec.k.seq, spec.q.dim, spec.v.dim);
-    let rows = spec.rows();
+    let (dim, value_dim) = (spec.q.dim, spec.v.dim);
+    let heads = kv * spec.group()..(kv + 1) * spec.group();
+    let keys = spans.reach_of(batch, heads);
+    let (rows, live) = (spec.rows(), spec.live(batch));
     let sizes = [
         packed_len(dim, keys),
         packed_len(keys, value_dim),
@@ -363,7 +372,10 @@ unsafe fn forward_task(
         };
         for (h, lse) in lse.chunks_exact_mut(spec.q.seq).enumerate() {
             let head = kv * spec.group() + h;
-            for (block, lse) in lse.chunks_mut(rows).enumerate() {
+            let at = (batch, live, head);
+            // SAFETY: the rows of `out` from `live` on exist, and belong to this task.
+            unsafe { zero(result(spec.out, out, at), spec.q.seq - live, value_dim) };
+            for (block, lse) in lse[..live].chunks_mut(rows).enumerate() {
                 let (r0, m) = (block * rows, lse.len());
                 let seen = spans.of(batch, head, block);
                 let width = clipped(seen, keys);
@@ -463,12 +475,18 @@ unsafe fn backward_task(
     saved: Saved<'_>,
     grads: [RawC; 3],
 ) {
-    let (keys, dim, value_dim) = (spec.k.seq, spec.q.dim, spec.v.dim);
-    let (rows, head0) = (spec.rows(), (batch, 0, kv));
+    let (dim, value_dim) = (spec.q.dim, spec.v.dim);
+    let heads = kv * spec.group()..(kv + 1) * spec.group();
+    let keys = spans.reach_of(batch, heads.clone());
+    let (rows, head0, live) = (spec.rows(), (batch, 0, kv), spec.live(batch));
     // SAFETY: these heads belong to this task.
     unsafe {
-        zero(result(spec.k, grads[1], head0), keys, dim);
-        zero(result(spec.v, grads[2], head0), keys, value_dim);
+        zero(result(spec.k, grads[1], head0), spec.k.seq, dim);
+        zero(result(spec.v, grads[2], head0), spec.k.seq, value_dim);
+        for head in heads.clone() {
+            let padding = result(spec.q, grads[0], (batch, live, head));
+            zero(padding, spec.q.seq - live, dim);
+        }
     }
     let sizes = [
         packed_len(dim, keys),
@@ -498,12 +516,13 @@ unsafe fn backward_task(
                 ),
             }
         };
-        for head in kv * spec.group()..(kv + 1) * spec.group() {
-            for (block, r0) in (0..spec.q.seq).step_by(rows).enumerate() {
+        for head in heads {
+            for (block, r0) in (0..live).step_by(rows).enumerate() {
                 let at = Block {
                     first: (batch, r0, head),
-                    rows: rows.min(spec.q.seq - r0),
+                    rows: rows.min(live - r0),
                     kv,
+                    keys,
                     seen: spans.of(batch, head, block),
                 };
                 // SAFETY: these rows belong to the heads that the caller vouches for.
@@ -520,6 +539,8 @@ struct Block<'a> {
     rows: usize,
     /// The head of the keys.
     kv: usize,
+    /// Keys that any block of these heads sees.
+    keys: usize,
     /// Keys that some row sees.
     seen: &'a [Range<usize>],
 }
@@ -540,10 +561,11 @@ unsafe fn backward_block(
         first: at,
         rows: m,
         kv,
+        keys,
         seen,
     } = *block;
     let (batch, r0, head) = at;
-    let (keys, dim, value_dim) = (spec.k.seq, spec.q.dim, spec.v.dim);
+    let (dim, value_dim) = (spec.q.dim, spec.v.dim);
     let width = clipped(seen, keys);
     let sizes = [
         m * keys,

@@ -2,11 +2,11 @@
 //!
 //! A key is hidden from a row by a mask value of 0, or by an added value so low that its probability is exactly zero beside any other key.
 //! Keys that are hidden from all rows of a block are left out, in whole panels. A row from which all keys are hidden by added values still
-//! has probabilities, those of the scores alone, so its block needs every key.
+//! has probabilities, those of the scores alone, so its block needs every key. The last span ends with the last key that is needed.
 
 use super::{Attention, Mask, MaskData};
 use crate::gemm::block::PANEL;
-use rayon::prelude::*;
+use crate::team;
 use std::ops::Range;
 
 /// Added values from here on hide a key: far below what scores are, and so far that differences between values there are as well.
@@ -26,19 +26,28 @@ impl Spans {
         let (rows, seq) = (spec.rows(), spec.q.seq);
         let blocks = seq.div_ceil(rows);
         let planes = spec.mask.map_or([1, 1], |m| [m.dims[0], m.dims[1]]);
-        let list = (0..planes[0] * planes[1] * blocks)
-            .into_par_iter()
-            .map(|i| {
-                let (plane, first) = (i / blocks, i % blocks * rows);
-                let at = (plane / planes[1], plane % planes[1]);
-                needed(spec, at, first..(first + rows).min(seq))
-            })
-            .collect();
+        let list = team::map(0..planes[0] * planes[1] * blocks, |i| {
+            let (plane, first) = (i / blocks, i % blocks * rows);
+            let at = (plane / planes[1], plane % planes[1]);
+            let live = if planes[0] == 1 { seq } else { spec.live(at.0) };
+            let rows = first..(first + rows).min(live);
+            if rows.is_empty() {
+                return Vec::new();
+            }
+            needed(spec, at, rows)
+        });
         Spans {
             planes,
             blocks,
             list,
         }
+    }
+
+    /// Where the last key ends that some block of these heads needs.
+    pub(super) fn reach_of(&self, batch: usize, heads: Range<usize>) -> usize {
+        let blocks = heads.flat_map(|head| (0..self.blocks).map(move |block| (head, block)));
+        let ends = blocks.filter_map(|(head, block)| self.of(batch, head, block).last());
+        ends.map(|keys| keys.end).max().unwrap_or(0)
     }
 
     /// The keys that a block of rows needs.
@@ -75,9 +84,12 @@ fn needed(
         return all();
     };
     let mut panels = vec![false; seen.div_ceil(PANEL)];
+    let mut end = 0;
     for row in rows {
         let (start, visible) = (mask.row(batch, head, row), spec.visible(row));
         let mut any = visible == 0;
+        let shown = |key: &usize| !mask.hides(start + key..start + key + 1);
+        end = (end..visible).rev().find(shown).map_or(end, |key| key + 1);
         for (i, panel) in panels.iter_mut().enumerate() {
             let keys = i * PANEL..((i + 1) * PANEL).min(visible);
             if keys.is_empty() {
@@ -94,7 +106,7 @@ fn needed(
     }
     let mut out: Vec<Range<usize>> = Vec::new();
     for (i, _) in panels.iter().enumerate().filter(|(_, needed)| **needed) {
-        let (from, to) = (i * PANEL, ((i + 1) * PANEL).min(seen));
+        let (from, to) = (i * PANEL, ((i + 1) * PANEL).min(end));
         match out.last_mut().filter(|last| last.end == from) {
             Some(last) => last.end = to,
             None => out.push(from..to),

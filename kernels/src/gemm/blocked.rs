@@ -10,8 +10,8 @@ use super::skinny::skinny;
 use super::unit::{Block, LINES, ROWS, Unit};
 use crate::DType;
 use crate::scratch::with_scratch;
+use crate::team;
 use crate::widen::widen_all;
-use rayon::prelude::*;
 
 /// Packed elements of A kept at once.
 const A_KEPT: usize = 1 << 21;
@@ -91,12 +91,10 @@ unsafe fn narrow<U: Unit>(
             }
         };
         if parallel {
-            let step = m
-                .div_ceil(4 * rayon::current_num_threads())
-                .next_multiple_of(ROWS);
-            (0..m.div_ceil(step))
-                .into_par_iter()
-                .for_each(|p| task(p * step, step.min(m - p * step)));
+            let step = m.div_ceil(4 * team::threads()).next_multiple_of(ROWS);
+            team::range(m.div_ceil(step), |p| {
+                task(p * step, step.min(m - p * step));
+            });
         } else {
             task(0, m);
         }
@@ -267,7 +265,7 @@ unsafe fn pack_left<U: Unit>(terms: &[RawTerm], rows: usize, packed: &mut [f32],
         }
     };
     if parallel && packed.len() >= 1 << 16 {
-        (0..panels).into_par_iter().with_min_len(4).for_each(pack);
+        team::range(panels, pack);
     } else {
         (0..panels).for_each(pack);
     }
@@ -320,7 +318,7 @@ unsafe fn multiply_packed<U: Unit>(
     };
     let tasks = n.div_ceil(nc) * splits;
     if parallel && tasks > 1 {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+        team::range(tasks, task);
     } else {
         (0..tasks).for_each(task);
     }
@@ -332,7 +330,7 @@ fn partition<U: Unit>(panels: usize, n: usize, parallel: bool) -> (usize, usize)
     if !parallel {
         return (n.next_multiple_of(U::NR).min(WIDEST), 1);
     }
-    let wanted = 3 * rayon::current_num_threads();
+    let wanted = 3 * team::threads();
     let nc = n
         .div_ceil(wanted)
         .next_multiple_of(U::NR)

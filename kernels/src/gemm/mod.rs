@@ -37,6 +37,7 @@ pub use matrix::{Mat, MatMut, Rhs, Term, WeightRef};
 
 use crate::Result;
 use crate::isa::Isa;
+use crate::team;
 use block::SERIAL_OPS;
 use raw::{RawC, RawTerm};
 
@@ -117,7 +118,7 @@ unsafe fn run(isa: Isa, terms: &[RawTerm], m: usize, n: usize, c: RawC, accumula
         return;
     }
     let depth: usize = terms.iter().map(|term| term.k).sum();
-    let parallel = 2 * m * n * depth >= SERIAL_OPS && rayon::current_num_threads() > 1;
+    let parallel = 2 * m * n * depth >= SERIAL_OPS && team::threads() > 1;
     #[cfg(target_arch = "x86_64")]
     {
         use crate::isa::Level;

@@ -4,6 +4,7 @@
 use super::raw::{RawA, RawB, RawC, RawTerm};
 use crate::DType;
 use crate::scratch::with_scratch;
+use crate::team;
 use crate::widen::widen_all;
 
 /// Elements of a 16-bit weight that are widened at once.
@@ -91,11 +92,21 @@ pub(super) unsafe fn crate_gemm(
     accumulate: bool,
     parallel: bool,
 ) {
-    let threads = if parallel {
-        gemm::Parallelism::Rayon(0)
-    } else {
-        gemm::Parallelism::None
-    };
+    if parallel {
+        // Whole vectors of columns: where they are cut changes no sum.
+        let step = n.div_ceil(team::threads()).next_multiple_of(64);
+        team::range(n.div_ceil(step), |part| {
+            let (from, c) = (part * step, { c });
+            let c = RawC {
+                ptr: c.ptr.wrapping_add(from),
+                ld: c.ld,
+            };
+            let shape = (m, step.min(n - from), k);
+            // SAFETY: some columns of B and of C; tasks write disjoint ones.
+            unsafe { crate_gemm(shape, alpha, a, b.columns_from(from), c, accumulate, false) };
+        });
+        return;
+    }
     // SAFETY: pointers and strides describe the elements of the views, for which the caller vouches.
     unsafe {
         gemm::gemm::<f32>(
@@ -117,7 +128,7 @@ pub(super) unsafe fn crate_gemm(
             false,
             false,
             false,
-            threads,
+            gemm::Parallelism::None,
         );
     }
 }

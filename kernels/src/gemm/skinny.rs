@@ -9,8 +9,8 @@ use super::unit::{LINES, ROWS, Unit};
 use crate::DType;
 use crate::isa::Isa;
 use crate::scratch::with_scratch;
+use crate::team;
 use crate::widen::widen_all;
-use rayon::prelude::*;
 
 /// Stored elements below which such a product stays on one thread.
 const SERIAL: usize = 1 << 18;
@@ -52,14 +52,15 @@ pub(super) unsafe fn skinny<U: Unit>(term: RawTerm, m: usize, n: usize, c: RawC,
                 }
             }
         };
-        let threads = rayon::current_num_threads();
+        let threads = team::threads();
         if n * k < SERIAL || threads == 1 {
             task(0, n);
             return;
         }
         let step = n.div_ceil(4 * threads).next_multiple_of(LEAST);
-        let parts = (0..n.div_ceil(step)).into_par_iter().with_max_len(1);
-        parts.for_each(|p| task(p * step, step.min(n - p * step)));
+        team::range(n.div_ceil(step), |p| {
+            task(p * step, step.min(n - p * step));
+        });
     });
 }
 

@@ -175,12 +175,8 @@ fn large_enough_for_threads_gives_the_bits_of_one() {
     let (m, n, k) = (60, 300, 70);
     let (a, b) = (values(m * k, 1), values(k * n, 2));
     let product = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
         let mut c = vec![0.0; m * n];
-        pool.install(|| {
+        crate::team::Team::new(threads).unwrap().run(|| {
             let term = Term::new(Mat::new(&a, m, k).unwrap(), Mat::new(&b, k, n).unwrap());
             gemm(
                 Precision::F32,

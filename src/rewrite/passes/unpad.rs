@@ -133,6 +133,8 @@ struct Found {
     inside: FxHashSet<NodeId>,
     /// Everything that they make.
     behind: Vec<ValueId>,
+    /// Attentions whose queries stand at positions.
+    attentions: Vec<NodeId>,
 }
 
 /// A graph and the sizes of its batch.
@@ -168,11 +170,12 @@ impl Found {
             anew: Vec::new(),
             inside: FxHashSet::default(),
             behind: Vec::new(),
+            attentions: Vec::new(),
         };
         found.borders(&search, &order, &inside);
         let free = |v: &ValueId| free_outputs || !g.is_output(*v);
-        let unseen = search.unseen(&order, &inside, &found)?;
-        found.inside = inside;
+        let (unseen, attentions) = search.unseen(&order, &inside, &found)?;
+        (found.inside, found.attentions) = (inside, attentions);
         unseen.iter().all(free).then_some(found)
     }
 
@@ -334,10 +337,11 @@ impl Found {
         patch.forget(self.behind);
         patch.import(DOMAIN, 1);
         let applied = cx.commit(patch)?;
-        if again.is_empty() {
-            return Ok(());
+        let mut patch = cx.patch("what works on places knows which are tokens", None);
+        let tokens = applied.value(tokens);
+        for &n in &self.attentions {
+            on_tokens(&mut patch, &cx.model().graph, n, tokens);
         }
-        let mut patch = cx.patch("what reads an output reads its tokens", None);
         for (whole, own, uses) in again {
             patch.redirect(
                 applied.value(whole),
@@ -348,6 +352,26 @@ impl Found {
         cx.commit(patch)?;
         Ok(())
     }
+}
+
+/// Tells an `Attention` which of its queries are tokens.
+fn on_tokens(patch: &mut Patch, g: &Graph, n: NodeId, tokens: ValueId) {
+    let b = patch.builder();
+    b.set_spot(Some(Spot::Behind(n)));
+    let node = g.node(n);
+    let inputs = g.node_inputs(n).into_iter();
+    let mut inputs: Vec<Option<Val>> = inputs.map(|v| v.map(Val::from)).collect();
+    inputs.resize(4, None);
+    inputs.push(Some(tokens.into()));
+    let attrs: Vec<(&str, Attr)> = node.attrs.iter().map(|(k, a)| (&**k, a.clone())).collect();
+    let outputs = g.node_outputs(n);
+    let made = b.node_n(node.op.clone(), &inputs, &attrs, outputs.len());
+    for (old, new) in outputs.into_iter().zip(made) {
+        if let Some(old) = old {
+            patch.redirect(old, new, Uses::All);
+        }
+    }
+    patch.remove_node(n);
 }
 
 /// A `Dropout` that draws for each token what it drew for its place in the batch.
@@ -512,14 +536,15 @@ impl Search<'_> {
         }
     }
 
-    /// The values that have something else at padding, if no more than that changes.
+    /// The values that have something else at padding, if no more than that changes; and the attentions that read such queries.
     fn unseen(
         &self,
         order: &[NodeId],
         inside: &FxHashSet<NodeId>,
         found: &Found,
-    ) -> Option<FxHashSet<ValueId>> {
+    ) -> Option<(FxHashSet<ValueId>, Vec<NodeId>)> {
         let (view, g) = (&self.view, self.view.graph);
+        let mut attentions = Vec::new();
         // What says where padding is, without being computed from hidden states; and whether it is zero there.
         let mut tells: FxHashMap<ValueId, bool> = FxHashMap::from_iter([(found.mask, true)]);
         tells.extend(g.find(contract::LABELS).map(|v| (v, false)));
@@ -583,6 +608,11 @@ impl Search<'_> {
                     if has(3, &touched) || tell(3).is_none() {
                         return None;
                     }
+                    let places = ins[0].and_then(|q| view.dims(q));
+                    let places = places.filter(|d| d.len() == 4 && d[0] == self.batch[0]);
+                    if has(0, &padded) && places.is_some_and(|d| d[2] == self.batch[1]) {
+                        attentions.push(n);
+                    }
                     Effect::Stays
                 }
                 "MatMul" if has(0, &padded) && has(1, &padded) => {
@@ -637,7 +667,7 @@ impl Search<'_> {
                 touched.extend(made());
             }
         }
-        Some(touched)
+        Some((touched, attentions))
     }
 
     /// Whether the axis of positions is the last but one.

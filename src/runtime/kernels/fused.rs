@@ -223,7 +223,12 @@ struct AttentionCore {
 }
 
 impl AttentionCore {
-    fn spec<'a>(&self, [q, k, v]: [Heads; 3], mask: Option<Mask<'a>>) -> Attention<'a> {
+    fn spec<'a>(
+        &self,
+        [q, k, v]: [Heads; 3],
+        mask: Option<Mask<'a>>,
+        live: Option<&'a [usize]>,
+    ) -> Attention<'a> {
         Attention {
             q,
             k,
@@ -232,8 +237,26 @@ impl AttentionCore {
             scale: self.scale,
             causal: None,
             mask,
+            live,
         }
     }
+}
+
+/// How many queries of each batch entry count: those at `tokens`, which are the first ones of each.
+fn live(ins: &Ins, slot: usize, q: Heads) -> KResult<Option<Vec<usize>>> {
+    let Some(tokens) = ins.ints_opt(slot)? else {
+        return Ok(None);
+    };
+    let mut counts = vec![0; q.batch];
+    for token in tokens {
+        let at = super::size_of(token)?;
+        let count = counts.get_mut(at / q.seq.max(1));
+        match count.filter(|n| **n == at % q.seq.max(1)) {
+            Some(n) => *n += 1,
+            None => return Err(Fault(format!("token {at} is not behind those of its row"))),
+        }
+    }
+    Ok(Some(counts))
 }
 
 impl Kernel for AttentionCore {
@@ -246,9 +269,10 @@ impl Kernel for AttentionCore {
         let ((dq, hq), (dk, hk), (dv, hv)) = (layout(&rq)?, layout(&rk)?, layout(&rv)?);
         let out = by_position(hq, hv.dim);
         let rows = [hq.batch, hq.heads, hq.seq];
+        let live = live(&ins, 4, hq)?;
         let (mut y, mut lse) = (cx.alloc(size(out)?), cx.alloc(count(&rows)?));
         mask.with(|mask| {
-            let spec = self.spec([hq, hk, hv], mask);
+            let spec = self.spec([hq, hk, hv], mask, live.as_deref());
             Ok(attention::forward(&spec, dq, dk, dv, &mut y, &mut lse)?)
         })?;
         Ok(some([
@@ -271,6 +295,7 @@ impl Kernel for AttentionGrad {
         let (rq, rk, rv, ry, rg) = (q.read(), k.read(), v.read(), y.read(), g.read());
         let ((dq, hq), (dk, hk), (dv, hv)) = (layout(&rq)?, layout(&rk)?, layout(&rv)?);
         let ((dy, _), (dg, _)) = (layout(&ry)?, layout(&rg)?);
+        let live = live(&ins, 7, hq)?;
         let (mut gq, mut gk, mut gv) = (
             cx.alloc(size(hq)?),
             cx.alloc(size(hk)?),
@@ -282,7 +307,7 @@ impl Kernel for AttentionGrad {
             dv: &mut gv,
         };
         mask.with(|mask| {
-            let spec = self.0.spec([hq, hk, hv], mask);
+            let spec = self.0.spec([hq, hk, hv], mask, live.as_deref());
             Ok(attention::backward(
                 &spec,
                 (dq, dk, dv),

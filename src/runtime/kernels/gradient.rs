@@ -4,7 +4,7 @@ use super::gather::index_of;
 use super::{BuildCx, Cx, Entry, Ins, Kernel, OWN, Outs, axis_of, one, size_of};
 use crate::runtime::value::{Fault, Floats, KResult, Value};
 use crate::runtime::walk::{self, count, row_major};
-use rayon::prelude::*;
+use onnx_graft_kernels::team;
 
 /// `SumTo(x, shape)`: the adjoint of `Expand`.
 struct SumTo;
@@ -45,7 +45,7 @@ pub(crate) fn sum_to(cx: &Cx<'_>, x: Floats, want: &[usize]) -> KResult<Floats> 
     if !gone[first_kept..].contains(&true) && out.len() == width {
         // Leading axes: bias-like operands.
         let block = 512;
-        out.par_chunks_mut(block).enumerate().for_each(|(b, o)| {
+        team::each(out.chunks_mut(block).enumerate(), |(b, o)| {
             let mut sums = vec![0f64; o.len()];
             for r in 0..rows {
                 let part = &src[r * width + b * block..][..o.len()];
@@ -100,16 +100,15 @@ impl Kernel for GatherGrad {
         let mut out = cx.zeros(count(&dims)?);
         if inner > 0 && !at.is_empty() && len > 0 {
             let block = at.len() * inner;
-            out.par_chunks_mut(len * inner)
-                .zip(src.par_chunks(block))
-                .for_each(|(o, g)| {
-                    for (&i, g) in at.iter().zip(g.chunks(inner)) {
-                        o[i * inner..(i + 1) * inner]
-                            .iter_mut()
-                            .zip(g)
-                            .for_each(|(o, g)| *o += g);
-                    }
-                });
+            walk::rows(&mut out, len * inner, |row, o| {
+                let g = src[row * block..(row + 1) * block].chunks(inner);
+                for (&i, g) in at.iter().zip(g) {
+                    o[i * inner..(i + 1) * inner]
+                        .iter_mut()
+                        .zip(g)
+                        .for_each(|(o, g)| *o += g);
+                }
+            });
         }
         cx.one(out, &dims, grad.dtype())
     }

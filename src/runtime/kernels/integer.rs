@@ -5,7 +5,7 @@ use super::{Cx, Entry, Ins, Kernel, Outs, one, plain, size_of};
 use crate::ir::DType;
 use crate::runtime::value::{Fault, Host, KResult, Value, Weight};
 use crate::runtime::walk::{self, count, row_major};
-use rayon::prelude::*;
+use onnx_graft_kernels::team;
 
 /// Bytes of an 8-bit operand, from the file where they are there.
 pub(super) enum Bytes {
@@ -138,7 +138,7 @@ impl Kernel for MatMulInteger {
         }
         let mut out = vec![0i64; batches * m * n];
         if n > 0 {
-            out.par_chunks_mut(n).enumerate().for_each(|(r, o)| {
+            team::each(out.chunks_mut(n).enumerate(), |(r, o)| {
                 let (i, r) = (r / m, r % m);
                 let (ia, ib) = (at(i, &sa), at(i, &sb));
                 let left = &x[(ia * m + r) * k..(ia * m + r + 1) * k];
@@ -215,7 +215,7 @@ impl Kernel for ConvInteger {
         let zx = zx[0] as i32;
         let mut out = vec![0i64; count(&dims)?];
         if area > 0 {
-            out.par_chunks_mut(area).enumerate().for_each(|(p, o)| {
+            team::each(out.chunks_mut(area).enumerate(), |(p, o)| {
                 let (b, f) = (p / filters, p % filters);
                 let first = f / (filters / groups) * per;
                 let z = zw.at(0, f, filters);

@@ -6,7 +6,7 @@ use crate::runtime::packed::Packed;
 use crate::runtime::value::{Fault, Floats, Host, KResult, Value, WeightBytes};
 use crate::runtime::walk::{self, count, row_major};
 use onnx_graft_kernels::gemm as product;
-use rayon::prelude::*;
+use onnx_graft_kernels::team;
 
 /// A strided matrix.
 #[derive(Clone, Copy, Debug)]
@@ -319,7 +319,7 @@ fn product(cx: &Cx<'_>, a: Value, b: Value, alpha: f32) -> KResult<Floats> {
         at
     };
     let batches = count(&batch)?;
-    let threads = batches < rayon::current_num_threads();
+    let threads = batches < team::threads();
     let job = |(i, o): (usize, &mut [f32])| {
         let left = last_two(va.data, &da, &va.strides, offset(i, &sa));
         let right = last_two(vb.data, &db, &vb.strides, offset(i, &sb));
@@ -329,7 +329,7 @@ fn product(cx: &Cx<'_>, a: Value, b: Value, alpha: f32) -> KResult<Floats> {
         if threads || batches * m * n * k < 64 * 64 * 64 {
             out.chunks_mut(m * n).enumerate().try_for_each(job)?;
         } else {
-            out.par_chunks_mut(m * n).enumerate().try_for_each(job)?;
+            team::try_each(out.chunks_mut(m * n).enumerate(), job)?;
         }
     }
     drop(ra);

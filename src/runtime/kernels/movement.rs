@@ -4,7 +4,6 @@ use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, axis_of, each_kind, one, plai
 use crate::ir::AttrValue;
 use crate::runtime::value::{Data, Fault, Host, KResult, Value};
 use crate::runtime::walk::{self, View, count, row_major};
-use rayon::prelude::*;
 
 struct Transpose(Option<Vec<i64>>);
 
@@ -68,17 +67,12 @@ pub(crate) fn pick(cx: &Cx<'_>, v: Value, axis: usize, index: &[usize]) -> KResu
     Ok(each_kind!(cx, v, &dims, |src, out| {
         if inner > 0 && !index.is_empty() {
             let block = index.len() * inner;
-            let job = |(o, out): (usize, &mut [_])| {
+            walk::rows(out, block, |o, out| {
                 for (piece, &i) in out.chunks_mut(inner).zip(index) {
                     let at = (o * len + i) * inner;
                     piece.copy_from_slice(&src[at..at + inner]);
                 }
-            };
-            if out.len() <= walk::TASK {
-                out.chunks_mut(block).enumerate().for_each(job);
-            } else {
-                out.par_chunks_mut(block).enumerate().for_each(job);
-            }
+            });
         }
     }))
 }
@@ -274,14 +268,9 @@ fn place(
         temp = t;
         &temp
     };
-    let job = |(o, row): (usize, &mut [f32])| {
+    walk::rows(out, width, |o, row| {
         row[at..at + w].copy_from_slice(&flat[o * w..(o + 1) * w]);
-    };
-    if flat.len() <= walk::TASK {
-        out.chunks_mut(width).enumerate().for_each(job);
-    } else {
-        out.par_chunks_mut(width).enumerate().for_each(job);
-    }
+    });
     Ok(())
 }
 

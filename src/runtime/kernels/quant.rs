@@ -7,7 +7,7 @@ use crate::ops::code_range;
 use crate::runtime::packed::{Code, Group, Numbers, Packed, Zeros};
 use crate::runtime::value::{Fault, Host, KResult, Value, Weight};
 use crate::runtime::walk::{self, count};
-use rayon::prelude::*;
+use onnx_graft_kernels::team;
 
 /// The range of a quantized type.
 fn range(dtype: DType) -> KResult<(f32, f32)> {
@@ -173,16 +173,14 @@ impl Kernel for Dequantize {
         }
         let x = x.ints()?;
         let mut out = cx.alloc(count(&dims)?);
-        out.par_chunks_mut(walk::TASK)
-            .zip(x.par_chunks(walk::TASK))
-            .enumerate()
-            .for_each(|(c, (out, x))| {
-                for (j, (o, &x)) in out.iter_mut().zip(x).enumerate() {
-                    let g = grid.at(c * walk::TASK + j);
-                    let z = zero.as_ref().map_or(0, |z| z[g]);
-                    *o = (x - z) as f32 * scales[g];
-                }
-            });
+        let parts = out.chunks_mut(walk::TASK).zip(x.chunks(walk::TASK));
+        team::each(parts.enumerate(), |(c, (out, x))| {
+            for (j, (o, &x)) in out.iter_mut().zip(x).enumerate() {
+                let g = grid.at(c * walk::TASK + j);
+                let z = zero.as_ref().map_or(0, |z| z[g]);
+                *o = (x - z) as f32 * scales[g];
+            }
+        });
         let to = if self.to == DType::Undefined {
             scale.dtype()
         } else {
@@ -252,13 +250,12 @@ impl Kernel for Dynamic {
         let scale = if scale == 0.0 { 1.0 } else { scale };
         let zero = (-lo / scale).round_ties_even().clamp(0.0, 255.0);
         let mut out = vec![0u8; src.len()];
-        out.par_chunks_mut(walk::TASK)
-            .zip(src.par_chunks(walk::TASK))
-            .for_each(|(o, x)| {
-                for (o, &x) in o.iter_mut().zip(x) {
-                    *o = ((x / scale).round_ties_even() + zero).clamp(0.0, 255.0) as u8;
-                }
-            });
+        let parts = out.chunks_mut(walk::TASK).zip(src.chunks(walk::TASK));
+        team::each(parts, |(o, x)| {
+            for (o, &x) in o.iter_mut().zip(x) {
+                *o = ((x / scale).round_ties_even() + zero).clamp(0.0, 255.0) as u8;
+            }
+        });
         let y = Host::new(DType::Uint8, dims, crate::runtime::value::Data::U8(out))?;
         let scale = cx.floats(vec![scale], &[], DType::Float)?;
         let zero = Host::from_ints(DType::Uint8, Vec::new(), vec![zero as i64])?;

@@ -4,7 +4,7 @@ use super::{BuildCx, Cx, Entry, Ins, Kernel, Outs, axis_of, one, plain};
 use crate::ir::DType;
 use crate::runtime::value::{Data, Fault, Host, KResult, Value, wrap_int};
 use crate::runtime::walk::{self, count, row_major};
-use rayon::prelude::*;
+use onnx_graft_kernels::team;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -196,10 +196,11 @@ impl Reduce {
                 out.iter_mut().enumerate().for_each(|(i, o)| *o = row(i));
             } else {
                 let least = (walk::TASK / n.max(1)).max(1);
-                out.par_iter_mut()
-                    .with_min_len(least)
-                    .enumerate()
-                    .for_each(|(i, o)| *o = row(i));
+                team::each(out.chunks_mut(least).enumerate(), |(part, out)| {
+                    for (i, o) in out.iter_mut().enumerate() {
+                        *o = row(part * least + i);
+                    }
+                });
             }
             return;
         }
@@ -213,7 +214,7 @@ impl Reduce {
             } else {
                 1.0
             };
-            out.par_chunks_mut(256).enumerate().for_each(|(b, o)| {
+            team::each(out.chunks_mut(256).enumerate(), |(b, o)| {
                 let mut sums = vec![0f64; o.len()];
                 for i in 0..n {
                     let r = &src[i * width + b * 256..][..o.len()];

@@ -11,10 +11,11 @@ use super::splits::{Part, meet};
 use super::{Example, IGNORE, Labels};
 use crate::diag::{Diagnostic, nearest};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime;
 use crate::text::{SUSPECT, Tokenizer};
 use crate::train::batch::epoch_order;
 use indexmap::IndexSet;
-use rayon::prelude::*;
+use onnx_graft_kernels::team;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -313,6 +314,7 @@ impl DataArguments {
             classes,
             width: None,
         };
+        let team = runtime::team(None)?;
         for source in sources {
             let (name, mut source) = source?;
             while reading.builder.len() < limit {
@@ -320,10 +322,7 @@ impl DataArguments {
                 if chunk.is_empty() {
                     break;
                 }
-                let outcomes: Vec<_> = chunk
-                    .into_par_iter()
-                    .map(|row| encode(encoder, row))
-                    .collect();
+                let outcomes = team.run(|| team::map(chunk, |row| encode(encoder, row)));
                 if let Some(e) = encoder.fault() {
                     return Err(e);
                 }

@@ -19,7 +19,7 @@ use super::block::SERIAL_OPS;
 use super::raw::{RawC, RawTerm};
 use crate::isa::Unit;
 use crate::scratch::with_scratch;
-use rayon::prelude::*;
+use crate::team;
 use std::arch::asm;
 use std::arch::x86_64::{
     __m512, __m512bh, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32,
@@ -222,7 +222,7 @@ pub(super) unsafe fn run(
     accumulate: bool,
 ) {
     let depth: usize = terms.iter().map(|term| term.k).sum();
-    let parallel = m * n * depth >= SERIAL_OPS && rayon::current_num_threads() > 1;
+    let parallel = m * n * depth >= SERIAL_OPS && team::threads() > 1;
     if !accumulate {
         clear(m, n, c, parallel);
     }
@@ -258,7 +258,7 @@ fn clear(m: usize, n: usize, c: RawC, parallel: bool) {
         unsafe { std::slice::from_raw_parts_mut(c.ptr.wrapping_add(i * c.ld), n) }.fill(0.0);
     };
     if parallel {
-        (0..m).into_par_iter().with_min_len(16).for_each(row);
+        team::range(m, row);
     } else {
         (0..m).for_each(row);
     }
@@ -302,7 +302,7 @@ unsafe fn rows_of(unit: Unit, terms: &[RawTerm], rows: usize, n: usize, c: RawC,
         };
         let count = panels * blocks.len();
         if parallel {
-            (0..count).into_par_iter().with_min_len(4).for_each(pack);
+            team::range(count, pack);
         } else {
             (0..count).for_each(pack);
         }
@@ -324,11 +324,7 @@ unsafe fn multiply(
     parallel: bool,
 ) {
     let panels = rows.div_ceil(SIDE);
-    let wanted = if parallel {
-        3 * rayon::current_num_threads()
-    } else {
-        1
-    };
+    let wanted = if parallel { 3 * team::threads() } else { 1 };
     let nc = n
         .div_ceil(wanted)
         .next_multiple_of(SIDE)
@@ -366,7 +362,7 @@ unsafe fn multiply(
     };
     let tasks = n.div_ceil(nc);
     if parallel && tasks > 1 {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+        team::range(tasks, task);
     } else {
         (0..tasks).for_each(task);
     }

@@ -6,7 +6,7 @@ use super::super::rotary::Layout;
 use crate::runtime::value::{Fault, Floats, KResult};
 use crate::runtime::walk::{self, View, count};
 use onnx_graft_kernels::softmax::softmax_row;
-use rayon::prelude::*;
+use onnx_graft_kernels::team;
 
 /// Shape of an attention.
 #[derive(Clone, Copy, Debug)]
@@ -119,12 +119,10 @@ pub(super) fn attend_and_keep(
         } else {
             kept.chunks_mut(n * t).collect()
         };
-        out.par_chunks_mut(n * e)
-            .zip(pieces)
-            .enumerate()
-            .try_for_each(|(i, (o, scores))| {
-                head(cx, shape, &views, s, bias.as_deref(), i, (o, scores))
-            })?;
+        let heads = out.chunks_mut(n * e).zip(pieces).enumerate();
+        team::try_each(heads, |(i, (o, scores))| {
+            head(cx, shape, &views, s, bias.as_deref(), i, (o, scores))
+        })?;
     }
     let kept = match s.keep {
         Some(_) => Some(cx.floats(kept, &[b, h, n, t], dtype)?),
