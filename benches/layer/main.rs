@@ -19,6 +19,7 @@ mod wired;
 
 use onnx_graft::runtime::Precision;
 use onnx_graft_kernels::gemm;
+use onnx_graft_kernels::team::Team;
 use setup::{Fixture, Gradients};
 use std::process::Command;
 use std::time::Instant;
@@ -53,8 +54,9 @@ const STEPS: usize = 5;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    let team = || Team::new(THREADS.parse().unwrap()).unwrap();
     if let Some(at) = args.iter().position(|arg| arg == "--variant") {
-        child(args[at + 1].parse().unwrap());
+        team().run(|| child(args[at + 1].parse().unwrap()));
         return;
     }
     let wants = |name: &str| {
@@ -75,7 +77,7 @@ fn main() {
         return;
     }
     if wants("matmul") {
-        matmul::print(15);
+        team().run(|| matmul::print(15));
         println!();
     }
     if wants("layer") {
