@@ -139,10 +139,19 @@ impl Team {
                 member.thread().unpark();
             }
         }
+        let _closed = Closed(shared);
         job();
-        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+    }
+}
+
+/// Closes a job, and waits for those inside: on whatever way its function ends.
+struct Closed<'a>(&'a Shared);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0;
-        while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
+        while self.0.state.load(Ordering::Acquire) & INSIDE != 0 {
             looks += 1;
             if looks < LOOKS.0 {
                 std::hint::spin_loop();
@@ -150,6 +159,15 @@ impl Team {
                 thread::yield_now();
             }
         }
+    }
+}
+
+/// Leaves a job, on whatever way it ends.
+struct Inside<'a>(&'a Shared);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.state.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -202,13 +220,13 @@ impl Shared {
             if inside.is_err() {
                 continue;
             }
+            let _inside = Inside(self);
             seen = state & !(JOB - 1);
             // SAFETY: this member is inside of an open job: nobody writes it.
             if let Some(job) = unsafe { *self.job.get() } {
                 // SAFETY: whoever opened the job waits until all who are inside have left.
                 unsafe { (*job)() };
             }
-            self.state.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -284,7 +302,12 @@ pub fn range(count: usize, task: impl Fn(usize) + Sync) {
         if let Err(why) = catch_unwind(AssertUnwindSafe(share)) {
             next.store(count, Ordering::Relaxed);
             let mut thrown = thrown.lock().unwrap_or_else(PoisonError::into_inner);
-            thrown.get_or_insert(why);
+            if thrown.is_none() {
+                *thrown = Some(why);
+            } else {
+                // One is told of. Dropping another one could throw as well.
+                std::mem::forget(why);
+            }
         }
     };
     team.call(&job);
@@ -438,6 +461,23 @@ mod tests {
             assert_eq!(why.as_deref(), Some("five"));
             assert_eq!(threads(), 1);
         }
+        // What throws when it is dropped, on two threads at once.
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                assert!(thread::panicking(), "dropped");
+            }
+        }
+        let both = std::sync::Barrier::new(2);
+        let thrown = catch_unwind(AssertUnwindSafe(|| {
+            team.run(|| {
+                range(2, |_| {
+                    both.wait();
+                    std::panic::panic_any(Bomb);
+                });
+            });
+        }));
+        std::mem::forget(thrown);
         let failed = team.run(|| try_each(0..9, |i| if i == 7 { Err(i) } else { Ok(()) }));
         assert_eq!(failed, Err(7));
         assert_eq!(team.run(threads), 3);

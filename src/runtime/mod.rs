@@ -28,7 +28,7 @@ pub(crate) use device::named;
 pub use device::{Device, Precision, device};
 pub(crate) use past::caches;
 #[cfg(feature = "train")]
-pub(crate) use plan::team;
+pub(crate) use plan::map;
 pub use plan::{CompileOptions, FeedSpec, Feeds, Outputs, Plan};
 
 pub(crate) use onnx_graft_kernels::adamw;

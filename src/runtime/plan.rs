@@ -419,7 +419,7 @@ fn cores() -> usize {
 }
 
 /// The team of this many threads, or of one for each core. As programs on rayon do, it minds `RAYON_NUM_THREADS`.
-pub(crate) fn team(asked: Option<usize>) -> Result<Arc<Team>> {
+fn team(asked: Option<usize>) -> Result<Arc<Team>> {
     let cores = cores();
     let most = cores.saturating_mul(THREADS_PER_CORE);
     let refused = |n: usize, why: String, help: String| {
@@ -439,6 +439,12 @@ pub(crate) fn team(asked: Option<usize>) -> Result<Arc<Team>> {
         Some(n) => n,
     };
     Team::of(threads).map_err(|e| refused(threads, e.to_string(), "give fewer".into()))
+}
+
+/// What `task` makes of each item, in their order, on a thread for each core.
+#[cfg(feature = "train")]
+pub(crate) fn map<T: Send, R: Send>(items: Vec<T>, task: impl Fn(T) -> R + Sync) -> Result<Vec<R>> {
+    Ok(team(None)?.run(|| onnx_graft_kernels::team::map(items, task)))
 }
 
 /// Checks a fed value against its declared type, and that one name of a size means one size.

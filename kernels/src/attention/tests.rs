@@ -337,6 +337,22 @@ fn sizes_are_checked() {
     assert!(out.iter().all(|value| *value == 0.0));
 }
 
+#[test]
+fn vectors_of_no_elements_give_the_mean() {
+    let without = Attention {
+        q: Heads::bshd(1, 2, 1, 0),
+        k: Heads::bshd(1, 3, 1, 0),
+        ..spec(1, (2, 3), (1, 1), 2)
+    };
+    let v = [1.0, 2.0, 3.0, 4.0, 5.0, 9.0];
+    // Whatever stands in the scratch of this thread.
+    crate::scratch::with_scratch(1 << 12, |space| space.fill(f32::NAN));
+    let (mut out, mut lse) = ([7.0; 4], [7.0; 2]);
+    forward(&without, &[], &[], &v, &mut out, &mut lse).unwrap();
+    close(&out, &[3.0, 5.0, 3.0, 5.0], TOLERANCE);
+    close(&lse, &[3f64.ln(); 2], TOLERANCE);
+}
+
 /// A mask `[1, 1, rows, before + rows]` that separates segments; the `before` first keys are everyone's.
 fn separating(segments: &[usize], before: usize, hidden: f32) -> Vec<f32> {
     let of = |i: usize| {

@@ -121,7 +121,14 @@ pub(crate) unsafe fn multiply_on_thread(
     c: RawC,
     accumulate: bool,
 ) {
-    if m == 0 || n == 0 || k == 0 {
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        for i in 0..if accumulate { 0 } else { m } {
+            // SAFETY: row i of C, which the caller lets us write.
+            unsafe { std::slice::from_raw_parts_mut(c.ptr.add(i * c.ld), n) }.fill(0.0);
+        }
         return;
     }
     match *b {

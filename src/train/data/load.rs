@@ -15,7 +15,6 @@ use crate::runtime;
 use crate::text::{SUSPECT, Tokenizer};
 use crate::train::batch::epoch_order;
 use indexmap::IndexSet;
-use onnx_graft_kernels::team;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -314,7 +313,6 @@ impl DataArguments {
             classes,
             width: None,
         };
-        let team = runtime::team(None)?;
         for source in sources {
             let (name, mut source) = source?;
             while reading.builder.len() < limit {
@@ -322,7 +320,7 @@ impl DataArguments {
                 if chunk.is_empty() {
                     break;
                 }
-                let outcomes = team.run(|| team::map(chunk, |row| encode(encoder, row)));
+                let outcomes = runtime::map(chunk, |row| encode(encoder, row))?;
                 if let Some(e) = encoder.fault() {
                     return Err(e);
                 }
