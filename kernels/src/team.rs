@@ -449,6 +449,15 @@ mod tests {
         });
     }
 
+    /// What throws when it is dropped.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(thread::panicking(), "dropped");
+        }
+    }
+
     #[test]
     fn what_a_task_throws_arrives_and_leaves_the_team_in_order() {
         let team = Team::new(3).unwrap();
@@ -461,13 +470,7 @@ mod tests {
             assert_eq!(why.as_deref(), Some("five"));
             assert_eq!(threads(), 1);
         }
-        // What throws when it is dropped, on two threads at once.
-        struct Bomb;
-        impl Drop for Bomb {
-            fn drop(&mut self) {
-                assert!(thread::panicking(), "dropped");
-            }
-        }
+        // On two threads at once.
         let both = std::sync::Barrier::new(2);
         let thrown = catch_unwind(AssertUnwindSafe(|| {
             team.run(|| {
