@@ -12,8 +12,7 @@
 )]
 
 use super::raw::{RawA, RawB};
-use super::unit::{Block, LINES, ROWS, Unit};
-use crate::DType;
+use super::unit::{Block, F16, F32, LINES, ROWS, Unit};
 use std::arch::x86_64::{
     __m256, __m256i, _MM_HINT_T0, _mm_add_ps, _mm_cvtss_f32, _mm_hadd_ps, _mm_loadu_si128,
     _mm_prefetch, _mm256_add_ps, _mm256_broadcast_ss, _mm256_castps256_ps128, _mm256_castsi256_ps,
@@ -36,10 +35,6 @@ const UNROLLED: usize = 4;
 /// Stored rows by which a right operand is fetched before it is packed.
 const ROWS_AHEAD: usize = 6;
 
-const F32: u8 = 0;
-const F16: u8 = 1;
-const BF16: u8 = 2;
-
 /// AVX2, FMA and F16C.
 pub(super) struct Avx2;
 
@@ -53,15 +48,16 @@ impl Unit for Avx2 {
         unsafe { pack_a(a, i0, rows, k0, kc, dst) }
     }
 
-    unsafe fn pack_b(b: RawB, k0: usize, kc: usize, j0: usize, nc: usize, dst: *mut f32) {
-        // SAFETY: the caller vouches for the block, for `dst` and for the instructions; the elements are of the type that is read.
-        unsafe {
-            match b.dtype {
-                DType::F32 => pack_b::<F32>(b, k0, kc, j0, nc, dst),
-                DType::F16 => pack_b::<F16>(b, k0, kc, j0, nc, dst),
-                DType::Bf16 => pack_b::<BF16>(b, k0, kc, j0, nc, dst),
-            }
-        }
+    unsafe fn pack_b_of<const D: u8>(
+        b: RawB,
+        k0: usize,
+        kc: usize,
+        j0: usize,
+        nc: usize,
+        dst: *mut f32,
+    ) {
+        // SAFETY: the caller vouches for the block, for `dst`, for the type and for the instructions.
+        unsafe { pack_b::<D>(b, k0, kc, j0, nc, dst) }
     }
 
     unsafe fn multiply(block: Block, a: *const f32, b: *const f32, c: *mut f32) {
@@ -69,15 +65,15 @@ impl Unit for Avx2 {
         unsafe { multiply(block, a, b, c) }
     }
 
-    unsafe fn dots(a: RawA, rows: usize, b: RawB, lines: usize, k: usize) -> [[f32; LINES]; ROWS] {
-        // SAFETY: the caller vouches for the rows, the lines and the instructions; the elements are of the type that is read.
-        unsafe {
-            match b.dtype {
-                DType::F32 => dots::<F32>(a, rows, b, lines, k),
-                DType::F16 => dots::<F16>(a, rows, b, lines, k),
-                DType::Bf16 => dots::<BF16>(a, rows, b, lines, k),
-            }
-        }
+    unsafe fn dots_of<const D: u8>(
+        a: RawA,
+        rows: usize,
+        b: RawB,
+        lines: usize,
+        k: usize,
+    ) -> [[f32; LINES]; ROWS] {
+        // SAFETY: the caller vouches for the rows, the lines, the type and the instructions.
+        unsafe { dots::<D>(a, rows, b, lines, k) }
     }
 }
 

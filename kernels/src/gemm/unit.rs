@@ -9,6 +9,12 @@
 )]
 
 use super::raw::{RawA, RawB};
+use crate::DType;
+
+/// Types of stored elements, as arguments that code is made for.
+pub(super) const F32: u8 = 0;
+pub(super) const F16: u8 = 1;
+pub(super) const BF16: u8 = 2;
 
 /// Lines of the right operand that [`Unit::dots`] takes at once.
 pub(super) const LINES: usize = 8;
@@ -50,7 +56,29 @@ pub(super) trait Unit {
     ///
     /// # Safety
     /// The block must lie inside the view; `dst` must hold `nc.div_ceil(NR) * NR * kc` elements that nobody else touches.
-    unsafe fn pack_b(b: RawB, k0: usize, kc: usize, j0: usize, nc: usize, dst: *mut f32);
+    unsafe fn pack_b(b: RawB, k0: usize, kc: usize, j0: usize, nc: usize, dst: *mut f32) {
+        // SAFETY: the caller vouches for the block and for `dst`; the elements are of the type that is read.
+        unsafe {
+            match b.dtype {
+                DType::F32 => Self::pack_b_of::<F32>(b, k0, kc, j0, nc, dst),
+                DType::F16 => Self::pack_b_of::<F16>(b, k0, kc, j0, nc, dst),
+                DType::Bf16 => Self::pack_b_of::<BF16>(b, k0, kc, j0, nc, dst),
+            }
+        }
+    }
+
+    /// [`Unit::pack_b`] for elements of type `D`.
+    ///
+    /// # Safety
+    /// As for [`Unit::pack_b`], of which the elements must be of type `D`.
+    unsafe fn pack_b_of<const D: u8>(
+        b: RawB,
+        k0: usize,
+        kc: usize,
+        j0: usize,
+        nc: usize,
+        dst: *mut f32,
+    );
 
     /// Computes `block` of C from packed panels.
     ///
@@ -63,5 +91,26 @@ pub(super) trait Unit {
     ///
     /// # Safety
     /// The rows and the lines must be readable.
-    unsafe fn dots(a: RawA, rows: usize, b: RawB, lines: usize, k: usize) -> [[f32; LINES]; ROWS];
+    unsafe fn dots(a: RawA, rows: usize, b: RawB, lines: usize, k: usize) -> [[f32; LINES]; ROWS] {
+        // SAFETY: the caller vouches for the rows and the lines; the elements are of the type that is read.
+        unsafe {
+            match b.dtype {
+                DType::F32 => Self::dots_of::<F32>(a, rows, b, lines, k),
+                DType::F16 => Self::dots_of::<F16>(a, rows, b, lines, k),
+                DType::Bf16 => Self::dots_of::<BF16>(a, rows, b, lines, k),
+            }
+        }
+    }
+
+    /// [`Unit::dots`] for elements of type `D`.
+    ///
+    /// # Safety
+    /// As for [`Unit::dots`], of which the lines must be of type `D`.
+    unsafe fn dots_of<const D: u8>(
+        a: RawA,
+        rows: usize,
+        b: RawB,
+        lines: usize,
+        k: usize,
+    ) -> [[f32; LINES]; ROWS];
 }

@@ -6,8 +6,9 @@
 
 use super::{DEPTH, SIDE, TILES};
 use crate::DType;
-use crate::gemm::avx512::{BF16, F16, F32, load, load_transposed, mask, transpose};
+use crate::gemm::avx512::{load, load_transposed, mask, transpose};
 use crate::gemm::raw::{RawA, RawB, RawTerm};
+use crate::gemm::unit::{BF16, F16, F32};
 use std::arch::x86_64::{
     __m512, __m512i, __mmask16, __mmask32, _MM_HINT_T1, _mm_prefetch, _mm256_maskz_loadu_epi16,
     _mm512_castps_si512, _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh,
