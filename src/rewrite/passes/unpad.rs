@@ -337,6 +337,9 @@ impl Found {
         patch.forget(self.behind);
         patch.import(DOMAIN, 1);
         let applied = cx.commit(patch)?;
+        if again.is_empty() && self.attentions.is_empty() {
+            return Ok(());
+        }
         let mut patch = cx.patch("what works on places knows which are tokens", None);
         let tokens = applied.value(tokens);
         for &n in &self.attentions {
@@ -354,18 +357,23 @@ impl Found {
     }
 }
 
+/// Inputs and attributes of a node, for one that takes its place.
+fn parts_of(g: &Graph, n: NodeId) -> (Vec<Option<Val>>, Vec<(&str, Attr)>) {
+    let inputs = g.node_inputs(n).into_iter();
+    let attrs = g.node(n).attrs.iter();
+    let inputs = inputs.map(|v| v.map(Val::from)).collect();
+    (inputs, attrs.map(|(k, a)| (&**k, a.clone())).collect())
+}
+
 /// Tells an `Attention` which of its queries are tokens.
 fn on_tokens(patch: &mut Patch, g: &Graph, n: NodeId, tokens: ValueId) {
     let b = patch.builder();
     b.set_spot(Some(Spot::Behind(n)));
-    let node = g.node(n);
-    let inputs = g.node_inputs(n).into_iter();
-    let mut inputs: Vec<Option<Val>> = inputs.map(|v| v.map(Val::from)).collect();
+    let (mut inputs, attrs) = parts_of(g, n);
     inputs.resize(4, None);
     inputs.push(Some(tokens.into()));
-    let attrs: Vec<(&str, Attr)> = node.attrs.iter().map(|(k, a)| (&**k, a.clone())).collect();
     let outputs = g.node_outputs(n);
-    let made = b.node_n(node.op.clone(), &inputs, &attrs, outputs.len());
+    let made = b.node_n(g.node(n).op.clone(), &inputs, &attrs, outputs.len());
     for (old, new) in outputs.into_iter().zip(made) {
         if let Some(old) = old {
             patch.redirect(old, new, Uses::All);
@@ -377,15 +385,10 @@ fn on_tokens(patch: &mut Patch, g: &Graph, n: NodeId, tokens: ValueId) {
 /// A `Dropout` that draws for each token what it drew for its place in the batch.
 fn dropped(b: &Builder, g: &Graph, n: NodeId, x: Val, tokens: Val) -> Vec<Val> {
     let node = g.node(n);
-    let mut inputs: Vec<Option<Val>> = g
-        .node_inputs(n)
-        .into_iter()
-        .map(|v| v.map(Val::from))
-        .collect();
+    let (mut inputs, attrs) = parts_of(g, n);
     inputs[0] = Some(x);
     inputs.resize(3, None);
     inputs.push(Some(tokens));
-    let attrs: Vec<(&str, Attr)> = node.attrs.iter().map(|(k, a)| (&**k, a.clone())).collect();
     let op = OpId::new(DOMAIN, "Dropout");
     let made = b.node_n(op, &inputs, &attrs, node.output_count());
     let name = node.metadata.get(stamp::DRAWS_AS).unwrap_or(&node.name);
